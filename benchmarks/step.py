@@ -1,0 +1,176 @@
+"""What the engine costs: a Flow-DPO step of flowhooks against a loop written by hand that does the same arithmetic.
+
+``python -m benchmarks.step flow_dpo`` prints JSON: the ratio of the two, forwards counted, and bytes held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import functional as F
+
+import flowhooks
+from benchmarks.measure import interleaved, machine, ratio
+from flowhooks.kernel.view import Batch
+from flowhooks.probe import probe
+from flowhooks.testing import tiny
+
+RUN = {
+    "model": {"pipeline_arguments": {"max_sequence_length": 8}},
+    "adapter": {"type": "lora", "rank": 16, "alpha": 16, "target_modules": ["to_q", "to_k", "to_v", "to_out.0"]},
+    "hooks": [
+        {"type": "flow_dpo", "norm_type": "masked_mean", "beta": 500.0},
+        {"type": "mask_reducer", "mask_dilate": 1},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.05},
+    ],
+}
+
+
+def pipeline(seed: int = 0) -> Any:
+    """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights)."""
+    from diffusers import SD3Transformer2DModel
+
+    pipe = tiny("sd3", seed=seed)
+    torch.manual_seed(seed)
+    config = {
+        **pipe.transformer.config,
+        "num_layers": 4,
+        "attention_head_dim": 32,
+        "num_attention_heads": 4,
+        "caption_projection_dim": 128,
+        "dual_attention_layers": (),
+    }
+    pipe.transformer = SD3Transformer2DModel.from_config(config).eval()
+    return pipe
+
+
+def ours(batch_size: int, device: str) -> tuple[Callable[[], None], Callable[[], int], Any]:
+    """A step through ``flowhooks.attach``, and how many forwards it made."""
+    pipe = pipeline().to(device)
+    model = probe(pipe, arguments=RUN["model"]["pipeline_arguments"])
+    context = flowhooks.attach(model, RUN)
+    session = context.__enter__()
+    optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-4)
+    batch = batch_of(model, batch_size, device)
+    passes = []
+
+    def step() -> None:
+        result = session.step(batch, log=False)
+        result.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        passes.append(result.passes)
+
+    return step, lambda: passes[-1], context
+
+
+def by_hand(batch_size: int, device: str) -> Callable[[], None]:
+    """The same arithmetic, written out."""
+    pipe = pipeline().to(device)
+    model = probe(pipe, arguments=RUN["model"]["pipeline_arguments"])
+    transformer = pipe.transformer.requires_grad_(False)
+    targets = RUN["adapter"]["target_modules"]
+    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
+    layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
+    batch = batch_of(model, batch_size, device)
+    text = {name: torch.cat([v, v]) for name, v in batch.condition.arguments.items()}
+    generator = torch.Generator(device).manual_seed(0)
+
+    def step() -> None:
+        u = compute_density_for_timestep_sampling("logit_normal", batch_size, 0.0, 1.0)
+        sigma = (3 * u / (1 + 2 * u)).to(device)
+        noise = torch.randn(batch.clean.shape, generator=generator, device=device)
+        mask = F.max_pool2d(batch.mask, 3, 1, 1)
+        clean, e = torch.cat([batch.clean, batch.rejected]), torch.cat([noise, noise])
+        s = torch.cat([sigma, sigma])
+        x = (1 - s.view(-1, 1, 1, 1)) * clean + s.view(-1, 1, 1, 1) * e
+        call = {"hidden_states": x, "timestep": s * 1000, "return_dict": False, **text}
+        policy = transformer(**call)[0]
+        for layer in layers:
+            layer._disable_adapters = True
+        with torch.no_grad():
+            reference = transformer(**call)[0]
+        for layer in layers:
+            layer._disable_adapters = False
+        target = e - clean
+        m = torch.cat([mask, mask])
+        size = m.expand_as(target).flatten(1).sum(1).clamp(min=1)
+        pol, ref = (((v - target) ** 2 * m).flatten(1).sum(1) / size for v in (policy, reference))
+        margin = (ref - pol)[:batch_size] + (pol - ref)[batch_size:]
+        loss = -F.logsigmoid(500.0 / 2 * margin).mean() + 0.05 * (policy - reference).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def batch_of(model: Any, size: int, device: str) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        clean=torch.randn(size, 4, 8, 8, generator=generator).to(device),
+        rejected=torch.randn(size, 4, 8, 8, generator=generator).to(device),
+        mask=(torch.rand(size, 1, 8, 8, generator=generator) > 0.5).float().to(device),
+        condition=model.encode_prompts(["one"] * size).to(device),
+    )
+
+
+def held_bytes() -> int:
+    """Bytes of all live tensors, each storage once."""
+    gc.collect()
+    storages = {}
+    for item in gc.get_objects():
+        if isinstance(item, torch.Tensor):
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def flow_dpo(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
+    before = held_bytes()
+    step, passes, context = ours(batch_size, device)
+    step()
+    held = held_bytes() - before
+    seconds = interleaved({"flowhooks": step, "by_hand": by_hand(batch_size, device)}, rounds=rounds)
+    weights = sum(p.numel() * p.element_size() for p in pipeline().transformer.parameters())
+    context.__exit__(None, None, None)
+    return {
+        "what": "one masked Flow-DPO step with anchor, forward to optimiser",
+        "ratio": ratio(seconds["flowhooks"], seconds["by_hand"]),
+        "median_seconds": {name: round(statistics.median(s), 5) for name, s in seconds.items()},
+        "forwards": passes(),
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "transformer_bytes": weights,
+        "held_bytes_beside_one_transformer": held - weights,
+        "machine": machine(),
+    }
+
+
+STEPS = {"flow_dpo": flow_dpo}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("method", choices=STEPS)
+    parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(STEPS[arguments.method](arguments.rounds, arguments.batch_size, arguments.device), indent=2))
+
+
+if __name__ == "__main__":
+    main()

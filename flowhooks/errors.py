@@ -1,0 +1,70 @@
+"""Named errors. The command line prints the message and exits with ``exit_code``; a traceback appears only under ``--debug``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+class FlowhooksError(Exception):
+    """Base of every error that flowhooks raises on purpose."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, with its place.
+
+    Args:
+        message: what was found, what was expected, what to do.
+        file: the file it was found in, if any.
+        path: the JSON path in that file, such as ``$.hooks[1].norm_type``, if any.
+    """
+
+    message: str
+    file: str | None = None
+    path: str | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file, self.path, self.message) if part)
+
+
+class ConfigError(FlowhooksError):
+    """The configuration or its data cannot be used. Carries every problem found, one a line in the message."""
+
+    exit_code = 2
+
+    def __init__(self, problems: Sequence[Problem] | Problem | str):
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class DataError(ConfigError):
+    """A data set is missing, unreadable, or does not pair up."""
+
+
+class ModelError(FlowhooksError):
+    """A pipeline cannot be loaded, or the probe could not learn or verify it."""
+
+    exit_code = 2
+
+
+class AdapterError(FlowhooksError):
+    """An adapter cannot be built, loaded, or does not fit the model."""
+
+    exit_code = 2
+
+
+class CheckpointError(FlowhooksError):
+    """A checkpoint is damaged, missing, or belongs to another run."""
+
+
+class TrainingError(FlowhooksError):
+    """Training cannot go on: a loss that is not finite, a self-test that failed."""
+
+
+class HubError(FlowhooksError):
+    """Publishing to the Hub failed; local files are untouched."""

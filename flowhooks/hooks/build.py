@@ -1,0 +1,48 @@
+"""From what a run names to hook objects in their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowhooks import config
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.registry import declare, hook_class, imply
+from flowhooks.kernel.assembly import Assembly
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import Declaration, plan
+
+
+def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Assembly:
+    """Plan the hooks of a run, build those that were implied too, and put all in order.
+
+    Args:
+        given: HookConfig, Hook or ``{"type": ...}`` entries.
+        provides: what the surroundings give.
+        where: file named in errors.
+    """
+    made: list[Hook] = []
+    declarations: list[Declaration] = []
+    for i, entry in enumerate(given):
+        hook, declaration = _made(entry, f"$.hooks[{i}]")
+        made.append(hook)
+        declarations.append(declaration)
+    planned = plan(declarations, provides, imply=imply(config.hook_defaults), where=where)
+    hooks = [
+        made[source] if source is not None else hook_class(d.type, d.where)(**config.hook_defaults(d.type))
+        for d, source in zip(planned.order, planned.sources, strict=True)
+    ]
+    return Assembly(planned, hooks)
+
+
+def _made(entry: Any, where: str) -> tuple[Hook, Declaration]:
+    if isinstance(entry, Hook):
+        name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
+        return entry, declare(name, vars(entry), where, type(entry))
+    if isinstance(entry, Mapping):
+        entry = config.resolve_hook(dict(entry), where)
+    try:
+        hook = hook_class(entry.type, entry.where)(**entry.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(Problem(str(error), path=entry.where)) from error
+    return hook, declare(entry.type, entry.options, entry.where)

@@ -1,0 +1,51 @@
+"""Train where the mask is white: the per-element error is weighed by the mask, and pairs whose mask is empty are left out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+
+
+def dilate(mask: Tensor, cells: int) -> Tensor:
+    """Grow a mask ``[B, 1, h, w]`` by ``cells`` latent cells on every side: a max-pool of ``2 * cells + 1``."""
+    return F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells) if cells else mask
+
+
+def counted(mask: Tensor) -> Tensor:
+    """``[B]``: 1 where a mask has any weight at all, else 0."""
+    return (mask.flatten(1).amax(1) > 0).to(mask.dtype)
+
+
+class MaskReducer(Hook):
+    """Puts the batch's mask into every view and multiplies every error by it.
+
+    Args:
+        mask_dilate: latent cells by which the mask grows, >= 0.
+    """
+
+    type = "mask_reducer"
+
+    def __init__(self, *, mask_dilate: int = 0):
+        if mask_dilate < 0:
+            raise ValueError(f"`mask_dilate` must be at least 0, got {mask_dilate}")
+        self.mask_dilate = mask_dilate
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        if step.batch.mask is None:
+            raise ValueError("the batch has no `mask`; give one to Batch(mask=...) as [B, 1, h, w] on the latent grid")
+        mask = dilate(step.batch.mask, self.mask_dilate)
+        packed, weight = step.model.pack_mask(mask, step.batch.clean), counted(mask)
+        return {name: replace(view, mask=packed, weight=weight) for name, view in views.items()}
+
+    def error(self, step: Step, view: View, error: Tensor) -> Tensor:
+        return error if view.mask is None else error * view.mask
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        view = step.views["main"]
+        return {"mask_coverage": view.mask.mean(), "mask_empty_pct": 100 * (1 - view.weight).mean()}

@@ -1,0 +1,124 @@
+"""The hooks flowhooks ships: name -> class path and declaration. Free of torch; the classes are imported when a run is built.
+
+One entry per hook, and its order here breaks ties in a plan. A test holds each declaration's slots to the methods its class defines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.kernel.plan import EVERY_VIEW, POLICY, Declaration
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a hook's class lives and what it declares under given options."""
+
+    path: str
+    declare: Callable[[Options], dict[str, Any]]
+
+
+def _anchor(options: Options) -> dict[str, Any]:
+    if not options["weight"]:
+        return {"slots": {"penalty", "metrics"}}
+    role = options["role"]
+    return {
+        "slots": {"penalty", "metrics"},
+        "needs": {f"role:{role}"},
+        "passes": ((EVERY_VIEW, POLICY), (EVERY_VIEW, role)),
+    }
+
+
+HOOKS: Mapping[str, Entry] = {
+    "timestep_schedule": Entry(
+        "flowhooks.hooks.timestep_schedule:TimestepSchedule",
+        lambda options: {"slots": {"views"}, "gives": {"sigma"}},
+    ),
+    "mask_reducer": Entry(
+        "flowhooks.hooks.mask_reducer:MaskReducer",
+        lambda options: {"slots": {"views", "error", "metrics"}, "needs": {"data:mask"}, "gives": {"mask"}},
+    ),
+    "paired_views": Entry(
+        "flowhooks.hooks.paired_views:PairedViews",
+        lambda options: {
+            "slots": {"views"},
+            "needs": {"sigma", "data:rejected"},
+            "wants": {"mask"},
+            "gives": {"view:rejected"},
+        },
+    ),
+    "flow_dpo": Entry(
+        "flowhooks.hooks.flow_dpo:FlowDPO",
+        lambda options: {
+            "slots": {"reduce", "objective", "metrics"},
+            "needs": {"view:rejected", "role:reference"},
+            "wants": {"mask"},
+            "passes": (
+                ("main", POLICY),
+                ("rejected", POLICY),
+                ("main", "reference"),
+                ("rejected", "reference"),
+            ),
+        },
+    ),
+    "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
+}
+
+#: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.
+PROVIDERS: Mapping[str, str] = {"sigma": "timestep_schedule", "view:rejected": "paired_views"}
+
+
+def declare(type: str, options: Options, where: str, cls: Any = None) -> Declaration:
+    """The declaration of a hook under its (validated, complete) options.
+
+    Args:
+        cls: the class of a hook that is not in the registry; imported from ``type`` when left out.
+
+    Raises:
+        ConfigError: the type is neither shipped nor an import path ``package.module:Class``.
+    """
+    if type in HOOKS:
+        fields = HOOKS[type].declare(options)
+        place = list(HOOKS).index(type)
+    else:
+        fields = (cls or hook_class(type, where)).declaration(options)
+        place = len(HOOKS)
+    frozen = {key: frozenset(value) for key, value in fields.items() if key != "passes"}
+    rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
+    return Declaration(type=type, where=where, rank=rank, passes=tuple(fields.get("passes", ())), **frozen)
+
+
+def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:
+    """For :func:`flowhooks.kernel.plan.plan`: the default giver of a need, with options from ``defaults(type)``."""
+
+    def default_hook(need: str, who: str) -> Declaration | None:
+        type = PROVIDERS.get(need)
+        if type is None:
+            return None
+        return declare(type, defaults(type), f"(implied by {who})")
+
+    return default_hook
+
+
+def hook_class(type: str, where: str) -> Any:
+    """Import the class of a hook, shipped or third-party.
+
+    Raises:
+        ConfigError: no such hook; the module or the class cannot be imported.
+    """
+    path = HOOKS[type].path if type in HOOKS else type
+    module, _, name = path.partition(":")
+    if not name:
+        known = ", ".join(repr(t) for t in HOOKS)
+        raise ConfigError(Problem(f"{type!r} is not a hook; known: {known}; or an import path 'package.module:Class'", path=where))
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(Problem(f"cannot import the hook {type!r}: {error}", path=where)) from error

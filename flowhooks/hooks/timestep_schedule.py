@@ -1,0 +1,92 @@
+"""Which sigma and which noise each sample gets: a density, a shift, or a list of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from diffusers.training_utils import compute_density_for_timestep_sampling
+from torch import Tensor
+
+from flowhooks.hooks.timesteps import parse_timesteps
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+
+RANDOM, FIXED_LIST, ROUND_ROBIN = "random", "fixed-list", "round-robin"
+
+
+def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
+    """``s' = a s / (1 + (a - 1) s)`` for shift ``a`` (arXiv 2403.03206, eq. 23); ``a > 1`` spends more steps near noise."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def round_robin(sigmas: Tensor, cursor: int, offset: int, count: int) -> Tensor:
+    """``[count]`` entries of ``sigmas`` from ``cursor + offset`` on, going round."""
+    return sigmas[(cursor + offset + torch.arange(count)) % len(sigmas)]
+
+
+class TimestepSchedule(Hook):
+    """Gives the main view its sigma ``[B]`` and noise; other views are made from it and share both.
+
+    Args:
+        weighting_scheme: density of sigma: ``none`` (uniform), ``logit_normal`` or ``mode`` (arXiv 2403.03206, sec. 3.1).
+        logit_mean, logit_std: of the logit-normal density; a mean above 0 leans to noise.
+        mode_scale: of the mode density.
+        shift: applied to drawn sigmas; ``scheduler`` takes the pipeline's own.
+        flow_custom_timesteps: the only times to train, see :func:`parse_timesteps`; neither density nor shift applies to them.
+        flow_timesteps_mode: ``fixed-list`` chooses from the list at random; ``round-robin`` walks it, one entry on with each
+            micro-batch, each process offset by its batch, so that times are covered evenly.
+    """
+
+    type = "timestep_schedule"
+
+    def __init__(
+        self,
+        *,
+        weighting_scheme: str = "logit_normal",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        mode_scale: float = 1.29,
+        shift: float | str = "scheduler",
+        flow_custom_timesteps: str | Sequence[float] | None = None,
+        flow_timesteps_mode: str | None = None,
+    ):
+        self.density = {
+            "weighting_scheme": weighting_scheme,
+            "logit_mean": logit_mean,
+            "logit_std": logit_std,
+            "mode_scale": mode_scale,
+        }
+        self.shift = shift
+        self.sigmas = None
+        if flow_custom_timesteps is not None:
+            self.sigmas = torch.tensor(parse_timesteps(flow_custom_timesteps))
+        self.mode = flow_timesteps_mode or (RANDOM if self.sigmas is None else FIXED_LIST)
+        if (self.mode == RANDOM) != (self.sigmas is None):
+            raise ValueError(f"`flow_timesteps_mode` {self.mode!r} does not go with `flow_custom_timesteps` {flow_custom_timesteps!r}")
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        self._shift = session.model.shift if self.shift == "scheduler" else float(self.shift)
+        yield
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        main = views["main"]
+        clean = step.batch.clean
+        sigma = self._draw(step, len(clean)).to(clean.device, clean.dtype, non_blocking=True)
+        return {**views, "main": replace(main, sigma=sigma, noise=step.draws.normal_like(clean, "noise"))}
+
+    def _draw(self, step: Step, count: int) -> Tensor:
+        draws = step.draws
+        if self.mode == ROUND_ROBIN:
+            return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
+        everyone = count * draws.world_size
+        generator = draws.shared("sigma")
+        if self.mode == FIXED_LIST:
+            return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])
+        sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
+        return draws.mine(shift_sigma(sigma, self._shift))

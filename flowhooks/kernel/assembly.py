@@ -1,0 +1,119 @@
+"""The hooks of a run in their slots, in order, with their state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from flowhooks.errors import CheckpointError
+from flowhooks.kernel.hook import Hook, default_objective, default_reduce, default_target
+from flowhooks.kernel.plan import Plan
+from flowhooks.kernel.view import View
+
+if TYPE_CHECKING:
+    from flowhooks.kernel.session import Session
+    from flowhooks.kernel.step import Step
+
+
+class Assembly:
+    """Hooks in plan order.
+
+    Args:
+        plan: from :func:`flowhooks.kernel.plan.plan`.
+        hooks: one per entry of ``plan.order``.
+    """
+
+    def __init__(self, plan: Plan, hooks: Sequence[Hook]):
+        self.plan = plan
+        self.hooks = tuple(hooks)
+        self.keys = _unique([declaration.type for declaration in plan.order])
+        self._slots: dict[str, list[Hook]] = {}
+        for declaration, hook in zip(plan.order, hooks, strict=True):
+            for slot in declaration.slots:
+                self._slots.setdefault(slot.split(":")[0], []).append(hook)
+
+    def attach(self, session: Session, stack: ExitStack) -> None:
+        """Attach every hook; the stack detaches them in reverse."""
+        for hook in self.hooks:
+            stack.enter_context(hook.attached(session))
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        for hook in self._slots.get("views", []):
+            views = hook.views(step, views)  # type: ignore[attr-defined]
+        return views
+
+    def target(self, step: Step, view: View) -> Tensor:
+        for hook in self._slots.get("target", []):
+            target = hook.target(step, view)  # type: ignore[attr-defined]
+            if target is not None:
+                return target
+        return default_target(step, view)
+
+    def error(self, step: Step, view: View, error: Tensor) -> Tensor:
+        for hook in self._slots.get("error", []):
+            error = hook.error(step, view, error)  # type: ignore[attr-defined]
+        return error
+
+    def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
+        owner = self._one("reduce")
+        return owner.reduce(step, view, error) if owner else default_reduce(step, view, error)  # type: ignore[attr-defined]
+
+    def objective(self, step: Step) -> Tensor:
+        owner = self._one("objective")
+        return owner.objective(step) if owner else default_objective(step)  # type: ignore[attr-defined]
+
+    def penalties(self, step: Step) -> dict[str, Tensor]:
+        return self._gather("penalty", step)
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        return self._gather("metrics", step)
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        return [sentence for hook in self.hooks for sentence in hook.warnings(metrics)]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Trainable modules of all hooks, as ``<hook>.<name>``."""
+        return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.modules().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {key: hook.state_dict() for key, hook in self._keyed()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises CheckpointError when the state is that of other hooks."""
+        if set(state) != set(self.keys):
+            raise CheckpointError(
+                f"the checkpoint was written by the hooks {sorted(state)}, this run has {sorted(self.keys)}; "
+                "resume with the run file it was written by"
+            )
+        for key, hook in self._keyed():
+            hook.load_state_dict(state[key])
+
+    def _keyed(self) -> list[tuple[str, Hook]]:
+        return list(zip(self.keys, self.hooks, strict=True))
+
+    def _one(self, slot: str) -> Hook | None:
+        owners = self._slots.get(slot, [])
+        return owners[0] if owners else None
+
+    def _gather(self, slot: str, step: Step) -> dict[str, Tensor]:
+        named: dict[str, Tensor] = {}
+        for key, hook in self._keyed():
+            if hook in self._slots.get(slot, []):
+                for name, value in getattr(hook, slot)(step).items():
+                    if name in named:
+                        raise ValueError(f"two hooks give the {slot} {name!r}; {key!r} must name its own differently")
+                    named[name] = value
+        return named
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """``a, a#2``: unique and stable, since the plan's order is."""
+    seen: dict[str, int] = {}
+    keys = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        keys.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(keys)

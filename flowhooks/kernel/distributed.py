@@ -1,0 +1,48 @@
+"""Who we are among the processes of a run; alone when torch.distributed is not running."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def running() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    return dist.get_rank() if running() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if running() else 1
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """The sum over processes, detached; the tensor itself when alone."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+@torch.no_grad()
+def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over processes, in one flat exchange.
+
+    One call before the optimiser step: any number of forwards and backwards may have filled the gradients, which a wrapped module
+    that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient counts as zero.
+    """
+    if world_size() == 1:
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([g.flatten().float() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    start = 0
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        end = start + gradient.numel()
+        parameter.grad = flat[start:end].view_as(gradient).to(gradient.dtype)
+        start = end

@@ -1,0 +1,81 @@
+"""The base of every hook. A hook fills the slots whose methods it defines; the engine never asks for anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+
+from flowhooks.kernel.plan import SLOTS
+from flowhooks.kernel.view import View
+
+if TYPE_CHECKING:
+    from flowhooks.kernel.session import Session
+    from flowhooks.kernel.step import Step
+
+
+class Hook:
+    """One composable piece of a training step.
+
+    A subclass is built with its options as keyword arguments and defines methods named after the slots it fills::
+
+        views(step, views) -> views                  chain    add views, or replace them by refined ones
+        target(step, view) -> Tensor | None          one      what the prediction of a view should match; None: not mine
+        error(step, view, error) -> error            chain    the per-element error [B, ...]
+        reduce(step, view, error) -> Tensor [B]      one      one number per sample
+        objective(step) -> Tensor                    one      the loss, a scalar
+        penalty(step) -> dict[str, Tensor]           sum      named extra losses, scalars
+        metrics(step) -> dict[str, Tensor]           sum      detached scalars; called only on logged steps
+
+    ``self.type`` is its name in JSON. State that must survive a resume goes through ``state_dict``; trainable modules through
+    ``modules``; everything it attaches to the model is attached in ``attached``, which undoes it.
+    """
+
+    type: ClassVar[str] = ""
+
+    @classmethod
+    def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``slots``, ``needs``, ``wants``, ``gives``, ``passes`` under these options. Shipped hooks are declared in the registry."""
+        return {"slots": defined_slots(cls)}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving."""
+        yield
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Trainable modules of the hook's own, by name."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers, strings, lists and dicts of them: what a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """Sentences for the log, from the metrics of a logged step. They never stop a run."""
+        return []
+
+
+def defined_slots(cls: type) -> set[str]:
+    """The slots whose methods a class defines."""
+    return {slot for slot in SLOTS if hasattr(cls, slot)}
+
+
+def default_target(step: Step, view: View) -> Tensor:
+    """``e - x0`` [B, ...], the straight flow."""
+    return view.velocity
+
+
+def default_reduce(step: Step, view: View, error: Tensor) -> Tensor:
+    """Mean over all elements of a sample, ``[B]``."""
+    return error.flatten(1).mean(1)
+
+
+def default_objective(step: Step) -> Tensor:
+    """Mean score of the policy on the main view."""
+    return step.mean(step.score("main", "policy"), step.views["main"].weight)

@@ -1,0 +1,141 @@
+"""The engine. A step of any method is this, and nothing else::
+
+    views     = {"main": View(clean, condition)}            what the batch holds
+    views     = hook.views(step, views)                     chain    sigma and noise, the rejected side, masks
+    target    = hook.target(step, view)   or  e - x0        one per view
+    error     = (predict(view, role) - target) ** 2         each (view, role) is predicted once
+    error     = hook.error(step, view, error)               chain    masks, weights
+    score     = hook.reduce(step, view, error)              one      [B]; default: mean
+    loss      = hook.objective(step)                        one      default: mean score of the policy on main
+    loss     += every hook.penalty(step)                    sum
+    metrics   = every hook.metrics(step)                    sum      only on logged steps
+
+Only what a hook asks for is computed: a view nobody predicts costs no forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowhooks.kernel.assembly import Assembly
+from flowhooks.kernel.average import WeightAverage
+from flowhooks.kernel.plan import MAIN_VIEW, POLICY
+from flowhooks.kernel.random import Draws
+from flowhooks.kernel.step import Model, Step
+from flowhooks.kernel.view import Batch, StepResult, View
+
+
+class Session:
+    """Hooks attached to a model. Made by :func:`flowhooks.attach`.
+
+    Args:
+        model: predicts velocities; see :class:`flowhooks.kernel.step.Model`.
+        assembly: the hooks.
+        roles: role name -> context manager, besides ``policy``.
+        parameters: name -> what is trained, hook modules aside.
+        seed: of every random number a step draws.
+        rank, world_size: of this process.
+        fresh: whether the policy starts equal to the reference (a new adapter).
+        batch_views: run the views of one role in one forward; off trades speed for memory.
+        all_reduce: sums a tensor over processes.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Model,
+        assembly: Assembly,
+        roles: Mapping[str, Callable[[], AbstractContextManager]],
+        parameters: Mapping[str, nn.Parameter],
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        fresh: bool = True,
+        batch_views: bool = True,
+        all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    ):
+        self.model = model
+        self.assembly = assembly
+        self.roles = {POLICY: nullcontext, **roles}
+        self.seed = seed
+        self.rank, self.world_size, self.all_reduce = rank, world_size, all_reduce
+        self.batch_views = batch_views
+        self.fresh = fresh
+        self.micro_step = 0
+        self.adapter: Any = None
+        self.average: WeightAverage | None = None
+        self._parameters = dict(parameters)
+
+    def step(self, batch: Batch, *, log: bool = True) -> StepResult:
+        """Loss of one micro-batch, with gradient; the caller runs backward.
+
+        Args:
+            batch: latents and conditioning; see :class:`flowhooks.kernel.view.Batch`.
+            log: compute metrics too. Without it the step never waits for the device.
+        """
+        result = self._run(batch, self.micro_step, log=log, training=True)
+        self.micro_step += 1
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, *, micro_step: int = 0) -> StepResult:
+        """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state changed."""
+        return self._run(batch, micro_step, log=True, training=False)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, by unique name."""
+        own = {
+            f"{key}.{name}": p for key, module in self.assembly.modules().items() for name, p in module.named_parameters()
+        }
+        return {**self._parameters, **own}
+
+    def updated(self) -> None:
+        """Call after each optimiser step: the average of the weights follows."""
+        if self.average is not None:
+            self.average.update()
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        """What the hooks have to say about logged metrics."""
+        return self.assembly.warnings(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Cursor and hook state; weights are saved by their owners."""
+        state: dict[str, Any] = {"micro_step": self.micro_step, "hooks": self.assembly.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.assembly.load_state_dict(state["hooks"])
+        self.micro_step = int(state["micro_step"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+    def _run(self, batch: Batch, micro_step: int, *, log: bool, training: bool) -> StepResult:
+        step = Step(
+            assembly=self.assembly,
+            model=self.model,
+            roles=self.roles,
+            batch=batch,
+            draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
+            training=training,
+            fresh=training and self.fresh and micro_step == 0,
+            batch_views=self.batch_views,
+            all_reduce=self.all_reduce,
+        )
+        main = View(name=MAIN_VIEW, clean=batch.clean, noise=None, sigma=None, condition=batch.condition)
+        step.views = self.assembly.views(step, {MAIN_VIEW: main})
+        objective = self.assembly.objective(step)
+        penalties = self.assembly.penalties(step)
+        loss = sum(penalties.values(), start=objective)
+        metrics = {}
+        if log:
+            metrics = {"loss": loss.detach(), **{name: value.detach() for name, value in penalties.items()}}
+            with torch.no_grad():
+                metrics.update(self.assembly.metrics(step))
+        return StepResult(loss=loss, metrics=metrics, passes=step.forwards)

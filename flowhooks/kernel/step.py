@@ -1,0 +1,119 @@
+"""One step in flight: views, predictions made once, errors, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.random import Draws
+from flowhooks.kernel.view import Batch, View, batch_of
+
+if TYPE_CHECKING:
+    from flowhooks.kernel.assembly import Assembly
+
+
+class Model(Protocol):
+    """What the engine asks of a model; the probe gives it for any pipeline."""
+
+    def predict(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor: ...
+
+    def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor: ...
+
+
+@dataclass(kw_only=True, eq=False)
+class Step:
+    """What hooks see of a step.
+
+    Args:
+        assembly: the hooks.
+        model: predicts velocities in the scheduler's sample space.
+        roles: role name -> context manager under which the model plays it. ``policy`` is the model as it stands.
+        batch: the data.
+        draws: the step's random numbers.
+        training: false when held-out data is measured; hooks then leave their state alone.
+        fresh: true on the very first step of an adapter that starts as the identity.
+        batch_views: run the views of one role in one forward.
+        all_reduce: sums a tensor over processes.
+    """
+
+    assembly: Assembly
+    model: Model
+    roles: Mapping[str, Callable[[], AbstractContextManager]]
+    batch: Batch
+    draws: Draws
+    training: bool
+    fresh: bool
+    batch_views: bool
+    all_reduce: Callable[[Tensor], Tensor]
+    views: dict[str, View] = field(default_factory=dict)
+    forwards: int = 0
+    _predictions: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _errors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    _targets: dict[str, Tensor] = field(default_factory=dict)
+
+    def predict(self, view: str, role: str = POLICY) -> Tensor:
+        """``[B, ...]`` velocity of ``role`` on ``view``. Computed once; views of one role that fit go in one batch."""
+        if (view, role) not in self._predictions:
+            planned = [name for name, planned_role in self.assembly.plan.passes if planned_role == role]
+            pending = [name for name in planned if (name, role) not in self._predictions and name in self.views]
+            if view not in pending:
+                raise KeyError(f"nobody declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`")
+            group = [n for n in pending if self._fits(n, view)] if self.batch_views else [view]
+            self._forward(group, role)
+        return self._predictions[view, role]
+
+    def target(self, view: str) -> Tensor:
+        """``[B, ...]`` what the prediction of ``view`` should match."""
+        if view not in self._targets:
+            self._targets[view] = self.assembly.target(self, self.views[view])
+        return self._targets[view]
+
+    def error(self, view: str, role: str = POLICY) -> Tensor:
+        """``[B, ...]`` squared error after every error hook."""
+        if (view, role) not in self._errors:
+            error = (self.predict(view, role) - self.target(view)).square()
+            self._errors[view, role] = self.assembly.error(self, self.views[view], error)
+        return self._errors[view, role]
+
+    def score(self, view: str, role: str = POLICY) -> Tensor:
+        """``[B]`` the reduced error of each sample."""
+        if (view, role) not in self._scores:
+            self._scores[view, role] = self.assembly.reduce(self, self.views[view], self.error(view, role))
+        return self._scores[view, role]
+
+    def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
+
+        Gradients are averaged over processes, so the local share is scaled to make that average exact even when the processes
+        hold different numbers of counted samples. All of weight 0: 0, with zero gradient.
+        """
+        if weight is None:
+            return values.mean()
+        total = self.all_reduce(weight.sum())
+        kept = torch.where(weight > 0, values, torch.zeros_like(values))
+        return (kept * weight).sum() * self.draws.world_size / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+    def _fits(self, name: str, other: str) -> bool:
+        a, b = self.views[name], self.views[other]
+        return a.noisy.shape[1:] == b.noisy.shape[1:] and (a.r_sigma is None) == (b.r_sigma is None)
+
+    def _forward(self, names: Sequence[str], role: str) -> None:
+        views = [self.views[name] for name in names]
+        arguments = {} if views[0].r_sigma is None else {"r_sigma": batch_of([v.r_sigma for v in views])}
+        condition = views[0].condition.join([v.condition for v in views[1:]])
+        gradient = torch.is_grad_enabled() and role == POLICY
+        with self.roles[role](), torch.set_grad_enabled(gradient):
+            joint = self.model.predict(
+                batch_of([v.noisy for v in views]), batch_of([v.sigma for v in views]), condition, **arguments
+            )
+        self.forwards += 1
+        sizes = [len(v.noisy) for v in views]
+        for name, prediction in zip(names, joint.split(sizes), strict=True):
+            self._predictions[name, role] = prediction

@@ -1,0 +1,118 @@
+"""What travels through a step: the batch that came in, and the views the hooks make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Condition(Protocol):
+    """What the model is conditioned on, for ``size`` samples. The engine only joins it; the probe knows what is inside."""
+
+    @property
+    def size(self) -> int: ...
+
+    def join(self, others: Sequence[Any]) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """One micro-batch of training data.
+
+    Args:
+        clean: ``[B, ...]`` latents in the scheduler's sample space.
+        condition: conditioning of the same B samples.
+        rejected: ``[B, ...]`` latents of the rejected side, shaped like ``clean``.
+        mask: ``[B, 1, h, w]`` in [0, 1] on the VAE's latent grid; 1 trains, 0 does not.
+        files: where each sample came from, for error messages.
+    """
+
+    clean: Tensor
+    condition: Any
+    rejected: Tensor | None = None
+    mask: Tensor | None = None
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rejected is not None and self.rejected.shape != self.clean.shape:
+            raise ValueError(f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match")
+        if self.condition.size != len(self.clean):
+            raise ValueError(f"`condition` holds {self.condition.size} samples, `clean` holds {len(self.clean)}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class View:
+    """One noisy state of the batch, and what it was made of.
+
+    ``x_s = (1 - s) x0 + s e`` and ``v = e - x0``; sigma runs from 1 (noise) to 0 (data).
+
+    Args:
+        name: ``main``, ``rejected``, ...
+        clean: ``[B, ...]`` x0, or None when ``state`` came from a rollout.
+        noise: ``[B, ...]`` e, shaped like ``clean``.
+        sigma: ``[B]`` in [0, 1].
+        condition: conditioning of the B samples.
+        r_sigma: ``[B]``, the end of the interval for flow maps.
+        mask: broadcastable to ``clean``, >= 0.
+        weight: ``[B]``; 0 leaves a sample out of every mean.
+        state: ``[B, ...]`` the noisy state itself, when it is not made of clean and noise.
+    """
+
+    name: str
+    clean: Tensor | None
+    noise: Tensor | None
+    sigma: Tensor | None
+    condition: Any
+    r_sigma: Tensor | None = None
+    mask: Tensor | None = None
+    weight: Tensor | None = None
+    state: Tensor | None = None
+
+    @property
+    def noisy(self) -> Tensor:
+        """``[B, ...]`` x_s."""
+        if self.state is not None:
+            return self.state
+        clean, noise = self._ends()
+        sigma = self._sigma(clean)
+        return (1 - sigma) * clean + sigma * noise
+
+    @property
+    def velocity(self) -> Tensor:
+        """``[B, ...]`` e - x0, the default target."""
+        clean, noise = self._ends()
+        return noise - clean
+
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        if self.clean is None or self.noise is None:
+            raise ValueError(f"view {self.name!r} has no clean latents and noise, so it has no straight-line velocity")
+        return self.clean, self.noise
+
+    def _sigma(self, like: Tensor) -> Tensor:
+        if self.sigma is None:
+            raise ValueError(f"view {self.name!r} has no sigma yet; the hook that reads it must need 'sigma'")
+        return self.sigma.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepResult:
+    """What one step gives back.
+
+    Args:
+        loss: scalar, with gradient.
+        metrics: name -> detached 0-dim tensor, this process's share; NaN means that nothing was measured.
+        passes: forwards of the transformer that the step made.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    passes: int
+
+
+def batch_of(values: Sequence[Tensor]) -> Tensor:
+    """Join tensors of equal sample shape along the batch axis; one tensor is passed through uncopied."""
+    return values[0] if len(values) == 1 else torch.cat(list(values))

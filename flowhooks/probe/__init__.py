@@ -1,0 +1,10 @@
+"""Learn how a stock pipeline speaks to its network by running it once, instead of porting it."""
+
+from __future__ import annotations
+
+from flowhooks.probe.conditioning import Condition
+from flowhooks.probe.contract import PipelineContract
+from flowhooks.probe.layout import Layout
+from flowhooks.probe.model import FlowModel, probe
+
+__all__ = ["Condition", "FlowModel", "Layout", "PipelineContract", "probe"]

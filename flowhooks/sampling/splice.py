@@ -1,0 +1,40 @@
+"""Change how a scheduler behaves for a while, without wrapping or forking it.
+
+The class is spliced: the object stays the same, so ``deepcopy``, ``from_config`` and ``save_pretrained`` go on working, latents stay
+bit-equal, and leaving is exact. A ``__getattr__`` proxy would make ``save_pretrained`` forget the scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def splice(target: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Give one object other methods while the block runs.
+
+    Args:
+        target: a scheduler, or any object with a plain class.
+        methods: functions that take ``self`` first; the original is ``super(type(self), self).<name>``.
+    """
+    base = type(target)
+    namespace = {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods}
+    target.__class__ = type(base.__name__, (base,), namespace)
+    try:
+        yield
+    finally:
+        target.__class__ = base
+
+
+@contextmanager
+def untouched(*objects: Any) -> Iterator[None]:
+    """Put each object's ``__dict__`` back as it was when the block ends: what a pipeline's call leaves on itself, and patches."""
+    before = [(o, dict(vars(o))) for o in objects if o is not None]
+    try:
+        yield
+    finally:
+        for o, attributes in before:
+            vars(o).clear()
+            vars(o).update(attributes)

@@ -1,0 +1,8 @@
+"""For tests, ours and others': tiny pipelines of the real classes, and the analytic Gaussian flow."""
+
+from __future__ import annotations
+
+from flowhooks.testing.gaussian import GaussianFlow, GaussianModel, NoCondition
+from flowhooks.testing.tiny import tiny
+
+__all__ = ["GaussianFlow", "GaussianModel", "NoCondition", "tiny"]

@@ -1,0 +1,49 @@
+"""A session on the analytic Gaussian flow in float64, for testing a hook's maths without a network."""
+
+from __future__ import annotations
+
+import torch
+
+from flowhooks.hooks.build import build_assembly
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import Batch
+from flowhooks.testing import GaussianFlow, GaussianModel, NoCondition
+
+FLOW = GaussianFlow(mean=0.5, std=0.7)
+EVERYTHING = {"data:image", "data:rejected", "data:mask", "role:reference"}
+
+
+def toy_model(scale: float = 0.1, seed: int = 1) -> GaussianModel:
+    """A model whose adapter is off by ``scale``; 0 for a fresh one."""
+    model = GaussianModel(FLOW, features=6)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.data = scale * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
+def toy_batch(size: int = 3, masked: bool = True, seed: int = 2) -> Batch:
+    """Latents [B, 2, 4, 6] and masks [B, 1, 4, 6] of whites, greys and blacks; the last mask is empty."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal() -> torch.Tensor:
+        return torch.randn(size, 2, 4, 6, generator=generator, dtype=torch.float64)
+
+    mask = (torch.rand(size, 1, 4, 6, generator=generator, dtype=torch.float64) * 2).clamp(max=1)
+    mask[mask < 0.5] = 0
+    mask[-1] = 0
+    return Batch(clean=normal(), rejected=normal(), mask=mask if masked else None, condition=NoCondition(size))
+
+
+def toy_session(model: GaussianModel, *hooks, **options) -> Session:
+    """Hooks on the model, planned and built as a run's are."""
+    session = Session(
+        model=model,
+        assembly=build_assembly(hooks, EVERYTHING, "toy"),
+        roles={"reference": model.disabled},
+        parameters=dict(model.named_parameters()),
+        **{"fresh": False, **options},
+    )
+    for hook in session.assembly.hooks:
+        hook.attached(session).__enter__()
+    return session

@@ -1,0 +1,106 @@
+"""What the laws run over: every hook of the registry in at least one recipe, and every kind of adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+import flowhooks
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import Batch
+from flowhooks.probe import FlowModel, probe
+from flowhooks.testing import tiny
+
+DPO = {"type": "flow_dpo", "norm_type": "masked_mean", "auto_beta": True}
+MASK = {"type": "mask_reducer", "mask_dilate": 1}
+ANCHOR = {"type": "anchor_regularizer", "role": "reference", "weight": 0.05}
+WALK = {"type": "timestep_schedule", "flow_custom_timesteps": "801,694,548,338", "flow_timesteps_mode": "round-robin"}
+
+RECIPES = {
+    "sft": [],
+    "sft_masked": [MASK, WALK],
+    "flow_dpo": [{"type": "flow_dpo", "beta": 2.0}],
+    "masked_flow_dpo": [DPO, MASK, ANCHOR, WALK],
+    "flow_dpo_ema_anchor": [
+        {"type": "flow_dpo", "norm_type": "mean", "sft_loss_weight": 0.1},
+        {"type": "paired_views"},
+        {"type": "anchor_regularizer", "role": "ema", "weight": 0.1},
+    ],
+}
+
+ADAPTERS = {
+    "lora": {"type": "lora", "rank": 4, "alpha": 8},
+    "loha": {"type": "loha", "rank": 2, "alpha": 2},
+    "lokr": {"type": "lokr", "rank": 2, "alpha": 2},
+    "lycoris_locon": {"type": "lycoris", "algo": "locon", "rank": 4, "alpha": 2},
+    "lycoris_loha": {"type": "lycoris", "algo": "loha", "rank": 2, "alpha": 1},
+    "lycoris_lokr": {"type": "lycoris", "algo": "lokr", "rank": 2, "alpha": 1},
+}
+
+
+def run_document(recipe: str, adapter: str) -> dict:
+    return {
+        "model": {"pipeline_arguments": {"max_sequence_length": 8}},
+        "adapter": ADAPTERS[adapter],
+        "hooks": RECIPES[recipe],
+        "training": {"use_ema": "ema" in recipe, "seed": 3},
+    }
+
+
+def tiny_model() -> FlowModel:
+    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+
+
+def batch_for(model: FlowModel, step: int, size: int = 2) -> Batch:
+    """Data of one micro-step; the last mask of every third batch is empty."""
+    generator = torch.Generator().manual_seed(100 + step)
+    mask = (torch.rand(size, 1, 8, 8, generator=generator) > 0.5).float()
+    if step % 3 == 2:
+        mask[-1] = 0
+    return Batch(
+        clean=torch.randn(size, 4, 8, 8, generator=generator),
+        rejected=torch.randn(size, 4, 8, 8, generator=generator),
+        mask=mask,
+        condition=model.encode_prompts(["one", "a photo of two", "three"][:size]),
+        files=tuple(f"{step}/{i}.png" for i in range(size)),
+    )
+
+
+class Loop:
+    """Somebody's own training loop around a session: AdamW, one step a batch."""
+
+    def __init__(self, session: Session, model: FlowModel):
+        self.session, self.model = session, model
+        self.optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-2)
+        self.losses: list[torch.Tensor] = []
+
+    def advance(self, steps: int) -> None:
+        for _ in range(steps):
+            result = self.session.step(batch_for(self.model, self.session.micro_step))
+            result.loss.backward()
+            self.losses.append(result.loss.detach())
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.session.updated()
+
+    def state(self) -> dict:
+        weights = {name: p.detach().clone() for name, p in self.session.parameters().items()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict(), "session": self.session.state_dict()}
+
+    def load(self, state: dict) -> None:
+        with torch.no_grad():
+            for name, p in self.session.parameters().items():
+                p.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.session.load_state_dict(state["session"])
+
+
+@contextmanager
+def looping(recipe: str, adapter: str = "lora", model: FlowModel | None = None) -> Iterator[Loop]:
+    """A loop on a fresh tiny pipeline; the adapter's start is the same every time."""
+    model = model or tiny_model()
+    torch.manual_seed(0)
+    with flowhooks.attach(model, run_document(recipe, adapter)) as session:
+        yield Loop(session, model)

@@ -1,0 +1,189 @@
+"""The laws of the house, over every recipe of hooks and every kind of adapter."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import flowhooks
+from flowhooks.hooks.registry import HOOKS
+from tests.laws.cases import ADAPTERS, ANCHOR, DPO, MASK, RECIPES, WALK, batch_for, looping, run_document, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+everywhere = pytest.mark.parametrize(("recipe", "adapter"), [*itertools.product(["masked_flow_dpo"], ADAPTERS), *((r, "lora") for r in RECIPES)])
+
+
+def trace(pipe) -> dict:
+    """Whatever a hook or an adapter could leave behind."""
+    modules = dict(pipe.transformer.named_modules())
+    return {
+        "classes": {name: type(m) for name, m in modules.items()},
+        "attributes": {name: sorted(vars(m)) for name, m in modules.items()},
+        "identities": {name: id(m) for name, m in modules.items()},
+        "hooks": {
+            name: [len(h) for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)] for name, m in modules.items()
+        },
+        "keys": list(pipe.transformer.state_dict()),
+        "weights": {k: v.clone() for k, v in pipe.transformer.state_dict().items()},
+        "gradients": {name: p.requires_grad for name, p in pipe.transformer.named_parameters()},
+        "training": {name: m.training for name, m in modules.items()},
+        "pipe": (type(pipe), sorted(vars(pipe))),
+        "scheduler": (type(pipe.scheduler), sorted(vars(pipe.scheduler)), dict(pipe.scheduler.config)),
+    }
+
+
+def picture(pipe) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return pipe("one", num_inference_steps=3, guidance_scale=2.0, output_type="pt", generator=generator, max_sequence_length=8).images
+
+
+def assert_same(before: dict, after: dict) -> None:
+    weights = before.pop("weights"), after.pop("weights")
+    assert before == after
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+def test_every_hook_is_in_a_recipe():
+    named = {block["type"] for blocks in RECIPES.values() for block in blocks}
+    assert named == set(HOOKS)
+
+
+@everywhere
+@pytest.mark.parametrize("failing", [False, True], ids=["leaving", "failing"])
+def test_law_1_attach_then_detach_is_the_identity(recipe, adapter, failing):
+    model = tiny_model()
+    pipe = model.pipe
+    first, before = picture(pipe), trace(pipe)
+    try:
+        with looping(recipe, adapter, model) as loop:
+            loop.advance(2)
+            if failing:
+                raise RuntimeError("somebody's own")
+    except RuntimeError:
+        assert failing
+    assert_same(before, trace(pipe))
+    assert torch.equal(first, picture(pipe))
+
+
+@everywhere
+def test_law_2_a_resumed_run_equals_an_uninterrupted_one(recipe, adapter):
+    with looping(recipe, adapter) as whole:
+        whole.advance(5)
+        expected = whole.state()
+    with looping(recipe, adapter) as first:
+        first.advance(2)
+        saved = copy.deepcopy(first.state())
+    with looping(recipe, adapter) as second:
+        second.load(saved)
+        second.advance(3)
+        resumed = second.state()
+    for name, value in expected["weights"].items():
+        assert torch.equal(value, resumed["weights"][name]), name
+    assert [float(v) for v in whole.losses[2:]] == [float(v) for v in second.losses]
+
+
+def gradients(document: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model = tiny_model()
+    torch.manual_seed(0)
+    with flowhooks.attach(model, document) as session:
+        with torch.no_grad():
+            for i, p in enumerate(session.parameters().values()):
+                p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        session.fresh = False
+        loss = session.step(batch_for(model, 0)).loss
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in session.parameters().items()}
+
+
+def assert_bit_equal(a, b) -> None:
+    assert torch.equal(a[0], b[0])
+    assert all(torch.equal(a[1][name], b[1][name]) for name in a[1])
+
+
+@pytest.mark.parametrize(
+    ("plain", "zeroed"),
+    [
+        ([DPO, MASK], [DPO, MASK, {**ANCHOR, "weight": 0}]),
+        ([], [{**ANCHOR, "weight": 0}]),
+        ([{"type": "flow_dpo"}], [{"type": "flow_dpo", "sft_loss_weight": 0}]),
+    ],
+)
+def test_law_3_a_weight_of_zero_changes_no_bit(plain, zeroed):
+    documents = [{**run_document("sft", "lora"), "hooks": hooks} for hooks in (plain, zeroed)]
+    assert_bit_equal(*(gradients(d) for d in documents))
+
+
+def test_law_4_the_order_in_json_changes_no_bit():
+    orders = [run_document("sft", "lora") | {"hooks": list(p)} for p in itertools.permutations([DPO, MASK, ANCHOR, WALK])]
+    first, *others = [gradients(d) for d in orders[::5]]
+    for other in others:
+        assert_bit_equal(first, other)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_law_5_forwards_equal_the_distinct_pairs(recipe):
+    with looping(recipe) as loop:
+        calls: list[int] = []
+        batch = batch_for(loop.model, 0)
+        handle = loop.model.transformer.register_forward_hook(
+            lambda m, args, kwargs, out: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
+        )
+        batched = loop.session.step(batch)
+        plan = loop.session.assembly.plan
+        assert len(calls) == batched.passes == len(plan.roles)
+        assert sum(calls) == 2 * len(plan.passes)
+        calls.clear()
+        loop.session.batch_views = False
+        assert loop.session.step(batch).passes == len(calls) == len(plan.passes)
+        handle.remove()
+
+
+@everywhere
+def test_law_6_what_is_trainable_moves_and_survives(recipe, adapter, tmp_path):
+    from flowhooks.adapters import load_adapter
+
+    with looping(recipe, adapter) as loop:
+        before = {name: p.detach().clone() for name, p in loop.session.parameters().items()}
+        loop.advance(3)
+        loop.session.step(batch_for(loop.model, 0)).loss.backward()
+        for name, p in loop.session.parameters().items():
+            assert p.requires_grad and p.grad is not None and p.grad.any(), name
+            assert not torch.equal(before[name], p), name
+        assert all(p.grad is None for p in loop.model.transformer.parameters() if not p.requires_grad)
+        loop.session.adapter.save(tmp_path, {})
+        saved = {name: p.detach().clone() for name, p in loop.session.adapter.state_dict().items()}
+        trained = picture(loop.model.pipe)
+    model = tiny_model()
+    loaded = load_adapter(model.transformer, tmp_path)
+    assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
+    assert torch.equal(trained, picture(model.pipe))
+
+
+class NoSync(TorchDispatchMode):
+    """Fails on every operation that makes the host wait for the device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__.split(".")[0]
+        assert name not in self.WAITING, f"{func} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lycoris_locon"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_law_8_no_host_sync_unless_logged(recipe, adapter):
+    with looping(recipe, adapter) as loop:
+        loop.advance(1)
+        batch = batch_for(loop.model, 1)
+        with NoSync():
+            loop.session.step(batch, log=False).loss.backward()
+
+
+def test_the_sync_detector_detects():
+    with pytest.raises(AssertionError, match="makes the host wait"), NoSync():
+        float(torch.ones(()))
