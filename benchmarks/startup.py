@@ -1,4 +1,5 @@
-"""How long a user waits for ``--help`` and ``check``: whole processes, medians. ``python -m benchmarks.startup`` prints JSON."""
+"""How long a user waits for ``--help`` and ``check``: whole processes, medians. ``python -m benchmarks.startup``
+prints JSON."""
 
 from __future__ import annotations
 
@@ -27,7 +28,11 @@ def main() -> None:
     found = {}
     for name, arguments in COMMANDS.items():
         taken = seconds(arguments)
-        found[name] = {"median": round(statistics.median(taken), 3), "min": round(min(taken), 3), "max": round(max(taken), 3)}
+        found[name] = {
+            "median": round(statistics.median(taken), 3),
+            "min": round(min(taken), 3),
+            "max": round(max(taken), 3),
+        }
     print(json.dumps(found, indent=2))
 
 

@@ -45,7 +45,8 @@ def attach(
 
     Args:
         pipe: a Diffusers flow-matching pipeline, or a :class:`flowhooks.probe.FlowModel` of one.
-        run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}`` blocks.
+        run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
+            blocks.
         adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own.
         seed: of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own.

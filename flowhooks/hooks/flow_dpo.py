@@ -1,6 +1,7 @@
 """Flow-DPO: learn from pairs, preferred against rejected (arXiv 2501.13918, 2311.12908).
 
-With ``L`` the reduced error of a view, policy = adapter on, reference = adapter off, one noise and one sigma for both sides::
+With ``L`` the reduced error of a view, policy = adapter on, reference = adapter off, one noise and one sigma for both
+sides::
 
     win_adv  = L_ref(w) - L_pol(w)          lose_adv = L_pol(l) - L_ref(l)          margin = win_adv + lose_adv
     loss     = mean_b[ -log sigmoid(beta / 2 * margin_b) ]
@@ -29,7 +30,8 @@ SUM, MEAN, MASKED_MEAN = "sum", "mean", "masked_mean"
 def reduce_error(error: Tensor, norm_type: str, mask: Tensor | None) -> Tensor:
     """One number per sample, ``[B]``, from an error ``[B, ...]`` that the mask was already applied to.
 
-    ``sum`` adds all elements, ``mean`` averages all, ``masked_mean`` divides the sum by the mask's own sum (at least 1); without a
+    ``sum`` adds all elements, ``mean`` averages all, ``masked_mean`` divides the sum by the mask's own sum (at least
+    1); without a
     mask it is ``mean``.
     """
     flat = error.flatten(1)
@@ -46,21 +48,25 @@ def dpo_loss(margin: Tensor, beta: float | Tensor) -> Tensor:
 
 
 def gradient_factor(margin: Tensor, beta: float | Tensor) -> Tensor:
-    """``sigmoid(-beta / 2 * margin)`` ``[B]``: how much of a pair's gradient is left; 0.5 at the start, 0 when saturated."""
+    """``sigmoid(-beta / 2 * margin)`` ``[B]``: how much of a pair's gradient is left; 0.5 at the start, 0 when
+    saturated."""
     return torch.sigmoid(-beta / 2 * margin)
 
 
 def auto_beta_factor(target: float) -> float:
-    """``2 ln((1 - g) / g)``: the ``beta * |margin|`` at which the gradient factor is ``g``. Raises ValueError outside (0, 0.5)."""
+    """``2 ln((1 - g) / g)``: the ``beta * |margin|`` at which the gradient factor is ``g``. Raises ValueError outside
+    (0, 0.5)."""
     if not 0 < target < 0.5:
         raise ValueError(f"`auto_beta_target_gf` must lie strictly between 0 and 0.5, got {target}")
     return 2 * math.log((1 - target) / target)
 
 
 class AutoBeta:
-    """beta from the running size of the margin: ``2 ln((1 - g) / g) / EMA(|margin|)``, bias-corrected. All on the device.
+    """beta from the running size of the margin: ``2 ln((1 - g) / g) / EMA(|margin|)``, bias-corrected. All on the
+    device.
 
-    Until a margin rises above rounding (``FLOOR`` of the error it is a difference of) the configured beta is used: with a fresh
+    Until a margin rises above rounding (``FLOOR`` of the error it is a difference of) the configured beta is used:
+    with a fresh
     adapter the first margin is exactly 0.
 
     Args:
@@ -79,7 +85,8 @@ class AutoBeta:
         self.updates = torch.zeros((), dtype=torch.float64)
 
     def update(self, margin: Tensor, scale: Tensor) -> None:
-        """Take in the batch's mean ``|margin|`` over all processes; ``scale`` is the mean error it is a difference of."""
+        """Take in the batch's mean ``|margin|`` over all processes; ``scale`` is the mean error it is a difference
+        of."""
         self.average, self.updates = (t.to(margin.device) for t in (self.average, self.updates))
         counts = margin > self.FLOOR * scale
         moved = self.decay * self.average + (1 - self.decay) * margin.double()
@@ -101,7 +108,8 @@ class FlowDPO(Hook):
     """Owns the reduction and the objective of a preference run.
 
     Args:
-        beta: > 0. It means nothing without ``norm_type``: a beta for ``sum`` is one for ``mean`` divided by the element count.
+        beta: > 0. It means nothing without ``norm_type``: a beta for ``sum`` is one for ``mean`` divided by the
+            element count.
         norm_type: ``sum``, ``mean`` or ``masked_mean``.
         auto_beta: adapt beta to the margin, see :class:`AutoBeta`.
         auto_beta_target_gf, auto_beta_decay, auto_beta_min, auto_beta_max: of it.
@@ -151,7 +159,7 @@ class FlowDPO(Hook):
             self.auto_beta.update(*(step.all_reduce(sizes) / step.draws.world_size))
         loss = step.mean(dpo_loss(margin, self._beta(margin)), weight)
         if step.fresh:
-            self._self_test(margin, loss, weight)
+            self._self_test(margin.detach(), loss.detach(), weight)
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(self._plain_error(step), weight)
         return loss
@@ -205,11 +213,14 @@ class FlowDPO(Hook):
         return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
 
     def _self_test(self, margin: Tensor, loss: Tensor, weight: Tensor | None) -> None:
-        """Before the first update policy and reference are one model, so every margin is exactly 0 and the loss is ln 2."""
+        """Before the first update policy and reference are one model, so every margin is exactly 0 and the loss is ln
+        2."""
         counted = bool(weight is None or weight.any())
         if bool((margin != 0).any()) or (counted and not math.isclose(float(loss), math.log(2), rel_tol=1e-6)):
             raise TrainingError(
-                f"Flow-DPO self-test: before the first update the margin must be exactly 0 and the loss ln 2, found a margin of up to "
-                f"{float(margin.abs().max()):.3g} and a loss of {float(loss):.6g}; the reference is not the base model. Something else "
+                f"Flow-DPO self-test: before the first update the margin must be exactly 0 and the loss ln 2, found "
+                f"a margin of up to "
+                f"{float(margin.abs().max()):.3g} and a loss of {float(loss):.6g}; the reference is not the base "
+                f"model. Something else "
                 "changes the model between two passes (dropout in the base, another adapter, a random layer)"
             )

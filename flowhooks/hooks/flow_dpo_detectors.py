@@ -1,4 +1,5 @@
-"""Signs that a preference run hacks its objective instead of learning. They are logged and warned of; they never stop a run."""
+"""Signs that a preference run hacks its objective instead of learning. They are logged and warned of; they never stop
+a run."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ SATURATED = 0.05
 
 
 def drift(policy: Tensor, reference: Tensor, where: Tensor) -> Tensor:
-    """``|policy - reference| / |reference|`` over the elements weighed by ``where`` ``[B, ...]``; 0-dim, NaN when there are none."""
+    """``|policy - reference| / |reference|`` over the elements weighed by ``where`` ``[B, ...]``; 0-dim, NaN when
+    there are none."""
     return (where * (policy - reference).square()).sum().sqrt() / (where * reference.square()).sum().sqrt()
 
 
@@ -43,14 +45,14 @@ def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
     found = {
         "lose_only_pct": step.mean(100.0 * hacked.to(margin.dtype), main.weight),
         "lose_share": step.mean(lose_adv, main.weight) / step.mean(margin, main.weight),
-        **margin_by_sigma(margin, main.sigma, main.weight),
+        **margin_by_sigma(margin, main.level, main.weight),
     }
     pairs = [(step.predict(name), step.predict(name, "reference")) for name in ("main", "rejected")]
     policy, reference = (torch.cat(side) for side in zip(*pairs, strict=True))
     if main.mask is None:
         found["drift"] = drift(policy, reference, torch.ones_like(policy))
     else:
-        inside = torch.cat([main.mask.expand_as(main.clean)] * 2).clamp(max=1)
+        inside = torch.cat([main.mask.expand_as(policy[: len(margin)])] * 2).clamp(max=1)
         found["drift_inside"] = drift(policy, reference, inside)
         found["drift_outside"] = drift(policy, reference, 1 - inside)
     return found
@@ -65,15 +67,20 @@ def warn(metrics: Mapping[str, float]) -> list[str]:
     said = []
     if read("win_adv") < 0 < read("margin"):
         said.append(
-            "flow_dpo: the margin grows only because the rejected side gets worse (win_adv < 0); raise the anchor, lower the learning "
+            "flow_dpo: the margin grows only because the rejected side gets worse (win_adv < 0); raise the anchor, "
+            "lower the learning "
             "rate, or mix in sft_loss_weight"
         )
     if read("gradient_factor") < SATURATED:
         said.append(
-            f"flow_dpo: the gradient factor {read('gradient_factor'):.3f} is below {SATURATED}: pairs are saturated; lower beta, or set auto_beta"
+            f"flow_dpo: the gradient factor {read('gradient_factor'):.3f} is below {SATURATED}: pairs are "
+            f"saturated; lower beta, or set auto_beta"
         )
     if read("beta_clamped") > 0:
-        said.append("flow_dpo: auto_beta_min/auto_beta_max hold beta away from what auto_beta asks for; widen them or leave them out")
+        said.append(
+            "flow_dpo: auto_beta_min/auto_beta_max hold beta away from what auto_beta asks for; widen them or leave "
+            "them out"
+        )
     if read("drift_outside") > read("drift_inside"):
         said.append("flow_dpo: the model moves more outside the mask than inside; raise the anchor weight")
     return said

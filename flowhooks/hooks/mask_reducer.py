@@ -1,4 +1,5 @@
-"""Train where the mask is white: the per-element error is weighed by the mask, and pairs whose mask is empty are left out."""
+"""Train where the mask is white: the per-element error is weighed by the mask, and pairs whose mask is empty are left
+out."""
 
 from __future__ import annotations
 
@@ -47,5 +48,6 @@ class MaskReducer(Hook):
         return error if view.mask is None else error * view.mask
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
-        view = step.views["main"]
-        return {"mask_coverage": view.mask.mean(), "mask_empty_pct": 100 * (1 - view.weight).mean()}
+        mask, weight = step.views["main"].mask, step.views["main"].weight
+        assert mask is not None and weight is not None, "views() put both in"
+        return {"mask_coverage": mask.mean(), "mask_empty_pct": 100 * (1 - weight).mean()}

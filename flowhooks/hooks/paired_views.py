@@ -12,7 +12,8 @@ from flowhooks.kernel.view import View
 
 
 def rejected_view(main: View, rejected: Tensor) -> View:
-    """``main`` with the rejected latents ``[B, ...]`` in place of the clean ones: same prompt, noise and sigma (arXiv 2311.12908)."""
+    """``main`` with the rejected latents ``[B, ...]`` in place of the clean ones: same prompt, noise and sigma (arXiv
+    2311.12908)."""
     return replace(main, name="rejected", clean=rejected)
 
 

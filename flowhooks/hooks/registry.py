@@ -1,6 +1,8 @@
-"""The hooks flowhooks ships: name -> class path and declaration. Free of torch; the classes are imported when a run is built.
+"""The hooks flowhooks ships: name -> class path and declaration. Free of torch; the classes are imported when a run
+is built.
 
-One entry per hook, and its order here breaks ties in a plan. A test holds each declaration's slots to the methods its class defines.
+One entry per hook, and its order here breaks ties in a plan. A test holds each declaration's slots to the methods its
+class defines.
 """
 
 from __future__ import annotations
@@ -117,7 +119,9 @@ def hook_class(type: str, where: str) -> Any:
     module, _, name = path.partition(":")
     if not name:
         known = ", ".join(repr(t) for t in HOOKS)
-        raise ConfigError(Problem(f"{type!r} is not a hook; known: {known}; or an import path 'package.module:Class'", path=where))
+        raise ConfigError(
+            Problem(f"{type!r} is not a hook; known: {known}; or an import path 'package.module:Class'", path=where)
+        )
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:

@@ -20,7 +20,8 @@ RANDOM, FIXED_LIST, ROUND_ROBIN = "random", "fixed-list", "round-robin"
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
-    """``s' = a s / (1 + (a - 1) s)`` for shift ``a`` (arXiv 2403.03206, eq. 23); ``a > 1`` spends more steps near noise."""
+    """``s' = a s / (1 + (a - 1) s)`` for shift ``a`` (arXiv 2403.03206, eq. 23); ``a > 1`` spends more steps near
+    noise."""
     return shift * sigma / (1 + (shift - 1) * sigma)
 
 
@@ -33,12 +34,15 @@ class TimestepSchedule(Hook):
     """Gives the main view its sigma ``[B]`` and noise; other views are made from it and share both.
 
     Args:
-        weighting_scheme: density of sigma: ``none`` (uniform), ``logit_normal`` or ``mode`` (arXiv 2403.03206, sec. 3.1).
+        weighting_scheme: density of sigma: ``none`` (uniform), ``logit_normal`` or ``mode`` (arXiv 2403.03206, sec.
+            3.1).
         logit_mean, logit_std: of the logit-normal density; a mean above 0 leans to noise.
         mode_scale: of the mode density.
         shift: applied to drawn sigmas; ``scheduler`` takes the pipeline's own.
-        flow_custom_timesteps: the only times to train, see :func:`parse_timesteps`; neither density nor shift applies to them.
-        flow_timesteps_mode: ``fixed-list`` chooses from the list at random; ``round-robin`` walks it, one entry on with each
+        flow_custom_timesteps: the only times to train, see :func:`parse_timesteps`; neither density nor shift applies
+            to them.
+        flow_timesteps_mode: ``fixed-list`` chooses from the list at random; ``round-robin`` walks it, one entry on
+            with each
             micro-batch, each process offset by its batch, so that times are covered evenly.
     """
 
@@ -62,12 +66,15 @@ class TimestepSchedule(Hook):
             "mode_scale": mode_scale,
         }
         self.shift = shift
-        self.sigmas = None
+        self.sigmas: Tensor | None = None
         if flow_custom_timesteps is not None:
             self.sigmas = torch.tensor(parse_timesteps(flow_custom_timesteps))
         self.mode = flow_timesteps_mode or (RANDOM if self.sigmas is None else FIXED_LIST)
         if (self.mode == RANDOM) != (self.sigmas is None):
-            raise ValueError(f"`flow_timesteps_mode` {self.mode!r} does not go with `flow_custom_timesteps` {flow_custom_timesteps!r}")
+            raise ValueError(
+                f"`flow_timesteps_mode` {self.mode!r} does not go with `flow_custom_timesteps` "
+                f"{flow_custom_timesteps!r}"
+            )
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
@@ -82,11 +89,11 @@ class TimestepSchedule(Hook):
 
     def _draw(self, step: Step, count: int) -> Tensor:
         draws = step.draws
-        if self.mode == ROUND_ROBIN:
-            return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
         everyone = count * draws.world_size
         generator = draws.shared("sigma")
-        if self.mode == FIXED_LIST:
-            return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])
-        sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
-        return draws.mine(shift_sigma(sigma, self._shift))
+        if self.sigmas is None:
+            sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
+            return draws.mine(shift_sigma(sigma, self._shift))
+        if self.mode == ROUND_ROBIN:
+            return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
+        return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])

@@ -32,7 +32,8 @@ def all_reduce(tensor: Tensor) -> Tensor:
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over processes, in one flat exchange.
 
-    One call before the optimiser step: any number of forwards and backwards may have filled the gradients, which a wrapped module
+    One call before the optimiser step: any number of forwards and backwards may have filled the gradients, which a
+        wrapped module
     that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient counts as zero.
     """
     if world_size() == 1:

@@ -29,7 +29,8 @@ class Hook:
         penalty(step) -> dict[str, Tensor]           sum      named extra losses, scalars
         metrics(step) -> dict[str, Tensor]           sum      detached scalars; called only on logged steps
 
-    ``self.type`` is its name in JSON. State that must survive a resume goes through ``state_dict``; trainable modules through
+    ``self.type`` is its name in JSON. State that must survive a resume goes through ``state_dict``; trainable modules
+    through
     ``modules``; everything it attaches to the model is attached in ``attached``, which undoes it.
     """
 
@@ -37,7 +38,8 @@ class Hook:
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``slots``, ``needs``, ``wants``, ``gives``, ``passes`` under these options. Shipped hooks are declared in the registry."""
+        """``slots``, ``needs``, ``wants``, ``gives``, ``passes`` under these options. Shipped hooks are declared in
+        the registry."""
         return {"slots": defined_slots(cls)}
 
     @contextmanager

@@ -1,6 +1,7 @@
 """What each hook declares, and the plan that follows from it. Free of torch, so that ``check`` can print it at once.
 
-Order comes from ``needs``, ``wants`` and ``gives``, never from the position in the JSON: permuting the hooks of a run changes nothing.
+Order comes from ``needs``, ``wants`` and ``gives``, never from the position in the JSON: permuting the hooks of a run
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 
 from flowhooks.errors import ConfigError, Problem
 
-#: Slot -> how hooks share it. "one": a second writer is an error. "chain": each sees the one before. "sum": all are added.
+#: Slot -> how hooks share it. "one": a second writer is an error. "chain": each sees the one before. "sum": all are
+#: added.
 SLOTS: Mapping[str, str] = {
     "source": "one",
     "views": "chain",
@@ -93,12 +95,14 @@ def plan(
 
     Args:
         declarations: one for each hook of the run.
-        provides: what the surroundings give: ``data:image``, ``data:rejected``, ``data:mask``, ``role:reference``, ``role:ema``.
+        provides: what the surroundings give: ``data:image``, ``data:rejected``, ``data:mask``, ``role:reference``,
+            ``role:ema``.
         imply: (need, JSON path of who needs it) -> the default hook that gives it, or None.
         where: file named in errors.
 
     Raises:
-        ConfigError: two writers of a one-slot, two givers of one thing, a need that nobody meets, or a circle; all at once.
+        ConfigError: two writers of a one-slot, two givers of one thing, a need that nobody meets, or a circle; all at
+            once.
     """
     given = frozenset(provides)
     hooks, sources = list(declarations), list(range(len(declarations)))
@@ -145,8 +149,10 @@ def _conflicts(hooks: Sequence[Declaration], where: str | None) -> list[Problem]
 
 
 _REMEDY = {
-    "data:rejected": "add a conditioning data set with conditioning_type 'reference_strict' and name it in conditioning_data",
-    "data:mask": "add a conditioning data set with conditioning_type 'mask' or 'segmentation' and name it in conditioning_data",
+    "data:rejected": "add a conditioning data set with conditioning_type 'reference_strict' and name it in "
+    "conditioning_data",
+    "data:mask": "add a conditioning data set with conditioning_type 'mask' or 'segmentation' and name it in "
+    "conditioning_data",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:ema": "set training.use_ema to true",
 }
@@ -154,15 +160,13 @@ _REMEDY = {
 
 def _unmet(hooks: Sequence[Declaration], given: frozenset[str], where: str | None) -> list[Problem]:
     available = given | {g for d in hooks for g in d.gives}
-    return [
-        Problem(
-            f"{d.type!r} needs {need!r}, which nothing in this run gives; {_REMEDY.get(need, 'add a hook that gives it')}",
-            file=where,
-            path=d.where,
-        )
-        for d in hooks
-        for need in sorted(d.needs - available)
-    ]
+    problems = []
+    for d in hooks:
+        for need in sorted(d.needs - available):
+            remedy = _REMEDY.get(need, "add a hook that gives it")
+            message = f"{d.type!r} needs {need!r}, which nothing in this run gives; {remedy}"
+            problems.append(Problem(message, file=where, path=d.where))
+    return problems
 
 
 def _order(hooks: Sequence[Declaration], where: str | None) -> list[int]:
@@ -184,10 +188,7 @@ def _order(hooks: Sequence[Declaration], where: str | None) -> list[int]:
 
 def _passes(order: Sequence[Declaration], views: Sequence[str]) -> tuple[tuple[str, str], ...]:
     asked = [
-        (name, role)
-        for d in order
-        for view, role in d.passes
-        for name in (views if view == EVERY_VIEW else (view,))
+        (name, role) for d in order for view, role in d.passes for name in (views if view == EVERY_VIEW else (view,))
     ]
     if not any("objective" in d.slots for d in order):
         asked.append((MAIN_VIEW, POLICY))

@@ -19,7 +19,8 @@ class Draws:
     Args:
         seed: of the run.
         micro_step: counts micro-batches from 0.
-        rank, world_size: of this process; it holds positions ``rank * B`` to ``(rank + 1) * B - 1`` of the global batch.
+        rank, world_size: of this process; it holds positions ``rank * B`` to ``(rank + 1) * B - 1`` of the global
+            batch.
     """
 
     seed: int

@@ -84,13 +84,16 @@ class Session:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, *, micro_step: int = 0) -> StepResult:
-        """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state changed."""
+        """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state
+        changed."""
         return self._run(batch, micro_step, log=True, training=False)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by unique name."""
         own = {
-            f"{key}.{name}": p for key, module in self.assembly.modules().items() for name, p in module.named_parameters()
+            f"{key}.{name}": p
+            for key, module in self.assembly.modules().items()
+            for name, p in module.named_parameters()
         }
         return {**self._parameters, **own}
 

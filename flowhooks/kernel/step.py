@@ -25,6 +25,9 @@ class Model(Protocol):
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor: ...
 
+    @property
+    def shift(self) -> float: ...
+
 
 @dataclass(kw_only=True, eq=False)
 class Step:
@@ -64,7 +67,9 @@ class Step:
             planned = [name for name, planned_role in self.assembly.plan.passes if planned_role == role]
             pending = [name for name in planned if (name, role) not in self._predictions and name in self.views]
             if view not in pending:
-                raise KeyError(f"nobody declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`")
+                raise KeyError(
+                    f"nobody declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`"
+                )
             group = [n for n in pending if self._fits(n, view)] if self.batch_views else [view]
             self._forward(group, role)
         return self._predictions[view, role]
@@ -91,7 +96,8 @@ class Step:
     def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
 
-        Gradients are averaged over processes, so the local share is scaled to make that average exact even when the processes
+        Gradients are averaged over processes, so the local share is scaled to make that average exact even when the
+        processes
         hold different numbers of counted samples. All of weight 0: 0, with zero gradient.
         """
         if weight is None:
@@ -106,12 +112,13 @@ class Step:
 
     def _forward(self, names: Sequence[str], role: str) -> None:
         views = [self.views[name] for name in names]
-        arguments = {} if views[0].r_sigma is None else {"r_sigma": batch_of([v.r_sigma for v in views])}
+        ends = [v.r_sigma for v in views if v.r_sigma is not None]
+        arguments = {"r_sigma": batch_of(ends)} if ends else {}
         condition = views[0].condition.join([v.condition for v in views[1:]])
         gradient = torch.is_grad_enabled() and role == POLICY
         with self.roles[role](), torch.set_grad_enabled(gradient):
             joint = self.model.predict(
-                batch_of([v.noisy for v in views]), batch_of([v.sigma for v in views]), condition, **arguments
+                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **arguments
             )
         self.forwards += 1
         sizes = [len(v.noisy) for v in views]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 
 class Condition(Protocol):
-    """What the model is conditioned on, for ``size`` samples. The engine only joins it; the probe knows what is inside."""
+    """What the model is conditioned on, for ``size`` samples. The engine only joins it; the probe knows what is
+    inside."""
 
     @property
     def size(self) -> int: ...
@@ -39,7 +40,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         if self.rejected is not None and self.rejected.shape != self.clean.shape:
-            raise ValueError(f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match")
+            raise ValueError(
+                f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match"
+            )
         if self.condition.size != len(self.clean):
             raise ValueError(f"`condition` holds {self.condition.size} samples, `clean` holds {len(self.clean)}")
 
@@ -78,8 +81,15 @@ class View:
         if self.state is not None:
             return self.state
         clean, noise = self._ends()
-        sigma = self._sigma(clean)
+        sigma = self.level.to(clean.dtype).reshape(-1, *[1] * (clean.dim() - 1))
         return (1 - sigma) * clean + sigma * noise
+
+    @property
+    def level(self) -> Tensor:
+        """``[B]`` sigma, which some hook must have given."""
+        if self.sigma is None:
+            raise ValueError(f"view {self.name!r} has no sigma yet; the hook that reads it must need 'sigma'")
+        return self.sigma
 
     @property
     def velocity(self) -> Tensor:
@@ -91,11 +101,6 @@ class View:
         if self.clean is None or self.noise is None:
             raise ValueError(f"view {self.name!r} has no clean latents and noise, so it has no straight-line velocity")
         return self.clean, self.noise
-
-    def _sigma(self, like: Tensor) -> Tensor:
-        if self.sigma is None:
-            raise ValueError(f"view {self.name!r} has no sigma yet; the hook that reads it must need 'sigma'")
-        return self.sigma.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -40,7 +40,9 @@ class Condition:
             values = [first, *(other.arguments[name] for other in others)]
             if len({v.shape[1:] for v in values}) > 1:
                 shapes = sorted({tuple(v.shape[1:]) for v in values})
-                raise ModelError(f"prompts give {name!r} of different shapes {shapes}; they cannot go through in one batch")
+                raise ModelError(
+                    f"prompts give {name!r} of different shapes {shapes}; they cannot go through in one batch"
+                )
             joined[name] = torch.cat(values)
         return Condition(joined)
 

@@ -68,7 +68,9 @@ def find_transformer(pipe: Any) -> str:
     """The attribute that holds the network the scheduler integrates."""
     if getattr(pipe, "transformer", None) is not None:
         return "transformer"
-    raise ModelError(f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines")
+    raise ModelError(
+        f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
+    )
 
 
 @contextmanager
@@ -106,7 +108,8 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, i
             run(pipe, **{**call, "prompt": PROMPTS[0], "num_inference_steps": STEPS, "output_type": "latent"})
         if len(seen.calls) != len(seen.steps):
             raise ModelError(
-                f"{type(pipe).__name__} calls its transformer {len(seen.calls)} times in {len(seen.steps)} steps without guidance; "
+                f"{type(pipe).__name__} calls its transformer {len(seen.calls)} times in {len(seen.steps)} steps "
+                f"without guidance; "
                 "the probe reads pipelines that call it once a step"
             )
         sample = _sample_argument(pipe, seen)
@@ -125,7 +128,9 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, i
             prompt_arguments=prompt,
             constants={n: v for n, v in one.items() if n not in (sample, time, *prompt)},
             call={n: v for n, v in call.items() if n not in arguments and n not in size},
-            shift=None if pipe.scheduler.config.get("use_dynamic_shifting") else float(pipe.scheduler.config.get("shift", 1.0)),
+            shift=None
+            if pipe.scheduler.config.get("use_dynamic_shifting")
+            else float(pipe.scheduler.config.get("shift", 1.0)),
             prediction_error=0.0,
         )
         return _verified(contract, pipe, transformer, seen)
@@ -156,7 +161,10 @@ def _sample_argument(pipe: Any, seen: Recording) -> str:
             for call, step in zip(seen.calls, seen.steps, strict=True)
         ):
             return name
-    raise ModelError(f"no transformer argument of {type(pipe).__name__} equals the scheduler's sample; this input layout is not supported yet")
+    raise ModelError(
+        f"no transformer argument of {type(pipe).__name__} equals the scheduler's sample; this input layout is not "
+        f"supported yet"
+    )
 
 
 def _time_argument(pipe: Any, seen: Recording, sample: str) -> tuple[str, float, float]:
@@ -173,7 +181,8 @@ def _time_argument(pipe: Any, seen: Recording, sample: str) -> tuple[str, float,
         if all(abs(scale * s + offset - t) <= 1e-4 * max(1.0, abs(scale)) for s, t in zip(sigmas, times, strict=True)):
             return name, scale, offset
         raise ModelError(
-            f"{name!r} of {type(pipe).__name__} takes the times {times} at the sigmas {sigmas}, which is not a linear unit of time"
+            f"{name!r} of {type(pipe).__name__} takes the times {times} at the sigmas {sigmas}, which is not a "
+            f"linear unit of time"
         )
     raise ModelError(f"no transformer argument of {type(pipe).__name__} changes with the time")
 
@@ -186,18 +195,24 @@ def _snapped(value: float) -> float:
 def _sign(pipe: Any, seen: Recording) -> int:
     for sign in (1, -1):
         if all(
-            isinstance(out, Tensor) and out.shape == step.velocity.shape and torch.allclose(sign * out.float(), step.velocity.float(), atol=PREDICTION)
+            isinstance(out, Tensor)
+            and out.shape == step.velocity.shape
+            and torch.allclose(sign * out.float(), step.velocity.float(), atol=PREDICTION)
             for out, step in zip(seen.outputs, seen.steps, strict=True)
         ):
             return sign
-    raise ModelError(f"what {type(pipe).__name__} gives its scheduler is not its transformer's output up to sign; not supported yet")
+    raise ModelError(
+        f"what {type(pipe).__name__} gives its scheduler is not its transformer's output up to sign; not supported yet"
+    )
 
 
 def _verified(contract: PipelineContract, pipe: Any, transformer: Any, seen: Recording) -> PipelineContract:
     worst = 0.0
     for call, step in zip(seen.calls, seen.steps, strict=True):
         prompt = {n: call[n] for n in contract.prompt_arguments}
-        time = contract.time(torch.tensor([step.sigma], device=step.sample.device)).to(call[contract.time_argument].dtype)
+        time = contract.time(torch.tensor([step.sigma], device=step.sample.device)).to(
+            call[contract.time_argument].dtype
+        )
         with torch.no_grad():
             arguments = {**contract.constants, **prompt, contract.sample_argument: call[contract.sample_argument]}
             output = transformer(**arguments, **{contract.time_argument: time})
@@ -205,7 +220,9 @@ def _verified(contract: PipelineContract, pipe: Any, transformer: Any, seen: Rec
         worst = max(worst, (velocity.float() - step.velocity.float()).abs().max().item())
     tolerance = PREDICTION if seen.steps[0].velocity.dtype == torch.float32 else 2e-2
     if worst > tolerance:
-        raise ModelError(f"{contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its scheduler")
+        raise ModelError(
+            f"{contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its scheduler"
+        )
     return PipelineContract(**{**vars(contract), "prediction_error": worst})
 
 

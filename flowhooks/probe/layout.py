@@ -1,6 +1,7 @@
 """How the scheduler's sample becomes what ``vae.decode`` gets, learnt by sending codes through the pipeline's own loop.
 
-``z = x[permutation] * scale + shift``, element by element. Zeros give the shift, ones the scale, and index codes the permutation.
+``z = x[permutation] * scale + shift``, element by element. Zeros give the shift, ones the scale, and index codes the
+permutation.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Layout:
     Args:
         sample_shape: one sample in the scheduler's space, without batch.
         vae_shape: the same sample as the VAE gets it.
-        permutation: ``[n]``; element i of the flattened VAE latent is element ``permutation[i]`` of the flattened sample.
+        permutation: ``[n]``; element i of the flattened VAE latent is element ``permutation[i]`` of the flattened
+            sample.
         scale, shift: ``[n]`` float64, in VAE order.
     """
 
@@ -91,20 +93,26 @@ def learn_layout(pipe: Any, transformer: Any, output: Any, call: dict[str, Any])
         ):
             run(pipe, **{**call, "num_inference_steps": 1, "output_type": "pt"})
         if seen.decoded is None or not seen.steps:
-            raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
+            raise ModelError(
+                f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout"
+            )
         return seen.steps[-1].sample, seen.decoded
 
     sample, _ = decoded(None)
     n = sample[0].numel()
     _, zeros = decoded(torch.zeros(n))
     if zeros.numel() != n:
-        raise ModelError(f"the VAE of {type(pipe).__name__} gets {zeros.numel()} numbers for a sample of {n}; not a permutation")
+        raise ModelError(
+            f"the VAE of {type(pipe).__name__} gets {zeros.numel()} numbers for a sample of {n}; not a permutation"
+        )
     shift = _flat(zeros)
     scale = _flat(decoded(torch.ones(n))[1]) - shift
     codes = torch.arange(n, dtype=torch.float32) / n
     permutation = ((_flat(decoded(codes)[1]) - shift) / scale * n).round().long()
     if not torch.equal(permutation.sort().values, torch.arange(n)):
-        raise ModelError(f"the latents of {type(pipe).__name__} at {tuple(sample.shape)} are not a permutation of its sample")
+        raise ModelError(
+            f"the latents of {type(pipe).__name__} at {tuple(sample.shape)} are not a permutation of its sample"
+        )
     layout = Layout(
         sample_shape=tuple(sample.shape[1:]),
         vae_shape=tuple(zeros.shape[1:]),
@@ -121,7 +129,9 @@ def _verify(layout: Layout, decoded: Any, n: int) -> None:
     back = _flat(decoded(layout.from_vae(z).float().flatten())[1])
     error = (back - z.flatten()).abs().max().item()
     if error > ROUND_TRIP * max(1.0, z.abs().max().item()):
-        raise ModelError(f"latent layout: the round trip through the pipeline is off by {error:.2g}, allowed {ROUND_TRIP:g}")
+        raise ModelError(
+            f"latent layout: the round trip through the pipeline is off by {error:.2g}, allowed {ROUND_TRIP:g}"
+        )
 
 
 def _flat(z: Tensor) -> Tensor:

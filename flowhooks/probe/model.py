@@ -1,4 +1,5 @@
-"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and out."""
+"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in
+and out."""
 
 from __future__ import annotations
 
@@ -46,19 +47,21 @@ class FlowModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network's own weights."""
-        return self.transformer.dtype
+        return next(self.transformer.parameters()).dtype
 
     @property
     def shift(self) -> float:
         """The scheduler's static shift of sigma."""
         if self.contract.shift is None:
             raise ModelError(
-                f"{self.contract.pipeline}'s scheduler shifts sigma by resolution; give timestep_schedule a `shift` as a number"
+                f"{self.contract.pipeline}'s scheduler shifts sigma by resolution; give timestep_schedule a `shift` "
+                f"as a number"
             )
         return self.contract.shift
 
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in [0, 1]."""
+        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``
+        in [0, 1]."""
         contract = self.contract
         output = self.transformer(
             **contract.constants,
@@ -82,7 +85,8 @@ class FlowModel:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels ``[B, 3, H, W]`` in [-1, 1] -> latents ``[B, ...]`` in sample space; the mode of the VAE's posterior."""
+        """Pixels ``[B, 3, H, W]`` in [-1, 1] -> latents ``[B, ...]`` in sample space; the mode of the VAE's
+        posterior."""
         vae = self.pipe.vae
         posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
         return self.layout(*pixels.shape[-2:]).from_vae(posterior.mode().float())
@@ -100,7 +104,9 @@ class FlowModel:
         layout = self._layout_of_shape.get(tuple(like.shape[1:]))
         if layout is None or layout.ordered:
             if mask.shape[-2:] != like.shape[-2:]:
-                raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {tuple(like.shape[-2:])}")
+                raise ModelError(
+                    f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {tuple(like.shape[-2:])}"
+                )
             return mask
         return layout.pack(mask.expand(-1, *layout.vae_shape))
 
@@ -113,8 +119,11 @@ class FlowModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the transformer's."""
-        digest = hashlib.sha256(json.dumps([self.contract.pipeline, self.arguments], sort_keys=True, default=str).encode())
+        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the
+        transformer's."""
+        digest = hashlib.sha256(
+            json.dumps([self.contract.pipeline, self.arguments], sort_keys=True, default=str).encode()
+        )
         for name, part in sorted(self.pipe.components.items()):
             if isinstance(part, nn.Module) and name != self.contract.transformer:
                 digest.update(f"{name} {type(part).__name__} {part.config!r}".encode())
@@ -136,7 +145,9 @@ class FlowModel:
             return learn_layout(self.pipe, self.transformer, output, call)
 
 
-def probe(pipe: Any, *, height: int | None = None, width: int | None = None, arguments: Mapping[str, Any] | None = None) -> FlowModel:
+def probe(
+    pipe: Any, *, height: int | None = None, width: int | None = None, arguments: Mapping[str, Any] | None = None
+) -> FlowModel:
     """Learn a pipeline's contract by running it for a few steps, and verify it.
 
     Args:

@@ -31,7 +31,8 @@ class StepRecord:
 
 @dataclass(kw_only=True)
 class Recording:
-    """What one run passed. ``calls[i]`` holds a transformer call's arguments by name, ``outputs[i]`` what it returned."""
+    """What one run passed. ``calls[i]`` holds a transformer call's arguments by name, ``outputs[i]`` what it
+    returned."""
 
     calls: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
@@ -77,8 +78,11 @@ def recording_calls(transformer: nn.Module, seen: Recording, *, stop: bool = Fal
 
 
 @contextmanager
-def recording_steps(scheduler: Any, seen: Recording, answer: Callable[[Tensor], Tensor] | None = None) -> Iterator[None]:
-    """Record every scheduler step. ``answer(sample)`` replaces the next sample, while the scheduler's own index moves on."""
+def recording_steps(
+    scheduler: Any, seen: Recording, answer: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[None]:
+    """Record every scheduler step. ``answer(sample)`` replaces the next sample, while the scheduler's own index moves
+    on."""
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.step_index is None:
@@ -93,7 +97,8 @@ def recording_steps(scheduler: Any, seen: Recording, answer: Callable[[Tensor], 
 
     if not hasattr(scheduler, "_init_step_index") or not hasattr(scheduler, "sigmas"):
         raise ModelError(
-            f"{type(scheduler).__name__} keeps no sigmas and step index, so it is no flow-matching scheduler that the probe can read; "
+            f"{type(scheduler).__name__} keeps no sigmas and step index, so it is no flow-matching scheduler that "
+            f"the probe can read; "
             "use a pipeline with FlowMatchEulerDiscreteScheduler"
         )
     with splice(scheduler, step=step):
@@ -109,7 +114,7 @@ def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
         raise Enough
 
     with untouched(vae):
-        vae.decode = decode
+        vars(vae)["decode"] = decode
         yield
 
 
@@ -133,7 +138,7 @@ def encoded_once(pipe: Any) -> Iterator[None]:
 def skipping_transformer(transformer: nn.Module, output: Any) -> Iterator[None]:
     """Answer every call with ``output`` instead of computing it."""
     with untouched(transformer):
-        transformer.forward = lambda *args, **kwargs: (output,)
+        vars(transformer)["forward"] = lambda *args, **kwargs: (output,)
         yield
 
 

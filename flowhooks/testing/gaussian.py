@@ -1,6 +1,7 @@
 """The analytic Gaussian flow: every quantity of the straight path in closed form, the oracle of the maths tests.
 
-For data ``N(m, S^2)`` per dimension and ``A(s) = (1 - s)^2 S^2 + s^2``, the marginal at ``s`` is ``N((1 - s) m, A(s))``.
+For data ``N(m, S^2)`` per dimension and ``A(s) = (1 - s)^2 S^2 + s^2``, the marginal at ``s`` is ``N((1 - s) m,
+A(s))``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class NoCondition:
 
 
 class GaussianModel(nn.Module):
-    """The analytic velocity plus a trainable linear term, as the engine's model: base, adapter and reference in three lines of maths.
+    """The analytic velocity plus a trainable linear term, as the engine's model: base, adapter and reference in three
+    lines of maths.
 
     ``v = v_exact(x, s) + on * (x W + b)``; ``W`` and ``b`` start at zero, as an adapter does.
 

@@ -7,7 +7,23 @@ from typing import Any
 
 import torch
 
-WORDS = "a the handwritten photo of zero one two three four five six seven eight nine".split()
+WORDS = [
+    "a",
+    "the",
+    "handwritten",
+    "photo",
+    "of",
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+]
 
 
 def clip_tokenizer(words: list[str], max_length: int) -> Any:
@@ -49,8 +65,14 @@ def clip_text_encoder(tokenizer: Any, width: int, projection: int) -> Any:
 
 
 def tiny_sd3() -> Any:
-    """A StableDiffusion3Pipeline for 16-pixel pictures: latents ``[4, 8, 8]``, two transformer blocks, one of dual attention."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    """A StableDiffusion3Pipeline for 16-pixel pictures: latents ``[4, 8, 8]``, two transformer blocks, one of dual
+    attention."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
 
     tokenizer = clip_tokenizer(WORDS, max_length=8)
     transformer = SD3Transformer2DModel(
@@ -101,9 +123,11 @@ BUILDERS: Mapping[str, Callable[[], Any]] = {"sd3": tiny_sd3}
 
 
 def tiny(name: str, *, seed: int = 0) -> Any:
-    """A tiny pipeline by name, one of :data:`BUILDERS`, with the same weights for the same seed; global random state is kept.
+    """A tiny pipeline by name, one of :data:`BUILDERS`, with the same weights for the same seed; global random state
+    is kept.
 
-    Parameters that start at zero (the last layer of most transformers) are made random, so that a wrong prediction shows.
+    Parameters that start at zero (the last layer of most transformers) are made random, so that a wrong prediction
+    shows.
     """
     if name not in BUILDERS:
         raise KeyError(f"no tiny pipeline {name!r}; there are {sorted(BUILDERS)}")

@@ -30,13 +30,15 @@ def reference_loss(model, batch, noise, *, beta, norm, dilate=0, masked=True, an
                 grown = torch.zeros_like(mask)
                 for y in range(4):
                     for x in range(6):
-                        grown[y, x] = mask[max(0, y - dilate) : y + dilate + 1, max(0, x - dilate) : x + dilate + 1].max()
+                        grown[y, x] = mask[
+                            max(0, y - dilate) : y + dilate + 1, max(0, x - dilate) : x + dilate + 1
+                        ].max()
                 mask = grown
             if mask.max() == 0:
                 continue
         err, pulls = {}, []
         for side, clean in (("w", batch.clean[i]), ("l", batch.rejected[i])):
-            s = torch.tensor(SIGMAS[i], dtype=torch.float64)
+            s = torch.tensor(SIGMAS[i]).double()
             noisy = (1 - s) * clean + s * noise[i]
             ref = FLOW.velocity(noisy, s)
             pol = ref + noisy @ model.weight + model.bias
@@ -78,13 +80,14 @@ def test_loss_and_gradients_equal_the_reference(norm, masked, anchor, sft, dilat
     )
     expected.backward()
     assert result.passes == 2
-    torch.testing.assert_close(result.loss, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-10, atol=1e-12)
     for name, p in model.named_parameters():
-        torch.testing.assert_close(mine[name], p.grad, rtol=1e-5, atol=1e-9)
+        torch.testing.assert_close(mine[name], p.grad, rtol=1e-9, atol=1e-12)
 
 
 def test_auto_beta_follows_its_formula():
-    """beta = 2 ln((1 - g) / g) / bias-corrected EMA(|margin|); with one pair a batch, |margin| is the logged margin's size."""
+    """beta = 2 ln((1 - g) / g) / bias-corrected EMA(|margin|); with one pair a batch, |margin| is the logged margin's
+    size."""
     hook = FlowDPO(beta=3.0, norm_type="mean", auto_beta=True, auto_beta_target_gf=0.2, auto_beta_decay=0.9)
     session = toy_session(toy_model(), hook)
     average = 0.0
@@ -209,7 +212,8 @@ def test_detectors():
 def test_seed_metrics_are_all_there():
     metrics = toy_session(toy_model(), FlowDPO(), MaskReducer()).step(toy_batch()).metrics
     asked = (
-        "loss beta margin win_adv lose_adv policy_win_err policy_lose_err ref_win_err ref_lose_err negative_margin_pct gradient_factor "
+        "loss beta margin win_adv lose_adv policy_win_err policy_lose_err ref_win_err ref_lose_err "
+        "negative_margin_pct gradient_factor "
         "drift_inside drift_outside lose_share lose_only_pct implicit_accuracy"
     )
     assert {f"flow_dpo_{name}" for name in asked.split()} <= set(metrics)

@@ -78,7 +78,8 @@ def test_rejected_view_shares_noise_sigma_and_prompt():
     main, rejected = seen["main"], seen["rejected"]
     assert rejected.noise is main.noise and rejected.sigma is main.sigma and rejected.condition is main.condition
     assert torch.equal(rejected.clean, batch.rejected)
-    assert torch.equal(main.noisy - rejected.noisy, (1 - main.sigma.reshape(-1, 1, 1, 1)) * (batch.clean - batch.rejected))
+    apart = (1 - main.sigma.reshape(-1, 1, 1, 1)) * (batch.clean - batch.rejected)
+    torch.testing.assert_close(main.noisy - rejected.noisy, apart)
 
 
 def test_a_batch_without_its_rejected_side_is_named():
@@ -87,12 +88,16 @@ def test_a_batch_without_its_rejected_side_is_named():
         session.step(replace(toy_batch(masked=False), rejected=None))
 
 
-@pytest.mark.parametrize("given", ["801,694,548,338", [801, 694, 548, 338], [0.801, 0.694, 0.548, 0.338], "0.801, 694, 0.548,338"])
+@pytest.mark.parametrize(
+    "given", ["801,694,548,338", [801, 694, 548, 338], [0.801, 0.694, 0.548, 0.338], "0.801, 694, 0.548,338"]
+)
 def test_timesteps_are_read_in_every_form(given):
     assert parse_timesteps(given) == pytest.approx([0.801, 0.694, 0.548, 0.338])
 
 
-@pytest.mark.parametrize(("given", "named"), [("801,x", "'x'"), ([0.0], "0.0"), ([1200], "1200"), ("", "''"), ([], "empty"), ([-1], "-1")])
+@pytest.mark.parametrize(
+    ("given", "named"), [("801,x", "'x'"), ([0.0], "0.0"), ([1200], "1200"), ("", "''"), ([], "empty"), ([-1], "-1")]
+)
 def test_timesteps_that_cannot_be_read_are_an_error(given, named):
     with pytest.raises(ValueError, match=named):
         parse_timesteps(given)
@@ -109,7 +114,7 @@ def test_round_robin_walks_the_list_and_offsets_the_ranks():
 
 def test_fixed_list_draws_only_from_the_list():
     sigmas = torch.cat([m["sigmas"] for m in drawn(50, flow_custom_timesteps=[0.8, 0.4])])
-    assert set(sigmas.tolist()) == {pytest.approx(0.8), pytest.approx(0.4)} or sorted(set(sigmas.tolist())) == pytest.approx([0.4, 0.8])
+    assert sorted(set(sigmas.tolist())) == pytest.approx([0.4, 0.8])
     assert 60 < int((sigmas > 0.6).sum()) < 140
 
 

@@ -46,7 +46,12 @@ def test_two_hooks_of_one_type_are_ordered_by_their_options():
 
 def test_passes_are_counted_once():
     found = planned("flow_dpo", "anchor_regularizer")
-    assert found.passes == (("main", "policy"), ("rejected", "policy"), ("main", "reference"), ("rejected", "reference"))
+    assert found.passes == (
+        ("main", "policy"),
+        ("rejected", "policy"),
+        ("main", "reference"),
+        ("rejected", "reference"),
+    )
     assert found.roles == ("policy", "reference")
     assert planned().passes == (("main", "policy"),)
 
@@ -84,7 +89,9 @@ def test_a_circle_is_an_error():
 
 def test_target_slots_are_one_per_view():
     def target(view, i):
-        return Declaration(type=f"t{i}", where=f"$.hooks[{i}]", slots=frozenset({f"target:{view}"}), gives=frozenset({f"{i}"}))
+        return Declaration(
+            type=f"t{i}", where=f"$.hooks[{i}]", slots=frozenset({f"target:{view}"}), gives=frozenset({f"{i}"})
+        )
 
     sigma = Declaration(type="s", where="-", gives=frozenset({"sigma"}))
     plan([target("main", 0), target("rejected", 1), sigma], ())

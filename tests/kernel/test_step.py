@@ -55,7 +55,9 @@ def test_forwards_are_the_distinct_pairs(batch_views):
 
 
 def test_batched_and_single_views_agree():
-    losses = [toy_session(toy_model(), FlowDPO(), batch_views=b).step(toy_batch(masked=False)).loss for b in (True, False)]
+    losses = [
+        toy_session(toy_model(), FlowDPO(), batch_views=b).step(toy_batch(masked=False)).loss for b in (True, False)
+    ]
     torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
 
 
@@ -86,9 +88,7 @@ def test_weighted_mean_is_the_global_one():
     weights = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])]
     shares = []
     for rank in (0, 1):
-        session = toy_session(
-            toy_model(), Extra(), rank=rank, world_size=2, all_reduce=lambda t: torch.tensor(3.0)
-        )
+        session = toy_session(toy_model(), Extra(), rank=rank, world_size=2, all_reduce=lambda t: torch.tensor(3.0))
         got = {}
         session.assembly.metrics = lambda step, got=got, rank=rank: {"m": step.mean(values[rank], weights[rank])} | got
         shares.append(session.step(toy_batch(2, masked=False)).metrics["m"])

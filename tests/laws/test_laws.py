@@ -14,7 +14,9 @@ from flowhooks.hooks.registry import HOOKS
 from tests.laws.cases import ADAPTERS, ANCHOR, DPO, MASK, RECIPES, WALK, batch_for, looping, run_document, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-everywhere = pytest.mark.parametrize(("recipe", "adapter"), [*itertools.product(["masked_flow_dpo"], ADAPTERS), *((r, "lora") for r in RECIPES)])
+everywhere = pytest.mark.parametrize(
+    ("recipe", "adapter"), [*itertools.product(["masked_flow_dpo"], ADAPTERS), *((r, "lora") for r in RECIPES)]
+)
 
 
 def trace(pipe) -> dict:
@@ -25,7 +27,8 @@ def trace(pipe) -> dict:
         "attributes": {name: sorted(vars(m)) for name, m in modules.items()},
         "identities": {name: id(m) for name, m in modules.items()},
         "hooks": {
-            name: [len(h) for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)] for name, m in modules.items()
+            name: [len(h) for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+            for name, m in modules.items()
         },
         "keys": list(pipe.transformer.state_dict()),
         "weights": {k: v.clone() for k, v in pipe.transformer.state_dict().items()},
@@ -38,7 +41,9 @@ def trace(pipe) -> dict:
 
 def picture(pipe) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    return pipe("one", num_inference_steps=3, guidance_scale=2.0, output_type="pt", generator=generator, max_sequence_length=8).images
+    return pipe(
+        "one", num_inference_steps=3, guidance_scale=2.0, output_type="pt", generator=generator, max_sequence_length=8
+    ).images
 
 
 def assert_same(before: dict, after: dict) -> None:
@@ -118,7 +123,9 @@ def test_law_3_a_weight_of_zero_changes_no_bit(plain, zeroed):
 
 
 def test_law_4_the_order_in_json_changes_no_bit():
-    orders = [run_document("sft", "lora") | {"hooks": list(p)} for p in itertools.permutations([DPO, MASK, ANCHOR, WALK])]
+    orders = [
+        run_document("sft", "lora") | {"hooks": list(p)} for p in itertools.permutations([DPO, MASK, ANCHOR, WALK])
+    ]
     first, *others = [gradients(d) for d in orders[::5]]
     for other in others:
         assert_bit_equal(first, other)

@@ -1,4 +1,5 @@
-"""The probe on a real, tiny Stable Diffusion 3: what it learns equals what the pipeline does, and it leaves no trace."""
+"""The probe on a real, tiny Stable Diffusion 3: what it learns equals what the pipeline does, and it leaves no
+trace."""
 
 from __future__ import annotations
 
@@ -82,7 +83,11 @@ def test_a_packed_layout_moves_masks_with_the_latents():
 
     order = torch.randperm(16)
     layout = Layout(
-        sample_shape=(4, 4), vae_shape=(1, 4, 4), permutation=order, scale=torch.full((16,), 2.0), shift=torch.full((16,), 0.5)
+        sample_shape=(4, 4),
+        vae_shape=(1, 4, 4),
+        permutation=order,
+        scale=torch.full((16,), 2.0),
+        shift=torch.full((16,), 0.5),
     )
     sample = torch.randn(2, 4, 4)
     z = layout.to_vae(sample)
@@ -93,7 +98,11 @@ def test_a_packed_layout_moves_masks_with_the_latents():
 
 def test_probing_leaves_no_trace(tiny_sd3, short_prompts):
     def traces():
-        parts = [tiny_sd3, tiny_sd3.scheduler, *(m for m in tiny_sd3.components.values() if isinstance(m, torch.nn.Module))]
+        parts = [
+            tiny_sd3,
+            tiny_sd3.scheduler,
+            *(m for m in tiny_sd3.components.values() if isinstance(m, torch.nn.Module)),
+        ]
         hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in tiny_sd3.transformer.modules()]
         return [(type(p), sorted(vars(p))) for p in parts], hooks, tiny_sd3.transformer.training
 
