@@ -108,7 +108,7 @@ class Step:
 
     def _fits(self, name: str, other: str) -> bool:
         a, b = self.views[name], self.views[other]
-        return a.noisy.shape[1:] == b.noisy.shape[1:] and (a.r_sigma is None) == (b.r_sigma is None)
+        return a.shape[1:] == b.shape[1:] and (a.r_sigma is None) == (b.r_sigma is None)
 
     def _forward(self, names: Sequence[str], role: str) -> None:
         views = [self.views[name] for name in names]
@@ -121,6 +121,6 @@ class Step:
                 batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **arguments
             )
         self.forwards += 1
-        sizes = [len(v.noisy) for v in views]
+        sizes = [v.shape[0] for v in views]
         for name, prediction in zip(names, joint.split(sizes), strict=True):
             self._predictions[name, role] = prediction

@@ -85,6 +85,11 @@ class View:
         return (1 - sigma) * clean + sigma * noise
 
     @property
+    def shape(self) -> torch.Size:
+        """``[B, ...]`` of the noisy state."""
+        return (self.state if self.state is not None else self._ends()[0]).shape
+
+    @property
     def level(self) -> Tensor:
         """``[B]`` sigma, which some hook must have given."""
         if self.sigma is None:

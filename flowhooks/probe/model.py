@@ -126,7 +126,7 @@ class FlowModel:
         )
         for name, part in sorted(self.pipe.components.items()):
             if isinstance(part, nn.Module) and name != self.contract.transformer:
-                digest.update(f"{name} {type(part).__name__} {part.config!r}".encode())
+                digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
                 for key, weight in part.state_dict().items():
                     flat = weight.detach().flatten()
                     digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -143,6 +143,13 @@ class FlowModel:
                 run(self.pipe, **{**call, "num_inference_steps": 1, "output_type": "latent"})
             output = torch.zeros_like(seen.calls[0][self.contract.sample_argument])
             return learn_layout(self.pipe, self.transformer, output, call)
+
+
+def _settings(part: nn.Module) -> str:
+    """A component's config without what tells where it was loaded from or by which version."""
+    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def probe(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from flowhooks.testing.gaussian import GaussianFlow, GaussianModel, NoCondition
-from flowhooks.testing.tiny import tiny
+from flowhooks.testing.tiny import PIPELINES, tiny
 
-__all__ = ["GaussianFlow", "GaussianModel", "NoCondition", "tiny"]
+__all__ = ["GaussianFlow", "GaussianModel", "NoCondition", "PIPELINES", "tiny"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
 
 import pytest
@@ -194,3 +195,17 @@ def test_law_8_no_host_sync_unless_logged(recipe, adapter):
 def test_the_sync_detector_detects():
     with pytest.raises(AssertionError, match="makes the host wait"), NoSync():
         float(torch.ones(()))
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_weights_are_held_once(adapter):
+    """The reference is the same network with its adapter off: no tensor alive after a step is a copy of a base weight."""
+    with looping("masked_flow_dpo", adapter) as loop:
+        loop.advance(2)
+        base = [p for p in loop.model.transformer.parameters() if not p.requires_grad and p.numel() >= 1024]
+        assert base
+        gc.collect()
+        alive = [t for t in gc.get_objects() if isinstance(t, torch.Tensor) and not t.is_sparse]
+        for weight in base:
+            twins = {t.data_ptr() for t in alive if t.shape == weight.shape and torch.equal(t, weight)}
+            assert twins == {weight.data_ptr()}

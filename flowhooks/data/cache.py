@@ -1,0 +1,89 @@
+"""Latents, masks and text conditions, computed once and kept on disk.
+
+An entry is named by the content of its file, how it is cut, the model, and the number type. Change any of them and
+another entry is made; the old one is never read by mistake, nor removed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from flowhooks.data.dataset import CachedDataset, Entries
+from flowhooks.data.encode import Captions, Encoder, Masks, Pictures
+from flowhooks.data.records import Audit
+from flowhooks.data.store import DamagedEntry, Store, entry_key
+from flowhooks.errors import DataError, Problem
+
+if TYPE_CHECKING:
+    from flowhooks.probe import FlowModel
+
+
+def build_cache(
+    audit: Audit, model: FlowModel, cache_dir: Path | str, *, progress: bool = True, batch_size: int = 8
+) -> CachedDataset:
+    """Make every entry that is missing and check every entry that is there, `batch_size` at a time.
+
+    Several processes may build one cache at once; it is quicker to let the first one finish before the others start.
+
+    Raises DataError naming every image that cannot be decoded or that the model turns into NaN, every cache file that
+    holds NaN, or the file that the disk refused.
+    """
+    entries = Entries(Store(Path(cache_dir).expanduser()))
+    entries.store.sweep()
+    records = audit.records
+    sides = ((path, record.geometry) for record in records for path in (record.image, record.rejected) if path)
+    grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
+    latents = _fill(entries, Pictures(model, audit.digests), sides, progress, batch_size)
+    pairs = ((path, record.geometry) for record in records for path in record.masks)
+    return CachedDataset(
+        records=records,
+        entries=entries,
+        latents=latents,
+        masks=_fill(entries, Masks(grids, audit.digests), pairs, progress, batch_size),
+        captions=_fill(entries, Captions(model), ("", *audit.captions), progress, batch_size),
+        provides=audit.provides,
+    )
+
+
+def _latent_grid(model: FlowModel, height: int, width: int) -> tuple[int, int]:
+    try:
+        shape = model.layout(height, width).vae_shape
+    except ValueError as error:  # the pipeline's own check of its arguments
+        message = f"the pipeline refuses pictures of {width}x{height}: {error}; set `resolution` to a size it takes"
+        raise DataError(message) from None
+    return shape[-2], shape[-1]
+
+
+def _fill(entries: Entries, encoder: Encoder, items: Iterable[Any], progress: bool, batch_size: int) -> dict[Any, str]:
+    abouts = {item: encoder.about(item) for item in dict.fromkeys(items)}
+    keys = {item: entry_key(about) for item, about in abouts.items()}
+    problems: list[Problem] = []
+    # One content under several names is one entry.
+    items_by_key = {key: item for item, key in keys.items()}
+    waiting = [item for key, item in items_by_key.items() if not _is_there(entries, encoder.kind, key, problems)]
+    with tqdm(total=len(waiting), desc=encoder.title, unit="", disable=not (progress and waiting)) as bar:
+        for at in range(0, len(waiting), batch_size):
+            chunk = waiting[at : at + batch_size]
+            for item, tensors in encoder.encode(chunk):
+                entries.add(encoder.kind, keys[item], tensors, abouts[item])
+            bar.update(len(chunk))
+    problems += encoder.problems
+    if problems:
+        raise DataError(problems)
+    return keys
+
+
+def _is_there(entries: Entries, kind: str, key: str, problems: list[Problem]) -> bool:
+    try:
+        return entries.find(kind, key) is not None
+    except DamagedEntry as error:
+        warnings.warn(f"the cache entry {error} is damaged; it is made again", stacklevel=4)
+        return False
+    except DataError as error:
+        problems += error.problems
+        return True

@@ -1,0 +1,145 @@
+"""The cached samples, and how they become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from flowhooks.data.geometry import Geometry
+from flowhooks.data.records import Record
+from flowhooks.data.store import DamagedEntry, Store
+from flowhooks.errors import DataError, Problem
+from flowhooks.kernel import Batch
+
+IN_MEMORY_BYTES = 512 * 2**20
+
+
+class Entries:
+    """Cache entries, the first `limit` bytes of them kept in memory."""
+
+    def __init__(self, store: Store, limit: int = IN_MEMORY_BYTES):
+        self.store = store
+        self._left = limit
+        self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
+
+    def find(self, kind: str, key: str) -> dict[str, Tensor] | None:
+        """The tensors of an entry, None if there is none. Raises like Store.read."""
+        kept = self._kept.get((kind, key))
+        if kept is None and (kept := self.store.read(kind, key)) is not None:
+            self._keep(kind, key, kept)
+        return kept
+
+    def read(self, kind: str, key: str) -> dict[str, Tensor]:
+        """The tensors of an entry that was there when the run began. Raises DataError if it is gone or damaged."""
+        try:
+            found = self.find(kind, key)
+        except DamagedEntry as error:
+            message = f"the cache entry {error} was damaged during the run; start again with `--resume latest`"
+            raise DataError(message) from None
+        if found is None:
+            message = "was removed during the run; start again with `--resume latest` and it is made again"
+            raise DataError(Problem(message, str(self.store.path(kind, key))))
+        return found
+
+    def add(self, kind: str, key: str, tensors: dict[str, Tensor], about: Mapping[str, Any]) -> None:
+        """Write an entry. Raises like Store.write."""
+        self.store.write(kind, key, tensors, about)
+        self._keep(kind, key, tensors)
+
+    def _keep(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size <= self._left:
+            self._left -= size
+            # A slice of a batch would keep the whole batch alive.
+            self._kept[kind, key] = {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+class CachedDataset(Dataset):
+    """Samples of latents, condition and mask, in the order of the audit's records. Made by build_cache.
+
+    Args:
+        records: the audit's.
+        entries: where the tensors are.
+        latents, masks: (file, geometry) -> entry key.
+        captions: caption -> entry key; the empty caption is among them.
+        provides: the audit's; what is not in it is left out of every sample.
+    """
+
+    def __init__(
+        self,
+        *,
+        records: Sequence[Record],
+        entries: Entries,
+        latents: Mapping[tuple[Path, Geometry], str],
+        masks: Mapping[tuple[Path, Geometry], str],
+        captions: Mapping[str, str],
+        provides: frozenset[str],
+    ):
+        self.records = records
+        self.provides = provides
+        self._entries = entries
+        self._latents = latents
+        self._masks = masks
+        self._captions = captions
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`.
+
+        Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
+        """
+        record = self.records[index]
+        return {
+            "clean": self._picture(record.image, record.geometry),
+            "rejected": self._rejected(record),
+            "mask": self._mask(record),
+            "condition": self.condition(record.caption),
+            "file": str(record.image),
+        }
+
+    def condition(self, caption: str) -> Any:
+        """The condition of one caption of the data set, or of the empty one; size 1, on the CPU."""
+        from flowhooks.probe import Condition
+
+        return Condition(self._entries.read("text", self._captions[caption]))
+
+    def _picture(self, path: Path, geometry: Geometry) -> Tensor:
+        return self._entries.read("latents", self._latents[path, geometry])["latents"]
+
+    def _rejected(self, record: Record) -> Tensor | None:
+        if record.rejected is None or "rejected" not in self.provides:
+            return None
+        return self._picture(record.rejected, record.geometry)
+
+    def _mask(self, record: Record) -> Tensor | None:
+        if "mask" not in self.provides:
+            return None
+        masks = [self._entries.read("masks", self._masks[path, record.geometry])["mask"] for path in record.masks]
+        # Where other samples have masks, one without trains everywhere.
+        return torch.stack(masks).prod(0) if masks else None
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
+    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`."""
+    condition = items[0]["condition"]
+    return Batch(
+        clean=torch.stack([item["clean"] for item in items]),
+        condition=condition.join([item["condition"] for item in items[1:]]),
+        rejected=_stack([item["rejected"] for item in items]),
+        mask=_stack([item["mask"] for item in items]),
+        files=tuple(item["file"] for item in items),
+    )
+
+
+def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not present:
+        return None
+    return torch.stack([torch.ones_like(present[0]) if tensor is None else tensor for tensor in tensors])

@@ -1,0 +1,72 @@
+"""One crop box for a training image and all its partners.
+
+The box is held in fractions of the upright image, so the same region is cut from partners of another size, and resizing
+and cropping are one resampling.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Where a sample is cut and how large it becomes.
+
+    Args:
+        width: pixels of the result.
+        height: pixels of the result.
+        box: left, top, right, bottom of the region to keep, as fractions in [0, 1] of the upright source.
+    """
+
+    width: int
+    height: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The box in pixels of a source of `width` x `height`."""
+        left, top, right, bottom = self.box
+        return (left * width, top * height, right * width, bottom * height)
+
+    def enlarges(self, width: int, height: int) -> bool:
+        """Whether a source of `width` x `height` has fewer pixels in the box than the result."""
+        left, top, right, bottom = self.pixels(width, height)
+        # Half a pixel of slack: a partner of nearly the same aspect is not called too small for a rounding.
+        return right - left < self.width - 0.5 or bottom - top < self.height - 0.5
+
+
+def target_size(resolution: int | list[int] | None, width: int, height: int) -> tuple[int, int]:
+    """Width and height to train at: a square for an int, `[height, width]` for a pair, the image's own for None."""
+    if resolution is None:
+        return width, height
+    if isinstance(resolution, int):
+        return resolution, resolution
+    target_height, target_width = resolution
+    return target_width, target_height
+
+
+def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, key: str) -> Geometry:
+    """The largest region of a `width` x `height` image with the aspect of `target` (width, height).
+
+    `crop` is `center` or `random`; a random crop depends on `key` alone, so that it is the same in every run and epoch.
+    """
+    target_width, target_height = target
+    scale = max(target_width / width, target_height / height)
+    kept_width, kept_height = min(target_width / scale, width), min(target_height / scale, height)
+    left = _offset(width - kept_width, crop, f"{key}/x")
+    top = _offset(height - kept_height, crop, f"{key}/y")
+    return Geometry(
+        width=target_width,
+        height=target_height,
+        box=(left / width, top / height, (left + kept_width) / width, (top + kept_height) / height),
+    )
+
+
+def _offset(spare: float, crop: str, key: str) -> int:
+    # Whole pixels, so that a crop without a resize leaves the pixels as they are.
+    whole = math.floor(spare + 1e-9)
+    if crop == "center":
+        return whole // 2
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % (whole + 1)

@@ -1,0 +1,133 @@
+"""Is this file an image that training can read? Answered from its bytes, without decoding pixels.
+
+A header alone would let a file cut in half through to the middle of a run, so the whole structure is walked: every PNG
+chunk with its checksum up to the end chunk, every JPEG segment up to the scan and then the end marker, the lengths that
+a WebP and a BMP declare. What only a decoder can notice is caught when the latents are cached, before training starts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+# Pillow's own threshold for a probable decompression bomb, fixed here because a caller may have switched Pillow's off.
+MAX_PIXELS = 89_478_485
+ORIENTATION = 0x0112
+SIDEWAYS = (5, 6, 7, 8)
+JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
+
+
+class BadImage(Exception):
+    """The file is not an image that flowhooks can train on; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """What the audit knows of one image file.
+
+    Args:
+        path: the file.
+        width: pixels, after the EXIF orientation is applied.
+        height: pixels, after the EXIF orientation is applied.
+        digest: sha256 of the file's bytes, hexadecimal.
+    """
+
+    path: Path
+    width: int
+    height: int
+    digest: str
+
+    @property
+    def size(self) -> str:
+        """`width x height`, for messages."""
+        return f"{self.width}x{self.height}"
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Read the file once; return its upright size and digest.
+
+    Raises BadImage if it is empty, no PNG, JPEG, WebP or BMP, damaged, animated, or too large to decode safely; OSError
+    if it cannot be read.
+    """
+    data = path.read_bytes()
+    if not data:
+        raise BadImage("is empty (0 bytes)")
+    try:
+        with warnings.catch_warnings():
+            # The bomb limit is checked below, as an error; Pillow's warnings on metadata do not concern training.
+            warnings.simplefilter("ignore")
+            with Image.open(BytesIO(data), formats=FORMATS) as image:
+                return _facts(path, data, image)
+    except BadImage:
+        raise
+    except Image.UnidentifiedImageError:
+        what = "is not a PNG, JPEG, WebP or BMP image, or damaged in its first bytes"
+        raise BadImage(f"{what} (it begins with {data[:12]!r})") from None
+    except Image.DecompressionBombError:
+        raise BadImage(f"declares more than {2 * MAX_PIXELS:,} pixels, like a decompression bomb") from None
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise BadImage(f"is damaged ({error})") from None
+
+
+def _facts(path: Path, data: bytes, image: Image.Image) -> ImageFacts:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"has {width * height:,} pixels; more than {MAX_PIXELS:,} is refused as a decompression bomb")
+    # A phone's JPEG may carry a second picture (MPO) without being an animation.
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise BadImage("is animated; save the frame to train on as a still image")
+    turned = _orientation(data, image) in SIDEWAYS
+    match image.format:
+        case "PNG":
+            Image.open(BytesIO(data), formats=("PNG",)).verify()
+        case "WEBP":
+            _check_length(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
+        case "BMP":
+            _check_bmp(data, image)
+        case _:
+            _check_jpeg(data)
+    if turned:
+        width, height = height, width
+    return ImageFacts(path=path, width=width, height=height, digest=hashlib.sha256(data).hexdigest())
+
+
+def _orientation(data: bytes, image: Image.Image) -> int:
+    # Pillow decodes a whole PNG to look for EXIF behind the pixels, so look for it only where there is some.
+    if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
+        return 1
+    return image.getexif().get(ORIENTATION, 1)
+
+
+def _check_length(found: int, declared: int) -> None:
+    if found < declared:
+        raise BadImage(f"is cut off: {found:,} of {declared:,} bytes are there")
+
+
+def _check_bmp(data: bytes, image: Image.Image) -> None:
+    start, _, width, height, _, bits, compression = struct.unpack_from("<IIiiHHI", data, 10)
+    if compression in (0, 3) and (abs(width), abs(height)) == image.size:
+        _check_length(len(data), start + (abs(width) * bits + 31) // 32 * 4 * abs(height))
+
+
+def _check_jpeg(data: bytes) -> None:
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker in JPEG_WITHOUT_LENGTH:
+            at += 2
+        elif marker == 0xDA:
+            if data.find(b"\xff\xd9", at) < 0:
+                raise BadImage("is cut off: the JPEG end marker is missing")
+            return
+        else:
+            at += 2 + struct.unpack_from(">H", data, at + 2)[0]
+    raise BadImage("is cut off or damaged: its JPEG segments end before the picture begins")

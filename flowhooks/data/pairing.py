@@ -1,0 +1,123 @@
+"""The whole pairing, looked at before any weight loads. Free of torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flowhooks.data.captions import read_captions
+from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.folders import DataSet, read_folder
+from flowhooks.data.links import link
+from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
+from flowhooks.data.records import Audit, Record
+from flowhooks.errors import DataError
+
+if TYPE_CHECKING:
+    from flowhooks.config import Datasets
+
+MASK_TYPES = ("mask", "segmentation")
+
+
+def audit(datasets: Datasets) -> Audit:
+    """Read every file of every data set and pair them by relative path stem.
+
+    `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
+    every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
+    may differ. Files in a conditioning set that no image asks for are a warning.
+
+    Raises DataError with every problem found.
+    """
+    found = Findings(datasets.source, datasets.root)
+    links = link(datasets.blocks, found)
+    sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    records: list[Record] = []
+    lines: list[str] = []
+    for i, linked in links.items():
+        partners = [sets[j] for j in linked]
+        records += _pair(sets[i], partners, found)
+        lines.append(_line(sets[i], partners))
+    warn_of_orphans(links, sets, found)
+    _check_one_size(records, sets, found)
+    if found.problems:
+        raise DataError(found.problems)
+    return _conclude(records, sets, lines, found)
+
+
+def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
+    captions = read_captions(images.block, images.path, {stem: f.path for stem, f in images.images.items()}, found)
+    for partner in partners:
+        check_partner(images, partner, found)
+    geometries = plan_geometries(images, partners, found)
+    rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
+    mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
+    records: list[Record] = []
+    for stem, facts in images.images.items():
+        if stem not in captions or any(stem not in each.images for each in partners):
+            continue
+        for rejected in rejected_sets or (None,):
+            records.append(
+                Record(
+                    key=stem,
+                    dataset=images.id,
+                    image=facts.path,
+                    caption=captions[stem],
+                    rejected=rejected.images[stem].path if rejected else None,
+                    masks=tuple(each.images[stem].path for each in mask_sets),
+                    geometry=geometries[stem],
+                )
+            )
+    return records * (1 + images.block["repeats"])
+
+
+def _check_one_size(records: list[Record], sets: list[DataSet], found: Findings) -> None:
+    example: dict[tuple[int, int], Record] = {}
+    for record in records:
+        example.setdefault((record.width, record.height), record)
+    if len(example) > 1:
+        shown = [f"{w}x{h} ({record.dataset}: {record.key})" for (w, h), record in sorted(example.items())]
+        path = next(each.path for each in sets if each.id == records[0].dataset)
+        found.problem(
+            f"{path}.resolution",
+            f"the samples come in {len(example):,} sizes: {some(shown)}; a batch needs one: set `resolution` to it in "
+            "every image data set",
+        )
+
+
+def _line(images: DataSet, partners: list[DataSet]) -> str:
+    parts = [count(len(images.images), "image")]
+    parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
+    return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
+
+
+def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
+    digests = {facts.path: facts.digest for each in sets for facts in each.images.values()}
+    files: dict[str, set[Any]] = {
+        "images": {record.image for record in records},
+        "rejected": {record.rejected for record in records if record.rejected},
+        "masks": {mask for record in records for mask in record.masks},
+        "captions": {record.caption for record in records},
+    }
+    return Audit(
+        records=tuple(records),
+        digests=digests,
+        counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
+        provides=_provided(records, found),
+        report=(*lines, *found.notes),
+        warnings=tuple(found.warnings),
+    )
+
+
+def _provided(records: list[Record], found: Findings) -> frozenset[str]:
+    provides = {"image"}
+    unpaired = sum(record.rejected is None for record in records)
+    unmasked = sum(not record.masks for record in records)
+    if not unpaired:
+        provides.add("rejected")
+    elif unpaired < len(records):
+        share = f"{unpaired:,} of {len(records):,}"
+        found.warnings.append(f"{share} samples have no rejected side, so none is offered to hooks")
+    if unmasked < len(records):
+        provides.add("mask")
+        if unmasked:
+            found.warnings.append(f"{unmasked:,} of {len(records):,} samples have no mask; they train everywhere")
+    return frozenset(provides)

@@ -1,0 +1,12 @@
+from __future__ import annotations
+
+import pytest
+
+from flowhooks.probe import FlowModel, probe
+from flowhooks.testing import tiny
+
+
+@pytest.fixture(scope="session")
+def model() -> FlowModel:
+    """The tiny SD3 pipeline, probed. Latents of 16-pixel pictures are `[4, 8, 8]`."""
+    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})

@@ -1,0 +1,286 @@
+"""The audit on real folders: what it accepts, and one clear problem for each fault."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from flowhooks.data import audit
+from flowhooks.errors import DataError
+from tests.data.folders import (
+    PAIR,
+    TRIPLE,
+    audit_in,
+    image_set,
+    load,
+    partner_set,
+    problems_in,
+    write_image,
+    write_mask,
+    write_pairs,
+)
+
+NAMES = ("a", "b", "sub/c")
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_pairs(tmp_path, NAMES)
+    return tmp_path
+
+
+def test_a_sound_pairing_is_counted_and_reported(root):
+    result = audit_in(root, TRIPLE)
+    assert result.counts == {"samples": 3, "images": 3, "rejected": 3, "masks": 3, "captions": 3}
+    assert result.provides == {"image", "rejected", "mask"}
+    assert result.warnings == ()
+    assert result.report[0] == "win: 3 images, 3 reference_strict from 'lose', 3 mask from 'mask'; captions by textfile"
+    assert [record.key for record in result.records] == list(NAMES)
+    record = result.records[2]
+    assert record.caption == "a photo of sub/c" and (record.width, record.height) == (16, 16)
+    assert record.image == root / "win/sub/c.png"
+    assert record.rejected == root / "lose/sub/c.png"
+    assert record.masks == (root / "mask/sub/c.png",)
+    assert set(result.digests) >= {record.image, record.rejected, *record.masks}
+
+
+def test_pairs_match_by_stem_whatever_the_suffix(root):
+    (root / "lose/a.png").unlink()
+    write_image(root / "lose/a.JPG", seed=9)
+    assert audit_in(root, PAIR).records[0].rejected == root / "lose/a.JPG"
+
+
+def test_several_rejected_sets_give_a_record_each_and_all_masks_apply(root):
+    for name in NAMES:
+        write_image(root / "worse" / f"{name}.png", seed=50)
+        write_mask(root / "zone" / f"{name}.png", np.full((16, 16), 128))
+    result = audit_in(
+        root,
+        [
+            image_set("win", conditioning_data=["lose", "mask", "zone"]),
+            partner_set("lose", "reference_strict"),
+            partner_set("worse", "reference_strict", source_dataset_id="win"),
+            partner_set("mask", "mask"),
+            partner_set("zone", "segmentation"),
+        ],
+    )
+    assert [(record.key, record.rejected.parts[-len(record.key.split("/")) - 1]) for record in result.records] == [
+        (name, rejected) for name in NAMES for rejected in ("lose", "worse")
+    ]
+    assert all(
+        record.masks == (root / f"mask/{record.key}.png", root / f"zone/{record.key}.png") for record in result.records
+    )
+
+
+def test_repeats_are_additional_rounds(root):
+    result = audit_in(root, [image_set("win", repeats=2)])
+    assert result.counts["samples"] == 9 and result.counts["images"] == 3
+    assert result.provides == {"image"}
+
+
+def test_the_audit_loads_no_torch(root):
+    load(root, TRIPLE)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom tests.data.folders import audit_in, TRIPLE\n"
+        f"audit_in(Path({str(root)!r}), TRIPLE)\nassert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_missing_partners_are_named_up_to_twenty_with_the_total(tmp_path):
+    write_pairs(tmp_path, [f"{i:02d}" for i in range(30)])
+    for i in range(5, 30):
+        (tmp_path / f"lose/{i:02d}.png").unlink()
+    (problem,) = problems_in(tmp_path, PAIR)
+    assert problem.startswith("$[1].instance_data_dir: 25 of 30 images of 'win' have no partner in 'lose': 05, 06, ")
+    assert "24 and 5 more;" in problem and "25" not in problem.split("'lose': ")[1]
+
+
+def test_a_partner_in_another_case_is_pointed_at(root):
+    (root / "lose/a.png").rename(root / "lose/A.png")
+    (problem,) = problems_in(root, PAIR)
+    assert "1 of 3 images" in problem and "('A' is there, 'a' is not)" in problem
+
+
+def test_partners_that_no_image_asks_for_are_a_warning(root):
+    write_image(root / "lose/extra.png", seed=77)
+    result = audit_in(root, PAIR)
+    assert result.warnings == ("lose: 1 file that no image asks for: extra",)
+    assert len(result.records) == 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda data: b"", "is empty (0 bytes)"),
+        (lambda data: b"some text", "is not a PNG"),
+        (lambda data: data[: len(data) // 2], "damaged"),
+    ],
+)
+@pytest.mark.parametrize(("folder", "path"), [("win", "$[0]"), ("lose", "$[1]"), ("mask", "$[2]")])
+def test_an_unusable_file_is_one_problem_at_its_set(root, damage, said, folder, path):
+    file = root / folder / "a.png"
+    file.write_bytes(damage(file.read_bytes()))
+    (problem,) = problems_in(root, TRIPLE)
+    assert problem.startswith(f"{path}.instance_data_dir: files that cannot be used (1): a.png") and said in problem
+
+
+@pytest.mark.parametrize("folder", ["lose", "mask"])
+def test_a_partner_of_another_aspect_is_refused(root, folder):
+    write_image(root / folder / "a.png", (16, 24))
+    (problem,) = problems_in(root, TRIPLE)
+    assert "partners of another aspect ratio than their image (1): a (16x16 image, 16x24 partner)" in problem
+
+
+def test_a_partner_of_another_size_is_noted(root):
+    write_image(root / "lose/a.png", (32, 32), seed=40)
+    write_mask(root / "mask/a.png", np.zeros((8, 8)))
+    assert "lose: 1 file of another size than the image; resized to fit" in audit_in(root, TRIPLE).report
+
+
+def test_one_per_cent_of_aspect_is_forgiven(tmp_path):
+    write_image(tmp_path / "win/a.png", (1000, 500))
+    write_image(tmp_path / "lose/a.png", (1000, 504), seed=1)
+    blocks = [
+        image_set("win", conditioning_data="lose", caption_strategy="filename"),
+        partner_set("lose", "reference_strict"),
+    ]
+    assert len(audit_in(tmp_path, blocks).records) == 1
+    write_image(tmp_path / "lose/a.png", (1000, 506), seed=1)
+    assert len(problems_in(tmp_path, blocks)) == 1
+
+
+def test_one_stem_twice_is_ambiguous(root):
+    write_image(root / "lose/a.jpg")
+    (problem,) = problems_in(root, PAIR)
+    assert problem.startswith("$[1].instance_data_dir: several files of one name") and "a.jpg and a.png" in problem
+
+
+def test_copies_are_noted(root):
+    (root / "win/copy.txt").write_text("a copy")
+    (root / "win/copy.png").write_bytes((root / "win/a.png").read_bytes())
+    assert "win: 1 file with the content of another: copy.png = a.png" in audit_in(root, [image_set("win")]).report
+
+
+def test_a_missing_and_an_empty_folder(root):
+    (root / "lose-nothing").mkdir()
+    (root / "lose-nothing/a.tif").write_bytes(b"II*")
+    blocks = [
+        image_set("win"),
+        partner_set("gone", "reference_strict", source_dataset_id="win"),
+        partner_set("lose-nothing", "reference_strict", source_dataset_id="win"),
+        partner_set("file", "mask", source_dataset_id="win", instance_data_dir="win/a.png"),
+    ]
+    gone, nothing, file = problems_in(root, blocks)
+    assert gone == (
+        f"$[1].instance_data_dir: {root}/gone does not exist; `instance_data_dir` is relative to the data set file"
+    )
+    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "1 .tif instead" in nothing
+    assert "is a file, not a folder" in file
+
+
+def test_links_out_of_the_folder_are_refused_by_name(root):
+    outside = write_image(root / "elsewhere/a.png", seed=30)
+    (root / "win/z.png").symlink_to(outside)
+    (problem,) = problems_in(root, [image_set("win")])
+    assert "z.png is a symbolic link to" in problem and "outside" in problem
+
+
+def test_captions_that_are_missing_empty_or_not_text(root):
+    (root / "win/a.txt").unlink()
+    (root / "win/b.txt").write_text(" \n")
+    (root / "win/sub/c.txt").write_bytes("grün".encode("latin-1"))
+    missing, empty, broken = problems_in(root, [image_set("win")])
+    assert missing.startswith("$[0].caption_strategy: missing caption files (1): a.txt; write the captions")
+    assert "empty captions (1): b.txt;" in empty
+    assert "sub/c.txt (byte 2 is 0xfc)" in broken
+
+
+def test_caption_strategies(root):
+    write_image(root / "names/a_red_bird.png")
+    assert audit_in(root, [image_set("names", caption_strategy="filename")]).captions == ("a red bird",)
+    prompt = image_set("win", caption_strategy="instanceprompt", instance_prompt="a photo of xyz")
+    assert audit_in(root, [prompt]).captions == ("a photo of xyz",)
+    (problem,) = problems_in(root, [{**prompt, "instance_prompt": " "}])
+    assert problem.startswith("$[0].instance_prompt: is empty")
+    (root / "win/a.txt").write_text("﻿grün \n", encoding="utf-8")
+    assert audit_in(root, [image_set("win")]).records[0].caption == "grün"
+
+
+def test_nothing_is_enlarged_unasked(root):
+    blocks = [{**PAIR[0], "resolution": 32}, PAIR[1]]
+    (problem,) = problems_in(root, blocks)
+    assert (
+        problem.startswith("$[0].resolution: files smaller than what is trained (6): ")
+        and "a of 'win' (16x16, needed for 32x32)" in problem
+    )
+    allowed = audit_in(root, [{**blocks[0], "allow_upscale": True}, PAIR[1]])
+    assert {(record.width, record.height) for record in allowed.records} == {(32, 32)}
+
+
+def test_a_rejected_image_smaller_than_training_is_refused(root):
+    write_image(root / "lose/a.png", (8, 8), seed=60)
+    (problem,) = problems_in(root, PAIR)
+    assert "a of 'lose' (8x8, needed for 16x16)" in problem
+
+
+def test_resolution_as_height_and_width(root):
+    record = audit_in(root, [image_set("win", resolution=[8, 16])]).records[0]
+    assert (record.width, record.height) == (16, 8)
+
+
+def test_samples_of_several_sizes_need_a_resolution(root):
+    write_image(root / "win/wide.png", (32, 16), seed=70)
+    (root / "win/wide.txt").write_text("wide")
+    (problem,) = problems_in(root, [image_set("win")])
+    assert problem.startswith("$[0].resolution: the samples come in 2 sizes: 16x16 (win: a), 32x16 (win: wide)")
+    assert len(audit_in(root, [image_set("win", resolution=16)]).records) == 4
+
+
+def test_two_image_sets_may_differ_in_what_they_have(root):
+    write_image(root / "plain/d.png", seed=80)
+    blocks = [*TRIPLE, image_set("plain", caption_strategy="filename")]
+    result = audit_in(root, blocks)
+    assert result.provides == {"image", "mask"}
+    assert result.warnings == (
+        "1 of 4 samples have no rejected side, so none is offered to hooks",
+        "1 of 4 samples have no mask; they train everywhere",
+    )
+
+
+def test_all_problems_come_at_once(root):
+    (root / "win/a.txt").unlink()
+    (root / "lose/b.png").unlink()
+    (root / "mask/sub/c.png").write_bytes(b"")
+    problems = problems_in(root, [*TRIPLE, image_set("gone")])
+    assert sorted(problem.split(":")[0] for problem in problems) == [
+        "$[0].caption_strategy",
+        "$[1].instance_data_dir",
+        "$[2].instance_data_dir",
+        "$[3].instance_data_dir",
+    ]
+
+
+def test_an_embedded_set_that_does_not_exist(root):
+    (problem,) = problems_in(root, [image_set("win", instance_data_dir="digits:prefered")])
+    assert problem.startswith("$[0].instance_data_dir:") and "digits:preferred" in problem
+
+
+def test_the_error_exits_with_two(root):
+    with pytest.raises(DataError) as caught:
+        audit(load(root, [image_set("gone")]))
+    assert caught.value.exit_code == 2
+
+
+def test_a_disabled_set_is_not_even_looked_at(root):
+    blocks = [*TRIPLE[:2], {**TRIPLE[2], "disabled": True, "instance_data_dir": "gone"}]
+    assert audit_in(root, blocks).provides == {"image", "rejected"}
+
+
+def test_paths_lead_into_the_file_as_the_user_wrote_it(root):
+    off = image_set("off", disabled=True)
+    assert problems_in(root, [off, image_set("gone")])[0].startswith("$[1].instance_data_dir: ")
+    assert problems_in(root, {"datasets": [off, image_set("gone")]})[0].startswith("$.datasets[1].instance_data_dir: ")
