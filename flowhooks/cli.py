@@ -1,0 +1,99 @@
+"""The command line.
+
+Exit codes: 0 done, 1 failed at run time, 2 configuration or usage, 130 after Ctrl-C, 143 after SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from flowhooks import __version__
+from flowhooks.commands import check, demo, env, explain, export, probe, push, sample, schema, train
+from flowhooks.errors import FlowhooksError
+
+COMMANDS = (check, explain, train, sample, export, push, schema, env, demo, probe)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(_without_secrets(message))
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their arguments."""
+    root = _Parser(prog="flowhooks", description="Training hooks for stock Diffusers flow-matching pipelines.")
+    root.add_argument("--version", action="version", version=f"flowhooks {__version__}")
+    root.add_argument("--debug", action="store_true", help="print the traceback of an error")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        sub = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        command.add(sub)
+        # Suppressed, or a command would reset what stands before it.
+        sub.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
+        )
+        sub.set_defaults(run_command=command.run)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code."""
+    args = parser().parse_args(argv)
+    try:
+        with _exit_on_sigterm():
+            code = args.run_command(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return _failed(args, "interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # Who read our output has gone; Python would complain once more while it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except FlowhooksError as error:
+        return _failed(args, str(error), error.exit_code)
+    except OSError as error:
+        return _failed(args, f"{error.filename or 'error'}: {error.strerror or error}", 1)
+    except Exception as error:
+        return _failed(args, f"unexpected {type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def _failed(args: argparse.Namespace, message: str, code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    print(_without_secrets(message), file=sys.stderr)
+    return code
+
+
+def _without_secrets(message: str) -> str:
+    """A token given by mistake must not come back on the screen or in a log."""
+    # Imported here: the configuration brings jsonschema along, which --help does without.
+    from flowhooks.config.secrets import hide
+
+    return hide(message)
+
+
+@contextmanager
+def _exit_on_sigterm() -> Iterator[None]:
+    """Leave through ``finally`` blocks when asked to end. Outside the main thread Python allows no handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)

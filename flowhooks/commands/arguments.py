@@ -1,0 +1,38 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """A run file and changes to it."""
+    parser.add_argument("run", metavar="RUN.json", help="the run file")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="PATH=VALUE",
+        action="append",
+        default=[],
+        help="change a value, as in training.learning_rate=1e-3 or hooks[0].beta=500; may be given again",
+    )
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress bars")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """Type of an argument that is an integer of at least ``least``."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, found {number}")
+        return number
+
+    return parse

@@ -1,0 +1,68 @@
+"""``flowhooks explain``: what a run file stands for."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from flowhooks.commands.arguments import add_run
+
+NAME = "explain"
+HELP = "show what a run file expands to: hooks, slots, forwards, what is trained"
+
+#: Of a 1024 x 1024 picture with 16 latent channels on a grid of 128 x 128: what SD3 makes of it.
+EXAMPLE_ELEMENTS = 16 * 128 * 128
+
+
+def add(parser: ArgumentParser) -> None:
+    add_run(parser)
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.commands.planning import forwards, plan_run, trained
+    from flowhooks.config import load_run
+
+    configured = load_run(args.run, args.overrides)
+    # Without data, what the hooks ask of it is up to the loop they are attached in.
+    given = {"data:image", "data:rejected", "data:mask"} if configured.data is None else configured.provides
+    planned = plan_run(configured, given)
+    origin = {hook.where: hook for hook in configured.hooks}
+    print("hooks")
+    for hook in configured.hooks:
+        print(f"  {json.dumps({'type': hook.type, **hook.options})}    from {hook.where}")
+    for each in planned.order:
+        if each.where not in origin:
+            print(f"  {json.dumps({'type': each.type})}    {each.where}")
+    print("\nslots, in the order a step runs them")
+    for slot, rule, owners in planned.table():
+        print(f"  {slot:<10} {rule:<6} {' -> '.join(owners) or '(default)'}")
+    print(f"\nforwards    {forwards(configured, planned)} per micro-batch")
+    for view, role in planned.passes:
+        print(f"  view {view}, role {role}")
+    print(f"\ntrainable   {trained(configured)}")
+    for hook in configured.hooks:
+        if hook.type == "flow_dpo":
+            print("\nbeta")
+            print("\n".join(f"  {line}" for line in beta_lines(hook.options)))
+    return 0
+
+
+def beta_lines(options: dict[str, Any]) -> list[str]:
+    """The configured beta under either reduction: a sum over N elements is N times their mean."""
+    beta, norm = options["beta"], options["norm_type"]
+    if norm == "sum":
+        other, factor, relation = "mean", float(EXAMPLE_ELEMENTS), "times N"
+    else:
+        other, factor, relation = "sum", 1.0 / EXAMPLE_ELEMENTS, "divided by N"
+    lines = [
+        f"{beta:g} under '{norm}' equals, under '{other}', {beta:g} {relation}, N being a sample's latent elements",
+        f"N is {EXAMPLE_ELEMENTS:,} for 1024x1024 pictures of SD3, so there: {beta * factor:,.6g} under '{other}'",
+    ]
+    if norm == "masked_mean":
+        lines.append(
+            "a mask that covers a part of the picture counts its own elements only, so N is smaller by that part"
+        )
+    if options["auto_beta"]:
+        lines.append("auto_beta starts from this value and leaves it as soon as margins are not zero")
+    return lines

@@ -1,0 +1,104 @@
+"""A run's plan and what else can be known before any weight loads. Free of torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from flowhooks.config import Run, hook_defaults
+from flowhooks.errors import Problem
+from flowhooks.hooks.registry import declare, imply
+from flowhooks.kernel.plan import Plan, plan
+from flowhooks.machine import backend_refusal, has_accelerator
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+EMBEDDED = "digits"
+
+
+def plan_run(run: Run, data: Iterable[str]) -> Plan:
+    """The hooks of a run in order, with those they imply.
+
+    Args:
+        data: what the data gives, such as ``data:rejected``.
+
+    Raises:
+        ConfigError: conflicts and unmet needs, all at once.
+    """
+    provides = set(data)
+    if run.adapter is not None:
+        provides.add("role:reference")
+    if run.training["use_ema"]:
+        provides.add("role:ema")
+    declarations = [declare(hook.type, hook.options, hook.where) for hook in run.hooks]
+    return plan(declarations, provides, imply=imply(hook_defaults), where=str(run.source))
+
+
+def machine_problems(run: Run) -> Iterator[Problem]:
+    """What this machine, or its disk, cannot do of a run."""
+    file = str(run.source)
+    model, mixed = run.model, run.training["mixed_precision"]
+    refusal = backend_refusal(model["attention_backend"], dtype=model["dtype"], mixed_precision=mixed)
+    if refusal:
+        message = f"{model['attention_backend']!r} cannot be used: {refusal}, or use 'native'"
+        yield Problem(message, file, "$.model.attention_backend")
+    if mixed == "fp16" and not has_accelerator():
+        yield Problem(
+            "'fp16' needs a GPU, and this machine has none that answers; use 'no' or 'bf16'",
+            file,
+            "$.training.mixed_precision",
+        )
+    name = model["pretrained_model_name_or_path"]
+    if name is not None:
+        yield from _model_problems(name, file)
+    start = run.adapter["init_from"] if run.adapter is not None else None
+    if start is not None and not Path(start).exists():
+        yield Problem(
+            f"there is no {start!r}; paths are relative to the working directory", file, "$.adapter.init_from"
+        )
+
+
+def forwards(run: Run, planned: Plan) -> int:
+    """Forwards of one micro-batch: one for each role, or for each view of each role when views are not batched."""
+    return len(planned.roles) if run.training["batch_views"] else len(planned.passes)
+
+
+def unused(planned: Plan, data: frozenset[str]) -> list[str]:
+    """Warnings about sides of the data that are named in the run and that no hook looks at."""
+    needed = {need for each in planned.order for need in each.needs}
+    remedy = {"data:mask": "a mask_reducer", "data:rejected": "flow_dpo"}
+    return [
+        f"the data gives {given.removeprefix('data:')!r}, but no hook uses it; add {hook}, or remove the data set"
+        for given, hook in remedy.items()
+        if given in data and given not in needed
+    ]
+
+
+def trained(run: Run) -> str:
+    """What is trainable, in words."""
+    if run.adapter is None:
+        return "the whole transformer" if run.training["trainable"] == "transformer" else "nothing"
+    adapter = run.adapter
+    kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
+    layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
+    return f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+
+
+def _model_problems(name: str, file: str) -> Iterator[Problem]:
+    folder, path = Path(name).expanduser(), "$.model.pretrained_model_name_or_path"
+    if name == EMBEDDED:
+        return
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            yield Problem(
+                f"{name!r} has no model_index.json, so it is no Diffusers pipeline; save one with save_pretrained",
+                file,
+                path,
+            )
+    elif folder.exists():
+        yield Problem(f"{name!r} is a file; expected the folder of a Diffusers pipeline", file, path)
+    elif name.count("/") != 1 or not _HUB_ID.fullmatch(name):
+        message = (
+            f"there is no folder {name!r}, and it is no Hub id like owner/name; {EMBEDDED!r} is the embedded pipeline"
+        )
+        yield Problem(message, file, path)

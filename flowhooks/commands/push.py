@@ -1,0 +1,42 @@
+"""``flowhooks push``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, BooleanOptionalAction, Namespace
+from pathlib import Path
+from typing import Any
+
+NAME = "push"
+HELP = "publish the output folder of a run on the Hub"
+
+
+def add(parser: ArgumentParser) -> None:
+    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run")
+    parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository (default: push.repo_id of the run)")
+    parser.add_argument(
+        "--private",
+        action=BooleanOptionalAction,
+        help="make a new repository private (default: push.private of the run, else yes)",
+    )
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.errors import ConfigError, Problem
+
+    section = _section(Path(args.run_dir) / "run.json")
+    if args.repo_id is None:
+        args.repo_id = section.get("repo_id")
+    if args.private is None:
+        args.private = section.get("private", True)
+    if args.repo_id is None:
+        raise ConfigError(Problem("no repository is named; give --repo-id owner/name, or set push.repo_id in the run"))
+    from flowhooks.export import push_command
+
+    return push_command(args)
+
+
+def _section(file: Path) -> dict[str, Any]:
+    """The ``push`` section of the run that a folder holds, if it holds one and it has one."""
+    from flowhooks.config.document import read_json
+
+    return (read_json(file).get("push") or {}) if file.is_file() else {}

@@ -1,0 +1,44 @@
+"""``flowhooks sample``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from flowhooks.commands.arguments import whole_number
+
+NAME = "sample"
+HELP = "draw pictures with a pipeline, or with what a run trained"
+
+
+def add(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "model", metavar="MODEL_OR_RUN", help="a pipeline folder, a Hub id, digits, or the output folder of a run"
+    )
+    parser.add_argument("--prompt", action="append", required=True, help="what to draw; may be given again")
+    parser.add_argument("--negative-prompt", default="", help="what not to draw")
+    parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to draw with")
+    parser.add_argument("--steps", type=whole_number(1), default=28, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--guidance-scale", type=float, default=4.5, help="1 switches guidance off (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument(
+        "--num-images", type=whole_number(1), default=1, help="pictures of each prompt (default: %(default)s)"
+    )
+    parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="precision of the weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", metavar="FOLDER", default="samples", help="where pictures are written (default: %(default)s)"
+    )
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.sampling.grid import sample_command
+
+    return sample_command(args)

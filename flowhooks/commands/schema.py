@@ -1,0 +1,67 @@
+"""``flowhooks schema``: the JSON Schemas, to read or to copy beside run files."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+NAME = "schema"
+HELP = "list, print or write the JSON Schemas"
+
+
+def add(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "name", nargs="?", help="schema to print, such as run or hooks/flow_dpo; without one they are listed"
+    )
+    parser.add_argument("--write", metavar="FOLDER", help="write all of them into a folder, for an editor")
+    parser.add_argument("--force", action="store_true", help="with --write, replace files that differ")
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.config.schemas import schemas
+    from flowhooks.config.suggest import hint
+    from flowhooks.errors import ConfigError
+
+    known = schemas()
+    if args.write is not None:
+        return _write(Path(args.write), args.force)
+    if args.name is None:
+        for name, schema in known.items():
+            print(f"{name:<26} {schema['description']}")
+        return 0
+    name = args.name.removesuffix(".json").removesuffix(".schema")
+    if name not in known:
+        raise ConfigError(f"there is no schema {args.name!r}{hint(name, known)}; `flowhooks schema` lists them")
+    print(_text(known[name]), end="")
+    return 0
+
+
+def _write(folder: Path, force: bool) -> int:
+    from flowhooks.config.schemas import SUFFIX, schemas
+    from flowhooks.errors import ConfigError, Problem
+
+    files = {folder / f"{name}{SUFFIX}": _text(schema) for name, schema in schemas().items()}
+    changed = {
+        file: text for file, text in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
+    }
+    standing = [file for file in changed if file.exists()]
+    if standing and not force:
+        raise ConfigError(
+            [
+                Problem("this file is there and differs; nothing was written, --force replaces it", str(file))
+                for file in standing
+            ]
+        )
+    for file, text in changed.items():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        aside = file.with_name(f".{file.name}.part")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(file)
+    print(f"{len(changed)} of {len(files)} schemas written to {folder}")
+    return 0
+
+
+def _text(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

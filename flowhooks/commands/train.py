@@ -1,0 +1,37 @@
+"""``flowhooks train``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+
+from flowhooks.commands.arguments import add_quiet, add_run
+
+NAME = "train"
+HELP = "train a run; also under accelerate launch"
+
+
+def add(parser: ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint of this run")
+    add_quiet(parser)
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.commands.planning import machine_problems, plan_run
+    from flowhooks.config import load_run
+    from flowhooks.errors import ConfigError
+
+    configured = load_run(args.run, args.overrides, complete=True)
+    problems = list(machine_problems(configured))
+    try:
+        plan_run(configured, configured.provides)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    # Only now: the imports behind it take seconds, and a mistake should be told at once.
+    from flowhooks.train import train
+
+    result = train(configured, resume=args.resume, progress=args.progress)
+    print(f"step {result.step:,}; results are in {result.output_dir}")
+    return 0

@@ -1,0 +1,92 @@
+"""Hook blocks -> complete options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flowhooks.config.document import without_remarks
+from flowhooks.config.schemas import hook_types
+from flowhooks.config.timing import MODE, settled_mode, timing_problems
+from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class HookConfig:
+    """One hook of a run.
+
+    Args:
+        type: name of a shipped hook, or ``package.module:Class``.
+        options: complete keyword arguments of its class.
+        where: JSON path of what the user wrote it as.
+    """
+
+    type: str
+    options: dict[str, Any]
+    where: str
+
+
+def hook_defaults(type: str) -> dict[str, Any]:
+    """Options of a shipped hook when nothing is written."""
+    return resolve_hook({"type": type}, f"the defaults of {type!r}").options
+
+
+def resolve_hook(block: Mapping[str, Any], where: str, *, file: str | None = None, valid: bool = False) -> HookConfig:
+    """Validate and complete one hook block.
+
+    A class of the user's own is checked where it has a ``schema`` attribute, a JSON Schema of its options; else its
+    options are passed on as they are.
+
+    Args:
+        where: JSON path of the block.
+        file: named in errors.
+        valid: the block was checked against its schema already.
+
+    Raises:
+        ConfigError: with every problem of the block.
+    """
+    written = without_remarks(dict(block))
+    problems = [] if valid else problems_in(written, "hook", file=file, root=where)
+    if problems:
+        raise ConfigError(problems)
+    type = written["type"]
+    if type not in hook_types():
+        return HookConfig(type=type, options=_foreign_options(type, written, file, where), where=where)
+    options = {key: value for key, value in with_defaults(written, "hook").items() if key != "type"}
+    problems = _contradictions(options, file, where)
+    if problems:
+        raise ConfigError(problems)
+    if MODE in options:
+        options[MODE] = settled_mode(options)
+    return HookConfig(type=type, options=options, where=where)
+
+
+def beta_problems(options: Mapping[str, Any], file: str | None, where: str) -> list[Problem]:
+    """Bounds of an adapted beta that exclude each other."""
+    low, high = options["auto_beta_min"], options["auto_beta_max"]
+    if low is None or high is None or low <= high:
+        return []
+    return [Problem(f"{low} is above `auto_beta_max` {high}; swap the two", file, f"{where}.auto_beta_min")]
+
+
+def _contradictions(options: dict[str, Any], file: str | None, where: str) -> list[Problem]:
+    problems = timing_problems(options, file, where) if MODE in options else []
+    return problems + (beta_problems(options, file, where) if "auto_beta_min" in options else [])
+
+
+def _foreign_options(type: str, written: dict[str, Any], file: str | None, where: str) -> dict[str, Any]:
+    from flowhooks.hooks.registry import hook_class
+
+    options = {key: value for key, value in written.items() if key != "type"}
+    try:
+        schema = getattr(hook_class(type, where), "schema", None)
+    except ConfigError as error:
+        raise ConfigError([Problem(p.message, p.file or file, p.path) for p in error.problems]) from error
+    if not isinstance(schema, Mapping):
+        return options
+    problems = problems_in(options, schema, file=file, root=where)
+    if problems:
+        raise ConfigError(problems)
+    return with_defaults(options, schema)

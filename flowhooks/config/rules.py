@@ -1,0 +1,66 @@
+"""What no schema can say: keys of a run that only make sense together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from flowhooks.errors import Problem
+
+#: Computing in a precision that the weights cannot hold gains nothing; fp16 without a loss scale loses small gradients.
+_PRECISIONS = {"fp32": ("no", "bf16", "fp16"), "bf16": ("no", "bf16"), "fp16": ("fp16",)}
+_TEXT_ENCODER = re.compile(r"text_?encoder|^train_te$|^te_", re.I)
+_SECTIONS = ("model", "adapter", "training")
+
+
+def refuse_text_encoders(document: dict[str, Any], file: str) -> list[Problem]:
+    """Take out, and complain of, every key that asks for text encoder training: it is blocked, not unknown."""
+    problems = []
+    for path, section in (("$", document), *((f"$.{name}", document.get(name)) for name in _SECTIONS)):
+        if isinstance(section, dict):
+            for key in [key for key in section if _TEXT_ENCODER.search(key)]:
+                del section[key]
+                message = "text encoders are not trained by any method here, only the transformer is; remove this key"
+                problems.append(Problem(message, file, f"{path}.{key}"))
+    return problems
+
+
+def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
+    """Problems between keys of a complete, schema-valid run."""
+    training, adapter = document["training"], document["adapter"]
+    dtype, mixed = document["model"]["dtype"], training["mixed_precision"]
+    if mixed not in _PRECISIONS[dtype]:
+        allowed = " or ".join(repr(each) for each in _PRECISIONS[dtype])
+        yield Problem(
+            f"{mixed!r} does not go with `model.dtype` {dtype!r}, which takes {allowed}",
+            file,
+            "$.training.mixed_precision",
+        )
+    if training["trainable"] == "adapter" and adapter is None:
+        message = "'adapter' is trained, but `adapter` is null; give it a section, or train the 'transformer'"
+        yield Problem(message, file, "$.training.trainable")
+    if training["trainable"] == "transformer" and adapter is not None:
+        yield Problem(
+            'the transformer is trained, so there is no place for an adapter; write "adapter": null', file, "$.adapter"
+        )
+    if training["trainable"] == "transformer" and dtype == "fp16":
+        message = (
+            "trained weights must not be held in fp16, their updates vanish; use 'fp32' and mixed_precision 'fp16'"
+        )
+        yield Problem(message, file, "$.model.dtype")
+    if adapter is not None and adapter["type"] != "lycoris" and adapter["algo"] is not None:
+        message = f"only type 'lycoris' takes an algorithm, not {adapter['type']!r}; remove `algo` or change `type`"
+        yield Problem(message, file, "$.adapter.algo")
+    if training["lr_scheduler"] == "constant" and training["lr_warmup_steps"]:
+        message = "the scheduler 'constant' has no warm-up; use 'constant_with_warmup', or 0 steps"
+        yield Problem(message, file, "$.training.lr_warmup_steps")
+
+
+def incomplete(document: dict[str, Any], file: str) -> Iterator[Problem]:
+    """What a run needs before it can train, besides hooks."""
+    if document["model"]["pretrained_model_name_or_path"] is None:
+        message = "is missing; name a pipeline folder, a Hub id, or 'digits'"
+        yield Problem(message, file, "$.model.pretrained_model_name_or_path")
+    if document["data"] is None:
+        yield Problem("is missing; name a data set file, or write the data sets here", file, "$.data")

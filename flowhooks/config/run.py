@@ -1,0 +1,175 @@
+"""A run file -> a Run: overrides applied, remarks dropped, shorthand expanded, defaults filled, everything checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flowhooks.config import overrides as command_line
+from flowhooks.config.datasets import Datasets, load_datasets
+from flowhooks.config.document import read_json, without_remarks
+from flowhooks.config.hooks import HookConfig, resolve_hook
+from flowhooks.config.rules import contradictions, incomplete, refuse_text_encoders
+from flowhooks.config.secrets import take_out
+from flowhooks.config.shorthand import expand_shorthand
+from flowhooks.config.timing import LIST, MODE
+from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.errors import ConfigError, Problem
+
+#: Written in other words in a resolved document, so that reading it back expands nothing twice.
+_SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A validated run. Every key of every section exists.
+
+    Args:
+        source: the run file.
+        hooks: written ones first, then those a method stands for.
+        output_dir, cache_dir: with ``~`` expanded, relative to the working directory.
+        document: the whole run as JSON, free of shorthand; reads back to the same run from any folder.
+    """
+
+    source: Path
+    model: dict[str, Any]
+    adapter: dict[str, Any] | None
+    data: Datasets | None
+    hooks: tuple[HookConfig, ...]
+    training: dict[str, Any]
+    validation: dict[str, Any]
+    logging: dict[str, Any]
+    push: dict[str, Any] | None
+    output_dir: str
+    cache_dir: str
+    document: dict[str, Any]
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What the data gives to hooks: ``data:image``, ``data:rejected``, ``data:mask``."""
+        return self.data.provides if self.data is not None else frozenset()
+
+
+def load_run(path: str | Path, overrides: Sequence[str] = (), *, complete: bool = False) -> Run:
+    """Read a run file.
+
+    Args:
+        overrides: ``a.b[0].c=value``; a value is JSON, or a string where it is none.
+        complete: refuse a run that names no model or no data, and so cannot train.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    path = Path(path)
+    written = read_json(path)
+    if not isinstance(written, dict):
+        raise ConfigError(Problem("expected an object with the sections of a run", str(path), "$"))
+    places, problems = command_line.apply(written, overrides)
+    if "$.data" in places and isinstance(written["data"], str):
+        # On the command line a path is relative to where one types it.
+        written["data"] = str(Path(written["data"]).expanduser().absolute())
+    try:
+        run = resolve_run(written, path, complete=complete)
+    except ConfigError as error:
+        problems += command_line.blame(error.problems, str(path), places)
+    if problems:
+        raise ConfigError(problems)
+    return run
+
+
+def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = False) -> Run:
+    """The same from a document; ``source`` is named in errors, and ``data`` is relative to its folder.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    file = str(source)
+    cleaned, problems = take_out(without_remarks(dict(document)), file)
+    problems += refuse_text_encoders(cleaned, file)
+    mistakes = problems_in(cleaned, "run", file=file)
+    problems += mistakes
+    data = None if _touches_data(mistakes) else _load_data(cleaned.get("data"), source, problems)
+    if mistakes:
+        raise ConfigError(problems)
+    filled = with_defaults(cleaned, "run")
+    problems += contradictions(filled, file)
+    if complete:
+        problems += incomplete(filled, file)
+    hooks = _hooks(filled, data, file, problems)
+    if problems:
+        raise ConfigError(problems)
+    return _run(filled, data, hooks, source)
+
+
+def _touches_data(problems: Sequence[Problem]) -> bool:
+    return any((problem.path or "").startswith("$.data") for problem in problems)
+
+
+def _load_data(written: Any, source: Path, problems: list[Problem]) -> Datasets | None:
+    if written is None:
+        return None
+    try:
+        return load_datasets(written, source, root="$.data")
+    except ConfigError as error:
+        missing = isinstance(written, str) and all(
+            p.path is None and "no such file" in p.message for p in error.problems
+        )
+        # A wrong file name is a mistake in this file, not in that one.
+        problems += (Problem(f"{p.file}: {p.message}", str(source), "$.data") if missing else p for p in error.problems)
+        return None
+
+
+def _hooks(
+    document: dict[str, Any], data: Datasets | None, file: str, problems: list[Problem]
+) -> tuple[HookConfig, ...]:
+    masked = None if data is None else "data:mask" in data.provides
+    expanded, mistakes = expand_shorthand(document, masked, file)
+    problems += mistakes
+    written = [(f"$.hooks[{i}]", block) for i, block in enumerate(document["hooks"])]
+    hooks = []
+    for where, block in [*written, *([] if mistakes else expanded)]:
+        try:
+            hooks.append(resolve_hook(block, where, file=file, valid=True))
+        except ConfigError as error:
+            problems += error.problems
+    return tuple(hooks)
+
+
+def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfig, ...], source: Path) -> Run:
+    document = {key: value for key, value in document.items() if key not in _SHORTHAND}
+    document["data"] = data.document() if data is not None else None
+    document["hooks"] = [{"type": hook.type, **hook.options} for hook in hooks]
+    if document["output_dir"] is None:
+        document["output_dir"] = f"runs/{source.stem}"
+    adapter = document["adapter"]
+    if adapter is not None and adapter["alpha"] is None:
+        adapter["alpha"] = adapter["rank"]
+    return Run(
+        source=source,
+        model=_expanded(document["model"], "pretrained_model_name_or_path"),
+        adapter=None if adapter is None else _expanded(adapter, "init_from"),
+        data=data,
+        hooks=hooks,
+        training=document["training"],
+        validation=document["validation"],
+        logging=document["logging"],
+        push=document["push"],
+        output_dir=str(Path(document["output_dir"]).expanduser()),
+        cache_dir=_cache_dir(document["cache_dir"]),
+        document=document,
+    )
+
+
+def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:
+    name = section[key]
+    return {**section, key: str(Path(name).expanduser()) if name and name.startswith("~") else name}
+
+
+def _cache_dir(written: str | None) -> str:
+    if written is not None:
+        return str(Path(written).expanduser())
+    from flowhooks.embedded.places import home
+
+    return str(home() / "cache")

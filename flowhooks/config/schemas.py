@@ -1,0 +1,130 @@
+"""The JSON Schemas: found in the package or beside it, read once, linked to each other.
+
+A hook or a method is known as soon as its schema lies in ``hooks/`` or ``methods/``; the two schemas that list them are
+made here. ``flowhooks schema --write schemas --force`` writes those two out for editors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+#: Relative references need a hierarchical base; nothing is ever fetched from it.
+BASE = "file:///flowhooks/schemas/"
+SUFFIX = ".schema.json"
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@cache
+def schemas() -> Mapping[str, dict[str, Any]]:
+    """Name -> schema: ``run``, ``dataloader``, ``hook``, ``method``, ``hooks/<type>``, ``methods/<name>``."""
+    found = dict(sorted(_read(_home())))
+    return {**found, "hook": _any_hook(_names(found, "hooks/")), "method": _any_method(found)}
+
+
+@cache
+def registry() -> Registry:
+    """All schemas, for resolving references."""
+    return Registry().with_resources(
+        (uri(name), Resource.from_contents(contents)) for name, contents in schemas().items()
+    )
+
+
+def uri(name: str) -> str:
+    return f"{BASE}{name}{SUFFIX}"
+
+
+def hook_types() -> list[str]:
+    """The hooks that have a schema."""
+    return _names(schemas(), "hooks/")
+
+
+def method_names() -> list[str]:
+    """The methods that have a schema."""
+    return _names(schemas(), "methods/")
+
+
+def validator(schema: str | Mapping[str, Any]) -> Draft202012Validator:
+    """Of a schema by name, or of one given whole."""
+    contents = {"$ref": uri(schema)} if isinstance(schema, str) else dict(schema)
+    return Draft202012Validator(contents, registry=registry())
+
+
+def _home() -> Traversable:
+    """In a wheel the schemas are the package ``flowhooks.schemas``; in a checkout they lie beside the package."""
+    try:
+        shipped = resources.files("flowhooks.schemas")
+        if shipped.joinpath(f"run{SUFFIX}").is_file():
+            return shipped
+    except ModuleNotFoundError:
+        pass
+    return Path(__file__).parents[2] / "schemas"
+
+
+def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for each in folder.iterdir():
+        if each.is_dir():
+            found += _read(each, f"{prefix}{each.name}/")
+        elif each.name.endswith(SUFFIX):
+            found.append((prefix + each.name.removesuffix(SUFFIX), json.loads(each.read_text(encoding="utf-8"))))
+    return found
+
+
+def _names(found: Mapping[str, Any], prefix: str) -> list[str]:
+    return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
+
+
+def _any_hook(types: list[str]) -> dict[str, Any]:
+    cases = [
+        {
+            "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
+            "then": {"$ref": f"hooks/{name}{SUFFIX}"},
+        }
+        for name in types
+    ]
+    return {
+        "$schema": _DIALECT,
+        "title": "flowhooks hook",
+        "description": "One hook: a shipped one by its type, or a class of your own by its import path.",
+        "type": "object",
+        "required": ["type"],
+        "properties": {
+            "type": {
+                "description": "Name of a shipped hook, or package.module:Class.",
+                "type": "string",
+                "if": {"not": {"pattern": "^[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_][A-Za-z_0-9]*$"}},
+                "then": {"enum": types, "examples": ["my_package.hooks:MyHook"]},
+            }
+        },
+        "allOf": cases,
+    }
+
+
+def _any_method(found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    names = _names(found, "methods/")
+    return {
+        "$schema": _DIALECT,
+        "title": "flowhooks method",
+        "description": "Options of a method, by its name.",
+        "type": ["object", "null"],
+        "properties": {
+            name: {
+                "description": found[f"methods/{name}"]["description"],
+                "$ref": f"methods/{name}{SUFFIX}",
+                "default": None,
+            }
+            for name in names
+        },
+        "patternProperties": found["run"]["patternProperties"],
+        "additionalProperties": False,
+        "$defs": {"name": {"type": ["string", "null"], "enum": [*names, None]}},
+    }

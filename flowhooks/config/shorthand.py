@@ -1,0 +1,74 @@
+"""Methods and documented aliases -> hook blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.config.hooks import beta_problems
+from flowhooks.config.timing import LIST, MODE, timing_problems
+from flowhooks.config.validation import with_defaults
+from flowhooks.errors import Problem
+from flowhooks.methods import Context, expand
+
+Blocks = list[tuple[str, dict[str, Any]]]
+
+
+def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -> tuple[Blocks, list[Problem]]:
+    """Hook blocks with the JSON path of what they come from.
+
+    Args:
+        document: a complete run document.
+        masked: whether the data has masks; None when the data is not known.
+        file: named in problems.
+    """
+    problems = [*_alias_problems(document, file), *timing_problems(document, file, "$")]
+    blocks: Blocks = []
+    for where, name, options in _methods(document):
+        if "auto_beta_min" in options:
+            problems += beta_problems(options, file, where)
+        blocks += [(where, block) for block in expand(name, options, Context(masked=masked))]
+    if document[LIST] is not None:
+        blocks.append((f"$.{LIST}", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))
+    return blocks, problems
+
+
+def _methods(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    found = [
+        (f"$.method.{name}", name, options)
+        for name, options in (document["method"] or {}).items()
+        if options is not None
+    ]
+    name = document["distillation_method"]
+    if name is not None:
+        options = (document["distillation_config"] or {}).get(name)
+        where = f"$.distillation_config.{name}" if options is not None else "$.distillation_method"
+        found.append((where, name, with_defaults(options or {}, f"methods/{name}")))
+    return found
+
+
+def _alias_problems(document: dict[str, Any], file: str) -> list[Problem]:
+    problems = []
+    name, config = document["distillation_method"], document["distillation_config"]
+    if config is not None:
+        given = [key for key, options in config.items() if options is not None]
+        if name is None:
+            wanted = given[0] if given else "flow_dpo"
+            message = f'has no effect without its method; add "distillation_method": "{wanted}"'
+            problems.append(Problem(message, file, "$.distillation_config"))
+        problems += [
+            Problem(
+                f"`distillation_method` is {name!r}, so this block would be ignored; remove it",
+                file,
+                f"$.distillation_config.{key}",
+            )
+            for key in given
+            if name is not None and key != name
+        ]
+    if name is not None and (document["method"] or {}).get(name) is not None:
+        message = f"{name!r} is configured in `method` too; keep one of the two"
+        problems.append(Problem(message, file, "$.distillation_method"))
+    if document["model_type"] == "lora" and document["adapter"] is None:
+        problems.append(
+            Problem("'lora' trains an adapter, but `adapter` is null; give it a section", file, "$.model_type")
+        )
+    return problems

@@ -1,0 +1,47 @@
+"""Close matches for a word that is not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+#: Words that people bring from elsewhere and that no measure of spelling would find.
+_ELSEWHERE = {
+    "adam": "adamw",
+    "average": "mean",
+    "avg": "mean",
+    "bfloat16": "bf16",
+    "caption": "textfile",
+    "float16": "fp16",
+    "float32": "fp32",
+    "half": "fp16",
+    "lr": "learning_rate",
+    "batch_size": "train_batch_size",
+    "path": "instance_data_dir",
+    "sdpa": "native",
+}
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that ``word`` most likely stands for, or None."""
+    names = {name.lower().replace("-", "_"): name for name in known}
+    plain = word.lower().replace("-", "_")
+    if plain in names:
+        return names[plain]
+    if _ELSEWHERE.get(plain) in names:
+        return names[_ELSEWHERE[plain]]
+    close = get_close_matches(plain, names, n=1, cutoff=0.6)
+    return names[close[0]] if close else None
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'mean'?``, or nothing."""
+    close = closest(word, known)
+    return f"; did you mean {close!r}?" if close else ""
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """``'a', 'b', 'c' and 14 more``."""
+    every = list(names)
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(repr(name) for name in every[:most]) + rest

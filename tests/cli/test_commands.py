@@ -1,0 +1,272 @@
+"""Commands in this process: what they print and how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from flowhooks.cli import main, parser
+from flowhooks.commands import train as train_command
+from flowhooks.config.schemas import schemas
+from tests.cli.folders import BLOCKS, make_run
+
+COMMANDS = ["check", "explain", "train", "sample", "export", "push", "schema", "env", "demo", "probe"]
+
+
+def test_check_prints_a_plan_and_ok(tmp_path, capsys):
+    assert main(["check", str(make_run(tmp_path))]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("ok\n")
+    assert "timestep_schedule -> mask_reducer -> paired_views -> flow_dpo -> anchor_regularizer" in out
+    assert "2 per micro-batch, for main/policy, rejected/policy, main/reference, rejected/reference" in out
+    assert "win: 3 images, 3 reference_strict from 'lose', 3 mask from 'mask'" in out
+    assert "lora adapter of rank 16, alpha 16, on the attention projections" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_tells_problems_of_machine_data_and_plan_together(tmp_path, capsys, monkeypatch):
+    model = {"pretrained_model_name_or_path": "digit", "attention_backend": "sage"}
+    run = make_run(tmp_path, model=model, hooks=[{"type": "flow_dpo"}, {"type": "flow_dpo", "beta": 2}])
+    (tmp_path / "lose" / "1.png").unlink()
+    assert main(["check", str(run)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert any("$.model.attention_backend: 'sage' cannot be used: it has no backward pass" in line for line in lines)
+    assert any("$.model.pretrained_model_name_or_path: there is no folder 'digit'" in line for line in lines)
+    assert any("$.hooks[1]: 'flow_dpo' and 'flow_dpo' (at $.hooks[0]) both write slot" in line for line in lines)
+    assert any("data.json: $[1]" in line for line in lines)
+    assert "Traceback" not in captured.err
+
+
+def test_check_names_what_a_hook_needs_and_the_data_lacks(tmp_path, capsys):
+    run = make_run(tmp_path)
+    (tmp_path / "data.json").write_text(json.dumps([{**BLOCKS[0], "conditioning_data": []}]))
+    assert main(["check", str(run), "--set", "adapter=null", "--set", "training.trainable=transformer"]) == 2
+    err = capsys.readouterr().err
+    assert "$.hooks[1]: 'mask_reducer' needs 'data:mask'" in err
+    assert "$.hooks[2]: 'flow_dpo' needs 'role:reference'" in err
+    assert "'paired_views' needs 'data:rejected'" in err
+
+
+def test_check_warns_of_data_that_no_hook_uses(tmp_path, capsys):
+    run = make_run(tmp_path, hooks=[{"type": "flow_dpo"}])
+    assert main(["check", str(run)]) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(warnings) == 1 and "the data gives 'mask', but no hook uses it; add a mask_reducer" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    "override, path",
+    [
+        ("model.pretrained_model_name_or_path=./nowhere", "$.model.pretrained_model_name_or_path"),
+        ("model.pretrained_model_name_or_path={here}/win", "$.model.pretrained_model_name_or_path"),
+        ("model.pretrained_model_name_or_path={here}/run.json", "$.model.pretrained_model_name_or_path"),
+        ("adapter.init_from=./nowhere", "$.adapter.init_from"),
+    ],
+)
+def test_check_looks_for_the_files_a_run_names(tmp_path, capsys, override, path):
+    run = make_run(tmp_path)
+    assert main(["check", str(run), "--set", override.format(here=tmp_path)]) == 2
+    assert f"{path}: " in capsys.readouterr().err
+
+
+def test_check_takes_a_hub_id_without_looking_it_up(tmp_path):
+    override = "model.pretrained_model_name_or_path=stabilityai/stable-diffusion-3.5-medium"
+    assert main(["check", str(make_run(tmp_path)), "--set", override]) == 0
+
+
+def test_fp16_needs_a_gpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("flowhooks.commands.planning.has_accelerator", lambda: False)
+    assert main(["check", str(make_run(tmp_path)), "--set", "training.mixed_precision=fp16"]) == 2
+    assert "'fp16' needs a GPU" in capsys.readouterr().err
+
+
+def test_explain_shows_expansion_slots_forwards_and_beta(tmp_path, capsys):
+    run = make_run(tmp_path, hooks=[], method={"flow_dpo": {"beta": 2, "anchor_alpha": 0.1, "mask_dilate": 1}})
+    assert main(["explain", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert '{"type": "mask_reducer", "mask_dilate": 1}    from $.method.flow_dpo' in out
+    assert '{"type": "paired_views"}    (implied by $.method.flow_dpo)' in out
+    rows = {
+        line.split()[0]: line.split()[2:]
+        for line in out.split("slots, in")[1].split("forwards")[0].splitlines()[1:]
+        if line
+    }
+    assert rows["source"] == ["(default)"] and rows["objective"] == ["flow_dpo"]
+    assert rows["views"] == ["timestep_schedule", "->", "mask_reducer", "->", "paired_views"]
+    assert "forwards    2 per micro-batch" in out
+    assert "2 under 'sum' equals, under 'mean', 2 times N" in out and "524,288" in out
+
+
+def test_explain_counts_views_one_by_one_where_they_are_not_batched(tmp_path, capsys):
+    assert main(["explain", str(make_run(tmp_path)), "--set", "training.batch_views=false"]) == 0
+    out = capsys.readouterr().out
+    assert "forwards    4 per micro-batch" in out and "divided by N" in out
+
+
+def test_explain_takes_a_list_of_hooks_for_somebody_elses_loop(tmp_path, capsys):
+    path = tmp_path / "hooks.json"
+    path.write_text('{"hooks": [{"type": "flow_dpo"}]}')
+    assert main(["explain", str(path)]) == 0
+    assert "flow_dpo" in capsys.readouterr().out
+
+
+def test_schema_lists_prints_and_writes(tmp_path, capsys):
+    assert main(["schema"]) == 0
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == set(schemas())
+    for name in ("hooks/flow_dpo", "hooks/flow_dpo.schema.json"):
+        assert main(["schema", name]) == 0
+        assert json.loads(capsys.readouterr().out) == schemas()["hooks/flow_dpo"]
+    assert main(["schema", "hook/flow_dpo"]) == 2
+    assert "did you mean 'hooks/flow_dpo'?" in capsys.readouterr().err
+    assert main(["schema", "--write", str(tmp_path)]) == 0
+    for name, schema in schemas().items():
+        assert json.loads((tmp_path / f"{name}.schema.json").read_text()) == schema
+
+
+def test_schema_never_replaces_a_file_unasked(tmp_path, capsys):
+    (tmp_path / "run.schema.json").write_text("mine")
+    assert main(["schema", "--write", str(tmp_path)]) == 2
+    assert "--force" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["run.schema.json"]
+    assert (tmp_path / "run.schema.json").read_text() == "mine"
+    assert main(["schema", "--write", str(tmp_path), "--force"]) == 0
+    assert main(["schema", "--write", str(tmp_path)]) == 0
+    assert "0 of" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_env(capsys):
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["packages"]["torch"] and found["attention_backends"]["native"] is None
+    assert found["devices"][0].startswith("cpu")
+    assert main(["env"]) == 0
+    assert "native: usable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert "--debug" in capsys.readouterr().out
+
+
+def test_arguments_reach_their_commands():
+    read = parser().parse_args
+    args = read(
+        [
+            "sample",
+            "m",
+            "--prompt",
+            "a",
+            "--prompt",
+            "b",
+            "--lora",
+            "l",
+            "--steps",
+            "4",
+            "--guidance-scale",
+            "1",
+            "--seed",
+            "7",
+        ]
+    )
+    assert (args.model, args.prompt, args.lora, args.steps, args.guidance_scale, args.seed) == (
+        "m",
+        ["a", "b"],
+        "l",
+        4,
+        1.0,
+        7,
+    )
+    assert (args.num_images, args.height, args.width, args.output) == (1, None, None, "samples")
+    args = read(["export", "l", "--format", "kohya", "--output", "o"])
+    assert (args.lora, args.format, args.output) == ("l", "kohya", "o")
+    args = read(["train", "r", "--set", "a=1", "--set", "b=2", "--resume", "latest", "--no-progress"])
+    assert (args.run, args.overrides, args.resume, args.progress) == ("r", ["a=1", "b=2"], "latest", False)
+    assert (
+        read(["--debug", "check", "r"]).debug
+        and read(["check", "r", "--debug"]).debug
+        and not read(["check", "r"]).debug
+    )
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ([], "required"),
+        (["chek"], "invalid choice"),
+        (["sample", "m"], "--prompt"),
+        (["sample", "m", "--prompt", "a", "--steps", "0"], "expected at least 1, found 0"),
+        (["export", "l", "--format", "a1111"], "invalid choice"),
+        (["check", "r", "--token", "hf_AbCdEfGh1234567890"], "unrecognized arguments: --token ***"),
+    ],
+)
+def test_usage_errors_are_2(argv, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    assert left.value.code == 2
+    err = capsys.readouterr().err
+    assert words in err and "hf_AbCdEfGh" not in err
+
+
+def test_a_wrong_run_is_2_one_line_each_and_a_traceback_only_on_request(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text('{"modle": {}, "training": {"seed": "1"}}')
+    assert main(["check", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert err.splitlines()[:2] == [
+        f"{path}: $.modle: unknown key 'modle'; did you mean 'model'?",
+        f"{path}: $.training.seed: expected an integer, found the string '1'; remove the quotes",
+    ]
+    assert "Traceback" not in err
+    assert main(["check", str(path), "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_push_reads_the_run_for_what_is_not_given(tmp_path, capsys):
+    assert main(["push", str(tmp_path)]) == 2
+    assert "--repo-id" in capsys.readouterr().err
+
+
+def _raises(error: BaseException):
+    def run(args):
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "error, code, words",
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "out/x"), 1, "out/x: No space left on device"),
+        (ZeroDivisionError("by zero"), 1, "unexpected ZeroDivisionError: by zero"),
+        (ValueError("hf_AbCdEfGh1234567890"), 1, "***"),
+    ],
+)
+def test_every_way_to_fail_has_its_code(monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(train_command, "run", _raises(error))
+    assert main(["train", "run.json"]) == code
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err and "hf_AbCdEfGh" not in err
+
+
+def test_sigterm_is_143_and_the_handler_of_before_comes_back(monkeypatch):
+    def wait(args):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        time.sleep(30)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(train_command, "run", wait)
+    with pytest.raises(SystemExit) as left:
+        main(["train", "run.json"])
+    assert left.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flowhooks.config import Datasets, load_datasets, resolve_run
+from flowhooks.errors import ConfigError, DataError
+from tests.config.writing import SEED_DATASETS, written
+
+IMAGE = {"id": "a", "instance_data_dir": "win"}
+REJECTED = {
+    "id": "r",
+    "dataset_type": "conditioning",
+    "conditioning_type": "reference_strict",
+    "instance_data_dir": "lose",
+}
+MASK = {**REJECTED, "id": "m", "conditioning_type": "mask", "instance_data_dir": "mask"}
+
+
+def told(blocks: Any, folder: Path) -> list[tuple[str | None, str]]:
+    with pytest.raises(DataError) as caught:
+        load_datasets(blocks, folder)
+    return [(problem.path, problem.message) for problem in caught.value.problems]
+
+
+def test_defaults(tmp_path):
+    block = load_datasets([IMAGE], tmp_path).blocks[0]
+    assert block == {
+        "id": "a",
+        "instance_data_dir": "win",
+        "type": "local",
+        "dataset_type": "image",
+        "conditioning_type": None,
+        "conditioning_data": [],
+        "source_dataset_id": None,
+        "resolution": None,
+        "allow_upscale": False,
+        "crop": "center",
+        "caption_strategy": "textfile",
+        "instance_prompt": None,
+        "repeats": 0,
+        "disabled": False,
+    }
+
+
+def test_both_forms_of_a_file_and_both_inline_are_one(tmp_path):
+    written(tmp_path, SEED_DATASETS, "bare.json")
+    written(tmp_path, {"$schema": "x", "datasets": SEED_DATASETS}, "object.json")
+    bare, whole = (load_datasets(f"{name}.json", tmp_path) for name in ("bare", "object"))
+    assert bare.blocks == whole.blocks
+    assert bare.paths == ("$[0]", "$[1]") and whole.paths == ("$.datasets[0]", "$.datasets[1]")
+    run = tmp_path / "run.json"
+    for inline, paths in (
+        (SEED_DATASETS, ("$.data[0]", "$.data[1]")),
+        ({"datasets": SEED_DATASETS}, ("$.data.datasets[0]", "$.data.datasets[1]")),
+    ):
+        data = resolve_run({"data": inline}, run).data
+        assert data is not None and data.blocks == bare.blocks and data.paths == paths and data.source == run
+
+
+def test_a_link_may_be_stated_on_either_side_or_both(tmp_path):
+    for image, partner in (
+        ({**IMAGE, "conditioning_data": ["r"]}, REJECTED),
+        ({**IMAGE, "conditioning_data": "r"}, REJECTED),
+        (IMAGE, {**REJECTED, "source_dataset_id": "a"}),
+        ({**IMAGE, "conditioning_data": ["r"]}, {**REJECTED, "source_dataset_id": "a"}),
+    ):
+        data = load_datasets([image, partner], tmp_path)
+        assert data.blocks[0]["conditioning_data"] == ["r"]
+        assert data.provides == {"data:image", "data:rejected"}
+
+
+def test_all_linked_sets_apply(tmp_path):
+    masks = [{**MASK, "id": f"m{i}", "source_dataset_id": "a"} for i in range(3)]
+    data = load_datasets([{**IMAGE, "conditioning_data": ["r"]}, *masks, REJECTED], tmp_path)
+    assert data.blocks[0]["conditioning_data"] == ["m0", "m1", "m2", "r"]
+    assert data.provides == {"data:image", "data:rejected", "data:mask"}
+
+
+def test_disabled_sets_and_links_to_them_do_not_count(tmp_path):
+    mask = {**MASK, "disabled": True}
+    data = load_datasets([{**IMAGE, "conditioning_data": ["r", "m"]}, REJECTED, mask], tmp_path)
+    assert data.provides == {"data:image", "data:rejected"}
+    assert data.blocks[0]["conditioning_data"] == ["r"]
+
+
+def test_the_document_reads_back_from_any_folder(tmp_path):
+    data = load_datasets(
+        copy.deepcopy([IMAGE, {**IMAGE, "id": "b", "instance_data_dir": "digits:preferred"}]), tmp_path
+    )
+    folders = [block["instance_data_dir"] for block in data.document()["datasets"]]
+    assert folders == [str(tmp_path / "win"), "digits:preferred"]
+    assert load_datasets(data.document(), tmp_path / "elsewhere").document() == data.document()
+
+
+def test_paths_of_blocks_made_by_hand():
+    assert Datasets(source=Path("x"), blocks=({}, {})).paths == ("$[0]", "$[1]")
+
+
+@pytest.mark.parametrize(
+    "blocks, path, words",
+    [
+        ([], "$", "at least 1 entry"),
+        ({}, "$.datasets", "is missing"),
+        ({"datasets": [], "dataset": 1}, "$.dataset", "did you mean 'datasets'?"),
+        ([{**IMAGE, "instance_data": "x"}], "$[0].instance_data", "did you mean 'instance_data_dir'?"),
+        ([{**IMAGE, "type": "locl"}], "$[0].type", "did you mean 'local'?"),
+        ([{**IMAGE, "crop": "centre"}], "$[0].crop", "did you mean 'center'?"),
+        (
+            [{**IMAGE, "resolution": "512"}],
+            "$[0].resolution",
+            "expected an integer, a list or null, found the string '512'",
+        ),
+        ([{**IMAGE, "resolution": [512]}], "$[0].resolution", "at least 2 entries, found 1"),
+        ([{**IMAGE, "repeats": -1}], "$[0].repeats", "at least 0"),
+        ([IMAGE, IMAGE], "$[1].id", "is the id of $[0] too"),
+        (
+            [{**IMAGE, "conditioning_data": ["rr"]}, {**REJECTED, "source_dataset_id": "a"}],
+            "$[0].conditioning_data[0]",
+            "did you mean",
+        ),
+        (
+            [{**IMAGE, "conditioning_data": "b"}, {**IMAGE, "id": "b"}],
+            "$[0].conditioning_data",
+            "expected one of type 'conditioning'",
+        ),
+        ([IMAGE, REJECTED], "$[1]", "belongs to no image data set"),
+        ([IMAGE, {**REJECTED, "source_dataset_id": "r"}], "$[1].source_dataset_id", "in a circle: 'r' -> 'r'"),
+        ([{**IMAGE, "conditioning_type": "mask"}], "$[0].conditioning_type", "conditioning set"),
+        (
+            [IMAGE, {**REJECTED, "conditioning_type": None, "source_dataset_id": "a"}],
+            "$[1].conditioning_type",
+            "is missing",
+        ),
+        ([REJECTED], "$", "no data set with `dataset_type` 'image'"),
+        (
+            [{**IMAGE, "conditioning_data": "r"}, {**IMAGE, "id": "b"}, {**REJECTED, "source_dataset_id": "b"}],
+            "$[2].source_dataset_id",
+            "remove one of the two",
+        ),
+    ],
+)
+def test_mistakes_are_told_at_their_place(tmp_path, blocks, path, words):
+    found = told(blocks, tmp_path)
+    assert any(where == path and words in message for where, message in found), found
+
+
+def test_a_circle_is_told_as_one(tmp_path):
+    one = {**REJECTED, "id": "r", "source_dataset_id": "m"}
+    two = {**MASK, "source_dataset_id": "r"}
+    assert told([IMAGE, one, two], tmp_path) == [
+        (
+            "$[1].source_dataset_id",
+            "the links go in a circle: 'r' -> 'm' -> 'r'; a conditioning set belongs to an image set",
+        ),
+        (
+            "$[2].source_dataset_id",
+            "the links go in a circle: 'm' -> 'r' -> 'm'; a conditioning set belongs to an image set",
+        ),
+    ]
+
+
+def test_paths_in_messages_follow_the_form_of_the_file(tmp_path):
+    written(tmp_path, {"datasets": [IMAGE, IMAGE]}, "data.json")
+    assert told("data.json", tmp_path) == [
+        ("$.datasets[1].id", "'a' is the id of $.datasets[0] too; give each data set its own")
+    ]
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_datasets("nowhere.json", tmp_path)

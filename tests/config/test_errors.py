@@ -1,0 +1,295 @@
+"""Every mistake is told at its own place, in words, with a way out; and all of them at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flowhooks.config import load_run, resolve_hook, resolve_run
+from flowhooks.config.rules import _PRECISIONS
+from flowhooks.errors import ConfigError
+from tests.config.writing import only, problems, written
+
+CASES = [
+    ({"modle": {}}, "$.modle", "unknown key 'modle'; did you mean 'model'?"),
+    ({"learning_rate": 1e-4}, "$.learning_rate", "did you mean 'training.learning_rate'?"),
+    ({"training": {"lr": 1e-4}}, "$.training.lr", "did you mean 'learning_rate'?"),
+    ({"training": {"zzz": 1}}, "$.training.zzz", "known here: 'trainable', 'max_train_steps'"),
+    ({"training": {"odd key": 1}}, '$.training["odd key"]', "unknown key 'odd key'"),
+    ({"training": 3}, "$.training", "expected an object, found the number 3"),
+    (
+        {"training": {"max_train_steps": "16"}},
+        "$.training.max_train_steps",
+        "expected an integer, found the string '16'; remove",
+    ),
+    ({"training": {"max_train_steps": 1.5}}, "$.training.max_train_steps", "expected an integer, found the number 1.5"),
+    ({"training": {"max_train_steps": True}}, "$.training.max_train_steps", "expected an integer, found true"),
+    ({"training": {"max_train_steps": None}}, "$.training.max_train_steps", "expected an integer, found null"),
+    ({"training": {"max_train_steps": 0}}, "$.training.max_train_steps", "expected a number at least 1, found 0"),
+    (
+        {"training": {"use_ema": "true"}},
+        "$.training.use_ema",
+        "expected true or false, found the string 'true'; remove the quotes",
+    ),
+    (
+        {"training": {"optimizer": "lion"}},
+        "$.training.optimizer",
+        "'lion' is not one of 'adamw'; or something like 'torch.optim:SGD'",
+    ),
+    (
+        {"training": {"optimizer": "torch optim:X"}},
+        "$.training.optimizer",
+        "wrong form; expected something like 'torch.optim:SGD'",
+    ),
+    ({"training": {"max_grad_norm": "null"}}, "$.training.max_grad_norm", "write null without quotes"),
+    ({"model": {"dtype": "float32"}}, "$.model.dtype", "did you mean 'fp32'?"),
+    ({"model": {"dtype": 16}}, "$.model.dtype", "expected a string, found the number 16"),
+    ({"model": {"attention_backend": "xformer"}}, "$.model.attention_backend", "did you mean 'xformers'?"),
+    ({"model": {"revision": 5}}, "$.model.revision", "expected a string or null, found the number 5; put it in quotes"),
+    ({"model": {"pretrained_model_name_or_path": ""}}, "$.model.pretrained_model_name_or_path", "the string is empty"),
+    (
+        {"adapter": {"target_modules": "to_q"}},
+        "$.adapter.target_modules",
+        "expected a list or null, found the string 'to_q'; put",
+    ),
+    ({"adapter": {"target_modules": []}}, "$.adapter.target_modules", "expected at least 1 entry, found 0"),
+    ({"adapter": {"algo": "loha"}}, "$.adapter.algo", "only type 'lycoris' takes an algorithm"),
+    ({"adapter": {"type": "lycoris", "algo": "locom"}}, "$.adapter.algo", "did you mean 'locon'?"),
+    ({"logging": {"trackers": ["wandb", "wandb"]}}, "$.logging.trackers", "the string 'wandb' is listed twice"),
+    ({"push": {}}, "$.push.repo_id", "is missing; expected a string"),
+    ({"push": {"repo_id": "no owner"}}, "$.push.repo_id", "something like 'my-name/my-lora'"),
+    ({"hooks": {"type": "flow_dpo"}}, "$.hooks", "expected a list, found an object"),
+    ({"hooks": ["flow_dpo"]}, "$.hooks[0]", "expected an object, found the string 'flow_dpo'"),
+    ({"hooks": [{"beta": 1}]}, "$.hooks[0].type", "is missing"),
+    ({"hooks": [{"type": "flow_dop"}]}, "$.hooks[0].type", "did you mean 'flow_dpo'?"),
+    (
+        {"hooks": [{"type": "flow_dpo", "norm_type": "avg"}]},
+        "$.hooks[0].norm_type",
+        "'avg' is not one of 'sum', 'mean', 'masked_mean'; did you",
+    ),
+    ({"hooks": [{"type": "flow_dpo", "btea": 1}]}, "$.hooks[0].btea", "did you mean 'beta'?"),
+    ({"hooks": [{"type": "flow_dpo", "beta": 0}]}, "$.hooks[0].beta", "above 0"),
+    (
+        {"hooks": [{"type": "flow_dpo", "auto_beta_target_gf": 0.5}]},
+        "$.hooks[0].auto_beta_target_gf",
+        "above 0 and below 0.5, found 0.5",
+    ),
+    (
+        {"hooks": [{"type": "flow_dpo", "auto_beta_target_gf": 0}]},
+        "$.hooks[0].auto_beta_target_gf",
+        "above 0 and below 0.5, found 0",
+    ),
+    (
+        {"hooks": [{"type": "flow_dpo", "auto_beta_min": 9, "auto_beta_max": 1}]},
+        "$.hooks[0].auto_beta_min",
+        "9 is above `auto_beta_max` 1",
+    ),
+    ({"hooks": [{"type": "mask_reducer", "mask_dilate": -1}]}, "$.hooks[0].mask_dilate", "at least 0, found -1"),
+    ({"hooks": [{"type": "mask_reducer", "mask_dilate": 0.5}]}, "$.hooks[0].mask_dilate", "expected an integer"),
+    ({"hooks": [{"type": "anchor_regularizer", "role": "base"}]}, "$.hooks[0].role", "something like 'reference'"),
+    (
+        {"hooks": [{"type": "timestep_schedule", "shift": "auto"}]},
+        "$.hooks[0].shift",
+        "'auto' is not one of 'scheduler'",
+    ),
+    ({"hooks": [{"type": "timestep_schedule", "shift": 0}]}, "$.hooks[0].shift", "above 0"),
+    ({"method": {"flow_dop": {}}}, "$.method.flow_dop", "did you mean 'flow_dpo'?"),
+    ({"method": {"flow_dpo": {"anchor": 1}}}, "$.method.flow_dpo.anchor", "did you mean 'anchor_alpha'?"),
+    (
+        {"method": {"flow_dpo": {"auto_beta_min": 9, "auto_beta_max": 1}}},
+        "$.method.flow_dpo.auto_beta_min",
+        "swap the two",
+    ),
+    ({"distillation_method": "flow-dpo"}, "$.distillation_method", "did you mean 'flow_dpo'?"),
+    ({"distillation_config": {"flow_dpo": {}}}, "$.distillation_config", 'add "distillation_method": "flow_dpo"'),
+    (
+        {"distillation_method": "sft", "distillation_config": {"flow_dpo": {}}},
+        "$.distillation_config.flow_dpo",
+        "would be ignored",
+    ),
+    ({"distillation_method": "sft", "method": {"sft": {}}}, "$.distillation_method", "keep one of the two"),
+    ({"model_type": "full"}, "$.model_type", "'full' is not one of 'lora'"),
+    ({"flow_custom_timesteps": "801,x,338"}, "$.flow_custom_timesteps", "entry 2: 'x' is not a number"),
+    ({"flow_custom_timesteps": "801,,338"}, "$.flow_custom_timesteps", "entry 2: '' is not a number"),
+    ({"flow_custom_timesteps": "1001"}, "$.flow_custom_timesteps", "out of range"),
+    ({"flow_custom_timesteps": "nan"}, "$.flow_custom_timesteps", "out of range"),
+    (
+        {"flow_custom_timesteps": [801, "694"]},
+        "$.flow_custom_timesteps[1]",
+        "found the string '694'; remove the quotes",
+    ),
+    ({"flow_custom_timesteps": [801, 0]}, "$.flow_custom_timesteps[1]", "above 0 and at most 1000, found 0"),
+    ({"flow_custom_timesteps": []}, "$.flow_custom_timesteps", "at least 1 entry"),
+    ({"flow_timesteps_mode": "round-robin"}, "$.flow_timesteps_mode", "'round-robin' needs a list of times"),
+    ({"flow_timesteps_mode": "fixed-list"}, "$.flow_timesteps_mode", "'fixed-list' needs a list of times"),
+    (
+        {"flow_timesteps_mode": "round_robin", "flow_custom_timesteps": [1]},
+        "$.flow_timesteps_mode",
+        "did you mean 'round-robin'?",
+    ),
+    (
+        {"flow_timesteps_mode": "random", "flow_custom_timesteps": [1]},
+        "$.flow_timesteps_mode",
+        "would leave `flow_custom_timesteps` unused",
+    ),
+    (
+        {"hooks": [{"type": "timestep_schedule", "flow_timesteps_mode": "fixed-list"}]},
+        "$.hooks[0].flow_timesteps_mode",
+        "needs a list",
+    ),
+    ({"training": {"train_text_encoder": True}}, "$.training.train_text_encoder", "text encoders are not trained"),
+    ({"text_encoder_lr": 1e-5}, "$.text_encoder_lr", "text encoders are not trained"),
+    ({"training": {"trainable": "transformer"}}, "$.adapter", 'write "adapter": null'),
+    ({"adapter": None}, "$.training.trainable", "train the 'transformer'"),
+    (
+        {"adapter": None, "training": {"trainable": "transformer"}, "model_type": "lora"},
+        "$.model_type",
+        "`adapter` is null",
+    ),
+    ({"training": {"lr_warmup_steps": 5}}, "$.training.lr_warmup_steps", "use 'constant_with_warmup'"),
+    ({"data": 5}, "$.data", "expected a string, a list, an object or null, found the number 5"),
+    ({"data": "nowhere.json"}, "$.data", "there is no such file"),
+]
+
+
+@pytest.mark.parametrize("document, path, words", CASES, ids=[f"{i}-{case[1]}" for i, case in enumerate(CASES)])
+def test_one_mistake_is_one_problem_at_its_place(tmp_path, document, path, words):
+    problem = only(tmp_path, document)
+    assert problem.path == path
+    assert words in problem.message
+    assert problem.file == str(tmp_path / "run.json")
+    assert "schema" not in problem.message
+
+
+def test_all_at_once_in_the_order_they_are_written(tmp_path):
+    found = problems(
+        tmp_path,
+        {
+            "training": {"seed": "0", "lrate": 1},
+            "hooks": [{"type": "flow_dpo", "norm_type": "average", "bta": 2}],
+            "model": {"dtype": 3},
+            "data": "nowhere.json",
+        },
+    )
+    assert [problem.path for problem in found] == [
+        "$.training.seed",
+        "$.training.lrate",
+        "$.hooks[0].norm_type",
+        "$.hooks[0].bta",
+        "$.model.dtype",
+        "$.data",
+    ]
+
+
+def test_contradictions_come_together_with_those_of_hooks_and_data(tmp_path):
+    found = problems(
+        tmp_path,
+        {
+            "adapter": None,
+            "flow_timesteps_mode": "round-robin",
+            "hooks": [{"type": "timestep_schedule", "flow_custom_timesteps": "a"}],
+            "data": [{"id": "a", "instance_data_dir": "x", "conditioning_data": "b"}],
+        },
+    )
+    assert {problem.path for problem in found} == {
+        "$.data[0].conditioning_data",
+        "$.training.trainable",
+        "$.flow_timesteps_mode",
+        "$.hooks[0].flow_custom_timesteps",
+    }
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("mixed", ["no", "bf16", "fp16"])
+def test_precisions(tmp_path, dtype, mixed):
+    document = {"model": {"dtype": dtype}, "training": {"mixed_precision": mixed}}
+    if mixed in _PRECISIONS[dtype]:
+        assert load_run(written(tmp_path, document)).training["mixed_precision"] == mixed
+    else:
+        assert only(tmp_path, document).path == "$.training.mixed_precision"
+
+
+@pytest.mark.parametrize(
+    "text, words, place",
+    [
+        ('{"a" 1}', "not valid JSON: Expecting ':' delimiter", ":1:6"),
+        ('{\n  "a": 1\n  "b": 2}', "Expecting ',' delimiter", ":3:3"),
+        ("", "the file is empty", ":1:1"),
+        ('{"seed": 1, "seed": 2}', "'seed' is written twice", ""),
+        ('{"training": {"learning_rate": NaN}}', "NaN is not a JSON number", ""),
+        ('{"training": {"learning_rate": 1e999}}', "1e999 is too large", ""),
+        ("[" * 100_000, "nested too deeply", ""),
+        ("[]", "expected an object with the sections of a run", ""),
+    ],
+)
+def test_what_is_no_json_is_told_with_its_place(tmp_path, text, words, place):
+    problem = only(tmp_path, text)
+    assert words in problem.message
+    assert problem.file == f"{tmp_path / 'run.json'}{place}"
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    written(tmp_path, {}, "mine.json")
+    for path, words in (
+        (tmp_path / "mien.json", "no such file; did you mean 'mine.json'"),
+        (tmp_path / "no" / "mine.json", "no folder"),
+        (tmp_path, "this is a folder"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            load_run(path)
+    (tmp_path / "latin.json").write_bytes(b'{"_comment": "\xe9"}')
+    with pytest.raises(ConfigError, match="byte 14 is not UTF-8"):
+        load_run(tmp_path / "latin.json")
+
+
+def test_a_run_that_is_to_train_names_model_and_data(tmp_path):
+    found = problems(tmp_path, {}, complete=True)
+    assert [problem.path for problem in found] == ["$.model.pretrained_model_name_or_path", "$.data"]
+
+
+SECRET = "hf_AbCdEfGhIjKlMnOpQrStUvWx12345678"
+
+
+@pytest.mark.parametrize(
+    "document, path",
+    [
+        ({"push": {"repo_id": "a/b", "token": "x"}}, "$.push.token"),
+        ({"hub_token": SECRET}, "$.hub_token"),
+        ({"training": {"optimizer_args": {"api_key": "abc"}}}, "$.training.optimizer_args.api_key"),
+        ({"logging": {"password": None}}, "$.logging.password"),
+        ({"model": {"revision": SECRET}}, "$.model.revision"),
+        ({"training": {"max_train_steps": SECRET}}, "$.training.max_train_steps"),
+        ({"validation": {"prompts": ["a", f"x {SECRET}"]}}, "$.validation.prompts[1]"),
+        ({"data": [{"id": "a", "instance_data_dir": "x", "hf_token": SECRET}]}, "$.data[0].hf_token"),
+    ],
+)
+def test_secrets_are_refused_and_never_repeated(tmp_path, document, path):
+    found = problems(tmp_path, document)
+    assert found[0].path == path
+    assert "hf auth login" in found[0].message
+    assert not any(SECRET in str(problem) for problem in found)
+
+
+def test_what_only_resembles_a_secret_is_fine(tmp_path):
+    prompts = ["a token of love", "hf_internal", "the secret garden"]
+    run = load_run(
+        written(tmp_path, {"validation": {"prompts": prompts}, "training": {"optimizer_args": {"tokens": 1}}})
+    )
+    assert run.validation["prompts"] == prompts
+
+
+def test_a_data_set_file_is_told_as_itself(tmp_path):
+    data = written(tmp_path, {"datasets": [{"id": "a"}]}, "data.json")
+    problem = only(tmp_path, {"data": "data.json"})
+    assert (problem.file, problem.path) == (str(data), "$.datasets[0].instance_data_dir")
+
+
+def test_a_run_from_a_dict_names_its_source():
+    with pytest.raises(ConfigError, match=r"^attach\(\): \$\.hooks\[0\]\.beta: expected a number"):
+        resolve_run({"hooks": [{"type": "flow_dpo", "beta": "1"}]}, Path("attach()"))
+
+
+def test_a_single_hook_is_told_below_its_place():
+    with pytest.raises(ConfigError, match=r"^\$\.hooks\[3\]\.mask_dilate: expected an integer"):
+        resolve_hook({"type": "mask_reducer", "mask_dilate": "1"}, "$.hooks[3]")

@@ -1,0 +1,109 @@
+"""Every schema, held to the same rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers.models.attention_dispatch import AttentionBackendName
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
+
+from flowhooks.config.schemas import hook_types, method_names, schemas, uri, validator
+from flowhooks.hooks.registry import HOOKS
+from flowhooks.machine import BACKENDS
+
+FOLDER = Path(__file__).parents[2] / "schemas"
+FREE_FORM = {"pipeline_arguments", "optimizer_args"}
+EVERY = sorted(schemas())
+
+
+def objects(schema: Any, name: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every sub-schema that lists properties of its own, conditions aside."""
+    if isinstance(schema, dict):
+        if "properties" in schema:
+            yield name, schema
+        for key, part in schema.items():
+            if key not in ("if", "then", "else", "allOf", "default", "examples", "enum"):
+                yield from objects(part, f"{name}/{key}")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_is_a_valid_2020_12_schema(name):
+    assert schemas()[name]["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    Draft202012Validator.check_schema(schemas()[name])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_property_has_a_description_and_a_default_unless_required(name):
+    seen = 0
+    for place, schema in objects(schemas()[name]):
+        for key, part in schema["properties"].items():
+            seen += 1
+            assert part.get("description", "").endswith("."), f"{place}: {key}"
+            assert ("default" in part) != (key in schema.get("required", [])), f"{place}: {key}"
+    assert seen
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_unknown_keys_are_refused_but_remarks_are_not(name):
+    for place, schema in objects(schemas()[name]):
+        # The list of all hooks leaves that to the schema of each hook, and to the classes of others.
+        if name != "hook":
+            assert schema["additionalProperties"] is False, place
+            assert Draft202012Validator({"patternProperties": schema["patternProperties"]}).is_valid({"_comment": 1})
+
+
+def test_free_form_objects_are_the_documented_ones():
+    def free(schema: Any, key: str = "") -> Iterator[str]:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object" and schema.get("additionalProperties") is True:
+                yield key
+            for name, part in schema.items():
+                yield from free(part, name)
+
+    assert set(free(schemas()["run"])) == FREE_FORM
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_defaults_are_valid(name):
+    for place, schema in objects(schemas()[name]):
+        for key, part in schema["properties"].items():
+            if "default" in part and part["default"] != {}:
+                property = {"$ref": f"{uri(name)}#{place}/properties/{key}"}
+                assert validator(property).is_valid(part["default"]), (place, key)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_file_in_the_repository_is_what_is_used(name):
+    """For the two lists of hooks and methods: `flowhooks schema --write schemas --force` makes them anew."""
+    assert json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8")) == schemas()[name]
+
+
+def test_references_resolve_between_files_as_an_editor_does_it():
+    def retrieve(uri: str) -> Resource:
+        return Resource.from_contents(json.loads(Path(uri.removeprefix("file://")).read_text(encoding="utf-8")))
+
+    start = {"$ref": (FOLDER / "run.schema.json").as_uri()}
+    run = Draft202012Validator(start, registry=Registry(retrieve=retrieve))
+    assert run.is_valid(
+        {"hooks": [{"type": "flow_dpo"}], "method": {"sft": {}}, "data": [{"id": "a", "instance_data_dir": "b"}]}
+    )
+    assert not run.is_valid({"hooks": [{"type": "flow_dpo", "betta": 1}]})
+    assert not run.is_valid({"data": [{"id": "a", "instance_data_dir": "b", "crop": "left"}]})
+
+
+def test_every_registered_hook_has_a_schema_and_the_other_way_round():
+    assert set(hook_types()) == set(HOOKS)
+
+
+def test_methods():
+    assert method_names() == ["flow_dpo", "sft"]
+
+
+def test_attention_backends_are_those_of_diffusers():
+    offered = set(schemas()["run"]["properties"]["model"]["properties"]["attention_backend"]["enum"])
+    assert offered == set(BACKENDS) == {each.value for each in AttentionBackendName}
