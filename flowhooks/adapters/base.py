@@ -1,0 +1,182 @@
+"""The one face of every adapter, and what all kinds share: a strict state dict and a clean way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from flowhooks.adapters.bypass import Setting, overridden
+from flowhooks.adapters.files import CONFIG_KEY, TRANSFORMER_KEY
+from flowhooks.adapters.trace import Trace
+from flowhooks.errors import AdapterError
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """Trainable weights on a frozen transformer.
+
+    ``kind`` is ``lora``, ``loha``, ``lokr`` or ``lycoris``; ``config`` is the adapter section of the run; ``targets``
+    are the names of the adapted layers; ``fresh`` is true until values are loaded: a fresh adapter changes nothing
+    before its first update. Parameters are fp32 whatever the base's dtype, and the base's parameters are frozen while
+    the adapter is attached.
+    """
+
+    kind: str
+    config: dict[str, Any]
+    targets: tuple[str, ...]
+    fresh: bool
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """The trainable parameters under the names they are saved with."""
+
+    def disabled(self) -> AbstractContextManager[None]:
+        """The reference role: inside, the transformer computes exactly what it computes without the adapter.
+
+        Leaves with what it found, also after an exception or when nested. Never encloses a backward, never changes
+        ``requires_grad``.
+        """
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The live tensors, detached and not copied, under the names they are saved with."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
+        """Copy values in place, so that optimisers keep their parameters. Raises `AdapterError` on any missing or
+        extra key or shape."""
+
+    def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        """Write the adapter's file into ``folder``; ``metadata`` (JSON strings) goes into its header. Returns the
+        file's path."""
+
+    def detach(self) -> None:
+        """Give the transformer back as it was found. A second call does nothing."""
+
+
+class AttachedAdapter:
+    """State dict and detaching, the same for every library.
+
+    A subclass registers its parameters with `_own` after it has injected its layers.
+    """
+
+    kind: str
+
+    def __init__(self, transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...], trace: Trace):
+        self.transformer = transformer
+        self.config = dict(config)
+        self.targets = targets
+        self._trace = trace
+        self._attached = True
+        self.fresh = True
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._buffers: dict[str, Tensor] = {}
+
+    def _own(self, parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor] | None = None) -> None:
+        self._parameters = dict(parameters)
+        self._buffers = dict(buffers or {})
+        for parameter in self._parameters.values():
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(True)
+
+    def _require_attached(self) -> None:
+        if not self._attached:
+            raise AdapterError(
+                f"This {self.kind} adapter was detached from its transformer. Save or use it before `detach()`."
+            )
+
+    def _header(self, metadata: Mapping[str, str]) -> dict[str, str]:
+        """``metadata`` and what `load_adapter` needs. Where a run started from is a path of its machine, and not part
+        of the file."""
+        section = json.dumps({**self.config, "init_from": None})
+        return {**metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self._parameters.values())
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._parameters)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        self._require_attached()
+        return {key: tensor.detach() for key, tensor in {**self._parameters, **self._buffers}.items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], *, origin: str = "the state dict") -> None:
+        own = self.state_dict()
+        check_fit(own, state_dict, kind=self.kind, origin=origin)
+        for key, buffer in self._buffers.items():
+            # A LyCORIS alpha is read once, when a layer is built: copying another one here would change the file but
+            # not the maths.
+            if not torch.equal(buffer.cpu().float(), state_dict[key].cpu().float()):
+                raise AdapterError(
+                    f"{origin}: `{key}` is {state_dict[key].tolist()}, but this adapter was built with "
+                    f"{buffer.tolist()}. Set `adapter.alpha` and `adapter.rank` to the file's values, or load it "
+                    "with `load_adapter`."
+                )
+        for key, parameter in self._parameters.items():
+            parameter.copy_(state_dict[key])
+        self.fresh = False
+
+    def detach(self) -> None:
+        if self._attached:
+            self._attached = False
+            self._trace.restore()
+
+    @contextmanager
+    def _disabled(self, settings: Iterable[Setting]) -> Iterator[None]:
+        self._require_attached()
+        try:
+            with overridden(settings):
+                yield
+        finally:
+            if not self._attached:
+                # Detached inside: what `overridden` has just put back belonged to the adapter.
+                self._trace.restore()
+
+
+def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, kind: str, origin: str) -> None:
+    """Compare keys and shapes. Raises `AdapterError` naming the first ones that differ."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    shapes = [
+        f"`{key}` is {list(found[key].shape)}, expected {list(expected[key].shape)}"
+        for key in expected
+        if key in found and found[key].shape != expected[key].shape
+    ]
+    findings = []
+    if missing:
+        findings.append(f"missing keys: {first_few(missing)}")
+    if extra:
+        findings.append(f"keys this model has no place for: {first_few(extra)}")
+    if shapes:
+        findings.append(f"wrong shapes: {first_few(shapes, quote=False)}")
+    if findings:
+        raise AdapterError(
+            f"{origin} does not fit this {kind} adapter; {'; '.join(findings)}. It was made for another model, for "
+            "other `target_modules` or for another `rank`: use the base model and the adapter section it was "
+            "trained with."
+        )
+
+
+def check_complete(selected: Iterable[str], found: Iterable[str], *, origin: str) -> None:
+    """Refuse a file that lacks layers its own configuration selects: they would stay at the base without a word."""
+    selected, found = list(selected), set(found)
+    missing = [name for name in selected if name not in found]
+    if missing:
+        raise AdapterError(
+            f"{origin}: its configuration adapts {len(selected)} layers, but it has no weights for "
+            f"{first_few(missing)}. The file is incomplete or was made for another model: use the one the trainer "
+            "wrote."
+        )
+
+
+def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:
+    """The first ``count`` names and how many more there are."""
+    shown = ", ".join(f"`{name}`" if quote else name for name in names[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")

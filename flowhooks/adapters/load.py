@@ -1,0 +1,184 @@
+"""From a file to an attached adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.utils.peft_utils import get_peft_kwargs
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from torch import Tensor, nn
+
+from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete, first_few
+from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, find_file, read_json, read_tensors
+from flowhooks.adapters.lycoris_adapter import PREFIX, LycorisAdapter, network_from_weights
+from flowhooks.adapters.peft_adapter import DIFFUSERS_PREFIX, PEFT_PREFIX, PeftAdapter, selected_targets
+from flowhooks.adapters.targets import check_bare, find_targets
+from flowhooks.errors import AdapterError
+
+_PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
+    "LORA": ("lora", LoraConfig),
+    "LOHA": ("loha", LoHaConfig),
+    "LOKR": ("lokr", LoKrConfig),
+}
+# What LyCORIS calls a LoKr layer's class.
+_ALGORITHM_NAMES = {"kron": "lokr"}
+_TENSOR_PREFIXES = (".lora_", ".hada_", ".lokr_")
+
+
+def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
+    """Attach the adapter saved at ``path`` (a .safetensors file or the folder with it), its base frozen.
+
+    Reads what `Adapter.save` wrote, and files of the same formats by Diffusers, PEFT and LyCORIS.
+
+    Raises:
+        AdapterError: the file is damaged or pickled, is not one of these formats, or does not fit ``transformer``
+        exactly.
+    """
+    check_bare(transformer)
+    file = find_file(Path(path))
+    tensors, header = read_tensors(file)
+    kind, tensors = _strip(file, tensors)
+    if kind == "lycoris":
+        network, targets = network_from_weights(transformer, tensors, origin=str(file))
+        section = _lycoris_section(file, header, network)
+        if CONFIG_KEY in header:
+            check_complete(find_targets(transformer, section["target_modules"]), targets, origin=str(file))
+        loaded = LycorisAdapter(transformer, section, network, targets)
+        loaded.fresh = False
+        return loaded
+    peft = _peft_config(file, kind, tensors, header)
+    targets = _targets(transformer, tensors, origin=str(file))
+    check_complete(selected_targets(transformer, peft), targets, origin=str(file))
+    adapter = PeftAdapter(transformer, _peft_section(file, header, peft), peft, targets)
+    try:
+        adapter.load_state_dict(tensors, origin=str(file))
+    except BaseException:
+        adapter.detach()
+        raise
+    return adapter
+
+
+def load_values(adapter: AttachedAdapter, path: Path) -> None:
+    """Start ``adapter`` from the values at ``path``. Raises `AdapterError` unless kind, layers, shapes and scale are
+    the same."""
+    file = find_file(path)
+    tensors, header = read_tensors(file)
+    kind, tensors = _strip(file, tensors)
+    if (kind == "lycoris") != (adapter.kind == "lycoris"):
+        raise AdapterError(
+            f"{file}: holds a {kind} adapter, but `adapter.type` is {adapter.kind!r}. Set it to the file's type."
+        )
+    if isinstance(adapter, PeftAdapter):
+        peft = _peft_config(file, kind, tensors, header)
+        found = _peft_section(file, {}, peft)
+        wanted = {key: adapter.config[key] for key in ("type", "rank", "alpha")}
+        if any(found[key] != value for key, value in wanted.items()):
+            raise AdapterError(
+                f"{file}: holds type {found['type']}, rank {found['rank']}, alpha {found['alpha']:g}; the adapter "
+                f"section says type {wanted['type']}, rank {wanted['rank']}, alpha {wanted['alpha']:g}. Set the "
+                "section to the file's values."
+            )
+    adapter.load_state_dict(tensors, origin=str(file))
+
+
+def _strip(file: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The format of a file, told by its keys, and its tensors without the format's prefix."""
+    formats = {"lycoris": f"{PREFIX}_", "diffusers": f"{DIFFUSERS_PREFIX}.", "peft": PEFT_PREFIX}
+    for kind, prefix in formats.items():
+        if any(key.startswith(prefix) for key in tensors):
+            foreign = [key for key in tensors if not key.startswith(prefix)]
+            if foreign:
+                raise AdapterError(
+                    f"{file}: beside the transformer's it has {first_few(foreign)}. Only adapters of the transformer "
+                    "can be loaded."
+                )
+            return kind, {
+                key if kind == "lycoris" else key.removeprefix(prefix): tensor for key, tensor in tensors.items()
+            }
+    raise AdapterError(
+        f"{file}: keys such as {first_few(list(tensors), 1)} are of no known format; expected `transformer.` "
+        f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{PREFIX}_` (LyCORIS). Convert the file to the Diffusers format "
+        "first."
+    )
+
+
+def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> tuple[str, ...]:
+    named = dict.fromkeys(_layer_name(key) for key in tensors)
+    present = dict(transformer.named_modules())
+    unknown = [name for name in named if name not in present]
+    if unknown:
+        raise AdapterError(
+            f"{origin}: {type(transformer).__name__} has no layer named {first_few(unknown)}. It was made for "
+            "another model: use the base model it was trained on."
+        )
+    return tuple(name for name in present if name in named)
+
+
+def _layer_name(key: str) -> str:
+    for prefix in _TENSOR_PREFIXES:
+        if prefix in key:
+            return key.rsplit(prefix, 1)[0]
+    return key
+
+
+def _peft_config(file: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> PeftConfig:
+    if kind == "peft":
+        document_file = file.with_name(PEFT_CONFIG_FILE)
+        if not document_file.is_file():
+            raise AdapterError(f"{document_file}: missing; PEFT needs it beside {file.name} for rank and alpha.")
+        document = read_json(document_file.read_text(encoding="utf-8"), origin=str(document_file))
+        origin = str(document_file)
+    elif LORA_ADAPTER_METADATA_KEY in header:
+        origin = f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
+        prefixed = read_json(header[LORA_ADAPTER_METADATA_KEY], origin=origin)
+        document = {key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in prefixed.items()}
+    else:
+        # Diffusers' own reading of a file without metadata: ranks from the shapes, alpha equal to the rank.
+        origin = str(file)
+        ranks = {f"^{key}": tensor.shape[1] for key, tensor in tensors.items() if ".lora_B" in key and tensor.ndim > 1}
+        if not ranks:
+            raise AdapterError(f"{file}: has no `lora_B` weights; expected a LoRA in the Diffusers format.")
+        document = {"peft_type": "LORA", **get_peft_kwargs(ranks, None, dict(tensors))}
+    kind_name = document.pop("peft_type", "LORA")
+    if kind_name not in _PEFT_CONFIGS:
+        raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
+    try:
+        return _PEFT_CONFIGS[kind_name][1](**{**document, "inference_mode": False, "base_model_name_or_path": None})
+    except (TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{origin}: PEFT does not accept this configuration ({error}). Was it written by a newer PEFT?"
+        ) from error
+
+
+def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
+    if CONFIG_KEY in header:
+        return read_json(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+    kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
+    targets = peft.target_modules
+    return {
+        "type": kind,
+        "algo": None,
+        "rank": peft.r,
+        "alpha": peft.lora_alpha if kind == "lora" else peft.alpha,
+        "dropout": peft.lora_dropout if kind == "lora" else peft.rank_dropout,
+        "target_modules": sorted(targets) if isinstance(targets, (list, set)) else None,
+        "init_from": None,
+    }
+
+
+def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dict[str, Any]:
+    if CONFIG_KEY in header:
+        return read_json(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+    first = network.loras[0]
+    return {
+        "type": "lycoris",
+        "algo": _ALGORITHM_NAMES.get(first.name, first.name),
+        "rank": first.lora_dim,
+        "alpha": float(first.alpha),
+        "dropout": 0.0,
+        "target_modules": None,
+        "init_from": None,
+    }

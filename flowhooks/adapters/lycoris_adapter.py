@@ -1,0 +1,185 @@
+"""LyCORIS adapters: LoCon, LoHa, LoKr and their relatives, through lycoris-lora's own networks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
+from lycoris.logging import logger as lycoris_logger
+from torch import Tensor, nn
+
+from flowhooks.adapters.base import AttachedAdapter, check_fit, first_few
+from flowhooks.adapters.bypass import Setting, shortcut
+from flowhooks.adapters.files import LYCORIS_FILE, write_tensors
+from flowhooks.adapters.trace import Trace
+from flowhooks.errors import AdapterError
+
+PREFIX = "lycoris"
+# Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.
+ALGORITHMS = ("lora", "locon", "loha", "lokr")
+_NETWORK_NAME = "flowhooks_lycoris"
+_PRESET_ATTRIBUTES = (
+    "ENABLE_CONV",
+    "TARGET_REPLACE_MODULE",
+    "TARGET_REPLACE_NAME",
+    "LORA_PREFIX",
+    "MODULE_ALGO_MAP",
+    "NAME_ALGO_MAP",
+    "USE_FNMATCH",
+    "TARGET_EXCLUDE_NAME",
+)
+
+
+class LycorisAdapter(AttachedAdapter):
+    """A LyCORIS network applied to ``transformer``.
+
+    The network is registered as a submodule, so that it follows the transformer's device, its train and eval mode and
+    data parallelism. Layers run in LyCORIS' bypass mode: the change is applied to activations. The other mode forms
+    (W + change) - W in the base's dtype, where a small change to a bf16 weight rounds away, and it ignores dropout.
+    """
+
+    kind = "lycoris"
+
+    def __init__(
+        self, transformer: nn.Module, config: Mapping[str, Any], network: LycorisNetwork, targets: tuple[str, ...]
+    ):
+        super().__init__(transformer, config, targets, Trace(transformer, targets))
+        self.network = network
+        try:
+            self._apply()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _apply(self) -> None:
+        device = next(self.transformer.parameters()).device
+        for parameter in self.transformer.parameters():
+            parameter.requires_grad_(False)
+        for lora in self.network.loras:
+            lora.bypass_mode = True
+            _set_dropout(lora, self.config["dropout"])
+        self.network.apply_to()
+        self.network.to(device).train(self.transformer.training)
+        self.transformer.add_module(_NETWORK_NAME, self.network)
+        parameters = dict(self.network.named_parameters())
+        buffers = {key: tensor for key, tensor in self.network.state_dict().items() if key not in parameters}
+        self._own(parameters, buffers)
+
+    def disabled(self) -> AbstractContextManager[None]:
+        settings: list[Setting] = []
+        for lora in self.network.loras:
+            # Zero alone would still add a computed zero. Calling the layer itself is exact and costs nothing; the zero
+            # is for a layer whose `forward` somebody wrapped.
+            settings.append((lora, "multiplier", 0.0))
+            settings += shortcut(lora.org_module[0], lora.forward, lora.org_forward)
+        return self._disabled(settings)
+
+    def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        self._require_attached()
+        header = self._header(metadata)
+        return write_tensors(Path(folder) / LYCORIS_FILE, self.state_dict(), header)
+
+
+def build_network(transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...]) -> LycorisNetwork:
+    """A fresh network on exactly ``targets``, not yet applied."""
+    if config["algo"] not in ALGORITHMS:
+        raise AdapterError(f"`adapter.algo` is {config['algo']!r}; expected one of {', '.join(ALGORITHMS)}.")
+    with _preset(targets), _quiet():
+        network = create_lycoris(
+            transformer,
+            1.0,
+            linear_dim=config["rank"],
+            linear_alpha=config["alpha"],
+            algo=config["algo"],
+            bypass_mode=True,
+        )
+    _check_layers(network, targets)
+    return network
+
+
+def network_from_weights(
+    transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str
+) -> tuple[LycorisNetwork, tuple[str, ...]]:
+    """A network with the shapes and values of ``tensors``, not yet applied, and the names of its layers.
+
+    Raises:
+        AdapterError: a key has no layer in ``transformer``, a layer lacks a tensor, or a shape differs.
+    """
+    layers = {f"{PREFIX}_{name}".replace(".", "_"): name for name, _ in transformer.named_modules() if name}
+    unknown = [key for key in tensors if key.split(".")[0] not in layers]
+    if unknown:
+        raise AdapterError(
+            f"{origin}: {type(transformer).__name__} has no layer for {first_few(unknown)}. It was made for another "
+            "model: use the base model it was trained on."
+        )
+    try:
+        with _preset(()), _quiet():
+            network, _ = create_lycoris_from_weights(1.0, "", transformer, weights_sd=dict(tensors))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise AdapterError(f"{origin}: LyCORIS cannot build it on {type(transformer).__name__}: {error}") from error
+    built = {f"{lora.lora_name}.{key}": tensor for lora in network.loras for key, tensor in lora.state_dict().items()}
+    check_fit(built, tensors, kind="lycoris", origin=origin)
+    order = {group: place for place, group in enumerate(layers)}
+    network.loras.sort(key=lambda lora: order[lora.lora_name])
+    return network, tuple(layers[lora.lora_name] for lora in network.loras)
+
+
+def _check_layers(network: LycorisNetwork, targets: tuple[str, ...]) -> None:
+    made = {lora.lora_name for lora in network.loras}
+    refused = [target for target in targets if f"{PREFIX}_{target}".replace(".", "_") not in made]
+    if refused or len(made) != len(targets):
+        raise AdapterError(
+            f"LyCORIS made no adapter for {first_few(refused)}. Leave these layers out of `adapter.target_modules`."
+        )
+
+
+def _set_dropout(lora: nn.Module, probability: float) -> None:
+    """Dropout on the change, which bypass mode applies. Set here because the constructors of two of the networks warn
+    that they have none."""
+    drop = nn.Dropout(probability) if probability else nn.Identity()
+    lora.drop = drop
+    if isinstance(lora.__dict__.get("dropout"), nn.Module) or "dropout" in lora._modules:
+        lora.dropout = drop
+
+
+@contextmanager
+def _preset(targets: tuple[str, ...]) -> Iterator[None]:
+    """Select layers by their full names. LyCORIS keeps its preset on the class, shared by everybody: it is put back."""
+    found = {name: getattr(LycorisNetwork, name) for name in _PRESET_ATTRIBUTES}
+    pattern = "(?:" + "|".join(re.escape(target) for target in targets) + r")\Z"
+    try:
+        LycorisNetwork.apply_preset(
+            {
+                "enable_conv": True,
+                "target_module": [],
+                "target_name": [pattern] if targets else [],
+                "module_algo_map": {},
+                "name_algo_map": {},
+                "lora_prefix": PREFIX,
+                "use_fnmatch": False,
+                "exclude_name": [],
+            }
+        )
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(LycorisNetwork, name, value)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The library reports on standard output; a command's output is ours."""
+    level = lycoris_logger.level
+    lycoris_logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        lycoris_logger.setLevel(level)

@@ -1,0 +1,173 @@
+"""LoRA, LoHa and LoKr through PEFT."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
+from torch import nn
+
+from flowhooks.adapters.base import AttachedAdapter
+from flowhooks.adapters.bypass import Setting, shortcut
+from flowhooks.adapters.files import (
+    LORA_FILE,
+    PEFT_CONFIG_FILE,
+    PEFT_FILE,
+    write_aside,
+    write_tensors,
+)
+from flowhooks.adapters.trace import Trace
+from flowhooks.errors import AdapterError
+
+ADAPTER_NAME = "default"
+# What `transformer.` is to Diffusers and `base_model.model.` is to PEFT: the prefix of every key in a file.
+DIFFUSERS_PREFIX = "transformer"
+PEFT_PREFIX = "base_model.model."
+_KEY_PREFIX = {"lora": "lora_A.weight", "loha": "hada_w1_a", "lokr": "lokr_w1"}
+
+
+def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConfig:
+    """The PEFT configuration of an adapter section.
+
+    ``dropout`` is the probability of zeroing an input of a LoRA layer, or (LoHa, LoKr) a row of the weight change.
+    """
+    names = list(targets)
+    if config["type"] == "lora":
+        return LoraConfig(
+            r=config["rank"],
+            lora_alpha=config["alpha"],
+            lora_dropout=config["dropout"],
+            target_modules=names,
+            bias="none",
+        )
+    kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[config["type"]]
+    return kind(r=config["rank"], alpha=config["alpha"], rank_dropout=config["dropout"], target_modules=names)
+
+
+class PeftAdapter(AttachedAdapter):
+    """A PEFT adapter injected into ``transformer`` at exactly ``targets``.
+
+    Args:
+        transformer: the model, its layers unchanged so far.
+        config: adapter section of the run.
+        peft: the PEFT configuration; its ``target_modules`` come to select ``targets`` and nothing else.
+        targets: names of the layers.
+        name: PEFT's adapter name. A second, frozen adapter beside the trained one needs only another name.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        config: Mapping[str, Any],
+        peft: PeftConfig,
+        targets: tuple[str, ...],
+        *,
+        name: str = ADAPTER_NAME,
+    ):
+        super().__init__(transformer, config, targets, Trace(transformer, targets))
+        self.kind = config["type"]
+        self.name = name
+        try:
+            self._inject(peft)
+        except BaseException:
+            self.detach()
+            raise
+
+    def _inject(self, peft: PeftConfig) -> None:
+        keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[self.kind]}": None for target in self.targets}
+        try:
+            with warnings.catch_warnings():
+                # Keys say exactly where to inject; that a suffix in the configuration selects more is settled below.
+                warnings.filterwarnings("ignore", message="While injecting the PEFT adapters", category=RuntimeWarning)
+                inject_adapter_in_model(peft, self.transformer, adapter_name=self.name, state_dict=keys)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            raise AdapterError(
+                f"PEFT cannot put a {self.kind} adapter on {type(self.transformer).__name__}: {error}"
+            ) from error
+        if hasattr(type(self.transformer), "_hf_peft_config_loaded"):
+            # Diffusers' own adapter methods ask for this flag.
+            self.transformer.__dict__["_hf_peft_config_loaded"] = True
+        self._layers = [self._layer(target) for target in self.targets]
+        for layer in self._layers:
+            # New modules are born in training mode: on a model in eval mode their dropout would act.
+            layer.train(layer.base_layer.training)
+        names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
+        if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
+            # Nested names: `a.to_q` also ends `b.a.to_q`. An expression anchored at both ends cannot select more than
+            # it says.
+            peft.target_modules = "|".join(target.replace(".", r"\.") for target in self.targets)
+        self.peft_config = peft
+        self._own({self._short(key): parameter for key, parameter in self._injected_parameters()})
+
+    def _layer(self, target: str) -> BaseTunerLayer:
+        layer = self.transformer.get_submodule(target)
+        if not isinstance(layer, BaseTunerLayer):
+            raise AdapterError(f"PEFT left `{target}` without a {self.kind} adapter.")
+        return layer
+
+    def _injected_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for target, layer in zip(self.targets, self._layers, strict=True):
+            for key, parameter in layer.named_parameters():
+                if f".{self.name}" in key and not key.startswith("base_layer."):
+                    yield f"{target}.{key}", parameter
+
+    def _short(self, key: str) -> str:
+        """The name a parameter is saved with: PEFT leaves its adapter's name out."""
+        head, _, tail = key.rpartition(f".{self.name}")
+        return head + tail
+
+    def disabled(self) -> AbstractContextManager[None]:
+        settings: list[Setting] = []
+        for layer in self._layers:
+            # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would yield no gradient
+            # without a word.
+            settings.append((layer, "_disable_adapters", True))
+            # A disabled LoHa layer still casts its result to the input's dtype; under autocast that is not the bare
+            # layer's.
+            settings += shortcut(layer, None, layer.base_layer.__call__)
+        return self._disabled(settings)
+
+    def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        self._require_attached()
+        folder = Path(folder)
+        tensors = get_peft_model_state_dict(self.transformer, adapter_name=self.name)
+        header = self._header(metadata)
+        if self.kind == "lora":
+            header[LORA_ADAPTER_METADATA_KEY] = self._diffusers_metadata()
+            return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
+        write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(self._peft_document(), encoding="utf-8"))
+        return write_tensors(folder / PEFT_FILE, {PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
+
+    def _diffusers_metadata(self) -> str:
+        """What Diffusers reads alpha, rank and dropout from; without it a loader takes alpha for the rank."""
+        document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in self.peft_config.to_dict().items()}
+        return json.dumps(document, default=_plain, indent=2, sort_keys=True)
+
+    def _peft_document(self) -> str:
+        return json.dumps(
+            {**self.peft_config.to_dict(), "inference_mode": True}, default=_plain, indent=2, sort_keys=True
+        )
+
+
+def selected_targets(transformer: nn.Module, peft: PeftConfig) -> tuple[str, ...]:
+    """Names of the layers that a PEFT configuration selects."""
+    if not peft.target_modules:
+        return ()
+    return tuple(name for name, _ in transformer.named_modules() if name and check_target_module_exists(peft, name))
+
+
+def _inside(name: str, targets: tuple[str, ...]) -> bool:
+    return any(name.startswith(f"{target}.") for target in targets)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

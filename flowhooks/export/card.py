@@ -1,0 +1,156 @@
+"""The model card: README.md of a run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils.hub_utils import populate_model_card
+from huggingface_hub import ModelCard, ModelCardData
+
+from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE, write_aside
+from flowhooks.export.papers import PAPERS
+from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
+
+CARD_FILE = "README.md"
+# Where a run that trains the whole transformer puts its pipeline.
+PIPELINE_FOLDER = "pipeline"
+
+_START = """import torch
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)
+"""
+_LYCORIS = """from lycoris import create_lycoris_from_weights
+
+network, _ = create_lycoris_from_weights(1.0, "FOLDER/{file}", pipe.transformer)
+network.apply_to()
+network.to(pipe.transformer.device, pipe.transformer.dtype)
+"""
+_PEFT = """from peft import PeftModel
+
+PeftModel.from_pretrained(pipe.transformer, "FOLDER")
+"""
+_END = """image = pipe("your prompt").images[0]
+"""
+_LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
+_DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardPicture:
+    """A validation picture inside the run folder and the prompt it was made for."""
+
+    path: Path
+    prompt: str
+
+
+def write_card(
+    folder: Path,
+    *,
+    document: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    pictures: Sequence[CardPicture] = (),
+) -> Path:
+    """Write ``folder/README.md``. Returns its path.
+
+    Args:
+        folder: the run folder.
+        document: the resolved run; printed in the card without absolute paths.
+        metrics: final values by name.
+        pictures: pictures inside ``folder``; linked relative to it.
+
+    Raises:
+        AdapterError: the disk refuses.
+    """
+    folder = Path(folder)
+    name, hub_id = _base_model(document["model"]["pretrained_model_name_or_path"])
+    shown = [(picture.prompt, _relative(picture.path, folder)) for picture in pictures]
+    data = ModelCardData(
+        license="other",
+        # The Hub asks for these two beside `other`.
+        license_name="see-base-model",
+        license_link=f"https://huggingface.co/{hub_id}" if hub_id else None,
+        library_name="diffusers",
+        base_model=hub_id,
+        widget=[{"text": prompt, "output": {"url": url}} for prompt, url in shown] or None,
+        tags=["text-to-image"],
+    )
+    title = last_part(os.fspath(document["output_dir"])) or "flowhooks run"
+    body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown))
+    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
+    tags = ["diffusers", "flowhooks", "flow-matching", *_adapter_tags(document["adapter"]), *_hook_types(document)]
+    card = populate_model_card(card, tags=list(dict.fromkeys(tags)))
+    return write_aside(folder / CARD_FILE, lambda aside: aside.write_text(str(card), encoding="utf-8"))
+
+
+def _sections(
+    title: str,
+    base: str,
+    hub_id: str | None,
+    document: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    pictures: Sequence[tuple[str, str]],
+) -> list[str]:
+    link = f"[{base}](https://huggingface.co/{hub_id})" if hub_id else f"`{base}`"
+    methods = ", ".join(f"`{hook}`" for hook in _hook_types(document)) or "plain flow matching"
+    sections = [f"# {title}", f"Trained with flowhooks from {link}; hooks: {methods}."]
+    if pictures:
+        gallery = "\n".join(f"![{_one_line(prompt)}]({url})" for prompt, url in pictures)
+        sections += ["<Gallery />", gallery]
+    sections += ["## Use", _usage(document["adapter"], base, hub_id)]
+    if metrics:
+        rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
+        sections += ["## Final metrics", f"| metric | value |\n| --- | --- |\n{rows}"]
+    config = json.dumps(without_local_paths(document), indent=2, ensure_ascii=False)
+    sections += ["## Run", f"```json\n{config}\n```"]
+    papers = list(dict.fromkeys(paper for hook in _hook_types(document) for paper in PAPERS.get(hook, ())))
+    if papers:
+        sections += ["## Citation", "```bibtex\n" + "\n\n".join(papers) + "\n```"]
+    sections += ["## Licence", f"That of the base model, {link}. Read it before you use or share these weights."]
+    return sections
+
+
+def _usage(adapter: Mapping[str, Any] | None, base: str, hub_id: str | None) -> str:
+    """Stock code that loads the weights."""
+    start = _START.format(base=base if adapter is not None else f"FOLDER/{PIPELINE_FOLDER}")
+    if adapter is None:
+        load = ""
+    elif adapter["type"] == "lora":
+        load = f'pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}")\n'
+    elif adapter["type"] == "lycoris":
+        load = _LYCORIS.format(file=LYCORIS_FILE)
+    else:
+        load = _PEFT
+    notes = [_DOWNLOADED] if hub_id or adapter is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
+    return f"```python\n{start}{load}{_END}```\n\n{' '.join(notes)}"
+
+
+def _base_model(location: str) -> tuple[str, str | None]:
+    """What to call the base model, and its Hub id if it has one. Of a local folder only the name is public."""
+    if is_local_path(location) or os.path.isdir(location) or location.startswith("."):
+        return last_part(location.rstrip("/\\")), None
+    return location, location if re.fullmatch(r"[\w.-]+/[\w.-]+", location) else None
+
+
+def _adapter_tags(adapter: Mapping[str, Any] | None) -> list[str]:
+    return [] if adapter is None else [adapter["type"]]
+
+
+def _hook_types(document: Mapping[str, Any]) -> list[str]:
+    """Hook types by name; a third party's is an import path."""
+    return list(dict.fromkeys(hook["type"] for hook in document["hooks"]))
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """``path`` as seen from ``folder``. A relative path is relative to the working directory, as ``folder`` is."""
+    return Path(path).resolve().relative_to(folder.resolve()).as_posix()
+
+
+def _one_line(text: str) -> str:
+    return re.sub(r"[\[\]\s]+", " ", text).strip()

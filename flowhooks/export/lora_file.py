@@ -1,0 +1,107 @@
+"""A Diffusers LoRA file as a list of layers, each with its own rank and alpha."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from flowhooks.adapters.base import first_few
+from flowhooks.adapters.files import TRANSFORMER_KEY, read_json, read_tensors
+from flowhooks.errors import AdapterError
+
+_PREFIX = "transformer."
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraLayer:
+    """One adapted Linear layer: its weight changes by ``alpha / rank * up @ down``.
+
+    Args:
+        name: the layer's name in the model.
+        down: ``[rank, in]``.
+        up: ``[out, rank]``.
+        alpha: scale before the division by the rank.
+    """
+
+    name: str
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+    @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def delta(self) -> Tensor:
+        """The change of the weight ``[out, in]``, in float64."""
+        return self.scale * (self.up.double() @ self.down.double())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """The layers of a file, the class name of the transformer it was trained on (None when the file does not say),
+    and its header."""
+
+    layers: tuple[LoraLayer, ...]
+    transformer: str | None
+    metadata: Mapping[str, str]
+
+
+def read_lora(file: Path) -> LoraFile:
+    """Read a LoRA in the Diffusers format. Raises `AdapterError` when it is something else or is damaged.
+
+    Rank and alpha come from Diffusers' metadata, patterns and rank-stabilised scaling included; without it alpha is
+    the rank, as Diffusers has it.
+    """
+    tensors, metadata = read_tensors(file)
+    foreign = [key for key in tensors if not (key.startswith(_PREFIX) and key.endswith((_DOWN, _UP)))]
+    names = dict.fromkeys(key.removesuffix(_DOWN).removesuffix(_UP).removeprefix(_PREFIX) for key in tensors)
+    if foreign:
+        raise AdapterError(
+            f"{file}: {first_few(foreign)} is not of a plain LoRA on the transformer in the Diffusers format "
+            f"(`{_PREFIX}<layer>{_DOWN}` and `{_UP}`). Export the `pytorch_lora_weights.safetensors` of a run with "
+            "`adapter.type` 'lora'."
+        )
+    settings: dict[str, Any] = {}
+    if LORA_ADAPTER_METADATA_KEY in metadata:
+        document = read_json(
+            metadata[LORA_ADAPTER_METADATA_KEY], origin=f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
+        )
+        settings = {key.removeprefix(_PREFIX): value for key, value in document.items()}
+    layers = tuple(_layer(file, name, tensors, settings) for name in names)
+    return LoraFile(layers=layers, transformer=metadata.get(TRANSFORMER_KEY), metadata=metadata)
+
+
+def _layer(file: Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraLayer:
+    down, up = tensors.get(f"{_PREFIX}{name}{_DOWN}"), tensors.get(f"{_PREFIX}{name}{_UP}")
+    if down is None or up is None:
+        raise AdapterError(
+            f"{file}: `{name}` has only one of its two matrices. The file is incomplete: export it again from the run."
+        )
+    if down.ndim != 2 or up.ndim != 2 or down.shape[0] != up.shape[1]:
+        raise AdapterError(
+            f"{file}: `{name}` has shapes {list(down.shape)} and {list(up.shape)}; expected [rank, in] and [out, "
+            "rank] of a Linear layer. Convolutions have no counterpart in the other formats."
+        )
+    rank = down.shape[0]
+    if not settings:
+        return LoraLayer(name=name, down=down, up=up, alpha=float(rank))
+    patterns = settings.get("alpha_pattern") or {}
+    alpha = float(patterns.get(get_pattern_key(patterns.keys(), name), settings["lora_alpha"]))
+    if settings.get("use_rslora"):
+        # Its scale is alpha / sqrt(rank); every other program divides by the rank.
+        alpha *= math.sqrt(rank)
+    return LoraLayer(name=name, down=down, up=up, alpha=alpha)

@@ -1,0 +1,22 @@
+"""The papers behind the hooks, for the model card's citation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+FLOW_DPO = """@misc{liu2025improving,
+  title         = {Improving Video Generation with Human Feedback},
+  author        = {Jie Liu and Gongye Liu and Jiajun Liang and others},
+  year          = {2025},
+  eprint        = {2501.13918},
+  archivePrefix = {arXiv}
+}"""
+DIFFUSION_DPO = """@misc{wallace2023diffusion,
+  title         = {Diffusion Model Alignment Using Direct Preference Optimization},
+  author        = {Bram Wallace and Meihua Dang and Rafael Rafailov and others},
+  year          = {2023},
+  eprint        = {2311.12908},
+  archivePrefix = {arXiv}
+}"""
+
+PAPERS: Mapping[str, tuple[str, ...]] = {"flow_dpo": (FLOW_DPO, DIFFUSION_DPO)}

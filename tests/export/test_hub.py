@@ -1,0 +1,189 @@
+"""Publishing: what goes up, what stays, and what is said when the Hub cannot be reached."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from argparse import Namespace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from huggingface_hub import constants
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from flowhooks.errors import HubError
+from flowhooks.export import hub, push, push_command
+from flowhooks.export.hub import stage, upload_set
+from flowhooks.export.privacy import without_local_paths
+from tests.export.helpers import PRIVATE, run_folder
+
+PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "run.json", "validation/step_000004_0.png"]
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """As much of the Hub's API as creating a repository and committing small files needs."""
+
+    def do_POST(self):  # noqa: N802
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append((self.path, self.headers.get("Authorization")))
+        if self.server.status != 200:
+            return self._answer({"error": "You do not have the rights"}, self.server.status)
+        if self.path == "/api/repos/create":
+            request = json.loads(body)
+            self.server.created = request
+            return self._answer({"url": f"{self.server.address}/{request.get('organization')}/{request['name']}"})
+        if "/preupload/" in self.path:
+            files = json.loads(body)["files"]
+            return self._answer(
+                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+            )
+        if "/commit/" in self.path:
+            for line in body.decode().splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            return self._answer(
+                {"commitUrl": f"{self.server.address}/me/my-dpo/commit/{'0' * 40}", "commitOid": "0" * 40}
+            )
+        if "/paths-info/" in self.path:
+            return self._answer([])
+        return self._answer({"errors": [], "warnings": []})
+
+    def do_GET(self):  # noqa: N802
+        self.server.requests.append((self.path, self.headers.get("Authorization")))
+        if self.server.status != 200:
+            return self._answer({"error": "Repository not found"}, 404)
+        self._answer({"id": "me/my-dpo", "sha": "0" * 40, "siblings": [], "private": True, "tags": []})
+
+    def _answer(self, document, status=200):
+        content = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def server():
+    instance = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
+    instance.address = f"http://127.0.0.1:{instance.server_port}"
+    instance.requests, instance.files, instance.created, instance.status = [], {}, None, 200
+    thread = threading.Thread(target=instance.serve_forever, daemon=True)
+    thread.start()
+    yield instance
+    instance.shutdown()
+    instance.server_close()
+
+
+@pytest.fixture
+def token(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_one")
+    # Read from the environment at import, which other tests set.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+
+def contents(folder):
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_the_upload_set_is_an_allow_list():
+    assert upload_set(
+        [
+            *PUBLISHED,
+            "pytorch_lora_weights_comfyui.safetensors",
+            "pipeline/transformer/diffusion_pytorch_model.safetensors",
+            "checkpoint-5/pytorch_lora_weights.safetensors",
+            "cache/x.safetensors",
+            "logs/README.md",
+            "validation/deep/step.png",
+            "pytorch_lora_weights.bin",
+            ".env",
+            "token",
+            "pipeline/transformer/diffusion_pytorch_model.bin",
+            "pipeline/notes.txt",
+        ]
+    ) == sorted(
+        [
+            *PUBLISHED,
+            "pytorch_lora_weights_comfyui.safetensors",
+            "pipeline/transformer/diffusion_pytorch_model.safetensors",
+        ]
+    )
+
+
+def test_push_uploads_cleaned_copies_in_one_commit(tmp_path, server, token):
+    folder = run_folder(tmp_path)
+    before = contents(folder)
+    address = push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert address.endswith("me/my-dpo")
+    assert server.created.get("visibility") == "private" or server.created.get("private") is True
+    assert sorted(server.files) == PUBLISHED
+    assert sum("/commit/" in path for path, _ in server.requests) == 1
+    assert not any(PRIVATE.encode() in content for content in server.files.values())
+    assert json.loads(server.files["run.json"])["output_dir"] == "my-dpo"
+    assert contents(folder) == before
+
+
+def test_staging_cleans_weight_headers_and_keeps_tensors(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    stage(folder, PUBLISHED, tmp_path / "staging")
+    name = "pytorch_lora_weights.safetensors"
+    with safe_open(tmp_path / "staging" / name, "pt") as handle:
+        metadata = handle.metadata()
+    assert json.loads(metadata["flowhooks.run"])["data"] == "pairs.json"
+    assert metadata["note"] == "plain text"
+    assert load_file(tmp_path / "staging" / name).keys() == load_file(folder / name).keys()
+
+
+def test_local_paths_of_every_kind():
+    assert without_local_paths({"/a/b": [f"{PRIVATE}/x", "~/y", r"C:\z\w", "../sets/d.json", "a/b", 3, None]}) == {
+        "b": ["x", "y", "w", "../sets/d.json", "a/b", 3, None]
+    }
+
+
+def test_without_a_token(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    folder = run_folder(tmp_path)
+    before = contents(folder)
+    with pytest.raises(HubError, match="hf auth login"):
+        push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert server.requests == []
+    assert contents(folder) == before
+
+
+def test_without_a_network(tmp_path, token, monkeypatch):
+    folder = run_folder(tmp_path)
+    before = contents(folder)
+    with pytest.raises(HubError, match="Cannot reach the Hub at http://127.0.0.1:9 .*untouched"):
+        push(folder, "me/my-dpo", private=False, endpoint="http://127.0.0.1:9")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refusal(tmp_path, server, token, status):
+    server.status = status
+    with pytest.raises(HubError, match=f"refused 'me/my-dpo'.*{status}.*untouched"):
+        push(run_folder(tmp_path), "me/my-dpo", private=True, endpoint=server.address)
+    assert server.files == {}
+
+
+def test_what_cannot_be_pushed(tmp_path, token, server):
+    with pytest.raises(HubError, match="no such folder"):
+        push(tmp_path / "nowhere", "me/x", private=True, endpoint=server.address)
+    with pytest.raises(HubError, match="no trained weights"):
+        push(tmp_path, "me/x", private=True, endpoint=server.address)
+    with pytest.raises(HubError, match="not a valid name"):
+        push(run_folder(tmp_path / "run"), "me/x/y/z", private=True, endpoint=server.address)
+    assert server.files == {}
+
+
+def test_the_command_without_a_token(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "get_token", lambda: None)
+    with pytest.raises(HubError, match="HF_TOKEN"):
+        push_command(Namespace(run_dir=str(run_folder(tmp_path)), repo_id="me/x", private=True))
