@@ -8,17 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_CLASSES = {
-    "AnchorRegularizer": "anchor_regularizer",
-    "FlowDPO": "flow_dpo",
-    "MaskReducer": "mask_reducer",
-    "PairedViews": "paired_views",
-    "TimestepSchedule": "timestep_schedule",
-}
-__all__ = sorted(_CLASSES)
+from flowhooks.hooks.registry import HOOKS
+
+_MODULES = {name: module for module, _, name in (entry.path.partition(":") for entry in HOOKS.values())}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _CLASSES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_CLASSES[name]}"), name)
+    return getattr(import_module(_MODULES[name]), name)
