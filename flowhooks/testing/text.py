@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowhooks.testing.pieces import bpe as bpe
+from flowhooks.testing.pieces import byte_tokenizer as byte_tokenizer
+from flowhooks.testing.pieces import decoder_text_encoder as decoder_text_encoder
+from flowhooks.testing.pieces import piece_tokenizer as piece_tokenizer
+
 WORDS = [
     "a",
     "the",
@@ -59,3 +64,107 @@ def clip_text_encoder(tokenizer: Any, width: int, projection: int) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModelWithProjection(config).eval()
+
+
+def clip_text_model(tokenizer: Any, width: int) -> Any:
+    """A real CLIPTextModel (no projection) at random weights."""
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel(clip_text_encoder(tokenizer, width, width).config).eval()
+
+
+def t5_tokenizer(words: list[str], max_length: int) -> Any:
+    """A real T5Tokenizer: whole words, and single characters for everything else."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    pieces += [(f"▁{word}", -1.0) for word in dict.fromkeys(words)]
+    known = {piece for piece, _ in pieces}
+    pieces += [(chr(c), -6.0) for c in range(33, 127) if chr(c) not in known]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=max_length)
+
+
+def t5_text_encoder(tokenizer: Any, width: int, *, multilingual: bool = False) -> Any:
+    """A real T5EncoderModel (v1.1, gated) or UMT5EncoderModel at random weights, two layers of two heads."""
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    config_class, model_class = (UMT5Config, UMT5EncoderModel) if multilingual else (T5Config, T5EncoderModel)
+    config = config_class(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        d_kv=width // 2,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return model_class(config).eval()
+
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer(words: list[str], max_length: int) -> Any:
+    """A real Qwen2Tokenizer with the ChatML template: whole words, and single bytes for everything else.
+
+    A template therefore takes more tokens than in the released tokenizer, so that cutting off a fixed number of them
+    leaves the prompt alone.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    tokens = sorted(ByteLevel.alphabet())
+    merges = _merges(words)
+    tokens += ["".join(merge) for merge in merges]
+    tokens += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        model_max_length=max_length,
+    )
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def gemma_tokenizer(words: list[str], max_length: int) -> Any:
+    """A real GemmaTokenizer: whole words, and single characters for everything else."""
+    from transformers import GemmaTokenizer
+
+    vocabulary, merges = _pieces(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], words)
+    return GemmaTokenizer(vocab=vocabulary, merges=merges, model_max_length=max_length)
+
+
+def llama_tokenizer(words: list[str], max_length: int, special: list[str]) -> Any:
+    """A real LlamaTokenizer with more special tokens: whole words, and single characters for everything else."""
+    from transformers import LlamaTokenizer
+
+    vocabulary, merges = _pieces(["<unk>", "<s>", "</s>", "<pad>", *special], words)
+    return LlamaTokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        pad_token="<pad>",
+        extra_special_tokens=special,
+        model_max_length=max_length,
+    )
+
+
+def _pieces(special: list[str], words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Vocabulary and merges of a SentencePiece-like BPE: special tokens, printable characters, words."""
+    merges = _merges(words)
+    tokens = [*special, "\n", "▁", *(chr(c) for c in range(33, 127)), *("".join(merge) for merge in merges)]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def _merges(words: list[str]) -> list[tuple[str, str]]:
+    """The merges that build each word from its characters, from the left."""
+    merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
+    return list(dict.fromkeys(merges))

@@ -1,0 +1,82 @@
+"""FLUX.1, FLUX.1 Kontext, and Chroma, which grew from FLUX.1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.testing.autoencoder import flux_autoencoder
+from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer
+
+
+def flux() -> Any:
+    """A FluxPipeline with the guidance embedding of the dev release: 16-pixel pictures, packed latents ``[16, 16]``."""
+    from diffusers import FluxPipeline
+
+    return FluxPipeline(**_parts())
+
+
+def flux_kontext() -> Any:
+    """A FluxKontextPipeline of the same parts; without ``max_area`` it enlarges any size to a megapixel."""
+    from diffusers import FluxKontextPipeline
+
+    return FluxKontextPipeline(**_parts())
+
+
+def chroma() -> Any:
+    """A ChromaPipeline: no pooled text, no guidance embedding, a mask over the text."""
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
+
+    tokenizer = t5_tokenizer(WORDS, max_length=8)
+    transformer = ChromaTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=64,
+        approximator_hidden_dim=32,
+        approximator_layers=2,
+    )
+    return ChromaPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_beta_sigmas=True),
+        vae=flux_autoencoder(),
+        text_encoder=t5_text_encoder(tokenizer, 16),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+    )
+
+
+def _parts() -> dict[str, Any]:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+    from transformers import CLIPTextModel
+
+    clip, t5 = clip_tokenizer(WORDS, max_length=8), t5_tokenizer(WORDS, max_length=8)
+    transformer = FluxTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(
+            shift=3.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        "vae": flux_autoencoder(),
+        "text_encoder": CLIPTextModel(clip_text_encoder(clip, 16, 16).config).eval(),
+        "tokenizer": clip,
+        "text_encoder_2": t5_text_encoder(t5, 16),
+        "tokenizer_2": t5,
+        "transformer": transformer.eval(),
+    }

@@ -1,0 +1,95 @@
+"""Qwen-Image, and the chat format of the Qwen models that other families use too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.testing.pieces import byte_tokenizer
+from flowhooks.testing.text import WORDS
+
+CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+CHAT_WORDS = ["system", "user", "assistant"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+# With each of these words one token, the pipeline's template has the 34 tokens that the pipeline cuts off.
+TEMPLATE = (
+    "Describe the image by detailing the color shape size texture quantity text spatial relationships of the objects "
+    "and background"
+)
+TEMPLATE_WORDS = TEMPLATE.split()
+
+
+def qwen_image() -> Any:
+    """A QwenImagePipeline, 16-pixel pictures, packed latents ``[16, 16]``; the text has as many tokens as it needs."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+
+    tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS, *TEMPLATE_WORDS], CHAT_TOKENS, CHAT_TEMPLATE)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=0.9,
+            base_image_seq_len=256,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+        ),
+        vae=_autoencoder(),
+        text_encoder=_language_model(tokenizer, 16),
+        tokenizer=tokenizer,
+        transformer=transformer.eval(),
+    )
+
+
+def _autoencoder() -> Any:
+    from diffusers import AutoencoderKLQwenImage
+
+    return AutoencoderKLQwenImage(
+        base_dim=8,
+        z_dim=4,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[-0.76, -0.71, 0.91, 0.11],
+        latents_std=[2.8, 1.5, 2.3, 0.7],
+    ).eval()
+
+
+def _language_model(tokenizer: Any, width: int) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": width,
+            "intermediate_size": width,
+            "num_heads": 2,
+            "out_hidden_size": width,
+            "patch_size": 2,
+            "fullatt_block_indexes": [0],
+        },
+    )
+    return Qwen2_5_VLForConditionalGeneration(config).eval()

@@ -1,0 +1,81 @@
+"""Wan 2.1 and 2.2, and what is built on Wan's parts: SkyReels-V2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.testing.text import WORDS, t5_text_encoder, t5_tokenizer
+
+
+def wan_vae(channels: int = 4) -> Any:
+    """An AutoencoderKLWan (8 x 8 pixels and 4 frames a latent) whose channels differ in mean and spread."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+        latents_mean=[0.3 * i - 0.7 for i in range(channels)],
+        latents_std=[1.1 + 0.4 * i for i in range(channels)],
+    ).eval()
+
+
+def _transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
+    import diffusers
+
+    return getattr(diffusers, name)(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=2,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+        **options,
+    ).eval()
+
+
+def _pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:
+    tokenizer = t5_tokenizer(WORDS, max_length=16)
+    return pipeline_class(
+        tokenizer=tokenizer,
+        text_encoder=t5_text_encoder(tokenizer, 16, multilingual=True),
+        vae=wan_vae(),
+        scheduler=scheduler,
+        **parts,
+    )
+
+
+def wan() -> Any:
+    """A WanPipeline as of Wan 2.1: one transformer over latents ``[4, 2, 4, 4]`` of 5 frames of 32 pixels."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    return _pipeline(WanPipeline, FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=_transformer())
+
+
+def wan_two_experts() -> Any:
+    """A WanPipeline as of Wan 2.2: ``transformer`` for noise levels from 0.875 up, ``transformer_2`` below."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    return _pipeline(
+        WanPipeline,
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=_transformer(),
+        transformer_2=_transformer(),
+        boundary_ratio=0.875,
+    )
+
+
+def skyreels_v2() -> Any:
+    """A SkyReelsV2Pipeline, with the multistep flow scheduler it names; calling it with a prompt needs ``ftfy``."""
+    from diffusers import SkyReelsV2Pipeline, UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
+    return _pipeline(SkyReelsV2Pipeline, scheduler, transformer=_transformer("SkyReelsV2Transformer3DModel"))
