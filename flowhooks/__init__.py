@@ -12,8 +12,6 @@ _ROOMS = {
     "Batch": "kernel",
     "Hook": "kernel",
     "Session": "kernel",
-    "probe": "probe",
-    "train": "train",
 }
 __all__ = [*sorted(_ROOMS), "__version__"]
 

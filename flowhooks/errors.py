@@ -1,4 +1,5 @@
-"""Named errors. The command line prints the message and exits with ``exit_code``; a traceback appears only under ``--debug``."""
+"""Named errors. The command line prints the message and exits with ``exit_code``; a traceback appears only under
+``--debug``."""
 
 from __future__ import annotations
 

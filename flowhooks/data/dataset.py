@@ -122,8 +122,10 @@ class CachedDataset(Dataset):
         if "mask" not in self.provides:
             return None
         masks = [self._entries.read("masks", self._masks[path, record.geometry])["mask"] for path in record.masks]
-        # Where other samples have masks, one without trains everywhere.
-        return torch.stack(masks).prod(0) if masks else None
+        if masks:
+            return torch.stack(masks).prod(0)
+        # Where other samples have masks, one without trains everywhere; all have one size, so any mask tells the grid.
+        return torch.ones_like(self._entries.read("masks", next(iter(self._masks.values())))["mask"])
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
@@ -140,6 +142,4 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
 
 def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
     present = [tensor for tensor in tensors if tensor is not None]
-    if not present:
-        return None
-    return torch.stack([torch.ones_like(present[0]) if tensor is None else tensor for tensor in tensors])
+    return torch.stack(present) if present else None

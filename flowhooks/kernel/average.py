@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
@@ -32,10 +33,13 @@ class WeightAverage:
         parameters = list(self._parameters.values())
         trained = [p.data for p in parameters]
         try:
+            # Autocast keeps casts by parameter, whatever data the parameter holds.
+            torch.clear_autocast_cache()
             for parameter, average in zip(parameters, self._model.shadow_params, strict=True):
                 parameter.data = average.to(parameter.device, parameter.dtype)
             yield
         finally:
+            torch.clear_autocast_cache()
             for parameter, data in zip(parameters, trained, strict=True):
                 parameter.data = data
 

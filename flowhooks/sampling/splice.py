@@ -1,6 +1,7 @@
 """Change how a scheduler behaves for a while, without wrapping or forking it.
 
-The class is spliced: the object stays the same, so ``deepcopy``, ``from_config`` and ``save_pretrained`` go on working, latents stay
+The class is spliced: the object stays the same, so ``deepcopy``, ``from_config`` and ``save_pretrained`` go on
+    working, latents stay
 bit-equal, and leaving is exact. A ``__getattr__`` proxy would make ``save_pretrained`` forget the scheduler.
 """
 
@@ -30,7 +31,8 @@ def splice(target: Any, **methods: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def untouched(*objects: Any) -> Iterator[None]:
-    """Put each object's ``__dict__`` back as it was when the block ends: what a pipeline's call leaves on itself, and patches."""
+    """Put each object's ``__dict__`` back as it was when the block ends: what a pipeline's call leaves on itself, and
+    patches."""
     before = [(o, dict(vars(o))) for o in objects if o is not None]
     try:
         yield

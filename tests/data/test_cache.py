@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -111,7 +112,7 @@ def test_masks_multiply_and_a_sample_without_trains_everywhere(root, model, cach
     dataset = build(root, model, cache, blocks)
     assert dataset[0]["mask"][..., :4].unique().item() == pytest.approx(0.2)
     assert dataset[0]["mask"][..., 4:].unique().item() == 0
-    assert dataset[5]["mask"] is None
+    assert torch.equal(dataset[5]["mask"], torch.ones(1, 8, 8))
     assert torch.equal(collate([dataset[0], dataset[5]]).mask[1], torch.ones(1, 8, 8))
 
 
@@ -339,3 +340,10 @@ def test_the_loader_takes_a_part_of_the_samples(root, model, cache):
     dataset = build(root, model, cache)
     seen = {file for files in files_of(Subset(dataset, [1, 3]), 4) for file in files}
     assert seen == {dataset[1]["file"], dataset[3]["file"]}
+
+
+def test_a_batch_of_samples_without_masks_trains_everywhere(root, model, cache):
+    dataset = build(root, model, cache)
+    dataset.records = [replace(record, masks=()) for record in dataset.records]
+    batch = collate([dataset[0], dataset[1]])
+    assert batch.mask.shape == (2, 1, 8, 8) and bool((batch.mask == 1).all())

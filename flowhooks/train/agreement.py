@@ -1,0 +1,37 @@
+"""What the processes of a run tell each other besides gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import distributed as dist
+
+from flowhooks.errors import FlowhooksError
+from flowhooks.kernel import distributed
+
+
+def gather(text: str) -> list[str]:
+    """One text of every process, in the order of ranks."""
+    if distributed.world_size() == 1:
+        return [text]
+    texts: list[str] = [""] * distributed.world_size()
+    dist.all_gather_object(texts, text)
+    return texts
+
+
+@contextmanager
+def together(kind: type[FlowhooksError]) -> Iterator[None]:
+    """All processes leave the block, or none: when one fails the others raise ``kind`` with its message instead of
+    waiting.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    said = [text for text in gather("" if failure is None else f"{failure}") if text]
+    if failure is not None:
+        raise failure
+    if said:
+        raise kind(said[0])

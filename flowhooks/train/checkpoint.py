@@ -1,0 +1,203 @@
+"""Checkpoint folders: written aside, renamed when whole, and known to be whole by a manifest of digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flowhooks.errors import CheckpointError
+from flowhooks.kernel import distributed
+from flowhooks.train.agreement import together
+from flowhooks.train.codec import read_state, write_state
+from flowhooks.train.files import REFUSALS, refused
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+LATEST = "latest"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_PARTIAL = ".checkpoint-{step}.partial"
+
+
+class Checkpoints:
+    """The checkpoints of one output folder.
+
+    Args:
+        folder: the run's output folder.
+        limit: how many are kept; None keeps all.
+    """
+
+    def __init__(self, folder: Path, limit: int | None = None):
+        self.folder = folder
+        self.limit = limit
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"checkpoint-{step}"
+
+    def all(self) -> list[Path]:
+        """Folders named like checkpoints, oldest first, whole or not."""
+        if not self.folder.is_dir():
+            return []
+        found = [p for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
+        return sorted(found, key=_step_of)
+
+    def find(self, resume: str) -> Path | None:
+        """The checkpoint that ``--resume`` names: ``latest`` or a folder. None when there is none to be the latest.
+
+        Raises:
+            CheckpointError: the named one is missing or damaged, or every one is.
+        """
+        if resume != LATEST:
+            verify(Path(resume).expanduser())
+            return Path(resume).expanduser()
+        damaged = []
+        for folder in reversed(self.all()):
+            try:
+                verify(folder)
+                return folder
+            except CheckpointError as error:
+                damaged.append(str(error))
+                warnings.warn(f"skipped a damaged checkpoint: {error}", stacklevel=2)
+        if damaged:
+            raise CheckpointError(
+                "no checkpoint is whole: " + "; ".join(damaged) + "; start anew in another `output_dir`"
+            )
+        return None
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left. Only names that this class writes are touched."""
+        for aside in self.folder.glob(_PARTIAL.format(step="*")):
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def save(self, step: int, states: Mapping[str, Any], own: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
+        """Write ``checkpoint-<step>``, on all processes together, then remove the oldest ones over the limit.
+
+        Args:
+            states: file stem -> state, written by the main process.
+            own: this process's state, such as its random generators.
+            identity: what the checkpoint belongs to; goes into the manifest.
+
+        Raises:
+            CheckpointError: on every process, when the disk refuses one of them. Nothing half-written is left and the
+                older checkpoints are as they were.
+        """
+        final, aside = self.path(step), self.folder / _PARTIAL.format(step=step)
+        main = distributed.rank() == 0
+        try:
+            with together(CheckpointError):
+                if main:
+                    shutil.rmtree(aside, ignore_errors=True)
+                    _guarded(final, lambda: aside.mkdir(parents=True))
+            with together(CheckpointError):
+                mine = {f"process_{distributed.rank()}": own}
+                for stem, state in ({**states, **mine} if main else mine).items():
+                    _guarded(final, partial(write_state, aside / f"{stem}.safetensors", state))
+            with together(CheckpointError):
+                if main:
+                    _guarded(final, lambda: self._publish(aside, final, step, identity))
+        except BaseException:
+            if main:
+                shutil.rmtree(aside, ignore_errors=True)
+            raise
+        if main:
+            self._prune(final)
+        return final
+
+    def _publish(self, aside: Path, final: Path, step: int, identity: Mapping[str, Any]) -> None:
+        files = {file.name: {"size": file.stat().st_size, "sha256": _digest(file)} for file in sorted(aside.iterdir())}
+        manifest = {"format": FORMAT, "step": step, "files": files, "identity": identity}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if final.exists():
+            # Damaged, or of a branch that was left by resuming before it; its worth is not ours to judge.
+            final.rename(final.with_name(f"{final.name}-replaced-{uuid.uuid4().hex[:6]}"))
+        aside.rename(final)
+
+    def _prune(self, newest: Path) -> None:
+        if self.limit is None:
+            return
+        ours = [folder for folder in self.all() if folder != newest and _is_ours(folder)]
+        for folder in ours[: max(0, len(ours) + 1 - self.limit)]:
+            # Renamed first, so that a removal that is cut short does not leave a checkpoint that looks damaged.
+            doomed = self.folder / _PARTIAL.format(step=_step_of(folder))
+            folder.rename(doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint says of itself: its step, its files as (size, sha256), and the run it belongs to."""
+
+    step: int
+    files: dict[str, tuple[int, str]]
+    identity: dict[str, Any]
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CheckpointError: it is missing, damaged, or of another version of flowhooks."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version = document["format"]
+        if version != FORMAT:
+            message = (
+                f"{folder}: is in format {version}, this flowhooks reads {FORMAT}; use the version it was made with"
+            )
+            raise CheckpointError(message)
+        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        return Manifest(step=int(document["step"]), files=files, identity=dict(document["identity"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{folder}: {MANIFEST} is missing or damaged ({error}); use another checkpoint"
+        ) from error
+
+
+def verify(folder: Path) -> None:
+    """Raises CheckpointError unless every file is as it was written."""
+    for name, (size, digest) in read_manifest(folder).files.items():
+        file = folder / name
+        if not file.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
+        found = file.stat().st_size
+        if found != size or _digest(file) != digest:
+            message = f"{folder}: {name} is damaged ({found} bytes, {size} were written); use another checkpoint"
+            raise CheckpointError(message)
+
+
+def read(folder: Path, stem: str) -> Any:
+    """One state of a verified checkpoint. Raises CheckpointError."""
+    return read_state(folder / f"{stem}.safetensors")
+
+
+def _guarded(final: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except REFUSALS as error:
+        raise CheckpointError(refused(final, error)) from error
+    except TypeError as error:
+        raise CheckpointError(f"{final}: {error}") from error
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return read_manifest(folder).step == _step_of(folder)
+    except CheckpointError:
+        return False
+
+
+def _step_of(folder: Path) -> int:
+    match = _NAME.fullmatch(folder.name)
+    return int(match[1]) if match else -1
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,81 @@
+"""Any training state as one safetensors file: tensors as tensors, everything else as JSON in the header. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from flowhooks.errors import CheckpointError
+
+_HEADER = "flowhooks.state"
+_TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
+
+
+def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
+    """A tree of dicts, lists, tuples, tensors, numbers, strings and None -> the same tree as JSON, and its tensors.
+
+    Raises:
+        TypeError: a leaf of another type; names its place.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def walk(value: Any, place: str) -> Any:
+        if isinstance(value, Tensor):
+            name = place.removeprefix("state.")
+            while name in tensors:
+                name += "'"
+            # Cloned: safetensors refuses tensors that share memory.
+            tensors[name] = value.detach().cpu().clone().contiguous()
+            return {_TENSOR: name}
+        if isinstance(value, Mapping):
+            if all(isinstance(key, str) and not key.startswith("$") for key in value):
+                return {key: walk(item, f"{place}.{key}") for key, item in value.items()}
+            return {_ITEMS: [[walk(k, place), walk(item, f"{place}[{k!r}]")] for k, item in value.items()]}
+        if isinstance(value, (list, tuple)):
+            items = [walk(item, f"{place}[{i}]") for i, item in enumerate(value)]
+            return {_TUPLE: items} if isinstance(value, tuple) else items
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        raise TypeError(
+            f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, lists, dicts"
+        )
+
+    return walk(state, "state"), tensors
+
+
+def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`encode`."""
+    if isinstance(tree, list):
+        return [decode(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _TENSOR in tree:
+        return tensors[tree[_TENSOR]]
+    if _TUPLE in tree:
+        return tuple(decode(item, tensors) for item in tree[_TUPLE])
+    if _ITEMS in tree:
+        return {decode(key, tensors): decode(item, tensors) for key, item in tree[_ITEMS]}
+    return {key: decode(item, tensors) for key, item in tree.items()}
+
+
+def write_state(file: Path, state: Any) -> None:
+    """Raises OSError or SafetensorError when the disk refuses, TypeError for a state that is no such tree."""
+    tree, tensors = encode(state)
+    save_file(tensors, file, metadata={_HEADER: json.dumps(tree)})
+
+
+def read_state(file: Path) -> Any:
+    """What :func:`write_state` wrote, on the CPU. Raises CheckpointError when it cannot be read."""
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            tree = json.loads((handle.metadata() or {})[_HEADER])
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+        return decode(tree, tensors)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error

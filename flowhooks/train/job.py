@@ -1,0 +1,175 @@
+"""A run in progress: its parts, where it stands, and how that is saved and taken back."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from flowhooks.config import Run
+from flowhooks.data import epoch_at
+from flowhooks.errors import CheckpointError
+from flowhooks.kernel import Batch
+from flowhooks.kernel.session import Session
+from flowhooks.train import rng
+from flowhooks.train.agreement import together
+from flowhooks.train.checkpoint import Checkpoints, read, read_manifest
+from flowhooks.train.guard import FiniteGuard
+from flowhooks.train.identity import same_data
+from flowhooks.train.metrics import History, MetricWindow, Voice
+from flowhooks.train.optimization import Optimization
+from flowhooks.train.outputs import write_outputs
+from flowhooks.train.validation import Validation, on_device
+
+
+@dataclass(kw_only=True)
+class Job:
+    """Everything the loop needs.
+
+    Args:
+        identity: what its checkpoints belong to.
+        samples: in one epoch.
+        step: optimiser steps done.
+        values: the metrics logged last.
+    """
+
+    run: Run
+    accelerator: Accelerator
+    session: Session
+    optimization: Optimization
+    validation: Validation
+    checkpoints: Checkpoints
+    identity: Mapping[str, Any]
+    samples: int
+    step: int = 0
+    guard: FiniteGuard = field(default_factory=FiniteGuard)
+    values: dict[str, float] = field(default_factory=dict)
+    _saved: int = field(default=-1, init=False)
+
+    @contextmanager
+    def open(self, loader: Iterable[Batch], progress: bool) -> Iterator[None]:
+        """Trackers, history and progress bar are open inside the block."""
+        training, main = self.run.training, self.accelerator.is_main_process
+        self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
+        self.voice = Voice(main)
+        self._loader = loader
+        if main:
+            self._history = History(Path(self.run.output_dir), self.step)
+        # A tracker may draw random names; a resumed run has its random state back already.
+        with rng.preserved(self.accelerator.device):
+            self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
+        total = training["max_train_steps"]
+        with tqdm(
+            total=total, initial=self.step, desc="Training", unit="step", disable=not (progress and main)
+        ) as self.bar:
+            yield
+
+    def batches(self) -> Iterator[Batch]:
+        """Batches on the device, from the next micro-step on, without end."""
+        for batch in self._loader:
+            yield on_device(batch, self.accelerator.device)
+
+    @property
+    def epoch(self) -> float:
+        batch_size = self.run.training["train_batch_size"]
+        return epoch_at(self.samples, batch_size, self.accelerator.num_processes, self.session.micro_step)
+
+    def log(self, norm: Tensor) -> None:
+        """Bring the window's metrics to the host, check them, and write them down."""
+        self.guard.check()
+        values = self.window.fetch()
+        values |= {"grad_norm": float(norm), "learning_rate": self.optimization.learning_rate, "epoch": self.epoch}
+        self.values |= values
+        self.publish(values)
+        self.bar.set_postfix(loss=f"{values['loss']:.4g}", epoch=f"{self.epoch:.2f}")
+        for sentence in self.session.warnings(values):
+            self.voice.say(sentence)
+
+    def look(self) -> None:
+        """Validate at this step."""
+        values = self.validation.look(self.step)
+        self.values |= values
+        if values:
+            self.publish(values)
+
+    def publish(self, values: Mapping[str, float]) -> None:
+        """To trackers and history, under this step."""
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
+        self.accelerator.log(finite, step=self.step)
+        if self.accelerator.is_main_process:
+            self._history.append(self.step, values)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless the run was just resumed from it. Raises TrainingError,
+        CheckpointError.
+        """
+        self.guard.check()
+        if self.step == self._saved:
+            return
+        states = {
+            "parameters": self.session.parameters(),
+            "optimization": self.optimization.state_dict(),
+            "session": self.session.state_dict(),
+            "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
+        }
+        own = {"random": rng.capture(self.accelerator.device)}
+        self.checkpoints.save(self.step, states, own, self.identity)
+        self._saved = self.step
+
+    @torch.no_grad()
+    def restore(self, folder: Path) -> None:
+        """Take back what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
+        if not same_data(read_manifest(folder).identity, self.identity):
+            warnings.warn(
+                f"{folder}: the data sets have changed since; from here on samples come in another order", stacklevel=2
+            )
+        parameters, saved = self.session.parameters(), read(folder, "parameters")
+        wrong = [
+            f"`{name}`"
+            for name in sorted({*parameters, *saved})
+            if name not in parameters or name not in saved or parameters[name].shape != saved[name].shape
+        ]
+        if wrong:
+            named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+            raise CheckpointError(
+                f"{folder}: was written for another model: {named} missing, new, or of another shape; use the model "
+                f"it was trained on"
+            )
+        for name, parameter in parameters.items():
+            parameter.copy_(saved[name])
+        self.optimization.load_state_dict(read(folder, "optimization"))
+        self.session.load_state_dict(read(folder, "session"))
+        progress = read(folder, "progress")
+        self.step, self.values = progress["step"], progress["values"]
+        own = read(folder, f"process_{self.accelerator.process_index}")
+        rng.restore(own["random"], self.accelerator.device)
+        self._saved = self.step
+
+    def finish(self) -> None:
+        """The last checkpoint and the run's outputs."""
+        self.save()
+        with together(CheckpointError):
+            if self.accelerator.is_main_process:
+                write_outputs(
+                    self.run, self.session, self.validation.model.pipe, self.values, self.validation.pictures()
+                )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A document as trackers take it: dotted names, plain values."""
+    if isinstance(value, Mapping) and value:
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            found.update(_flat(item, f"{prefix}.{key}" if prefix else str(key)))
+        return found
+    return {prefix: value if isinstance(value, (int, float, str)) else json.dumps(value)}

@@ -1,0 +1,143 @@
+"""A stock pipeline from a folder, the Hub, or the embedded one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from torch import nn
+
+from flowhooks.errors import ModelError
+from flowhooks.sampling.splice import untouched
+
+EMBEDDED = "digits"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_pipeline(section: Mapping[str, Any]) -> Any:
+    """The pipeline that the ``model`` section names, on the CPU, with its modules in eval mode.
+
+    Code that comes with a model is never run, and only safetensors weights are read.
+
+    Raises:
+        ModelError: nothing there, no network to fetch it, or files that Diffusers cannot load.
+    """
+    name = section["pretrained_model_name_or_path"]
+    if name is None:
+        raise ModelError(
+            "`model.pretrained_model_name_or_path` is not set; name a folder of a Diffusers pipeline, a Hub id, or "
+            "'digits'"
+        )
+    place = _place(name)
+    try:
+        index = DiffusionPipeline.load_config(place, revision=section["revision"])
+        # What a pipeline was saved without has to be passed as None, or Diffusers takes it for lost.
+        absent = {part: None for part, found in index.items() if found == [None, None]}
+        return DiffusionPipeline.from_pretrained(
+            place,
+            dtype=DTYPES[section["dtype"]],
+            revision=section["revision"],
+            variant=section["variant"],
+            use_safetensors=True,
+            **absent,
+        )
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{name!r} cannot be loaded as a Diffusers pipeline: {_first_lines(error)}; {_remedy(place)}"
+        ) from error
+
+
+@contextmanager
+def attention_backend(transformer: Any, name: str) -> Iterator[None]:
+    """Compute attention with a backend of Diffusers inside the block.
+
+    Raises:
+        ModelError: the model has no choice of backends, or this machine cannot run this one.
+    """
+    # Diffusers keeps the active backend in this registry only, and setting one on a model changes it for all.
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    active, _ = registry.get_active_backend()
+    if name == active.value:
+        yield
+        return
+    processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+    try:
+        with untouched(*processors):
+            try:
+                transformer.set_attention_backend(name)
+            except (ValueError, RuntimeError, ImportError, AttributeError) as error:
+                message = (
+                    f"the attention backend {name!r} cannot be used: {error}; set `model.attention_backend` to 'native'"
+                )
+                raise ModelError(message) from error
+            yield
+    finally:
+        registry.set_active_backend(active)
+
+
+@contextmanager
+def gradient_checkpointing(transformer: Any, wanted: bool) -> Iterator[None]:
+    """Recompute activations in the backward pass inside the block. Raises ModelError for a model that cannot."""
+    if not wanted:
+        yield
+        return
+    blocks = [module for module in transformer.modules() if hasattr(module, "gradient_checkpointing")]
+    with untouched(*blocks):
+        try:
+            transformer.enable_gradient_checkpointing()
+        except ValueError as error:
+            raise ModelError(f"{error}; set `model.gradient_checkpointing` to false") from error
+        yield
+
+
+@contextmanager
+def others_awake(pipe: Any, transformer: nn.Module) -> Iterator[None]:
+    """Text encoders and VAE are on the transformer's device inside the block, and on the CPU after it."""
+    device = next(transformer.parameters()).device
+    others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not transformer]
+    try:
+        for part in others:
+            part.to(device)
+        yield
+    finally:
+        for part in others:
+            part.to("cpu")
+        if device.type != "cpu":
+            torch.get_device_module(device).empty_cache()
+
+
+def _place(name: str) -> str:
+    """A local folder, or a Hub id as it stands."""
+    if name == EMBEDDED or name.startswith(f"{EMBEDDED}:"):
+        from flowhooks.embedded import resolve_model
+
+        return str(resolve_model(name))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"{name}: this folder has no model_index.json, so it is no Diffusers pipeline; give the folder that "
+                f"holds one"
+            )
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"{name}: there is no such folder, and it is no Hub id of the form owner/name; correct "
+            f"`model.pretrained_model_name_or_path`"
+        )
+    return name
+
+
+def _first_lines(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _remedy(place: str) -> str:
+    if Path(place).is_dir():
+        return "its files are damaged, incomplete, pickled, or of another `model.variant`: use `save_pretrained` again"
+    return "check the name, your network, and `hf auth login` for a gated model; a downloaded folder works offline"

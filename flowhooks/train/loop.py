@@ -1,0 +1,79 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flowhooks.config import Run
+from flowhooks.train.setup import prepared
+from flowhooks.train.signals import leave, stop_requests
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a finished run gives back.
+
+    Args:
+        output_dir: where everything lies.
+        step: optimiser steps done.
+        metrics: name -> value logged last.
+    """
+
+    output_dir: Path
+    step: int
+    metrics: dict[str, float]
+
+
+def train(run: Run, *, resume: str | None = None, progress: bool = True) -> TrainResult:
+    """Train a run to its last step, or on from a checkpoint.
+
+    Args:
+        resume: ``latest``, or a ``checkpoint-<step>`` folder; None starts at step 0 in an output folder without
+            checkpoints.
+        progress: show progress bars.
+
+    Returns:
+        Where the results lie. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
+        ``metrics.json``, ``README.md``, ``validation/``, ``checkpoint-<step>/``. Under ``use_ema`` the weights
+        written are the averaged ones.
+
+    Raises:
+        ConfigError, DataError, ModelError, AdapterError: before the first step; exit code 2.
+        CheckpointError: damaged, of another run, or not writable.
+        TrainingError: a loss or gradient is not finite.
+        KeyboardInterrupt, SystemExit: Ctrl-C (exit code 130) or SIGTERM (143), after a checkpoint was written.
+    """
+    training = run.training
+    accumulation = training["gradient_accumulation_steps"]
+    with prepared(run, resume, progress) as job, stop_requests() as stop:
+        batches = job.batches()
+        if job.step == 0 and job.validation.due(0):
+            job.look()
+        while job.step < training["max_train_steps"]:
+            logged = job.window.due(job.step + 1)
+            for _ in range(accumulation):
+                batch = next(batches)
+                with job.accelerator.autocast():
+                    # Metrics cost passes over the predictions and, once read, a wait for the device: only where they
+                    # are logged.
+                    result = job.session.step(batch, log=logged)
+                job.guard.loss(result.loss, job.session.micro_step - 1, batch.files)
+                job.optimization.backward(result.loss / accumulation)
+                job.window.add(result)
+            norm = job.optimization.step(job.guard)
+            job.session.updated()
+            job.step += 1
+            job.window.step()
+            job.bar.update()
+            if logged:
+                job.log(norm)
+            if signal := stop.agreed():
+                job.save()
+                leave(signal)
+            if job.validation.due(job.step):
+                job.look()
+            if job.step % training["checkpointing_steps"] == 0:
+                job.save()
+        job.finish()
+        return TrainResult(output_dir=Path(run.output_dir), step=job.step, metrics=dict(job.values))

@@ -1,0 +1,130 @@
+"""Metrics stay on the device until a step is logged, then come over at once, averaged over window and processes."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from flowhooks.errors import TrainingError
+from flowhooks.kernel import distributed
+from flowhooks.kernel.view import StepResult
+from flowhooks.train.files import write_aside
+
+HISTORY = "metrics.jsonl"
+
+
+class MetricWindow:
+    """What was measured since the last fetch.
+
+    Args:
+        every: optimiser steps between logged ones; the first and the last are logged too.
+        last: the run's last step.
+    """
+
+    def __init__(self, every: int, last: int):
+        self.every, self.last = every, last
+        self._losses: list[Tensor] = []
+        self._measured: dict[str, list[Tensor]] = {}
+        self._steps, self._since = 0, time.perf_counter()
+
+    def due(self, step: int) -> bool:
+        """Whether optimiser step ``step``, counted from 1, is logged."""
+        return step % self.every == 0 or step in (1, self.last)
+
+    def add(self, result: StepResult) -> None:
+        """Take in one micro-batch, without waiting for the device."""
+        self._losses.append(result.loss.detach())
+        for name, value in result.metrics.items():
+            if name != "loss":
+                self._measured.setdefault(name, []).append(value.detach())
+
+    def step(self) -> None:
+        """One optimiser step is done."""
+        self._steps += 1
+
+    def fetch(self) -> dict[str, float]:
+        """Means without NaN over micro-batches and processes: the loss over the whole window, the rest over its
+        logged steps.
+        """
+        values = mean_over_processes({"loss": self._losses, **self._measured})
+        now = time.perf_counter()
+        values["seconds_per_step"] = (now - self._since) / max(1, self._steps)
+        self._losses, self._measured = [], {}
+        self._steps, self._since = 0, now
+        return values
+
+
+def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[float] | None = None) -> dict[str, float]:
+    """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none."""
+    names = sorted(measured)
+    sums = []
+    for name in names:
+        values = torch.stack([value.double().reshape(()) for value in measured[name]])
+        weight = (
+            torch.ones_like(values)
+            if weights is None
+            else torch.tensor(weights, dtype=torch.float64, device=values.device)
+        )
+        counted = ~values.isnan()
+        sums.append(
+            torch.stack(
+                [
+                    (weight * values.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf)).sum(),
+                    (weight * counted).sum(),
+                ]
+            )
+        )
+    if not sums:
+        return {}
+    total = distributed.all_reduce(torch.stack(sums)).tolist()
+    return {name: value / count if count else math.nan for name, (value, count) in zip(names, total, strict=True)}
+
+
+class History:
+    """``metrics.jsonl``: one line per logged step, of the run as it stands: a resumed run drops the lines it will
+    write again.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        self.file = folder / HISTORY
+        kept = [line for line in self._lines() if step and _step_of(line) <= step]
+        text = "".join(line + "\n" for line in kept)
+        write_aside(self.file, lambda aside: aside.write_text(text, encoding="utf-8"), TrainingError)
+
+    def append(self, step: int, values: Mapping[str, float]) -> None:
+        numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"step": step, **numbers}) + "\n")
+
+    def _lines(self) -> list[str]:
+        return self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+
+
+class Voice:
+    """Says each warning once, whatever numbers are in it, without breaking the progress bar."""
+
+    def __init__(self, main: bool):
+        self._main = main
+        self._said: set[str] = set()
+
+    def say(self, sentence: str) -> None:
+        key = re.sub(r"\d[\d.e+-]*", "#", sentence)
+        if self._main and key not in self._said:
+            self._said.add(key)
+            tqdm.write(f"warning: {sentence}", file=sys.stderr)
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize  # cut short by a killed writer

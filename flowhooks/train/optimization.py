@@ -1,0 +1,123 @@
+"""From gradients to new weights: averaging over processes, clipping, optimiser, schedule, loss scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from flowhooks.config import Run
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.kernel.distributed import average_gradients
+from flowhooks.train.guard import FiniteGuard
+
+
+class Optimization:
+    """The optimiser of a run with its schedule.
+
+    Args:
+        run: its ``training`` section says which.
+        parameters: everything that is trained.
+        scaler: torch's GradScaler under fp16 mixed precision, else None.
+
+    Raises:
+        ConfigError: the optimiser cannot be imported or built.
+    """
+
+    def __init__(self, run: Run, parameters: Sequence[nn.Parameter], scaler: Any = None):
+        training = run.training
+        self.parameters = list(parameters)
+        self.scaler = scaler
+        self.max_norm = training["max_grad_norm"]
+        self.optimizer = make_optimizer(run, self.parameters)
+        self.schedule = get_scheduler(
+            training["lr_scheduler"],
+            optimizer=self.optimizer,
+            num_warmup_steps=training["lr_warmup_steps"],
+            num_training_steps=training["max_train_steps"],
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar loss."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self, guard: FiniteGuard) -> Tensor:
+        """One update from the gradients so far, which are then dropped.
+
+        Returns:
+            The gradient norm before clipping, 0-dim, on the device.
+        """
+        for parameter in self.parameters:
+            # As on several processes: there a parameter that one of them did not use has a gradient all the same.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        average_gradients(self.parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        bad = guard.losses_bad()
+        if self.scaler is None:
+            # With a scaler an infinite gradient is how it finds its scale, and it skips that update itself.
+            bad = bad | ~torch.isfinite(norm)
+        if self.max_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+        # After clipping, since zero times a NaN norm is NaN. Reading the flag is free on the CPU; elsewhere it would
+        # wait for the device, so there the work is done unasked.
+        if bad.device.type != "cpu" or bad:
+            for gradient in gradients:
+                gradient.masked_fill_(bad, 0)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        guard.gradient(bad)
+        return norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(self.schedule.base_lrs)})
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+
+
+def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """``adamw``, or any class ``package.module:Class``. Raises ConfigError with the place of what is wrong."""
+    path = run.training["optimizer"]
+    made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
+    try:
+        return made(list(parameters), lr=run.training["learning_rate"], **run.training["optimizer_args"])
+    except (TypeError, ValueError) as error:
+        where = "$.training.optimizer_args"
+        raise ConfigError(Problem(f"{path!r} cannot be built: {error}", str(run.source), where)) from error
+
+
+def _imported(path: str, source: str) -> Any:
+    module, _, name = path.partition(":")
+    try:
+        if not name:
+            raise ImportError("no ':' between module and class")
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        message = (
+            f"cannot import {path!r}: {error}; expected 'adamw', or 'package.module:Class' of an installed package"
+        )
+        raise ConfigError(Problem(message, source, "$.training.optimizer")) from error

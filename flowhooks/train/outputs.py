@@ -1,0 +1,96 @@
+"""What a run leaves behind, on the main process: weights, run, metrics, card."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from flowhooks.config import Run
+from flowhooks.errors import TrainingError
+from flowhooks.export import CardPicture, write_card
+from flowhooks.export.privacy import without_local_paths
+from flowhooks.kernel.session import Session
+from flowhooks.train.files import REFUSALS, refused, write_aside, write_json
+from flowhooks.train.validation import averaged
+
+MODULES = "flowhooks_modules.safetensors"
+PIPELINE = "pipeline"
+RUN = "run.json"
+METRICS = "metrics.json"
+_PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
+
+
+def write_run(run: Run) -> Path:
+    """The resolved run, at the start: a run that is killed still says what it was."""
+    return write_json(Path(run.output_dir) / RUN, run.document, TrainingError)
+
+
+def write_outputs(
+    run: Run, session: Session, pipe: Any, metrics: Mapping[str, float], pictures: list[CardPicture]
+) -> None:
+    """The trained weights and what describes them.
+
+    Under ``use_ema`` these are the *averaged* weights; the last checkpoint has the others too. An adapter becomes its
+    own file, a trained transformer a whole Diffusers pipeline in ``pipeline/``, modules of hooks
+    ``flowhooks_modules.safetensors``. The run, without local paths, and the versions it was made with are in each
+    file's header.
+
+    Raises:
+        TrainingError, AdapterError: the disk refuses.
+    """
+    folder = Path(run.output_dir)
+    header = {
+        "flowhooks.run": json.dumps(without_local_paths(run.document)),
+        "flowhooks.versions": json.dumps(versions()),
+    }
+    with averaged(session):
+        if session.adapter is not None:
+            session.adapter.save(folder, header)
+        else:
+            _save_pipeline(pipe, folder / PIPELINE)
+        modules = {
+            f"{name}.{key}": tensor.detach().cpu().clone().contiguous()
+            for name, module in session.assembly.modules().items()
+            for key, tensor in module.state_dict().items()
+        }
+        if modules:
+            write_aside(folder / MODULES, lambda aside: save_file(modules, aside, metadata=header), TrainingError)
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    write_json(folder / METRICS, finite, TrainingError)
+    write_card(folder, document=run.document, metrics=finite, pictures=pictures)
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what a run depends on."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+def _save_pipeline(pipe: Any, target: Path) -> None:
+    mark = uuid.uuid4().hex[:8]
+    aside, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("new", "old"))
+    try:
+        pipe.save_pretrained(aside, safe_serialization=True)
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    except REFUSALS as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise TrainingError(refused(target, error)) from error
+    finally:
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""The state of every global random generator of this process."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch on every device."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def capture(device: torch.device) -> dict[str, Any]:
+    """Python's, NumPy's and torch's state, and that of ``device``."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    key = numpy_state["state"]["key"]
+    return {
+        "python": random.getstate(),
+        "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": key.tolist()}},
+        "torch": torch.get_rng_state(),
+        "device": None if device.type == "cpu" else torch.get_device_module(device).get_rng_state(),
+    }
+
+
+def restore(state: Mapping[str, Any], device: torch.device) -> None:
+    """Take back what :func:`capture` gave."""
+    random.setstate(state["python"])
+    inner = state["numpy"]["state"]
+    np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
+    torch.set_rng_state(state["torch"])
+    if device.type != "cpu" and state["device"] is not None:
+        torch.get_device_module(device).set_rng_state(state["device"])
+
+
+@contextmanager
+def preserved(device: torch.device) -> Iterator[None]:
+    """Whatever draws random numbers inside the block, training after it does not notice."""
+    before = capture(device)
+    try:
+        yield
+    finally:
+        restore(before, device)

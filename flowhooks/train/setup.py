@@ -1,0 +1,154 @@
+"""Everything between a run file and the first step, in the order that finds mistakes before it costs time."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from flowhooks.attaching import attach, build_assembly
+from flowhooks.config import Run
+from flowhooks.data import Audit, audit, build_cache, data_loader
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.probe import FlowModel, probe
+from flowhooks.train import holdout, rng
+from flowhooks.train.agreement import together
+from flowhooks.train.checkpoint import LATEST, Checkpoints, read_manifest
+from flowhooks.train.identity import identity, require_same
+from flowhooks.train.job import Job
+from flowhooks.train.launch import accelerated, check_trackers, refuse_sharding
+from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline, others_awake
+from flowhooks.train.optimization import Optimization, make_optimizer
+from flowhooks.train.outputs import write_run
+from flowhooks.train.validation import Validation
+
+
+@contextmanager
+def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
+    """A job that stands before its next step; on leaving, the pipeline is as it was loaded and trackers are closed.
+
+    Raises:
+        ConfigError, DataError, ModelError, AdapterError, CheckpointError: what is wrong, as far as possible before
+            weights load.
+    """
+    check(run)
+    with ExitStack() as stack:
+        accelerator = stack.enter_context(accelerated(run))
+        checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
+        source = _starting_point(checkpoints, resume)
+        assert run.data is not None
+        audited = audit(run.data)
+        kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
+        identified = identity(run, audited, accelerator.num_processes)
+        # Before weights load: a checkpoint of another run, or an output folder that cannot be written to, need no
+        # model to tell.
+        if source is not None:
+            require_same(read_manifest(source).identity, identified, str(source))
+        with together(ConfigError):
+            if accelerator.is_main_process:
+                checkpoints.sweep()
+                write_run(run)
+
+        pipe = load_pipeline(run.model).to(accelerator.device)
+        model, dataset = _encoded(run, pipe, audited, accelerator, stack, progress)
+        stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
+        # One seed on every process for what an adapter starts from, then one of its own for dropout.
+        rng.seed_all(run.training["seed"])
+        session = stack.enter_context(attach(model, run))
+        rng.seed_all(run.training["seed"] + accelerator.process_index)
+        model.transformer.train()
+        train_set = Subset(dataset, kept)
+        batch_size = run.training["train_batch_size"]
+        job = Job(
+            run=run,
+            accelerator=accelerator,
+            session=session,
+            optimization=Optimization(run, list(session.parameters().values()), accelerator.scaler),
+            validation=Validation(
+                run=run,
+                session=session,
+                model=model,
+                accelerator=accelerator,
+                held=Subset(dataset, held),
+                batch_size=batch_size,
+            ),
+            checkpoints=checkpoints,
+            identity=identified,
+            samples=len(train_set),
+        )
+        if source is not None:
+            job.restore(source)
+        loader = data_loader(
+            train_set,
+            batch_size=batch_size,
+            seed=run.training["seed"],
+            world_size=accelerator.num_processes,
+            rank=accelerator.process_index,
+            start=session.micro_step,
+            num_workers=run.training["dataloader_num_workers"],
+        )
+        with job.open(loader, progress):
+            yield job
+
+
+def check(run: Run) -> None:
+    """What can be told wrong without data or weights. Raises ConfigError."""
+    source = str(run.source)
+    refuse_sharding(source)
+    check_trackers(run)
+    if run.data is None:
+        raise ConfigError(Problem("there is no data to train on; name a data set file", source, "$.data"))
+    training = run.training
+    if training["trainable"] == "adapter" and run.adapter is None:
+        message = "nothing is trained: add an adapter section, or set `training.trainable` to 'transformer'"
+        raise ConfigError(Problem(message, source, "$.adapter"))
+    if training["trainable"] == "transformer" and run.adapter is not None:
+        message = 'a transformer that is trained whole takes no adapter; write "adapter": null'
+        raise ConfigError(Problem(message, source, "$.adapter"))
+    if training["trainable"] == "transformer" and run.model["dtype"] != "fp32":
+        message = (
+            f"trained weights must be in fp32, small updates to {run.model['dtype']} round away; set it to 'fp32', "
+            "and `training.mixed_precision` to compute in less"
+        )
+        raise ConfigError(Problem(message, source, "$.model.dtype"))
+    make_optimizer(run, [nn.Parameter(torch.zeros(1))])
+    roles = {name for name, there in (("reference", run.adapter), ("ema", training["use_ema"])) if there}
+    build_assembly(run.hooks, {*run.provides, *(f"role:{name}" for name in roles)}, source)
+
+
+def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None:
+    if resume is not None:
+        found = checkpoints.find(resume)
+        if found is None:
+            warnings.warn(f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0", stacklevel=2)
+        return found
+    existing = checkpoints.all()
+    if existing:
+        message = (
+            f"holds {existing[-1].name} of an earlier run; go on from it with `--resume {LATEST}`, choose another "
+            f"`output_dir`, or "
+            "move that folder away"
+        )
+        raise ConfigError(Problem(message, str(checkpoints.folder)))
+    return None
+
+
+def _encoded(
+    run: Run, pipe: Any, audited: Audit, accelerator: Any, stack: ExitStack, progress: bool
+) -> tuple[FlowModel, Any]:
+    first = audited.records[0]
+    stack.enter_context(attention_backend(pipe.transformer, run.model["attention_backend"]))
+    model = probe(pipe, height=first.height, width=first.width, arguments=run.model["pipeline_arguments"])
+    for part in pipe.components.values():
+        if hasattr(part, "requires_grad_"):
+            part.requires_grad_(False)
+    # One process fills the cache, the others then find it full.
+    with others_awake(pipe, model.transformer), accelerator.main_process_first():
+        dataset = build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)
+    return model, dataset

@@ -1,0 +1,160 @@
+"""Pictures with fixed seeds, and the run's own metrics on samples it never trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from flowhooks.config import Run
+from flowhooks.data import collate
+from flowhooks.errors import TrainingError
+from flowhooks.export import CardPicture
+from flowhooks.kernel import distributed
+from flowhooks.kernel.session import Session
+from flowhooks.probe import FlowModel
+from flowhooks.probe.contract import evaluating
+from flowhooks.sampling.grid import picture_grid
+from flowhooks.sampling.images import sample_images
+from flowhooks.train.files import write_aside
+from flowhooks.train.load import others_awake
+from flowhooks.train.metrics import mean_over_processes
+from flowhooks.train.rng import preserved
+
+FOLDER = "validation"
+
+
+@dataclass(kw_only=True)
+class Validation:
+    """What is looked at while training; it leaves weights, modes and random numbers as it found them.
+
+    Args:
+        held: the held-out samples, as a CachedDataset gives them.
+        batch_size: of the held-out batches.
+    """
+
+    run: Run
+    session: Session
+    model: FlowModel
+    accelerator: Accelerator
+    held: Subset
+    batch_size: int
+    drawn: Path | None = None
+
+    @property
+    def wanted(self) -> bool:
+        return bool(self.run.validation["prompts"]) or len(self.held) > 0
+
+    def due(self, step: int) -> bool:
+        """Before the first step, every ``every_steps``, after the last."""
+        return self.wanted and (
+            step % self.run.validation["every_steps"] == 0 or step == self.run.training["max_train_steps"]
+        )
+
+    def look(self, step: int) -> dict[str, float]:
+        """Draw and measure, with the averaged weights under ``use_ema``. Returns ``val/...`` metrics, the same on all
+        processes.
+        """
+        device = self.accelerator.device
+        with preserved(device), averaged(self.session), evaluating(self.model.transformer):
+            metrics = self._measure() if len(self.held) else {}
+            if self.run.validation["prompts"] and self.accelerator.is_main_process:
+                self._draw(step)
+        return metrics
+
+    def pictures(self) -> list[CardPicture]:
+        """The last grid, for the model card."""
+        return (
+            []
+            if self.drawn is None
+            else [CardPicture(path=self.drawn, prompt=" | ".join(self.run.validation["prompts"]))]
+        )
+
+    def _measure(self) -> dict[str, float]:
+        """Each process measures every other batch on its own, under noise that depends on the batch alone."""
+        measured: dict[str, list[Tensor]] = {}
+        sizes = []
+        starts = range(0, len(self.held), self.batch_size)
+        with alone(self.session), self.accelerator.autocast():
+            for number in range(distributed.rank(), len(starts), distributed.world_size()):
+                rows = range(starts[number], min(starts[number] + self.batch_size, len(self.held)))
+                batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
+                found = self.session.evaluate(batch, micro_step=number)
+                sizes.append(float(len(rows)))
+                for name, value in found.metrics.items():
+                    measured.setdefault(name, []).append(value)
+        return {f"val/{name}": value for name, value in _everywhere(measured, sizes, self.accelerator.device).items()}
+
+    def _draw(self, step: int) -> None:
+        validation, model = self.run.validation, self.model
+        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout")}
+        with others_awake(model.pipe, model.transformer):
+            pictures = sample_images(
+                model.pipe, validation["prompts"], **options, arguments=self.run.model["pipeline_arguments"]
+            )
+        file = Path(self.run.output_dir) / FOLDER / f"step_{step:06d}.png"
+        grid = picture_grid(pictures, columns=_columns(len(validation["prompts"]), validation["num_images_per_prompt"]))
+        self.drawn = write_aside(file, lambda aside: grid.save(aside, format="PNG"), TrainingError)
+        self._track(pictures, step)
+
+    def _track(self, pictures: Sequence[Image.Image], step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                stacked = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+                tracker.log_images({FOLDER: stacked}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({FOLDER: list(pictures)}, step=step)
+
+
+@contextmanager
+def averaged(session: Session) -> Iterator[None]:
+    """The averaged weights are in place, if the run keeps an average."""
+    if session.average is None:
+        yield
+        return
+    with session.average.swapped():
+        yield
+
+
+@contextmanager
+def alone(session: Session) -> Iterator[None]:
+    """The session acts as that of a run of one process."""
+    found = session.rank, session.world_size, session.all_reduce
+    sum_of_one: Callable[[Tensor], Tensor] = torch.Tensor.detach
+    session.rank, session.world_size, session.all_reduce = 0, 1, sum_of_one
+    try:
+        yield
+    finally:
+        session.rank, session.world_size, session.all_reduce = found
+
+
+def on_device(batch: Any, device: torch.device) -> Any:
+    """The batch with every tensor on ``device``."""
+    tensors = {
+        name: None if value is None else value.to(device, non_blocking=True)
+        for name, value in (("clean", batch.clean), ("rejected", batch.rejected), ("mask", batch.mask))
+    }
+    return type(batch)(**tensors, condition=batch.condition.to(device), files=batch.files)
+
+
+def _everywhere(measured: dict[str, list[Tensor]], sizes: list[float], device: torch.device) -> dict[str, float]:
+    """A process without a batch of its own takes part in the sum too, with weight 0 for every name the others have."""
+    if distributed.world_size() > 1:
+        names: list[Any] = [None] * distributed.world_size()
+        torch.distributed.all_gather_object(names, sorted(measured))
+        for name in sorted({n for own in names for n in own} - set(measured)):
+            measured[name] = [torch.full((), float("nan"), device=device)] * max(1, len(sizes))
+    return mean_over_processes(measured, sizes or [0.0])
+
+
+def _columns(prompts: int, each: int) -> int:
+    return each if each > 1 else min(4, prompts)

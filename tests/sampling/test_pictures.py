@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+import json
+from argparse import Namespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowhooks.errors import AdapterError, ConfigError, ModelError
+from flowhooks.sampling.grid import picture_grid, sample_command
+from flowhooks.sampling.images import sample_images
+
+QUICK = {"num_inference_steps": 2, "height": 16, "width": 16, "arguments": {"max_sequence_length": 8}}
+
+
+def pixels(picture):
+    return np.asarray(picture)
+
+
+def test_a_picture_depends_on_its_seed_alone_and_the_pipeline_is_left_as_found(tiny_sd3):
+    before = {name: copy.copy(vars(part)) for name, part in (("pipe", tiny_sd3), ("scheduler", tiny_sd3.scheduler))}
+    together = sample_images(tiny_sd3, ["one", "two"], seed=3, num_images_per_prompt=2, guidance_scale=3.0, **QUICK)
+    assert (
+        vars(tiny_sd3).keys() == before["pipe"].keys() and vars(tiny_sd3.scheduler).keys() == before["scheduler"].keys()
+    )
+    alone = sample_images(tiny_sd3, ["two"], seed=4, guidance_scale=3.0, **QUICK)
+    assert len(together) == 4
+    assert np.abs(pixels(together[3]).astype(int) - pixels(alone[0]).astype(int)).max() <= 1
+    assert (pixels(together[0]) != pixels(together[1])).any() and (pixels(together[0]) != pixels(together[2])).any()
+
+
+def test_a_grid_keeps_every_picture_in_its_cell():
+    colours = ["red", "lime", "blue"]
+    grid = picture_grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2)
+    assert grid.size == (10, 8)
+    assert [grid.getpixel(at) for at in ((0, 0), (6, 0), (0, 5), (9, 7), (4, 0))] == [
+        (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (255, 255, 255),
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="at least one picture"):
+        picture_grid([], columns=2)
+
+
+@pytest.fixture
+def arguments(tmp_path, tiny_sd3):
+    tiny_sd3.save_pretrained(tmp_path / "sd3")
+    return Namespace(
+        model=str(tmp_path / "sd3"),
+        prompt=["one"],
+        negative_prompt="",
+        height=None,
+        width=None,
+        dtype="fp32",
+        lora=None,
+        steps=1,
+        guidance_scale=1.0,
+        seed=0,
+        num_images=1,
+        output=str(tmp_path / "pictures" / "grid.png"),
+    )
+
+
+def run_folder(tmp_path, tiny_sd3):
+    """A run's output folder with a LoRA that changes the picture."""
+    import torch
+
+    from flowhooks.adapters import build_adapter
+    from flowhooks.config import resolve_run
+
+    model = {"pretrained_model_name_or_path": str(tmp_path / "sd3"), "pipeline_arguments": {"max_sequence_length": 8}}
+    run = resolve_run({"model": model, "hooks": [], "adapter": {"rank": 2}}, tmp_path / "run.json")
+    adapter = build_adapter(tiny_sd3.transformer, run.adapter)
+    for parameter in adapter.parameters():
+        torch.nn.init.normal_(parameter)
+    adapter.save(tmp_path / "out", {})
+    (tmp_path / "out" / "run.json").write_text(json.dumps(run.document))
+    return str(tmp_path / "out")
+
+
+def test_the_command_draws_a_model_a_run_and_a_lora(arguments, tmp_path, tiny_sd3, capsys):
+    folder = run_folder(tmp_path, tiny_sd3)
+    drawn = {}
+    for name, changes in {"model": {}, "run": {"model": folder}, "lora": {"lora": folder}}.items():
+        output = tmp_path / f"{name}.png"
+        assert sample_command(Namespace(**{**vars(arguments), **changes, "output": str(output)})) == 0
+        assert str(output) in capsys.readouterr().out
+        drawn[name] = pixels(Image.open(output))
+    assert (drawn["model"] != drawn["run"]).any()
+
+
+def test_a_folder_gets_every_picture(arguments, tmp_path):
+    output = tmp_path / "all"
+    sample_command(Namespace(**{**vars(arguments), "num_images": 2, "prompt": ["one", "two"], "output": str(output)}))
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["grid.png", *(f"prompt_{p:03d}_{i:02d}.png" for p in (0, 1) for i in (0, 1))]
+
+
+def test_mistakes_are_clear(arguments, tmp_path):
+    for changes, error in (
+        ({"model": str(tmp_path / "nowhere")}, ModelError),
+        ({"lora": str(tmp_path / "nowhere.safetensors")}, AdapterError),
+    ):
+        with pytest.raises(error):
+            sample_command(Namespace(**{**vars(arguments), **changes}))
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(ConfigError, match="choose another --output"):
+        sample_command(Namespace(**{**vars(arguments), "output": str(tmp_path / "taken")}))
+    assert (tmp_path / "taken").read_text() == "mine"
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "run.json").write_text(json.dumps({"model": {"pretrained_model_name_or_path": "x/y"}}))
+    with pytest.raises(ModelError, match="has written no weights yet"):
+        sample_command(Namespace(**{**vars(arguments), "model": str(tmp_path / "unfinished")}))

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowhooks.errors import CheckpointError
+from flowhooks.train.checkpoint import Checkpoints, read, verify
+
+
+def save(checkpoints: Checkpoints, step: int, size: int = 8) -> Path:
+    states = {"parameters": {"w": torch.full((size,), float(step))}, "session": {"micro_step": step}}
+    return checkpoints.save(step, states, {"random": torch.arange(3)}, {"hooks": {}})
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_saved_is_read_back(tmp_path):
+    folder = save(Checkpoints(tmp_path), 3)
+    verify(folder)
+    assert torch.equal(read(folder, "parameters")["w"], torch.full((8,), 3.0))
+    assert read(folder, "session") == {"micro_step": 3}
+    assert torch.equal(read(folder, "process_0")["random"], torch.arange(3))
+    assert {p.suffix for p in folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_the_limit_removes_the_oldest_of_ours_and_nothing_else(tmp_path):
+    checkpoints = Checkpoints(tmp_path, limit=2)
+    for stranger in ("checkpoint-1", "checkpoint-best", "notes"):
+        (tmp_path / stranger).mkdir()
+        (tmp_path / stranger / "mine.txt").write_text("keep")
+    for step in (2, 10, 9, 30):
+        save(checkpoints, step)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-10", "checkpoint-30", "checkpoint-best", "notes"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "manifest"])
+def test_latest_skips_a_damaged_one_with_a_warning_and_a_named_one_is_an_error(tmp_path, damage):
+    checkpoints = Checkpoints(tmp_path)
+    good, bad = save(checkpoints, 9), save(checkpoints, 10)
+    file = bad / ("manifest.json" if damage == "manifest" else "parameters.safetensors")
+    content = bytearray(file.read_bytes())
+    if damage == "gone":
+        file.unlink()
+    elif damage == "flip":
+        content[-1] ^= 1
+        file.write_bytes(content)
+    else:
+        file.write_bytes(content[: len(content) // 2])
+    with pytest.warns(UserWarning, match=f"checkpoint-10: {file.name}"):
+        assert checkpoints.find("latest") == good
+    with pytest.raises(CheckpointError, match=f"checkpoint-10: {file.name}"):
+        checkpoints.find(str(bad))
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_fresh_start(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "out")
+    assert checkpoints.find("latest") is None
+    (save(checkpoints, 1) / "manifest.json").write_text("{}")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint is whole"):
+        checkpoints.find("latest")
+    with pytest.raises(CheckpointError, match="there is no such checkpoint"):
+        checkpoints.find(str(tmp_path / "checkpoint-5"))
+
+
+def test_a_damaged_one_in_the_way_is_moved_aside_not_deleted(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (save(checkpoints, 4) / "session.safetensors").unlink()
+    verify(save(checkpoints, 4))
+    kept = [path for path in tmp_path.iterdir() if path.name.startswith("checkpoint-4-replaced-")]
+    assert len(kept) == 1 and (kept[0] / "parameters.safetensors").is_file()
+
+
+def test_a_full_disk_is_one_clear_error_and_the_older_checkpoint_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, limit=1)
+    older = save(checkpoints, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoint-2: the disk is full .*free some space"):
+            save(checkpoints, 2, size=100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    verify(older)
+    assert names(tmp_path) == ["checkpoint-1"]
+
+
+def test_what_a_killed_writer_left_is_swept_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    (tmp_path / ".checkpoint-5.partial").mkdir()
+    (tmp_path / ".checkpoint-5.partial" / "parameters.safetensors").write_bytes(b"half")
+    (tmp_path / ".git").mkdir()
+    assert checkpoints.all() == []
+    checkpoints.sweep()
+    assert names(tmp_path) == [".git"]

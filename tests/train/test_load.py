@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowhooks.errors import ConfigError, ModelError
+from flowhooks.train import rng
+from flowhooks.train.launch import refuse_sharding
+from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline
+
+
+def traces(transformer):
+    processors = [m.processor for m in transformer.modules() if hasattr(m, "processor")]
+    return [(type(o), sorted(vars(o))) for o in [*transformer.modules(), *processors]]
+
+
+def test_a_saved_pipeline_without_a_third_encoder_loads(model, new_run):
+    pipe = load_pipeline({**new_run().model, "dtype": "bf16"})
+    assert pipe.text_encoder_3 is None and pipe.transformer.dtype == torch.bfloat16 and not pipe.transformer.training
+
+
+def test_pickled_weights_are_refused(model, new_run, tmp_path):
+    import shutil
+
+    shutil.copytree(model, tmp_path / "sd3")
+    weights = tmp_path / "sd3" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelError, match="cannot be loaded as a Diffusers pipeline"):
+        load_pipeline({**new_run().model, "pretrained_model_name_or_path": str(tmp_path / "sd3")})
+
+
+def test_an_attention_backend_is_used_and_put_back(tiny_sd3):
+    from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
+
+    transformer = tiny_sd3.transformer
+    before, active = traces(transformer), registry.get_active_backend()[0]
+    with attention_backend(transformer, "_native_math"):
+        assert registry.get_active_backend()[0].value == "_native_math"
+    assert traces(transformer) == before and registry.get_active_backend()[0] is active
+    with pytest.raises(ModelError, match="'flash' cannot be used"), attention_backend(transformer, "flash"):
+        pass
+    assert traces(transformer) == before and registry.get_active_backend()[0] is active
+
+
+def test_gradient_checkpointing_is_used_and_put_back(tiny_sd3):
+    transformer = tiny_sd3.transformer
+    before = traces(transformer)
+    with gradient_checkpointing(transformer, True):
+        assert transformer.is_gradient_checkpointing
+    assert traces(transformer) == before and not transformer.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launcher_that_splits_the_model_is_refused_by_name(monkeypatch, name):
+    refuse_sharding("run.json")
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ConfigError, match=rf"(?i){name}.*--multi_gpu"):
+        refuse_sharding("run.json")
+
+
+def test_random_states_come_back_and_a_block_leaves_no_trace():
+    import random
+
+    import numpy as np
+
+    def draw():
+        return random.random(), np.random.rand(), np.random.randn(), torch.rand(1).item()
+
+    cpu = torch.device("cpu")
+    rng.seed_all(3)
+    np.random.randn()
+    state = rng.capture(cpu)
+    expected = draw()
+    rng.restore(state, cpu)
+    with rng.preserved(cpu):
+        draw()
+    assert draw() == expected

@@ -1,0 +1,85 @@
+"""Two gloo processes under `accelerate launch` do what one does with the same global batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from flowhooks.train.checkpoint import read
+from tests.train.runs import FLOW_DPO, document, history, weights
+
+#: Sums of four samples in another order, in float32, through four AdamW steps.
+TOLERANCE = 1e-6
+ROOT = Path(__file__).parents[2]
+TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+
+
+def start(run, *resume, processes=1):
+    command = [sys.executable, *(TWO if processes == 2 else ()), "-m", "tests.train.launched", str(run), *resume]
+    # accelerate starts several processes on CPUs only by way of its launcher for GPUs.
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout.count("step ") == processes
+    return done
+
+
+@pytest.fixture(scope="module")
+def run_files(model, data, cache, tmp_path_factory):
+    """A run for one process with four samples a batch, and one for two processes with two each."""
+    root = tmp_path_factory.mktemp("processes")
+    training = {"max_train_steps": 4, "gradient_accumulation_steps": 2, "checkpointing_steps": 2, "log_every_steps": 1}
+    # AdamW's first steps do not depend on a gradient's size, nor does a beta made for margins near rounding: both would
+    # blow up noise, so SGD takes large steps here and beta is held.
+    optimizer = {"optimizer": "torch.optim:SGD", "learning_rate": 2.0}
+    hooks = [{**FLOW_DPO[0], "auto_beta_max": 100.0}, *FLOW_DPO[1:]]
+    times = {
+        "type": "timestep_schedule",
+        "flow_custom_timesteps": [900, 600, 300],
+        "flow_timesteps_mode": "round-robin",
+    }
+    files = {}
+    for name, batch in (("one", 4), ("two", 2)):
+        run = document(model, data, root / name, hooks=[*hooks, times], cache_dir=str(cache), validation={"holdout": 1})
+        run["training"] = {**training, **optimizer, "train_batch_size": batch}
+        files[name] = root / f"{name}.json"
+        files[name].write_text(json.dumps(run))
+    return root, files
+
+
+def test_two_processes_train_as_one_and_resume_exactly(run_files):
+    root, files = run_files
+    start(files["one"])
+    start(files["two"], processes=2)
+    one, two = (weights(root / name / "checkpoint-4") for name in ("one", "two"))
+    moved = max(value.abs().max().item() for name, value in one.items() if "lora_B" in name)
+    assert moved > 1000 * TOLERANCE
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], rtol=0, atol=TOLERANCE)
+    for mine, theirs in zip(history(root / "one"), history(root / "two"), strict=True):
+        assert mine.keys() == theirs.keys()
+        for name in ("loss", "flow_dpo_margin", "mask_empty_pct", "val/loss", "epoch"):
+            if name in mine:
+                assert theirs[name] == pytest.approx(mine[name], rel=1e-4, abs=1e-6), name
+    assert any(line.get("mask_empty_pct", 0) > 0 for line in history(root / "two"))
+
+    checkpoint = root / "two" / "checkpoint-4"
+    assert read(checkpoint, "session")["micro_step"] == 8
+    states = [read(checkpoint, f"process_{rank}")["random"]["torch"] for rank in (0, 1)]
+    assert not torch.equal(*states)
+
+    # As if killed after step 2.
+    for path in checkpoint.iterdir():
+        path.unlink()
+    checkpoint.rmdir()
+    start(files["two"], "latest", processes=2)
+    again = weights(checkpoint)
+    assert all(torch.equal(again[name], two[name]) for name in two)
+    assert not torch.equal(*[read(checkpoint, f"process_{rank}")["random"]["torch"] for rank in (0, 1)])

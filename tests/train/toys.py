@@ -1,0 +1,43 @@
+"""Hooks that make things happen at a chosen micro-step, named in runs by import path."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import torch
+
+from flowhooks.kernel import Hook
+
+
+class SignalAt(Hook):
+    """Sends its own process a real signal while the micro-step runs."""
+
+    type = "signal_at"
+
+    def __init__(self, *, name: str, micro_step: int):
+        self.number, self.micro_step = getattr(signal, name), micro_step
+
+    def penalty(self, step: Any) -> dict[str, torch.Tensor]:
+        if step.draws.micro_step == self.micro_step:
+            os.kill(os.getpid(), self.number)
+        return {}
+
+
+class NanAt(Hook):
+    """Makes the loss NaN, or only the gradient."""
+
+    type = "nan_at"
+
+    def __init__(self, *, micro_step: int, what: str = "loss"):
+        self.micro_step, self.what = micro_step, what
+
+    def penalty(self, step: Any) -> dict[str, torch.Tensor]:
+        if step.draws.micro_step != self.micro_step:
+            return {"nothing": torch.zeros(())}
+        if self.what == "loss":
+            return {"nothing": torch.tensor(float("nan"))}
+        zero = step.score("main") * 0
+        # sqrt has an infinite slope at 0, and 0 times infinity is NaN: a finite loss, a gradient that is not.
+        return {"nothing": (zero.sqrt() * 0).sum()}
