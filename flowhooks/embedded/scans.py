@@ -1,0 +1,80 @@
+"""scikit-learn's 1,797 digit scans as image folders: clean, blotted, the masks, and a mixed set to learn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flowhooks.embedded.ink import INK_RGB, blot_opacity, spill
+from flowhooks.embedded.places import place, whole
+from flowhooks.errors import DataError
+
+PIXELS = 32
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FOLDERS = ("preferred", "rejected", "mask", "base")
+RECIPE: dict[str, Any] = {"version": 1, "pixels": PIXELS, "seed": 0, "ink": list(INK_RGB), "blotted_in_base": 0.5}
+
+
+def caption(digit: int) -> str:
+    """The caption of a digit 0 to 9, for example "a handwritten seven"."""
+    return f"a handwritten {WORDS[digit]}"
+
+
+def ensure_data() -> Path:
+    """The folder that holds `preferred`, `rejected`, `mask` and `base`, written first if it is not there."""
+    target = place("data", RECIPE)
+    if not target.is_dir():
+        with whole(target) as folder:
+            write_data(folder)
+    return target
+
+
+def resolve_data(name: str) -> Path:
+    """The folder behind a data set's `instance_data_dir` of the form `digits:preferred`.
+
+    Raises DataError for a name that is not one of the embedded folders.
+    """
+    prefix, _, folder = name.partition(":")
+    if prefix != "digits" or folder not in FOLDERS:
+        known = ", ".join(f"digits:{each}" for each in FOLDERS)
+        raise DataError(f"{name!r} is no embedded data set; use one of {known}")
+    return ensure_data() / folder
+
+
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """The scans as dark ink on white paper, uint8 `[1797, 32, 32]`, and their digits `[1797]`."""
+    from sklearn.datasets import load_digits
+
+    ink, digits = load_digits(return_X_y=True)
+    papers = np.rint(255 * (1 - ink.reshape(-1, 8, 8) / 16)).astype(np.uint8)
+    enlarged = [Image.fromarray(paper).resize((PIXELS, PIXELS), Image.Resampling.BICUBIC) for paper in papers]
+    return np.stack([np.asarray(image) for image in enlarged]), digits
+
+
+def write_data(folder: Path, limit: int | None = None) -> None:
+    """Write the four folders under `folder`: `<id>.png`, with a `<id>.txt` caption where a run reads one.
+
+    `limit` keeps only the first scans. Scan i draws from its own random stream, so its files do not depend on `limit`.
+    """
+    for name in FOLDERS:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    papers, digits = load_scans()
+
+    def write(index: int) -> None:
+        rng = np.random.default_rng([RECIPE["seed"], index])
+        clean = np.repeat(papers[index][..., None], 3, axis=2)
+        blotted = spill(clean, blot_opacity(rng, PIXELS))
+        shown = blotted if rng.uniform() < RECIPE["blotted_in_base"] else clean
+        difference = (blotted != clean).any(axis=2)
+        words = caption(int(digits[index]))
+        for name, pixels in (("preferred", clean), ("rejected", blotted), ("base", shown)):
+            Image.fromarray(pixels).save(folder / name / f"{index:04d}.png", compress_level=1)
+        Image.fromarray(difference.astype(np.uint8) * 255).save(folder / "mask" / f"{index:04d}.png", compress_level=1)
+        for name in ("preferred", "base"):
+            (folder / name / f"{index:04d}.txt").write_text(words + "\n", encoding="utf-8")
+
+    for index in range(len(papers))[:limit]:
+        write(index)
