@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from flowhooks.adapters.fit import check_file
 from flowhooks.config import Run, hook_defaults
-from flowhooks.errors import Problem
+from flowhooks.errors import AdapterError, Problem
 from flowhooks.hooks.registry import declare, imply
 from flowhooks.kernel.plan import Plan, plan
 from flowhooks.machine import backend_refusal, has_accelerator
@@ -51,11 +53,8 @@ def machine_problems(run: Run) -> Iterator[Problem]:
     name = model["pretrained_model_name_or_path"]
     if name is not None:
         yield from _model_problems(name, file)
-    start = run.adapter["init_from"] if run.adapter is not None else None
-    if start is not None and not Path(start).exists():
-        yield Problem(
-            f"there is no {start!r}; paths are relative to the working directory", file, "$.adapter.init_from"
-        )
+    if run.adapter is not None and run.adapter["init_from"] is not None:
+        yield from _start_problems(run.adapter, name, file)
 
 
 def forwards(run: Run, planned: Plan) -> int:
@@ -82,6 +81,23 @@ def trained(run: Run) -> str:
     kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
     return f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+
+
+def _start_problems(adapter: dict[str, Any], model: str | None, file: str) -> Iterator[Problem]:
+    start, path = Path(adapter["init_from"]), "$.adapter.init_from"
+    if not start.exists():
+        yield Problem(f"there is no {str(start)!r}; paths are relative to the working directory", file, path)
+        return
+    try:
+        check_file(start, local_pipeline(model), adapter)
+    except AdapterError as error:
+        yield Problem(str(error), file, path)
+
+
+def local_pipeline(name: Any) -> Path | None:
+    """The folder of a pipeline, if what is named is one on this disk."""
+    folder = Path(name).expanduser() if isinstance(name, str) else None
+    return folder if folder is not None and (folder / "model_index.json").is_file() else None
 
 
 def _model_problems(name: str, file: str) -> Iterator[Problem]:

@@ -1,36 +1,76 @@
-"""``flowhooks probe``: what is learnt of a pipeline by running it once."""
+"""``flowhooks probe``: what is learnt of a pipeline by running it a few times."""
 
 from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from flowhooks.commands.arguments import whole_number
 
 NAME = "probe"
-HELP = "learn a pipeline's conditioning, time unit, sign and layout, and print them"
+HELP = "learn a pipeline's conditioning, times, layout and anatomy, verify them, and print them"
+TINY = "tiny:"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, or digits")
+    parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, digits, or tiny:NAME")
     parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    parser.add_argument(
+        "--arguments",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='given to every call of the pipeline, such as \'{"max_sequence_length": 77}\'',
+    )
     parser.add_argument(
         "--dtype",
         choices=["fp32", "bf16", "fp16"],
         default="fp32",
         help="precision of the weights (default: %(default)s)",
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.config import resolve_run
     from flowhooks.probe import probe
+    from flowhooks.probe.anatomy import learn_anatomy
+
+    pipe, arguments = _pipeline(args)
+    model = probe(pipe, height=args.height, width=args.width, arguments={**arguments, **args.arguments})
+    learnt = {
+        **model.contract.describe(),
+        "sample_shape": list(model.sample_shape),
+        **learn_anatomy(model).describe(),
+    }
+    print(json.dumps(learnt, indent=2) if args.json else "\n".join(_lines(learnt)))
+    return 0
+
+
+def _pipeline(args: Namespace) -> tuple[Any, Mapping[str, Any]]:
+    """The pipeline and the arguments its calls get."""
+    from flowhooks.config import resolve_run
+    from flowhooks.errors import ModelError
+    from flowhooks.testing import PIPELINES, tiny
     from flowhooks.train.load import load_pipeline
 
+    if args.model.startswith(TINY):
+        name = args.model.removeprefix(TINY)
+        if name not in PIPELINES:
+            raise ModelError(f"there is no tiny pipeline {name!r}; there are {', '.join(PIPELINES)}")
+        return tiny(name), PIPELINES[name].arguments
     section = {"pretrained_model_name_or_path": args.model, "dtype": args.dtype}
     model = resolve_run({"model": section}, Path("flowhooks probe")).model
-    learnt = probe(load_pipeline(model), height=args.height, width=args.width, arguments=model["pipeline_arguments"])
-    print(json.dumps(learnt.contract.describe(), indent=2))
-    return 0
+    return load_pipeline(model), model["pipeline_arguments"]
+
+
+def _lines(learnt: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    for name, value in learnt.items():
+        if isinstance(value, Mapping):
+            yield f"{indent}{name}"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from flowhooks.commands.arguments import whole_number
 
@@ -39,6 +40,24 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    if args.lora is not None:
+        from flowhooks.adapters.fit import check_file
+
+        # Before the imports and the weights, which take their time.
+        check_file(Path(args.lora), _base(args.model))
     from flowhooks.sampling.grid import sample_command
 
     return sample_command(args)
+
+
+def _base(model_or_run: str) -> Path | None:
+    """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
+    from flowhooks.commands.planning import local_pipeline
+    from flowhooks.config.document import read_json
+
+    file = Path(model_or_run).expanduser() / "run.json"
+    if not file.is_file():
+        return local_pipeline(model_or_run)
+    document = read_json(file)
+    section = document.get("model") if isinstance(document, dict) else None
+    return local_pipeline(section.get("pretrained_model_name_or_path")) if isinstance(section, dict) else None

@@ -39,13 +39,14 @@ def build_cache(
     sides = ((path, record.geometry) for record in records for path in (record.image, record.rejected) if path)
     grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
     latents = _fill(entries, Pictures(model, audit.digests), sides, progress, batch_size)
+    captions = Captions(model, (records[0].height, records[0].width))
     pairs = ((path, record.geometry) for record in records for path in record.masks)
     return CachedDataset(
         records=records,
         entries=entries,
         latents=latents,
         masks=_fill(entries, Masks(grids, audit.digests), pairs, progress, batch_size),
-        captions=_fill(entries, Captions(model), ("", *audit.captions), progress, batch_size),
+        captions=_fill(entries, captions, ("", *audit.captions), progress, batch_size),
         provides=audit.provides,
     )
 

@@ -108,7 +108,7 @@ class CachedDataset(Dataset):
         """The condition of one caption of the data set, or of the empty one; size 1, on the CPU."""
         from flowhooks.probe import Condition
 
-        return Condition(self._entries.read("text", self._captions[caption]))
+        return Condition.unflatten(self._entries.read("text", self._captions[caption]))
 
     def _picture(self, path: Path, geometry: Geometry) -> Tensor:
         return self._entries.read("latents", self._latents[path, geometry])["latents"]

@@ -125,19 +125,21 @@ class Captions:
     kind = "text"
     title = "Encoding captions"
 
-    def __init__(self, model: FlowModel):
+    def __init__(self, model: FlowModel, size: tuple[int, int]):
         self.model = model
+        self.size = dict(zip(("height", "width"), size, strict=True))
         self.problems: list[Problem] = []
-        self._made_by = _identity(model)
+        # Where arguments follow prompt and resolution both, a caption is another one at another size.
+        self._made_by = {**_identity(model), **(self.size if model.contract.joint else {})}
 
     def about(self, item: str) -> dict[str, Any]:
         return {"format": FORMAT, "caption": item, **self._made_by}
 
     def encode(self, items: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         with torch.no_grad():
-            conditions = self.model.encode_prompts(list(items))
+            conditions = self.model.encode_prompts(list(items), **self.size)
         for i, caption in enumerate(items):
-            tensors = {name: tensor.cpu() for name, tensor in conditions[i : i + 1].arguments.items()}
+            tensors = conditions[i : i + 1].to("cpu").flatten()
             if all(map(is_finite, tensors.values())):
                 yield caption, tensors
             else:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 
 from flowhooks.hooks.timesteps import parse_timesteps
 from flowhooks.kernel.hook import Hook
-from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
@@ -76,11 +74,6 @@ class TimestepSchedule(Hook):
                 f"{flow_custom_timesteps!r}"
             )
 
-    @contextmanager
-    def attached(self, session: Session) -> Iterator[None]:
-        self._shift = session.model.shift if self.shift == "scheduler" else float(self.shift)
-        yield
-
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         main = views["main"]
         clean = step.batch.clean
@@ -93,7 +86,9 @@ class TimestepSchedule(Hook):
         generator = draws.shared("sigma")
         if self.sigmas is None:
             sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
-            return draws.mine(shift_sigma(sigma, self._shift))
+            shift = step.model.shift(step.batch.clean) if self.shift == "scheduler" else float(self.shift)
+            low, high = step.model.sigma_range
+            return draws.mine(low + (high - low) * shift_sigma(sigma, shift))
         if self.mode == ROUND_ROBIN:
             return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
         return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])

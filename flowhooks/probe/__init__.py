@@ -5,6 +5,7 @@ from __future__ import annotations
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.layout import Layout
-from flowhooks.probe.model import FlowModel, probe
+from flowhooks.probe.learn import probe
+from flowhooks.probe.model import FlowModel
 
 __all__ = ["Condition", "FlowModel", "Layout", "PipelineContract", "probe"]

@@ -1,78 +1,95 @@
-"""What the transformer is told besides sample and time, recorded from the pipeline's own prompt handling."""
+"""What the transformer is told about the prompt, recorded from the pipeline's own prompt handling."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowhooks.errors import ModelError
-from flowhooks.probe.recorder import Recording, recording_calls, run
+from flowhooks.probe.values import Rule, collate, flatten, moved, signature, take, unflatten
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
     """Transformer arguments that follow the prompt, for ``size`` samples.
 
+    Prompts are encoded one by one, as the pipeline does it for a single picture. Samples whose arguments have one shape share a
+    forward; others get one of their own, so a batch gives each sample exactly what it gets alone.
+
     Args:
-        arguments: name -> tensor whose first axis is the batch.
+        samples: for each sample, its arguments by name, as for a batch of one.
+        rules: argument -> how it grows with the batch.
+        signatures: for each sample, what it must share with others to share a forward. Worked out once, where the values are made.
     """
 
-    arguments: Mapping[str, Tensor]
+    samples: tuple[Mapping[str, Any], ...]
+    rules: Mapping[str, Rule]
+    signatures: tuple[Any, ...]
 
     @property
     def size(self) -> int:
-        return len(next(iter(self.arguments.values())))
+        return len(self.samples)
 
     def join(self, others: Sequence[Condition]) -> Condition:
-        """This one followed by the others, along the batch axis.
+        """The samples of this one, then those of the others."""
+        every = [self, *others]
+        return Condition(_chained(c.samples for c in every), self.rules, _chained(c.signatures for c in every))
 
-        Raises:
-            ModelError: prompts whose embeddings differ in shape, which this pipeline gives no way to pad exactly.
-        """
-        if not others:
-            return self
-        joined = {}
-        for name, first in self.arguments.items():
-            values = [first, *(other.arguments[name] for other in others)]
-            if len({v.shape[1:] for v in values}) > 1:
-                shapes = sorted({tuple(v.shape[1:]) for v in values})
-                raise ModelError(
-                    f"prompts give {name!r} of different shapes {shapes}; they cannot go through in one batch"
-                )
-            joined[name] = torch.cat(values)
-        return Condition(joined)
+    def __getitem__(self, rows: slice) -> Condition:
+        return Condition(self.samples[rows], self.rules, self.signatures[rows])
+
+    def groups(self) -> list[tuple[list[int], dict[str, Any]]]:
+        """(positions, arguments of these samples as one batch) for each set of samples that can share a forward."""
+        sets: dict[Any, list[int]] = {}
+        for i, key in enumerate(self.signatures):
+            sets.setdefault(key, []).append(i)
+        return [
+            (rows, {name: collate(rule, [self.samples[i][name] for i in rows]) for name, rule in self.rules.items()})
+            for rows in sets.values()
+        ]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        """Moved; only floating-point arguments change dtype."""
-        return Condition(
-            {
-                name: value.to(device=device, dtype=dtype if value.is_floating_point() else None)
-                for name, value in self.arguments.items()
-            }
+        """Moved, one transfer a group and argument; only floating-point tensors change dtype."""
+        samples: list[Mapping[str, Any]] = list(self.samples)
+        for rows, arguments in self.groups():
+            there = moved(arguments, device, dtype)
+            for k, i in enumerate(rows):
+                samples[i] = {name: take(rule, there[name], k) for name, rule in self.rules.items()}
+        return Condition(tuple(samples), self.rules, self.signatures)
+
+    def flatten(self) -> dict[str, Tensor]:
+        """As flat tensors, for a safetensors file."""
+        return flatten({"samples": self.samples, "rules": dict(self.rules)})
+
+    @classmethod
+    def unflatten(cls, tensors: Mapping[str, Tensor]) -> Condition:
+        """What :meth:`flatten` took apart."""
+        return cls.of_samples(**unflatten(tensors))
+
+    @classmethod
+    def of_batch(cls, arguments: Mapping[str, Any], rules: Mapping[str, Rule], size: int) -> Condition:
+        """From the arguments of a call with ``size`` prompts."""
+        return cls.of_samples(
+            [{n: take(rule, arguments[n], i) for n, rule in rules.items()} for i in range(size)], rules
         )
 
-    def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return Condition({name: value[rows] for name, value in self.arguments.items()})
+    @classmethod
+    def of_samples(cls, samples: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> Condition:
+        """From the arguments of calls with one prompt each."""
+        keys = tuple(tuple((n, _hashable(signature(rule, s[n]))) for n, rule in rules.items()) for s in samples)
+        return cls(tuple(samples), rules, keys)
 
 
-def recorded_arguments(pipe: Any, transformer: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> dict[str, Any]:
-    """The first transformer call's arguments for these prompts. Text encoders run; transformer and VAE do not."""
-    seen = Recording()
-    with recording_calls(transformer, seen, stop=True):
-        run(pipe, **{**call, "prompt": list(prompts), "output_type": "latent"})
-    if not seen.calls:
-        raise ModelError(f"{type(pipe).__name__} returned without calling its transformer")
-    return seen.calls[0]
+def _chained(parts: Iterable[tuple]) -> tuple:
+    return tuple(item for part in parts for item in part)
 
 
-def per_prompt_arguments(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the tensor arguments whose batch axis grows from one prompt to two."""
-    return tuple(
-        name
-        for name, value in one.items()
-        if isinstance(value, Tensor) and value.dim() > 0 and len(value) == 1 and len(two[name]) == 2
-    )
+def _hashable(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_hashable(v) for v in value)
+    if isinstance(value, Mapping):
+        return tuple((k, _hashable(v)) for k, v in value.items())
+    return value

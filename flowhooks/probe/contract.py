@@ -1,22 +1,57 @@
-"""What flowhooks knows about a pipeline: learnt by running it once, verified against what the pipeline itself does."""
+"""What flowhooks knows about a pipeline whatever the resolution: learnt by running it a few times."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.conditioning import per_prompt_arguments, recorded_arguments
-from flowhooks.probe.recorder import Recording, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.exceptions import call_exceptions
+from flowhooks.probe.recorder import Recording, answering, first_of, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
 
-PREDICTION = 1e-5
-PROMPTS = ("a", "two")
+PROMPTS = ("a", "two one a")
 STEPS = 3
+#: Some schedules divide by zero with a single step.
+SHORTEST = 2
+#: (scale, offset) of the times in use: sigma, its complement, and both in thousandths. A fit must hold at every step.
+TIME_UNITS = ((1.0, 0.0), (-1.0, 1.0), (1000.0, 0.0), (-1000.0, 1000.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """One argument that follows sigma: ``scale * u + offset``, in ``dtype``.
+
+    Args:
+        name: of the argument.
+        rounded: the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
+        unshifted: ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
+        second: it follows the sigma the step goes to, not the one it starts from.
+    """
+
+    name: str
+    scale: float
+    offset: float
+    dtype: torch.dtype
+    rounded: bool = False
+    unshifted: bool = False
+    second: bool = False
+
+    def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
+        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution."""
+        level = unshift(sigma.float(), shift) if self.unshifted else sigma.float()
+        return (self.scale * level + self.offset).to(self.dtype)
+
+
+def unshift(sigma: Any, shift: float) -> Any:
+    """The ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) took to ``sigma``."""
+    return sigma / (shift - (shift - 1) * sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,206 +60,298 @@ class PipelineContract:
 
     Args:
         pipeline: class name.
-        transformer: attribute that holds the network.
-        sample_argument, time_argument: the network's argument names.
-        time_scale, time_offset: ``time = time_scale * sigma + time_offset``.
-        sign: 1 when the network returns the velocity, -1 when it returns its opposite.
-        prompt_arguments: arguments that follow the prompt.
-        constants: the other arguments, as the pipeline passes them.
+        networks: attributes of the networks the scheduler integrates; two for pipelines with an expert for each end.
+        boundary: sigma from which on the first network is called, and below which the second one is; None with one network.
+        times: arguments that follow sigma.
+        rules: argument that follows the prompt -> how it grows with the batch.
+        resolution_rules: argument that follows the resolution -> the same.
+        constants: all other arguments, as the pipeline passes them.
         call: pipeline arguments that switch guidance off.
-        shift: the scheduler's static shift of sigma; None when it shifts by resolution.
-        prediction_error: largest difference seen between our prediction and what the pipeline gave its scheduler.
+        guidance: kinds the pipeline knows: ``embedded``, ``classifier-free``.
+        fixed_text: whether prompts of different lengths give arguments of one shape.
+        joint: whether an argument follows prompt and resolution both, so that a prompt is encoded anew for each resolution.
     """
 
     pipeline: str
-    transformer: str
-    sample_argument: str
-    time_argument: str
-    time_scale: float
-    time_offset: float
-    sign: int
-    prompt_arguments: tuple[str, ...]
+    networks: tuple[str, ...]
+    boundary: float | None
+    times: tuple[Time, ...]
+    rules: Mapping[str, Rule]
+    resolution_rules: Mapping[str, Rule]
     constants: Mapping[str, Any]
     call: Mapping[str, Any]
-    shift: float | None
-    prediction_error: float
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """Sigma ``[B]`` in [0, 1] in the network's own time unit."""
-        return self.time_scale * sigma + self.time_offset
+    guidance: tuple[str, ...]
+    fixed_text: bool
+    joint: bool
 
     def describe(self) -> dict[str, Any]:
         """The contract as JSON, for ``flowhooks probe``."""
-        shown = {name: value for name, value in vars(self).items() if name not in ("constants", "call")}
         return {
-            **shown,
-            "prompt_arguments": list(self.prompt_arguments),
+            "pipeline": self.pipeline,
+            "networks": list(self.networks),
+            "boundary": self.boundary,
+            "times": {t.name: {"scale": t.scale, "offset": t.offset, "second": t.second} for t in self.times},
+            "prompt_arguments": sorted(self.rules),
+            "resolution_arguments": sorted(self.resolution_rules),
             "constants": {name: _shown(value) for name, value in self.constants.items()},
-            "call": dict(self.call),
+            "call_without_guidance": dict(self.call),
+            "guidance": list(self.guidance),
+            "fixed_text": self.fixed_text,
+            "joint": self.joint,
         }
 
 
-def find_transformer(pipe: Any) -> str:
-    """The attribute that holds the network the scheduler integrates."""
-    if getattr(pipe, "transformer", None) is not None:
-        return "transformer"
-    raise ModelError(
-        f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
-    )
+def find_networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks the scheduler integrates, by attribute."""
+    found = {
+        name: part
+        for name in ("transformer", "transformer_2")
+        if isinstance(part := getattr(pipe, name, None), nn.Module)
+    }
+    if not found:
+        raise ModelError(
+            f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
+        )
+    return found
 
 
-@contextmanager
-def evaluating(*modules: Any) -> Iterator[None]:
-    """Run with dropout off, then put every module's mode back."""
-    before = [(m, m.training) for module in modules if module is not None for m in module.modules()]
-    try:
-        for module in modules:
-            if module is not None:
-                module.eval()
-        yield
-    finally:
-        for m, training in before:
-            m.training = training
-
-
-def learn_contract(pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int]) -> PipelineContract:
-    """Run the pipeline for a few steps at ``size`` and learn how to speak to its network.
+def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapping[str, int]]) -> PipelineContract:
+    """Learn how to speak to the pipeline's network.
 
     Args:
         arguments: what every call of this pipeline gets, such as ``max_sequence_length``.
-        size: ``height`` and ``width`` in pixels, or empty for the pipeline's own default.
+        sizes: two different ``height``/``width``, to tell what follows the resolution.
 
     Raises:
-        ModelError: something could not be learnt, or the learnt prediction differs from the pipeline's.
+        ModelError: what could not be learnt.
     """
-    name = find_transformer(pipe)
-    transformer = getattr(pipe, name)
-    with quiet(pipe), evaluating(transformer):
-        call = _without_guidance(pipe, transformer, {**arguments, **size})
-        one = recorded_arguments(pipe, transformer, PROMPTS[:1], call)
-        two = recorded_arguments(pipe, transformer, PROMPTS, call)
-        seen = Recording()
-        with recording_calls(transformer, seen), recording_steps(pipe.scheduler, seen):
-            run(pipe, **{**call, "prompt": PROMPTS[0], "num_inference_steps": STEPS, "output_type": "latent"})
-        if len(seen.calls) != len(seen.steps):
-            raise ModelError(
-                f"{type(pipe).__name__} calls its transformer {len(seen.calls)} times in {len(seen.steps)} steps "
-                f"without guidance; "
-                "the probe reads pipelines that call it once a step"
+    networks = find_networks(pipe)
+    with quiet(pipe, networks):
+        base = {**call_exceptions(pipe), **arguments}
+        call, guidance = _without_guidance(pipe, networks, {**base, **sizes[0]})
+        one, other, two, wide = (
+            recorded_arguments(pipe, networks, prompts, {**base, **size, **call})
+            for prompts, size in (
+                (PROMPTS[:1], sizes[0]),
+                (PROMPTS[1:], sizes[0]),
+                (PROMPTS[:1] * 2, sizes[0]),
+                (PROMPTS[:1], sizes[1]),
             )
-        sample = _sample_argument(pipe, seen)
-        time, scale, offset = _time_argument(pipe, seen, sample)
-        sign = _sign(pipe, seen)
-        inputs = per_prompt_arguments(one, two)
-        prompt = tuple(n for n in inputs if n not in (sample, time))
+        )
+        walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS)
+        times, samples = _times(pipe, walk)
+        moving = {t.name for t in times} | {_holder(samples, walk)}
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
-            transformer=name,
-            sample_argument=sample,
-            time_argument=time,
-            time_scale=scale,
-            time_offset=offset,
-            sign=sign,
-            prompt_arguments=prompt,
-            constants={n: v for n, v in one.items() if n not in (sample, time, *prompt)},
-            call={n: v for n, v in call.items() if n not in arguments and n not in size},
-            shift=None
-            if pipe.scheduler.config.get("use_dynamic_shifting")
-            else float(pipe.scheduler.config.get("shift", 1.0)),
-            prediction_error=0.0,
+            networks=tuple(networks),
+            boundary=_boundary(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}),
+            times=times,
+            rules={},
+            resolution_rules={},
+            constants={},
+            call=call,
+            guidance=guidance,
+            fixed_text=True,
+            joint=False,
         )
-        return _verified(contract, pipe, transformer, seen)
+        return _sorted_arguments(contract, moving, one, other, two, wide)
 
 
-def _without_guidance(pipe: Any, transformer: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The call under which one prompt goes through the transformer as a batch of one."""
+def recorded_arguments(
+    pipe: Any, networks: Mapping[str, nn.Module], prompts: Sequence[str], call: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first network call's arguments for these prompts. Text encoders run; the network and the VAE do not."""
+    seen = Recording()
+    prompt = prompts[0] if len(prompts) == 1 else list(prompts)
+    with recording_calls(networks, seen, stop=True):
+        run(pipe, **{**call, "prompt": prompt, "num_inference_steps": SHORTEST, "output_type": "latent"})
+    if not seen.calls:
+        raise ModelError(f"{type(pipe).__name__} returned without calling its transformer")
+    return seen.calls[0]
+
+
+def _sorted_arguments(
+    contract: PipelineContract, moving: set[str], one: Mapping, other: Mapping, two: Mapping, wide: Mapping
+) -> PipelineContract:
+    """Tell which arguments follow the prompt, which the resolution, and which neither."""
+    rules, resolution, constants = {}, {}, {}
+    fixed_text, joint = True, False
+    for name, value in one.items():
+        if name in moving:
+            continue
+        by_size = not same(value, wide.get(name))
+        by_prompt = not same(value, other.get(name))
+        rule = learn_rule(value, two.get(name), name)
+        if by_size and not by_prompt:
+            resolution[name] = rule
+        elif by_prompt or rule is not None:
+            joint |= by_size
+            rules[name] = rule
+            fixed_text &= _shapes(value) == _shapes(other[name])
+        else:
+            constants[name] = value
+    if not rules:
+        raise ModelError(f"no argument of {contract.pipeline}'s network follows the prompt")
+    return replace(
+        contract, rules=rules, resolution_rules=resolution, constants=constants, fixed_text=fixed_text, joint=joint
+    )
+
+
+def _without_guidance(
+    pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The pipeline arguments under which one prompt goes through the network once a step, alone; and the kinds of guidance."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    scales = [name for name in known if "guidance_scale" in name or "cfg_scale" in name]
     failure: Exception | None = None
-    for guidance in (1.0, 0.0):
-        call = {**arguments, "guidance_scale": guidance, "num_inference_steps": 1}
+    plain = [name for name in scales if not name[-1].isdigit()]
+    for names, value in product((scales, plain, ["guidance_scale"]), (1.0, 0.0)):
+        call: dict[str, Any] = {name: value for name in names if name in known}
         try:
-            seen = recorded_arguments(pipe, transformer, PROMPTS[:1], call)
-        except (ValueError, RuntimeError, TypeError) as error:
-            failure = error
+            walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST)
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            failure = failure or error
             continue
-        if all(len(v) == 1 for v in seen.values() if isinstance(v, Tensor) and v.dim() > 2):
-            return {n: v for n, v in call.items() if n != "num_inference_steps"}
+        if len(walk.calls) == len(walk.steps) and _alone(walk):
+            return call, _guidance_kinds(pipe, networks, arguments, call)
     reason = f": {failure}" if failure else "; classifier-free guidance cannot be switched off"
-    raise ModelError(f"{type(pipe).__name__} cannot be run with the arguments {dict(arguments)}{reason}")
+    raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}{reason}") from failure
 
 
-def _sample_argument(pipe: Any, seen: Recording) -> str:
-    for name, value in seen.calls[0].items():
-        if isinstance(value, Tensor) and all(
-            isinstance(call[name], Tensor)
-            and call[name].shape == step.sample.shape
-            and torch.equal(call[name].float(), step.sample.to(call[name].dtype).float())
-            for call, step in zip(seen.calls, seen.steps, strict=True)
-        ):
-            return name
-    raise ModelError(
-        f"no transformer argument of {type(pipe).__name__} equals the scheduler's sample; this input layout is not "
-        f"supported yet"
-    )
-
-
-def _time_argument(pipe: Any, seen: Recording, sample: str) -> tuple[str, float, float]:
-    """Name, scale and offset of the time, fitted on the first and last step and checked on all."""
-    sigmas = [step.sigma for step in seen.steps]
-    for name, value in seen.calls[0].items():
-        if name == sample or not isinstance(value, Tensor) or value.numel() != 1:
+def _guidance_kinds(
+    pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What another scale changes: the number of predictions, an argument, or nothing."""
+    if getattr(pipe, "guider", None) is not None:
+        return ("classifier-free",)
+    one = recorded_arguments(pipe, networks, PROMPTS[:1], {**arguments, **off})
+    kinds = []
+    for name in off:
+        call = {**arguments, **off, name: 3.0, "prompt": PROMPTS[0]}
+        if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
+            call["negative_prompt"] = ""
+        try:
+            walk = walked(pipe, networks, call, SHORTEST)
+        except (ValueError, RuntimeError, TypeError, AttributeError):
             continue
-        times = [float(call[name]) for call in seen.calls]
-        if len(set(times)) != len(times):
+        if len(walk.calls) > len(walk.steps) or not _alone(walk):
+            kinds.append("classifier-free")
+        elif any(not same(one[n], walk.calls[0].get(n)) for n in one if "guidance" in n):
+            kinds.append("embedded")
+    return tuple(sorted(set(kinds)))
+
+
+def _alone(walk: Recording) -> bool:
+    """Whether the network was asked for one sample a call."""
+    return len(walk.steps[0].sample) == 1 and all(len(first_of(output)) == 1 for output in walk.outputs)
+
+
+def walked(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], steps: int) -> Recording:
+    """A short run, recorded."""
+    seen = Recording()
+    with recording_calls(networks, seen), recording_steps(pipe.scheduler, seen):
+        run(pipe, **{**call, "num_inference_steps": steps, "output_type": "latent"})
+    if not seen.steps:
+        raise ModelError(f"{type(pipe).__name__} took no scheduler step; is it a flow-matching pipeline?")
+    return seen
+
+
+def _times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], set[str]]:
+    """The arguments that change from step to step: those that follow sigma are times, the others hold samples."""
+    starts, ends = ([getattr(step, side) for step in walk.steps] for side in ("sigma", "next_sigma"))
+    times, samples = [], set()
+    for name, value in walk.calls[0].items():
+        if all(same(value, call.get(name)) for call in walk.calls[1:]):
             continue
-        scale = (times[0] - times[-1]) / (sigmas[0] - sigmas[-1])
-        scale, offset = _snapped(scale), _snapped(times[0] - _snapped(scale) * sigmas[0])
-        if all(abs(scale * s + offset - t) <= 1e-4 * max(1.0, abs(scale)) for s, t in zip(sigmas, times, strict=True)):
-            return name, scale, offset
-        raise ModelError(
-            f"{name!r} of {type(pipe).__name__} takes the times {times} at the sigmas {sigmas}, which is not a "
-            f"linear unit of time"
+        values = [_single(call.get(name)) for call in walk.calls]
+        if None in values:
+            samples.add(name)
+            continue
+        last = walk.calls[-1][name]
+        dtype = last.dtype if isinstance(last, Tensor) and last.is_floating_point() else torch.float32
+        candidates = (
+            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype), values, starts),
+            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype, second=True), values, ends),
+            _linear(
+                Time(name=name, scale=1.0, offset=0.0, dtype=dtype, unshifted=True),
+                values,
+                [unshift(s, walk.shift) for s in starts],
+            ),
         )
-    raise ModelError(f"no transformer argument of {type(pipe).__name__} changes with the time")
+        times += [time for time in candidates if time is not None][:1]
+        if not any(candidates):
+            raise ModelError(
+                f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas {starts}; its "
+                "unit of time cannot be learnt"
+            )
+    if not any(not time.second for time in times):
+        raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
+    return tuple(sorted(times, key=lambda time: time.second)), samples
 
 
-def _snapped(value: float) -> float:
-    """The whole number next to ``value`` when rounding is all that separates them."""
-    return float(round(value)) if abs(value - round(value)) < 1e-3 * max(1.0, abs(value)) else value
+def _holder(samples: set[str], walk: Recording) -> str:
+    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside pictures) stay as in the first call."""
+    wanted = walk.steps[0].sample
+    sizes = {name: _numbers(walk.calls[0][name]) for name in samples}
+    held = [name for name in sorted(samples) if sizes[name] >= wanted.numel()]
+    exact = [name for name in held if sizes[name] == wanted.numel()]
+    if not held:
+        raise ModelError(f"no argument of the network holds the scheduler's sample of {wanted.numel()} numbers")
+    return next((name for name in exact if "audio" not in name), held[0])
 
 
-def _sign(pipe: Any, seen: Recording) -> int:
-    for sign in (1, -1):
-        if all(
-            isinstance(out, Tensor)
-            and out.shape == step.velocity.shape
-            and torch.allclose(sign * out.float(), step.velocity.float(), atol=PREDICTION)
-            for out, step in zip(seen.outputs, seen.steps, strict=True)
-        ):
-            return sign
-    raise ModelError(
-        f"what {type(pipe).__name__} gives its scheduler is not its transformer's output up to sign; not supported yet"
-    )
+def _numbers(value: Any) -> int:
+    return sum(v.numel() for v in value) if isinstance(value, (list, tuple)) else value.numel()
 
 
-def _verified(contract: PipelineContract, pipe: Any, transformer: Any, seen: Recording) -> PipelineContract:
-    worst = 0.0
-    for call, step in zip(seen.calls, seen.steps, strict=True):
-        prompt = {n: call[n] for n in contract.prompt_arguments}
-        time = contract.time(torch.tensor([step.sigma], device=step.sample.device)).to(
-            call[contract.time_argument].dtype
-        )
-        with torch.no_grad():
-            arguments = {**contract.constants, **prompt, contract.sample_argument: call[contract.sample_argument]}
-            output = transformer(**arguments, **{contract.time_argument: time})
-        velocity = contract.sign * (output[0] if isinstance(output, tuple) else output.sample)
-        worst = max(worst, (velocity.float() - step.velocity.float()).abs().max().item())
-    tolerance = PREDICTION if seen.steps[0].velocity.dtype == torch.float32 else 2e-2
-    if worst > tolerance:
-        raise ModelError(
-            f"{contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its scheduler"
-        )
-    return PipelineContract(**{**vars(contract), "prediction_error": worst})
+def _single(value: Any) -> float | None:
+    """The one number in a tensor whose elements are all equal."""
+    if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
+        return float(value.flatten()[0])
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _linear(time: Time, values: Sequence[Any], levels: Sequence[float]) -> Time | None:
+    """``time`` in the unit that fits every step, or None."""
+    if levels[0] == levels[-1]:
+        return None
+    slope = (values[0] - values[-1]) / (levels[0] - levels[-1])
+    scale, offset = min(TIME_UNITS, key=lambda unit: abs(unit[0] - slope))
+    whole = abs(scale) > 1 and all(float(v).is_integer() for v in values)
+    error = max(abs(scale * level + offset - t) for level, t in zip(levels, values, strict=True))
+    exact = max(1e-4, 4 * torch.finfo(time.dtype).eps) * abs(scale)
+    if error <= exact or (whole and error <= 1):
+        return replace(time, scale=scale, offset=offset, rounded=error > exact)
+    return None
+
+
+def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any]) -> float | None:
+    """With two networks: the sigma between the last call of the first and the first call of the second."""
+    if len(networks) < 2:
+        return None
+    first = Recording()
+    with recording_calls(networks, first), recording_steps(pipe.scheduler, first, limit=1):
+        run(pipe, **{**call, "num_inference_steps": SHORTEST, "output_type": "latent"})
+    seen = Recording()
+    with (
+        answering(networks, lambda: first.outputs[0]),
+        recording_calls(networks, seen),
+        recording_steps(pipe.scheduler, seen),
+    ):
+        run(pipe, **{**call, "num_inference_steps": 1000, "output_type": "latent"})
+    order = tuple(networks)
+    high = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[0]]
+    low = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[1]]
+    if not high or not low or min(high) < max(low):
+        raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
+    return (min(high) + max(low)) / 2
+
+
+def _shapes(value: Any) -> Any:
+    return map_tensors(value, lambda t: tuple(t.shape))
 
 
 def _shown(value: Any) -> Any:
-    return f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value) if value is not None else None
+    if isinstance(value, Tensor):
+        return f"tensor {tuple(value.shape)}"
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)

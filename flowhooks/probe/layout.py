@@ -1,137 +1,288 @@
-"""How the scheduler's sample becomes what ``vae.decode`` gets, learnt by sending codes through the pipeline's own loop.
+"""Where each number of a sample goes: into the transformer, out of it, and into the VAE. Learnt by sending codes through the pipeline.
 
-``z = x[permutation] * scale + shift``, element by element. Zeros give the shift, ones the scale, and index codes the
-permutation.
+The pipeline's own loop runs two steps with the network's answer and the scheduler's next sample replaced by codes: zeros, ones, and the
+digits of every element's index. What arrives tells the order, the scale and the shift. Digits are small whole numbers, so this is
+exact in half precision too.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.recorder import Recording, recording_decode, recording_steps, run, skipping_transformer
+from flowhooks.probe.recorder import (
+    Recording,
+    answering,
+    first_of,
+    recording_calls,
+    recording_decode,
+    recording_steps,
+    run,
+    with_first,
+)
 
-ROUND_TRIP = 1e-6
+BASE = 64
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gather:
+    """``out[i] = scale[i] * x[source[i]] + shift[i]`` on flattened samples; ``source[i] = -1`` marks a constant.
+
+    Args:
+        shape: of one output sample.
+        source: ``[m]``, or None when the order is kept and nothing is added.
+        scale, shift: ``[m]`` float64, or None for 1 and 0.
+    """
+
+    shape: tuple[int, ...]
+    source: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``[B, ...]`` -> ``[B, *shape]``."""
+        flat = x.flatten(1)
+        if self.source is not None:
+            source = self.source.to(x.device)
+            flat = flat[:, source.clamp(min=0)]
+            flat = torch.where(source >= 0, flat, torch.zeros((), dtype=x.dtype, device=x.device))
+        if self.scale is not None:
+            flat = flat * self.scale.to(x.device, x.dtype)
+        if self.shift is not None:
+            flat = flat + self.shift.to(x.device, x.dtype)
+        return flat.reshape(-1, *self.shape)
+
+    def invert(self, out: Tensor, shape: Sequence[int]) -> Tensor:
+        """``[B, *self.shape]`` -> ``[B, *shape]``; only for a permutation (see :attr:`permutes`)."""
+        flat = out.flatten(1)
+        if self.shift is not None:
+            flat = flat - self.shift.to(out.device, out.dtype)
+        if self.scale is not None:
+            flat = flat / self.scale.to(out.device, out.dtype)
+        return self.unordered(flat).reshape(-1, *shape)
+
+    def unordered(self, flat: Tensor) -> Tensor:
+        """Undo only the order of ``[B, m]``."""
+        if self.source is None:
+            return flat
+        return torch.empty_like(flat).scatter_(1, self.source.to(flat.device).expand_as(flat), flat)
+
+    def permutes(self, n: int) -> bool:
+        """Whether every one of ``n`` elements arrives exactly once and nothing else does."""
+        return self.source is None or torch.equal(self.source.sort().values, torch.arange(n))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """A learnt map between the sample space and the VAE's latent space, for one resolution.
+    """The sample at one resolution.
 
     Args:
-        sample_shape: one sample in the scheduler's space, without batch.
-        vae_shape: the same sample as the VAE gets it.
-        permutation: ``[n]``; element i of the flattened VAE latent is element ``permutation[i]`` of the flattened
-            sample.
-        scale, shift: ``[n]`` float64, in VAE order.
+        sample_shape: one sample in the scheduler's space, without batch; the canonical form.
+        sample_argument: the network's argument that takes the sample.
+        listed: whether that argument is a list with one tensor a sample.
+        into: sample -> argument.
+        out: network's output -> velocity handed to the scheduler, sign included.
+        vae: sample -> what ``vae.decode`` gets.
+        vae_shape: one sample as the VAE gets it.
+        arguments: the network's arguments that follow the resolution, for a batch of one.
+        shift: the scheduler's shift of sigma at this resolution.
     """
 
     sample_shape: tuple[int, ...]
-    vae_shape: tuple[int, ...]
-    permutation: Tensor
-    scale: Tensor
-    shift: Tensor
+    sample_argument: str
+    listed: bool
+    into: Gather
+    out: Gather
+    vae: Gather
+    arguments: Mapping[str, Any]
+    shift: float
 
-    def to_vae(self, sample: Tensor) -> Tensor:
-        """``[B, *sample_shape]`` -> ``[B, *vae_shape]``, as ``vae.decode`` wants it."""
-        flat = self._permuted(sample.flatten(1)) * self._like(self.scale, sample) + self._like(self.shift, sample)
-        return flat.reshape(-1, *self.vae_shape)
-
-    def from_vae(self, z: Tensor) -> Tensor:
-        """``[B, *vae_shape]`` -> ``[B, *sample_shape]``: the inverse, for encoding."""
-        flat = (z.flatten(1) - self._like(self.shift, z)) / self._like(self.scale, z)
-        return self._scattered(flat)
-
-    def pack(self, z: Tensor) -> Tensor:
-        """Only the order of :meth:`from_vae`, no scale or shift: for masks."""
-        return self._scattered(z.flatten(1))
+    @property
+    def vae_shape(self) -> tuple[int, ...]:
+        return self.vae.shape
 
     @property
     def ordered(self) -> bool:
-        """Whether sample and latent hold their elements in one order, so that nothing needs to be moved."""
-        return bool((self.permutation == torch.arange(len(self.permutation))).all())
+        """Whether sample and VAE latent hold their elements in one order."""
+        return self.vae.source is None
 
-    def _permuted(self, flat: Tensor) -> Tensor:
-        return flat if self.ordered else flat[:, self.permutation.to(flat.device)]
+    def to_vae(self, sample: Tensor) -> Tensor:
+        """``[B, *sample_shape]`` -> ``[B, *vae_shape]``, as ``vae.decode`` wants it."""
+        return self.vae.apply(sample)
 
-    def _scattered(self, flat: Tensor) -> Tensor:
-        if not self.ordered:
-            index = self.permutation.to(flat.device).expand_as(flat)
-            flat = torch.empty_like(flat).scatter_(1, index, flat)
-        return flat.reshape(-1, *self.sample_shape)
+    def from_vae(self, z: Tensor) -> Tensor:
+        """``[B, *vae_shape]`` -> ``[B, *sample_shape]``: the inverse, for encoding."""
+        return self.vae.invert(z, self.sample_shape)
 
-    @staticmethod
-    def _like(values: Tensor, other: Tensor) -> Tensor:
-        return values.to(other.device, other.dtype)
+    def pack(self, z: Tensor) -> Tensor:
+        """Only the order of :meth:`from_vae`, no scale or shift: for masks."""
+        return self.vae.unordered(z.flatten(1)).reshape(-1, *self.sample_shape)
+
+    def to_network(self, sample: Tensor) -> Any:
+        """``[B, *sample_shape]`` -> the network's sample argument."""
+        argument = self.into.apply(sample)
+        return list(argument.unbind(0)) if self.listed else argument
+
+    def from_network(self, output: Any) -> Tensor:
+        """What the network returned -> velocity ``[B, *sample_shape]``."""
+        prediction = first_of(output)
+        if isinstance(prediction, (list, tuple)):
+            prediction = torch.stack(list(prediction))
+        return self.out.apply(prediction)
 
 
-def learn_layout(pipe: Any, transformer: Any, output: Any, call: dict[str, Any]) -> Layout:
-    """Learn and verify the layout at the resolution of ``call``; neither transformer nor VAE runs.
+@dataclass(frozen=True, kw_only=True)
+class Response:
+    """What arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's input."""
+
+    arguments: dict[str, Any]
+    velocity: Tensor
+    decoded: Tensor
+
+
+def learn_layout(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], follows_resolution: Sequence[str]
+) -> Layout:
+    """Learn and verify the layout at the resolution of ``call``. One real step of the network; the VAE does not run.
 
     Args:
-        output: what the transformer may answer with, shaped like its real output.
-        call: arguments of a one-prompt run.
+        call: arguments of a one-prompt run without guidance.
+        follows_resolution: names of the arguments to keep for this resolution.
 
     Raises:
-        ModelError: the latents are not a permutation of the sample, or the round trip is off.
+        ModelError: what arrives is not a rearrangement of what was sent, or the round trip is off.
     """
+    real = Recording()
+    with recording_calls(networks, real), recording_steps(pipe.scheduler, real, limit=1):
+        run(pipe, **{**call, "num_inference_steps": 2, "output_type": "latent"})
+    output, sample = real.outputs[0], real.steps[0].sample
 
-    def decoded(code: Tensor | None) -> tuple[Tensor, Tensor]:
-        seen = Recording()
+    def send(code: Callable[[int], Tensor]) -> Response:
+        return _send(pipe, networks, call, output, code)
 
-        def answer(sample: Tensor) -> Tensor:
-            return sample if code is None else code.reshape(sample.shape).to(sample.device)
+    n, m = sample.numel(), _stacked(first_of(output)).numel()
+    zeros, ones = send(torch.zeros), send(torch.ones)
+    digits = [send(lambda size, k=k: _digit(size, k)) for k in range(_digit_count(max(n, m)))]
+    name, listed = _sample_argument(pipe, zeros, ones, n)
+    shape = tuple(sample.shape[1:])
 
-        with (
-            recording_steps(pipe.scheduler, seen, answer),
-            recording_decode(pipe.vae, seen),
-            skipping_transformer(transformer, output),
-        ):
-            run(pipe, **{**call, "num_inference_steps": 1, "output_type": "pt"})
-        if seen.decoded is None or not seen.steps:
-            raise ModelError(
-                f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout"
-            )
-        return seen.steps[-1].sample, seen.decoded
+    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int) -> Gather:
+        return _gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent)
 
-    sample, _ = decoded(None)
-    n = sample[0].numel()
-    _, zeros = decoded(torch.zeros(n))
-    if zeros.numel() != n:
-        raise ModelError(
-            f"the VAE of {type(pipe).__name__} gets {zeros.numel()} numbers for a sample of {n}; not a permutation"
-        )
-    shift = _flat(zeros)
-    scale = _flat(decoded(torch.ones(n))[1]) - shift
-    codes = torch.arange(n, dtype=torch.float32) / n
-    permutation = ((_flat(decoded(codes)[1]) - shift) / scale * n).round().long()
-    if not torch.equal(permutation.sort().values, torch.arange(n)):
-        raise ModelError(
-            f"the latents of {type(pipe).__name__} at {tuple(sample.shape)} are not a permutation of its sample"
-        )
+    argument = _stacked(zeros.arguments[name])
     layout = Layout(
-        sample_shape=tuple(sample.shape[1:]),
-        vae_shape=tuple(zeros.shape[1:]),
-        permutation=permutation,
-        scale=scale,
-        shift=shift,
+        sample_shape=shape,
+        sample_argument=name,
+        listed=listed,
+        into=learn(lambda r: _stacked(r.arguments[name]), argument.shape[1:], n),
+        out=learn(lambda r: r.velocity, shape, m),
+        vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n),
+        arguments={a: real.calls[0][a] for a in follows_resolution},
+        shift=real.shift,
     )
-    _verify(layout, decoded, n)
+    _verify(pipe, layout, n, send)
     return layout
 
 
-def _verify(layout: Layout, decoded: Any, n: int) -> None:
-    z = torch.randn(1, *layout.vae_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    back = _flat(decoded(layout.from_vae(z).float().flatten())[1])
-    error = (back - z.flatten()).abs().max().item()
-    if error > ROUND_TRIP * max(1.0, z.abs().max().item()):
+def _send(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any, code: Callable
+) -> Response:
+    seen = Recording()
+    prediction = first_of(output)
+
+    def answer() -> Any:
+        stacked = _stacked(prediction)
+        coded = code(stacked.numel()).reshape(stacked.shape).to(stacked.device, stacked.dtype)
+        return with_first(output, list(coded.unbind(0)) if isinstance(prediction, (list, tuple)) else coded)
+
+    def following(sample: Tensor) -> Tensor:
+        return code(sample.numel()).reshape(sample.shape).to(sample.device)
+
+    with (
+        recording_calls(networks, seen),
+        recording_steps(pipe.scheduler, seen, following),
+        recording_decode(pipe.vae, seen),
+        answering(networks, answer),
+    ):
+        run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
+    if seen.decoded is None or len(seen.calls) < 2 or not seen.steps:
+        raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
+    return Response(arguments=seen.calls[1], velocity=seen.steps[0].velocity, decoded=seen.decoded)
+
+
+def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int) -> tuple[str, bool]:
+    for name, value in ones.arguments.items():
+        before = zeros.arguments[name]
+        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
+            if same_shapes(value, before) and int((_stacked(value) != _stacked(before)).sum()) == n:
+                return name, True
+        elif isinstance(value, Tensor) and value.shape == before.shape and int((value != before).sum()) == n:
+            return name, False
+    raise ModelError(f"no argument of {type(pipe).__name__}'s network holds the scheduler's sample of {n} numbers")
+
+
+def same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+    return [x.shape for x in a] == [x.shape for x in b]
+
+
+def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int) -> Gather:
+    """From what arrived for zeros, ones and each digit of the index."""
+    shift = _flat(zeros)
+    scale = _flat(ones) - shift
+    follows = scale != 0
+    index = torch.zeros_like(shift)
+    for k, arrived in enumerate(digits):
+        index += torch.where(follows, (_flat(arrived) - shift) / scale, 0).round() * BASE**k
+    source = torch.where(follows, index, -1).long()
+    if int(source.max()) >= sent or not follows.any():
+        raise ModelError("what arrives is not a rearrangement of what was sent")
+    plain = len(source) == sent and torch.equal(source, torch.arange(sent))
+    # A pipeline that converts its prediction to x0 and back leaves the rounding of two additions behind.
+    scale = torch.where((scale.abs() - 1).abs() < ROUNDING, scale.sign(), scale)
+    shift = torch.where(shift.abs() < ROUNDING, 0.0, shift)
+    return Gather(
+        shape=shape,
+        source=None if plain else source,
+        scale=None if bool((scale[follows] == 1).all()) else torch.where(follows, scale, 1.0),
+        shift=None if not shift.any() else shift,
+    )
+
+
+def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
+    """The VAE's side must be invertible, and random latents must come back through the pipeline's own loop."""
+    if math.prod(layout.vae_shape) != n or not layout.vae.permutes(n):
         raise ModelError(
-            f"latent layout: the round trip through the pipeline is off by {error:.2g}, allowed {ROUND_TRIP:g}"
+            f"the VAE of {type(pipe).__name__} gets {layout.vae_shape} for a sample of {layout.sample_shape}, which is not a "
+            "rearrangement of it"
         )
+    z = torch.randn(1, *layout.vae_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sent = layout.from_vae(z).flatten()
+    back = send(lambda size: sent.float() if size == n else torch.zeros(size)).decoded
+    error = (_flat(back) - z.flatten()).abs().max().item()
+    allowed = 1e-6 if back.dtype == torch.float32 else 4 * torch.finfo(back.dtype).eps
+    if error > allowed * max(1.0, float(z.abs().max()), float(layout.to_vae(sent.reshape(1, -1)).abs().max())):
+        raise ModelError(
+            f"latent layout: the round trip through the pipeline is off by {error:.2g}, allowed {allowed:g}"
+        )
+
+
+def _digit_count(n: int) -> int:
+    return max(1, math.ceil(math.log(max(2, n), BASE) - 1e-9))
+
+
+def _digit(size: int, k: int) -> Tensor:
+    return (torch.arange(size) // BASE**k % BASE).float()
+
+
+def _stacked(value: Any) -> Tensor:
+    return torch.stack(list(value)) if isinstance(value, (list, tuple)) else value
 
 
 def _flat(z: Tensor) -> Tensor:

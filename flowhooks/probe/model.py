@@ -1,5 +1,4 @@
-"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in
-and out."""
+"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and out."""
 
 from __future__ import annotations
 
@@ -12,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.conditioning import Condition, recorded_arguments
-from flowhooks.probe.contract import PipelineContract, evaluating, learn_contract
+from flowhooks.probe.conditioning import Condition
+from flowhooks.probe.contract import PipelineContract, find_networks, recorded_arguments
+from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.layout import Layout, learn_layout
-from flowhooks.probe.recorder import Recording, encoded_once, quiet, recording_calls, run
+from flowhooks.probe.recorder import encoded_once, quiet
+from flowhooks.probe.values import collate, moved
 
 PROMPT_BATCH = 16
 
@@ -27,18 +28,43 @@ class FlowModel:
         pipe: a Diffusers flow-matching pipeline, used as it is.
         contract: from :func:`flowhooks.probe.probe`.
         arguments: what every call of the pipeline gets, such as ``max_sequence_length``.
+        size: ``height`` and ``width`` the contract was learnt at.
+        component: which network is trained, of a pipeline with two; default: the first.
     """
 
-    def __init__(self, pipe: Any, contract: PipelineContract, arguments: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        pipe: Any,
+        contract: PipelineContract,
+        arguments: Mapping[str, Any],
+        size: Mapping[str, int],
+        component: str | None = None,
+    ):
         self.pipe = pipe
         self.contract = contract
-        self.arguments = dict(arguments or {})
+        self.arguments = dict(arguments)
+        self.component = component or contract.networks[0]
+        if self.component not in contract.networks:
+            raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
+        self._size = dict(size)
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
 
     @property
     def transformer(self) -> nn.Module:
-        return getattr(self.pipe, self.contract.transformer)
+        """The network that is trained."""
+        return getattr(self.pipe, self.component)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """Where the trained network is the one that is called: all of [0, 1], or one side of the boundary of two experts."""
+        if self.contract.boundary is None:
+            return 0.0, 1.0
+        return (
+            (self.contract.boundary, 1.0)
+            if self.component == self.contract.networks[0]
+            else (0.0, self.contract.boundary)
+        )
 
     @property
     def device(self) -> torch.device:
@@ -49,83 +75,118 @@ class FlowModel:
         """Of the network's own weights."""
         return next(self.transformer.parameters()).dtype
 
-    @property
-    def shift(self) -> float:
-        """The scheduler's static shift of sigma."""
-        if self.contract.shift is None:
-            raise ModelError(
-                f"{self.contract.pipeline}'s scheduler shifts sigma by resolution; give timestep_schedule a `shift` "
-                f"as a number"
-            )
-        return self.contract.shift
+    def shift(self, sample: Tensor) -> float:
+        """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
+        return self._layout_for(sample).shift
 
-    def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``
-        in [0, 1]."""
-        contract = self.contract
+    def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, r_sigma: Tensor | None = None) -> Tensor:
+        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in [0, 1].
+
+        Args:
+            r_sigma: ``[B]``, the end of the interval, for networks that take a second time; default: ``sigma`` itself.
+        """
+        end = sigma if r_sigma is None else r_sigma
+        layout = self._layout_for(noisy)
+        groups = condition.to(noisy.device, self.dtype).groups()
+        if len(groups) == 1:
+            return self._forward(layout, noisy, sigma, end, groups[0][1])
+        velocity = torch.empty_like(noisy)
+        parts = [self._forward(layout, noisy[rows], sigma[rows], end[rows], arguments) for rows, arguments in groups]
+        order = torch.tensor([i for rows, _ in groups for i in rows], device=noisy.device)
+        return velocity.index_copy(0, order, torch.cat(parts))
+
+    def _forward(self, layout: Layout, noisy: Tensor, sigma: Tensor, end: Tensor, prompt: Mapping[str, Any]) -> Tensor:
+        contract, size = self.contract, len(noisy)
+        resolution = {
+            name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * size)
+            for name, rule in contract.resolution_rules.items()
+        }
         output = self.transformer(
             **contract.constants,
-            **condition.to(noisy.device, self.dtype).arguments,
-            **{contract.sample_argument: noisy.to(self.dtype), contract.time_argument: contract.time(sigma.float())},
+            **resolution,
+            **prompt,
+            **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
+            **{time.name: time.of(end if time.second else sigma, layout.shift) for time in contract.times},
         )
-        velocity = output[0] if isinstance(output, tuple) else output.sample
-        return contract.sign * velocity.to(noisy.dtype)
+        return layout.from_network(output).to(noisy.dtype)
 
     @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it."""
+    def encode_prompts(
+        self, prompts: Sequence[str], *, height: int | None = None, width: int | None = None
+    ) -> Condition:
+        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one picture.
+
+        ``height`` and ``width`` matter only where ``contract.joint``.
+        """
+        size = self._size if height is None or width is None else {"height": height, "width": width}
+        chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
-        with quiet(self.pipe), evaluating(self.transformer):
-            for start in range(0, len(prompts), PROMPT_BATCH):
-                chunk = prompts[start : start + PROMPT_BATCH]
-                call = {**self.arguments, **self.contract.call, "num_inference_steps": 1}
-                seen = recorded_arguments(self.pipe, self.transformer, chunk, call)
-                parts.append(Condition({name: seen[name] for name in self.contract.prompt_arguments}))
+        with quiet(self.pipe, find_networks(self.pipe)):
+            for start in range(0, len(prompts), chunk):
+                some = prompts[start : start + chunk]
+                seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call(**size))
+                parts.append(Condition.of_batch(seen, self.contract.rules, len(some)))
         return parts[0].join(parts[1:])
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels ``[B, 3, H, W]`` in [-1, 1] -> latents ``[B, ...]`` in sample space; the mode of the VAE's
-        posterior."""
+        """Pixels ``[B, 3, H, W]`` in [-1, 1] -> latents ``[B, ...]`` in sample space; the mode of the VAE's posterior.
+
+        For video, ``[B, 3, F, H, W]``.
+        """
         vae = self.pipe.vae
-        posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-        return self.layout(*pixels.shape[-2:]).from_vae(posterior.mode().float())
+        layout = self.layout(*pixels.shape[-2:])
+        pixels = pixels.to(vae.device, vae.dtype)
+        if len(layout.vae_shape) == 4 and pixels.dim() == 4:
+            pixels = pixels.unsqueeze(2)
+        encoded = vae.encode(pixels)
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        if tuple(z.shape[1:]) != layout.vae_shape:
+            raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {layout.vae_shape}")
+        return layout.from_vae(z.float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` in [-1, 1]."""
+        """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1]."""
         vae = self.pipe.vae
         z = self.layout(height, width).to_vae(latents.float())
-        return vae.decode(z.to(vae.device, vae.dtype)).sample.float()
+        pixels = vae.decode(z.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """A mask ``[B, 1, h, w]`` on the VAE's latent grid, in sample space, broadcastable to ``like`` ``[B, ...]``."""
         mask = mask.to(like.device, like.dtype)
-        layout = self._layout_of_shape.get(tuple(like.shape[1:]))
-        if layout is None or layout.ordered:
-            if mask.shape[-2:] != like.shape[-2:]:
-                raise ModelError(
-                    f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {tuple(like.shape[-2:])}"
-                )
+        layout = self._layout_for(like)
+        if mask.shape[-2:] != layout.vae_shape[-2:]:
+            raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {layout.vae_shape[-2:]}")
+        if len(layout.vae_shape) == 4:
+            mask = mask.unsqueeze(2)
+        if layout.ordered and layout.sample_shape == layout.vae_shape:
             return mask
         return layout.pack(mask.expand(-1, *layout.vae_shape))
 
     def layout(self, height: int, width: int) -> Layout:
-        """The latent layout at a resolution in pixels, learnt on first use."""
+        """The layout at a resolution in pixels, learnt on first use."""
         if (height, width) not in self._layouts:
-            layout = self._learn_layout(height, width)
+            with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe):
+                call = self.call(prompt="a", height=height, width=width)
+                layout = learn_layout(self.pipe, find_networks(self.pipe), call, tuple(self.contract.resolution_rules))
             self._layouts[height, width] = self._layout_of_shape[layout.sample_shape] = layout
         return self._layouts[height, width]
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """One sample at the probed size, in the scheduler's space."""
+        return self.layout(**self._size).sample_shape
+
+    @property
     def fingerprint(self) -> str:
-        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the
-        transformer's."""
+        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the networks'."""
         digest = hashlib.sha256(
             json.dumps([self.contract.pipeline, self.arguments], sort_keys=True, default=str).encode()
         )
         for name, part in sorted(self.pipe.components.items()):
-            if isinstance(part, nn.Module) and name != self.contract.transformer:
+            if isinstance(part, nn.Module) and name not in self.contract.networks:
                 digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
                 for key, weight in part.state_dict().items():
                     flat = weight.detach().flatten()
@@ -135,14 +196,17 @@ class FlowModel:
                 digest.update(json.dumps(part.get_vocab(), sort_keys=True).encode())
         return digest.hexdigest()
 
-    def _learn_layout(self, height: int, width: int) -> Layout:
-        call = {**self.arguments, **self.contract.call, "prompt": "a", "height": height, "width": width}
-        with quiet(self.pipe), evaluating(self.transformer), encoded_once(self.pipe):
-            seen = Recording()
-            with recording_calls(self.transformer, seen, stop=True):
-                run(self.pipe, **{**call, "num_inference_steps": 1, "output_type": "latent"})
-            output = torch.zeros_like(seen.calls[0][self.contract.sample_argument])
-            return learn_layout(self.pipe, self.transformer, output, call)
+    def call(self, **more: Any) -> dict[str, Any]:
+        """Arguments for a call of the pipeline at the probed size, without guidance; ``more`` goes over them."""
+        return {**call_exceptions(self.pipe), **self.arguments, **self.contract.call, **self._size, **more}
+
+    def _layout_for(self, sample: Tensor) -> Layout:
+        shape = tuple(sample.shape[1:])
+        if shape not in self._layout_of_shape:
+            raise ModelError(
+                f"no layout is known for samples of shape {shape}; call `model.layout(height, width)` for their resolution first"
+            )
+        return self._layout_of_shape[shape]
 
 
 def _settings(part: nn.Module) -> str:
@@ -150,20 +214,3 @@ def _settings(part: nn.Module) -> str:
     config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
     return json.dumps(kept, sort_keys=True, default=str)
-
-
-def probe(
-    pipe: Any, *, height: int | None = None, width: int | None = None, arguments: Mapping[str, Any] | None = None
-) -> FlowModel:
-    """Learn a pipeline's contract by running it for a few steps, and verify it.
-
-    Args:
-        pipe: a Diffusers flow-matching pipeline.
-        height, width: pixels of the run; the pipeline's own default when left out.
-        arguments: what every call of the pipeline gets.
-
-    Raises:
-        ModelError: with what could not be learnt.
-    """
-    size = {} if height is None or width is None else {"height": height, "width": width}
-    return FlowModel(pipe, learn_contract(pipe, dict(arguments or {}), size), arguments)

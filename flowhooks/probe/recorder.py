@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.exceptions import FIXED_ARGUMENTS
+from flowhooks.probe.values import map_tensors
 from flowhooks.sampling.splice import splice, untouched
 
 
@@ -21,7 +25,7 @@ class Enough(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One call of ``scheduler.step``: velocity, sample, and the sigmas of its two ends."""
+    """One call of ``scheduler.step``: velocity ``e - x0``, sample, and the sigmas of its two ends, 1 being noise."""
 
     velocity: Tensor
     sample: Tensor
@@ -31,21 +35,56 @@ class StepRecord:
 
 @dataclass(kw_only=True)
 class Recording:
-    """What one run passed. ``calls[i]`` holds a transformer call's arguments by name, ``outputs[i]`` what it
-    returned."""
+    """What one run passed.
 
+    ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what it returned.
+    ``shift`` is the scheduler's shift of sigma, static or that of the resolution.
+    """
+
+    names: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     decoded: Tensor | None = None
+    shift: float = 1.0
 
 
 @contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Leave no trace of a run on the pipeline or its scheduler, and show no progress bar."""
-    with untouched(pipe, pipe.scheduler):
-        pipe.set_progress_bar_config(disable=True)
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Run with dropout off, then put every module's mode back."""
+    before = [(m, m.training) for module in modules for m in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
         yield
+    finally:
+        for m, training in before:
+            m.training = training
+
+
+@contextmanager
+def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop nothing out.
+
+    The networks see the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
+    """
+    fixed = FIXED_ARGUMENTS.get(type(pipe).__name__, {})
+    guider = getattr(pipe, "guider", None)
+    with ExitStack() as stack:
+        stack.enter_context(untouched(pipe, pipe.scheduler, guider))
+        stack.enter_context(evaluating(*networks.values()))
+        pipe.set_progress_bar_config(disable=True)
+        if guider is not None:
+            guider.disable()
+        for network in networks.values():
+            if fixed:
+                override = partial(_overridden, fixed)
+                stack.callback(network.register_forward_pre_hook(override, with_kwargs=True).remove)
+        yield
+
+
+def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    return args, {**kwargs, **{name: value for name, value in fixed.items() if name in kwargs}}
 
 
 def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -57,51 +96,72 @@ def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> d
 
 
 @contextmanager
-def recording_calls(transformer: nn.Module, seen: Recording, *, stop: bool = False) -> Iterator[None]:
-    """Record every call of the transformer; with ``stop``, throw :class:`Enough` instead of running it."""
+def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop: bool = False) -> Iterator[None]:
+    """Record every call of the networks; with ``stop``, throw :class:`Enough` instead of running one."""
 
-    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        seen.names.append(name)
         seen.calls.append(_snapshot(bound_arguments(module, args, kwargs)))
         if stop:
             raise Enough
 
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        seen.outputs.append(_snapshot(first_of(output)))
+        seen.outputs.append(_snapshot(output))
 
     with ExitStack() as stack:
-        for handle in (
-            transformer.register_forward_pre_hook(before, with_kwargs=True),
-            transformer.register_forward_hook(after, with_kwargs=True),
-        ):
-            stack.callback(handle.remove)
+        for name, network in networks.items():
+            handles = (
+                network.register_forward_pre_hook(partial(before, name), with_kwargs=True),
+                network.register_forward_hook(after, with_kwargs=True),
+            )
+            for handle in handles:
+                stack.callback(handle.remove)
         yield
 
 
 @contextmanager
 def recording_steps(
-    scheduler: Any, seen: Recording, answer: Callable[[Tensor], Tensor] | None = None
+    scheduler: Any, seen: Recording, answer: Callable[[Tensor], Tensor] | None = None, *, limit: int | None = None
 ) -> Iterator[None]:
-    """Record every scheduler step. ``answer(sample)`` replaces the next sample, while the scheduler's own index moves
-    on."""
+    """Record every scheduler step, and throw :class:`Enough` after ``limit`` of them.
+
+    ``answer(sample)`` replaces the next sample, while the scheduler's own index moves on.
+    """
+    inverted = bool(scheduler.config.get("invert_sigmas"))
+    if not scheduler.config.get("use_dynamic_shifting"):
+        seen.shift = float(scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)))
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self is not scheduler:  # a copy that a pipeline makes, for sound beside pictures
+            return super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:
             self._init_step_index(timestep)
-        i = self.step_index
-        sigmas = [float(self.sigmas[i]), float(self.sigmas[i + 1])]
-        seen.steps.append(
-            StepRecord(velocity=model_output.clone(), sample=sample.clone(), sigma=sigmas[0], next_sigma=sigmas[1])
-        )
+        start, end = (float(self.sigmas[self.step_index + k]) for k in (0, 1))
+        velocity = model_output.clone()
+        if inverted:
+            start, end, velocity = 1 - start, 1 - end, -velocity
+        seen.steps.append(StepRecord(velocity=velocity, sample=sample.clone(), sigma=start, next_sigma=end))
+        if len(seen.steps) == limit:
+            raise Enough
         result = super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
-        return result if answer is None else (answer(sample),)
+        if answer is None:
+            return result
+        return (answer(sample),) if isinstance(result, tuple) else type(result)(prev_sample=answer(sample))
+
+    def time_shift(self: Any, mu: float, sigma: float, t: Any) -> Any:
+        half = float(super(type(self), self).time_shift(mu, sigma, 0.5))
+        seen.shift = half / (1 - half)
+        return super(type(self), self).time_shift(mu, sigma, t)
 
     if not hasattr(scheduler, "_init_step_index") or not hasattr(scheduler, "sigmas"):
         raise ModelError(
-            f"{type(scheduler).__name__} keeps no sigmas and step index, so it is no flow-matching scheduler that "
-            f"the probe can read; "
-            "use a pipeline with FlowMatchEulerDiscreteScheduler"
+            f"{type(scheduler).__name__} keeps no sigmas and step index, so it is no flow-matching scheduler that the "
+            "probe can read; use a pipeline with FlowMatchEulerDiscreteScheduler"
         )
-    with splice(scheduler, step=step):
+    methods: dict[str, Callable] = {"step": step}
+    if hasattr(scheduler, "time_shift"):
+        methods["time_shift"] = time_shift
+    with splice(scheduler, **methods):
         yield
 
 
@@ -135,10 +195,11 @@ def encoded_once(pipe: Any) -> Iterator[None]:
 
 
 @contextmanager
-def skipping_transformer(transformer: nn.Module, output: Any) -> Iterator[None]:
-    """Answer every call with ``output`` instead of computing it."""
-    with untouched(transformer):
-        vars(transformer)["forward"] = lambda *args, **kwargs: (output,)
+def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> Iterator[None]:
+    """Answer every call of the networks with ``answer()`` instead of computing it; forward hooks still see the call."""
+    with untouched(*networks.values()):
+        for network in networks.values():
+            vars(network)["forward"] = lambda *args, **kwargs: answer()
         yield
 
 
@@ -152,17 +213,22 @@ def run(pipe: Any, **call: Any) -> Any:
 
 
 def first_of(output: Any) -> Any:
-    """The prediction in what a transformer returns, in any of Diffusers' three forms."""
-    if isinstance(output, tuple):
+    """The prediction in what a transformer returns, in any of Diffusers' forms."""
+    if isinstance(output, (tuple, list)):
         return output[0]
-    return getattr(output, "sample", output)
+    return output.sample if hasattr(output, "sample") else output
+
+
+def with_first(output: Any, prediction: Any) -> Any:
+    """``output`` with another prediction in the place of its own."""
+    if isinstance(output, (tuple, list)):
+        return type(output)([prediction, *output[1:]])
+    if hasattr(output, "sample"):
+        return type(output)(**{**output, "sample": prediction})
+    return prediction
 
 
 def _snapshot(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {k: _snapshot(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_snapshot(v) for v in value)
-    return value
+    if isinstance(value, BaseOutput):
+        return type(value)(**{k: _snapshot(v) for k, v in value.items()})
+    return map_tensors(value, lambda t: t.detach().clone())

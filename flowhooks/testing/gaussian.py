@@ -59,7 +59,7 @@ class GaussianModel(nn.Module):
         dtype: of parameters and maths.
     """
 
-    shift = 1.0
+    sigma_range = (0.0, 1.0)
 
     def __init__(self, flow: GaussianFlow, features: int, dtype: torch.dtype = torch.float64):
         super().__init__()
@@ -71,6 +71,9 @@ class GaussianModel(nn.Module):
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor:
         base = self.flow.velocity(noisy, sigma.reshape(-1, *[1] * (noisy.dim() - 1)))
         return base + noisy @ self.weight + self.bias if self.on else base
+
+    def shift(self, sample: Tensor) -> float:
+        return 1.0
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         return mask.to(like.dtype)

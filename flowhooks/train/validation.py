@@ -22,7 +22,7 @@ from flowhooks.export import CardPicture
 from flowhooks.kernel import distributed
 from flowhooks.kernel.session import Session
 from flowhooks.probe import FlowModel
-from flowhooks.probe.contract import evaluating
+from flowhooks.probe.recorder import evaluating
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
 from flowhooks.train.files import write_aside

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from flowhooks.errors import ModelError
-from flowhooks.probe import probe
+from flowhooks.probe import Condition, Layout, probe
+from flowhooks.probe.layout import Gather
 
 
 @pytest.fixture
@@ -17,10 +18,12 @@ def model(tiny_sd3, short_prompts):
 
 def test_contract_of_sd3(model):
     contract = model.contract
-    assert (contract.time_scale, contract.time_offset, contract.sign) == (1000.0, 0.0, 1)
-    assert contract.prompt_arguments == ("encoder_hidden_states", "pooled_projections")
-    assert contract.prediction_error < 1e-5
-    assert contract.shift == model.shift == 3.0
+    (time,) = contract.times
+    assert (time.name, time.scale, time.offset) == ("timestep", 1000.0, 0.0)
+    assert sorted(contract.rules) == ["encoder_hidden_states", "pooled_projections"]
+    assert contract.guidance == ("classifier-free",) and contract.call["guidance_scale"] == 1.0
+    assert contract.fixed_text and not contract.joint and contract.boundary is None
+    assert model.layout(16, 16).shift == 3.0
 
 
 @torch.no_grad()
@@ -67,8 +70,8 @@ def test_layout_round_trip(model):
     z = torch.randn(2, *layout.vae_shape)
     torch.testing.assert_close(layout.to_vae(layout.from_vae(z)), z, atol=1e-6, rtol=0)
     assert layout.ordered and layout.sample_shape == (4, 8, 8)
-    torch.testing.assert_close(layout.scale, torch.full((256,), 1 / 1.5, dtype=torch.float64), atol=1e-6, rtol=0)
-    torch.testing.assert_close(layout.shift, torch.full((256,), 0.06, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(layout.vae.scale, torch.full((256,), 1 / 1.5, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(layout.vae.shift, torch.full((256,), 0.06, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -79,15 +82,18 @@ def test_encode_is_the_vae_at_the_pipelines_scale(model, tiny_sd3):
 
 
 def test_a_packed_layout_moves_masks_with_the_latents():
-    from flowhooks.probe.layout import Layout
-
     order = torch.randperm(16)
+    scale, shift = torch.full((16,), 2.0), torch.full((16,), 0.5)
+    plain = Gather(shape=(4, 4), source=None, scale=None, shift=None)
     layout = Layout(
         sample_shape=(4, 4),
-        vae_shape=(1, 4, 4),
-        permutation=order,
-        scale=torch.full((16,), 2.0),
-        shift=torch.full((16,), 0.5),
+        sample_argument="hidden_states",
+        listed=False,
+        into=plain,
+        out=plain,
+        vae=Gather(shape=(1, 4, 4), source=order, scale=scale, shift=shift),
+        arguments={},
+        shift=1.0,
     )
     sample = torch.randn(2, 4, 4)
     z = layout.to_vae(sample)
@@ -142,11 +148,16 @@ def test_pipelines_that_cannot_be_learnt_are_refused(tiny_sd3, short_prompts):
         probe(tiny_sd3, arguments=short_prompts)
 
 
-def test_conditions_that_do_not_fit_are_named(model):
-    from flowhooks.probe import Condition
-
-    a, b = Condition({"x": torch.ones(1, 3)}), Condition({"x": torch.ones(1, 4)})
-    with pytest.raises(ModelError, match="'x' of different shapes"):
-        a.join([b])
-    assert a.join([a]).size == 2 and a.join([a])[:1].size == 1
-    assert a.to(dtype=torch.bfloat16).arguments["x"].dtype == torch.bfloat16
+def test_conditions_that_do_not_fit_go_through_apart(model):
+    """Samples of other shapes get a forward of their own, and every one gets what it gets alone."""
+    rules = {"x": ["axis", 0]}
+    a, b = (Condition.of_samples([{"x": torch.ones(1, n)}], rules) for n in (3, 4))
+    mixed = a.join([b, a])
+    assert [(rows, tuple(arguments["x"].shape)) for rows, arguments in mixed.groups()] == [
+        ([0, 2], (2, 3)),
+        ([1], (1, 4)),
+    ]
+    assert mixed[1:].size == 2 and mixed.size == 3
+    half = mixed.to(dtype=torch.bfloat16)
+    assert half.samples[1]["x"].dtype == torch.bfloat16
+    torch.testing.assert_close(Condition.unflatten(mixed.flatten()).flatten(), mixed.flatten())

@@ -1,0 +1,182 @@
+"""The inside of a network, found by watching one forward: blocks, tokens, time embedder, and which times it takes natively."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowhooks.probe.conditioning import Condition
+from flowhooks.probe.contract import PROMPTS
+from flowhooks.probe.model import FlowModel
+from flowhooks.probe.recorder import quiet
+from flowhooks.probe.values import map_tensors
+
+#: Module name -> the tensors of its first call, in the order modules were called.
+Watched = Mapping[str, list[Tensor]]
+#: What Diffusers calls the argument for the end of an interval, where a network takes one.
+SECOND_TIME = ("timestep_r", "r_timestep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """What later hooks attach to.
+
+    Args:
+        blocks: module lists whose members run in turn, by name -> number of members.
+        time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is none.
+        tokens: picture tokens at the probed size.
+        text_tokens: tokens of text in the same stream before the picture's, after them, or in a stream of their own
+            (``before``, ``after``, ``apart``), and how many.
+        second_time: the network's argument for the end of an interval, if it has one.
+        token_times: whether the time may be given per token.
+    """
+
+    blocks: Mapping[str, int]
+    time_embedder: str | None
+    tokens: int
+    text_tokens: tuple[str, int]
+    second_time: str | None
+    token_times: bool
+
+    def describe(self) -> dict[str, Any]:
+        return {**vars(self), "blocks": dict(self.blocks), "text_tokens": list(self.text_tokens)}
+
+
+@torch.no_grad()
+def learn_anatomy(model: FlowModel) -> Anatomy:
+    """Watch the network at the probed size."""
+    network = model.transformer
+    generator = torch.Generator().manual_seed(0)
+    noisy, other = (torch.randn(1, *model.sample_shape, generator=generator).to(model.device) for _ in range(2))
+    low, high = model.sigma_range
+    early, late = (torch.tensor([low + part * (high - low)], device=model.device) for part in (0.8, 0.3))
+    prompts = [model.encode_prompts([prompt]) for prompt in PROMPTS]
+    with quiet(model.pipe, {model.component: network}):
+        plain = _watched(model, noisy, early, prompts[0])
+        retimed = _watched(model, noisy, late, prompts[0])
+        resampled = _watched(model, other, early, prompts[0])
+        reprompted = _watched(model, noisy, early, prompts[1])
+        tokens, text = _tokens(network, plain, resampled, reprompted)
+        return Anatomy(
+            blocks=_blocks(network, plain),
+            time_embedder=_time_embedder(network, plain, retimed, (resampled, reprompted)),
+            tokens=tokens,
+            text_tokens=text,
+            second_time=next(
+                (n for n in SECOND_TIME if n in inspect.signature(type(network).forward).parameters), None
+            ),
+            token_times=_takes_token_times(model, noisy, early, prompts[0], tokens),
+        )
+
+
+def _watched(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> dict[str, list[Tensor]]:
+    seen: dict[str, list[Tensor]] = {}
+    with _watching(model.transformer, seen):
+        model.predict(noisy, sigma, condition)
+    return seen
+
+
+@contextmanager
+def _watching(network: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
+    def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if name not in seen:
+            tensors: list[Tensor] = []
+            map_tensors([list(args), list(kwargs.values())], lambda t: tensors.append(t.detach().clone()))
+            seen[name] = tensors
+
+    with ExitStack() as stack:
+        for name, module in network.named_modules():
+            if name:
+                hook = module.register_forward_pre_hook(partial(before, name), with_kwargs=True)
+                stack.callback(hook.remove)
+        yield
+
+
+def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
+    return {
+        name: len(module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module)
+        and all(f"{name}.{i}" in seen for i in range(len(module)))
+        and name.count(".") == 0
+        and any(t.dim() == 3 for t in seen[f"{name}.0"])
+    }
+
+
+def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others: tuple[Watched, ...]) -> str | None:
+    """The first module that changes with the time, does not with sample and prompt, and has two layers of weights or more."""
+    found = [
+        name
+        for name, tensors in plain.items()
+        if sum(isinstance(m, nn.Linear) for m in network.get_submodule(name).modules()) >= 2
+        and _differ(tensors, retimed[name])
+        and not any(_differ(tensors, other.get(name, [])) for other in others)
+    ]
+    if not found:
+        return None
+    inner = [name for name in found if name.startswith(f"{found[0]}.")]
+    return inner[0] if inner else found[0]
+
+
+def _differ(a: list[Tensor], b: list[Tensor]) -> bool:
+    return len(a) != len(b) or any(x.shape != y.shape or not torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: Watched) -> tuple[int, tuple[str, int]]:
+    """Picture tokens and where text is, from the first block whose tokens change with the sample."""
+    for name, tensors in plain.items():
+        if not isinstance(_parent(network, name), nn.ModuleList):
+            continue
+        streams = [(k, t) for k, t in enumerate(tensors) if t.dim() == 3 and t.is_floating_point()]
+        changed = {
+            k: (t != resampled[name][k]).flatten(2).any(2)[0] for k, t in streams if t.shape == resampled[name][k].shape
+        }
+        picture = next((rows for rows in changed.values() if rows.any()), None)
+        if picture is None:
+            continue
+        count, rest = int(picture.sum()), int((~picture).sum())
+        if rest:
+            return count, ("after" if bool(picture[0]) else "before", rest)
+        apart = [t.shape[1] for k, t in streams if not changed[k].any() and _differ([t], reprompted[name][k : k + 1])]
+        return count, ("apart", apart[0] if apart else 0)
+    return 0, ("apart", 0)
+
+
+def _parent(network: nn.Module, name: str) -> nn.Module:
+    return network.get_submodule(name.rpartition(".")[0])
+
+
+def _takes_token_times(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition, tokens: int) -> bool:
+    """Whether a time for every token, all the same, gives what one time gives, and different ones something else."""
+    if len(model.contract.times) != 1 or tokens == 0:
+        return False
+    whole = model.predict(noisy, sigma, condition)
+    mixed = sigma.repeat(tokens)
+    mixed[: tokens // 2] *= 0.5
+    try:
+        same, other = (_with_times(model, noisy, t.unsqueeze(0), condition) for t in (sigma.repeat(tokens), mixed))
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return False
+    return torch.allclose(same, whole, atol=1e-5) and not torch.allclose(other, whole, atol=1e-5)
+
+
+def _with_times(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    """A prediction with the time argument replaced by that of ``sigma`` ``[B, N]``."""
+    (time,) = model.contract.times
+
+    def per_token(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        return args, {**kwargs, time.name: time.of(sigma)}
+
+    handle = model.transformer.register_forward_pre_hook(per_token, with_kwargs=True)
+    try:
+        return model.predict(noisy, sigma[:, 0], condition)
+    finally:
+        handle.remove()

@@ -1,0 +1,142 @@
+"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learnt, not assumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+
+#: How a value of one sample becomes that of a batch: ``None`` is shared by all; ``["axis", k]`` joins tensors along axis k;
+#: ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
+Rule = Any
+
+STRUCTURE = "__structure__"
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the last bit, nested containers included."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+def learn_rule(one: Any, two: Any, name: str) -> Rule:
+    """How a value grew from a batch of one to a batch of two.
+
+    Raises:
+        ModelError: it grew in a way that no rule describes.
+    """
+    if isinstance(one, Tensor) and isinstance(two, Tensor) and one.dim() == two.dim():
+        grown = [k for k in range(one.dim()) if two.shape[k] != one.shape[k]]
+        batch = [k for k in range(one.dim()) if one.shape[k] == 1 and two.shape[k] == 2]
+        if not grown:
+            return None
+        if batch:
+            return ["axis", batch[0]]
+    if isinstance(one, (list, tuple)) and isinstance(two, (list, tuple)):
+        if len(one) == 1 and len(two) == 2:
+            return ["extend"]
+        if len(one) == len(two):
+            rules = [learn_rule(a, b, name) for a, b in zip(one, two, strict=True)]
+            return ["each", rules] if any(rules) else None
+    if type(one) is type(two) and not isinstance(one, (Tensor, list, tuple)):
+        return None
+    raise ModelError(f"the argument {name!r} grows from one prompt to two in a way that the probe cannot read")
+
+
+def collate(rule: Rule, values: Sequence[Any]) -> Any:
+    """The value of a batch from those of its samples, which must fit (see :func:`signature`)."""
+    if rule is None:
+        return values[0]
+    if rule[0] == "axis":
+        return torch.cat(list(values), rule[1])
+    if rule[0] == "extend":
+        return type(values[0])(item for value in values for item in value)
+    items = [collate(r, [value[i] for value in values]) for i, r in enumerate(rule[1])]
+    return type(values[0])(items)
+
+
+def signature(rule: Rule, value: Any) -> Any:
+    """Two samples with equal signatures can share a batch exactly: same shapes where tensors are joined, same values where they are shared."""
+    if rule is None:
+        return map_tensors(value, lambda t: (tuple(t.shape), t.flatten().tolist()))
+    if rule[0] == "axis":
+        return tuple(n for k, n in enumerate(value.shape) if k != rule[1])
+    if rule[0] == "extend":
+        return ()
+    return tuple(signature(r, value[i]) for i, r in enumerate(rule[1]))
+
+
+def take(rule: Rule, value: Any, i: int) -> Any:
+    """Sample ``i`` of a batch's value, as a batch of one."""
+    if rule is None:
+        return value
+    if rule[0] == "axis":
+        return value.narrow(rule[1], i, 1)
+    if rule[0] == "extend":
+        return type(value)(value[i : i + 1])
+    return type(value)(take(r, value[k], i) for k, r in enumerate(rule[1]))
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Apply ``change`` to every tensor inside."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map_tensors(v, change) for v in value)
+    return value
+
+
+def moved(value: Any, device: Any, dtype: torch.dtype | None) -> Any:
+    """Tensors on ``device``; floating-point ones in ``dtype``, when given."""
+    return map_tensors(value, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+
+
+def flatten(value: Any) -> dict[str, Tensor]:
+    """A nested value as flat tensors, for safetensors; the structure is kept beside them as JSON bytes."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(v: Any) -> Any:
+        if isinstance(v, Tensor):
+            key = f"t{len(tensors)}"
+            tensors[key] = v.detach().contiguous()
+            return {"tensor": key}
+        if isinstance(v, Mapping):
+            return {"dict": {k: walk(x) for k, x in v.items()}}
+        if isinstance(v, tuple):
+            return {"tuple": [walk(x) for x in v]}
+        if isinstance(v, list):
+            return {"list": [walk(x) for x in v]}
+        return {"value": v}
+
+    structure = json.dumps(walk(value)).encode()
+    return {**tensors, STRUCTURE: torch.tensor(list(structure), dtype=torch.uint8)}
+
+
+def unflatten(tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`flatten` took apart."""
+
+    def build(node: Mapping[str, Any]) -> Any:
+        ((kind, content),) = node.items()
+        if kind == "tensor":
+            return tensors[content]
+        if kind == "dict":
+            return {k: build(x) for k, x in content.items()}
+        if kind == "tuple":
+            return tuple(build(x) for x in content)
+        if kind == "list":
+            return [build(x) for x in content]
+        return content
+
+    return build(json.loads(bytes(tensors[STRUCTURE].tolist())))

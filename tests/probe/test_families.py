@@ -1,0 +1,90 @@
+"""Every family on offer: the probe learns it, Flow-DPO takes a step on it, stock Diffusers loads its LoRA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flowhooks.errors import ModelError
+from flowhooks.probe import exceptions, probe
+from flowhooks.testing import PIPELINES, matrix, tiny
+
+#: What cannot be learnt, and whose reason it is.
+REFUSED = {"sana-sprint": "SCMScheduler"}
+LEARNT = [name for name in PIPELINES if name not in REFUSED]
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_the_probe_learns_it_and_flow_dpo_takes_a_step(name):
+    """Probing verifies by itself: prediction against the pipeline's, samples alone against a batch, layout round trip."""
+    matrix.check_flow_dpo(name)
+
+
+@pytest.mark.parametrize("name", LEARNT)
+def test_stock_diffusers_loads_its_lora(name):
+    matrix.check_lora(name)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_learnt_is_refused_with_the_reason(name):
+    with pytest.raises(ModelError, match=REFUSED[name]):
+        matrix.check_probe(name)
+
+
+def call_without(monkeypatch, *names):
+    kept = {name: value for name, value in exceptions.CALL.items() if name not in names}
+    monkeypatch.setattr(exceptions, "CALL", kept)
+
+
+def test_without_its_exception_sana_draws_another_size(monkeypatch):
+    call_without(monkeypatch, "use_resolution_binning")
+    with pytest.raises((ModelError, ValueError, RuntimeError)):
+        probe(tiny("sana"), arguments=PIPELINES["sana"].arguments)
+
+
+@pytest.mark.parametrize("name", ["stg_scale", "audio_stg_scale", "modality_scale", "audio_modality_scale"])
+def test_without_its_exceptions_ltx2_goes_on_guiding(monkeypatch, name):
+    call_without(monkeypatch, name)
+    with pytest.raises(ModelError, match="guidance|cannot be run"):
+        probe(tiny("ltx2"), arguments=PIPELINES["ltx2"].arguments)
+
+
+def test_without_its_exception_ltx2_hears_its_own_sound(monkeypatch):
+    monkeypatch.setattr(exceptions, "FIXED_ARGUMENTS", {})
+    monkeypatch.setattr("flowhooks.probe.recorder.FIXED_ARGUMENTS", {})
+    with pytest.raises(ModelError, match="prediction is off"):
+        probe(tiny("ltx2"), arguments=PIPELINES["ltx2"].arguments)
+
+
+def test_the_rejected_side_never_reaches_the_network_as_a_reference():
+    """On an edit model the network sees as many picture tokens for a pair's sides as for a picture alone."""
+    model = matrix.learnt("flux-kontext")
+    tokens: list[int] = []
+    handle = model.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+    )
+    matrix.gradients(model)
+    handle.remove()
+    assert set(tokens) == {model.sample_shape[0]}
+
+
+def test_prompts_of_different_lengths_share_no_forward_where_the_network_would_see_padding():
+    model = matrix.learnt("z-image")
+    condition = model.encode_prompts(["a", "a photo of two", "one"])
+    noisy, sigma = torch.randn(3, *model.sample_shape), torch.tensor([0.9, 0.5, 0.2])
+    together = model.predict(noisy, sigma, condition)
+    for i in range(3):
+        alone = model.predict(noisy[i : i + 1], sigma[i : i + 1], condition[i : i + 1])
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_two_experts_are_trained_one_at_a_time():
+    pipe = tiny("wan-two-experts")
+    arguments = PIPELINES["wan-two-experts"].arguments
+    high = probe(pipe, arguments=arguments)
+    low = probe(pipe, arguments=arguments, component="transformer_2")
+    assert high.transformer is pipe.transformer and low.transformer is pipe.transformer_2
+    assert high.sigma_range == (high.contract.boundary, 1.0) and low.sigma_range == (0.0, high.contract.boundary)
+    assert high.contract.boundary == pytest.approx(0.875, abs=2e-3)
+    with pytest.raises(ModelError, match="no network 'transformer_3'"):
+        probe(pipe, arguments=arguments, component="transformer_3")
