@@ -59,7 +59,7 @@ def attach(
     resolved = _resolve(run, adapter)
     arguments = resolved.model["pipeline_arguments"]
     model = pipe if isinstance(pipe, FlowModel) else probe(pipe, height=height, width=width, arguments=arguments)
-    given = run if _is_hooks(run) else resolved.hooks
+    given: Sequence[Any] = run if isinstance(run, Sequence) and _is_hooks(run) else resolved.hooks
     with ExitStack() as stack:
         fitted = _fit_adapter(model, resolved, adapter, stack)
         parameters = _trained(model, resolved, fitted, stack)
@@ -67,7 +67,7 @@ def attach(
         if fitted is not None:
             roles["reference"] = fitted.disabled
         if resolved.training["use_ema"]:
-            roles["ema"] = lambda: session.average.swapped()
+            roles["ema"] = lambda: session.averaged()
         provides = {"data:image", "data:rejected", "data:mask"} if resolved.data is None else resolved.provides
         assembly = build_assembly(given, {*provides, *(f"role:{name}" for name in roles)}, str(resolved.source))
         session = Session(

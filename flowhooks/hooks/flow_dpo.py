@@ -31,8 +31,7 @@ def reduce_error(error: Tensor, norm_type: str, mask: Tensor | None) -> Tensor:
     """One number per sample, ``[B]``, from an error ``[B, ...]`` that the mask was already applied to.
 
     ``sum`` adds all elements, ``mean`` averages all, ``masked_mean`` divides the sum by the mask's own sum (at least
-    1); without a
-    mask it is ``mean``.
+    1); without a mask it is ``mean``.
     """
     flat = error.flatten(1)
     if norm_type == SUM:
@@ -65,9 +64,8 @@ class AutoBeta:
     """beta from the running size of the margin: ``2 ln((1 - g) / g) / EMA(|margin|)``, bias-corrected. All on the
     device.
 
-    Until a margin rises above rounding (``FLOOR`` of the error it is a difference of) the configured beta is used:
-    with a fresh
-    adapter the first margin is exactly 0.
+    Until a margin rises above rounding (``FLOOR`` of the error it is a difference of) the configured beta is used: with
+    a fresh adapter the first margin is exactly 0.
 
     Args:
         beta: used until then.

@@ -39,9 +39,8 @@ class TimestepSchedule(Hook):
         shift: applied to drawn sigmas; ``scheduler`` takes the pipeline's own.
         flow_custom_timesteps: the only times to train, see :func:`parse_timesteps`; neither density nor shift applies
             to them.
-        flow_timesteps_mode: ``fixed-list`` chooses from the list at random; ``round-robin`` walks it, one entry on
-            with each
-            micro-batch, each process offset by its batch, so that times are covered evenly.
+        flow_timesteps_mode: ``fixed-list`` chooses from the list at random; ``round-robin`` walks it, one entry on with
+            each micro-batch, each process offset by its batch, so that times are covered evenly.
     """
 
     type = "timestep_schedule"

@@ -30,8 +30,7 @@ class Hook:
         metrics(step) -> dict[str, Tensor]           sum      detached scalars; called only on logged steps
 
     ``self.type`` is its name in JSON. State that must survive a resume goes through ``state_dict``; trainable modules
-    through
-    ``modules``; everything it attaches to the model is attached in ``attached``, which undoes it.
+    through ``modules``; everything it attaches to the model is attached in ``attached``, which undoes it.
     """
 
     type: ClassVar[str] = ""

@@ -102,6 +102,12 @@ class Session:
         if self.average is not None:
             self.average.update()
 
+    def averaged(self) -> AbstractContextManager[None]:
+        """The role ``ema``: inside, the averaged weights are in place. Raises ValueError without an average."""
+        if self.average is None:
+            raise ValueError("this session keeps no average of its weights; set training.use_ema to true")
+        return self.average.swapped()
+
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the hooks have to say about logged metrics."""
         return self.assembly.warnings(metrics)

@@ -99,8 +99,7 @@ class Step:
         """Mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
 
         Gradients are averaged over processes, so the local share is scaled to make that average exact even when the
-        processes
-        hold different numbers of counted samples. All of weight 0: 0, with zero gradient.
+        processes hold different numbers of counted samples. All of weight 0: 0, with zero gradient.
         """
         if weight is None:
             return values.mean()

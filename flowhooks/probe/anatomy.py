@@ -1,4 +1,5 @@
-"""The inside of a network, found by watching one forward: blocks, tokens, time embedder, and which times it takes natively."""
+"""The inside of a network, found by watching one forward: blocks, tokens, time embedder, and which times it takes
+natively."""
 
 from __future__ import annotations
 
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import PROMPTS
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.recorder import quiet
-from flowhooks.probe.values import map_tensors
+from flowhooks.probe.runs import PROMPTS
+from flowhooks.probe.values import tensors_in
 
 #: Module name -> the tensors of its first call, in the order modules were called.
 Watched = Mapping[str, list[Tensor]]
@@ -30,7 +31,8 @@ class Anatomy:
 
     Args:
         blocks: module lists whose members run in turn, by name -> number of members.
-        time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is none.
+        time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is
+            none.
         tokens: picture tokens at the probed size.
         text_tokens: tokens of text in the same stream before the picture's, after them, or in a stream of their own
             (``before``, ``after``, ``apart``), and how many.
@@ -87,9 +89,7 @@ def _watched(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Conditio
 def _watching(network: nn.Module, seen: dict[str, list[Tensor]]) -> Iterator[None]:
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if name not in seen:
-            tensors: list[Tensor] = []
-            map_tensors([list(args), list(kwargs.values())], lambda t: tensors.append(t.detach().clone()))
-            seen[name] = tensors
+            seen[name] = [t.detach().clone() for t in tensors_in([list(args), list(kwargs.values())])]
 
     with ExitStack() as stack:
         for name, module in network.named_modules():
@@ -112,7 +112,8 @@ def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
 
 
 def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others: tuple[Watched, ...]) -> str | None:
-    """The first module that changes with the time, does not with sample and prompt, and has two layers of weights or more."""
+    """The first module that changes with the time, does not with sample and prompt, and has two layers of weights or
+    more."""
     found = [
         name
         for name, tensors in plain.items()

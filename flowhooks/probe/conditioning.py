@@ -16,13 +16,14 @@ from flowhooks.probe.values import Rule, collate, flatten, moved, signature, tak
 class Condition:
     """Transformer arguments that follow the prompt, for ``size`` samples.
 
-    Prompts are encoded one by one, as the pipeline does it for a single picture. Samples whose arguments have one shape share a
-    forward; others get one of their own, so a batch gives each sample exactly what it gets alone.
+    Prompts are encoded one by one, as the pipeline does it for a single picture. Samples whose arguments have one shape
+    share a forward; others get one of their own, so a batch gives each sample exactly what it gets alone.
 
     Args:
         samples: for each sample, its arguments by name, as for a batch of one.
         rules: argument -> how it grows with the batch.
-        signatures: for each sample, what it must share with others to share a forward. Worked out once, where the values are made.
+        signatures: for each sample, what it must share with others to share a forward. Worked out once, where the
+            values are made.
     """
 
     samples: tuple[Mapping[str, Any], ...]

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import call_exceptions
-from flowhooks.probe.recorder import Recording, answering, first_of, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.guidance import without_guidance
+from flowhooks.probe.recorder import Recording, answering, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, recorded_arguments, walked
+from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
-
-PROMPTS = ("a", "two one a")
-STEPS = 3
-#: Some schedules divide by zero with a single step.
-SHORTEST = 2
-#: (scale, offset) of the times in use: sigma, its complement, and both in thousandths. A fit must hold at every step.
-TIME_UNITS = ((1.0, 0.0), (-1.0, 1.0), (1000.0, 0.0), (-1000.0, 1000.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Time:
-    """One argument that follows sigma: ``scale * u + offset``, in ``dtype``.
-
-    Args:
-        name: of the argument.
-        rounded: the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
-        unshifted: ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
-        second: it follows the sigma the step goes to, not the one it starts from.
-    """
-
-    name: str
-    scale: float
-    offset: float
-    dtype: torch.dtype
-    rounded: bool = False
-    unshifted: bool = False
-    second: bool = False
-
-    def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
-        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution."""
-        level = unshift(sigma.float(), shift) if self.unshifted else sigma.float()
-        return (self.scale * level + self.offset).to(self.dtype)
-
-
-def unshift(sigma: Any, shift: float) -> Any:
-    """The ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) took to ``sigma``."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +24,8 @@ class PipelineContract:
     Args:
         pipeline: class name.
         networks: attributes of the networks the scheduler integrates; two for pipelines with an expert for each end.
-        boundary: sigma from which on the first network is called, and below which the second one is; None with one network.
+        boundary: sigma from which on the first network is called, and below which the second one is; None with one
+            network.
         times: arguments that follow sigma.
         rules: argument that follows the prompt -> how it grows with the batch.
         resolution_rules: argument that follows the resolution -> the same.
@@ -69,7 +33,8 @@ class PipelineContract:
         call: pipeline arguments that switch guidance off.
         guidance: kinds the pipeline knows: ``embedded``, ``classifier-free``.
         fixed_text: whether prompts of different lengths give arguments of one shape.
-        joint: whether an argument follows prompt and resolution both, so that a prompt is encoded anew for each resolution.
+        joint: whether an argument follows prompt and resolution both, so that a prompt is encoded anew for each
+            resolution.
     """
 
     pipeline: str
@@ -101,20 +66,6 @@ class PipelineContract:
         }
 
 
-def find_networks(pipe: Any) -> dict[str, nn.Module]:
-    """The networks the scheduler integrates, by attribute."""
-    found = {
-        name: part
-        for name in ("transformer", "transformer_2")
-        if isinstance(part := getattr(pipe, name, None), nn.Module)
-    }
-    if not found:
-        raise ModelError(
-            f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
-        )
-    return found
-
-
 def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapping[str, int]]) -> PipelineContract:
     """Learn how to speak to the pipeline's network.
 
@@ -128,7 +79,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
     networks = find_networks(pipe)
     with quiet(pipe, networks):
         base = {**call_exceptions(pipe), **arguments}
-        call, guidance = _without_guidance(pipe, networks, {**base, **sizes[0]})
+        call, guidance = without_guidance(pipe, networks, {**base, **sizes[0]})
         one, other, two, wide = (
             recorded_arguments(pipe, networks, prompts, {**base, **size, **call})
             for prompts, size in (
@@ -139,8 +90,8 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             )
         )
         walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS)
-        times, samples = _times(pipe, walk)
-        moving = {t.name for t in times} | {_holder(samples, walk)}
+        times, sample = learn_times(pipe, walk)
+        moving = {sample, *(time.name for time in times)}
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
             networks=tuple(networks),
@@ -155,19 +106,6 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             joint=False,
         )
         return _sorted_arguments(contract, moving, one, other, two, wide)
-
-
-def recorded_arguments(
-    pipe: Any, networks: Mapping[str, nn.Module], prompts: Sequence[str], call: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The first network call's arguments for these prompts. Text encoders run; the network and the VAE do not."""
-    seen = Recording()
-    prompt = prompts[0] if len(prompts) == 1 else list(prompts)
-    with recording_calls(networks, seen, stop=True):
-        run(pipe, **{**call, "prompt": prompt, "num_inference_steps": SHORTEST, "output_type": "latent"})
-    if not seen.calls:
-        raise ModelError(f"{type(pipe).__name__} returned without calling its transformer")
-    return seen.calls[0]
 
 
 def _sorted_arguments(
@@ -195,134 +133,6 @@ def _sorted_arguments(
     return replace(
         contract, rules=rules, resolution_rules=resolution, constants=constants, fixed_text=fixed_text, joint=joint
     )
-
-
-def _without_guidance(
-    pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The pipeline arguments under which one prompt goes through the network once a step, alone; and the kinds of guidance."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    scales = [name for name in known if "guidance_scale" in name or "cfg_scale" in name]
-    failure: Exception | None = None
-    plain = [name for name in scales if not name[-1].isdigit()]
-    for names, value in product((scales, plain, ["guidance_scale"]), (1.0, 0.0)):
-        call: dict[str, Any] = {name: value for name in names if name in known}
-        try:
-            walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST)
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
-            failure = failure or error
-            continue
-        if len(walk.calls) == len(walk.steps) and _alone(walk):
-            return call, _guidance_kinds(pipe, networks, arguments, call)
-    reason = f": {failure}" if failure else "; classifier-free guidance cannot be switched off"
-    raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}{reason}") from failure
-
-
-def _guidance_kinds(
-    pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """What another scale changes: the number of predictions, an argument, or nothing."""
-    if getattr(pipe, "guider", None) is not None:
-        return ("classifier-free",)
-    one = recorded_arguments(pipe, networks, PROMPTS[:1], {**arguments, **off})
-    kinds = []
-    for name in off:
-        call = {**arguments, **off, name: 3.0, "prompt": PROMPTS[0]}
-        if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
-            call["negative_prompt"] = ""
-        try:
-            walk = walked(pipe, networks, call, SHORTEST)
-        except (ValueError, RuntimeError, TypeError, AttributeError):
-            continue
-        if len(walk.calls) > len(walk.steps) or not _alone(walk):
-            kinds.append("classifier-free")
-        elif any(not same(one[n], walk.calls[0].get(n)) for n in one if "guidance" in n):
-            kinds.append("embedded")
-    return tuple(sorted(set(kinds)))
-
-
-def _alone(walk: Recording) -> bool:
-    """Whether the network was asked for one sample a call."""
-    return len(walk.steps[0].sample) == 1 and all(len(first_of(output)) == 1 for output in walk.outputs)
-
-
-def walked(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], steps: int) -> Recording:
-    """A short run, recorded."""
-    seen = Recording()
-    with recording_calls(networks, seen), recording_steps(pipe.scheduler, seen):
-        run(pipe, **{**call, "num_inference_steps": steps, "output_type": "latent"})
-    if not seen.steps:
-        raise ModelError(f"{type(pipe).__name__} took no scheduler step; is it a flow-matching pipeline?")
-    return seen
-
-
-def _times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], set[str]]:
-    """The arguments that change from step to step: those that follow sigma are times, the others hold samples."""
-    starts, ends = ([getattr(step, side) for step in walk.steps] for side in ("sigma", "next_sigma"))
-    times, samples = [], set()
-    for name, value in walk.calls[0].items():
-        if all(same(value, call.get(name)) for call in walk.calls[1:]):
-            continue
-        values = [_single(call.get(name)) for call in walk.calls]
-        if None in values:
-            samples.add(name)
-            continue
-        last = walk.calls[-1][name]
-        dtype = last.dtype if isinstance(last, Tensor) and last.is_floating_point() else torch.float32
-        candidates = (
-            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype), values, starts),
-            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype, second=True), values, ends),
-            _linear(
-                Time(name=name, scale=1.0, offset=0.0, dtype=dtype, unshifted=True),
-                values,
-                [unshift(s, walk.shift) for s in starts],
-            ),
-        )
-        times += [time for time in candidates if time is not None][:1]
-        if not any(candidates):
-            raise ModelError(
-                f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas {starts}; its "
-                "unit of time cannot be learnt"
-            )
-    if not any(not time.second for time in times):
-        raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
-    return tuple(sorted(times, key=lambda time: time.second)), samples
-
-
-def _holder(samples: set[str], walk: Recording) -> str:
-    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside pictures) stay as in the first call."""
-    wanted = walk.steps[0].sample
-    sizes = {name: _numbers(walk.calls[0][name]) for name in samples}
-    held = [name for name in sorted(samples) if sizes[name] >= wanted.numel()]
-    exact = [name for name in held if sizes[name] == wanted.numel()]
-    if not held:
-        raise ModelError(f"no argument of the network holds the scheduler's sample of {wanted.numel()} numbers")
-    return next((name for name in exact if "audio" not in name), held[0])
-
-
-def _numbers(value: Any) -> int:
-    return sum(v.numel() for v in value) if isinstance(value, (list, tuple)) else value.numel()
-
-
-def _single(value: Any) -> float | None:
-    """The one number in a tensor whose elements are all equal."""
-    if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
-        return float(value.flatten()[0])
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-
-
-def _linear(time: Time, values: Sequence[Any], levels: Sequence[float]) -> Time | None:
-    """``time`` in the unit that fits every step, or None."""
-    if levels[0] == levels[-1]:
-        return None
-    slope = (values[0] - values[-1]) / (levels[0] - levels[-1])
-    scale, offset = min(TIME_UNITS, key=lambda unit: abs(unit[0] - slope))
-    whole = abs(scale) > 1 and all(float(v).is_integer() for v in values)
-    error = max(abs(scale * level + offset - t) for level, t in zip(levels, values, strict=True))
-    exact = max(1e-4, 4 * torch.finfo(time.dtype).eps) * abs(scale)
-    if error <= exact or (whole and error <= 1):
-        return replace(time, scale=scale, offset=offset, rounded=error > exact)
-    return None
 
 
 def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any]) -> float | None:

@@ -1,4 +1,5 @@
-"""What cannot be learnt by looking, class by class or argument by argument. Short on purpose; a test fails without each entry."""
+"""What cannot be learnt by looking, class by class or argument by argument. Short on purpose; a test fails without each
+entry."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Where each number of a sample goes: into the transformer, out of it, and into the VAE. Learnt by sending codes through the pipeline.
+"""Where each number of a sample goes: into the transformer, out of it, and into the VAE. Learnt by sending codes
+through the pipeline.
 
-The pipeline's own loop runs two steps with the network's answer and the scheduler's next sample replaced by codes: zeros, ones, and the
-digits of every element's index. What arrives tells the order, the scale and the shift. Digits are small whole numbers, so this is
-exact in half precision too.
+The pipeline's own loop runs two steps with the network's answer and the scheduler's next sample replaced by codes:
+zeros, ones, and the digits of every element's index. What arrives tells the order, the scale and the shift. Digits are
+small whole numbers, so this is exact in half precision too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -140,7 +142,8 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's input."""
+    """What arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's
+    input."""
 
     arguments: dict[str, Any]
     velocity: Tensor
@@ -169,7 +172,7 @@ def learn_layout(
 
     n, m = sample.numel(), _stacked(first_of(output)).numel()
     zeros, ones = send(torch.zeros), send(torch.ones)
-    digits = [send(lambda size, k=k: _digit(size, k)) for k in range(_digit_count(max(n, m)))]
+    digits = [send(partial(_digit, k)) for k in range(_digit_count(max(n, m)))]
     name, listed = _sample_argument(pipe, zeros, ones, n)
     shape = tuple(sample.shape[1:])
 
@@ -259,8 +262,8 @@ def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
     """The VAE's side must be invertible, and random latents must come back through the pipeline's own loop."""
     if math.prod(layout.vae_shape) != n or not layout.vae.permutes(n):
         raise ModelError(
-            f"the VAE of {type(pipe).__name__} gets {layout.vae_shape} for a sample of {layout.sample_shape}, which is not a "
-            "rearrangement of it"
+            f"the VAE of {type(pipe).__name__} gets {layout.vae_shape} for a sample of {layout.sample_shape}, which is "
+            "not a rearrangement of it"
         )
     z = torch.randn(1, *layout.vae_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sent = layout.from_vae(z).flatten()
@@ -277,7 +280,7 @@ def _digit_count(n: int) -> int:
     return max(1, math.ceil(math.log(max(2, n), BASE) - 1e-9))
 
 
-def _digit(size: int, k: int) -> Tensor:
+def _digit(k: int, size: int) -> Tensor:
     return (torch.arange(size) // BASE**k % BASE).float()
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.contract import PROMPTS, SHORTEST, STEPS, find_networks, learn_contract, walked
+from flowhooks.probe.contract import learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.recorder import quiet, run
+from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 
 PREDICTION = 1e-5
 
@@ -89,7 +90,8 @@ def verify(model: FlowModel) -> None:
         half = walk.steps[0].velocity.dtype != torch.float32 or model.dtype != torch.float32
         if worst > (5e-2 if half else PREDICTION):
             raise ModelError(
-                f"{model.contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its scheduler"
+                f"{model.contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its "
+                "scheduler"
             )
         _verify_batch(model, shape, half)
 
@@ -105,8 +107,8 @@ def _verify_batch(model: FlowModel, shape: tuple[int, ...], half: bool) -> None:
         alone = model.predict(noisy[i : i + 1], sigma[i : i + 1], condition[i : i + 1])
         if _off(together[i : i + 1], alone) > (5e-2 if half else 10 * PREDICTION):
             raise ModelError(
-                f"{model.contract.pipeline}: a sample's prediction changes by {_off(together[i : i + 1], alone):.2g} when another "
-                "shares its batch"
+                f"{model.contract.pipeline}: a sample's prediction changes by "
+                f"{_off(together[i : i + 1], alone):.2g} when another shares its batch"
             )
 
 

@@ -1,4 +1,5 @@
-"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and out."""
+"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and
+out."""
 
 from __future__ import annotations
 
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import PipelineContract, find_networks, recorded_arguments
+from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.recorder import encoded_once, quiet
+from flowhooks.probe.runs import find_networks, recorded_arguments
 from flowhooks.probe.values import collate, moved
 
 PROMPT_BATCH = 16
@@ -51,13 +53,14 @@ class FlowModel:
         self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
 
     @property
-    def transformer(self) -> nn.Module:
+    def transformer(self) -> Any:
         """The network that is trained."""
         return getattr(self.pipe, self.component)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Where the trained network is the one that is called: all of [0, 1], or one side of the boundary of two experts."""
+        """Where the trained network is the one that is called: all of [0, 1], or one side of the boundary of two
+        experts."""
         if self.contract.boundary is None:
             return 0.0, 1.0
         return (
@@ -80,7 +83,8 @@ class FlowModel:
         return self._layout_for(sample).shift
 
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, r_sigma: Tensor | None = None) -> Tensor:
-        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in [0, 1].
+        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in
+        [0, 1].
 
         Args:
             r_sigma: ``[B]``, the end of the interval, for networks that take a second time; default: ``sigma`` itself.
@@ -181,7 +185,8 @@ class FlowModel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the networks'."""
+        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the
+        networks'."""
         digest = hashlib.sha256(
             json.dumps([self.contract.pipeline, self.arguments], sort_keys=True, default=str).encode()
         )
@@ -204,13 +209,15 @@ class FlowModel:
         shape = tuple(sample.shape[1:])
         if shape not in self._layout_of_shape:
             raise ModelError(
-                f"no layout is known for samples of shape {shape}; call `model.layout(height, width)` for their resolution first"
+                f"no layout is known for samples of shape {shape}; call `model.layout(height, width)` for their "
+                "resolution first"
             )
         return self._layout_of_shape[shape]
 
 
 def _settings(part: nn.Module) -> str:
     """A component's config without what tells where it was loaded from or by which version."""
-    config = part.config.to_dict() if hasattr(part.config, "to_dict") else dict(part.config)
+    config: Any = part.config
+    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
     return json.dumps(kept, sort_keys=True, default=str)

@@ -37,8 +37,8 @@ class StepRecord:
 class Recording:
     """What one run passed.
 
-    ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what it returned.
-    ``shift`` is the scheduler's shift of sigma, static or that of the resolution.
+    ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
+    it returned. ``shift`` is the scheduler's shift of sigma, static or that of the resolution.
     """
 
     names: list[str] = field(default_factory=list)
@@ -64,7 +64,8 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop nothing out.
+    """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop
+    nothing out.
 
     The networks see the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
     """

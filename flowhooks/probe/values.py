@@ -1,4 +1,5 @@
-"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learnt, not assumed."""
+"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learnt, not
+assumed."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 
-#: How a value of one sample becomes that of a batch: ``None`` is shared by all; ``["axis", k]`` joins tensors along axis k;
-#: ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
+#: How a value of one sample becomes that of a batch: ``None`` is shared by all; ``["axis", k]`` joins tensors along
+#: axis k; ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
 Rule = Any
 
 STRUCTURE = "__structure__"
@@ -66,7 +67,8 @@ def collate(rule: Rule, values: Sequence[Any]) -> Any:
 
 
 def signature(rule: Rule, value: Any) -> Any:
-    """Two samples with equal signatures can share a batch exactly: same shapes where tensors are joined, same values where they are shared."""
+    """Two samples with equal signatures can share a batch exactly: same shapes where tensors are joined, same values
+    where they are shared."""
     if rule is None:
         return map_tensors(value, lambda t: (tuple(t.shape), t.flatten().tolist()))
     if rule[0] == "axis":
@@ -96,6 +98,13 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map_tensors(v, change) for v in value)
     return value
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor inside, in order."""
+    found: list[Tensor] = []
+    map_tensors(value, found.append)
+    return found
 
 
 def moved(value: Any, device: Any, dtype: torch.dtype | None) -> Any:

@@ -192,7 +192,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# Pipelines",
         "",
-        "Made by `python -m flowhooks.testing.matrix` from a run on tiny pipelines of the real classes; never edited by hand.",
+        "Made by `python -m flowhooks.testing.matrix` from a run on tiny pipelines of the real classes; never by hand.",
         "",
         f"{sum(not any(r.cells.values()) for r in rows)} of {len(rows)} rows hold in every column.",
         "",

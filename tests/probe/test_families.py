@@ -16,7 +16,8 @@ LEARNT = [name for name in PIPELINES if name not in REFUSED]
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_the_probe_learns_it_and_flow_dpo_takes_a_step(name):
-    """Probing verifies by itself: prediction against the pipeline's, samples alone against a batch, layout round trip."""
+    """Probing verifies by itself: prediction against the pipeline's, samples alone against a batch, layout round
+    trip."""
     matrix.check_flow_dpo(name)
 
 

@@ -1,0 +1,54 @@
+"""Short runs of a pipeline, recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, run
+
+#: Two prompts of different lengths.
+PROMPTS = ("a", "two one a")
+STEPS = 3
+#: Some schedules divide by zero with a single step.
+SHORTEST = 2
+
+
+def find_networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks the scheduler integrates, by attribute."""
+    found = {
+        name: part
+        for name in ("transformer", "transformer_2")
+        if isinstance(part := getattr(pipe, name, None), nn.Module)
+    }
+    if not found:
+        raise ModelError(
+            f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
+        )
+    return found
+
+
+def recorded_arguments(
+    pipe: Any, networks: Mapping[str, nn.Module], prompts: Sequence[str], call: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The first network call's arguments for these prompts. Text encoders run; the network and the VAE do not."""
+    seen = Recording()
+    prompt = prompts[0] if len(prompts) == 1 else list(prompts)
+    with recording_calls(networks, seen, stop=True):
+        run(pipe, **{**call, "prompt": prompt, "num_inference_steps": SHORTEST, "output_type": "latent"})
+    if not seen.calls:
+        raise ModelError(f"{type(pipe).__name__} returned without calling its transformer")
+    return seen.calls[0]
+
+
+def walked(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], steps: int) -> Recording:
+    """A short run, recorded."""
+    seen = Recording()
+    with recording_calls(networks, seen), recording_steps(pipe.scheduler, seen):
+        run(pipe, **{**call, "num_inference_steps": steps, "output_type": "latent"})
+    if not seen.steps:
+        raise ModelError(f"{type(pipe).__name__} took no scheduler step; is it a flow-matching pipeline?")
+    return seen

@@ -1,0 +1,116 @@
+"""Which of a network's arguments follow sigma, and in what unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.recorder import Recording
+from flowhooks.probe.values import same, tensors_in
+
+#: (scale, offset) of the times in use: sigma, its complement, and both in thousandths. A fit must hold at every step.
+TIME_UNITS = ((1.0, 0.0), (-1.0, 1.0), (1000.0, 0.0), (-1000.0, 1000.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """One argument that follows sigma: ``scale * u + offset``, in ``dtype``.
+
+    Args:
+        name: of the argument.
+        rounded: the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
+        unshifted: ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
+        second: it follows the sigma the step goes to, not the one it starts from.
+    """
+
+    name: str
+    scale: float
+    offset: float
+    dtype: torch.dtype
+    rounded: bool = False
+    unshifted: bool = False
+    second: bool = False
+
+    def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
+        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution."""
+        level = unshift(sigma.float(), shift) if self.unshifted else sigma.float()
+        return (self.scale * level + self.offset).to(self.dtype)
+
+
+def unshift(sigma: Any, shift: float) -> Any:
+    """The ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) took to ``sigma``."""
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
+    """The arguments that change from step to step: those that follow sigma, and the one that holds the sample.
+
+    Raises:
+        ModelError: a number changes and follows no sigma, or nothing does.
+    """
+    starts, ends = ([getattr(step, side) for step in walk.steps] for side in ("sigma", "next_sigma"))
+    times, samples = [], set()
+    for name, value in walk.calls[0].items():
+        if all(same(value, call.get(name)) for call in walk.calls[1:]):
+            continue
+        values = [_single(call.get(name)) for call in walk.calls]
+        if None in values:
+            samples.add(name)
+            continue
+        last = walk.calls[-1][name]
+        dtype = last.dtype if isinstance(last, Tensor) and last.is_floating_point() else torch.float32
+        candidates = (
+            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype), values, starts),
+            _linear(Time(name=name, scale=1.0, offset=0.0, dtype=dtype, second=True), values, ends),
+            _linear(
+                Time(name=name, scale=1.0, offset=0.0, dtype=dtype, unshifted=True),
+                values,
+                [unshift(s, walk.shift) for s in starts],
+            ),
+        )
+        times += [time for time in candidates if time is not None][:1]
+        if not any(candidates):
+            raise ModelError(
+                f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas "
+                f"{starts}; its unit of time cannot be learnt"
+            )
+    if not any(not time.second for time in times):
+        raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
+    return tuple(sorted(times, key=lambda time: time.second)), _holder(samples, walk)
+
+
+def _holder(samples: set[str], walk: Recording) -> str:
+    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside pictures) stay as in
+    the first call."""
+    wanted = walk.steps[0].sample.flatten()
+    for name in sorted(samples):
+        held = torch.cat([tensor.flatten() for tensor in tensors_in(walk.calls[0][name])])
+        if bool(torch.isin(wanted.to(held.dtype), held).all()):
+            return name
+    raise ModelError(f"no argument of the network holds the scheduler's sample of {wanted.numel()} numbers")
+
+
+def _single(value: Any) -> float | None:
+    """The one number in a tensor whose elements are all equal."""
+    if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
+        return float(value.flatten()[0])
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _linear(time: Time, values: Sequence[Any], levels: Sequence[float]) -> Time | None:
+    """``time`` in the unit that fits every step, or None."""
+    if levels[0] == levels[-1]:
+        return None
+    slope = (values[0] - values[-1]) / (levels[0] - levels[-1])
+    scale, offset = min(TIME_UNITS, key=lambda unit: abs(unit[0] - slope))
+    whole = abs(scale) > 1 and all(float(v).is_integer() for v in values)
+    error = max(abs(scale * level + offset - t) for level, t in zip(levels, values, strict=True))
+    exact = max(1e-4, 4 * torch.finfo(time.dtype).eps) * abs(scale)
+    if error <= exact or (whole and error <= 1):
+        return replace(time, scale=scale, offset=offset, rounded=error > exact)
+    return None
