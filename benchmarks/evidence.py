@@ -6,6 +6,8 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
+from flowhooks.embedded.progress import quiet_libraries
+
 #: Name -> module with ``measure(output, docs, seeds, arms)``.
 CLAIMS = {"flow_dpo": "benchmarks.evidence_flow_dpo"}
 
@@ -19,7 +21,8 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs/evidence"), help="where table and plot are written")
     args = parser.parse_args()
     module = import_module(CLAIMS[args.claim])
-    module.measure(args.output / args.claim, args.docs, args.seeds, args.arms)
+    with quiet_libraries():
+        module.measure(args.output / args.claim, args.docs, args.seeds, args.arms)
     return 0
 
 

@@ -58,7 +58,10 @@ def attach(
     """
     resolved = _resolve(run, adapter)
     arguments = resolved.model["pipeline_arguments"]
-    model = pipe if isinstance(pipe, FlowModel) else probe(pipe, height=height, width=width, arguments=arguments)
+    model = pipe
+    if not isinstance(pipe, FlowModel):
+        component = resolved.model["component"]
+        model = probe(pipe, height=height, width=width, arguments=arguments, component=component)
     given: Sequence[Any] = run if isinstance(run, Sequence) and _is_hooks(run) else resolved.hooks
     with ExitStack() as stack:
         fitted = _fit_adapter(model, resolved, adapter, stack)

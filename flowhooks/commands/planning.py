@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def machine_problems(run: Run) -> Iterator[Problem]:
     model, mixed = run.model, run.training["mixed_precision"]
     refusal = backend_refusal(model["attention_backend"], dtype=model["dtype"], mixed_precision=mixed)
     if refusal:
-        message = f"{model['attention_backend']!r} cannot be used: {refusal}, or use 'native'"
+        message = f"{model['attention_backend']!r} cannot be used: {refusal}; 'native' works everywhere"
         yield Problem(message, file, "$.model.attention_backend")
     if mixed == "fp16" and not has_accelerator():
         yield Problem(
@@ -50,6 +51,14 @@ def machine_problems(run: Run) -> Iterator[Problem]:
             file,
             "$.training.mixed_precision",
         )
+    for i, tracker in enumerate(run.logging["trackers"]):
+        if find_spec(tracker) is None:
+            message = f"{tracker!r} is not installed; run `pip install {tracker}`, or take it out of the list"
+            yield Problem(message, file, f"$.logging.trackers[{i}]")
+    module = run.training["optimizer"].partition(":")[0].partition(".")[0]
+    if run.training["optimizer"] != "adamw" and find_spec(module) is None:
+        message = f"the package {module!r} of the optimiser is not installed; install it, or use 'adamw'"
+        yield Problem(message, file, "$.training.optimizer")
     name = model["pretrained_model_name_or_path"]
     if name is not None:
         yield from _model_problems(name, file)
@@ -102,7 +111,7 @@ def local_pipeline(name: Any) -> Path | None:
 
 def _model_problems(name: str, file: str) -> Iterator[Problem]:
     folder, path = Path(name).expanduser(), "$.model.pretrained_model_name_or_path"
-    if name == EMBEDDED:
+    if name.partition(":")[0] == EMBEDDED:
         return
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
@@ -115,6 +124,7 @@ def _model_problems(name: str, file: str) -> Iterator[Problem]:
         yield Problem(f"{name!r} is a file; expected the folder of a Diffusers pipeline", file, path)
     elif name.count("/") != 1 or not _HUB_ID.fullmatch(name):
         message = (
-            f"there is no folder {name!r}, and it is no Hub id like owner/name; {EMBEDDED!r} is the embedded pipeline"
+            f"there is no folder {name!r}, and it is no Hub id like owner/name; correct it (a path is relative to the "
+            f"working directory), or use {EMBEDDED!r}, the embedded pipeline"
         )
         yield Problem(message, file, path)

@@ -24,7 +24,7 @@ def add(parser: ArgumentParser) -> None:
         type=json.loads,
         default={},
         metavar="JSON",
-        help='given to every call of the pipeline, such as \'{"max_sequence_length": 77}\'',
+        help="given to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
     )
     parser.add_argument(
         "--dtype",

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_quiet, add_run
+
+if TYPE_CHECKING:
+    from flowhooks.errors import Problem
 
 NAME = "train"
 HELP = "train a run; also under accelerate launch"
@@ -22,7 +28,7 @@ def run(args: Namespace) -> int:
     from flowhooks.errors import ConfigError
 
     configured = load_run(args.run, args.overrides, complete=True)
-    problems = list(machine_problems(configured))
+    problems = [*machine_problems(configured), *_resume_problems(args.resume)]
     try:
         plan_run(configured, configured.provides)
     except ConfigError as error:
@@ -35,3 +41,11 @@ def run(args: Namespace) -> int:
     result = train(configured, resume=args.resume, progress=args.progress)
     print(f"step {result.step:,}; results are in {result.output_dir}")
     return 0
+
+
+def _resume_problems(resume: str | None) -> Iterator[Problem]:
+    from flowhooks.errors import Problem
+
+    if resume is not None and resume != "latest" and not Path(resume).expanduser().is_dir():
+        message = "there is no such checkpoint; give a checkpoint-<step> folder of this run, or `latest`"
+        yield Problem(message, resume)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
 
 # Raised whenever the arithmetic of a kind changes, so that entries of an older release are left alone.
-FORMAT = 1
+FORMAT = 2
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
 Picture = tuple[Path, Geometry]
 

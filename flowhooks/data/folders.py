@@ -97,7 +97,8 @@ def _open(named: str, where: str, found: Findings) -> Folder | None:
     others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(folder.ignored.items()))
     if not folder.images and not folder.refused:
         seen = f"; it holds {others} instead" if others else ""
-        found.problem(where, f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}){seen}")
+        remedy = "put images there, name another folder, or set `disabled` to true"
+        found.problem(where, f"{root} holds no image ({', '.join(IMAGE_SUFFIXES)}){seen}; {remedy}")
         return None
     if others:
         found.notes.append(f"{root}: not images, left alone: {others}")

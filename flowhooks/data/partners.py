@@ -25,7 +25,7 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
             where,
             f"{len(missing):,} of {count(len(images.images), 'image')} of {images.id!r} have no partner in "
             f"{partner.id!r}: {some(missing)}; files pair by path without suffix, in the same case"
-            f"{_near_miss(missing, partner)}",
+            f"{_near_miss(missing, partner)}: add what is missing, or move these images out of the folder",
         )
     askew, resized = [], 0
     for stem, facts in images.images.items():

@@ -5,16 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 INK_RGB = (28, 48, 132)
+#: Shares of the picture's side.
+RADIUS = (0.17, 0.23)
 
 
 def blot_opacity(rng: np.random.Generator, size: int) -> np.ndarray:
     """The opacity `[size, size]` in [0, 1] of one blot at a random place, exactly 0 outside it.
 
-    Its body is a disc of 17 to 23 % of the side as radius, whose rim wanders in four harmonics; its centre stays far
-    enough from the border for at least three quarters of it to be on the paper.
+    Its body is a disc of `RADIUS`, whose rim wanders in four harmonics; its centre stays far
+    enough from the border for about three quarters of it to be on the paper in a corner, and more elsewhere.
     """
     rows, columns = np.mgrid[0:size, 0:size] + 0.5
-    radius = size * rng.uniform(0.17, 0.23)
+    radius = size * rng.uniform(*RADIUS)
     centre = rng.uniform(0.6 * radius, size - 0.6 * radius, size=2)
     down, across = rows - centre[0], columns - centre[1]
     angle = np.arctan2(down, across)

@@ -39,12 +39,18 @@ def ensure_model(progress: bool | None = None) -> Path:
     start = ensure_untrained(progress)
     source = example("sft/digits.json")
     written = load_run(source)
-    target = place("model", {"start": start.name, "hooks": written.document["hooks"], "training": written.training})
+    what = {section: written.document[section] for section in ("data", "hooks", "training")}
+    target = place("model", {"start": start.name, **what})
     if not target.is_dir():
         with whole(target) as folder:
             working = folder / "training"
-            here = {"model.pretrained_model_name_or_path": start, "output_dir": working, "cache_dir": folder / "cache"}
-            train(load_run(source, [f"{key}={path}" for key, path in here.items()]), progress=wanted(progress))
+            here = {
+                "model.pretrained_model_name_or_path": start,
+                "output_dir": working,
+                "cache_dir": folder / "cache",
+                "logging.trackers": "[]",
+            }
+            train(load_run(source, [f"{key}={value}" for key, value in here.items()]), progress=wanted(progress))
             for part in (working / "pipeline").iterdir():
                 part.rename(folder / part.name)
             for done in (working, folder / "cache"):

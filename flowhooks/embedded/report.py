@@ -9,13 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 from flowhooks.embedded.judge import Judge, Score
 from flowhooks.embedded.measure import FIRST_SEED, STEPS
 
+PAPER, GAP = (214, 218, 226), 6
 _ROWS = (
     ("blot rate", "blot_rate", "{:.1%}"),
     ("digit accuracy", "digit_accuracy", "{:.1%}"),
@@ -52,16 +52,16 @@ def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns:
     `before` and `after` are `[N, 3, H, W]` in [-1, 1], picture i asked to show digit i mod 10, with N at least
     10 x `columns`.
     """
-    side, gap, head = before.shape[-1] * scale, 24, 18
-    canvas = Image.new("RGB", (2 * columns * side + gap, 10 * side + head), "white")
+    side, cell, gap, head = before.shape[-1] * scale, before.shape[-1] * scale + GAP, 24, 18
+    canvas = Image.new("RGB", (2 * columns * cell + gap, 10 * cell + head), PAPER)
     pen = ImageDraw.Draw(canvas)
-    for left, title, pictures in ((0, "before", before), (columns * side + gap, "after", after)):
+    for left, title, pictures in ((0, "before", before), (columns * cell + gap, "after", after)):
         pen.text((left + 4, 3), title, fill="black")
         pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        for digit in range(10):
-            strip = np.concatenate([pixels[digit + 10 * column] for column in range(columns)], axis=1)
-            enlarged = Image.fromarray(strip).resize((columns * side, side), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (left, head + digit * side))
+        for place in range(10 * columns):
+            row, column = place % 10, place // 10
+            enlarged = Image.fromarray(pixels[place]).resize((side, side), Image.Resampling.NEAREST)
+            canvas.paste(enlarged, (left + column * cell, head + row * cell))
     aside = file.with_name(f".{file.name}")
     canvas.save(aside, format="PNG")
     aside.replace(file)

@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowhooks.embedded.ink import INK_RGB, blot_opacity, spill
+from flowhooks.embedded.ink import INK_RGB, RADIUS, blot_opacity, spill
 from flowhooks.embedded.places import place, whole
 from flowhooks.errors import DataError
 
 PIXELS = 32
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 FOLDERS = ("preferred", "rejected", "mask", "base")
-RECIPE: dict[str, Any] = {"version": 1, "pixels": PIXELS, "seed": 0, "ink": list(INK_RGB), "blotted_in_base": 0.5}
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "pixels": PIXELS,
+    "seed": 0,
+    "ink": list(INK_RGB),
+    "radius": list(RADIUS),
+    "blotted_in_base": 0.5,
+}
 
 
 def caption(digit: int) -> str:

@@ -155,6 +155,7 @@ _REMEDY = {
     "conditioning_data",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:ema": "set training.use_ema to true",
+    "role:adapter": "this release attaches only the adapter that is trained; use 'reference' or 'ema'",
 }
 
 
@@ -163,7 +164,7 @@ def _unmet(hooks: Sequence[Declaration], given: frozenset[str], where: str | Non
     problems = []
     for d in hooks:
         for need in sorted(d.needs - available):
-            remedy = _REMEDY.get(need, "add a hook that gives it")
+            remedy = _REMEDY.get(need, _REMEDY.get(need.rpartition(":")[0], "add a hook that gives it"))
             message = f"{d.type!r} needs {need!r}, which nothing in this run gives; {remedy}"
             problems.append(Problem(message, file=where, path=d.where))
     return problems

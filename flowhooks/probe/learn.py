@@ -15,6 +15,8 @@ from flowhooks.probe.recorder import quiet, run
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 
 PREDICTION = 1e-5
+#: Pixels of the run when none are given; most pipelines take it, and it is cheap on the largest.
+SMALL = {"height": 256, "width": 256}
 
 
 def probe(
@@ -29,7 +31,8 @@ def probe(
 
     Args:
         pipe: a Diffusers flow-matching pipeline.
-        height, width: pixels of the run; default: those in ``arguments``, or the pipeline's own.
+        height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
+            refuses that.
         arguments: what every call of the pipeline gets.
         component: which network is trained, of a pipeline with two.
 
@@ -39,12 +42,17 @@ def probe(
     given = dict(arguments or {})
     height, width = height or given.pop("height", None), width or given.pop("width", None)
     given = {name: value for name, value in given.items() if name not in ("height", "width")}
-    size = {} if height is None or width is None else {"height": height, "width": width}
-    if not size:
-        size = _own_size(pipe, given)
+    if height is not None and width is not None:
+        return _learnt(pipe, given, {"height": height, "width": width}, component)
+    try:
+        return _learnt(pipe, given, SMALL, component)
+    except (ModelError, ValueError, RuntimeError):
+        return _learnt(pipe, given, _own_size(pipe, given), component)
+
+
+def _learnt(pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None) -> FlowModel:
     wide = {"height": size["height"], "width": 2 * size["width"]}
-    contract = learn_contract(pipe, given, (size, wide))
-    model = FlowModel(pipe, contract, given, size, component)
+    model = FlowModel(pipe, learn_contract(pipe, arguments, (size, wide)), arguments, size, component)
     verify(model)
     return model
 

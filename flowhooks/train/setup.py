@@ -144,7 +144,13 @@ def _encoded(
 ) -> tuple[FlowModel, Any]:
     first = audited.records[0]
     stack.enter_context(attention_backend(pipe.transformer, run.model["attention_backend"]))
-    model = probe(pipe, height=first.height, width=first.width, arguments=run.model["pipeline_arguments"])
+    model = probe(
+        pipe,
+        height=first.height,
+        width=first.width,
+        arguments=run.model["pipeline_arguments"],
+        component=run.model["component"],
+    )
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
             part.requires_grad_(False)

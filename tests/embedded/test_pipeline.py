@@ -11,7 +11,7 @@ from flowhooks.embedded.judge import Score
 from flowhooks.embedded.measure import asked_digits, draw, load_stock
 from flowhooks.embedded.model import build, example, resolve_model
 from flowhooks.embedded.pipeline import assemble
-from flowhooks.embedded.report import as_text, save_grid, table
+from flowhooks.embedded.report import GAP, as_text, save_grid, table
 from flowhooks.embedded.scans import caption, write_data
 from flowhooks.embedded.text import clip_tokenizer, t5_tokenizer
 from flowhooks.errors import ModelError
@@ -126,6 +126,6 @@ def test_the_grid_puts_before_on_the_left(tmp_path):
     before, after = torch.full((count, 3, 4, 4), -1.0), torch.full((count, 3, 4, 4), 0.0)
     save_grid(before, after, tmp_path / "grid.png", columns=2, scale=1)
     image = Image.open(tmp_path / "grid.png")
-    assert image.size == (2 * 2 * 4 + 24, 10 * 4 + 18)
-    assert image.getpixel((0, 57)) == (0, 0, 0)
-    assert image.getpixel((image.width - 1, 57)) == (128, 128, 128)
+    assert image.size == (2 * 2 * (4 + GAP) + 24, 10 * (4 + GAP) + 18)
+    assert image.getpixel((0, 18)) == (0, 0, 0)
+    assert image.getpixel((image.width // 2 + 12, 18)) == (128, 128, 128)

@@ -204,7 +204,8 @@ def tensors_alive() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_the_weights_are_held_once(adapter):
-    """The reference is the same network with its adapter off: a step makes no copy of a base weight that stays alive."""
+    """The reference is the same network with its adapter off: a step makes no copy of a base weight that stays
+    alive."""
     model = tiny_model()
     before = {id(t) for t in tensors_alive()}
     with looping("masked_flow_dpo", adapter, model) as loop:

@@ -1,0 +1,120 @@
+"""The pages say what the code does: hooks, options and their defaults, JSON, commands, links, Python."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import flowhooks
+from flowhooks import cli
+from flowhooks.config import hook_defaults, load_datasets, resolve_run
+from flowhooks.config.schemas import schemas
+from flowhooks.hooks.registry import HOOKS, declare
+from flowhooks.testing import tiny
+from tests.docs import pages
+from tests.docs.pages import PAGES, ROOT
+
+WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]
+WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page != "README.md"]
+TABLES = [(page, name, rows) for page in PAGES for name, rows in pages.option_tables(page)]
+
+
+def section(name: str) -> dict:
+    """Properties of the schema, or of the section of a run, that a table is about."""
+    if name == "dataset":
+        return schemas()["dataloader"]["$defs"]["dataset"]["properties"]
+    found = schemas()[name] if name in schemas() else schemas()["run"]["properties"][name]
+    return {key: value for key, value in found["properties"].items() if key != "type" or "default" in value}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_every_hook_has_a_row(name: str) -> None:
+    rows = [line for line in pages.read("docs/hooks.md").splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    slots = [cell.strip() for cell in rows[0].split("|")][2]
+    assert set(slots.split(", ")) == declare(name, hook_defaults(name), name).slots
+
+
+@pytest.mark.parametrize(("page", "name", "rows"), TABLES, ids=[f"{page}:{name}" for page, name, _ in TABLES])
+def test_tables_of_options_are_complete_and_print_the_schemas_defaults(page: str, name: str, rows: dict) -> None:
+    assert rows == {key: pages.as_printed(schema) for key, schema in section(name).items()}
+
+
+def test_every_section_of_a_run_has_its_table() -> None:
+    wanted = {"model", "adapter", "training", "validation", "dataset", "hooks/flow_dpo", "hooks/timestep_schedule"}
+    assert wanted <= {name for _, name, _ in TABLES}
+
+
+@pytest.mark.parametrize("page", WITH_JSON)
+def test_json_is_valid(page: str) -> None:
+    for text in pages.blocks(page, "json"):
+        document = json.loads(text)
+        if isinstance(document, list) or "datasets" in document:
+            assert "data:rejected" in load_datasets(document, ROOT / "docs").provides
+            continue
+        if not (ROOT / str(document.get("data"))).is_file():
+            document.pop("data", None)
+        run = resolve_run(document, ROOT / "run.json")
+        assert run.hooks or run.model["pretrained_model_name_or_path"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_resolve(page: str) -> None:
+    dead = []
+    for link, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", pages.read(page)):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        if not target.exists() or (anchor and anchor not in pages.anchors(target)):
+            dead.append(f"{link}#{anchor}" if anchor else link)
+    assert not dead
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    """By a link of its own, or, for a page that a command makes, by one from the page it belongs to."""
+    linked = set(re.findall(r"\]\((docs/[\w/]+\.md)", pages.read("README.md")))
+    assert len(linked) > 5
+    linked |= {f"docs/{link}" for page in linked for link in re.findall(r"\]\(([\w/]+\.md)", pages.read(page))}
+    assert {page for page in PAGES if page.startswith("docs/")} <= linked
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page: str) -> None:
+    known = {command.NAME for command in cli.COMMANDS}
+    assert pages.named_commands(page) <= known
+    for line in pages.commands(page):
+        cli.parser().parse_args(shlex.split(line))
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_python_runs_as_it_stands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = "\n".join(pages.blocks(page, "python"))
+    exec(compile(text, str(ROOT / page), "exec"), {"__name__": "docs"})  # our own page
+    assert any(tmp_path.iterdir()), "each of these examples writes something"
+
+
+def test_the_readmes_loop_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the README's own run file, at the size of a tiny pipeline."""
+    monkeypatch.chdir(tmp_path)
+    document = json.loads(pages.blocks("README.md", "json")[0])
+    blocks = json.loads(pages.blocks("docs/data.md", "json")[0])
+    Path(document["data"]).write_text(json.dumps(blocks), encoding="utf-8")
+    document["model"]["pipeline_arguments"] = {"max_sequence_length": 8}
+    Path("my_run.json").write_text(json.dumps(document), encoding="utf-8")
+    pipe = tiny("sd3")
+    latents = torch.randn(2, 4, 8, 8)
+    with flowhooks.attach(pipe, "my_run.json") as session:
+        condition = session.model.encode_prompts(["one", "two"])
+    batch = flowhooks.Batch(
+        clean=latents, rejected=latents + 1, mask=torch.ones(2, 1, 8, 8), condition=condition, files=("a", "b")
+    )
+    (text,) = pages.blocks("README.md", "python")
+    exec(
+        compile(text, "README.md", "exec"),
+        {"flowhooks": flowhooks, "torch": torch, "pipe": pipe, "my_batches": [batch]},
+    )
+    pipe.load_lora_weights("my_lora")
