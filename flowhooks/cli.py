@@ -6,12 +6,13 @@ Exit codes: 0 done, 1 failed at run time, 2 configuration or usage, 130 after Ct
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -48,8 +49,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     args = parser().parse_args(argv)
+    interrupts: list[int] = []
     try:
-        with _exit_on_sigterm():
+        with _signals(interrupts):
             code = args.run_command(args)
         sys.stdout.flush()
         return code
@@ -59,12 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Who read our output has gone; Python would complain once more while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
-    except FlowhooksError as error:
-        return _failed(args, str(error), error.exit_code)
-    except OSError as error:
-        return _failed(args, f"{error.filename or 'error'}: {error.strerror or error}", 1)
     except Exception as error:
-        return _failed(args, f"unexpected {type(error).__name__}: {error}; --debug shows where", 1)
+        # Ctrl-C in the middle of an import can surface as whatever the half-imported package stumbles over.
+        message, code = _told(error) if not interrupts else ("interrupted", 128 + signal.SIGINT)
+        return _failed(args, message, code)
+
+
+def _told(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    if isinstance(error, FlowhooksError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError):
+        remedy = "; free some space, then start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename or 'error'}: {error.strerror or error}{remedy}", 1
+    return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
 
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:
@@ -83,16 +93,27 @@ def _without_secrets(message: str) -> str:
 
 
 @contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Leave through ``finally`` blocks when asked to end. Outside the main thread Python allows no handlers."""
+def _signals(interrupts: list[int]) -> Iterator[None]:
+    """Leave through ``finally`` blocks when asked to end, and note each Ctrl-C in ``interrupts``. Outside the main
+    thread Python allows no handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminated)
+
+    def interrupted(number: int, frame: FrameType | None) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: _terminated}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Else somebody ignores it on purpose: a shell does, for what it runs in the background.
+        handlers[signal.SIGINT] = interrupted
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

@@ -6,8 +6,15 @@ off without a trace.
 
 from __future__ import annotations
 
-from flowhooks.adapters.base import Adapter
-from flowhooks.adapters.build import build_adapter
-from flowhooks.adapters.load import load_adapter
+from importlib import import_module
+from typing import Any
 
-__all__ = ["Adapter", "build_adapter", "load_adapter"]
+_ROOMS = {"Adapter": "base", "build_adapter": "build", "load_adapter": "load"}
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `flowhooks check` looks at adapter files without torch."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

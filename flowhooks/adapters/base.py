@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flowhooks.adapters.bypass import Setting, overridden
 from flowhooks.adapters.files import CONFIG_KEY, TRANSFORMER_KEY
+from flowhooks.adapters.names import first_few
 from flowhooks.adapters.trace import Trace
 from flowhooks.errors import AdapterError
 
@@ -174,9 +175,3 @@ def check_complete(selected: Iterable[str], found: Iterable[str], *, origin: str
             f"{first_few(missing)}. The file is incomplete or was made for another model: use the one the trainer "
             "wrote."
         )
-
-
-def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:
-    """The first ``count`` names and how many more there are."""
-    shown = ", ".join(f"`{name}`" if quote else name for name in names[:count])
-    return shown + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -2,60 +2,42 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowhooks.adapters.names import (
+    CONFIG_KEY,
+    LORA_FILE,
+    LYCORIS_FILE,
+    PEFT_CONFIG_FILE,
+    PEFT_FILE,
+    TRANSFORMER_KEY,
+    find_file,
+    read_json,
+    unreadable,
+)
 from flowhooks.errors import AdapterError
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
-PEFT_FILE = "adapter_model.safetensors"
-PEFT_CONFIG_FILE = "adapter_config.json"
-
-# Header keys of ours, beside the library's own.
-CONFIG_KEY = "flowhooks.adapter"
-TRANSFORMER_KEY = "flowhooks.transformer"
-
-_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
-
-
-def find_file(path: Path) -> Path:
-    """The adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
-    path = Path(path).expanduser()
-    if path.suffix.lower() in _PICKLES:
-        raise AdapterError(
-            f"{path}: pickled weights are refused, they can run code when opened. Convert the file to .safetensors "
-            "first."
-        )
-    if path.is_file():
-        if path.suffix != ".safetensors":
-            raise AdapterError(f"{path}: expected a .safetensors file.")
-        return path
-    if not path.is_dir():
-        raise AdapterError(
-            f"{path}: no such file or folder. Give a folder that an adapter was saved in, or its .safetensors file."
-        )
-    found = [path / name for name in (LORA_FILE, LYCORIS_FILE, PEFT_FILE) if (path / name).is_file()]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise AdapterError(
-            f"{path}: holds {' and '.join(file.name for file in found)}. Give the path of the one to load."
-        )
-    present = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES | {".safetensors"})
-    raise AdapterError(
-        f"{path}: holds none of {LORA_FILE}, {LYCORIS_FILE}, {PEFT_FILE}"
-        + (f"; it has {', '.join(present[:5])}. Give the path of a .safetensors file." if present else ".")
-    )
+__all__ = [
+    "CONFIG_KEY",
+    "LORA_FILE",
+    "LYCORIS_FILE",
+    "PEFT_CONFIG_FILE",
+    "PEFT_FILE",
+    "TRANSFORMER_KEY",
+    "find_file",
+    "read_json",
+    "read_tensors",
+    "write_aside",
+    "write_tensors",
+]
 
 
 def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -66,27 +48,13 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
             metadata = dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise AdapterError(
-            f"{file}: cannot be read as safetensors ({error}). It is damaged or was cut short: copy or download it "
-            "again."
-        ) from error
+        raise AdapterError(unreadable(file, error)) from error
     if not tensors:
         raise AdapterError(f"{file}: holds no tensors.")
     broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
     if broken:
         raise AdapterError(f"{file}: `{broken[0]}` has NaN or infinite values. Use an earlier checkpoint of that run.")
     return tensors, metadata
-
-
-def read_json(text: str, *, origin: str) -> dict[str, Any]:
-    """Parse a JSON object. Raises `AdapterError` naming ``origin``."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise AdapterError(f"{origin}: not valid JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise AdapterError(f"{origin}: expected a JSON object, found {type(value).__name__}.")
-    return value
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:

@@ -11,10 +11,12 @@ from diffusers.utils.peft_utils import get_peft_kwargs
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from torch import Tensor, nn
 
-from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete, first_few
+from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
 from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, find_file, read_json, read_tensors
-from flowhooks.adapters.lycoris_adapter import PREFIX, LycorisAdapter, network_from_weights
-from flowhooks.adapters.peft_adapter import DIFFUSERS_PREFIX, PEFT_PREFIX, PeftAdapter, selected_targets
+from flowhooks.adapters.fit import check_kind, check_scale
+from flowhooks.adapters.lycoris_adapter import LycorisAdapter, network_from_weights
+from flowhooks.adapters.names import DIFFUSERS_PREFIX, first_few, format_of, layer_name
+from flowhooks.adapters.peft_adapter import PeftAdapter, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
 from flowhooks.errors import AdapterError
 
@@ -25,7 +27,6 @@ _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
 }
 # What LyCORIS calls a LoKr layer's class.
 _ALGORITHM_NAMES = {"kron": "lokr"}
-_TENSOR_PREFIXES = (".lora_", ".hada_", ".lokr_")
 
 
 def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
@@ -67,46 +68,20 @@ def load_values(adapter: AttachedAdapter, path: Path) -> None:
     file = find_file(path)
     tensors, header = read_tensors(file)
     kind, tensors = _strip(file, tensors)
-    if (kind == "lycoris") != (adapter.kind == "lycoris"):
-        raise AdapterError(
-            f"{file}: holds a {kind} adapter, but `adapter.type` is {adapter.kind!r}. Set it to the file's type."
-        )
+    check_kind(file, kind, adapter.config)
     if isinstance(adapter, PeftAdapter):
-        peft = _peft_config(file, kind, tensors, header)
-        found = _peft_section(file, {}, peft)
-        wanted = {key: adapter.config[key] for key in ("type", "rank", "alpha")}
-        if any(found[key] != value for key, value in wanted.items()):
-            raise AdapterError(
-                f"{file}: holds type {found['type']}, rank {found['rank']}, alpha {found['alpha']:g}; the adapter "
-                f"section says type {wanted['type']}, rank {wanted['rank']}, alpha {wanted['alpha']:g}. Set the "
-                "section to the file's values."
-            )
+        check_scale(file, _peft_section(file, {}, _peft_config(file, kind, tensors, header)), adapter.config)
     adapter.load_state_dict(tensors, origin=str(file))
 
 
 def _strip(file: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     """The format of a file, told by its keys, and its tensors without the format's prefix."""
-    formats = {"lycoris": f"{PREFIX}_", "diffusers": f"{DIFFUSERS_PREFIX}.", "peft": PEFT_PREFIX}
-    for kind, prefix in formats.items():
-        if any(key.startswith(prefix) for key in tensors):
-            foreign = [key for key in tensors if not key.startswith(prefix)]
-            if foreign:
-                raise AdapterError(
-                    f"{file}: beside the transformer's it has {first_few(foreign)}. Only adapters of the transformer "
-                    "can be loaded."
-                )
-            return kind, {
-                key if kind == "lycoris" else key.removeprefix(prefix): tensor for key, tensor in tensors.items()
-            }
-    raise AdapterError(
-        f"{file}: keys such as {first_few(list(tensors), 1)} are of no known format; expected `transformer.` "
-        f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{PREFIX}_` (LyCORIS). Convert the file to the Diffusers format "
-        "first."
-    )
+    kind, prefix = format_of(file, tensors)
+    return kind, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> tuple[str, ...]:
-    named = dict.fromkeys(_layer_name(key) for key in tensors)
+    named = dict.fromkeys(layer_name(key) for key in tensors)
     present = dict(transformer.named_modules())
     unknown = [name for name in named if name not in present]
     if unknown:
@@ -115,13 +90,6 @@ def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: s
             "another model: use the base model it was trained on."
         )
     return tuple(name for name in present if name in named)
-
-
-def _layer_name(key: str) -> str:
-    for prefix in _TENSOR_PREFIXES:
-        if prefix in key:
-            return key.rsplit(prefix, 1)[0]
-    return key
 
 
 def _peft_config(file: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> PeftConfig:

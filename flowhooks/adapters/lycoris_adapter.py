@@ -15,13 +15,14 @@ from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from lycoris.logging import logger as lycoris_logger
 from torch import Tensor, nn
 
-from flowhooks.adapters.base import AttachedAdapter, check_fit, first_few
+from flowhooks.adapters.base import AttachedAdapter, check_fit
 from flowhooks.adapters.bypass import Setting, shortcut
 from flowhooks.adapters.files import LYCORIS_FILE, write_tensors
+from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
+from flowhooks.adapters.names import first_few
 from flowhooks.adapters.trace import Trace
 from flowhooks.errors import AdapterError
 
-PREFIX = "lycoris"
 # Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.
 ALGORITHMS = ("lora", "locon", "loha", "lokr")
 _NETWORK_NAME = "flowhooks_lycoris"

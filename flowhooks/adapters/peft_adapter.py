@@ -23,13 +23,11 @@ from flowhooks.adapters.files import (
     write_aside,
     write_tensors,
 )
+from flowhooks.adapters.names import DIFFUSERS_PREFIX, PEFT_PREFIX
 from flowhooks.adapters.trace import Trace
 from flowhooks.errors import AdapterError
 
 ADAPTER_NAME = "default"
-# What `transformer.` is to Diffusers and `base_model.model.` is to PEFT: the prefix of every key in a file.
-DIFFUSERS_PREFIX = "transformer"
-PEFT_PREFIX = "base_model.model."
 _KEY_PREFIX = {"lora": "lora_A.weight", "loha": "hada_w1_a", "lokr": "lokr_w1"}
 
 

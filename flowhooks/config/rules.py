@@ -45,7 +45,7 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
             'the transformer is trained, so there is no place for an adapter; write "adapter": null', file, "$.adapter"
         )
     if training["trainable"] == "transformer" and dtype != "fp32":
-        message = f"trained weights must not be held in {dtype}, their updates vanish; use 'fp32' and mixed_precision {dtype!r}"
+        message = f"trained weights in {dtype} lose their updates; use 'fp32' and mixed_precision {dtype!r}"
         yield Problem(message, file, "$.model.dtype")
     if adapter is not None and adapter["type"] != "lycoris" and adapter["algo"] is not None:
         message = f"only type 'lycoris' takes an algorithm, not {adapter['type']!r}; remove `algo` or change `type`"

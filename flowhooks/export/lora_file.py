@@ -12,8 +12,8 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from flowhooks.adapters.base import first_few
 from flowhooks.adapters.files import TRANSFORMER_KEY, read_json, read_tensors
+from flowhooks.adapters.names import first_few
 from flowhooks.errors import AdapterError
 
 _PREFIX = "transformer."

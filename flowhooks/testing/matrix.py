@@ -114,7 +114,8 @@ def check_lora(name: str) -> None:
     if torch.equal(trained, base):
         raise Failed("training changes no latents")
     if not torch.allclose(trained, loaded, atol=1e-4 * float(trained.abs().max())):
-        raise Failed(f"the file loaded by stock Diffusers gives latents {float((trained - loaded).abs().max()):.2g} away")
+        away = float((trained - loaded).abs().max())
+        raise Failed(f"the file loaded by stock Diffusers gives latents {away:.2g} away")
 
 
 def check_checkpointing(name: str) -> None:

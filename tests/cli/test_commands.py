@@ -259,6 +259,21 @@ def test_every_way_to_fail_has_its_code(monkeypatch, capsys, error, code, words)
     assert words in err and "Traceback" not in err and "hf_AbCdEfGh" not in err
 
 
+def test_ctrl_c_is_130_whatever_a_half_imported_package_makes_of_it(monkeypatch, capsys):
+    def stumble(args):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(30)
+        except KeyboardInterrupt:
+            raise RecursionError("maximum recursion depth exceeded") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train_command, "run", stumble)
+    assert main(["train", "run.json"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_sigterm_is_143_and_the_handler_of_before_comes_back(monkeypatch):
     def wait(args):
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
