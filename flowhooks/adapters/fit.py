@@ -1,0 +1,125 @@
+"""Whether an adapter file can be for a model, told from the headers of both without torch and before weights load.
+
+No proof of fit: values, and what a header does not say, are looked at when the adapter is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from flowhooks.adapters.names import (
+    CONFIG_KEY,
+    LYCORIS_PREFIX,
+    find_file,
+    first_few,
+    format_of,
+    layer_name,
+    read_json,
+    unreadable,
+)
+from flowhooks.errors import AdapterError
+
+Shapes = dict[str, tuple[int, ...]]
+
+# The tensors that have a side of their layer as it is, which side, and what it counts.
+_SIDES = (
+    ("lora_A.weight", 1, "inputs"),
+    ("lora_down.weight", 1, "inputs"),
+    ("lora_B.weight", 0, "outputs"),
+    ("lora_up.weight", 0, "outputs"),
+)
+
+
+def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None = None) -> None:
+    """Raises `AdapterError` when the file at ``path`` cannot be loaded.
+
+    Args:
+        path: a .safetensors file, or the folder with it.
+        model: folder of the pipeline it is for; None where there is none on this disk.
+        section: adapter section that the file is to fit, if it has one to fit.
+    """
+    file = find_file(path)
+    try:
+        shapes, metadata = _header(file)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(unreadable(file, error)) from None
+    if not shapes:
+        raise AdapterError(f"{file}: holds no tensors.")
+    kind, prefix = format_of(file, shapes)
+    if section is not None:
+        _check_section(file, kind, metadata, section)
+    weights = _transformer(model) if model is not None else {}
+    if weights:
+        stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
+        _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
+
+
+def check_scale(file: Path, found: Mapping[str, Any], section: Mapping[str, Any]) -> None:
+    """Raises `AdapterError` unless a file's type, rank and alpha are those of a section."""
+    if any(found[key] != section[key] for key in ("type", "rank", "alpha")):
+        raise AdapterError(
+            f"{file}: holds type {found['type']}, rank {found['rank']}, alpha {found['alpha']:g}; the adapter "
+            f"section says type {section['type']}, rank {section['rank']}, alpha {section['alpha']:g}. Set the "
+            "section to the file's values."
+        )
+
+
+def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
+    """Raises `AdapterError` for a LyCORIS file and a PEFT section, or the other way round."""
+    if (kind == "lycoris") != (section["type"] == "lycoris"):
+        raise AdapterError(
+            f"{file}: holds a {kind} adapter, but `adapter.type` is {section['type']!r}. Set it to the file's type."
+        )
+
+
+def _check_section(file: Path, kind: str, metadata: Mapping[str, str], section: Mapping[str, Any]) -> None:
+    check_kind(file, kind, section)
+    if kind != "lycoris" and CONFIG_KEY in metadata:
+        found = read_json(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        if {"type", "rank", "alpha"} <= found.keys():
+            check_scale(file, found, section)
+
+
+def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
+    layers = {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
+    if lycoris:
+        layers = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): shape for name, shape in layers.items()}
+    named = {key: key.split(".")[0] if lycoris else layer_name(key) for key in shapes}
+    unknown = [name for name in dict.fromkeys(named.values()) if name not in layers]
+    if unknown:
+        raise AdapterError(
+            f"{file}: the model has no layer named {first_few(unknown)}. It was made for another model: use the base "
+            "model it was trained on."
+        )
+    wrong = [
+        f"`{name}` has {layers[name][side]} {what}, the file is for {shapes[key][side]}"
+        for key, name in named.items()
+        for part, side, what in _SIDES
+        if key.endswith(part) and len(shapes[key]) > 1 and shapes[key][side] != layers[name][side]
+    ]
+    if wrong:
+        raise AdapterError(
+            f"{file}: does not fit the model; {first_few(wrong, quote=False)}. It was made for another model: use the "
+            "base model it was trained on."
+        )
+
+
+def _transformer(pipeline: Path) -> Shapes:
+    """Shapes of the transformer's weights; none where they cannot be told, which loading them will say better."""
+    shapes: Shapes = {}
+    try:
+        for file in sorted((pipeline / "transformer").glob("*.safetensors")):
+            shapes.update(_header(file)[0])
+    except (SafetensorError, OSError):
+        return {}
+    return shapes
+
+
+def _header(file: Path) -> tuple[Shapes, dict[str, str]]:
+    with safe_open(file, framework="numpy") as handle:
+        shapes = {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118 (not a dict)
+        return shapes, dict(handle.metadata() or {})

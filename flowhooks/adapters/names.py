@@ -1,0 +1,107 @@
+"""Where adapter files lie and how their keys are named. Free of torch, so that `flowhooks check` can look at them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from flowhooks.errors import AdapterError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
+PEFT_FILE = "adapter_model.safetensors"
+PEFT_CONFIG_FILE = "adapter_config.json"
+
+# Header keys of ours, beside the library's own.
+CONFIG_KEY = "flowhooks.adapter"
+TRANSFORMER_KEY = "flowhooks.transformer"
+
+# What every key of a file begins with: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
+DIFFUSERS_PREFIX = "transformer"
+PEFT_PREFIX = "base_model.model."
+LYCORIS_PREFIX = "lycoris"
+
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def find_file(path: Path) -> Path:
+    """The adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() in _PICKLES:
+        raise AdapterError(
+            f"{path}: pickled weights are refused, they can run code when opened. Convert the file to .safetensors "
+            "first."
+        )
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise AdapterError(f"{path}: expected a .safetensors file.")
+        return path
+    if not path.is_dir():
+        raise AdapterError(
+            f"{path}: no such file or folder. Give a folder that an adapter was saved in, or its .safetensors file."
+        )
+    found = [path / name for name in (LORA_FILE, LYCORIS_FILE, PEFT_FILE) if (path / name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise AdapterError(
+            f"{path}: holds {' and '.join(file.name for file in found)}. Give the path of the one to load."
+        )
+    present = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES | {".safetensors"})
+    raise AdapterError(
+        f"{path}: holds none of {LORA_FILE}, {LYCORIS_FILE}, {PEFT_FILE}"
+        + (f"; it has {', '.join(present[:5])}. Give the path of a .safetensors file." if present else ".")
+    )
+
+
+def read_json(text: str, *, origin: str) -> dict[str, Any]:
+    """Parse a JSON object. Raises `AdapterError` naming ``origin``."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise AdapterError(f"{origin}: not valid JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{origin}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def unreadable(file: Path, error: Exception) -> str:
+    """The sentence for a file that is no whole safetensors file."""
+    return (
+        f"{file}: cannot be read as safetensors ({error}). It is damaged or was cut short: copy or download it again."
+    )
+
+
+def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
+    """The format of a file, told by its keys, and the prefix to take off them. Raises `AdapterError` for any other."""
+    formats = {"lycoris": f"{LYCORIS_PREFIX}_", "diffusers": f"{DIFFUSERS_PREFIX}.", "peft": PEFT_PREFIX}
+    for kind, prefix in formats.items():
+        if any(key.startswith(prefix) for key in keys):
+            foreign = [key for key in keys if not key.startswith(prefix)]
+            if foreign:
+                raise AdapterError(
+                    f"{file}: beside the transformer's it has {first_few(foreign)}. Only adapters of the transformer "
+                    "can be loaded."
+                )
+            return kind, "" if kind == "lycoris" else prefix
+    raise AdapterError(
+        f"{file}: keys such as {first_few(list(keys), 1)} are of no known format; expected `transformer.` "
+        f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Convert the file to the Diffusers "
+        "format first."
+    )
+
+
+def layer_name(key: str) -> str:
+    """The layer that a key of a Diffusers or PEFT file, without its prefix, belongs to."""
+    for part in (".lora_", ".hada_", ".lokr_"):
+        if part in key:
+            return key.rsplit(part, 1)[0]
+    return key
+
+
+def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:
+    """The first ``count`` names and how many more there are."""
+    shown = ", ".join(f"`{name}`" if quote else name for name in names[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
