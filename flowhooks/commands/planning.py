@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
@@ -64,6 +65,8 @@ def machine_problems(run: Run) -> Iterator[Problem]:
         yield from _model_problems(name, file)
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, name, file)
+    for key, folder in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
+        yield from _place_problems(Path(folder), file, key)
 
 
 def forwards(run: Run, planned: Plan) -> int:
@@ -101,6 +104,18 @@ def _start_problems(adapter: dict[str, Any], model: str | None, file: str) -> It
         check_file(start, local_pipeline(model), adapter)
     except AdapterError as error:
         yield Problem(str(error), file, path)
+
+
+def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        yield Problem(f"{place} is a file, so no folder can be made there; name another `{key}`", file, f"$.{key}")
+    elif not os.access(place, os.W_OK | os.X_OK):
+        yield Problem(
+            f"{place} cannot be written to; name another `{key}`, or change its permissions", file, f"$.{key}"
+        )
 
 
 def local_pipeline(name: Any) -> Path | None:

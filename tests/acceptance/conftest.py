@@ -63,3 +63,13 @@ def loads(monkeypatch):
 
     monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(noted))
     return names
+
+
+@pytest.fixture(scope="session")
+def done(template, tmp_path_factory):
+    """A finished run, with its checkpoints and its cache."""
+    folder = tmp_path_factory.mktemp("done")
+    shutil.copytree(template, folder / "mine")
+    user = User(folder, lambda: ("", ""))
+    assert user.train().code == 0
+    return user

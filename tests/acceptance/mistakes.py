@@ -128,6 +128,14 @@ MISTAKES: dict[str, Mistake] = {
         lambda user: user.write(logging={"trackers": [], "project": SECRET}),
         ("run.json: $.logging.project: ", "looks like a token", "hf auth login"),
     ),
+    "an output folder that is a file": Mistake(
+        lambda user: user.write(output_dir=str(user.run / "out")),
+        ("run.json: $.output_dir: ", "run.json is a file, so no folder can be made there", "name another"),
+    ),
+    "a cache folder that is a file": Mistake(
+        lambda user: user.write(cache_dir=str(user.run)),
+        ("run.json: $.cache_dir: ", "run.json is a file, so no folder can be made there", "name another"),
+    ),
     "xformers": Mistake(
         lambda user: user.write(model={"attention_backend": "xformers"}),
         (

@@ -1,4 +1,4 @@
-"""What only shows while a run runs: damaged caches and weights, a full disk, a checkpoint cut in half, no Hub."""
+"""What only shows while a run runs: damaged caches and weights, a full disk, a checkpoint cut in half."""
 
 from __future__ import annotations
 
@@ -19,16 +19,6 @@ from tests.acceptance.user import User, assert_one_error, checkpoint_states
 from tests.train.test_resume import equal
 
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def done(template, tmp_path_factory):
-    """A finished run, with its checkpoints and its cache."""
-    folder = tmp_path_factory.mktemp("done")
-    shutil.copytree(template, folder / "mine")
-    user = User(folder, lambda: ("", ""))
-    assert user.train().code == 0
-    return user
 
 
 @contextmanager
@@ -187,31 +177,3 @@ def test_export_of_a_damaged_lora(user):
     found = user.command("export", str(file), "--format", "kohya", "--output", str(user.out / "kohya.safetensors"))
     assert_one_error(found, 2, (f"{file}: ", "cannot be read as safetensors", "copy or download it again"))
     assert user.state() == before and not user.out.exists()
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """No token anywhere, and a Hub that does not answer."""
-    from huggingface_hub import constants
-
-    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.setattr(constants, "HF_STORED_TOKENS_PATH", str(tmp_path / "none_stored"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-
-
-def test_push_without_a_token(user, done, hub):
-    before = done.state(done.out)
-    found = user.command("push", str(done.out), "--repo-id", "me/dpo")
-    assert_one_error(found, 1, ("No Hugging Face token found", "hf auth login", "nothing was uploaded"))
-    assert done.state(done.out) == before
-
-
-def test_push_without_a_network(user, done, hub, monkeypatch):
-    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
-    before = done.state(done.out)
-    found = user.command("push", str(done.out), "--repo-id", "me/dpo")
-    assert_one_error(found, 1, ("Cannot reach the Hub at http://127.0.0.1:9", "Check the network", "untouched"))
-    assert "hf_xxx" not in found.err and done.state(done.out) == before
