@@ -63,6 +63,12 @@ class CheckpointError(FlowhooksError):
     """A checkpoint is damaged, missing, or belongs to another run."""
 
 
+class UnusableCheckpoint(CheckpointError):
+    """A checkpoint to resume from is missing, damaged, or of another run; known before weights load."""
+
+    exit_code = 2
+
+
 class TrainingError(FlowhooksError):
     """Training cannot go on: a loss that is not finite, a self-test that failed."""
 

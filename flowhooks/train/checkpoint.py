@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowhooks.errors import CheckpointError
+from flowhooks.errors import CheckpointError, UnusableCheckpoint
 from flowhooks.kernel import distributed
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
@@ -67,7 +67,7 @@ class Checkpoints:
                 damaged.append(str(error))
                 warnings.warn(f"skipped a damaged checkpoint: {error}", stacklevel=2)
         if damaged:
-            raise CheckpointError(
+            raise UnusableCheckpoint(
                 "no checkpoint is whole: " + "; ".join(damaged) + "; start anew in another `output_dir`"
             )
         return None
@@ -143,7 +143,7 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """Raises CheckpointError: it is missing, damaged, or of another version of flowhooks."""
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
+        raise UnusableCheckpoint(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
     try:
         document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = document["format"]
@@ -151,11 +151,11 @@ def read_manifest(folder: Path) -> Manifest:
             message = (
                 f"{folder}: is in format {version}, this flowhooks reads {FORMAT}; use the version it was made with"
             )
-            raise CheckpointError(message)
+            raise UnusableCheckpoint(message)
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
         return Manifest(step=int(document["step"]), files=files, identity=dict(document["identity"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
+        raise UnusableCheckpoint(
             f"{folder}: {MANIFEST} is missing or damaged ({error}); use another checkpoint"
         ) from error
 
@@ -165,11 +165,11 @@ def verify(folder: Path) -> None:
     for name, (size, digest) in read_manifest(folder).files.items():
         file = folder / name
         if not file.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
+            raise UnusableCheckpoint(f"{folder}: {name} is missing; use another checkpoint")
         found = file.stat().st_size
         if found != size or _digest(file) != digest:
             message = f"{folder}: {name} is damaged ({found} bytes, {size} were written); use another checkpoint"
-            raise CheckpointError(message)
+            raise UnusableCheckpoint(message)
 
 
 def read(folder: Path, stem: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowhooks.config import Run
 from flowhooks.data import Audit
-from flowhooks.errors import CheckpointError
+from flowhooks.errors import UnusableCheckpoint
 
 # These change how long, how fast or how loudly a run trains, not what it computes.
 _FREE = {
@@ -55,7 +55,7 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
         if before.get(key, _MISSING) != now.get(key, _MISSING)
     ]
     if different:
-        raise CheckpointError(
+        raise UnusableCheckpoint(
             f"{place} was written by another run: {'; '.join(different)}. Resume with the run file it was written "
             f"by, or start anew in "
             "another `output_dir`, with `adapter.init_from` to go on from these weights"

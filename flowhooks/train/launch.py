@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -71,7 +71,9 @@ def accelerated(run: Run) -> Iterator[Accelerator]:
         yield accelerator
     finally:
         for tracker in accelerator.trackers:
-            tracker.finish()
+            # A tracker whose start failed, on a full disk for one, has nothing to finish; its own error must show.
+            with suppress(AttributeError):
+                tracker.finish()
         if ours:
             # Otherwise the next run in this program would have to use the same precision.
             AcceleratorState._reset_state()

@@ -130,7 +130,7 @@ def test_a_checkpoint_cut_in_half(user, done, loads):
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     before, written = user.state(), user.state(user.out)
     found = user.train("--resume", str(broken.parent))
-    assert_one_error(found, 1, (f"{broken.parent}: ", "parameters.safetensors is damaged", "use another checkpoint"))
+    assert_one_error(found, 2, (f"{broken.parent}: ", "parameters.safetensors is damaged", "use another checkpoint"))
     assert loads == []
     assert user.state() == before and user.state(user.out) == written
 
