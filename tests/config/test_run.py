@@ -48,7 +48,7 @@ def test_the_example_of_the_digits_keeps_what_it_writes():
     assert [hook.type for hook in run.hooks] == ["flow_dpo", "mask_reducer", "anchor_regularizer"]
     assert [hook.where for hook in run.hooks] == ["$.hooks[0]", "$.hooks[1]", "$.hooks[2]"]
     assert run.hooks[0].options == {**hook_defaults("flow_dpo"), "norm_type": "masked_mean", "auto_beta": True}
-    assert run.training["max_train_steps"] == 400
+    assert run.training["max_train_steps"] == 200
     assert run.provides == {"data:image", "data:rejected", "data:mask"}
 
 
