@@ -13,7 +13,7 @@ import matplotlib
 
 from flowhooks.demo import trained_lora
 from flowhooks.embedded.judge import Score, ensure_judge
-from flowhooks.embedded.measure import FIRST_SEED, SAMPLES, STEPS, asked_digits, draw, load_stock
+from flowhooks.embedded.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.embedded.model import ensure_model
 from flowhooks.embedded.report import machine
 
@@ -29,19 +29,21 @@ ARMS: dict[str, tuple[str, ...]] = {
     "no anchor": ("hooks=" + json.dumps([_MASKED, {"type": "mask_reducer", "mask_dilate": 1}]),),
     "twice as long": ("training.max_train_steps=400",),
 }
+#: Sampling seeds that no setting was chosen on; the demo draws from others.
+UNSEEN = 90_000
 _MEASURES = {"blot_rate": "blot rate", "digit_accuracy": "digit accuracy", "frechet": "Fréchet distance"}
 
 
 def measure(output: Path, docs: Path, seeds: Sequence[int], arms: Sequence[str] | None) -> None:
     """Train every arm at every seed, or reuse what `output` holds, and write what the judge says of each."""
     judge, base, digits = ensure_judge(), ensure_model(), asked_digits(SAMPLES)
-    before = judge.score(draw(load_stock(base), title="base"), digits)
+    before = judge.score(draw(load_stock(base), title="base", first_seed=UNSEEN), digits)
     print("base", before, flush=True)
     found: dict[str, list[Score]] = {}
     for arm in arms or ARMS:
         for seed in seeds:
             lora, _ = trained_lora(output, base, True, overrides=(*ARMS[arm], f"training.seed={seed}"))
-            score = judge.score(draw(load_stock(base, lora), title=f"{arm}, seed {seed}"), digits)
+            score = judge.score(draw(load_stock(base, lora), title=f"{arm}, seed {seed}", first_seed=UNSEEN), digits)
             print(arm, seed, score, flush=True)
             found.setdefault(arm, []).append(score)
     docs.mkdir(parents=True, exist_ok=True)
@@ -50,7 +52,7 @@ def measure(output: Path, docs: Path, seeds: Sequence[int], arms: Sequence[str] 
         "arms": {arm: [asdict(score) for score in scores] for arm, scores in found.items()},
         "overrides": {arm: ARMS[arm] for arm in found},
         "seeds": list(seeds),
-        "sampling": {"count": SAMPLES, "first_seed": FIRST_SEED, "steps": STEPS, "guidance_scale": 1.0},
+        "sampling": {"count": SAMPLES, "first_seed": UNSEEN, "steps": STEPS, "guidance_scale": 1.0},
         "judge_held_out": judge.held_out,
         "machine": machine(),
     }
@@ -92,14 +94,15 @@ training seeds. {goal} {sentence}
 {body}
 
 Median (lowest to highest) over training seeds {", ".join(str(seed) for seed in seeds)}. Every row draws the same
-{SAMPLES} prompts from the same seeds ({FIRST_SEED} and up), {STEPS} steps, no guidance, with the stock pipeline and
+{SAMPLES} prompts from the same seeds ({UNSEEN} and up), {STEPS} steps, no guidance, with the stock pipeline and
 `load_lora_weights`. *masked* is `examples/flow_dpo/digits.json` as it stands; *unmasked* uses `mean` and no mask;
-*no anchor* leaves out the anchor; *twice as long* trains 400 steps, which was the example's first setting and was halved
-after it had been measured.
+*no anchor* leaves out the anchor; *twice as long* trains 400 steps, the example's first setting, which was halved after
+it had been measured on the demo's sampling seeds. The seeds of this table were looked at for no choice.
 
 ![blot rate, digit accuracy and Fréchet distance of each arm](flow_dpo.png)
 
-The judge saw real scans only and was fixed before any tuning; on {held["pairs"]:.0f} held-out pairs it finds blots
+The judge saw real scans only. Its recipe was fixed before any tuning; the blots were made larger once, after a first
+run, and it was trained anew on them. On {held["pairs"]:.0f} held-out pairs it finds blots
 with {held["blot_accuracy"]:.1%} accuracy and reads {held["digit_accuracy_clean"]:.1%} of clean digits. The Fréchet
 distance is to all 1,797 clean scans in its features.
 

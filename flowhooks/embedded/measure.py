@@ -33,8 +33,15 @@ def asked_digits(count: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def draw(pipe: Any, count: int = SAMPLES, *, title: str = "Sampling", progress: bool | None = None) -> torch.Tensor:
-    """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `FIRST_SEED + i` in any batch."""
+def draw(
+    pipe: Any,
+    count: int = SAMPLES,
+    *,
+    title: str = "Sampling",
+    progress: bool | None = None,
+    first_seed: int = FIRST_SEED,
+) -> torch.Tensor:
+    """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `first_seed + i` in any batch."""
     digits = asked_digits(count).tolist()
     parts = []
     with bar(title, count, progress) as advance:
@@ -43,7 +50,7 @@ def draw(pipe: Any, count: int = SAMPLES, *, title: str = "Sampling", progress: 
             parts.append(
                 pipe(
                     prompt=[caption(digits[i]) for i in chosen],
-                    generator=[torch.Generator().manual_seed(FIRST_SEED + i) for i in chosen],
+                    generator=[torch.Generator().manual_seed(first_seed + i) for i in chosen],
                     num_inference_steps=STEPS,
                     guidance_scale=1.0,
                     output_type="pt",
