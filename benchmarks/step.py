@@ -56,7 +56,7 @@ def pipeline(seed: int = 0) -> Any:
 def ours(batch_size: int, device: str) -> tuple[Callable[[], None], Callable[[], int], Any]:
     """A step through ``flowhooks.attach``, and how many forwards it made."""
     pipe = pipeline().to(device)
-    model = probe(pipe, arguments=RUN["model"]["pipeline_arguments"])
+    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
     context = flowhooks.attach(model, RUN)
     session = context.__enter__()
     optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-4)
@@ -76,14 +76,15 @@ def ours(batch_size: int, device: str) -> tuple[Callable[[], None], Callable[[],
 def by_hand(batch_size: int, device: str) -> Callable[[], None]:
     """The same arithmetic, written out."""
     pipe = pipeline().to(device)
-    model = probe(pipe, arguments=RUN["model"]["pipeline_arguments"])
+    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
     transformer = pipe.transformer.requires_grad_(False)
     targets = RUN["adapter"]["target_modules"]
     inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
     layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
     optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
     batch = batch_of(model, batch_size, device)
-    text = {name: torch.cat([v, v]) for name, v in batch.condition.arguments.items()}
+    ((_, prompt),) = batch.condition.groups()
+    text = {name: torch.cat([v, v]) for name, v in prompt.items()}
     generator = torch.Generator(device).manual_seed(0)
 
     def step() -> None:
