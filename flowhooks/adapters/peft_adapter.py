@@ -9,10 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
-from torch import nn
+from torch import Tensor, nn
 
 from flowhooks.adapters.base import AttachedAdapter
 from flowhooks.adapters.bypass import Setting, shortcut
@@ -47,6 +48,14 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
         )
     kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[config["type"]]
     return kind(r=config["rank"], alpha=config["alpha"], rank_dropout=config["dropout"], target_modules=names)
+
+
+def _as_autocast(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """PEFT's LoHa and LoKr give their result the input's dtype; under autocast a bare linear layer gives autocast's,
+    and what follows would compute otherwise."""
+    if isinstance(output, Tensor) and torch.is_autocast_enabled(output.device.type):
+        return output.to(torch.get_autocast_dtype(output.device.type))
+    return output
 
 
 class PeftAdapter(AttachedAdapter):
@@ -96,6 +105,7 @@ class PeftAdapter(AttachedAdapter):
         for layer in self._layers:
             # New modules are born in training mode: on a model in eval mode their dropout would act.
             layer.train(layer.base_layer.training)
+            layer.register_forward_hook(_as_autocast)
         names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
         if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
             # Nested names: `a.to_q` also ends `b.a.to_q`. An expression anchored at both ends cannot select more than

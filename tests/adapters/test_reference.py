@@ -36,6 +36,15 @@ def test_disabled_is_the_bare_model_under_autocast(kind):
         assert not torch.equal(predict(model), bare)
 
 
+def test_a_fresh_adapter_is_the_bare_model_under_autocast(kind):
+    """Else Flow-DPO's margin would not start at exactly 0."""
+    model = transformer()
+    with torch.autocast("cpu", torch.bfloat16):
+        bare = predict(model)
+        build_adapter(model, section(kind))
+        assert torch.equal(predict(model), bare)
+
+
 def test_a_fresh_adapter_changes_nothing(kind):
     model = transformer()
     bare = predict(model)
