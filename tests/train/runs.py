@@ -81,5 +81,6 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 
 def history(output: Path) -> list[dict[str, Any]]:
-    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    lines = (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    # A run in another process may be in the middle of its last line.
+    return [json.loads(line) for line in lines if line.endswith("\n")]
