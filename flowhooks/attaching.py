@@ -19,13 +19,18 @@ from typing import Any
 from torch import nn
 
 from flowhooks import config
-from flowhooks.adapters import Adapter, build_adapter
+from flowhooks.adapters import Adapter, build_adapter, load_adapter
+from flowhooks.adapters.names import ADAPTER_FILES
+from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
+from flowhooks.errors import ModelError
 from flowhooks.hooks.build import build_assembly
 from flowhooks.kernel import distributed
+from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
+from flowhooks.modules_file import MODULES, RUN, load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
@@ -46,7 +51,8 @@ def attach(
     Args:
         pipe: a Diffusers flow-matching pipeline, or a :class:`flowhooks.probe.FlowModel` of one.
         run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
-            blocks.
+            blocks; or the output folder of a finished run, whose trained modules and adapter are put on (an adapter
+            that is on already stays).
         adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own.
         seed: of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own.
@@ -56,40 +62,84 @@ def attach(
         ModelError: the pipeline cannot be learnt.
         AdapterError: the adapter does not fit.
     """
+    if isinstance(run, (str, Path)) and Path(run).is_dir():
+        with _restored(pipe, Path(run), seed=seed, height=height, width=width) as session:
+            yield session
+        return
     resolved = _resolve(run, adapter)
-    arguments = resolved.model["pipeline_arguments"]
-    model = pipe
-    if not isinstance(pipe, FlowModel):
-        component = resolved.model["component"]
-        model = probe(pipe, height=height, width=width, arguments=arguments, component=component)
-    given: Sequence[Any] = run if isinstance(run, Sequence) and _is_hooks(run) else resolved.hooks
+    hooks: Sequence[Any] = run if isinstance(run, Sequence) and _is_hooks(run) else resolved.hooks
     with ExitStack() as stack:
+        model = _probed(pipe, resolved, height, width)
         fitted = _fit_adapter(model, resolved, adapter, stack)
-        parameters = _trained(model, resolved, fitted, stack)
-        roles: dict[str, Callable[[], AbstractContextManager]] = {}
-        if fitted is not None:
-            roles["reference"] = fitted.disabled
-        if resolved.training["use_ema"]:
-            roles["ema"] = lambda: session.averaged()
-        provides = {"data:image", "data:rejected", "data:mask"} if resolved.data is None else resolved.provides
-        assembly = build_assembly(given, {*provides, *(f"role:{name}" for name in roles)}, str(resolved.source))
-        session = Session(
-            model=model,
-            assembly=assembly,
-            roles=roles,
-            parameters=parameters,
-            seed=resolved.training["seed"] if seed is None else seed,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            fresh=fitted is not None and fitted.fresh,
-            batch_views=resolved.training["batch_views"],
-            all_reduce=distributed.all_reduce,
-        )
-        session.adapter = fitted
-        assembly.attach(session, stack)
-        if resolved.training["use_ema"]:
-            session.average = WeightAverage(session.parameters(), resolved.training["ema_decay"])
+        yield _session(model, resolved, hooks, fitted, seed, stack)
+
+
+def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowModel:
+    if isinstance(pipe, FlowModel):
+        return pipe
+    arguments, component = run.model["pipeline_arguments"], run.model["component"]
+    return probe(pipe, height=height, width=width, arguments=arguments, component=component)
+
+
+def _session(
+    model: FlowModel, run: Run, hooks: Sequence[Any], adapter: Adapter | None, seed: int | None, stack: ExitStack
+) -> Session:
+    """The hooks attached, to be taken off by the stack."""
+    parameters = _trained(model, run, adapter, stack)
+    roles: dict[str, Callable[[], AbstractContextManager]] = {}
+    if adapter is not None:
+        roles["reference"] = lambda: _base(adapter, assembly)
+    if run.training["use_ema"]:
+        roles["ema"] = lambda: session.averaged()
+    provides = {"data:image", "data:rejected", "data:mask"} if run.data is None else run.provides
+    assembly = build_assembly(hooks, {*provides, *(f"role:{name}" for name in roles)}, str(run.source))
+    session = Session(
+        model=model,
+        assembly=assembly,
+        roles=roles,
+        parameters=parameters,
+        seed=run.training["seed"] if seed is None else seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        fresh=adapter is not None and adapter.fresh,
+        batch_views=run.training["batch_views"],
+        all_reduce=distributed.all_reduce,
+    )
+    session.adapter = adapter
+    assembly.attach(session, stack)
+    if run.training["use_ema"]:
+        session.average = WeightAverage(session.parameters(), run.training["ema_decay"])
+    return session
+
+
+@contextmanager
+def _restored(pipe: Any, folder: Path, *, seed: int | None, height: int | None, width: int | None) -> Iterator[Session]:
+    """The hooks of a finished run that trained modules, with those, and its adapter unless one is on."""
+    manifest = read_manifest(folder / MODULES)
+    section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
+    run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, folder / RUN)
+    with ExitStack() as stack:
+        model = _probed(pipe, run, height, width)
+        network = model.transformer
+        if manifest["network"] != type(network).__name__:
+            raise ModelError(
+                f"{folder / MODULES}: was trained for {manifest['network']}, this pipeline has a "
+                f"{type(network).__name__}"
+            )
+        adapter = None
+        if not is_adapted(network) and any((folder / name).is_file() for name in ADAPTER_FILES):
+            adapter = load_adapter(network, folder)
+            stack.callback(adapter.detach)
+        session = _session(model, run, run.hooks, adapter, seed, stack)
+        load_modules(folder / MODULES, session.assembly)
         yield session
+
+
+@contextmanager
+def _base(adapter: Adapter, assembly: Assembly) -> Iterator[None]:
+    """The model as it was before anything was attached to it."""
+    with adapter.disabled(), assembly.disabled():
+        yield
 
 
 def _is_hooks(run: Any) -> bool:

@@ -13,6 +13,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG_FILE = "adapter_config.json"
+#: What an adapter is saved as, by kind.
+ADAPTER_FILES = (LORA_FILE, LYCORIS_FILE, PEFT_FILE)
 
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
@@ -42,7 +44,7 @@ def find_file(path: Path) -> Path:
         raise AdapterError(
             f"{path}: no such file or folder. Give a folder that an adapter was saved in, or its .safetensors file."
         )
-    found = [path / name for name in (LORA_FILE, LYCORIS_FILE, PEFT_FILE) if (path / name).is_file()]
+    found = [path / name for name in ADAPTER_FILES if (path / name).is_file()]
     if len(found) == 1:
         return found[0]
     if found:

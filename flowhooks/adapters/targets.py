@@ -36,6 +36,15 @@ def check_bare(transformer: nn.Module) -> None:
             )
 
 
+def is_adapted(transformer: nn.Module) -> bool:
+    """Whether an adapter is on it."""
+    try:
+        check_bare(transformer)
+    except AdapterError:
+        return True
+    return False
+
+
 def find_targets(transformer: nn.Module, target_modules: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the layers to adapt, in the order of the module tree.
 

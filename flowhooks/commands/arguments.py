@@ -36,3 +36,13 @@ def whole_number(least: int) -> Callable[[str], int]:
         return number
 
     return parse
+
+
+def whole_numbers(least: int) -> Callable[[str], list[int]]:
+    """Type of an argument that is integers of at least ``least``, with commas between them."""
+    one = whole_number(least)
+
+    def parse(text: str) -> list[int]:
+        return [one(part.strip()) for part in text.split(",")]
+
+    return parse

@@ -40,6 +40,9 @@ def run(args: Namespace) -> int:
     print(f"\nforwards    {forwards(configured, planned)} per micro-batch")
     for view, role in planned.passes:
         print(f"  view {view}, role {role}")
+    for each in planned.order:
+        if each.queries:
+            print(f"  {each.type}, at states of its own: {each.queries}, on logged steps again for its metrics")
     print(f"\ntrainable   {trained(configured)}")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import whole_number
+from flowhooks.commands.arguments import whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
@@ -18,7 +18,13 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="what to draw; may be given again")
     parser.add_argument("--negative-prompt", default="", help="what not to draw")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to draw with")
-    parser.add_argument("--steps", type=whole_number(1), default=28, help="sampling steps (default: %(default)s)")
+    parser.add_argument(
+        "--steps",
+        type=whole_numbers(1),
+        default=[28],
+        metavar="N[,N...]",
+        help="sampling steps; several draw a column each, the base above what was trained (default: 28)",
+    )
     parser.add_argument(
         "--guidance-scale", type=float, default=4.5, help="1 switches guidance off (default: %(default)s)"
     )

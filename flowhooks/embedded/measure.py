@@ -40,6 +40,7 @@ def draw(
     title: str = "Sampling",
     progress: bool | None = None,
     first_seed: int = FIRST_SEED,
+    steps: int = STEPS,
 ) -> torch.Tensor:
     """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `first_seed + i` in any batch."""
     digits = asked_digits(count).tolist()
@@ -51,7 +52,7 @@ def draw(
                 pipe(
                     prompt=[caption(digits[i]) for i in chosen],
                     generator=[torch.Generator().manual_seed(first_seed + i) for i in chosen],
-                    num_inference_steps=STEPS,
+                    num_inference_steps=steps,
                     guidance_scale=1.0,
                     output_type="pt",
                 ).images

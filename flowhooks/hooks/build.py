@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flowhooks import config
@@ -21,28 +22,32 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
         provides: what the surroundings give.
         where: file named in errors.
     """
-    made: list[Hook] = []
-    declarations: list[Declaration] = []
-    for i, entry in enumerate(given):
-        hook, declaration = _made(entry, f"$.hooks[{i}]")
-        made.append(hook)
-        declarations.append(declaration)
-    planned = plan(declarations, provides, imply=imply(config.hook_defaults), where=where)
-    hooks = [
-        made[source] if source is not None else hook_class(d.type, d.where)(**config.hook_defaults(d.type))
+    made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(given)]
+    planned = plan([m.declaration for m in made], provides, imply=imply(config.hook_defaults), where=where)
+    ordered = [
+        made[source] if source is not None else _made({"type": d.type}, d.where)
         for d, source in zip(planned.order, planned.sources, strict=True)
     ]
-    return Assembly(planned, hooks)
+    return Assembly(planned, [m.hook for m in ordered], [m.block for m in ordered])
 
 
-def _made(entry: Any, where: str) -> tuple[Hook, Declaration]:
+@dataclass(frozen=True)
+class Made:
+    """A hook, what it declares, and the JSON block it came from, if any."""
+
+    hook: Hook
+    declaration: Declaration
+    block: dict[str, Any] | None
+
+
+def _made(entry: Any, where: str) -> Made:
     if isinstance(entry, Hook):
         name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
-        return entry, declare(name, vars(entry), where, type(entry))
+        return Made(entry, declare(name, vars(entry), where, type(entry)), None)
     if isinstance(entry, Mapping):
         entry = config.resolve_hook(dict(entry), where)
     try:
         hook = hook_class(entry.type, entry.where)(**entry.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
-    return hook, declare(entry.type, entry.options, entry.where)
+    return Made(hook, declare(entry.type, entry.options, entry.where), {"type": entry.type, **entry.options})

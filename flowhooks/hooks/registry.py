@@ -38,11 +38,41 @@ def _anchor(options: Options) -> dict[str, Any]:
     }
 
 
+def _intervals(options: Options) -> dict[str, Any]:
+    own_sigma = options["r_timestep_sampler"] == "mixture"
+    return {
+        "slots": {"views", "metrics"},
+        "needs": {"second_time"} | (set() if own_sigma else {"sigma"}),
+        "gives": {"r_sigma"} | ({"sigma"} if own_sigma else set()),
+    }
+
+
+def _target(options: Options) -> dict[str, Any]:
+    mode, on_reference = options["target_mode"], options["velocity"] == "reference"
+    built = mode in ("flow_map", "shortcut")
+    roles = {"role:ema"} if mode == "shortcut" else set()
+    if mode == "online_teacher" or (built and on_reference):
+        roles |= {"role:reference"}
+    asked = {"linear": 0, "online_teacher": options["teacher_rollout_steps"], "flow_map": 1, "shortcut": 2}[mode]
+    return {
+        "slots": {"target:main", "error", "metrics"},
+        "needs": {"r_sigma", *roles},
+        "passes": (("main", POLICY),),
+        "queries": asked + (built and on_reference) + (options["guidance_scale"] != 1),
+    }
+
+
 HOOKS: Mapping[str, Entry] = {
     "timestep_schedule": Entry(
         "flowhooks.hooks.timestep_schedule:TimestepSchedule",
         lambda options: {"slots": {"views"}, "gives": {"sigma"}},
     ),
+    "time_conditioning": Entry(
+        "flowhooks.hooks.time_conditioning:TimeConditioningEnabler",
+        lambda options: {"gives": {"second_time"}},
+    ),
+    "interval_times": Entry("flowhooks.hooks.interval_times:IntervalTimes", _intervals),
+    "target_replacer": Entry("flowhooks.hooks.target_replacer:TargetReplacer", _target),
     "mask_reducer": Entry(
         "flowhooks.hooks.mask_reducer:MaskReducer",
         lambda options: {"slots": {"views", "error", "metrics"}, "needs": {"data:mask"}, "gives": {"mask"}},
@@ -52,7 +82,7 @@ HOOKS: Mapping[str, Entry] = {
         lambda options: {
             "slots": {"views"},
             "needs": {"sigma", "data:rejected"},
-            "wants": {"mask"},
+            "wants": {"mask", "r_sigma"},
             "gives": {"view:rejected"},
         },
     ),
@@ -74,7 +104,12 @@ HOOKS: Mapping[str, Entry] = {
 }
 
 #: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.
-PROVIDERS: Mapping[str, str] = {"sigma": "timestep_schedule", "view:rejected": "paired_views"}
+PROVIDERS: Mapping[str, str] = {
+    "sigma": "timestep_schedule",
+    "second_time": "time_conditioning",
+    "r_sigma": "interval_times",
+    "view:rejected": "paired_views",
+}
 
 
 def declare(type: str, options: Options, where: str, cls: Any = None) -> Declaration:
@@ -92,9 +127,10 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
     else:
         fields = (cls or hook_class(type, where)).declaration(options)
         place = len(HOOKS)
-    frozen = {key: frozenset(value) for key, value in fields.items() if key != "passes"}
+    frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
-    return Declaration(type=type, where=where, rank=rank, passes=tuple(fields.get("passes", ())), **frozen)
+    passes, queries = tuple(fields.get("passes", ())), int(fields.get("queries", 0))
+    return Declaration(type=type, where=where, rank=rank, passes=passes, queries=queries, **frozen)
 
 
 def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -24,12 +24,14 @@ class Assembly:
     Args:
         plan: from :func:`flowhooks.kernel.plan.plan`.
         hooks: one per entry of ``plan.order``.
+        blocks: the JSON block of each, or None for a hook that was not made from one.
     """
 
-    def __init__(self, plan: Plan, hooks: Sequence[Hook]):
+    def __init__(self, plan: Plan, hooks: Sequence[Hook], blocks: Sequence[Mapping[str, Any] | None] | None = None):
         self.plan = plan
         self.hooks = tuple(hooks)
         self.keys = _unique([declaration.type for declaration in plan.order])
+        self.blocks = dict(zip(self.keys, blocks or [None] * len(self.hooks), strict=True))
         self._slots: dict[str, list[Hook]] = {}
         for declaration, hook in zip(plan.order, hooks, strict=True):
             for slot in declaration.slots:
@@ -39,6 +41,14 @@ class Assembly:
         """Attach every hook; the stack detaches them in reverse."""
         for hook in self.hooks:
             stack.enter_context(hook.attached(session))
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The model without what hooks gave it."""
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.disabled())
+            yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         for hook in self._slots.get("views", []):

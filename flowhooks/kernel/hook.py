@@ -37,13 +37,18 @@ class Hook:
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``slots``, ``needs``, ``wants``, ``gives``, ``passes`` under these options. Shipped hooks are declared in
+        """``slots``, ``needs``, ``wants``, ``gives``, ``passes``, ``queries`` under these options. Shipped hooks are declared in
         the registry."""
         return {"slots": defined_slots(cls)}
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving."""
+        yield
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The model without what the hook gave it, for the role ``reference``."""
         yield
 
     def modules(self) -> dict[str, nn.Module]:

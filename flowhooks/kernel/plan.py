@@ -41,6 +41,7 @@ class Declaration:
         wants: what this hook comes after when somebody gives it.
         gives: what this hook provides; only one hook may give a thing.
         passes: (view, role) pairs whose prediction it reads; view ``*`` stands for every view.
+        queries: forwards beyond those, at most: what a target or a penalty asks at states of its own.
         rank: place among hooks that nothing else orders.
     """
 
@@ -51,6 +52,7 @@ class Declaration:
     wants: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
     passes: tuple[tuple[str, str], ...] = ()
+    queries: int = 0
     rank: tuple = ()
 
 
@@ -74,6 +76,11 @@ class Plan:
     def roles(self) -> tuple[str, ...]:
         """Distinct roles; with views batched, one forward each."""
         return tuple(dict.fromkeys(role for _, role in self.passes))
+
+    @property
+    def queries(self) -> int:
+        """Forwards beyond the passes, at most."""
+        return sum(declaration.queries for declaration in self.order)
 
     def table(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Rows (slot, rule, hooks in order) for every slot; a slot without hooks runs the engine's default."""

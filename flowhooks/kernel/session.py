@@ -142,9 +142,9 @@ class Session:
         objective = self.assembly.objective(step)
         penalties = self.assembly.penalties(step)
         loss = sum(penalties.values(), start=objective)
-        metrics = {}
+        metrics, passes = {}, step.forwards
         if log:
             metrics = {"loss": loss.detach(), **{name: value.detach() for name, value in penalties.items()}}
             with torch.no_grad():
                 metrics.update(self.assembly.metrics(step))
-        return StepResult(loss=loss, metrics=metrics, passes=step.forwards)
+        return StepResult(loss=loss, metrics=metrics, passes=passes)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
-from flowhooks.kernel.view import Batch, View, batch_of
+from flowhooks.kernel.view import Batch, View, batch_of, precise
 
 if TYPE_CHECKING:
     from flowhooks.kernel.assembly import Assembly
@@ -75,6 +75,20 @@ class Step:
             group = [n for n in pending if self._fits(n, view)] if self.batch_views else [view]
             self._forward(group, role)
         return self._predictions[view, role]
+
+    @torch.no_grad()
+    def query(
+        self, role: str, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None
+    ) -> Tensor:
+        """``[n, ...]`` fp32 velocity of ``role`` at a state that is no view, without gradient; a hook declares how many
+        such `queries` it makes.
+
+        Autocast is off: differences and chains of such predictions would be drowned by its rounding.
+        """
+        arguments = {} if r_sigma is None else {"r_sigma": r_sigma}
+        self.forwards += 1
+        with self.roles[role](), torch.autocast(noisy.device.type, enabled=False):
+            return self.model.predict(precise(noisy), sigma, condition, **arguments)
 
     def target(self, view: str) -> Tensor:
         """``[B, ...]`` what the prediction of ``view`` should match."""

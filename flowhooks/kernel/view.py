@@ -19,6 +19,8 @@ class Condition(Protocol):
 
     def join(self, others: Sequence[Any]) -> Any: ...
 
+    def take(self, rows: Sequence[int]) -> Any: ...
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
@@ -60,6 +62,7 @@ class View:
         sigma: ``[B]`` in [0, 1].
         condition: conditioning of the B samples.
         r_sigma: ``[B]``, the end of the interval for flow maps.
+        interval_rows: with ``r_sigma``, the rows whose interval is not empty, known without asking the device.
         mask: broadcastable to ``clean``, >= 0.
         weight: ``[B]``; 0 leaves a sample out of every mean.
         state: ``[B, ...]`` the noisy state itself, when it is not made of clean and noise.
@@ -71,6 +74,7 @@ class View:
     sigma: Tensor | None
     condition: Any
     r_sigma: Tensor | None = None
+    interval_rows: tuple[int, ...] = ()
     mask: Tensor | None = None
     weight: Tensor | None = None
     state: Tensor | None = None
@@ -126,3 +130,8 @@ class StepResult:
 def batch_of(values: Sequence[Tensor]) -> Tensor:
     """Join tensors of equal sample shape along the batch axis; one tensor is passed through uncopied."""
     return values[0] if len(values) == 1 else torch.cat(list(values))
+
+
+def precise(values: Tensor) -> Tensor:
+    """In fp32, or as they are where that is more."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -112,19 +112,31 @@ def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
 
 
 def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others: tuple[Watched, ...]) -> str | None:
-    """The first module that changes with the time, does not with sample and prompt, and has two layers of weights or
-    more."""
+    """The innermost module that alone holds what maps the time: it changes with the time, does not with sample and
+    prompt, and has two layers of weights or more."""
     found = [
         name
         for name, tensors in plain.items()
-        if sum(isinstance(m, nn.Linear) for m in network.get_submodule(name).modules()) >= 2
+        if _layers(network.get_submodule(name)) >= 2
         and _differ(tensors, retimed[name])
         and not any(_differ(tensors, other.get(name, [])) for other in others)
     ]
     if not found:
         return None
-    inner = [name for name in found if name.startswith(f"{found[0]}.")]
-    return inner[0] if inner else found[0]
+    name = found[0]
+    while True:
+        inner = [each for each in found if each.startswith(f"{name}.")]
+        outermost = [each for each in inner if not any(each.startswith(f"{other}.") for other in inner)]
+        if len(outermost) != 1:
+            return name
+        (name,) = outermost
+
+
+def _layers(module: nn.Module) -> int:
+    """Linear layers inside; one that an adapter wraps counts once."""
+    if hasattr(module, "base_layer") or isinstance(module, nn.Linear):
+        return 1
+    return sum(_layers(child) for child in module.children())
 
 
 def _differ(a: list[Tensor], b: list[Tensor]) -> bool:

@@ -39,6 +39,11 @@ class Condition:
         every = [self, *others]
         return Condition(_chained(c.samples for c in every), self.rules, _chained(c.signatures for c in every))
 
+    def take(self, rows: Sequence[int]) -> Condition:
+        """These samples, in this order."""
+        samples, signatures = ([part[i] for i in rows] for part in (self.samples, self.signatures))
+        return Condition(tuple(samples), self.rules, tuple(signatures))
+
     def __getitem__(self, rows: slice) -> Condition:
         return Condition(self.samples[rows], self.rules, self.signatures[rows])
 

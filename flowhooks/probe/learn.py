@@ -91,7 +91,7 @@ def verify(model: FlowModel) -> None:
                 model.component = name
                 sigma = torch.tensor([_sigma(model, call, step.sigma)], device=step.sample.device)
                 end = torch.tensor([step.next_sigma], device=step.sample.device)
-                mine = model.predict(step.sample, sigma, condition, r_sigma=end)
+                mine = model.predict(step.sample, sigma, condition, r_sigma=end if model.native_second_time else None)
                 worst = max(worst, _off(mine, step.velocity))
         finally:
             model.component = trained

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,14 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
+from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.recorder import encoded_once, quiet
 from flowhooks.probe.runs import find_networks, recorded_arguments
 from flowhooks.probe.values import collate, moved
+
+if TYPE_CHECKING:
+    from flowhooks.probe.anatomy import Anatomy
 
 PROMPT_BATCH = 16
 
@@ -48,6 +54,8 @@ class FlowModel:
         self.component = component or contract.networks[0]
         if self.component not in contract.networks:
             raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
+        #: A second time that hooks gave the network; None where it has none, or one of its own.
+        self.interval: Interval | None = None
         self._size = dict(size)
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
@@ -56,6 +64,32 @@ class FlowModel:
     def transformer(self) -> Any:
         """The network that is trained."""
         return getattr(self.pipe, self.component)
+
+    @property
+    def knows_intervals(self) -> bool:
+        """Whether ``r_sigma`` means something to the network: natively, or since hooks taught it."""
+        return self.interval is not None or self.native_second_time
+
+    @property
+    def native_second_time(self) -> bool:
+        """Whether the pipeline itself tells the network where a step ends."""
+        return any(time.second for time in self.contract.times)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The inside of the network, learnt on first use."""
+        from flowhooks.probe.anatomy import learn_anatomy
+
+        return learn_anatomy(self)
+
+    @cached_property
+    def null_condition(self) -> Condition:
+        """Conditioning of one sample without a prompt, encoded on first use."""
+        return self.encode_prompts([""])
+
+    def wake(self) -> None:
+        """Learn all that needs the text encoders, before they go to sleep."""
+        assert self.anatomy and self.null_condition
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -87,31 +121,47 @@ class FlowModel:
         [0, 1].
 
         Args:
-            r_sigma: ``[B]``, the end of the interval, for networks that take a second time; default: ``sigma`` itself.
+            r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the
+                velocity at ``sigma``.
+
+        Raises:
+            ModelError: ``r_sigma`` for a network that knows no second time.
         """
-        end = sigma if r_sigma is None else r_sigma
+        if r_sigma is not None and not self.knows_intervals:
+            raise ModelError(
+                f"{self.contract.pipeline}'s network takes one time; give it a second one with the hook "
+                "`time_conditioning`"
+            )
         layout = self._layout_for(noisy)
         groups = condition.to(noisy.device, self.dtype).groups()
         if len(groups) == 1:
-            return self._forward(layout, noisy, sigma, end, groups[0][1])
+            return self._forward(layout, noisy, sigma, r_sigma, groups[0][1])
         velocity = torch.empty_like(noisy)
-        parts = [self._forward(layout, noisy[rows], sigma[rows], end[rows], arguments) for rows, arguments in groups]
+        parts = [
+            self._forward(layout, noisy[rows], sigma[rows], None if r_sigma is None else r_sigma[rows], arguments)
+            for rows, arguments in groups
+        ]
         order = torch.tensor([i for rows, _ in groups for i in rows], device=noisy.device)
         return velocity.index_copy(0, order, torch.cat(parts))
 
-    def _forward(self, layout: Layout, noisy: Tensor, sigma: Tensor, end: Tensor, prompt: Mapping[str, Any]) -> Tensor:
+    def _forward(
+        self, layout: Layout, noisy: Tensor, sigma: Tensor, r_sigma: Tensor | None, prompt: Mapping[str, Any]
+    ) -> Tensor:
         contract, size = self.contract, len(noisy)
+        end = sigma if r_sigma is None else r_sigma
         resolution = {
             name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * size)
             for name, rule in contract.resolution_rules.items()
         }
-        output = self.transformer(
-            **contract.constants,
-            **resolution,
-            **prompt,
-            **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
-            **{time.name: time.of(end if time.second else sigma, layout.shift) for time in contract.times},
-        )
+        span = None if r_sigma is None else Span(start=sigma, end=r_sigma, shift=layout.shift)
+        with nullcontext() if self.interval is None else self.interval.between(span):
+            output = self.transformer(
+                **contract.constants,
+                **resolution,
+                **prompt,
+                **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
+                **{time.name: time.of(end if time.second else sigma, layout.shift) for time in contract.times},
+            )
         return layout.from_network(output).to(noisy.dtype)
 
     @torch.no_grad()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from flowhooks.errors import ConfigError, Problem
 
 GAP = 2
+#: One list of pictures for each step count.
+Pictures = list[list[Image.Image]]
 
 
 def picture_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
@@ -32,41 +35,76 @@ def picture_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
 def sample_command(args: Namespace) -> int:
     """Draw pictures and save them.
 
+    With several step counts the grid has a column for each, and for every picture a row of the base above a row of what
+    was trained.
+
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
-            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``steps``, ``guidance_scale``, ``seed``,
-            ``num_images`` per prompt, ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and every
-            picture, or a ``.png`` for the grid alone.
+            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``steps`` (a list), ``guidance_scale``,
+            ``seed``, ``num_images`` per prompt, ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and
+            every picture, or a ``.png`` for the grid alone.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
         ConfigError: an output that cannot be written.
     """
-    from flowhooks.sampling.images import sample_images
     from flowhooks.sampling.restore import restore_pipeline
 
-    pipe, arguments = restore_pipeline(args.model, args.lora, args.dtype)
-    pictures = sample_images(
-        pipe,
-        args.prompt,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        negative_prompt=args.negative_prompt,
-        seed=args.seed,
-        num_images_per_prompt=args.num_images,
-        height=args.height,
-        width=args.width,
-        arguments=arguments,
-    )
-    grid = picture_grid(pictures, columns=args.num_images if args.num_images > 1 else min(4, len(args.prompt)))
-    print(f"Wrote {_save(pictures, grid, args.num_images, Path(args.output))}")
+    restored = restore_pipeline(args.model, args.lora, args.dtype)
+    base = restored.adapter is not None or restored.modules is not None
+    rows: list[Pictures] = []
+    if len(args.steps) > 1 and base:
+        rows.append(_drawn(restored.pipe, restored.arguments, args))
+    with restored.trained() as pipe:
+        rows.append(_drawn(pipe, restored.arguments, args))
+    named = _named(rows, args.steps, args.num_images)
+    if len(args.steps) > 1:
+        # Picture by picture, the base's row above the trained one's.
+        cells = [row[k][i] for i in range(len(rows[-1][0])) for row in rows for k in range(len(args.steps))]
+        grid = picture_grid(cells, columns=len(args.steps))
+    else:
+        columns = args.num_images if args.num_images > 1 else min(4, len(args.prompt))
+        grid = picture_grid(rows[-1][0], columns=columns)
+    print(f"Wrote {_save(named, grid, Path(args.output))}")
     return 0
 
 
-def _save(pictures: Sequence[Image.Image], grid: Image.Image, each: int, output: Path) -> Path:
+def _drawn(pipe: Any, arguments: Mapping[str, Any], args: Namespace) -> Pictures:
+    """The pictures at every step count."""
+    from flowhooks.sampling.images import sample_images
+
+    return [
+        sample_images(
+            pipe,
+            args.prompt,
+            num_inference_steps=steps,
+            guidance_scale=args.guidance_scale,
+            negative_prompt=args.negative_prompt,
+            seed=args.seed,
+            num_images_per_prompt=args.num_images,
+            height=args.height,
+            width=args.width,
+            arguments=arguments,
+        )
+        for steps in args.steps
+    ]
+
+
+def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:
+    """File name -> picture; step count and side are in the name where there are several."""
+    found = {}
+    for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
+        for count, pictures in zip(steps, row, strict=True):
+            for i, picture in enumerate(pictures):
+                parts = [f"prompt_{i // each:03d}_{i % each:02d}", f"steps_{count}" if len(row) > 1 else "", side]
+                found["_".join(part for part in parts if part) + ".png"] = picture
+    return found
+
+
+def _save(pictures: Mapping[str, Image.Image], grid: Image.Image, output: Path) -> Path:
     files = [(output, grid)]
     if output.suffix.lower() != ".png":
-        files = [(output / f"prompt_{i // each:03d}_{i % each:02d}.png", picture) for i, picture in enumerate(pictures)]
+        files = [(output / name, picture) for name, picture in pictures.items()]
         files.append((output / "grid.png", grid))
     try:
         for file, picture in files:

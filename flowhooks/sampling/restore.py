@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from flowhooks.adapters import load_adapter
-from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE, PEFT_FILE
+from flowhooks.adapters.names import ADAPTER_FILES
+from flowhooks.attaching import attach
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError, Problem
+from flowhooks.modules_file import MODULES, RUN
+from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.train.load import load_pipeline
-from flowhooks.train.outputs import PIPELINE, RUN
+from flowhooks.train.outputs import PIPELINE
 
 
-def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> tuple[Any, Mapping[str, Any]]:
-    """The pipeline, on the best device, and the arguments its calls take.
+@dataclass(frozen=True)
+class Restored:
+    """A pipeline on the best device, and what a run trained for it.
+
+    Args:
+        arguments: what its calls take.
+        adapter: file or folder of an adapter, if any.
+        modules: folder of trained hook modules, if any.
+    """
+
+    pipe: Any
+    arguments: Mapping[str, Any]
+    adapter: Path | None
+    modules: Path | None
+
+    @contextmanager
+    def trained(self) -> Iterator[Any]:
+        """The pipeline with all of it, inside the block. Raises AdapterError, ModelError where it does not fit."""
+        with ExitStack() as stack:
+            if self.adapter is not None:
+                stack.callback(load_adapter(self.pipe.transformer, self.adapter).detach)
+            if self.modules is not None:
+                stack.enter_context(attach(self.pipe, self.modules))
+                stack.enter_context(first_order(self.pipe))
+            yield self.pipe
+
+
+def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restored:
+    """Load what a name stands for.
 
     Args:
         model_or_run: a run's output folder, with its weights put on its base model; or a model folder, a Hub id,
@@ -30,13 +62,16 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> tuple[A
         ModelError, AdapterError: not there, or it does not fit.
     """
     folder = Path(model_or_run).expanduser()
-    section, own = _of_run(folder) if (folder / RUN).is_file() else (_defaults(model_or_run), None)
+    is_run = (folder / RUN).is_file()
+    section, own = _of_run(folder) if is_run else (_defaults(model_or_run), None)
     pipe = load_pipeline({**section, "dtype": dtype})
-    chosen = Path(lora) if lora is not None else own
-    if chosen is not None:
-        load_adapter(pipe.transformer, chosen)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return pipe.to(device), section["pipeline_arguments"]
+    return Restored(
+        pipe=pipe.to(device),
+        arguments=section["pipeline_arguments"],
+        adapter=Path(lora) if lora is not None else own,
+        modules=folder if is_run and lora is None and (folder / MODULES).is_file() else None,
+    )
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
@@ -55,7 +90,7 @@ def _of_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
             "revision": None,
             "variant": None,
         }, None
-    found = [folder / name for name in (LORA_FILE, LYCORIS_FILE, PEFT_FILE) if (folder / name).is_file()]
+    found = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if not found:
         raise ModelError(
             f"{folder}: this run has written no weights yet; finish it with `flowhooks train ... --resume latest`"

@@ -6,7 +6,7 @@ A(s))``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +45,9 @@ class NoCondition:
 
     def join(self, others: Any) -> NoCondition:
         return NoCondition(self.size + sum(other.size for other in others))
+
+    def take(self, rows: Sequence[int]) -> NoCondition:
+        return NoCondition(len(rows))
 
 
 class GaussianModel(nn.Module):

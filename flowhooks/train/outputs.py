@@ -11,19 +11,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from flowhooks.config import Run
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.kernel.session import Session
-from flowhooks.train.files import REFUSALS, refused, write_aside, write_json
+from flowhooks.modules_file import RUN, save_modules
+from flowhooks.train.files import REFUSALS, refused, write_json
 from flowhooks.train.validation import averaged
 
-MODULES = "flowhooks_modules.safetensors"
 PIPELINE = "pipeline"
-RUN = "run.json"
 METRICS = "metrics.json"
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
 
@@ -56,13 +53,7 @@ def write_outputs(
             session.adapter.save(folder, header)
         else:
             _save_pipeline(pipe, folder / PIPELINE)
-        modules = {
-            f"{name}.{key}": tensor.detach().cpu().clone().contiguous()
-            for name, module in session.assembly.modules().items()
-            for key, tensor in module.state_dict().items()
-        }
-        if modules:
-            write_aside(folder / MODULES, lambda aside: save_file(modules, aside, metadata=header), TrainingError)
+        save_modules(folder, session.assembly, session.model, header)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     write_json(folder / METRICS, finite, TrainingError)
     write_card(folder, document=run.document, metrics=finite, pictures=pictures)

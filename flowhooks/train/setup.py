@@ -156,5 +156,6 @@ def _encoded(
             part.requires_grad_(False)
     # One process fills the cache, the others then find it full.
     with others_awake(pipe, model.transformer), accelerator.main_process_first():
+        model.wake()
         dataset = build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)
     return model, dataset

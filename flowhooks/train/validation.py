@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from flowhooks.kernel import distributed
 from flowhooks.kernel.session import Session
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
+from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
 from flowhooks.train.files import write_aside
@@ -30,7 +31,7 @@ from flowhooks.train.load import others_awake
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
 
-FOLDER = "validation"
+FOLDER, STEPS = "validation", "num_inference_steps"
 
 
 @dataclass(kw_only=True)
@@ -68,7 +69,7 @@ class Validation:
         with preserved(device), averaged(self.session), evaluating(self.model.transformer):
             metrics = self._measure() if len(self.held) else {}
             if self.run.validation["prompts"] and self.accelerator.is_main_process:
-                self._draw(step)
+                metrics |= self._draw(step)
         return metrics
 
     def pictures(self) -> list[CardPicture]:
@@ -94,17 +95,37 @@ class Validation:
                     measured.setdefault(name, []).append(value)
         return {f"val/{name}": value for name, value in _everywhere(measured, sizes, self.accelerator.device).items()}
 
-    def _draw(self, step: int) -> None:
+    def _draw(self, step: int) -> dict[str, float]:
         validation, model = self.run.validation, self.model
-        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout")}
-        with others_awake(model.pipe, model.transformer):
-            pictures = sample_images(
-                model.pipe, validation["prompts"], **options, arguments=self.run.model["pipeline_arguments"]
-            )
+        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
+        counts = self.counts
+        with others_awake(model.pipe, model.transformer), ExitStack() as stack:
+            if model.interval is not None:
+                stack.enter_context(first_order(model.pipe))
+            drawn = [
+                sample_images(
+                    model.pipe,
+                    validation["prompts"],
+                    num_inference_steps=count,
+                    **options,
+                    arguments=self.run.model["pipeline_arguments"],
+                )
+                for count in counts
+            ]
         file = Path(self.run.output_dir) / FOLDER / f"step_{step:06d}.png"
-        grid = picture_grid(pictures, columns=_columns(len(validation["prompts"]), validation["num_images_per_prompt"]))
+        # With several step counts: a row a picture, a column a count.
+        pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
+        columns = _columns(len(validation["prompts"]), validation["num_images_per_prompt"])
+        grid = picture_grid(pictures, columns=columns if len(counts) == 1 else len(counts))
         self.drawn = write_aside(file, lambda aside: grid.save(aside, format="PNG"), TrainingError)
         self._track(pictures, step)
+        return step_curve(counts, drawn) if len(counts) > 1 else {}
+
+    @property
+    def counts(self) -> list[int]:
+        """Step counts that pictures are drawn at, rising."""
+        written = self.run.validation[STEPS]
+        return sorted(written) if isinstance(written, list) else [written]
 
     def _track(self, pictures: Sequence[Image.Image], step: int) -> None:
         for tracker in self.accelerator.trackers:
@@ -154,6 +175,15 @@ def _everywhere(measured: dict[str, list[Tensor]], sizes: list[float], device: t
         for name in sorted({n for own in names for n in own} - set(measured)):
             measured[name] = [torch.full((), float("nan"), device=device)] * max(1, len(sizes))
     return mean_over_processes(measured, sizes or [0.0])
+
+
+def step_curve(counts: Sequence[int], drawn: Sequence[Sequence[Image.Image]]) -> dict[str, float]:
+    """``val/distance_<n>_steps``: mean absolute difference, of 0 to 1, from the pictures of most steps, the last."""
+    arrays = [np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in row]) for row in drawn]
+    return {
+        f"val/distance_{count}_steps": float(np.abs(array - arrays[-1]).mean())
+        for count, array in zip(counts[:-1], arrays[:-1], strict=True)
+    }
 
 
 def _columns(prompts: int, each: int) -> int:

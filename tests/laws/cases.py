@@ -28,6 +28,20 @@ RECIPES = {
         {"type": "paired_views"},
         {"type": "anchor_regularizer", "role": "ema", "weight": 0.1},
     ],
+    "anyflow_flow_map": [
+        {"type": "target_replacer", "target_mode": "flow_map", "velocity": "reference", "rescale": "sample"},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+    ],
+    "anyflow_teacher": [
+        {"type": "target_replacer", "teacher_rollout_steps": 3},
+        {"type": "time_conditioning", "deltatime_type": "t-r"},
+        WALK,
+    ],
+    "anyflow_shortcut_ema": [
+        {"type": "target_replacer", "target_mode": "shortcut", "weighting": "sigma", "rescale": "branch"},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+        MASK,
+    ],
 }
 
 ADAPTERS = {

@@ -53,7 +53,7 @@ def arguments(tmp_path, tiny_sd3):
         width=None,
         dtype="fp32",
         lora=None,
-        steps=1,
+        steps=[1],
         guidance_scale=1.0,
         seed=0,
         num_images=1,

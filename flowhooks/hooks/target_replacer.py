@@ -1,0 +1,176 @@
+"""What the prediction over an interval should match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import AdapterError
+from flowhooks.hooks import flow_maps
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View, precise
+
+LINEAR, TEACHER, FLOW_MAP, SHORTCUT = "linear", "online_teacher", "flow_map", "shortcut"
+DATA, REFERENCE = "data", "reference"
+NONE, BRANCH, SAMPLE = "none", "branch", "sample"
+#: Keeps a sample of loss zero out of a division (arXiv 2505.13447, sec. 4.3).
+SMALL = 1e-3
+
+
+class TargetReplacer(Hook):
+    """Targets of the main view's average velocity; where the interval is empty, the plain velocity.
+
+    Args:
+        target_mode: ``linear``: the straight flow ``e - x0``. ``online_teacher``: where the frozen base goes from t to
+            r in ``teacher_rollout_steps`` Euler steps. ``flow_map``: the MeanFlow identity with a difference in place of
+            the derivative. ``shortcut``: two half steps of the averaged weights.
+        teacher_rollout_steps: K of ``online_teacher``; with 1 the target knows nothing of r.
+        velocity: of ``flow_map`` and ``shortcut``: ``data`` (``e - x0``) or ``reference``, the frozen base's at t.
+        difference_step: h of ``flow_map``, in sigma.
+        guidance_scale: w of ``flow_map``: the student learns the guided velocity; 1 learns the plain one.
+        weighting: ``sigma`` weighs a sample by ``15/4 t sqrt(1 - t)``; ``none`` does not.
+        rescale: ``branch`` brings the mean loss of samples at r = 0 and of free ones to that of samples at r = t, and
+            at most a factor ``1 / rescale_floor`` down or up; ``sample`` divides each sample's loss by itself,
+            detached; ``none`` leaves them.
+        loss_weight: factor of the whole loss.
+
+    Raises:
+        ValueError: an option out of range.
+        AdapterError: differences of an adapter with dropout, which would be differences of two masks.
+    """
+
+    type = "target_replacer"
+
+    def __init__(
+        self,
+        *,
+        target_mode: str = TEACHER,
+        teacher_rollout_steps: int = 1,
+        velocity: str = DATA,
+        difference_step: float = 0.005,
+        guidance_scale: float = 1.0,
+        weighting: str = NONE,
+        rescale: str = NONE,
+        rescale_floor: float = 0.1,
+        loss_weight: float = 1.0,
+    ):
+        if teacher_rollout_steps < 1 or not 0 < difference_step < 0.5 or not 0 < rescale_floor <= 1:
+            raise ValueError(
+                "`teacher_rollout_steps` must be at least 1, `difference_step` in (0, 0.5), `rescale_floor` in (0, 1]"
+            )
+        if guidance_scale <= 0 or loss_weight < 0:
+            raise ValueError("`guidance_scale` must be above 0, `loss_weight` at least 0")
+        self.target_mode, self.teacher_rollout_steps = target_mode, teacher_rollout_steps
+        self.velocity, self.difference_step, self.guidance_scale = velocity, difference_step, guidance_scale
+        self.weighting, self.loss_weight = weighting, loss_weight
+        self.rescale, self.rescale_floor = rescale, rescale_floor
+        self._null: Any = None
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        adapter = session.adapter
+        if self.target_mode == FLOW_MAP and adapter is not None and adapter.config.get("dropout"):
+            raise AdapterError(
+                f"`adapter.dropout` is {adapter.config['dropout']}; target_mode 'flow_map' takes differences of two "
+                "predictions, which dropout would make differences of two masks; set it to 0"
+            )
+        if self.guidance_scale != 1:
+            self._null = session.model.null_condition
+        yield
+
+    def target(self, step: Step, view: View) -> Tensor | None:
+        if view.name != "main":
+            return None
+        return self._target(step, view, self._ends(view))
+
+    def error(self, step: Step, view: View, error: Tensor) -> Tensor:
+        if view.name != "main":
+            return error
+        factor = torch.full_like(view.level, self.loss_weight)
+        if self.weighting == "sigma":
+            factor = factor * flow_maps.sigma_weight(view.level)
+        loss = error.detach().flatten(1).mean(1).float()
+        if self.rescale == SAMPLE:
+            factor = factor / (loss + SMALL)
+        if self.rescale == BRANCH:
+            r = self._ends(view)
+            branch = torch.where(r == view.level, 0, torch.where(r == 0, 1, 2))
+            factor = factor * flow_maps.balanced(loss, branch, self.rescale_floor, step.all_reduce)
+        return error * flow_maps.over(factor, error)
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        view = step.views["main"]
+        unscaled = (step.predict("main") - step.target("main")).square().flatten(1).mean(1)
+        return {
+            "anyflow_loss": step.mean(unscaled, view.weight),
+            "anyflow_r_sensitivity": self._sensitivity(step, view),
+        }
+
+    def warnings(self, metrics: dict[str, float]) -> list[str]:
+        if self.target_mode in (TEACHER, SHORTCUT, FLOW_MAP) and metrics.get("anyflow_r_sensitivity") == 0:
+            return [
+                "anyflow_r_sensitivity is 0: the target is the same wherever the interval ends, so no flow map can be "
+                "learnt; "
+                + (
+                    "raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
+                    if self.target_mode == TEACHER
+                    else "train longer, or look at the data"
+                )
+            ]
+        return []
+
+    @staticmethod
+    def _ends(view: View) -> Tensor:
+        assert view.r_sigma is not None
+        return view.r_sigma
+
+    def _target(self, step: Step, view: View, r: Tensor) -> Tensor:
+        """``[B, ...]`` with the view's intervals ending at ``r``."""
+        whole = self._velocity(step, view)
+        rows = list(view.interval_rows)
+        if not rows or self.target_mode == LINEAR:
+            return whole
+        x, t, r, v = (precise(value[rows]) for value in (view.noisy, view.level, r, whole))
+        condition = view.condition.take(rows)
+        if self.target_mode == TEACHER:
+            found = flow_maps.rollout_target(_field(step, REFERENCE, condition), x, t, r, self.teacher_rollout_steps)
+        elif self.target_mode == SHORTCUT:
+            found = flow_maps.shortcut_target(_field(step, "ema", condition), x, t, r)
+        else:
+            found = flow_maps.flow_map_target(_field(step, POLICY, condition), v, x, t, r, self.difference_step)
+        if self.guidance_scale != 1:
+            null = self._null.join([self._null] * (len(rows) - 1))
+            found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)
+        return whole.index_copy(0, torch.tensor(rows, device=whole.device), found.to(whole.dtype))
+
+    def _velocity(self, step: Step, view: View) -> Tensor:
+        """``[B, ...]`` of the path through the view's states."""
+        if self.target_mode not in (FLOW_MAP, SHORTCUT) or self.velocity == DATA:
+            return view.velocity
+        return step.query(REFERENCE, view.noisy, view.level, view.condition).to(view.velocity.dtype)
+
+    def _sensitivity(self, step: Step, view: View) -> Tensor:
+        """Mean absolute change of the target when every interval ends halfway, of the rows that have an interval."""
+        if self.target_mode == LINEAR or not view.interval_rows:
+            return torch.zeros((), device=view.level.device)
+        rows = list(view.interval_rows)
+        other = self._target(step, view, (view.level + self._ends(view)) / 2)
+        return (other[rows] - step.target("main")[rows]).abs().float().mean()
+
+
+def _field(step: Step, role: str, condition: Any) -> flow_maps.Field:
+    """A role's velocity at any state of these samples; twice as many states are two of each."""
+
+    def field(x: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
+        times = len(x) // condition.size
+        repeated = condition if times == 1 else condition.join([condition] * (times - 1))
+        return step.query(role, x, t, repeated, r_sigma=r)
+
+    return field

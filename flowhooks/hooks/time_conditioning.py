@@ -1,0 +1,75 @@
+"""Give any pipeline's network a second time, the end of an interval, so that it can learn a flow map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from flowhooks.errors import ModelError
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.probe.interval import Interval, R
+from flowhooks.sampling.flow_map_proxy import telling_steps
+
+
+class TimeConditioningEnabler(Hook):
+    """Blends ``(1 - g) E_t(t) + g E_d(d)`` in the network's time embedder (arXiv 2605.13724).
+
+    While attached, ``r_sigma`` means something to ``model.predict``, and the stock pipeline, when it samples, tells its
+    network where each step ends. ``E_d`` is trained; it is saved in ``flowhooks_modules.safetensors``. A network whose
+    pipeline gives it a second time by itself keeps that, and these options do not apply.
+
+    Args:
+        gate_value: g in [0, 1], a constant.
+        deltatime_type: ``d = r`` (``r``), which leaves a fresh network as it is where r = t, or ``d = t - r``
+            (``t-r``).
+        timestep_scale: unit of d in place of the network's own.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+
+    type = "time_conditioning"
+
+    def __init__(self, *, gate_value: float = 0.25, deltatime_type: str = R, timestep_scale: float | None = None):
+        self.options = {"gate": gate_value, "deltatime_type": deltatime_type, "timestep_scale": timestep_scale}
+        if not 0 <= gate_value <= 1:
+            raise ValueError(f"`gate_value` must be in [0, 1], got {gate_value}")
+        self.interval: Interval | None = None
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        model = session.model
+        if model.native_second_time:
+            yield
+            return
+        if model.interval is not None:
+            raise ModelError("this network has a second time already; attach one `time_conditioning` only")
+        if model.anatomy.time_embedder is None:
+            raise ModelError(
+                f"{model.contract.pipeline}'s network has no module that maps the time alone, so it cannot be given a "
+                "second one"
+            )
+        times = model.contract.times
+        self.interval = Interval(model.transformer, model.anatomy.time_embedder, times, **self.options)
+        with ExitStack() as stack:
+            stack.enter_context(self.interval.attached())
+            stack.enter_context(telling_steps(self.interval, model.pipe, times))
+            model.interval = self.interval
+            try:
+                yield
+            finally:
+                model.interval = None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        if self.interval is None:
+            yield
+            return
+        with self.interval.off():
+            yield
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {} if self.interval is None else {"delta_embedder": self.interval.delta_embedder}

@@ -1,0 +1,79 @@
+"""Weights that hooks trained beside an adapter: ``flowhooks_modules.safetensors``, which says what it belongs to.
+
+The LoRA file beside it stays a plain one. The header holds a manifest: the network's class, how its pipeline is
+called, and each hook with modules as its block in JSON, so that :func:`flowhooks.attach` can build it again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowhooks.adapters.base import check_fit
+from flowhooks.adapters.files import read_tensors, write_tensors
+from flowhooks.errors import AdapterError, ModelError
+from flowhooks.kernel.assembly import Assembly
+
+MODULES = "flowhooks_modules.safetensors"
+#: The resolved run beside it.
+RUN = "run.json"
+MANIFEST = "flowhooks.modules"
+FORMAT = 1
+
+
+def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[str, str]) -> Path | None:
+    """Write what hooks trained for a :class:`flowhooks.probe.FlowModel`; None where they trained nothing.
+
+    Raises:
+        AdapterError: the disk refuses.
+    """
+    modules = assembly.modules()
+    if not modules:
+        return None
+    blocks = [block for key, block in assembly.blocks.items() if any(name.startswith(f"{key}.") for name in modules)]
+    manifest = {
+        "format": FORMAT,
+        "network": type(model.transformer).__name__,
+        "component": model.component,
+        "pipeline_arguments": model.arguments,
+        "hooks": blocks,
+    }
+    tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    return write_tensors(folder / MODULES, tensors, {**header, MANIFEST: json.dumps(manifest)})
+
+
+def read_manifest(file: Path) -> dict[str, Any]:
+    """The manifest of a modules file. Raises ModelError when it is missing or is none of ours."""
+    if not file.is_file():
+        raise ModelError(f"{file}: missing; give the output folder of a finished run, with this file in it")
+    try:
+        _, header = read_tensors(file)
+        manifest = json.loads(header[MANIFEST])
+    except (AdapterError, KeyError, ValueError) as error:
+        raise ModelError(f"{file}: is no modules file of flowhooks ({error})") from error
+    if manifest.get("format") != FORMAT:
+        raise ModelError(
+            f"{file}: is of format {manifest.get('format')}, this release reads {FORMAT}; update flowhooks"
+        )
+    return dict(manifest)
+
+
+@torch.no_grad()
+def load_modules(file: Path, assembly: Assembly) -> None:
+    """Copy a modules file's values into the hooks' modules.
+
+    Raises:
+        ModelError: a key or a shape is not that of this model.
+    """
+    tensors, _ = read_tensors(file)
+    own = {f"{name}.{key}": t for name, module in assembly.modules().items() for key, t in module.state_dict().items()}
+    try:
+        check_fit(own, tensors, kind="set of modules", origin=str(file))
+    except AdapterError as error:
+        raise ModelError(str(error)) from error
+    for key, tensor in own.items():
+        tensor.copy_(tensors[key])

@@ -1,0 +1,116 @@
+"""Stock pipelines sample flow maps: their network is told where the scheduler's step will end.
+
+``FlowMatchEulerDiscreteScheduler.step`` already is the flow-map step ``x_r = x_t - (t - r) u(x_t, t, r)``; only the
+network has to know r, the next sigma (arXiv 2605.13724). So nothing is put on the scheduler. Its own sigmas are read
+while the pipeline samples: whatever shifted them, whoever copied, rebuilt or saved it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.interval import Interval, Span
+from flowhooks.probe.times import Time
+
+
+class FlowMapSchedulerProxy:
+    """Reads the interval of the step that a pipeline is about to take.
+
+    Args:
+        pipe: its scheduler is looked up anew at every step, so another may be put in its place at any time.
+        times: of the network's contract.
+    """
+
+    def __init__(self, pipe: Any, times: Sequence[Time]):
+        self.pipe = pipe
+        self.time = next(time for time in times if not time.second)
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Span | None:
+        """The interval of a network call with these arguments; None while the scheduler is not sampling.
+
+        Raises:
+            ModelError: the scheduler's step is no flow-map step.
+        """
+        scheduler = self.pipe.scheduler
+        if getattr(scheduler, "num_inference_steps", None) is None:
+            return None
+        require_first_order(scheduler)
+        index = self._index(scheduler, arguments)
+        if index + 1 >= len(scheduler.sigmas):
+            return None
+        start, end = (float(scheduler.sigmas[index + k]) for k in (0, 1))
+        if scheduler.config.get("invert_sigmas"):
+            start, end = 1 - start, 1 - end
+        return Span(start=start, end=end, shift=_shift(scheduler))
+
+    def _index(self, scheduler: Any, arguments: Mapping[str, Any]) -> int:
+        """Of the step. The scheduler knows it after its first; before, a pipeline that starts midway may have said."""
+        if scheduler.step_index is not None:
+            return int(scheduler.step_index)
+        if scheduler.begin_index is not None:
+            return int(scheduler.begin_index)
+        given = arguments[self.time.name]
+        asked = float(given.flatten()[0]) if isinstance(given, Tensor) else float(given)
+        levels = torch.as_tensor(scheduler.sigmas)[:-1].float().cpu()
+        if scheduler.config.get("invert_sigmas"):
+            levels = 1 - levels
+        return int((self.time.of(levels, _shift(scheduler)) - asked).abs().argmin())
+
+
+@contextmanager
+def telling_steps(interval: Interval, pipe: Any, times: Sequence[Time]) -> Iterator[None]:
+    """In the block, calls of the network by the pipeline itself are told their interval."""
+    before, interval.schedule = interval.schedule, FlowMapSchedulerProxy(pipe, times)
+    try:
+        yield
+    finally:
+        interval.schedule = before
+
+
+def require_first_order(scheduler: Any) -> None:
+    """Raise ModelError, with the name and the way out, for a scheduler whose step is not ``x + (r - t) u``."""
+    name = type(scheduler).__name__
+    if not isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMapEulerDiscreteScheduler)):
+        raise ModelError(
+            f"{name} does not step from one sigma to the next along one prediction (it is stochastic, or combines "
+            "several), so it cannot sample a flow map; set `pipe.scheduler = "
+            "FlowMatchEulerDiscreteScheduler(shift=...)` with the model's own shift"
+        )
+    if scheduler.config.get("stochastic_sampling"):
+        raise ModelError(
+            f"{name} with `stochastic_sampling` adds noise at every step, so it cannot sample a flow map; build it "
+            "with `stochastic_sampling=False`"
+        )
+
+
+@contextmanager
+def first_order(pipe: Any) -> Iterator[None]:
+    """In the block, a pipeline whose scheduler cannot sample a flow map has a ``FlowMatchEulerDiscreteScheduler`` of the
+    same shift."""
+    scheduler = pipe.scheduler
+    try:
+        require_first_order(scheduler)
+    except ModelError:
+        shift = scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0
+        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    try:
+        yield
+    finally:
+        pipe.scheduler = scheduler
+
+
+def _shift(scheduler: Any) -> float:
+    """The shift that took the schedule's even times to its sigmas, read off its middle."""
+    middle = len(scheduler.timesteps) // 2
+    sigma = float(scheduler.sigmas[middle])
+    even = float(scheduler.timesteps[middle]) / scheduler.config.num_train_timesteps
+    if not 0 < sigma < 1 or not 0 < even < 1:
+        return 1.0
+    return sigma * (1 - even) / (even * (1 - sigma))
