@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +17,14 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
+from flowhooks.probe.interval import Interval
 from flowhooks.probe.layout import Layout, learn_layout
-from flowhooks.probe.recorder import encoded_once, quiet
+from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import find_networks, recorded_arguments
 from flowhooks.probe.values import collate, moved
+
+if TYPE_CHECKING:
+    from flowhooks.probe.anatomy import Anatomy
 
 PROMPT_BATCH = 16
 
@@ -48,6 +54,8 @@ class FlowModel:
         self.component = component or contract.networks[0]
         if self.component not in contract.networks:
             raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
+        #: A second time that hooks gave the network; None where it has none, or one of its own.
+        self.interval: Interval | None = None
         self._size = dict(size)
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
@@ -56,6 +64,23 @@ class FlowModel:
     def transformer(self) -> Any:
         """The network that is trained."""
         return getattr(self.pipe, self.component)
+
+    @property
+    def knows_intervals(self) -> bool:
+        """Whether ``r_sigma`` means something to the network: natively, or since hooks taught it."""
+        return self.interval is not None or self.native_second_time
+
+    @property
+    def native_second_time(self) -> bool:
+        """Whether the pipeline itself tells the network where a step ends."""
+        return any(time.second for time in self.contract.times)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The inside of the network, learnt on first use."""
+        from flowhooks.probe.anatomy import learn_anatomy
+
+        return learn_anatomy(self)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -71,7 +96,8 @@ class FlowModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        """Where the network computes."""
+        return execution_device(self.transformer)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,31 +113,45 @@ class FlowModel:
         [0, 1].
 
         Args:
-            r_sigma: ``[B]``, the end of the interval, for networks that take a second time; default: ``sigma`` itself.
+            r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the
+                velocity at ``sigma``.
+
+        Raises:
+            ModelError: ``r_sigma`` for a network that knows no second time.
         """
-        end = sigma if r_sigma is None else r_sigma
         layout = self._layout_for(noisy)
         groups = condition.to(noisy.device, self.dtype).groups()
         if len(groups) == 1:
-            return self._forward(layout, noisy, sigma, end, groups[0][1])
+            return self._forward(layout, noisy, sigma, r_sigma, groups[0][1])
         velocity = torch.empty_like(noisy)
-        parts = [self._forward(layout, noisy[rows], sigma[rows], end[rows], arguments) for rows, arguments in groups]
+        parts = [
+            self._forward(layout, noisy[rows], sigma[rows], None if r_sigma is None else r_sigma[rows], arguments)
+            for rows, arguments in groups
+        ]
         order = torch.tensor([i for rows, _ in groups for i in rows], device=noisy.device)
         return velocity.index_copy(0, order, torch.cat(parts))
 
-    def _forward(self, layout: Layout, noisy: Tensor, sigma: Tensor, end: Tensor, prompt: Mapping[str, Any]) -> Tensor:
+    def _forward(
+        self, layout: Layout, noisy: Tensor, sigma: Tensor, r_sigma: Tensor | None, prompt: Mapping[str, Any]
+    ) -> Tensor:
         contract, size = self.contract, len(noisy)
+        end = sigma if r_sigma is None else r_sigma
         resolution = {
             name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * size)
             for name, rule in contract.resolution_rules.items()
         }
-        output = self.transformer(
-            **contract.constants,
-            **resolution,
-            **prompt,
-            **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
-            **{time.name: time.of(end if time.second else sigma, layout.shift) for time in contract.times},
-        )
+        span = None if r_sigma is None else (sigma, r_sigma)
+        with nullcontext() if self.interval is None else self.interval.between(span, layout.shift):
+            output = self.transformer(
+                **contract.constants,
+                **resolution,
+                **prompt,
+                **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
+                **{
+                    time.name: layout.spread(time.name, time.of(end if time.second else sigma, layout.shift))
+                    for time in contract.times
+                },
+            )
         return layout.from_network(output).to(noisy.dtype)
 
     @torch.no_grad()
@@ -140,11 +180,10 @@ class FlowModel:
         """
         vae = self.pipe.vae
         layout = self.layout(*pixels.shape[-2:])
-        pixels = pixels.to(vae.device, vae.dtype)
+        pixels = pixels.to(execution_device(vae), vae.dtype)
         if len(layout.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
-        encoded = vae.encode(pixels)
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        z = posterior_mode(vae.encode(pixels))
         if tuple(z.shape[1:]) != layout.vae_shape:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {layout.vae_shape}")
         return layout.from_vae(z.float())
@@ -153,8 +192,9 @@ class FlowModel:
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1]."""
         vae = self.pipe.vae
-        z = self.layout(height, width).to_vae(latents.float())
-        pixels = vae.decode(z.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        layout = self.layout(height, width)
+        z = layout.to_vae(latents.float())
+        pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
@@ -174,7 +214,8 @@ class FlowModel:
         if (height, width) not in self._layouts:
             with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe):
                 call = self.call(prompt="a", height=height, width=width)
-                layout = learn_layout(self.pipe, find_networks(self.pipe), call, tuple(self.contract.resolution_rules))
+                follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
+                layout = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
             self._layouts[height, width] = self._layout_of_shape[layout.sample_shape] = layout
         return self._layouts[height, width]
 
