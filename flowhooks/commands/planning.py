@@ -70,8 +70,8 @@ def machine_problems(run: Run) -> Iterator[Problem]:
 
 
 def forwards(run: Run, planned: Plan) -> int:
-    """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not batched,
-    and what targets and penalties ask beyond them."""
+    """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not
+    batched, and what targets and penalties ask beyond them."""
     return (len(planned.roles) if run.training["batch_views"] else len(planned.passes)) + planned.queries
 
 

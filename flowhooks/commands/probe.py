@@ -32,6 +32,11 @@ def add(parser: ArgumentParser) -> None:
         default="fp32",
         help="precision of the weights (default: %(default)s)",
     )
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help="keep each component off the accelerator until it is used (Diffusers' enable_model_cpu_offload)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -40,6 +45,8 @@ def run(args: Namespace) -> int:
     from flowhooks.probe.anatomy import learn_anatomy
 
     pipe, arguments = _pipeline(args)
+    if args.offload:
+        _offload(pipe)
     model = probe(pipe, height=args.height, width=args.width, arguments={**arguments, **args.arguments})
     learnt = {
         **model.contract.describe(),
@@ -65,6 +72,15 @@ def _pipeline(args: Namespace) -> tuple[Any, Mapping[str, Any]]:
     section = {"pretrained_model_name_or_path": args.model, "dtype": args.dtype}
     model = resolve_run({"model": section}, Path("flowhooks probe")).model
     return load_pipeline(model), model["pipeline_arguments"]
+
+
+def _offload(pipe: Any) -> None:
+    from flowhooks.errors import ModelError
+
+    try:
+        pipe.enable_model_cpu_offload()
+    except (RuntimeError, ValueError, ImportError) as error:
+        raise ModelError(f"`--offload` does not work on {type(pipe).__name__} here: {error}") from error
 
 
 def _lines(learnt: Mapping[str, Any], indent: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The maths of flow maps: targets for the average velocity ``u`` over an interval, ``x_r = x_t - (t - r) u(x_t, t, r)``.
+"""The maths of flow maps: targets for the average velocity ``u``, with ``x_r = x_t - (t - r) u(x_t, t, r)``.
 
 Everything is ``[B, ...]`` with times ``[B]`` in [0, 1]. A *field* is a function ``(x, t, r) -> velocity``; with r None
 it gives the velocity at t.

@@ -34,8 +34,8 @@ class Anatomy:
         time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is
             none.
         tokens: picture tokens at the probed size.
-        text_tokens: tokens of text in the same stream before the picture's, after them, or in a stream of their own
-            (``before``, ``after``, ``apart``), and how many.
+        text_tokens: tokens of text, those that pad it included, in the same stream before the picture's, after them, or
+            in a stream of their own (``before``, ``after``, ``apart``), and how many.
         second_time: the network's argument for the end of an interval, if it has one.
         token_times: whether the time may be given per token.
     """
@@ -108,6 +108,7 @@ def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
         and all(f"{name}.{i}" in seen for i in range(len(module)))
         and name.count(".") == 0
         and any(t.dim() == 3 for t in seen[f"{name}.0"])
+        and len(seen[f"{name}.0"]) > 1  # else a list of projections, each for a layer of the text encoder
     }
 
 
@@ -144,23 +145,30 @@ def _differ(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: Watched) -> tuple[int, tuple[str, int]]:
-    """Picture tokens and where text is, from the first block whose tokens change with the sample."""
+    """Picture tokens, from the first block that sees them; where text is, from the first that sees both."""
+    count = 0
     for name, tensors in plain.items():
         if not isinstance(_parent(network, name), nn.ModuleList):
             continue
-        streams = [(k, t) for k, t in enumerate(tensors) if t.dim() == 3 and t.is_floating_point()]
+        # With one sample, all axes but the last are tokens', whichever of them is the batch's.
+        streams = [(k, t.flatten(0, 1)) for k, t in enumerate(tensors) if t.dim() == 3 and t.is_floating_point()]
         changed = {
-            k: (t != resampled[name][k]).flatten(2).any(2)[0] for k, t in streams if t.shape == resampled[name][k].shape
+            k: (t != resampled[name][k].flatten(0, 1)).any(1)
+            for k, t in streams
+            if tensors[k].shape == resampled[name][k].shape
         }
-        picture = next((rows for rows in changed.values() if rows.any()), None)
-        if picture is None:
+        held = next((k for k, rows in changed.items() if rows.any()), None)
+        if held is None:
             continue
-        count, rest = int(picture.sum()), int((~picture).sum())
-        if rest:
-            return count, ("after" if bool(picture[0]) else "before", rest)
-        apart = [t.shape[1] for k, t in streams if not changed[k].any() and _differ([t], reprompted[name][k : k + 1])]
-        return count, ("apart", apart[0] if apart else 0)
-    return 0, ("apart", 0)
+        picture = changed[held]
+        count = count or int(picture.sum())
+        told = {k for k, _ in streams if _differ(tensors[k : k + 1], reprompted[name][k : k + 1])}
+        if held in told and not picture.all():
+            return count, ("after" if bool(picture[0]) else "before", int((~picture).sum()))
+        apart = [len(t) for k, t in streams if k in told and k in changed and not changed[k].any()]
+        if apart:
+            return count, ("apart", apart[0])
+    return count, ("apart", 0)
 
 
 def _parent(network: nn.Module, name: str) -> nn.Module:

@@ -12,7 +12,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.guidance import without_guidance
 from flowhooks.probe.recorder import Recording, answering, quiet, recording_calls, recording_steps, run
-from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, recorded_arguments, walked
+from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
 
@@ -77,9 +77,12 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
         ModelError: what could not be learnt.
     """
     networks = find_networks(pipe)
+    if getattr(pipe, "vae", None) is None:
+        raise ModelError(f"{type(pipe).__name__} has no `vae`; flowhooks trains on latents")
     with quiet(pipe, networks):
         base = {**call_exceptions(pipe), **arguments}
-        call, guidance = without_guidance(pipe, networks, {**base, **sizes[0]})
+        known: dict[Any, Any] = {}
+        call, guidance = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
         one, other, two, wide = (
             recorded_arguments(pipe, networks, prompts, {**base, **size, **call})
             for prompts, size in (
@@ -89,13 +92,18 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
                 (PROMPTS[:1], sizes[1]),
             )
         )
-        walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS)
+        walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS, known)
         times, sample = learn_times(pipe, walk)
+        if learn_rule(one[sample], two[sample], sample) is None:
+            raise ModelError(
+                f"{type(pipe).__name__} makes one sample a call: of two prompts its network gets the first alone; the "
+                "probe needs a batch"
+            )
         moving = {sample, *(time.name for time in times)}
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
             networks=tuple(networks),
-            boundary=_boundary(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}),
+            boundary=_boundary(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk.outputs[0]),
             times=times,
             rules={},
             resolution_rules={},
@@ -135,16 +143,14 @@ def _sorted_arguments(
     )
 
 
-def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any]) -> float | None:
-    """With two networks: the sigma between the last call of the first and the first call of the second."""
+def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any) -> float | None:
+    """With two networks, both answering ``output``: the sigma between the last call of the first and the first call of
+    the second."""
     if len(networks) < 2:
         return None
-    first = Recording()
-    with recording_calls(networks, first), recording_steps(pipe.scheduler, first, limit=1):
-        run(pipe, **{**call, "num_inference_steps": SHORTEST, "output_type": "latent"})
     seen = Recording()
     with (
-        answering(networks, lambda: first.outputs[0]),
+        answering(networks, lambda: output),
         recording_calls(networks, seen),
         recording_steps(pipe.scheduler, seen),
     ):

@@ -16,29 +16,38 @@ from flowhooks.probe.values import same
 
 
 def without_guidance(
-    pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any]
+    pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any], known: dict[Any, Any]
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The pipeline arguments under which one prompt goes through the network once a step, alone; and the kinds of
-    guidance."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    scales = [name for name in known if "guidance_scale" in name or "cfg_scale" in name]
+    guidance.
+
+    Args:
+        known: what the networks returned, by name and shapes; grows by a forward or two.
+    """
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    scales = [name for name in accepted if "guidance_scale" in name or "cfg_scale" in name]
     failure: Exception | None = None
     plain = [name for name in scales if not name[-1].isdigit()]
     for names, value in product((scales, plain, ["guidance_scale"]), (1.0, 0.0)):
-        call: dict[str, Any] = {name: value for name in names if name in known}
+        call: dict[str, Any] = {name: value for name in names if name in accepted}
         try:
-            walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST)
+            walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST, known)
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             failure = failure or error
             continue
         if len(walk.calls) == len(walk.steps) and _alone(walk):
-            return call, _guidance_kinds(pipe, networks, arguments, call)
+            return call, _guidance_kinds(pipe, networks, arguments, call, known)
+    if failure is None and len(walk.calls) != len(walk.steps):
+        raise ModelError(
+            f"{type(pipe).__name__} calls its network {len(walk.calls)} times in {len(walk.steps)} steps with guidance "
+            "off; the probe reads pipelines that call it once a step"
+        )
     reason = f": {failure}" if failure else "; classifier-free guidance cannot be switched off"
     raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}{reason}") from failure
 
 
 def _guidance_kinds(
-    pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any]
+    pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any], known: dict[Any, Any]
 ) -> tuple[str, ...]:
     """What another scale changes: the number of predictions, an argument, or nothing."""
     if getattr(pipe, "guider", None) is not None:
@@ -50,9 +59,10 @@ def _guidance_kinds(
         if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
             call["negative_prompt"] = ""
         try:
-            walk = walked(pipe, networks, call, SHORTEST)
+            walk = walked(pipe, networks, call, SHORTEST, known, computing=False)
         except (ValueError, RuntimeError, TypeError, AttributeError):
             continue
+        # A call of shapes that no plain run has ends the walk before its step: a batch of two, or another prompt.
         if len(walk.calls) > len(walk.steps) or not _alone(walk):
             kinds.append("classifier-free")
         elif any(not same(one[n], walk.calls[0].get(n)) for n in one if "guidance" in n):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -28,6 +28,7 @@ from flowhooks.probe.recorder import (
     run,
     with_first,
 )
+from flowhooks.probe.values import map_tensors
 
 BASE = 64
 ROUNDING = 1e-6
@@ -95,6 +96,8 @@ class Layout:
         vae_shape: one sample as the VAE gets it.
         arguments: the network's arguments that follow the resolution, for a batch of one.
         shift: the scheduler's shift of sigma at this resolution.
+        time_shapes: time argument -> its shape after the batch axis, of networks that take a time a frame.
+        decode_args, decode_options: what the pipeline tells ``vae.decode`` beside the latents, for a batch of one.
     """
 
     sample_shape: tuple[int, ...]
@@ -105,6 +108,9 @@ class Layout:
     vae: Gather
     arguments: Mapping[str, Any]
     shift: float
+    time_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    decode_args: tuple[Any, ...] = ()
+    decode_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def vae_shape(self) -> tuple[int, ...]:
@@ -115,6 +121,11 @@ class Layout:
         """Whether sample and VAE latent hold their elements in one order."""
         return self.vae.source is None
 
+    def spread(self, name: str, time: Tensor) -> Tensor:
+        """Times ``[B]`` as the network's argument ``name`` takes them: one a sample, or one for each of its frames."""
+        shape = self.time_shapes.get(name, ())
+        return time.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
+
     def to_vae(self, sample: Tensor) -> Tensor:
         """``[B, *sample_shape]`` -> ``[B, *vae_shape]``, as ``vae.decode`` wants it."""
         return self.vae.apply(sample)
@@ -122,6 +133,11 @@ class Layout:
     def from_vae(self, z: Tensor) -> Tensor:
         """``[B, *vae_shape]`` -> ``[B, *sample_shape]``: the inverse, for encoding."""
         return self.vae.invert(z, self.sample_shape)
+
+    def decode(self, vae: Any, z: Tensor) -> Tensor:
+        """``[B, *vae_shape]`` -> pixels, the VAE being told what the pipeline tells it."""
+        told = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
+        return vae.decode(z, *told[0], **told[1], return_dict=False)[0]
 
     def pack(self, z: Tensor) -> Tensor:
         """Only the order of :meth:`from_vae`, no scale or shift: for masks."""
@@ -148,20 +164,29 @@ class Response:
     arguments: dict[str, Any]
     velocity: Tensor
     decoded: Tensor
+    decode_args: tuple[Any, ...]
+    decode_options: Mapping[str, Any]
 
 
 def learn_layout(
-    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], follows_resolution: Sequence[str]
+    pipe: Any,
+    networks: Mapping[str, nn.Module],
+    call: Mapping[str, Any],
+    follows_resolution: Sequence[str],
+    times: Sequence[str],
 ) -> Layout:
     """Learn and verify the layout at the resolution of ``call``. One real step of the network; the VAE does not run.
 
     Args:
         call: arguments of a one-prompt run without guidance.
         follows_resolution: names of the arguments to keep for this resolution.
+        times: names of the arguments that hold times.
 
     Raises:
         ModelError: what arrives is not a rearrangement of what was sent, or the round trip is off.
     """
+    if not isinstance(getattr(pipe, "vae", None), nn.Module):
+        raise ModelError(f"{type(pipe).__name__} has no `vae`; flowhooks trains pipelines that work in latents")
     real = Recording()
     with recording_calls(networks, real), recording_steps(pipe.scheduler, real, limit=1):
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "latent"})
@@ -189,6 +214,9 @@ def learn_layout(
         vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n),
         arguments={a: real.calls[0][a] for a in follows_resolution},
         shift=real.shift,
+        time_shapes={name: tuple(torch.as_tensor(real.calls[0][name]).shape[1:]) for name in times},
+        decode_args=zeros.decode_args,
+        decode_options=zeros.decode_options,
     )
     _verify(pipe, layout, n, send)
     return layout
@@ -217,7 +245,13 @@ def _send(
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
     if seen.decoded is None or len(seen.calls) < 2 or not seen.steps:
         raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
-    return Response(arguments=seen.calls[1], velocity=seen.steps[0].velocity, decoded=seen.decoded)
+    return Response(
+        arguments=seen.calls[1],
+        velocity=seen.steps[0].velocity,
+        decoded=seen.decoded,
+        decode_args=seen.decode_args,
+        decode_options=seen.decode_options,
+    )
 
 
 def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int) -> tuple[str, bool]:
@@ -274,6 +308,12 @@ def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
         raise ModelError(
             f"latent layout: the round trip through the pipeline is off by {error:.2g}, allowed {allowed:g}"
         )
+
+
+def _for_batch(told: Tensor, z: Tensor) -> Tensor:
+    """A tensor of a batch of one, for the batch of ``z``."""
+    told = told.to(z.device)
+    return told.expand(len(z), *told.shape[1:]) if told.dim() and len(told) == 1 else told
 
 
 def _digit_count(n: int) -> int:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.model import FlowModel
+from flowhooks.probe.pictures import pictures_of, verify_pictures
 from flowhooks.probe.recorder import quiet, run
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 
@@ -68,56 +72,81 @@ def _own_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
             raise ModelError(
                 f"{type(pipe).__name__} does not run at its default size: {error}; give `height` and `width`"
             ) from error
-    shape = (pictures.images if hasattr(pictures, "images") else pictures.frames).shape
-    return {"height": int(shape[-2]), "width": int(shape[-1])}
+    height, width = pictures_of(pictures).shape[-2:]
+    return {"height": height, "width": width}
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A sample ``[1, ...]`` in the pipeline's loop, the sigma ``[1]`` of its step, that of its end where the network is
+    told it, and our prediction there."""
+
+    noisy: Tensor
+    sigma: Tensor
+    end: Tensor | None
+    mine: Tensor
 
 
 @torch.no_grad()
 def verify(model: FlowModel) -> None:
-    """Compare with a run of the pipeline, step by step, and a batch with its samples alone.
+    """Compare with a run of the pipeline, step by step; a batch with its samples alone; and pictures.
 
     Raises:
         ModelError: they differ by more than rounding.
     """
     networks = find_networks(model.pipe)
-    shape = model.sample_shape
+    call = model.call(prompt=PROMPTS[1])
+    model.layout(call["height"], call["width"])
     with quiet(model.pipe, networks):
-        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[1]), STEPS)
+        walk = walked(model.pipe, networks, call, STEPS)
         condition = model.encode_prompts([PROMPTS[1]])
         trained = model.component
-        worst = 0.0
+        states = []
         try:
-            for name, call, step in zip(walk.names, walk.calls, walk.steps, strict=True):
+            for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):
                 model.component = name
-                sigma = torch.tensor([_sigma(model, call, step.sigma)], device=step.sample.device)
-                end = torch.tensor([step.next_sigma], device=step.sample.device)
-                mine = model.predict(step.sample, sigma, condition, r_sigma=end if model.native_second_time else None)
-                worst = max(worst, _off(mine, step.velocity))
+                sigma = torch.tensor([_sigma(model, asked, step.sigma)], device=step.sample.device)
+                native = model.native_second_time
+                end = torch.tensor([step.next_sigma], device=step.sample.device) if native else None
+                mine = model.predict(step.sample, sigma, condition, r_sigma=end)
+                states.append(State(noisy=step.sample, sigma=sigma, end=end, mine=mine))
         finally:
             model.component = trained
+        worst = max(_off(state.mine, step.velocity) for state, step in zip(states, walk.steps, strict=True))
         half = walk.steps[0].velocity.dtype != torch.float32 or model.dtype != torch.float32
         if worst > (5e-2 if half else PREDICTION):
             raise ModelError(
                 f"{model.contract.pipeline}: our prediction is off by {worst:.2g} from what the pipeline gives its "
                 "scheduler"
             )
-        _verify_batch(model, shape, half)
+        _verify_batch(model, condition, [s for s, n in zip(states, walk.names, strict=True) if n == trained], half)
+        verify_pictures(model, networks, walk.outputs[-1], call)
 
 
-def _verify_batch(model: FlowModel, shape: tuple[int, ...], half: bool) -> None:
-    low, high = model.sigma_range
-    generator = torch.Generator().manual_seed(0)
-    noisy = torch.randn(2, *shape, generator=generator).to(model.device)
-    sigma = torch.tensor([low + 0.9 * (high - low), low + 0.3 * (high - low)], device=model.device)
-    condition = model.encode_prompts(PROMPTS)
-    together = model.predict(noisy, sigma, condition)
-    for i in range(2):
-        alone = model.predict(noisy[i : i + 1], sigma[i : i + 1], condition[i : i + 1])
-        if _off(together[i : i + 1], alone) > (5e-2 if half else 10 * PREDICTION):
-            raise ModelError(
-                f"{model.contract.pipeline}: a sample's prediction changes by "
-                f"{_off(together[i : i + 1], alone):.2g} when another shares its batch"
-            )
+def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State], half: bool) -> None:
+    """The first and last of these states as one batch; with another prompt for the last where the two share a
+    forward."""
+    first, last = states[0], states[-1]
+    prompts = condition.join([model.encode_prompts(PROMPTS[:1])])
+    apart = len(prompts.groups()) > 1
+    if apart:
+        prompts = condition.join([condition])
+    if not apart or len(states) == 1:
+        noisy = last.noisy.flip(-1)
+        last = replace(last, noisy=noisy, mine=model.predict(noisy, last.sigma, prompts[1:], r_sigma=last.end))
+    pair = (first, last)
+    ends = [s.end for s in pair if s.end is not None]
+    together = model.predict(
+        torch.cat([s.noisy for s in pair]),
+        torch.cat([s.sigma for s in pair]),
+        prompts,
+        r_sigma=torch.cat(ends) if ends else None,
+    )
+    worst = max(_off(together[i : i + 1], s.mine) for i, s in enumerate(pair))
+    if worst > (5e-2 if half else 10 * PREDICTION):
+        raise ModelError(
+            f"{model.contract.pipeline}: a sample's prediction changes by {worst:.2g} when another shares its batch"
+        )
 
 
 def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
@@ -128,6 +157,6 @@ def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
     return (float(call[time.name].flatten()[0]) - time.offset) / time.scale
 
 
-def _off(a: torch.Tensor, b: torch.Tensor) -> float:
+def _off(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the size of what is predicted where that is above 1."""
     return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1))

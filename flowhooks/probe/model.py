@@ -19,7 +19,7 @@ from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
-from flowhooks.probe.recorder import encoded_once, quiet
+from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import find_networks, recorded_arguments
 from flowhooks.probe.values import collate, moved
 
@@ -105,7 +105,8 @@ class FlowModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.transformer.parameters()).device
+        """Where the network computes."""
+        return execution_device(self.transformer)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -160,7 +161,10 @@ class FlowModel:
                 **resolution,
                 **prompt,
                 **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
-                **{time.name: time.of(end if time.second else sigma, layout.shift) for time in contract.times},
+                **{
+                    time.name: layout.spread(time.name, time.of(end if time.second else sigma, layout.shift))
+                    for time in contract.times
+                },
             )
         return layout.from_network(output).to(noisy.dtype)
 
@@ -190,11 +194,10 @@ class FlowModel:
         """
         vae = self.pipe.vae
         layout = self.layout(*pixels.shape[-2:])
-        pixels = pixels.to(vae.device, vae.dtype)
+        pixels = pixels.to(execution_device(vae), vae.dtype)
         if len(layout.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
-        encoded = vae.encode(pixels)
-        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+        z = posterior_mode(vae.encode(pixels))
         if tuple(z.shape[1:]) != layout.vae_shape:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {layout.vae_shape}")
         return layout.from_vae(z.float())
@@ -203,8 +206,9 @@ class FlowModel:
     def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
         """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1]."""
         vae = self.pipe.vae
-        z = self.layout(height, width).to_vae(latents.float())
-        pixels = vae.decode(z.to(vae.device, vae.dtype), return_dict=False)[0].float()
+        layout = self.layout(height, width)
+        z = layout.to_vae(latents.float())
+        pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
@@ -224,7 +228,8 @@ class FlowModel:
         if (height, width) not in self._layouts:
             with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe):
                 call = self.call(prompt="a", height=height, width=width)
-                layout = learn_layout(self.pipe, find_networks(self.pipe), call, tuple(self.contract.resolution_rules))
+                follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
+                layout = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
             self._layouts[height, width] = self._layout_of_shape[layout.sample_shape] = layout
         return self._layouts[height, width]
 

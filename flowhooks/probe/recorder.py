@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS
-from flowhooks.probe.values import map_tensors
+from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.splice import splice, untouched
 
 
@@ -38,15 +38,21 @@ class Recording:
     """What one run passed.
 
     ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
-    it returned. ``shift`` is the scheduler's shift of sigma, static or that of the resolution.
+    it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` what it was to decode, with what it was
+    told beside in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
+    of the resolution.
     """
 
     names: list[str] = field(default_factory=list)
     calls: list[dict[str, Any]] = field(default_factory=list)
     outputs: list[Any] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
+    encoded: Tensor | None = None
     decoded: Tensor | None = None
+    decode_args: tuple[Any, ...] = ()
+    decode_options: Mapping[str, Any] = field(default_factory=dict)
     shift: float = 1.0
+    copies: int = 0
 
 
 @contextmanager
@@ -62,6 +68,12 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             m.training = training
 
 
+def execution_device(module: nn.Module) -> torch.device:
+    """Where a module computes: where accelerate's offload hook takes it, else where it is."""
+    device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return next(module.parameters()).device if device is None else torch.device(device)
+
+
 @contextmanager
 def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
     """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop
@@ -72,7 +84,9 @@ def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
     fixed = FIXED_ARGUMENTS.get(type(pipe).__name__, {})
     guider = getattr(pipe, "guider", None)
     with ExitStack() as stack:
-        stack.enter_context(untouched(pipe, pipe.scheduler, guider))
+        # The components too: a run ends by taking offload hooks off and putting new ones on.
+        modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        stack.enter_context(untouched(pipe, pipe.scheduler, guider, *modules))
         stack.enter_context(evaluating(*networks.values()))
         pipe.set_progress_bar_config(disable=True)
         if guider is not None:
@@ -133,11 +147,17 @@ def recording_steps(
         seen.shift = float(scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)))
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self is not scheduler:  # a copy that a pipeline makes, for sound beside pictures
+        if self is not scheduler:  # a copy that a pipeline makes, for sound beside pictures or for each frame
+            seen.copies += 1
             return super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:
             self._init_step_index(timestep)
         start, end = (float(self.sigmas[self.step_index + k]) for k in (0, 1))
+        if start > 1 + 1e-3:
+            raise ModelError(
+                f"{type(scheduler).__name__} steps from sigma {start:g}: its samples are x0 + sigma e, as in EDM, "
+                "where flow matching has (1 - sigma) x0 + sigma e and sigma in [0, 1]"
+            )
         velocity = model_output.clone()
         if inverted:
             start, end, velocity = 1 - start, 1 - end, -velocity
@@ -168,10 +188,12 @@ def recording_steps(
 
 @contextmanager
 def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
-    """Record what the VAE would decode, then throw :class:`Enough`."""
+    """Record what the VAE would decode and what it is told beside, then throw :class:`Enough`."""
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.decoded = z.clone()
+        seen.decode_args = args
+        seen.decode_options = {k: v for k, v in kwargs.items() if k not in ("return_dict", "generator")}
         raise Enough
 
     with untouched(vae):
@@ -180,10 +202,33 @@ def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
 
 
 @contextmanager
+def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
+    """Record the mode of the posterior that the VAE gives."""
+    encode: Any = vae.encode
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        encoded = encode(*args, **kwargs)
+        seen.encoded = posterior_mode(encoded)
+        return encoded
+
+    with untouched(vae):
+        vars(vae)["encode"] = recorded
+        yield
+
+
+def posterior_mode(encoded: Any) -> Tensor:
+    """The latents in what a VAE's ``encode`` returned, without chance."""
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+
+
+@contextmanager
 def encoded_once(pipe: Any) -> Iterator[None]:
     """Run the text encoders on the first call only; later calls in the block get the same embeddings."""
     first: list[Any] = []
-    encode = pipe.encode_prompt
+    encode = getattr(pipe, "encode_prompt", None)
+    if encode is None:
+        yield
+        return
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
         if not first:
@@ -192,6 +237,29 @@ def encoded_once(pipe: Any) -> Iterator[None]:
 
     with untouched(pipe):
         pipe.encode_prompt = encode_prompt
+        yield
+
+
+@contextmanager
+def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, computing: bool) -> Iterator[None]:
+    """Answer a call of a network with what it returned to one of the same shapes.
+
+    Args:
+        known: what networks returned, by name and shapes; grows.
+        computing: whether a call of new shapes is computed; else it throws :class:`Enough`.
+    """
+
+    def answered(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        key = name, tuple(tuple(t.shape) for t in tensors_in([*args, *kwargs.values()]))
+        if key not in known and not computing:
+            raise Enough
+        if key not in known:
+            known[key] = _snapshot(forward(*args, **kwargs))
+        return _snapshot(known[key])
+
+    with untouched(*networks.values()):
+        for name, network in networks.items():
+            vars(network)["forward"] = partial(answered, name, network.forward)
         yield
 
 
@@ -206,10 +274,14 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
 
 @torch.no_grad()
 def run(pipe: Any, **call: Any) -> Any:
-    """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None."""
+    """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
+
+    A stopped run moves offloaded components off the accelerator, as the pipeline does at the end of a whole one.
+    """
     try:
         return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
     except Enough:
+        pipe.maybe_free_model_hooks()
         return None
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, run
+from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, remembering, run
 
 #: Two prompts of different lengths.
 PROMPTS = ("a", "two one a")
@@ -44,11 +45,34 @@ def recorded_arguments(
     return seen.calls[0]
 
 
-def walked(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], steps: int) -> Recording:
-    """A short run, recorded."""
+def walked(
+    pipe: Any,
+    networks: Mapping[str, nn.Module],
+    call: Mapping[str, Any],
+    steps: int,
+    known: dict[Any, Any] | None = None,
+    *,
+    computing: bool = True,
+) -> Recording:
+    """A short run, recorded.
+
+    Args:
+        known: answer calls of known shapes from here (see :func:`~flowhooks.probe.recorder.remembering`); default:
+            compute them all.
+        computing: without it, a call of new shapes ends the run; there may be no step then.
+    """
     seen = Recording()
-    with recording_calls(networks, seen), recording_steps(pipe.scheduler, seen):
+    with ExitStack() as stack:
+        if known is not None:
+            stack.enter_context(remembering(networks, known, computing=computing))
+        stack.enter_context(recording_calls(networks, seen))
+        stack.enter_context(recording_steps(pipe.scheduler, seen))
         run(pipe, **{**call, "num_inference_steps": steps, "output_type": "latent"})
-    if not seen.steps:
+    if not seen.steps and seen.copies:
+        raise ModelError(
+            f"{type(pipe).__name__} steps copies of its scheduler, one for each frame; the probe reads the steps of "
+            "the pipeline's own scheduler"
+        )
+    if not seen.steps and computing:
         raise ModelError(f"{type(pipe).__name__} took no scheduler step; is it a flow-matching pipeline?")
     return seen

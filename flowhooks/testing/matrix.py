@@ -136,7 +136,7 @@ def check_bf16(name: str) -> None:
 
 def load_lora(pipe: Any, folder: str) -> None:
     """By Diffusers' own loader: the pipeline's, or the network's where the pipeline class has none."""
-    if hasattr(pipe, "load_lora_weights"):
+    if "transformer" in getattr(pipe, "_lora_loadable_modules", ()):
         pipe.load_lora_weights(folder)
     elif hasattr(pipe.transformer, "load_lora_adapter"):
         pipe.transformer.load_lora_adapter(folder, prefix="transformer", weight_name=LORA_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from flowhooks.testing.pieces import bpe as bpe
@@ -111,11 +112,14 @@ CHATML = (
 )
 
 
-def qwen_tokenizer(words: list[str], max_length: int) -> Any:
+def qwen_tokenizer(words: list[str], max_length: int, more: Sequence[str] = ()) -> Any:
     """A real Qwen2Tokenizer with the ChatML template: whole words, and single bytes for everything else.
 
     A template therefore takes more tokens than in the released tokenizer, so that cutting off a fixed number of them
     leaves the prompt alone.
+
+    Args:
+        more: special tokens beside those of the template.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
@@ -123,12 +127,13 @@ def qwen_tokenizer(words: list[str], max_length: int) -> Any:
     tokens = sorted(ByteLevel.alphabet())
     merges = _merges(words)
     tokens += ["".join(merge) for merge in merges]
-    tokens += ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    specials = ["<|im_start|>", "<|im_end|>", *more]
+    tokens += ["<|endoftext|>", *specials]
     vocabulary = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = Qwen2Tokenizer(
         vocab=vocabulary,
         merges=merges,
-        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+        extra_special_tokens=specials,
         model_max_length=max_length,
     )
     tokenizer.chat_template = CHATML

@@ -63,6 +63,10 @@ PIPELINES: Mapping[str, Tiny] = {
     "kandinsky5-image": Tiny(
         "kandinsky5_image:kandinsky5_image", {"height": 1024, "width": 1024, "max_sequence_length": 16}
     ),
+    "prx": Tiny("prx:prx", {"height": 16, "width": 16, "tokenizer_max_length": 16, "use_resolution_binning": False}),
+    "prx-pixel": Tiny("prx:prx_pixel", {"height": 16, "width": 16, "use_resolution_binning": False}),
+    "nucleus-image": Tiny("nucleus_image:nucleus_image", {"height": 16, "width": 16}),
+    "cosmos2-image": Tiny("cosmos:cosmos2_image", {"height": 32, "width": 32, "max_sequence_length": 16}),
     "wan": Tiny("wan:wan", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}),
     "wan-two-experts": Tiny(
         "wan:wan_two_experts", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
@@ -94,6 +98,21 @@ PIPELINES: Mapping[str, Tiny] = {
         },
     ),
     "kandinsky5-video": Tiny("kandinsky5_video:kandinsky5_video", {"height": 32, "width": 32, "num_frames": 5}),
+    "skyreels-v2-diffusion-forcing": Tiny(
+        "wan:skyreels_v2_diffusion_forcing", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+    ),
+    "motif-video": Tiny(
+        "motif_video:motif_video", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+    ),
+    "easyanimate": Tiny("easyanimate:easyanimate", {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 1.0}),
+    "anyflow": Tiny("anyflow:anyflow", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}),
+    "anyflow-far": Tiny(
+        "anyflow:anyflow_far",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "chunk_partition": [1, 1]},
+    ),
+    "cosmos": Tiny("cosmos:cosmos", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}),
+    "cosmos25": Tiny("cosmos:cosmos25", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 128}),
+    "cosmos3": Tiny("cosmos:cosmos3", {"height": 32, "width": 32, "num_frames": 5}),
 }
 
 

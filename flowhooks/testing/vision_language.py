@@ -36,7 +36,7 @@ def qwen2_5_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
-        text_config=_text_config(tokenizer, width, layers),
+        text_config=qwen_text(tokenizer, width, layers),
         vision_config={
             "depth": 1,
             "hidden_size": width,
@@ -50,13 +50,25 @@ def qwen2_5_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen3_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
-    """A real Qwen3VLModel at random weights; its eye is there and never opened."""
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+def qwen2_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
+    """A real Qwen2VLForConditionalGeneration at random weights; its eye is there and never opened."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-    text = _text_config(tokenizer, width, layers)
+    config = Qwen2VLConfig(
+        text_config=qwen_text(tokenizer, width, layers),
+        vision_config={"depth": 1, "embed_dim": width, "hidden_size": width, "num_heads": 2, "patch_size": 2},
+    )
+    return Qwen2VLForConditionalGeneration(config).eval()
+
+
+def qwen3_vl(tokenizer: Any, width: int, layers: int = 2, cls: str = "Qwen3VLModel") -> Any:
+    """A real Qwen3VLModel, or the same with a head, at random weights; its eye is there and never opened."""
+    import transformers
+    from transformers import Qwen3VLConfig
+
+    text = qwen_text(tokenizer, width, layers)
     config = Qwen3VLConfig(
-        text_config={**text, "head_dim": width // 2, "max_position_embeddings": 2048},
+        text_config={**text, "head_dim": width // 2},
         vision_config={
             "depth": 1,
             "hidden_size": width,
@@ -68,10 +80,11 @@ def qwen3_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
             "deepstack_visual_indexes": [0],
         },
     )
-    return Qwen3VLModel(config).eval()
+    return getattr(transformers, cls)(config).eval()
 
 
-def _text_config(tokenizer: Any, width: int, layers: int) -> dict[str, Any]:
+def qwen_text(tokenizer: Any, width: int, layers: int = 2) -> dict[str, Any]:
+    """Settings of the text half of these models."""
     # The three sections of the rotary embedding share the half width of a head of eight.
     return {
         "vocab_size": len(tokenizer),
@@ -80,6 +93,9 @@ def _text_config(tokenizer: Any, width: int, layers: int) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": width // 8,
         "num_key_value_heads": 1,
+        "max_position_embeddings": 2048,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from flowhooks.testing.pieces import decoder_text_encoder
 from flowhooks.testing.text import (
     WORDS,
     clip_text_model,
@@ -13,6 +14,7 @@ from flowhooks.testing.text import (
     qwen_tokenizer,
     t5_text_encoder,
 )
+from flowhooks.testing.vision_language import qwen_text
 
 
 def hunyuan_vae() -> Any:
@@ -36,27 +38,12 @@ def hunyuan_video() -> Any:
         HunyuanVideoTransformer3DModel,
     )
     from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
-    from transformers import LlamaConfig, LlamaModel
 
     # The pipeline cuts its template off by a number of tokens and leaves little room behind it, so the words of the
     # template have to be single tokens, as they are for the released tokenizer.
     template = DEFAULT_PROMPT_TEMPLATE["template"]
     marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     tokenizer = llama_tokenizer([*WORDS, *re.findall(r"[A-Za-z]+", template)], max_length=512, special=marks)
-    text_encoder = LlamaModel(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
     transformer = HunyuanVideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -72,7 +59,7 @@ def hunyuan_video() -> Any:
     )
     clip = clip_tokenizer(WORDS, max_length=77)
     return HunyuanVideoPipeline(
-        text_encoder=text_encoder.eval(),
+        text_encoder=decoder_text_encoder("LlamaModel", tokenizer, 16, layers=3),
         tokenizer=tokenizer,
         transformer=transformer.eval(),
         vae=hunyuan_vae(),
@@ -95,7 +82,7 @@ def hunyuan_video15() -> Any:
 
     tokenizer = qwen_tokenizer(WORDS, max_length=2048)
     glyphs = ByT5Tokenizer()
-    text_encoder = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**qwen_text(tokenizer, layers=3)))
+    text_encoder = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**qwen_text(tokenizer, 16, layers=3)))
     transformer = HunyuanVideo15Transformer3DModel(
         in_channels=9,
         out_channels=4,
@@ -121,20 +108,3 @@ def hunyuan_video15() -> Any:
         tokenizer_2=glyphs,
         guider=ClassifierFreeGuidance(guidance_scale=6.0),
     )
-
-
-def qwen_text(tokenizer: Any, layers: int) -> dict[str, Any]:
-    """Settings of the text half of Qwen2.5-VL, 16 wide."""
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 2048,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.hunyuan_video import hunyuan_vae, qwen_text
+from flowhooks.testing.families.hunyuan_video import hunyuan_vae
 from flowhooks.testing.text import WORDS, clip_text_model, clip_tokenizer, qwen_tokenizer
+from flowhooks.testing.vision_language import qwen2_5_vl
 
 # Of the pipeline's template, the words it says most: with them as tokens the template fits the length it allows.
 TEMPLATE_WORDS = (
@@ -42,26 +43,9 @@ def kandinsky5_video() -> Any:
     return Kandinsky5T2VPipeline(
         transformer=transformer.eval(),
         vae=hunyuan_vae(),
-        text_encoder=_qwen25_vl(tokenizer),
+        text_encoder=qwen2_5_vl(tokenizer, 16),
         tokenizer=tokenizer,
         text_encoder_2=clip_text_model(clip, 16),
         tokenizer_2=clip,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
     )
-
-
-def _qwen25_vl(tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    config = Qwen2_5_VLConfig(
-        text_config=qwen_text(tokenizer, layers=2),
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": 16,
-            "fullatt_block_indexes": [1],
-        },
-    )
-    return Qwen2_5_VLForConditionalGeneration(config).eval()

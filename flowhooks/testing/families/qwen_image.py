@@ -6,6 +6,7 @@ from typing import Any
 
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS
+from flowhooks.testing.vision_language import qwen2_5_vl
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CHAT_WORDS = ["system", "user", "assistant"]
@@ -45,14 +46,15 @@ def qwen_image() -> Any:
             max_image_seq_len=8192,
             shift_terminal=0.02,
         ),
-        vae=_autoencoder(),
-        text_encoder=_language_model(tokenizer, 16),
+        vae=qwen_image_vae(),
+        text_encoder=qwen2_5_vl(tokenizer, 16),
         tokenizer=tokenizer,
         transformer=transformer.eval(),
     )
 
 
-def _autoencoder() -> Any:
+def qwen_image_vae() -> Any:
+    """An AutoencoderKLQwenImage, 2 x 2 pixels a latent, whose channels differ in mean and spread."""
     from diffusers import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
@@ -64,32 +66,3 @@ def _autoencoder() -> Any:
         latents_mean=[-0.76, -0.71, 0.91, 0.11],
         latents_std=[2.8, 1.5, 2.3, 0.7],
     ).eval()
-
-
-def _language_model(tokenizer: Any, width: int) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": width,
-            "intermediate_size": width,
-            "num_heads": 2,
-            "out_hidden_size": width,
-            "patch_size": 2,
-            "fullatt_block_indexes": [0],
-        },
-    )
-    return Qwen2_5_VLForConditionalGeneration(config).eval()

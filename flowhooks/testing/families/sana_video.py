@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.families.wan import wan_vae
+from flowhooks.testing.pieces import decoder_text_encoder
 from flowhooks.testing.text import WORDS, gemma_tokenizer
 
 
@@ -33,27 +34,8 @@ def sana_video() -> Any:
     )
     return SanaVideoPipeline(
         tokenizer=tokenizer,
-        text_encoder=_gemma2(tokenizer),
+        text_encoder=decoder_text_encoder("Gemma2Model", tokenizer, 16),
         vae=wan_vae(),
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0),
     )
-
-
-def _gemma2(tokenizer: Any) -> Any:
-    from transformers import Gemma2Config, Gemma2Model
-
-    config = Gemma2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=8,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    return Gemma2Model(config).eval()

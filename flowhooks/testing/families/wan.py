@@ -22,7 +22,8 @@ def wan_vae(channels: int = 4) -> Any:
     ).eval()
 
 
-def _transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
+def wan_transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
+    """Wan's network, or one that is built alike."""
     import diffusers
 
     return getattr(diffusers, name)(
@@ -36,13 +37,13 @@ def _transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
         ffn_dim=32,
         num_layers=2,
         cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
         rope_max_seq_len=32,
         **options,
     ).eval()
 
 
-def _pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:
+def wan_pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:
+    """A pipeline with Wan's autoencoder and text encoder."""
     tokenizer = t5_tokenizer(WORDS, max_length=16)
     return pipeline_class(
         tokenizer=tokenizer,
@@ -57,18 +58,18 @@ def wan() -> Any:
     """A WanPipeline as of Wan 2.1: one transformer over latents ``[4, 2, 4, 4]`` of 5 frames of 32 pixels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-    return _pipeline(WanPipeline, FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=_transformer())
+    return wan_pipeline(WanPipeline, FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=wan_transformer())
 
 
 def wan_two_experts() -> Any:
     """A WanPipeline as of Wan 2.2: ``transformer`` for noise levels from 0.875 up, ``transformer_2`` below."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
-    return _pipeline(
+    return wan_pipeline(
         WanPipeline,
         FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=_transformer(),
-        transformer_2=_transformer(),
+        transformer=wan_transformer(),
+        transformer_2=wan_transformer(),
         boundary_ratio=0.875,
     )
 
@@ -78,4 +79,15 @@ def skyreels_v2() -> Any:
     from diffusers import SkyReelsV2Pipeline, UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
-    return _pipeline(SkyReelsV2Pipeline, scheduler, transformer=_transformer("SkyReelsV2Transformer3DModel"))
+    return wan_pipeline(SkyReelsV2Pipeline, scheduler, transformer=wan_transformer("SkyReelsV2Transformer3DModel"))
+
+
+def skyreels_v2_diffusion_forcing() -> Any:
+    """A SkyReelsV2DiffusionForcingPipeline: a time for each latent frame, and a copy of the scheduler to step it."""
+    from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
+
+    return wan_pipeline(
+        SkyReelsV2DiffusionForcingPipeline,
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0),
+        transformer=wan_transformer("SkyReelsV2Transformer3DModel"),
+    )

@@ -1,0 +1,137 @@
+"""Pictures in and out: what we encode and decode is what the pipeline's own VAE path gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.model import FlowModel
+from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
+from flowhooks.probe.runs import SHORTEST
+
+#: Largest difference of a picture in [0, 1]; on tiny pipelines it is below 1e-5.
+DECODING = 1e-4
+#: Average difference where the VAE is in half precision: single pixels of an untrained VAE go off by more.
+HALF = 2e-2
+#: Largest difference between the posterior's mode and what our latents become on their way back, relative.
+ENCODING = 1e-6
+
+
+@torch.no_grad()
+def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output: Any, call: Mapping[str, Any]) -> None:
+    """Encode a picture, and let the pipeline decode its latents behind a loop of its own.
+
+    Args:
+        output: what the network returned once; it answers every call of this run.
+        call: arguments of a one-prompt run without guidance.
+
+    Raises:
+        ModelError: the latents do not come back as the VAE made them, or the pipeline draws another picture from them
+            than :meth:`FlowModel.decode`.
+    """
+    height, width = call["height"], call["width"]
+    layout = model.layout(height, width)
+    seen = Recording()
+    with recording_encode(model.pipe.vae, seen):
+        latents = model.encode_images(_smooth(_pixels_shape(model, height, width)).to(model.device))
+    _compare_latents(model, layout.to_vae(latents), seen)
+    mine = _unit(model.decode(latents, height, width))
+    theirs = _drawn_by_pipeline(model, networks, output, call, latents, seed=1)
+    if theirs.shape != mine.shape:
+        raise ModelError(
+            f"{model.contract.pipeline} draws pictures of shape {tuple(theirs.shape)} from latents that its VAE "
+            f"decodes to {tuple(mine.shape)}: it changes their size, or adds to them, after its VAE"
+        )
+    exact = model.pipe.vae.dtype == torch.float32
+    allowed = DECODING if exact else HALF
+    off = _apart(theirs, mine, exact)
+    if not off <= allowed:
+        again = _drawn_by_pipeline(model, networks, output, call, latents, seed=2)
+        chance = _apart(again, theirs, exact) > allowed
+        raise ModelError(
+            f"{model.contract.pipeline}: its picture is off by {off:.2g} in [0, 1] from what its VAE decodes, "
+            + (
+                "and another seed gives another picture from the same latents: it adds noise between its loop and its "
+                "VAE; switch that off with `arguments`"
+                if chance
+                else "so it changes latents or picture in a way that is no scale, shift or order of the latents"
+            )
+        )
+
+
+def _pixels_shape(model: FlowModel, height: int, width: int) -> tuple[int, ...]:
+    """One picture as the VAE takes it; how many frames a clip has is read off what its latents decode to."""
+    vae_shape = model.layout(height, width).vae_shape
+    if len(vae_shape) == 3 or vae_shape[1] == 1:
+        return (1, 3, height, width)
+    clip = model.decode(torch.zeros(1, *model.layout(height, width).sample_shape), height, width)
+    return (1, 3, clip.shape[2], height, width)
+
+
+def _smooth(shape: tuple[int, ...]) -> Tensor:
+    """A random picture or clip in [-1, 1] without edges."""
+    few = torch.rand(shape[0], 3, *(min(4, n) for n in shape[2:]), generator=torch.Generator().manual_seed(0))
+    return 2 * interpolate(few, shape[2:], mode="trilinear" if len(shape) == 5 else "bilinear") - 1
+
+
+def _compare_latents(model: FlowModel, back: Tensor, seen: Recording) -> None:
+    if seen.encoded is None:
+        raise ModelError(f"{model.contract.pipeline}: its VAE was not asked to encode")
+    off = float((back - seen.encoded.float()).abs().max() / seen.encoded.float().abs().max())
+    if not off <= ENCODING:
+        raise ModelError(
+            f"{model.contract.pipeline}: encoded latents come back to its VAE {off:.2g} off, relative, from what it "
+            "encoded"
+        )
+
+
+def _drawn_by_pipeline(
+    model: FlowModel,
+    networks: Mapping[str, nn.Module],
+    output: Any,
+    call: Mapping[str, Any],
+    latents: Tensor,
+    seed: int,
+) -> Tensor:
+    """The picture that comes out when the pipeline's loop arrives at these latents."""
+
+    def arrived(sample: Tensor) -> Tensor:
+        return latents.to(sample)
+
+    with answering(networks, lambda: output), recording_steps(model.pipe.scheduler, Recording(), arrived):
+        generator = torch.Generator().manual_seed(seed)
+        returned = run(
+            model.pipe, **{**call, "generator": generator, "num_inference_steps": SHORTEST, "output_type": "pt"}
+        )
+    return pictures_of(returned).to(latents.device, torch.float32)
+
+
+def pictures_of(returned: Any) -> Tensor:
+    """``[B, 3, H, W]``, or ``[B, 3, F, H, W]`` of a clip, from what a pipeline returned as ``pt``.
+
+    Raises:
+        ModelError: that holds no pictures as tensors.
+    """
+    pictures = returned[0]
+    if isinstance(pictures, (list, tuple)) and pictures and isinstance(pictures[0], Tensor):
+        pictures = torch.stack(list(pictures))
+    if not isinstance(pictures, Tensor) or pictures.dim() not in (4, 5):
+        raise ModelError(f"`output_type='pt'` gives {type(pictures).__name__}, not pictures as tensors")
+    if pictures.dim() == 5:
+        pictures = pictures.transpose(1, 2)
+        return pictures[:, :, 0] if pictures.shape[2] == 1 else pictures
+    return pictures
+
+
+def _apart(a: Tensor, b: Tensor, exact: bool) -> float:
+    off = (a - b).abs()
+    return float(off.max() if exact else off.mean())
+
+
+def _unit(pictures: Tensor) -> Tensor:
+    return (pictures / 2 + 0.5).clamp(0, 1)
