@@ -91,11 +91,8 @@ class IntervalTimes(Hook):
             return {**views, "main": self._mixed(step, main)}
         everyone = len(main.level) * draws.world_size
         u = draws.mine(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
-        r = (
-            torch.zeros_like(main.level)
-            if self.r_timestep_sampler == ZERO
-            else uniform_ends(main.level, u, self.min_interval_ratio)
-        )
+        to_data = self.r_timestep_sampler == ZERO
+        r = torch.zeros_like(u) if to_data else uniform_ends(main.level, u, self.min_interval_ratio)
         return {**views, "main": replace(main, r_sigma=r, interval_rows=tuple(range(len(r))))}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:

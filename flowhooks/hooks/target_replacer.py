@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,8 +29,8 @@ class TargetReplacer(Hook):
 
     Args:
         target_mode: ``linear``: the straight flow ``e - x0``. ``online_teacher``: where the frozen base goes from t to
-            r in ``teacher_rollout_steps`` Euler steps. ``flow_map``: the MeanFlow identity with a difference in place of
-            the derivative. ``shortcut``: two half steps of the averaged weights.
+            r in ``teacher_rollout_steps`` Euler steps. ``flow_map``: the MeanFlow identity with a difference in place
+            of the derivative. ``shortcut``: two half steps of the averaged weights.
         teacher_rollout_steps: K of ``online_teacher``; with 1 the target knows nothing of r.
         velocity: of ``flow_map`` and ``shortcut``: ``data`` (``e - x0``) or ``reference``, the frozen base's at t.
         difference_step: h of ``flow_map``, in sigma.
@@ -82,7 +82,8 @@ class TargetReplacer(Hook):
                 "predictions, which dropout would make differences of two masks; set it to 0"
             )
         if self.guidance_scale != 1:
-            self._null = session.model.null_condition
+            model: Any = session.model
+            self._null = model.null_condition
         yield
 
     def target(self, step: Step, view: View) -> Tensor | None:
@@ -113,7 +114,7 @@ class TargetReplacer(Hook):
             "anyflow_r_sensitivity": self._sensitivity(step, view),
         }
 
-    def warnings(self, metrics: dict[str, float]) -> list[str]:
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         if self.target_mode in (TEACHER, SHORTCUT, FLOW_MAP) and metrics.get("anyflow_r_sensitivity") == 0:
             return [
                 "anyflow_r_sensitivity is 0: the target is the same wherever the interval ends, so no flow map can be "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -34,14 +35,18 @@ class TimeConditioningEnabler(Hook):
     type = "time_conditioning"
 
     def __init__(self, *, gate_value: float = 0.25, deltatime_type: str = R, timestep_scale: float | None = None):
-        self.options = {"gate": gate_value, "deltatime_type": deltatime_type, "timestep_scale": timestep_scale}
+        self.options: dict[str, Any] = {
+            "gate": gate_value,
+            "deltatime_type": deltatime_type,
+            "timestep_scale": timestep_scale,
+        }
         if not 0 <= gate_value <= 1:
             raise ValueError(f"`gate_value` must be in [0, 1], got {gate_value}")
         self.interval: Interval | None = None
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        model = session.model
+        model: Any = session.model
         if model.native_second_time:
             yield
             return

@@ -1,9 +1,9 @@
 """A second time for networks that know one: the end of the interval whose average velocity is asked for.
 
-The embedding of the time becomes ``(1 - g) E_t(t) + g E_d(d)`` with ``d = r`` or ``t - r`` (arXiv 2605.13724). ``E_d``
-starts as a copy of ``E_t`` and lives beside the network, not in it, so that no adapter freezes it and no LoRA file holds
-it. What the network makes of ``d`` on the way to its embedder is not copied but asked for: the network is called at time
-``d`` and stopped at its embedder.
+The embedding of the time becomes ``(1 - g) E_t(t) + g E_d(d)`` with ``d = r`` or ``t - r`` (arXiv 2605.13724).
+``E_d`` starts as a copy of ``E_t`` and lives beside the network, not in it, so that no adapter freezes it and no LoRA
+file holds it. What the network makes of ``d`` on the way to its embedder is not copied but asked for: the network is
+called at time ``d`` and stopped at its embedder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import bound_arguments
 from flowhooks.probe.times import Time
 
@@ -133,8 +132,8 @@ class Interval:
         self._asking = True
         try:
             with torch.no_grad():
-                network(**{**arguments, **self._second(arguments, span)})
-            raise ModelError(f"{type(network).__name__} never called its time embedder `{self.name}`")
+                # Not called as a module: whoever watches the network's calls need not see this one.
+                network.forward(**{**arguments, **self._second(arguments, span)})
         except _Asked:
             pass
         finally:

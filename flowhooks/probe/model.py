@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,7 @@ class FlowModel:
         size = self._size if height is None or width is None else {"height": height, "width": width}
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
-        with quiet(self.pipe, find_networks(self.pipe)):
+        with quiet(self.pipe, find_networks(self.pipe)), self._untold():
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
                 seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call(**size))
@@ -226,7 +226,7 @@ class FlowModel:
     def layout(self, height: int, width: int) -> Layout:
         """The layout at a resolution in pixels, learnt on first use."""
         if (height, width) not in self._layouts:
-            with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe):
+            with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe), self._untold():
                 call = self.call(prompt="a", height=height, width=width)
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
                 layout = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
@@ -259,6 +259,10 @@ class FlowModel:
     def call(self, **more: Any) -> dict[str, Any]:
         """Arguments for a call of the pipeline at the probed size, without guidance; ``more`` goes over them."""
         return {**call_exceptions(self.pipe), **self.arguments, **self.contract.call, **self._size, **more}
+
+    def _untold(self) -> AbstractContextManager[None]:
+        """Runs of the pipeline in the block know no second time that hooks gave."""
+        return nullcontext() if self.interval is None else self.interval.between(None)
 
     def _layout_for(self, sample: Tensor) -> Layout:
         shape = tuple(sample.shape[1:])

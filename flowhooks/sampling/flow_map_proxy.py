@@ -92,8 +92,8 @@ def require_first_order(scheduler: Any) -> None:
 
 @contextmanager
 def first_order(pipe: Any) -> Iterator[None]:
-    """In the block, a pipeline whose scheduler cannot sample a flow map has a ``FlowMatchEulerDiscreteScheduler`` of the
-    same shift."""
+    """In the block, a pipeline whose scheduler cannot sample a flow map has a ``FlowMatchEulerDiscreteScheduler`` of
+    the same shift."""
     scheduler = pipe.scheduler
     try:
         require_first_order(scheduler)

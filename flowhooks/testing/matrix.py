@@ -20,6 +20,9 @@ from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import FlowModel, probe
+from flowhooks.probe.recorder import quiet
+from flowhooks.probe.runs import find_networks, walked
+from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.testing.tiny import PIPELINES, tiny
 
 PROMPTS = ("a photo of two", "one")
@@ -29,6 +32,10 @@ RUN = {
         {"type": "flow_dpo", "norm_type": "mean", "beta": 100.0},
         {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
     ],
+}
+FLOW_MAP = {
+    "adapter": {"type": "lora", "rank": 4, "alpha": 8},
+    "hooks": [{"type": "target_replacer", "target_mode": "linear"}],
 }
 
 
@@ -118,6 +125,74 @@ def check_lora(name: str) -> None:
         raise Failed(f"the file loaded by stock Diffusers gives latents {away:.2g} away")
 
 
+def check_time_conditioning(name: str) -> None:
+    """Of a second time: none and an empty interval leave the base to the last bit, another one does not, and what maps
+    it gets gradient."""
+    model = learnt(name)
+    batch, sigma = pairs(model), _middle(model)
+    state = batch.clean, sigma, batch.condition
+    with torch.no_grad():
+        base = model.predict(*state)
+    with flowhooks.attach(model, FLOW_MAP) as session:
+        with torch.no_grad():
+            fresh = model.predict(*state, r_sigma=sigma)
+            if not torch.equal(model.predict(*state), base) or not torch.equal(fresh, base):
+                raise Failed("a fresh second time changes the base")
+        _trained(session, model)
+        modules = session.assembly.modules().values()
+        if not modules and not model.native_second_time:
+            raise Failed("nothing maps the second time")
+        if any(p.grad is None or not p.grad.any() for module in modules for p in module.parameters()):
+            raise Failed("no gradient reaches what maps the second time")
+        with torch.no_grad():
+            ends = [model.predict(*state, r_sigma=part * sigma) for part in (1.0, 0.3)]
+        if torch.equal(*ends):
+            raise Failed("the prediction does not depend on the end of the interval")
+        with torch.no_grad(), session.roles["reference"]():
+            if not torch.equal(model.predict(*state), base):
+                raise Failed("the reference is not the base")
+
+
+def check_few_steps(name: str) -> None:
+    """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
+    that interval."""
+    model = learnt(name)
+    networks = find_networks(model.pipe)
+    with flowhooks.attach(model, FLOW_MAP) as session:
+        _trained(session, model)
+        condition = model.encode_prompts(PROMPTS[:1])
+        with first_order(model.pipe), quiet(model.pipe, networks), torch.no_grad():
+            walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
+            for name_, step in zip(walk.names, walk.steps, strict=True):
+                if name_ != model.component:
+                    continue
+                ends = (torch.tensor([value]) for value in (step.sigma, step.next_sigma))
+                sigma, r_sigma = ends
+                mine = model.predict(step.sample, sigma, condition, r_sigma=r_sigma)
+                away = float((mine - step.velocity).abs().max() / step.velocity.abs().max().clamp(min=1))
+                if away > 1e-5:
+                    raise Failed(f"the pipeline's prediction is {away:.2g} from ours over the same interval")
+
+
+def check_token_times(name: str) -> None:
+    if not learnt(name).anatomy.token_times:
+        raise Failed("the network takes one time for all tokens")
+
+
+def _middle(model: FlowModel) -> Tensor:
+    low, high = model.sigma_range
+    return torch.full((len(PROMPTS),), low + 0.6 * (high - low))
+
+
+def _trained(session: Any, model: FlowModel) -> None:
+    """One update, then gradients of a second step."""
+    optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-2)
+    session.step(pairs(model)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    session.step(pairs(model)).loss.backward()
+
+
 def check_checkpointing(name: str) -> None:
     model = learnt(name)
     plain = gradients(model)
@@ -164,6 +239,9 @@ COLUMNS: Mapping[str, Callable[[str], None]] = {
     "probe": check_probe,
     "Flow-DPO step": check_flow_dpo,
     "LoRA in stock Diffusers": check_lora,
+    "time conditioning": check_time_conditioning,
+    "few-step sampling": check_few_steps,
+    "per-token times": check_token_times,
     "gradient checkpointing": check_checkpointing,
     "bf16": check_bf16,
 }
@@ -208,7 +286,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "",
         "Made by `python -m flowhooks.testing.matrix` from a run on tiny pipelines of the real classes; never by hand.",
         "",
-        f"{sum(not any(r.cells.values()) for r in rows)} of {len(rows)} rows hold in every column.",
+        "Of " + f"{len(rows)} rows: " + ", ".join(f"{column} {_count(rows, column)}" for column in COLUMNS) + ".",
         "",
         f"| name | pipeline | {' | '.join(COLUMNS)} |",
         f"|---|---|{'---|' * len(COLUMNS)}",
@@ -227,6 +305,10 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
     return "\n".join(lines)
+
+
+def _count(rows: Sequence[Row], column: str) -> int:
+    return sum(row.cells[column] is None for row in rows)
 
 
 def main() -> None:
