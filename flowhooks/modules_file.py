@@ -26,12 +26,12 @@ FORMAT = 1
 
 
 def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[str, str]) -> Path | None:
-    """Write what hooks trained for a :class:`flowhooks.probe.FlowModel`; None where they trained nothing.
+    """Write what hooks trained for a :class:`flowhooks.probe.FlowModel` to use; None where there is nothing.
 
     Raises:
         AdapterError: the disk refuses.
     """
-    modules = assembly.modules()
+    modules = assembly.exported()
     if not modules:
         return None
     blocks = [block for key, block in assembly.blocks.items() if any(name.startswith(f"{key}.") for name in modules)]
@@ -70,7 +70,7 @@ def load_modules(file: Path, assembly: Assembly) -> None:
         ModelError: a key or a shape is not that of this model.
     """
     tensors, _ = read_tensors(file)
-    own = {f"{name}.{key}": t for name, module in assembly.modules().items() for key, t in module.state_dict().items()}
+    own = {f"{name}.{key}": t for name, module in assembly.exported().items() for key, t in module.state_dict().items()}
     try:
         check_fit(own, tensors, kind="set of modules", origin=str(file))
     except AdapterError as error:

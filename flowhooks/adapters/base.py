@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from flowhooks.adapters.bypass import Setting, overridden
 from flowhooks.adapters.files import CONFIG_KEY, TRANSFORMER_KEY
 from flowhooks.adapters.names import first_few
-from flowhooks.adapters.trace import Trace
 from flowhooks.errors import AdapterError
 
 
@@ -60,6 +59,12 @@ class Adapter(Protocol):
         """Give the transformer back as it was found. A second call does nothing."""
 
 
+class Restores(Protocol):
+    """What undoes an injection, from any state in between."""
+
+    def restore(self) -> None: ...
+
+
 class AttachedAdapter:
     """State dict and detaching, the same for every library.
 
@@ -68,7 +73,7 @@ class AttachedAdapter:
 
     kind: str
 
-    def __init__(self, transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...], trace: Trace):
+    def __init__(self, transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...], trace: Restores):
         self.transformer = transformer
         self.config = dict(config)
         self.targets = targets
@@ -130,7 +135,7 @@ class AttachedAdapter:
             self._trace.restore()
 
     @contextmanager
-    def _disabled(self, settings: Iterable[Setting]) -> Iterator[None]:
+    def _switched(self, settings: Iterable[Setting]) -> Iterator[None]:
         self._require_attached()
         try:
             with overridden(settings):

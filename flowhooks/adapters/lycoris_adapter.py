@@ -80,7 +80,7 @@ class LycorisAdapter(AttachedAdapter):
             # is for a layer whose `forward` somebody wrapped.
             settings.append((lora, "multiplier", 0.0))
             settings += shortcut(lora.org_module[0], lora.forward, lora.org_forward)
-        return self._disabled(settings)
+        return self._switched(settings)
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         self._require_attached()

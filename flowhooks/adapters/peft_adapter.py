@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ class PeftAdapter(AttachedAdapter):
         config: adapter section of the run.
         peft: the PEFT configuration; its ``target_modules`` come to select ``targets`` and nothing else.
         targets: names of the layers.
-        name: PEFT's adapter name. A second, frozen adapter beside the trained one needs only another name.
+        name: PEFT's adapter name.
     """
 
     def __init__(
@@ -88,23 +88,11 @@ class PeftAdapter(AttachedAdapter):
             raise
 
     def _inject(self, peft: PeftConfig) -> None:
-        keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[self.kind]}": None for target in self.targets}
-        try:
-            with warnings.catch_warnings():
-                # Keys say exactly where to inject; that a suffix in the configuration selects more is settled below.
-                warnings.filterwarnings("ignore", message="While injecting the PEFT adapters", category=RuntimeWarning)
-                inject_adapter_in_model(peft, self.transformer, adapter_name=self.name, state_dict=keys)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            raise AdapterError(
-                f"PEFT cannot put a {self.kind} adapter on {type(self.transformer).__name__}: {error}"
-            ) from error
+        self.layers = inject_layers(self.transformer, peft, self.kind, self.targets, self.name)
         if hasattr(type(self.transformer), "_hf_peft_config_loaded"):
             # Diffusers' own adapter methods ask for this flag.
             self.transformer.__dict__["_hf_peft_config_loaded"] = True
-        self._layers = [self._layer(target) for target in self.targets]
-        for layer in self._layers:
-            # New modules are born in training mode: on a model in eval mode their dropout would act.
-            layer.train(layer.base_layer.training)
+        for layer in self.layers:
             layer.register_forward_hook(_as_autocast)
         names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
         if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
@@ -112,35 +100,18 @@ class PeftAdapter(AttachedAdapter):
             # it says.
             peft.target_modules = "|".join(target.replace(".", r"\.") for target in self.targets)
         self.peft_config = peft
-        self._own({self._short(key): parameter for key, parameter in self._injected_parameters()})
-
-    def _layer(self, target: str) -> BaseTunerLayer:
-        layer = self.transformer.get_submodule(target)
-        if not isinstance(layer, BaseTunerLayer):
-            raise AdapterError(f"PEFT left `{target}` without a {self.kind} adapter.")
-        return layer
-
-    def _injected_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for target, layer in zip(self.targets, self._layers, strict=True):
-            for key, parameter in layer.named_parameters():
-                if f".{self.name}" in key and not key.startswith("base_layer."):
-                    yield f"{target}.{key}", parameter
-
-    def _short(self, key: str) -> str:
-        """The name a parameter is saved with: PEFT leaves its adapter's name out."""
-        head, _, tail = key.rpartition(f".{self.name}")
-        return head + tail
+        self._own(parameters_of(self.layers, self.targets, self.name))
 
     def disabled(self) -> AbstractContextManager[None]:
         settings: list[Setting] = []
-        for layer in self._layers:
+        for layer in self.layers:
             # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would yield no gradient
             # without a word.
             settings.append((layer, "_disable_adapters", True))
             # A disabled LoHa layer still casts its result to the input's dtype; under autocast that is not the bare
             # layer's.
             settings += shortcut(layer, None, layer.base_layer.__call__)
-        return self._disabled(settings)
+        return self._switched(settings)
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         self._require_attached()
@@ -162,6 +133,44 @@ class PeftAdapter(AttachedAdapter):
         return json.dumps(
             {**self.peft_config.to_dict(), "inference_mode": True}, default=_plain, indent=2, sort_keys=True
         )
+
+
+def inject_layers(
+    transformer: nn.Module, peft: PeftConfig, kind: str, targets: tuple[str, ...], name: str
+) -> list[BaseTunerLayer]:
+    """Put the adapter ``name`` on exactly ``targets``, and give their layers. Raises `AdapterError` when PEFT cannot.
+
+    PEFT makes it the active one.
+    """
+    keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[kind]}": None for target in targets}
+    try:
+        with warnings.catch_warnings():
+            # Keys say exactly where to inject; that a suffix in the configuration selects more is settled by
+            # PeftAdapter. That there is an adapter already is what a second one is for.
+            for message in ("While injecting the PEFT adapters", "Already found a `peft_config` attribute"):
+                warnings.filterwarnings("ignore", message=message)
+            inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise AdapterError(f"PEFT cannot put a {kind} adapter on {type(transformer).__name__}: {error}") from error
+    layers = []
+    for target in targets:
+        layer = transformer.get_submodule(target)
+        if not isinstance(layer, BaseTunerLayer):
+            raise AdapterError(f"PEFT left `{target}` without a {kind} adapter.")
+        # New modules are born in training mode: on a model in eval mode their dropout would act.
+        layers.append(layer.train(layer.base_layer.training))
+    return layers
+
+
+def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], name: str) -> dict[str, nn.Parameter]:
+    """Parameters of the adapter ``name`` under the names they are saved with: PEFT leaves the adapter's out."""
+    found = {}
+    for target, layer in zip(targets, layers, strict=True):
+        for key, parameter in layer.named_parameters():
+            if f".{name}" in key and not key.startswith("base_layer."):
+                head, _, tail = key.rpartition(f".{name}")
+                found[f"{target}.{head}{tail}"] = parameter
+    return found
 
 
 def selected_targets(transformer: nn.Module, peft: PeftConfig) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def run(args: Namespace) -> int:
         print(f"  view {view}, role {role}")
     for each in planned.order:
         if each.queries:
-            print(f"  {each.type}, at states of its own: {each.queries}, on logged steps again for its metrics")
+            print(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may ask again")
     print(f"\ntrainable   {trained(configured)}")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":

@@ -5,12 +5,17 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 NAME = "export"
-HELP = "write a LoRA in the names another program reads"
+HELP = "write a LoRA in the names another program reads, or a run as a pipeline"
 
 
 def add(parser: ArgumentParser) -> None:
     parser.add_argument("lora", metavar="LORA", help="a LoRA file, or the folder of a run or checkpoint")
-    parser.add_argument("--format", choices=["diffusers", "comfyui", "kohya"], required=True, help="who is to read it")
+    parser.add_argument(
+        "--format",
+        choices=["diffusers", "comfyui", "kohya", "anyflow"],
+        required=True,
+        help="who is to read it; anyflow: a whole pipeline, of a finished run",
+    )
     parser.add_argument("--output", metavar="FILE", help="file or folder to write (default: beside the LoRA)")
 
 

@@ -9,10 +9,15 @@ from pathlib import Path
 def export_command(args: Namespace) -> int:
     """``args``: lora (file or folder), format, output (file, folder or None). Returns the exit code; errors are
     `FlowhooksError`."""
-    from flowhooks.export.dialects import export_lora
+    from flowhooks.export.dialects import DIALECTS, export_lora
 
-    output = None if args.output is None else Path(args.output)
-    print(f"Wrote {export_lora(Path(args.lora), args.format, output)}")
+    source, output = Path(args.lora), None if args.output is None else Path(args.output)
+    if args.format in DIALECTS:
+        print(f"Wrote {export_lora(source, args.format, output)}")
+        return 0
+    from flowhooks.export.anyflow import export_anyflow
+
+    print(f"Wrote {export_anyflow(source, output)}")
     return 0
 
 

@@ -62,6 +62,18 @@ def _target(options: Options) -> dict[str, Any]:
     }
 
 
+def _matching(options: Options) -> dict[str, Any]:
+    if not options["weight"]:
+        return {"slots": {"penalty", "metrics"}}
+    return {
+        "slots": {"penalty", "metrics"},
+        "needs": {"second_time", "role:reference"},
+        "gives": {"role:critic"},
+        # The jumps, the teacher, the critic, and the critic again where it is trained.
+        "queries": options["jumps"] + 3,
+    }
+
+
 HOOKS: Mapping[str, Entry] = {
     "timestep_schedule": Entry(
         "flowhooks.hooks.timestep_schedule:TimestepSchedule",
@@ -101,6 +113,7 @@ HOOKS: Mapping[str, Entry] = {
         },
     ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
+    "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
 }
 
 #: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,7 +21,8 @@ class TimeConditioningEnabler(Hook):
 
     While attached, ``r_sigma`` means something to ``model.predict``, and the stock pipeline, when it samples, tells its
     network where each step ends. ``E_d`` is trained; it is saved in ``flowhooks_modules.safetensors``. A network whose
-    pipeline gives it a second time by itself keeps that, and these options do not apply.
+    pipeline gives it a second time by itself keeps that, and these options do not apply: one that is left at its
+    default says nothing there, and another value must be the network's own.
 
     Args:
         gate_value: g in [0, 1], a constant.
@@ -30,6 +32,8 @@ class TimeConditioningEnabler(Hook):
 
     Raises:
         ValueError: an option out of range.
+        ModelError: on attaching, a second time already there, no time embedder, or an option that contradicts the
+            network's own second time.
     """
 
     type = "time_conditioning"
@@ -48,6 +52,7 @@ class TimeConditioningEnabler(Hook):
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
         if model.native_second_time:
+            self._require_native(model)
             yield
             return
         if model.interval is not None:
@@ -67,6 +72,26 @@ class TimeConditioningEnabler(Hook):
                 yield
             finally:
                 model.interval = None
+
+    def _require_native(self, model: Any) -> None:
+        """Raise ModelError for an option that somebody set to other than what the network has natively."""
+        config = model.transformer.config
+        second = next(time for time in model.contract.times if time.second)
+        native = {
+            "gate_value": config.get("gate_value"),
+            "deltatime_type": config.get("deltatime_type"),
+            "timestep_scale": second.scale,
+        }
+        asked = {**self.options, "gate_value": self.options["gate"]}
+        defaults = inspect.signature(type(self)).parameters
+        for name, own in native.items():
+            if asked[name] in (defaults[name].default, own):
+                continue
+            found = "its network has no such setting" if own is None else f"its network was built with {own!r}"
+            raise ModelError(
+                f"`{name}` is {asked[name]!r}, but {model.contract.pipeline} gives a second time by itself and "
+                f"{found}; leave `{name}` out"
+            )
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -88,6 +88,10 @@ class Assembly:
         """Trainable modules of all hooks, as ``<hook>.<name>``."""
         return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.modules().items()}
 
+    def exported(self) -> dict[str, nn.Module]:
+        """Those of :meth:`modules` that the trained model needs, under the same names."""
+        return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.exported().items()}
+
     def state_dict(self) -> dict[str, Any]:
         return {key: hook.state_dict() for key, hook in self._keyed()}
 

@@ -55,6 +55,10 @@ class Hook:
         """Trainable modules of the hook's own, by name."""
         return {}
 
+    def exported(self) -> dict[str, nn.Module]:
+        """Those of :meth:`modules` that the trained model needs; the others live in checkpoints only."""
+        return self.modules()
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts of them: what a resumed run needs."""
         return {}

@@ -85,10 +85,19 @@ class Step:
 
         Autocast is off: differences and chains of such predictions would be drowned by its rounding.
         """
+        with self.roles[role](), torch.autocast(noisy.device.type, enabled=False):
+            return self.velocity(precise(noisy), sigma, condition, r_sigma=r_sigma)
+
+    def velocity(self, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None) -> Tensor:
+        """``[n, ...]`` velocity of the model as it stands, with gradient; at a state that is no view it is one of a
+        hook's `queries`.
+
+        Under another role than the policy's, take the gradient before leaving the role: gradient checkpointing runs the
+        forward again in backward.
+        """
         arguments = {} if r_sigma is None else {"r_sigma": r_sigma}
         self.forwards += 1
-        with self.roles[role](), torch.autocast(noisy.device.type, enabled=False):
-            return self.model.predict(precise(noisy), sigma, condition, **arguments)
+        return self.model.predict(noisy, sigma, condition, **arguments)
 
     def target(self, view: str) -> Tensor:
         """``[B, ...]`` what the prediction of ``view`` should match."""
@@ -128,14 +137,13 @@ class Step:
     def _forward(self, names: Sequence[str], role: str) -> None:
         views = [self.views[name] for name in names]
         ends = [v.r_sigma for v in views if v.r_sigma is not None]
-        arguments = {"r_sigma": batch_of(ends)} if ends else {}
+        r_sigma = batch_of(ends) if ends else None
         condition = views[0].condition.join([v.condition for v in views[1:]])
         gradient = torch.is_grad_enabled() and role == POLICY
         with self.roles[role](), torch.set_grad_enabled(gradient):
-            joint = self.model.predict(
-                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **arguments
+            joint = self.velocity(
+                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, r_sigma=r_sigma
             )
-        self.forwards += 1
         sizes = [v.shape[0] for v in views]
         for name, prediction in zip(names, joint.split(sizes), strict=True):
             self._predictions[name, role] = prediction

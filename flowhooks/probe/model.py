@@ -110,8 +110,9 @@ class FlowModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's own weights."""
-        return next(self.transformer.parameters()).dtype
+        """Of the network's own weights, those left out that Diffusers keeps in fp32."""
+        dtype: torch.dtype = self.transformer.dtype
+        return dtype
 
     def shift(self, sample: Tensor) -> float:
         """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
 from flowhooks.sampling.splice import untouched
+
+#: How pipelines call the number of pictures or videos of one prompt.
+EACH = ("num_images_per_prompt", "num_videos_per_prompt")
 
 
 @torch.no_grad()
@@ -27,6 +30,8 @@ def sample_images(
     arguments: Mapping[str, Any] | None = None,
 ) -> list[Image.Image]:
     """``num_images_per_prompt`` pictures of each prompt, prompt by prompt; the pipeline is left as it was found.
+
+    Of a video the middle frame is the picture.
 
     Every picture has a generator of its own, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so a
     picture depends neither on its neighbours nor on the device, and all prompts start from the same noise.
@@ -49,8 +54,26 @@ def sample_images(
     with untouched(pipe, pipe.scheduler):
         pipe.set_progress_bar_config(disable=True)
         for prompt in prompts:
-            generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(num_images_per_prompt)]
-            pictures += pipe(
-                prompt=prompt, generator=generators, num_images_per_prompt=num_images_per_prompt, **call
-            ).images
+            for generators, number in _generators(seed, num_images_per_prompt, known):
+                made, *_ = pipe(prompt=prompt, generator=generators, **number, **call, return_dict=False)
+                # A pipeline that makes one video may give its frames, and no list of videos.
+                pictures += [_still(each) for each in (made if len(made) == len(generators) else [made])]
     return pictures
+
+
+def _generators(
+    seed: int, count: int, known: Collection[str]
+) -> Iterator[tuple[list[torch.Generator], dict[str, int]]]:
+    """Generators for calls with one prompt, and how each call is told their number: one call, or, for a pipeline that
+    makes one of each prompt, as many as there are generators."""
+    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(count)]
+    named = next((name for name in EACH if name in known), None)
+    if named is not None:
+        yield generators, {named: count}
+    else:
+        yield from (([generator], {}) for generator in generators)
+
+
+def _still(made: Image.Image | Sequence[Image.Image]) -> Image.Image:
+    """A picture, or the middle frame of a video."""
+    return made if isinstance(made, Image.Image) else made[len(made) // 2]

@@ -63,7 +63,7 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restore
     """
     folder = Path(model_or_run).expanduser()
     is_run = (folder / RUN).is_file()
-    section, own = _of_run(folder) if is_run else (_defaults(model_or_run), None)
+    section, own = read_run(folder) if is_run else (_defaults(model_or_run), None)
     pipe = load_pipeline({**section, "dtype": dtype})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return Restored(
@@ -74,7 +74,14 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restore
     )
 
 
-def _of_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
+def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
+    """The complete ``model`` section of a finished run, and its adapter's file; None where it trained the whole
+    transformer, whose pipeline the section then names.
+
+    Raises:
+        ConfigError: no run file.
+        ModelError: no weights yet.
+    """
     file = folder / RUN
     try:
         section = json.loads(file.read_text(encoding="utf-8"))["model"]

@@ -105,7 +105,7 @@ def test_state_found_is_restored_not_a_default(kind):
         for i, lora in enumerate(adapter.network.loras):
             lora.multiplier = 0.25 + i / 100
     else:
-        for layer in adapter._layers[::2]:
+        for layer in adapter.layers[::2]:
             layer._disable_adapters = True
     before = predict(model)
     with adapter.disabled(), adapter.disabled():
@@ -115,9 +115,7 @@ def test_state_found_is_restored_not_a_default(kind):
             0.25 + i / 100 for i in range(len(adapter.network.loras))
         ]
     else:
-        assert [layer._disable_adapters for layer in adapter._layers] == [
-            i % 2 == 0 for i in range(len(adapter._layers))
-        ]
+        assert [layer._disable_adapters for layer in adapter.layers] == [i % 2 == 0 for i in range(len(adapter.layers))]
     assert torch.equal(predict(model), before)
 
 

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from flowhooks.config import hook_defaults
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare, imply
 from flowhooks.kernel.plan import SLOTS, Declaration, plan
@@ -115,12 +116,14 @@ def test_declared_slots_are_the_methods_of_the_class(type):
     from flowhooks.hooks.registry import hook_class
     from flowhooks.kernel.hook import defined_slots
 
-    assert declare(type, OPTIONS.get(type, {}), "-").slots == defined_slots(hook_class(type, "-"))
+    options = {**hook_defaults(type), **OPTIONS.get(type, {})}
+    slots = {slot.partition(":")[0] for slot in declare(type, options, "-").slots}
+    assert slots == defined_slots(hook_class(type, "-"))
 
 
 def test_every_provider_gives_what_it_is_listed_for():
     for need, type in PROVIDERS.items():
-        assert need in declare(type, {}, "-").gives
+        assert need in declare(type, hook_defaults(type), "-").gives
 
 
 def test_an_unknown_hook_names_the_known_ones():

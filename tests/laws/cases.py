@@ -42,7 +42,16 @@ RECIPES = {
         {"type": "interval_times", "r_timestep_sampler": "mixture"},
         MASK,
     ],
+    "anyflow_on_policy": [
+        {"type": "target_replacer", "target_mode": "flow_map"},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+        {"type": "distribution_matching", "weight": 0.5, "jumps": 2, "critic_rank": 2},
+    ],
 }
+#: Recipes that may ask less often than they declare: how often is drawn.
+DRAWN = {"anyflow_on_policy"}
+#: Recipes for adapters of PEFT's only.
+PEFT_ONLY = {"anyflow_on_policy"}
 
 ADAPTERS = {
     "lora": {"type": "lora", "rank": 4, "alpha": 8},

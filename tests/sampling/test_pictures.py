@@ -6,11 +6,14 @@ from argparse import Namespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flowhooks.errors import AdapterError, ConfigError, ModelError
 from flowhooks.sampling.grid import picture_grid, sample_command
 from flowhooks.sampling.images import sample_images
+from flowhooks.testing import tiny
+from flowhooks.testing.tiny import PIPELINES
 
 QUICK = {"num_inference_steps": 2, "height": 16, "width": 16, "arguments": {"max_sequence_length": 8}}
 
@@ -63,8 +66,6 @@ def arguments(tmp_path, tiny_sd3):
 
 def run_folder(tmp_path, tiny_sd3):
     """A run's output folder with a LoRA that changes the picture."""
-    import torch
-
     from flowhooks.adapters import build_adapter
     from flowhooks.config import resolve_run
 
@@ -111,3 +112,23 @@ def test_mistakes_are_clear(arguments, tmp_path):
     (tmp_path / "unfinished" / "run.json").write_text(json.dumps({"model": {"pretrained_model_name_or_path": "x/y"}}))
     with pytest.raises(ModelError, match="has written no weights yet"):
         sample_command(Namespace(**{**vars(arguments), "model": str(tmp_path / "unfinished")}))
+
+
+def test_of_a_video_the_middle_frame_is_drawn():
+    """Whatever a pipeline calls their number: one names it for videos, one makes one video of each prompt."""
+    for name in ("wan", "cosmos3"):
+        pipe, arguments = tiny(name), PIPELINES[name].arguments
+        pipe.set_progress_bar_config(disable=True)
+        drawn = sample_images(pipe, ["one"], num_inference_steps=2, num_images_per_prompt=2, arguments=arguments)
+        video, *_ = pipe(
+            prompt="one",
+            num_inference_steps=2,
+            output_type="pil",
+            generator=torch.Generator().manual_seed(1),
+            return_dict=False,
+            **arguments,
+        )
+        frames = video[0] if isinstance(video[0], list) else video
+        assert len(drawn) == 2 and len(frames) == 5
+        assert np.abs(pixels(drawn[1]).astype(int) - pixels(frames[2]).astype(int)).max() <= 1
+        assert (pixels(drawn[0]) != pixels(drawn[1])).any()
