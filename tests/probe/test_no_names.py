@@ -10,7 +10,7 @@ import pytest
 import flowhooks
 
 PACKAGE = Path(flowhooks.__file__).parent
-#: Rooms that build models (tests, the embedded one), speak other tools' dialects, hold the table itself, or print an example.
+#: Rooms that build models (tests, the embedded one), speak other tools' dialects, hold the table, or print an example.
 KNOWING = ("testing/", "embedded/", "export/", "demo.py", "probe/exceptions.py", "commands/explain.py")
 NAMES = re.compile(
     r"Flux|FLUX|Qwen|\bWan\b|Wan(2|Pipe|Trans)|Sana|SANA|SD3|StableDiffusion|Lumina|HiDream|CogView|Kandinsky|LTX|Mochi"
