@@ -1,4 +1,4 @@
-"""Measured claims: ``python -m benchmarks.evidence flow_dpo`` trains, measures, writes ``docs/evidence/flow_dpo.*``."""
+"""Measured claims: ``python -m benchmarks.evidence CLAIM`` trains, measures, writes ``docs/evidence/CLAIM.*``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from flowhooks.embedded.progress import quiet_libraries
 
 #: Name -> module with ``measure(output, docs, seeds, arms)``.
-CLAIMS = {"flow_dpo": "benchmarks.evidence_flow_dpo"}
+CLAIMS = {"anyflow": "benchmarks.evidence_anyflow", "flow_dpo": "benchmarks.evidence_flow_dpo"}
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
-"""What the engine costs: a Flow-DPO step of flowhooks against a loop written by hand that does the same arithmetic.
+"""What the engine costs: a step of flowhooks against a loop written by hand.
 
-``python -m benchmarks.step flow_dpo`` prints JSON: the ratio of the two, forwards counted, and bytes held.
+``python -m benchmarks.step flow_dpo`` prints JSON: the ratio to the same arithmetic by hand, forwards counted, and
+bytes held. ``anyflow`` compares with nothing but the step's forwards and backward on the bare network and its adapter.
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ RUN = {
     ],
 }
 
+ANYFLOW = {
+    "model": RUN["model"],
+    "adapter": RUN["adapter"],
+    "method": {"anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"}},
+}
+
 
 def pipeline(seed: int = 0) -> Any:
     """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights)."""
@@ -53,11 +60,11 @@ def pipeline(seed: int = 0) -> Any:
     return pipe
 
 
-def ours(batch_size: int, device: str) -> tuple[Callable[[], None], Callable[[], int], Any]:
+def ours(batch_size: int, device: str, run: dict[str, Any] = RUN) -> tuple[Callable[[], None], Callable[[], int], Any]:
     """A step through ``flowhooks.attach``, and how many forwards it made."""
     pipe = pipeline().to(device)
     model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
-    context = flowhooks.attach(model, RUN)
+    context = flowhooks.attach(model, run)
     session = context.__enter__()
     optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-4)
     batch = batch_of(model, batch_size, device)
@@ -116,6 +123,36 @@ def by_hand(batch_size: int, device: str) -> Callable[[], None]:
     return step
 
 
+def bare_passes(batch_size: int, device: str) -> Callable[[], None]:
+    """The forwards and the backward of a ``flow_map`` step, and its optimiser step: the frozen base on B rows, the
+    difference on B rows (two for each interval, of which half of the batch has one), the student on B rows."""
+    pipe = pipeline().to(device)
+    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
+    transformer = pipe.transformer.requires_grad_(False)
+    targets = RUN["adapter"]["target_modules"]
+    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
+    layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
+    batch = batch_of(model, batch_size, device)
+    ((_, prompt),) = batch.condition.groups()
+    sigma = torch.full((batch_size,), 0.5, device=device)
+    call = {"hidden_states": batch.clean, "timestep": sigma * 1000, "return_dict": False, **prompt}
+
+    def step() -> None:
+        with torch.no_grad():
+            for layer in layers:
+                layer._disable_adapters = True
+            transformer(**call)
+            for layer in layers:
+                layer._disable_adapters = False
+            transformer(**call)
+        (transformer(**call)[0] - batch.rejected).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
 def batch_of(model: Any, size: int, device: str) -> Batch:
     generator = torch.Generator().manual_seed(1)
     return Batch(
@@ -158,7 +195,25 @@ def flow_dpo(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     }
 
 
-STEPS = {"flow_dpo": flow_dpo}
+def anyflow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
+    step, passes, context = ours(batch_size, device, ANYFLOW)
+    step()
+    seconds = interleaved({"flowhooks": step, "bare": bare_passes(batch_size, device)}, rounds=rounds)
+    context.__exit__(None, None, None)
+    return {
+        "what": "one flow_map step on a frozen base, against its three forwards, its backward and its optimiser step "
+        "on the bare network with the adapter",
+        "ratio": ratio(seconds["flowhooks"], seconds["bare"]),
+        "median_seconds": {name: round(statistics.median(s), 5) for name, s in seconds.items()},
+        "forwards": passes(),
+        "rows": {"base": batch_size, "difference": batch_size, "student": batch_size},
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "machine": machine(),
+    }
+
+
+STEPS = {"flow_dpo": flow_dpo, "anyflow": anyflow}
 
 
 def main() -> None:

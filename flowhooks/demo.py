@@ -69,19 +69,24 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
 
 
 def trained_lora(
-    output: Path, base: Path, progress: bool, rebuild: bool = False, overrides: tuple[str, ...] = ()
+    output: Path,
+    base: Path,
+    progress: bool,
+    rebuild: bool = False,
+    overrides: tuple[str, ...] = (),
+    recipe: str = "flow_dpo/digits.json",
 ) -> tuple[Path, Run]:
-    """The folder of the LoRA of `examples/flow_dpo/digits.json`, trained unless `output` has one of the same run.
+    """The folder of the LoRA of a recipe in `examples/`, trained unless `output` has one of the same run.
 
     A run that was interrupted is taken up again. Returns the folder and the run.
     """
     from flowhooks.embedded.model import example
     from flowhooks.train import train
 
-    source = example("flow_dpo/digits.json")
+    source = example(recipe)
     written = load_run(source, overrides)
     mark = hashlib.sha256(json.dumps([written.document, base.name], sort_keys=True).encode()).hexdigest()[:8]
-    folder = output / f"flow_dpo-{mark}"
+    folder = output / f"{recipe.partition('/')[0]}-{mark}"
     run = load_run(source, [*overrides, f"output_dir={folder}"])
     if rebuild and folder.exists():
         shutil.rmtree(folder)

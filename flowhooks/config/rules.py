@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flowhooks.errors import Problem
+
+if TYPE_CHECKING:
+    from flowhooks.config.hooks import HookConfig
 
 #: Computing in a precision that the weights cannot hold gains nothing; fp16 without a loss scale loses small gradients.
 _PRECISIONS = {"fp32": ("no", "bf16", "fp16"), "bf16": ("no", "bf16"), "fp16": ("fp16",)}
@@ -53,6 +56,18 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
     if training["lr_scheduler"] == "constant" and training["lr_warmup_steps"]:
         message = "the scheduler 'constant' has no warm-up; use 'constant_with_warmup', or 0 steps"
         yield Problem(message, file, "$.training.lr_warmup_steps")
+
+
+def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:
+    """Problems between a hook and the rest of a run."""
+    dropout = document["adapter"] is not None and document["adapter"]["dropout"]
+    for hook in hooks:
+        if hook.options.get("target_mode") == "flow_map" and dropout:
+            message = (
+                f"'flow_map' takes differences of two predictions, which `adapter.dropout` {dropout} would make "
+                "differences of two masks; set it to 0"
+            )
+            yield Problem(message, file, hook.where)
 
 
 def incomplete(document: dict[str, Any], file: str) -> Iterator[Problem]:

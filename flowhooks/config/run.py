@@ -11,7 +11,7 @@ from flowhooks.config import overrides as command_line
 from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
 from flowhooks.config.hooks import HookConfig, resolve_hook
-from flowhooks.config.rules import contradictions, incomplete, refuse_text_encoders
+from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.secrets import take_out
 from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.config.timing import LIST, MODE
@@ -98,6 +98,7 @@ def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = F
     if complete:
         problems += incomplete(filled, file)
     hooks = _hooks(filled, data, file, problems)
+    problems += disagreements(filled, hooks, file)
     if problems:
         raise ConfigError(problems)
     return _run(filled, data, hooks, source)

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE, write_aside
 from flowhooks.export.papers import PAPERS
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
+from flowhooks.modules_file import MODULES
 
 CARD_FILE = "README.md"
 # Where a run that trains the whole transformer puts its pipeline.
@@ -35,6 +36,11 @@ network.to(pipe.transformer.device, pipe.transformer.dtype)
 _PEFT = """from peft import PeftModel
 
 PeftModel.from_pretrained(pipe.transformer, "FOLDER")
+"""
+_MODULES = """import flowhooks
+
+with flowhooks.attach(pipe, "FOLDER"):
+    image = pipe("your prompt", num_inference_steps=4).images[0]
 """
 _END = """image = pipe("your prompt").images[0]
 """
@@ -82,7 +88,7 @@ def write_card(
         tags=["text-to-image"],
     )
     title = last_part(os.fspath(document["output_dir"])) or "flowhooks run"
-    body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown))
+    body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown, (folder / MODULES).is_file()))
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     tags = ["diffusers", "flowhooks", "flow-matching", *_adapter_tags(document["adapter"]), *_hook_types(document)]
     card = populate_model_card(card, tags=list(dict.fromkeys(tags)))
@@ -96,6 +102,7 @@ def _sections(
     document: Mapping[str, Any],
     metrics: Mapping[str, float],
     pictures: Sequence[tuple[str, str]],
+    modules: bool,
 ) -> list[str]:
     link = f"[{base}](https://huggingface.co/{hub_id})" if hub_id else f"`{base}`"
     methods = ", ".join(f"`{hook}`" for hook in _hook_types(document)) or "plain flow matching"
@@ -103,7 +110,7 @@ def _sections(
     if pictures:
         gallery = "\n".join(f"![{_one_line(prompt)}]({url})" for prompt, url in pictures)
         sections += ["<Gallery />", gallery]
-    sections += ["## Use", _usage(document["adapter"], base, hub_id)]
+    sections += ["## Use", _usage(document["adapter"], base, hub_id, modules)]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
         sections += ["## Final metrics", f"| metric | value |\n| --- | --- |\n{rows}"]
@@ -116,10 +123,10 @@ def _sections(
     return sections
 
 
-def _usage(adapter: Mapping[str, Any] | None, base: str, hub_id: str | None) -> str:
-    """Stock code that loads the weights."""
+def _usage(adapter: Mapping[str, Any] | None, base: str, hub_id: str | None, modules: bool) -> str:
+    """Stock code that loads the weights; where hooks trained ``modules`` beside them, flowhooks puts both on."""
     start = _START.format(base=base if adapter is not None else f"FOLDER/{PIPELINE_FOLDER}")
-    if adapter is None:
+    if adapter is None or modules:
         load = ""
     elif adapter["type"] == "lora":
         load = f'pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}")\n'
@@ -128,7 +135,7 @@ def _usage(adapter: Mapping[str, Any] | None, base: str, hub_id: str | None) -> 
     else:
         load = _PEFT
     notes = [_DOWNLOADED] if hub_id or adapter is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
-    return f"```python\n{start}{load}{_END}```\n\n{' '.join(notes)}"
+    return f"```python\n{start}{load}{_MODULES if modules else _END}```\n\n{' '.join(notes)}"
 
 
 def _base_model(location: str) -> tuple[str, str | None]:

@@ -18,5 +18,22 @@ DIFFUSION_DPO = """@misc{wallace2023diffusion,
   eprint        = {2311.12908},
   archivePrefix = {arXiv}
 }"""
+ANYFLOW = """@misc{gu2026anyflow,
+  title         = {AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation},
+  author        = {Yuchao Gu and Guian Fang and others},
+  year          = {2026},
+  eprint        = {2605.13724},
+  archivePrefix = {arXiv}
+}"""
+MEAN_FLOW = """@misc{geng2025mean,
+  title         = {Mean Flows for One-step Generative Modeling},
+  author        = {Zhengyang Geng and Mingyang Deng and Xingjian Bai and others},
+  year          = {2025},
+  eprint        = {2505.13447},
+  archivePrefix = {arXiv}
+}"""
 
-PAPERS: Mapping[str, tuple[str, ...]] = {"flow_dpo": (FLOW_DPO, DIFFUSION_DPO)}
+PAPERS: Mapping[str, tuple[str, ...]] = {
+    "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
+    "target_replacer": (ANYFLOW, MEAN_FLOW),
+}

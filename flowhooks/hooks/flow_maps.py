@@ -33,11 +33,14 @@ def rollout_target(teacher: Field, x: Tensor, t: Tensor, r: Tensor, steps: int) 
     return total / steps
 
 
-def flow_map_target(student: Field, velocity: Tensor, x: Tensor, t: Tensor, r: Tensor, h: float) -> Tensor:
+def flow_map_target(student: Field, velocity: Tensor, x: Tensor, t: Tensor, r: Tensor, h: Tensor | float) -> Tensor:
     """``v - (t - r) du/dt``, what the average velocity must be (MeanFlow identity, arXiv 2505.13447, eq. 6).
 
     The derivative along the path is a difference, ``D = [u(x + a v, t + a, r) - u(x - b v, t - b, r)] / (a + b)`` with
     ``a = b = h``, less where ``t + h`` would pass 1 or ``t - h`` pass r. Both ends go through the field as one batch.
+
+    Args:
+        h: half width, one number or ``[B]``.
     """
     later, earlier = (t + h).clamp(max=1), torch.maximum(t - h, r)
     states = [x + over(end - t, x) * velocity for end in (later, earlier)]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from flowhooks.hooks.timestep_schedule import TimestepSchedule, shift_sigma
+from flowhooks.hooks.timestep_schedule import shift_sigma
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.random import Draws
-from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
@@ -53,7 +50,7 @@ class IntervalTimes(Hook):
         shift: of ``mixture``; ``scheduler`` takes the pipeline's own.
 
     Raises:
-        ValueError: an option out of range, or a list of times with 0 in it, where no interval begins.
+        ValueError: an option out of range.
     """
 
     type = "interval_times"
@@ -77,13 +74,6 @@ class IntervalTimes(Hook):
             )
         self.r_timestep_sampler, self.min_interval_ratio, self.shift = r_timestep_sampler, min_interval_ratio, shift
         self.shares = diffusion_ratio, zero_ratio
-
-    @contextmanager
-    def attached(self, session: Session) -> Iterator[None]:
-        for hook in session.assembly.hooks:
-            if isinstance(hook, TimestepSchedule) and hook.sigmas is not None and bool((hook.sigmas == 0).any()):
-                raise ValueError("`flow_custom_timesteps` holds 0, where no interval can begin; take it out")
-        yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         main, draws = views["main"], step.draws

@@ -34,6 +34,8 @@ class TargetReplacer(Hook):
         teacher_rollout_steps: K of ``online_teacher``; with 1 the target knows nothing of r.
         velocity: of ``flow_map`` and ``shortcut``: ``data`` (``e - x0``) or ``reference``, the frozen base's at t.
         difference_step: h of ``flow_map``, in sigma.
+        difference_ratio: h as a share of the interval, where that is more: what is rough in t is smoothed over as much
+            as the interval allows, and the error of the target is as large for short intervals as for long ones.
         guidance_scale: w of ``flow_map``: the student learns the guided velocity; 1 learns the plain one.
         weighting: ``sigma`` weighs a sample by ``15/4 t sqrt(1 - t)``; ``none`` does not.
         rescale: ``branch`` brings the mean loss of samples at r = 0 and of free ones to that of samples at r = t, and
@@ -55,6 +57,7 @@ class TargetReplacer(Hook):
         teacher_rollout_steps: int = 1,
         velocity: str = DATA,
         difference_step: float = 0.005,
+        difference_ratio: float = 0.0,
         guidance_scale: float = 1.0,
         weighting: str = NONE,
         rescale: str = NONE,
@@ -65,10 +68,11 @@ class TargetReplacer(Hook):
             raise ValueError(
                 "`teacher_rollout_steps` must be at least 1, `difference_step` in (0, 0.5), `rescale_floor` in (0, 1]"
             )
-        if guidance_scale <= 0 or loss_weight < 0:
-            raise ValueError("`guidance_scale` must be above 0, `loss_weight` at least 0")
+        if guidance_scale <= 0 or loss_weight < 0 or not 0 <= difference_ratio < 1:
+            raise ValueError("`guidance_scale` must be above 0, `loss_weight` at least 0, `difference_ratio` in [0, 1)")
         self.target_mode, self.teacher_rollout_steps = target_mode, teacher_rollout_steps
-        self.velocity, self.difference_step, self.guidance_scale = velocity, difference_step, guidance_scale
+        self.velocity, self.guidance_scale = velocity, guidance_scale
+        self.difference_step, self.difference_ratio = difference_step, difference_ratio
         self.weighting, self.loss_weight = weighting, loss_weight
         self.rescale, self.rescale_floor = rescale, rescale_floor
         self._null: Any = None
@@ -145,7 +149,8 @@ class TargetReplacer(Hook):
         elif self.target_mode == SHORTCUT:
             found = flow_maps.shortcut_target(_field(step, "ema", condition), x, t, r)
         else:
-            found = flow_maps.flow_map_target(_field(step, POLICY, condition), v, x, t, r, self.difference_step)
+            h = (self.difference_ratio * (t - r)).clamp(min=self.difference_step)
+            found = flow_maps.flow_map_target(_field(step, POLICY, condition), v, x, t, r, h)
         if self.guidance_scale != 1:
             null = self._null.join([self._null] * (len(rows) - 1))
             found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)

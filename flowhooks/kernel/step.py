@@ -137,6 +137,10 @@ class Step:
     def _forward(self, names: Sequence[str], role: str) -> None:
         views = [self.views[name] for name in names]
         ends = [v.r_sigma for v in views if v.r_sigma is not None]
+        for view in views:
+            if view.r_sigma is not None:
+                ordered = (view.r_sigma <= view.level) & (view.level > 0)
+                torch._assert_async(ordered.all(), f"view {view.name!r}: an interval must end at or below its start")
         r_sigma = batch_of(ends) if ends else None
         condition = views[0].condition.join([v.condition for v in views[1:]])
         gradient = torch.is_grad_enabled() and role == POLICY

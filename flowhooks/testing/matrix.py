@@ -247,6 +247,19 @@ COLUMNS: Mapping[str, Callable[[str], None]] = {
 }
 
 
+#: (name, column) -> whose doing it is, where the error alone does not tell.
+CAUSES: Mapping[tuple[str, str], str] = {
+    ("chroma", "gradient checkpointing"): "Diffusers: checkpointed single blocks do not get the attention mask",
+    (
+        "hunyuan-image",
+        "gradient checkpointing",
+    ): "Diffusers: it gives checkpointed blocks arguments by name, which its checkpointing function does not take",
+    ("hunyuan-image-distilled", "gradient checkpointing"): "the same",
+    ("kandinsky5-image", "bf16"): "Diffusers: it embeds the time in fp32 whatever the weights are",
+    ("kandinsky5-video", "bf16"): "the same",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One pipeline: column -> None when it holds, else the reason."""
@@ -275,8 +288,16 @@ def examine(name: str) -> Row:
             AttributeError,
             NotImplementedError,
         ) as error:
-            cells[column] = str(error).splitlines()[0][:200]
+            cells[column] = _reason(error, CAUSES.get((name, column)))
     return Row(name, type(tiny(name)).__name__, cells)
+
+
+def _reason(error: Exception, cause: str | None) -> str:
+    """The first line of an error, whole sentences of it, and whose doing it is."""
+    line = str(error).splitlines()[0]
+    if len(line) > 200:
+        line = line[:200].rpartition(". ")[0] or line[:200]
+    return f"{line} ({cause})" if cause else line
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -98,3 +98,13 @@ def test_the_snippet_is_valid_and_fits_the_adapter(tmp_path, adapter, line):
     snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
     compile(snippet, "snippet", "exec")
     assert line in snippet
+
+
+def test_a_run_with_modules_is_put_on_by_flowhooks(tmp_path):
+    (tmp_path / "flowhooks_modules.safetensors").write_bytes(b"")
+    file = write_card(tmp_path, document=document(hooks=[{"type": "target_replacer"}]), metrics={})
+    text = file.read_text(encoding="utf-8")
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    compile(snippet, "snippet", "exec")
+    assert 'with flowhooks.attach(pipe, "FOLDER"):' in snippet and "load_lora_weights" not in snippet
+    assert "2605.13724" in text

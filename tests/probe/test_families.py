@@ -40,6 +40,12 @@ def test_learning_takes_few_forwards(name):
     assert len(real) <= 10
 
 
+@pytest.mark.parametrize("name", LEARNT)
+def test_its_network_learns_intervals_and_the_stock_pipeline_tells_them(name):
+    matrix.check_time_conditioning(name)
+    matrix.check_few_steps(name)
+
+
 @pytest.mark.parametrize("name", [name for name in LEARNT if name not in UNLOADABLE])
 def test_stock_diffusers_loads_its_lora(name):
     matrix.check_lora(name)
