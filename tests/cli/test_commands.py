@@ -171,7 +171,7 @@ def test_arguments_reach_their_commands():
             "--lora",
             "l",
             "--steps",
-            "4",
+            "4,8",
             "--guidance-scale",
             "1",
             "--seed",
@@ -182,7 +182,7 @@ def test_arguments_reach_their_commands():
         "m",
         ["a", "b"],
         "l",
-        4,
+        [4, 8],
         1.0,
         7,
     )
