@@ -80,15 +80,21 @@ def ours(batch_size: int, device: str, run: dict[str, Any] = RUN) -> tuple[Calla
     return step, lambda: passes[-1], context
 
 
-def by_hand(batch_size: int, device: str) -> Callable[[], None]:
-    """The same arithmetic, written out."""
+def adapted(device: str) -> tuple[Any, list[BaseTunerLayer], torch.optim.Optimizer]:
+    """The probed pipeline with a PEFT LoRA put on by PEFT alone, its layers, and an optimiser of its weights."""
     pipe = pipeline().to(device)
     model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
     transformer = pipe.transformer.requires_grad_(False)
     targets = RUN["adapter"]["target_modules"]
     inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
     layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
-    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
+    return model, layers, torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
+
+
+def by_hand(batch_size: int, device: str) -> Callable[[], None]:
+    """The same arithmetic, written out."""
+    model, layers, optimizer = adapted(device)
+    transformer = model.transformer
     batch = batch_of(model, batch_size, device)
     ((_, prompt),) = batch.condition.groups()
     text = {name: torch.cat([v, v]) for name, v in prompt.items()}
@@ -126,13 +132,8 @@ def by_hand(batch_size: int, device: str) -> Callable[[], None]:
 def bare_passes(batch_size: int, device: str) -> Callable[[], None]:
     """The forwards and the backward of a ``flow_map`` step, and its optimiser step: the frozen base on B rows, the
     difference on B rows (two for each interval, of which half of the batch has one), the student on B rows."""
-    pipe = pipeline().to(device)
-    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
-    transformer = pipe.transformer.requires_grad_(False)
-    targets = RUN["adapter"]["target_modules"]
-    inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
-    layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
-    optimizer = torch.optim.AdamW([p for p in transformer.parameters() if p.requires_grad], lr=1e-4)
+    model, layers, optimizer = adapted(device)
+    transformer = model.transformer
     batch = batch_of(model, batch_size, device)
     ((_, prompt),) = batch.condition.groups()
     sigma = torch.full((batch_size,), 0.5, device=device)
