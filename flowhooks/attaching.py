@@ -55,7 +55,7 @@ def attach(
             that is on already stays).
         adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own.
         seed: of every random number; default: the run's own, or 0.
-        height, width: pixels at which to probe; default: the pipeline's own.
+        height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
 
     Raises:
         ConfigError: the run is not valid, or its hooks conflict.
@@ -119,7 +119,7 @@ def _restored(pipe: Any, folder: Path, *, seed: int | None, height: int | None, 
     section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
     run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, folder / RUN)
     with ExitStack() as stack:
-        model = _probed(pipe, run, height, width)
+        model = _probed(pipe, run, height or manifest["size"]["height"], width or manifest["size"]["width"])
         network = model.transformer
         if manifest["network"] != type(network).__name__:
             raise ModelError(

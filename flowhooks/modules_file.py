@@ -40,6 +40,7 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
         "network": type(model.transformer).__name__,
         "component": model.component,
         "pipeline_arguments": model.arguments,
+        "size": model.size,
         "hooks": blocks,
     }
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}

@@ -122,8 +122,8 @@ class TargetReplacer(Hook):
         if self.target_mode != TEACHER or metrics.get("anyflow_r_sensitivity") != 0:
             return []
         return [
-            "anyflow_r_sensitivity is 0: the teacher's target is the same wherever the interval ends, so no flow map can "
-            "be learnt; raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
+            "anyflow_r_sensitivity is 0: the teacher's target is the same wherever the interval ends, so no flow map "
+            "can be learnt; raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
         ]
 
     @staticmethod

@@ -235,6 +235,11 @@ class FlowModel:
         return self._layouts[height, width]
 
     @property
+    def size(self) -> dict[str, int]:
+        """``height`` and ``width`` in pixels that the pipeline was probed at."""
+        return dict(self._size)
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """One sample at the probed size, in the scheduler's space."""
         return self.layout(**self._size).sample_shape
