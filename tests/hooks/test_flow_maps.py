@@ -223,3 +223,20 @@ def test_a_teacher_of_many_steps_learns_it():
     error, logged = learnt(TargetReplacer(teacher_rollout_steps=8), IntervalTimes(), schedule, steps=800)
     assert error < 0.08
     assert logged[-1]["anyflow_r_sensitivity"] > 0.01
+
+
+def test_empty_intervals_cost_no_difference():
+    model, asked = Map(), []
+    predict = model.predict
+    model.predict = lambda noisy, *rest, **named: asked.append(len(noisy)) or predict(noisy, *rest, **named)
+    hooks = TargetReplacer(target_mode="flow_map"), IntervalTimes(r_timestep_sampler="mixture")
+    session = session_of(model, *hooks)
+    for size in (1, 4):
+        for _ in range(8):
+            asked.clear()
+            clean = torch.randn(size, 4)
+            result = session.step(Batch(clean=clean, condition=NoCondition(size)), log=False)
+            wide = (sum(asked) - size) // 2
+            assert asked in ([size], [size, 2 * wide], [2 * wide, size]) and wide <= size
+            assert result.passes == len(asked) == 1 + bool(wide)
+            assert size == 1 or wide == size // 2
