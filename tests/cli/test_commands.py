@@ -262,7 +262,7 @@ def test_every_way_to_fail_has_its_code(monkeypatch, capsys, error, code, words)
 def test_ctrl_c_is_130_whatever_a_half_imported_package_makes_of_it(monkeypatch, capsys):
     def stumble(args):
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
             time.sleep(30)
         except KeyboardInterrupt:
             raise RecursionError("maximum recursion depth exceeded") from None
@@ -276,7 +276,7 @@ def test_ctrl_c_is_130_whatever_a_half_imported_package_makes_of_it(monkeypatch,
 
 def test_sigterm_is_143_and_the_handler_of_before_comes_back(monkeypatch):
     def wait(args):
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
         time.sleep(30)
 
     before = signal.getsignal(signal.SIGTERM)
