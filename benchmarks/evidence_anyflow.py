@@ -12,6 +12,7 @@ import matplotlib
 import torch
 
 import flowhooks
+from flowhooks.commands.planning import forwards, plan_run
 from flowhooks.demo import trained_lora
 from flowhooks.embedded.autoencoder import read_pixels
 from flowhooks.embedded.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
@@ -47,27 +48,38 @@ def measure(output: Path, docs: Path, seeds: Sequence[int], arms: Sequence[str] 
     before = {steps: _distance(judge, load_stock(base), steps, data) for steps in (*COUNTS, 20, MANY)}
     print("base", _rounded(before), flush=True)
     found: dict[str, list[Curve]] = {}
-    seconds: dict[str, list[float]] = {}
+    costs: dict[str, int] = {}
     for arm in arms or ARMS:
         for seed in seeds:
             overrides = (*ARMS[arm], f"training.seed={seed}", "validation.prompts=[]")
-            folder, _ = trained_lora(output, base, True, overrides=overrides, recipe=RECIPE)
+            folder, run = trained_lora(output, base, True, overrides=overrides, recipe=RECIPE)
             curve = _curve(judge, base, folder, data)
             print(arm, seed, _rounded(curve), flush=True)
             found.setdefault(arm, []).append(curve)
-            seconds.setdefault(arm, []).append(_seconds_per_step(folder))
+            costs[arm] = forwards(run, plan_run(run, run.provides))
+    publish(docs, before, found, costs, seeds)
+
+
+def publish(
+    docs: Path,
+    before: Mapping[int, float],
+    found: Mapping[str, Sequence[Curve]],
+    costs: Mapping[str, int],
+    seeds: Sequence[int],
+) -> None:
+    """Write ``anyflow.json``, ``anyflow.md`` and ``anyflow.png``."""
     docs.mkdir(parents=True, exist_ok=True)
     facts = {
         "base": before,
         "arms": found,
-        "seconds_per_step": {arm: statistics.median(values) for arm, values in seconds.items()},
+        "forwards_per_step": costs,
         "overrides": {arm: ARMS[arm] for arm in found},
         "seeds": list(seeds),
         "sampling": {"count": SAMPLES, "first_seed": UNSEEN, "guidance_scale": 1.0},
         "machine": machine(),
     }
     (docs / "anyflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (docs / "anyflow.md").write_text(_page(before, found, seconds, seeds), encoding="utf-8")
+    (docs / "anyflow.md").write_text(_page(before, found, costs, seeds), encoding="utf-8")
     _plot(before, found, docs / "anyflow.png")
 
 
@@ -106,11 +118,6 @@ def _statistics(judge: Judge, pixels: torch.Tensor) -> tuple[torch.Tensor, torch
     return gaussian(infer(judge.network, pixels)[2])
 
 
-def _seconds_per_step(folder: Path) -> float:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return statistics.median(line["seconds_per_step"] for line in lines if "seconds_per_step" in line)
-
-
 def _rounded(curve: Mapping[int, float]) -> dict[int, float]:
     return {steps: round(value, 1) for steps, value in curve.items()}
 
@@ -118,13 +125,13 @@ def _rounded(curve: Mapping[int, float]) -> dict[int, float]:
 def _page(
     before: Mapping[int, float],
     found: Mapping[str, Sequence[Curve]],
-    seconds: Mapping[str, Sequence[float]],
+    costs: Mapping[str, int],
     seeds: Sequence[int],
 ) -> str:
     rows = ["| base | " + " | ".join(f"{before[steps]:.1f}" for steps in COUNTS) + " | |"]
     for arm, curves in found.items():
         cells = [_spread([curve[steps] for curve in curves]) for steps in COUNTS]
-        rows.append(f"| {arm} | {' | '.join(cells)} | {statistics.median(seconds[arm]):.2f} |")
+        rows.append(f"| {arm} | {' | '.join(cells)} | {costs[arm]} |")
     body = "\n".join(rows)
     reached, sentences = verdict(before, found["flow_map"]) if "flow_map" in found else (None, ["it was not run"])
     goal = {True: "Reached", False: "**Not reached**", None: "Not run"}[reached]
@@ -135,7 +142,7 @@ Fréchet distance, in the judge's features, of {SAMPLES} drawn pictures to the p
 on (half of them with blots, as the base draws them). Lower is better; the base at 20 steps is at {before[20]:.1f}, at
 {MANY} steps at {before[MANY]:.1f}.
 
-| | 1 step | 2 steps | 4 steps | 8 steps | seconds a training step |
+| | 1 step | 2 steps | 4 steps | 8 steps | forwards a training step |
 | --- | --- | --- | --- | --- | --- |
 {body}
 
