@@ -1,6 +1,6 @@
-"""The maths of feature alignment: token features ``[B, N, D]`` of a student and of a teacher (arXiv 2410.06940).
+"""The maths of feature alignment: token features ``[B, N, D]`` of a student and of a teacher (arXiv 2410.06940)::
 
-    loss = weight * mean over tokens of 1 - cos(project(h), z)          cosine over channels
+loss = weight * mean over tokens of 1 - cos(project(h), z)          cosine over channels
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def projector(inner: int, outer: int, *, width: int, depth: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Schedule:
     """The weight over a run: it rises from 0 in ``warmup_steps``, goes to ``weight_end`` in ``decay_steps`` unless
     constant, and is 0 from ``cutoff_step`` on where that is above 0. Steps are micro-steps.

@@ -6,8 +6,9 @@ A source is an object with a ``width`` and one method, ``features(step)``, which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.hooks.alignment import frame_places
+from flowhooks.hooks.alignment import frame_places, projector
 from flowhooks.hooks.vision_encoder import VisionEncoder
-from flowhooks.kernel.plan import MAIN_VIEW
+from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
-from flowhooks.probe.streams import Grid, Stream, Streams
+from flowhooks.probe.streams import Grid, Stream, Streams, learn_streams
+
+#: Source -> whose pass its features are from; the others look at pictures.
+PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
+PICTURES = ("external", "crepa")
 
 
 class Source(Protocol):
@@ -37,7 +42,7 @@ class Tap:
     """
 
     def __init__(self, model: Any, streams: Streams, tapped: Sequence[Stream]):
-        self.model, self.streams, self.tapped = model, streams, tuple(tapped)
+        self.model, self.streams, self.tapped = model, streams, tuple(dict.fromkeys(tapped))
         self._into: dict[str, list[Any]] | None = None
         self._kept: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {}
 
@@ -52,7 +57,8 @@ class Tap:
     @contextmanager
     def open(self, views: Sequence[str], role: str) -> Iterator[None]:
         """Around the pass of ``role`` on ``views``."""
-        self._into = into = {stream.name: [] for stream in self.tapped}
+        into: dict[str, list[Any]] = {stream.name: [] for stream in self.tapped}
+        self._into = into
         try:
             yield
         finally:
@@ -76,8 +82,8 @@ class Tap:
         # Prompts that share no forward went through the network one group after the other.
         conditions = [step.views[name].condition for name in names]
         order = [i for members, _ in conditions[0].join(conditions[1:]).groups() for i in members]
-        rows = [row for part in parts for row in part.unbind(0)]
-        return torch.stack([rows[order.index(i)] for i in range(start, end)]), grid
+        samples = [sample for part in parts for sample in part.unbind(0)]
+        return torch.stack([samples[order.index(i)] for i in range(start, end)]), grid
 
     def grid(self, step: Step) -> Grid:
         """Frames, rows and columns of the student's tokens."""
@@ -144,3 +150,56 @@ class PictureSource:
         with torch.autocast(clean.device.type, enabled=False):
             pixels = torch.cat([self.model.decode(sample) for sample in clean.split(1)])
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run has attached: the tap, the student's block, the teacher, the projector."""
+
+    tap: Tap
+    student: Stream
+    source: Source
+    head: nn.Module
+
+
+def build_parts(
+    model: Any,
+    stack: ExitStack,
+    kind: str,
+    blocks: Mapping[str, int | str | None],
+    encoder: str | None,
+    *,
+    width: int,
+    depth: int,
+) -> Parts:
+    """Attach for the life of the stack.
+
+    Args:
+        blocks: the options ``block_index`` and ``teacher_block_index``.
+        width, depth: of the projector.
+
+    Raises:
+        ModelError: a block that cannot be used, or a teacher.
+    """
+    streams = learn_streams(model)
+    named = {option: block for option, block in blocks.items() if block is not None}
+    student, *others = (streams.pick(block, option) for option, block in named.items())
+    if kind == "layersync" and others[0].order <= student.order:
+        raise ModelError(f"`teacher_block_index` must be deeper: {others[0].name} does not run after {student.name}")
+    tap = Tap(model, streams, [student, *others])
+    stack.enter_context(tap.attached())
+    source: Source
+    if kind in PASSES:
+        source = PassSource(tap, PASSES[kind], others[0])
+    else:
+        if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
+            raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for pictures")
+        source = PictureSource(tap, str(encoder))
+        stack.enter_context(source.attached())
+    if not depth and student.width != source.width:
+        raise ModelError(
+            f"the teacher's features have {source.width} channels, those of {student.name} have {student.width}; "
+            "set `projector_depth` to 1 or more"
+        )
+    head = projector(student.width, source.width, width=width, depth=depth).to(model.device)
+    return Parts(tap=tap, student=student, source=source, head=head)

@@ -8,33 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from flowhooks.errors import ModelError
 from flowhooks.hooks.alignment import (
     CONSTANT,
     Schedule,
     SimilarityCutOff,
     agreement,
-    projector,
     resampled,
     unit,
     with_neighbours,
 )
-from flowhooks.hooks.alignment_sources import PassSource, PictureSource, Source, Tap
+from flowhooks.hooks.alignment_sources import PASSES, PICTURES, Parts, build_parts
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.probe.streams import Stream, learn_streams
-
-#: Source -> whose pass its features are from; the others look at pictures.
-PASSES = {"layersync": POLICY, "backbone": "reference"}
-PICTURES = ("external", "crepa")
 
 
 class FeatureAlignment(Hook):
@@ -93,22 +85,14 @@ class FeatureAlignment(Hook):
                 "`adjacent_tau` above 0"
             )
         self.source, self.weight, self.encoder = source, weight, encoder
-        self.block, self.teacher_block = block_index, teacher_block_index
+        self.blocks = {"block_index": block_index, "teacher_block_index": teacher_block_index}
         self.depth = (0 if source == "layersync" else 3) if projector_depth is None else projector_depth
         self.width, self.distance, self.tau = projector_width, adjacent_distance, adjacent_tau
-        self.schedule = Schedule(
-            weight=weight,
-            scheduler=scheduler,
-            warmup_steps=warmup_steps,
-            decay_steps=decay_steps,
-            weight_end=weight_end,
-            cutoff_step=cutoff_step,
-        )
-        self.cut_off: SimilarityCutOff | None = None
-        if similarity_threshold is not None:
-            self.cut_off = SimilarityCutOff(similarity_threshold, similarity_ema_decay)
+        self.schedule = Schedule(weight, scheduler, warmup_steps, decay_steps, weight_end, cutoff_step)
+        limit = similarity_threshold
+        self.cut_off = None if limit is None else SimilarityCutOff(limit, similarity_ema_decay)
         self._position = 0
-        self._parts: _Parts | None = None
+        self._parts: Parts | None = None
         self._measured: dict[str, Tensor] = {}
         self._notes: list[str] = []
         self._resampled = False
@@ -119,37 +103,13 @@ class FeatureAlignment(Hook):
             yield
             return
         with ExitStack() as stack:
-            self._parts = self._built(session.model, stack)
+            self._parts = build_parts(
+                session.model, stack, self.source, self.blocks, self.encoder, width=self.width, depth=self.depth
+            )
             try:
                 yield
             finally:
                 self._parts = None
-
-    def _built(self, model: Any, stack: ExitStack) -> _Parts:
-        streams = learn_streams(model)
-        student = streams.pick(self.block, "block_index")
-        tapped = [student]
-        if self.source in PASSES:
-            tapped.append(streams.pick(self.teacher_block, "teacher_block_index"))
-            if self.source == "layersync" and tapped[1].order <= student.order:
-                raise ModelError(f"`teacher_block_index` must be deeper: {tapped[1].name} does not run after {student.name}")
-        tap = Tap(model, streams, tapped)
-        stack.enter_context(tap.attached())
-        source: Source
-        if self.source in PASSES:
-            source = PassSource(tap, PASSES[self.source], tapped[1])
-        else:
-            if self.source == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
-                raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for pictures")
-            source = PictureSource(tap, str(self.encoder))
-            stack.enter_context(source.attached())
-        if not self.depth and student.width != source.width:
-            raise ModelError(
-                f"the teacher's features have {source.width} channels, those of {student.name} have {student.width}; "
-                "set `projector_depth` to 1 or more"
-            )
-        head = projector(student.width, source.width, width=self.width, depth=self.depth).to(model.device)
-        return _Parts(tap=tap, student=student, source=source, head=head)
 
     @contextmanager
     def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
@@ -212,7 +172,7 @@ class FeatureAlignment(Hook):
         """Held-out data is weighed as the step before it."""
         return self.schedule.at(step.draws.micro_step if step.training else self._position)
 
-    def _towards(self, step: Step, parts: _Parts) -> Tensor:
+    def _towards(self, step: Step, parts: Parts) -> Tensor:
         """``[B, N, D]`` the teacher's directions on the student's tokens."""
         features, found = parts.source.features(step)
         grid = parts.tap.grid(step)
@@ -224,13 +184,3 @@ class FeatureAlignment(Hook):
         if self.source == "crepa":
             towards = with_neighbours(towards.unflatten(1, (grid[0], -1)), self.distance, self.tau).flatten(1, 2)
         return towards
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Parts:
-    """What is attached: the tap, the student's block, the teacher, the projector."""
-
-    tap: Tap
-    student: Stream
-    source: Source
-    head: nn.Module

@@ -35,8 +35,8 @@ class VisionEncoder:
         settings = network.config.to_dict()
         if not isinstance(settings.get("patch_size"), int) or not isinstance(settings.get("hidden_size"), int):
             raise ModelError(
-                f"`encoder` {name!r} is a {type(network).__name__}, whose config has no `patch_size` and `hidden_size`; "
-                "give a vision transformer"
+                f"`encoder` {name!r} is a {type(network).__name__}, whose config has no `patch_size` and "
+                "`hidden_size`; give a vision transformer"
             )
         self.name, self.width = name, int(settings["hidden_size"])
         self._network = network.float().eval().requires_grad_(False).to(device)
@@ -82,4 +82,6 @@ def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:
         for side in (size.get("height"), size.get("shortest_edge")) if isinstance(size, dict) else (size,):
             if isinstance(side, int):
                 return side
-    raise ModelError("neither preprocessor_config.json nor config.json of the `encoder` says how large its pictures are")
+    raise ModelError(
+        "neither preprocessor_config.json nor config.json of the `encoder` says how large its pictures are"
+    )

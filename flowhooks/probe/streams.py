@@ -120,14 +120,12 @@ def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int
     names = list(calls)
     for order, name in enumerate(names):
         call = calls[name]
-        if picture is None:
-            place = _changed(call.inputs, others[name].inputs, tokens)
-        else:
-            place = _placed(call.inputs, picture)
+        noised = others[name].inputs
+        place = _changed(call.inputs, noised, tokens) if picture is None else _placed(call.inputs, picture)
         if place is None:
             continue
         argument, at = place
-        before, after = (_beside(names, order + by) for by in (-1, 1))
+        before, after = (_beside(names, order, by) for by in (-1, 1))
         output = _output(call, argument, calls[after] if after else None, found.get(before) if before else None)
         if output is None:
             continue
@@ -174,9 +172,12 @@ def _output(call: _Call, argument: str, after: _Call | None, before: Stream | No
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _beside(names: Sequence[str], order: int) -> str | None:
-    """The name at this place."""
-    return names[order] if 0 <= order < len(names) else None
+def _beside(names: Sequence[str], order: int, by: int) -> str | None:
+    """The block ``by`` places on, if it is of the same list."""
+    if not 0 <= order + by < len(names):
+        return None
+    name, other = names[order], names[order + by]
+    return other if other.rpartition(".")[0] == name.rpartition(".")[0] else None
 
 
 class _watching(ExitStack):
