@@ -179,10 +179,14 @@ def build_parts(
         width, depth: of the projector.
 
     Raises:
-        ModelError: a block that cannot be used, or a teacher.
+        ModelError: a block or a teacher that is missing or cannot be used.
     """
+    needed = ("block_index", "teacher_block_index") if kind in PASSES else ("block_index", "encoder")
+    for option in needed:
+        if {**blocks, "encoder": encoder}[option] is None:
+            raise ModelError(f"`{option}` is missing; `feature_alignment` needs it with the source {kind!r}")
     streams = learn_streams(model)
-    named = {option: block for option, block in blocks.items() if block is not None}
+    named = {name: block for name, block in blocks.items() if block is not None and name in needed}
     student, *others = (streams.pick(block, option) for option, block in named.items())
     if kind == "layersync" and others[0].order <= student.order:
         raise ModelError(f"`teacher_block_index` must be deeper: {others[0].name} does not run after {student.name}")

@@ -47,8 +47,9 @@ class FeatureAlignment(Hook):
         adjacent_distance, adjacent_tau: of ``crepa``.
 
     Raises:
-        ValueError: an option missing or out of range.
-        ModelError: on attaching, a block that is not there or not deeper, or a teacher that cannot be used.
+        ValueError: an option out of range.
+        ModelError: on attaching, an option that the source needs missing, a block that is not there or not deeper, or a
+            teacher that cannot be used.
     """
 
     type = "feature_alignment"
@@ -75,10 +76,6 @@ class FeatureAlignment(Hook):
     ):
         if source not in (*PASSES, *PICTURES):
             raise ValueError(f"`source` must be one of {', '.join((*PASSES, *PICTURES))}, got {source!r}")
-        teacher = {"teacher_block_index": teacher_block_index} if source in PASSES else {"encoder": encoder}
-        for name, value in {"block_index": block_index, **teacher}.items():
-            if value is None:
-                raise ValueError(f"`{name}` is missing; the source {source!r} needs it")
         if min(projector_depth or 0, adjacent_distance) < 0 or projector_width < 1 or not adjacent_tau > 0:
             raise ValueError(
                 "`projector_depth` and `adjacent_distance` must be at least 0, `projector_width` at least 1, and "

@@ -495,8 +495,6 @@ def test_a_base_that_is_trained_is_no_reference():
     ("options", "name"),
     [
         ({"source": "self_flow"}, "source"),
-        ({"source": "external"}, "encoder"),
-        ({"source": "backbone", "teacher_block_index": None}, "teacher_block_index"),
         ({"weight": -1.0}, "weight"),
         ({"scheduler": "linear"}, "decay_steps"),
         ({"scheduler": "sine"}, "scheduler"),
@@ -514,10 +512,21 @@ def test_bad_options_are_refused(options, name):
         FeatureAlignment(**{key: value for key, value in block.items() if key != "type"})
 
 
-def test_a_block_that_nobody_named():
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        ({"source": "external", "block_index": 0}, "encoder"),
+        ({"source": "backbone", "block_index": 0}, "teacher_block_index"),
+        ({"block_index": 0}, "teacher_block_index"),
+        ({"weight": 0.2, "teacher_block_index": 1}, "block_index"),
+    ],
+)
+def test_a_teacher_that_nobody_named(block, name):
+    with pytest.raises(ConfigError, match=rf"hooks\[0\].{name}: is missing"):
+        resolve_run(document({"type": "feature_alignment", **block}), Path("run.json"))
     with (
-        pytest.raises(ConfigError, match="`block_index` is missing"),
-        flowhooks.attach(learnt("sd3"), document({"type": "feature_alignment"})),
+        pytest.raises(ModelError, match=f"`{name}` is missing"),
+        flowhooks.attach(learnt("sd3"), [FeatureAlignment(**block)], adapter={"rank": 2}),
     ):
         pass
 
