@@ -20,6 +20,7 @@ from flowhooks.hooks.alignment import frame_places, projector
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
+from flowhooks.probe.recorder import execution_device
 from flowhooks.probe.streams import Grid, Stream, Streams, learn_streams
 
 #: Source -> whose pass its features are from; the others look at pictures.
@@ -145,8 +146,10 @@ class PictureSource:
 
     def _decoded(self, clean: Tensor) -> Tensor:
         """Pixels ``[B, 3, F, H, W]``, one sample at a time, in the VAE's own precision."""
-        # Validation and the trainer park the VAE on the CPU.
-        self.model.pipe.vae.to(self.model.device)
+        # The trainer and its validation park the VAE on the CPU; one that offloading moves is left to that.
+        vae = self.model.pipe.vae
+        if execution_device(vae) != self.model.device:
+            vae.to(self.model.device)
         with torch.autocast(clean.device.type, enabled=False):
             pixels = torch.cat([self.model.decode(sample) for sample in clean.split(1)])
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)

@@ -81,6 +81,7 @@ def _alignment(options: Options) -> dict[str, Any]:
     return {
         "slots": {"penalty", "metrics"},
         "needs": {"role:reference"} if on_base else set(),
+        "gives": {"alignment_loss"},
         "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
     }
 

@@ -531,6 +531,12 @@ def test_a_teacher_that_nobody_named(block, name):
         pass
 
 
+def test_one_alignment_a_run():
+    twice = {"adapter": {"rank": 2}, "hooks": [LAYERSYNC, {**LAYERSYNC, "source": "backbone"}]}
+    with pytest.raises(ConfigError, match="alignment_loss"), flowhooks.attach(learnt("sd3"), twice):
+        pass
+
+
 def test_a_weight_of_zero_attaches_nothing():
     model = learnt("sd3")
     with flowhooks.attach(model, document({**LAYERSYNC, **PROJECTED, "weight": 0})) as session:
