@@ -32,8 +32,30 @@ MEAN_FLOW = """@misc{geng2025mean,
   eprint        = {2505.13447},
   archivePrefix = {arXiv}
 }"""
+REPA = """@misc{yu2024representation,
+  title         = {Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think},
+  author        = {Sihyun Yu and Sangkyung Kwak and others},
+  year          = {2024},
+  eprint        = {2410.06940},
+  archivePrefix = {arXiv}
+}"""
+CREPA = """@misc{hwang2025cross,
+  title         = {Cross-Frame Representation Alignment for Fine-Tuning Video Diffusion Models},
+  author        = {Sungwon Hwang and Hyojin Jang and Kinam Kim and Minho Park and Jaegul Choo},
+  year          = {2025},
+  eprint        = {2506.09229},
+  archivePrefix = {arXiv}
+}"""
+LAYER_SYNC = """@misc{haghighi2025layersync,
+  title         = {LayerSync: Self-aligning Intermediate Layers},
+  author        = {Yasaman Haghighi and Bastien van Delft and Mariam Hassan and Alexandre Alahi},
+  year          = {2025},
+  eprint        = {2510.12581},
+  archivePrefix = {arXiv}
+}"""
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
     "target_replacer": (ANYFLOW, MEAN_FLOW),
+    "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }

@@ -74,6 +74,18 @@ def _matching(options: Options) -> dict[str, Any]:
     }
 
 
+def _alignment(options: Options) -> dict[str, Any]:
+    if not options["weight"]:
+        return {"slots": {"penalty", "metrics"}}
+    on_base = options["source"] == "backbone"
+    return {
+        "slots": {"penalty", "metrics"},
+        "needs": {"role:reference"} if on_base else set(),
+        "gives": {"alignment_loss"},
+        "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
+    }
+
+
 HOOKS: Mapping[str, Entry] = {
     "timestep_schedule": Entry(
         "flowhooks.hooks.timestep_schedule:TimestepSchedule",
@@ -114,6 +126,7 @@ HOOKS: Mapping[str, Entry] = {
     ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
+    "feature_alignment": Entry("flowhooks.hooks.feature_alignment:FeatureAlignment", _alignment),
 }
 
 #: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.

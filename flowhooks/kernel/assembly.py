@@ -50,6 +50,14 @@ class Assembly:
                 stack.enter_context(hook.disabled())
             yield
 
+    @contextmanager
+    def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
+        """Every hook may look on while ``role`` predicts ``views``."""
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(hook.watching(step, views, role))
+            yield
+
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         for hook in self._slots.get("views", []):
             views = hook.views(step, views)  # type: ignore[attr-defined]

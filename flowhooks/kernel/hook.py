@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,6 +44,12 @@ class Hook:
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving."""
+        yield
+
+    @contextmanager
+    def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
+        """Around the forward of a declared pass, for a hook that looks into the network: ``views`` are in its batch, in
+        this order."""
         yield
 
     @contextmanager

@@ -144,7 +144,8 @@ class Step:
         r_sigma = batch_of(ends) if ends else None
         condition = views[0].condition.join([v.condition for v in views[1:]])
         gradient = torch.is_grad_enabled() and role == POLICY
-        with self.roles[role](), torch.set_grad_enabled(gradient):
+        watched = self.assembly.watching(self, names, role)
+        with self.roles[role](), torch.set_grad_enabled(gradient), watched:
             joint = self.velocity(
                 batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, r_sigma=r_sigma
             )

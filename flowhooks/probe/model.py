@@ -116,7 +116,7 @@ class FlowModel:
 
     def shift(self, sample: Tensor) -> float:
         """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
-        return self._layout_for(sample).shift
+        return self.layout_of(sample).shift
 
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, r_sigma: Tensor | None = None) -> Tensor:
         """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in
@@ -134,7 +134,7 @@ class FlowModel:
                 f"{self.contract.pipeline}'s network takes one time; give it a second one with the hook "
                 "`time_conditioning`"
             )
-        layout = self._layout_for(noisy)
+        layout = self.layout_of(noisy)
         groups = condition.to(noisy.device, self.dtype).groups()
         if len(groups) == 1:
             return self._forward(layout, noisy, sigma, r_sigma, groups[0][1])
@@ -204,10 +204,13 @@ class FlowModel:
         return layout.from_vae(z.float())
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, height: int, width: int) -> Tensor:
-        """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1]."""
+    def decode(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+        """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1].
+
+        Without ``height`` and ``width``, the resolution known for latents of this shape.
+        """
         vae = self.pipe.vae
-        layout = self.layout(height, width)
+        layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
         z = layout.to_vae(latents.float())
         pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
@@ -215,7 +218,7 @@ class FlowModel:
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """A mask ``[B, 1, h, w]`` on the VAE's latent grid, in sample space, broadcastable to ``like`` ``[B, ...]``."""
         mask = mask.to(like.device, like.dtype)
-        layout = self._layout_for(like)
+        layout = self.layout_of(like)
         if mask.shape[-2:] != layout.vae_shape[-2:]:
             raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {layout.vae_shape[-2:]}")
         if len(layout.vae_shape) == 4:
@@ -270,7 +273,8 @@ class FlowModel:
         """Runs of the pipeline in the block know no second time that hooks gave."""
         return nullcontext() if self.interval is None else self.interval.between(None)
 
-    def _layout_for(self, sample: Tensor) -> Layout:
+    def layout_of(self, sample: Tensor) -> Layout:
+        """The layout of samples ``[B, ...]``; raises ModelError for a resolution that was not learnt yet."""
         shape = tuple(sample.shape[1:])
         if shape not in self._layout_of_shape:
             raise ModelError(

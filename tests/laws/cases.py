@@ -18,6 +18,9 @@ MASK = {"type": "mask_reducer", "mask_dilate": 1}
 ANCHOR = {"type": "anchor_regularizer", "role": "reference", "weight": 0.05}
 WALK = {"type": "timestep_schedule", "flow_custom_timesteps": "801,694,548,338", "flow_timesteps_mode": "round-robin"}
 
+LAYERSYNC = {"type": "feature_alignment", "block_index": 0, "teacher_block_index": 1, "weight": 0.2}
+PROJECTED = {"projector_depth": 2, "projector_width": 16}
+
 RECIPES = {
     "sft": [],
     "sft_masked": [MASK, WALK],
@@ -46,6 +49,17 @@ RECIPES = {
         {"type": "target_replacer", "target_mode": "flow_map"},
         {"type": "interval_times", "r_timestep_sampler": "mixture"},
         {"type": "distribution_matching", "weight": 0.5, "jumps": 2, "critic_rank": 2},
+    ],
+    "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
+    "flow_dpo_backbone": [
+        {"type": "flow_dpo"},
+        {**LAYERSYNC, **PROJECTED, "source": "backbone", "block_index": "transformer_blocks.0"},
+        MASK,
+    ],
+    "anyflow_layersync": [
+        {"type": "target_replacer", "target_mode": "flow_map"},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+        LAYERSYNC,
     ],
 }
 #: Recipes that may ask less often than they declare: how often is drawn.

@@ -19,8 +19,10 @@ from tests.laws.cases import (
     ANCHOR,
     DPO,
     DRAWN,
+    LAYERSYNC,
     MASK,
     PEFT_ONLY,
+    PROJECTED,
     RECIPES,
     WALK,
     batch_for,
@@ -131,6 +133,8 @@ def assert_bit_equal(a, b) -> None:
         ([DPO, MASK], [DPO, MASK, {**ANCHOR, "weight": 0}]),
         ([], [{**ANCHOR, "weight": 0}]),
         ([], [{"type": "distribution_matching", "weight": 0}]),
+        ([], [{**LAYERSYNC, **PROJECTED, "weight": 0}]),
+        ([], [{**LAYERSYNC, "cutoff_step": 1, "warmup_steps": 1}]),
         ([{"type": "flow_dpo"}], [{"type": "flow_dpo", "sft_loss_weight": 0}]),
     ],
 )
@@ -191,6 +195,20 @@ def test_law_6_what_is_trainable_moves_and_survives(recipe, adapter, tmp_path):
     assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
     with flowhooks.attach(model, tmp_path) if (tmp_path / MODULES).is_file() else nullcontext():
         assert torch.equal(trained, picture(model.pipe))
+
+
+def test_law_7_the_losses_of_two_methods_are_in_the_total():
+    flow_map, alignment = RECIPES["anyflow_layersync"][:2], RECIPES["anyflow_layersync"][2]
+    found = {}
+    for name, hooks in (("both", [*flow_map, alignment]), ("one", flow_map), ("other", [alignment])):
+        torch.manual_seed(0)
+        model = tiny_model()
+        with flowhooks.attach(model, {**run_document("sft", "lora"), "hooks": hooks}) as session:
+            result = session.step(batch_for(model, 0))
+            found[name] = {**result.metrics, "total": float(result.loss.detach())}
+    added = float(found["both"]["alignment_loss"])
+    assert added > 0 and "alignment_loss" in found["other"]
+    assert found["both"]["total"] == pytest.approx(found["one"]["total"] + added, rel=1e-6)
 
 
 class NoSync(TorchDispatchMode):

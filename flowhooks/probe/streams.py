@@ -1,0 +1,229 @@
+"""Where the picture's tokens are in what each block returns: found by following them through one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from math import ceil, prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.model import FlowModel
+from flowhooks.probe.recorder import bound_arguments, quiet
+
+FIRST, LAST = "first", "last"
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The picture's tokens in a block's output.
+
+    Args:
+        name: of the block.
+        order: when it runs, from 0.
+        output: which of the block's outputs holds them; 0 for a block that returns one tensor.
+        at: whether they are the ``first`` or the ``last`` tokens of it; text may be beside them.
+        width: channels of a token.
+    """
+
+    name: str
+    order: int
+    output: int
+    at: str
+    width: int
+
+    def of(self, returned: Any, tokens: int) -> Tensor:
+        """``[B, tokens, D]`` out of what the block returned. Raises ModelError when there are fewer."""
+        held: Tensor = _listed(returned)[self.output]
+        if held.dim() != 3 or held.shape[1] < tokens:
+            raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} picture tokens")
+        return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The blocks of a network in running order.
+
+    Args:
+        names: all of them.
+        found: those whose picture tokens are known, by name.
+        patch: latent frames, rows and columns of one token.
+    """
+
+    names: Sequence[str]
+    found: Mapping[str, Stream]
+    patch: Grid
+
+    def pick(self, block: int | str, option: str) -> Stream:
+        """A block by its number or its module's name.
+
+        Raises:
+            ModelError: there is none, or it cannot be told where it holds the picture.
+        """
+        count = len(self.names)
+        if isinstance(block, str) and block not in self.names:
+            shown = f"{self.names[0]} to {self.names[-1]}" if count else "none"
+            raise ModelError(f"`{option}` is {block!r}, which is no block of the network; it has {shown}")
+        if isinstance(block, int) and not 0 <= block < count:
+            raise ModelError(f"`{option}` is {block}, but the network has {count} blocks, 0 to {count - 1}")
+        name = block if isinstance(block, str) else self.names[block]
+        if name not in self.found:
+            raise ModelError(
+                f"`{option}` names {name}, and which of its tokens are the picture's cannot be told; the blocks that "
+                f"can be used are {', '.join(self.found) or 'none'}"
+            )
+        return self.found[name]
+
+    def grid(self, vae_shape: Sequence[int]) -> Grid:
+        """Frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``."""
+        return _over(_extent(vae_shape), self.patch)
+
+
+@dataclass(kw_only=True)
+class _Call:
+    """Tensors ``[1, M, D]`` that go into a block by argument, and whatever comes out."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: list[Any] = field(default_factory=list)
+
+
+@torch.no_grad()
+def learn_streams(model: FlowModel) -> Streams:
+    """Follow the picture's tokens through the blocks at the probed size: the tokens that change with the noise in the
+    first block's input, then the same numbers from output to input."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = model.sigma_range
+    sigma = torch.tensor([(low + high) / 2], device=model.device)
+    anatomy, condition = model.anatomy, model.null_condition
+    runs = []
+    with quiet(model.pipe, {model.component: model.transformer}):
+        for _ in range(2):
+            noisy = torch.randn(1, *model.sample_shape, generator=generator).to(model.device)
+            with _watching(model.transformer, anatomy.blocks) as calls:
+                model.predict(noisy, sigma, condition)
+            runs.append(calls.seen)
+    found = _follow(runs[0], runs[1], anatomy.tokens)
+    vae_shape = model.layout(**model.size).vae_shape
+    return Streams(names=tuple(runs[0]), found=found, patch=_patch(_extent(vae_shape), anatomy.tokens))
+
+
+def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int) -> dict[str, Stream]:
+    found: dict[str, Stream] = {}
+    picture: Tensor | None = None
+    names = list(calls)
+    for order, name in enumerate(names):
+        call = calls[name]
+        noised = others[name].inputs
+        place = _changed(call.inputs, noised, tokens) if picture is None else _placed(call.inputs, picture)
+        if place is None:
+            continue
+        argument, at = place
+        before, after = (_beside(names, order, by) for by in (-1, 1))
+        output = _output(call, argument, calls[after] if after else None, found.get(before) if before else None)
+        if output is None:
+            continue
+        held = call.outputs[output]
+        found[name] = Stream(name=name, order=order, output=output, at=at, width=held.shape[-1])
+        picture = found[name].of(call.outputs, tokens)
+    return found
+
+
+def _changed(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens: int) -> tuple[str, str] | None:
+    """The argument whose first or last ``tokens`` tokens, and no others, differ between two noises."""
+    for argument, tensor in inputs.items():
+        if argument not in others or others[argument].shape != tensor.shape:
+            continue
+        rows = (tensor != others[argument]).any(-1).flatten()
+        if int(rows.sum()) != tokens:
+            continue
+        for at, part in ((FIRST, rows[:tokens]), (LAST, rows[len(rows) - tokens :])):
+            if part.all():
+                return argument, at
+    return None
+
+
+def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | None:
+    """The argument that begins or ends with the picture's tokens as the block before left them."""
+    tokens = picture.shape[1]
+    for argument, tensor in inputs.items():
+        if tensor.shape[1] >= tokens and tensor.shape[2] == picture.shape[2]:
+            for at, part in ((FIRST, tensor[:, :tokens]), (LAST, tensor[:, tensor.shape[1] - tokens :])):
+                if torch.equal(part, picture):
+                    return argument, at
+    return None
+
+
+def _output(call: _Call, argument: str, after: _Call | None, before: Stream | None) -> int | None:
+    """Which output carries on what came in as ``argument``: the only one of its size, else the one that the next block
+    of the list is given as the same argument, else, for the last, the one of the block before."""
+    rows = call.inputs[argument].shape[1]
+    fitting = [i for i, t in enumerate(call.outputs) if isinstance(t, Tensor) and t.dim() == 3 and t.shape[1] == rows]
+    if len(fitting) > 1 and after is not None and argument in after.inputs:
+        fitting = [i for i in fitting if torch.equal(call.outputs[i], after.inputs[argument])]
+    elif len(fitting) > 1 and before is not None:
+        fitting = [i for i in fitting if i == before.output]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _beside(names: Sequence[str], order: int, by: int) -> str | None:
+    """The block ``by`` places on, if it is of the same list."""
+    if not 0 <= order + by < len(names):
+        return None
+    name, other = names[order], names[order + by]
+    return other if other.rpartition(".")[0] == name.rpartition(".")[0] else None
+
+
+class _watching(ExitStack):
+    """Records the first call of every block."""
+
+    def __init__(self, network: nn.Module, blocks: Mapping[str, int]):
+        super().__init__()
+        self.seen: dict[str, _Call] = {}
+        for name in (f"{part}.{i}" for part, count in blocks.items() for i in range(count)):
+            block = network.get_submodule(name)
+            for handle in (
+                block.register_forward_pre_hook(partial(self._before, name), with_kwargs=True),
+                block.register_forward_hook(partial(self._after, name)),
+            ):
+                self.callback(handle.remove)
+
+    def _before(self, name: str, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if name not in self.seen:
+            given = bound_arguments(block, args, kwargs).items()
+            self.seen[name] = _Call(inputs={k: v.clone() for k, v in given if isinstance(v, Tensor) and _streams(v)})
+
+    def _after(self, name: str, block: nn.Module, args: tuple, output: Any) -> None:
+        if not self.seen[name].outputs:
+            self.seen[name].outputs = [v.clone() if isinstance(v, Tensor) else v for v in _listed(output)]
+
+
+def _streams(tensor: Tensor) -> bool:
+    return tensor.dim() == 3 and len(tensor) == 1 and tensor.is_floating_point()
+
+
+def _listed(returned: Any) -> list[Any]:
+    return list(returned) if isinstance(returned, (list, tuple)) else [returned]
+
+
+def _extent(vae_shape: Sequence[int]) -> Grid:
+    return (vae_shape[1] if len(vae_shape) == 4 else 1, vae_shape[-2], vae_shape[-1])
+
+
+def _over(extent: Grid, patch: Grid) -> Grid:
+    frames, rows, columns = (ceil(size / part) for size, part in zip(extent, patch, strict=True))
+    return frames, rows, columns
+
+
+def _patch(extent: Grid, tokens: int) -> Grid:
+    """Latent cells of one token, square in the picture."""
+    for frames, side in product(range(1, extent[0] + 1), range(1, max(extent[1:]) + 1)):
+        if prod(_over(extent, (frames, side, side))) == tokens:
+            return frames, side, side
+    raise ModelError(f"the picture's {tokens} tokens are no grid over latents of {extent} frames, rows and columns")
