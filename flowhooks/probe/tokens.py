@@ -1,0 +1,394 @@
+"""A time per picture token: which token each number of a sample belongs to, and how the network is told.
+
+A sample holds few distinct times, its levels, and an index per token. Where the network takes a time per token it gets
+one; elsewhere :class:`~flowhooks.probe.levels.Levels` take the place of its time embedding. Text sees level 0.
+
+All is learnt with attention taken out, so that each token sees nothing but itself: what then follows the sample is of
+the picture, and a prediction with mixed times must be, token by token, that of the token's own time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Levels, Meeting, Mix, Path, weight_names
+from flowhooks.probe.recorder import quiet
+
+if TYPE_CHECKING:
+    from flowhooks.probe.layout import Layout
+    from flowhooks.probe.model import FlowModel
+
+#: Digits of a token's number are sent as powers of two, which floating point scales by exactly.
+DIGITS = 8
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenSigma:
+    """A sigma for each picture token.
+
+    Args:
+        sigmas: ``[B, K]`` in [0, 1], the levels; text sees level 0.
+        index: ``[B, N]`` whole numbers below K, in the order of the network's tokens.
+    """
+
+    sigmas: Tensor
+    index: Tensor
+
+    def __post_init__(self) -> None:
+        if self.sigmas.dim() != 2 or self.index.dim() != 2 or len(self.sigmas) != len(self.index):
+            raise ValueError(
+                f"`sigmas` must be [B, K] and `index` [B, N], got {tuple(self.sigmas.shape)} and "
+                f"{tuple(self.index.shape)}"
+            )
+
+    def take(self, rows: Sequence[int]) -> TokenSigma:
+        """These samples, in this order."""
+        return TokenSigma(sigmas=self.sigmas[rows], index=self.index[rows])
+
+    @property
+    def each(self) -> Tensor:
+        """``[B, N]``, the sigma of each token."""
+        return self.sigmas.gather(1, self.index)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """The picture tokens of one resolution.
+
+    Args:
+        count: N.
+        of_element: ``[*sample_shape]``, the token that each number of a sample belongs to.
+        native: whether the network takes a time per token.
+        places: where the picture is, by the path of levels that meet a tensor and by its number of axes.
+    """
+
+    count: int
+    of_element: Tensor
+    native: bool
+    places: Mapping[tuple[Path, int], str | None]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``[B, N]`` of each token -> ``[B, *sample_shape]`` of each number."""
+        return values[:, self.of_element.to(values.device)]
+
+    def place(self, meeting: Meeting) -> str | None:
+        """As it was learnt.
+
+        Raises:
+            ModelError: a meeting that did not occur when it was learnt.
+        """
+        key = meeting.path, meeting.other.dim()
+        if key not in self.places:
+            raise ModelError(
+                f"the time's embedding meets a tensor {tuple(meeting.other.shape)} in a way that did not occur when "
+                f"its tokens were learnt, after {' '.join(meeting.path) or 'nothing'}"
+            )
+        return self.places[key]
+
+
+def called_with_token_times(
+    model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
+) -> Any:
+    """What the network returns; ``arguments`` are those at level 0."""
+    if tokens.native:
+        times = {time.name: time.of(told.each, layout.shift) for time in model.contract.times}
+        return model.transformer(**{**arguments, **times})
+    with leveled(model, layout, arguments, told, tokens.place):
+        return model.transformer(**arguments)
+
+
+@contextmanager
+def leveled(
+    model: FlowModel,
+    layout: Layout,
+    arguments: Mapping[str, Any],
+    told: TokenSigma,
+    places: Callable[[Meeting], str | None],
+) -> Iterator[None]:
+    """A call of the network with ``arguments`` in the block gets levels from its time embedder."""
+    network, name = model.transformer, model.anatomy.time_embedder
+    if name is None:
+        raise ModelError(f"{model.contract.pipeline}'s network has no module that maps the time alone")
+    embedder = network.get_submodule(name)
+    size, count = told.sigmas.shape
+    others = [
+        _asked(network, embedder, {**arguments, **model.times(layout, sigma, sigma)})
+        for sigma in told.sigmas.unbind(1)[1:]
+    ]
+    mix = Mix(index=told.index, count=count, places=places, names=weight_names(network))
+
+    def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+        leaves, form = tree_flatten((args, kwargs))
+        inputs = zip(leaves, *(tree_flatten(other)[0] for other in others), strict=True)
+        return tree_unflatten([_interleaved(values, size) for values in inputs], form)
+
+    def wrapped(module: nn.Module, args: tuple, output: Any) -> Any:
+        return tree_map(lambda leaf: Levels(leaf, mix) if isinstance(leaf, Tensor) else leaf, output)
+
+    with ExitStack() as stack:
+        stack.callback(embedder.register_forward_pre_hook(joined, with_kwargs=True).remove)
+        stack.callback(embedder.register_forward_hook(wrapped).remove)
+        yield
+
+
+class _Stop(Exception):
+    """Thrown out of the network: what was wanted is known."""
+
+
+def _asked(network: nn.Module, embedder: nn.Module, arguments: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """What the network gives its embedder."""
+    inputs: list[tuple[tuple, dict[str, Any]]] = []
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs.append((args, kwargs))
+        raise _Stop
+
+    handle = embedder.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            # Not called as a module: whoever watches the network's calls need not see this one.
+            network.forward(**arguments)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return inputs[0]
+
+
+def _interleaved(values: Sequence[Any], size: int) -> Any:
+    """Tensors ``[B, ...]``, one a level -> ``[B K, ...]``."""
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    rows = [value.unflatten(0, (size, -1)) for value in values]
+    return torch.stack(rows, 1).flatten(0, 2)
+
+
+class _Alone(TorchFunctionMode):
+    """Attention in which each token sees nothing but itself."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is not nn.functional.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, key, value = (*args, *(kwargs.get(n) for n in ("query", "key", "value")[len(args) :]))[:3]
+        return query if query.shape[-1] == value.shape[-1] else value
+
+
+@dataclass(eq=False)
+class _Learner:
+    """Watches the levels of two samples that differ in nothing but their numbers.
+
+    Args:
+        count: picture tokens, from the first meeting with them.
+    """
+
+    count: int = 0
+    places: dict[tuple[Path, int], str | None] = field(default_factory=dict)
+
+    def place(self, meeting: Meeting) -> str | None:
+        place = self._find(meeting)
+        key = meeting.path, meeting.other.dim()
+        if self.places.setdefault(key, place) != place:
+            raise ModelError(f"one modulation serves text and picture: {' '.join(meeting.path)}")
+        return place
+
+    def _find(self, meeting: Meeting) -> str | None:
+        follows = follows_sample(meeting)
+        count = int(follows.sum())
+        self.count = self.count or count
+        total = len(follows)
+        if count == 0:
+            return NONE
+        start = int(follows.float().argmax())
+        if count != self.count or not bool(follows[start : start + count].all()):
+            raise ModelError(
+                f"of {total} tokens that are modulated at once {count} follow the sample, where the picture has "
+                f"{self.count}; attention that is not torch's, or layers in which tokens see each other"
+            )
+        if count == total:
+            return ALL
+        if start and start + count < total:
+            raise ModelError("the picture's tokens stand between others, so their place cannot be told at other sizes")
+        return LAST if start else FIRST
+
+
+def follows_sample(meeting: Meeting) -> Tensor:
+    """``[tokens]`` of two samples: whether a token differs between them."""
+    first, second = meeting.other.detach().movedim(meeting.batch, 0)
+    axes = [a for a in range(-first.dim(), 0) if a not in _within(meeting)]
+    differs = (first != second).movedim(_within(meeting), tuple(range(len(meeting.tokens))))
+    return differs.flatten(0, len(meeting.tokens) - 1).reshape(meeting.count, -1).any(1) if axes else differs.flatten()
+
+
+def _within(meeting: Meeting) -> tuple[int, ...]:
+    """The token axes of one sample of the batch, from the end."""
+    return tuple(a + 1 if a < meeting.batch else a for a in meeting.tokens)
+
+
+def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
+    """Learn and verify at one resolution.
+
+    Raises:
+        ModelError: the network cannot be given a time per token, with the reason.
+    """
+    refused = f"{model.contract.pipeline}'s network cannot be given a time per token"
+    with quiet(model.pipe, {model.component: model.transformer}), _uncheckpointed(model.transformer), model._untold():
+        try:
+            return _Trial(model, layout).tokens()
+        except ModelError as error:
+            raise ModelError(f"{refused}: {error}") from error
+        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError, NotImplementedError) as error:
+            raise ModelError(f"{refused}: {type(error).__name__}: {error}") from error
+
+
+class _Trial:
+    """Two samples at two sigmas at one resolution, on which all is tried."""
+
+    def __init__(self, model: FlowModel, layout: Layout):
+        self.model, self.layout = model, layout
+        generator = torch.Generator().manual_seed(0)
+        device = model.device
+        self.noisy, self.other = (torch.randn(2, *layout.sample_shape, generator=generator).to(device) for _ in "ab")
+        low, high = model.sigma_range
+        self.sigmas = torch.tensor([low + part * (high - low) for part in (0.8, 0.3)], device=device).expand(2, 2)
+        condition = model.example_condition_at(layout).take([0, 0])
+        self.prompt = condition.to(device, model.dtype).groups()[0][1]
+
+    def tokens(self) -> Tokens:
+        learner = _Learner()
+        unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long))
+        with _Alone():
+            of_element = self._token_of_element(learner, unknown)
+        index = torch.arange(learner.count, device=self.noisy.device) % 2
+        index = index.expand(2, -1)
+        learner.places.clear()
+        with torch.no_grad():
+            with _Alone():
+                self.leveled(TokenSigma(sigmas=self.sigmas, index=index), learner.place)
+            tokens = Tokens(count=learner.count, of_element=of_element, native=False, places=dict(learner.places))
+            self._verify(tokens, index)
+            if not self.model.anatomy.token_times:
+                return tokens
+            native = Tokens(count=tokens.count, of_element=of_element, native=True, places={})
+            self._verify(native, index)
+            mixed = [self.predict(self.noisy, each, index) for each in (tokens, native)]
+            self._compare(*mixed, "the network's own times per token and ours")
+            return native
+
+    def plain(self, noisy: Tensor, level: int) -> Tensor:
+        sigma = self.sigmas[:, level]
+        return self._called(noisy, lambda arguments: self.model.transformer(**arguments), sigma)
+
+    def predict(self, noisy: Tensor, tokens: Tokens, index: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        told = TokenSigma(sigmas=self.sigmas if sigmas is None else sigmas, index=index)
+        return self._called(
+            noisy, lambda given: called_with_token_times(self.model, self.layout, tokens, given, told), told.sigmas[:, 0]
+        )
+
+    def leveled(self, told: TokenSigma, places: Callable[[Meeting], str | None], noisy: Tensor | None = None) -> None:
+        def call(arguments: Mapping[str, Any]) -> Any:
+            with leveled(self.model, self.layout, arguments, told, places):
+                return self.model.transformer(**arguments)
+
+        self._called(self.noisy if noisy is None else noisy, call, told.sigmas[:, 0])
+
+    def _called(self, noisy: Tensor, call: Callable[[Mapping[str, Any]], Any], sigma: Tensor) -> Tensor:
+        model, layout = self.model, self.layout
+        arguments = {**model.fixed_arguments(layout, noisy, self.prompt), **model.times(layout, sigma, sigma)}
+        return layout.from_network(call(arguments)).float()
+
+    def _token_of_element(self, learner: _Learner, told: TokenSigma) -> Tensor:
+        """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
+        that of the sample's numbers is scaled alike."""
+        met: list[Meeting] = []
+
+        def first(meeting: Meeting) -> str | None:
+            place = learner.place(meeting)
+            if place not in (None, NONE):
+                met.append(meeting)
+                raise _Stop
+            return place
+
+        noisy = self.noisy.clone().requires_grad_(True)
+        with torch.enable_grad():
+            try:
+                self.leveled(told, first, noisy)
+            except _Stop:
+                pass
+            if not met:
+                raise ModelError("its time's embedding meets no tokens of the picture")
+            (meeting,) = met
+            start = int(follows_sample(meeting).float().argmax())
+            other = meeting.other
+            weights = torch.randn(other.shape, generator=torch.Generator().manual_seed(1)).to(other)
+
+            def gradient(codes: Tensor) -> Tensor:
+                spread = codes.new_ones(meeting.count)
+                spread[start : start + learner.count] = codes
+                sizes = [other.shape[a] if a in meeting.tokens else 1 for a in range(-other.dim(), 0)]
+                (found,) = torch.autograd.grad(other, noisy, weights * spread.reshape(sizes).to(other), retain_graph=True)
+                return found[0].double()
+
+            numbers = torch.arange(learner.count, device=noisy.device)
+            plain = gradient(torch.ones_like(numbers, dtype=torch.float))
+            if not bool(plain.all()):
+                raise ModelError("some numbers of the sample reach no token")
+            found, place = torch.zeros_like(plain), 1
+            while place < learner.count:
+                scaled = gradient(torch.exp2((numbers // place % DIGITS).float()))
+                found += place * torch.log2((scaled / plain).abs()).round()
+                place *= DIGITS
+        of_element = found.long()
+        counts = torch.bincount(of_element.flatten().clamp(min=0), minlength=learner.count)
+        if len(counts) != learner.count or bool((counts != counts[0]).any()):
+            raise ModelError("the sample's numbers are not shared out evenly among its tokens")
+        return of_element
+
+    def _verify(self, tokens: Tokens, index: Tensor) -> None:
+        same = self.sigmas[:, :1].expand(2, 2)
+        self._compare(
+            self.predict(self.noisy, tokens, index, same), self.plain(self.noisy, 0), "equal levels and one time"
+        )
+        second = tokens.spread(index) == 1
+        with _Alone():
+            levels = [self.plain(self.noisy, level) for level in (0, 1)]
+            mixed = self.predict(self.noisy, tokens, index)
+            touched = self.plain(torch.where(second, self.other, self.noisy), 0)
+            isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-6)
+        if isolated:
+            self._compare(mixed, torch.where(second, levels[1], levels[0]), "without attention, mixed times")
+        elif any(place not in (None, ALL) for place in tokens.places.values()):
+            raise ModelError("its tokens see each other outside of attention, and text is modulated too")
+        else:
+            # Text sees no time, so that every token at level 1 is the plain prediction there.
+            whole = self.predict(self.noisy, tokens, torch.ones_like(index))
+            self._compare(whole, self.plain(self.noisy, 1), "level 1 throughout and that time")
+
+    def _compare(self, found: Tensor, expected: Tensor, what: str) -> None:
+        allowed = 1e-5 if self.model.dtype == torch.float32 else 0.05
+        away = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not away <= allowed:
+            raise ModelError(f"{what} give predictions {away:.2g} apart, allowed {allowed:g}")
+
+
+@contextmanager
+def _uncheckpointed(network: nn.Module) -> Iterator[None]:
+    """Without gradient checkpointing."""
+    modules = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    for module in modules:
+        module.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.gradient_checkpointing = True
