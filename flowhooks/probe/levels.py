@@ -183,7 +183,7 @@ class Levels:
         return tuple(self._after(result, mark, f"{step}[{i}]") for i, (result, mark) in enumerate(pairs))
 
     def _after(self, result: Tensor, mark: Tensor, step: str) -> Levels:
-        axis = next((i for i, stride in enumerate(mark.stride()) if stride), None)
+        axis = next((i for i, size in enumerate(mark.shape) if mark.stride(i) and size > 1), None)
         if axis is None or result.shape[axis] != self.rows.shape[self.axis]:
             raise _impossible(step)
         return Levels(result, self.mix, axis, (*self.path, step))
@@ -199,28 +199,33 @@ class Levels:
             result = getattr(rows, name)(sizes)
         elif axis:
             raise _impossible(name)
-        elif name in ("flatten", "unflatten"):
-            result = getattr(rows, name)(*args, **kwargs)
+        elif name == "flatten":
+            result = rows.flatten(*args, **kwargs)
+        elif name == "unflatten":
+            place, sizes = args
+            if place == 0 and sizes[0] > 0:
+                sizes = (sizes[0] * count, *sizes[1:])
+            result = rows.unflatten(place, sizes)
         else:
             sizes = list(args[0] if args and not isinstance(args[0], int) else args)
             if sizes[0] > 0:
                 sizes[0] *= count
             result = rows.reshape(sizes)
-        if result.shape[axis] != rows.shape[self.axis]:
+        if result.shape[axis] % (count * self.mix.index.shape[0]):
             raise _impossible(name)
         return Levels(result, self.mix, axis, (*self.path, name))
 
     def _meeting(self, other: Tensor) -> Meeting | None:
-        """The meeting with ``other``, if that may hold tokens: a batch, a last axis, and others between or before that
-        the levels lack."""
+        """The meeting with ``other``, if it holds tokens: a batch, a last axis, and others that the levels lack or were
+        expanded to."""
         batch = self.axis - self.ndim
         if other.dim() < 3 or other.dim() < -batch or other.shape[batch] != self.mix.index.shape[0]:
             return None
         mine = [1] * (other.dim() - self.ndim) + list(self.shape)
         axes = [a for a in range(-other.dim(), -1) if a != batch]
         lacking = [a for a in axes if mine[a] == 1]
-        if not any(other.shape[a] > 1 for a in lacking):
-            lacking = [a for a in axes if mine[a] == other.shape[a] > 1]
+        if not lacking:
+            lacking = [a for a in axes if mine[a] == other.shape[a]]
         if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
             return None
         meeting = Meeting(path=self.path, other=other, batch=batch, tokens=tuple(lacking))

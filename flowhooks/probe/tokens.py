@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Digits of a token's number are sent as powers of two, which floating point scales by exactly.
 DIGITS = 8
+#: What a network may throw at levels that it does not expect.
+REFUSALS = (ModelError, RuntimeError, TypeError, AttributeError, ValueError, IndexError, AssertionError)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,6 +63,15 @@ class TokenSigma:
         return self.sigmas.gather(1, self.index)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """The module whose output holds the levels: the time embedder, or what comes before it. ``calls``: how often a
+    forward calls it."""
+
+    name: str
+    calls: int
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
     """The picture tokens of one resolution.
@@ -68,14 +79,19 @@ class Tokens:
     Args:
         count: N.
         of_element: ``[*sample_shape]``, the token that each number of a sample belongs to.
-        native: whether the network takes a time per token.
+        entry: where the levels are put in; None where the network takes a time per token.
         places: where the picture is, by the path of levels that meet a tensor and by its number of axes.
     """
 
     count: int
     of_element: Tensor
-    native: bool
+    entry: Entry | None
     places: Mapping[tuple[Path, int], str | None]
+
+    @property
+    def native(self) -> bool:
+        """Whether the network takes a time per token."""
+        return self.entry is None
 
     def spread(self, values: Tensor) -> Tensor:
         """``[B, N]`` of each token -> ``[B, *sample_shape]`` of each number."""
@@ -89,6 +105,8 @@ class Tokens:
         """
         key = meeting.path, meeting.other.dim()
         if key not in self.places:
+            if meeting.count == 1:
+                return None
             raise ModelError(
                 f"the time's embedding meets a tensor {tuple(meeting.other.shape)} in a way that did not occur when "
                 f"its tokens were learnt, after {' '.join(meeting.path) or 'nothing'}"
@@ -100,10 +118,10 @@ def called_with_token_times(
     model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
 ) -> Any:
     """What the network returns; ``arguments`` are those at level 0."""
-    if tokens.native:
+    if tokens.entry is None:
         times = {time.name: time.of(told.each, layout.shift) for time in model.contract.times}
         return model.transformer(**{**arguments, **times})
-    with leveled(model, layout, arguments, told, tokens.place):
+    with leveled(model, layout, arguments, told, tokens.entry, tokens.place):
         return model.transformer(**arguments)
 
 
@@ -113,31 +131,31 @@ def leveled(
     layout: Layout,
     arguments: Mapping[str, Any],
     told: TokenSigma,
+    entry: Entry,
     places: Callable[[Meeting], str | None],
 ) -> Iterator[None]:
-    """A call of the network with ``arguments`` in the block gets levels from its time embedder."""
-    network, name = model.transformer, model.anatomy.time_embedder
-    if name is None:
-        raise ModelError(f"{model.contract.pipeline}'s network has no module that maps the time alone")
-    embedder = network.get_submodule(name)
+    """In the block, a call of the network with ``arguments`` holds levels from ``entry`` on."""
+    network = model.transformer
+    module = network.get_submodule(entry.name)
     size, count = told.sigmas.shape
     others = [
-        _asked(network, embedder, {**arguments, **model.times(layout, sigma, sigma)})
+        _asked(network, module, entry.calls, {**arguments, **model.times(layout, sigma, sigma)})
         for sigma in told.sigmas.unbind(1)[1:]
     ]
+    calls = zip(*others, strict=True)
     mix = Mix(index=told.index, count=count, places=places, names=weight_names(network))
 
     def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, form = tree_flatten((args, kwargs))
-        inputs = zip(leaves, *(tree_flatten(other)[0] for other in others), strict=True)
+        inputs = zip(leaves, *(tree_flatten(other)[0] for other in next(calls)), strict=True)
         return tree_unflatten([_interleaved(values, size) for values in inputs], form)
 
     def wrapped(module: nn.Module, args: tuple, output: Any) -> Any:
         return tree_map(lambda leaf: Levels(leaf, mix) if isinstance(leaf, Tensor) else leaf, output)
 
     with ExitStack() as stack:
-        stack.callback(embedder.register_forward_pre_hook(joined, with_kwargs=True).remove)
-        stack.callback(embedder.register_forward_hook(wrapped).remove)
+        stack.callback(module.register_forward_pre_hook(joined, with_kwargs=True).remove)
+        stack.callback(module.register_forward_hook(wrapped).remove)
         yield
 
 
@@ -145,15 +163,18 @@ class _Stop(Exception):
     """Thrown out of the network: what was wanted is known."""
 
 
-def _asked(network: nn.Module, embedder: nn.Module, arguments: Mapping[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """What the network gives its embedder."""
+def _asked(
+    network: nn.Module, module: nn.Module, calls: int, arguments: Mapping[str, Any]
+) -> list[tuple[tuple, dict[str, Any]]]:
+    """What the network gives the module, call by call."""
     inputs: list[tuple[tuple, dict[str, Any]]] = []
 
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs.append((args, kwargs))
-        raise _Stop
+        if len(inputs) == calls:
+            raise _Stop
 
-    handle = embedder.register_forward_pre_hook(stop, with_kwargs=True)
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
         with torch.no_grad():
             # Not called as a module: whoever watches the network's calls need not see this one.
@@ -162,7 +183,7 @@ def _asked(network: nn.Module, embedder: nn.Module, arguments: Mapping[str, Any]
         pass
     finally:
         handle.remove()
-    return inputs[0]
+    return inputs
 
 
 def _interleaved(values: Sequence[Any], size: int) -> Any:
@@ -208,7 +229,7 @@ class _Learner:
         self.count = self.count or count
         total = len(follows)
         if count == 0:
-            return NONE
+            return None if total == 1 else NONE
         start = int(follows.float().argmax())
         if count != self.count or not bool(follows[start : start + count].all()):
             raise ModelError(
@@ -223,16 +244,12 @@ class _Learner:
 
 
 def follows_sample(meeting: Meeting) -> Tensor:
-    """``[tokens]`` of two samples: whether a token differs between them."""
-    first, second = meeting.other.detach().movedim(meeting.batch, 0)
-    axes = [a for a in range(-first.dim(), 0) if a not in _within(meeting)]
-    differs = (first != second).movedim(_within(meeting), tuple(range(len(meeting.tokens))))
-    return differs.flatten(0, len(meeting.tokens) - 1).reshape(meeting.count, -1).any(1) if axes else differs.flatten()
-
-
-def _within(meeting: Meeting) -> tuple[int, ...]:
-    """The token axes of one sample of the batch, from the end."""
-    return tuple(a + 1 if a < meeting.batch else a for a in meeting.tokens)
+    """``[tokens]`` of two samples: whether most of a token's numbers differ by more than rounding."""
+    axes = (meeting.batch, *meeting.tokens)
+    first, second = meeting.other.detach().movedim(axes, tuple(range(len(axes)))).reshape(2, meeting.count, -1)
+    rounding = 1e-4 if first.dtype == torch.float32 else 0.05
+    differs = (first - second).abs() > rounding * (first.abs() + second.abs())
+    return differs.float().mean(-1) > 0.25
 
 
 def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
@@ -247,7 +264,7 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
             return _Trial(model, layout).tokens()
         except ModelError as error:
             raise ModelError(f"{refused}: {error}") from error
-        except (RuntimeError, TypeError, AttributeError, ValueError, IndexError, NotImplementedError) as error:
+        except REFUSALS as error:
             raise ModelError(f"{refused}: {type(error).__name__}: {error}") from error
 
 
@@ -261,25 +278,60 @@ class _Trial:
         self.noisy, self.other = (torch.randn(2, *layout.sample_shape, generator=generator).to(device) for _ in "ab")
         low, high = model.sigma_range
         self.sigmas = torch.tensor([low + part * (high - low) for part in (0.8, 0.3)], device=device).expand(2, 2)
-        condition = model.example_condition_at(layout).take([0, 0])
-        self.prompt = condition.to(device, model.dtype).groups()[0][1]
+        self.condition = model.example_condition_at(layout).take([0, 0])
+        self.prompt = self.condition.to(device, model.dtype).groups()[0][1]
 
     def tokens(self) -> Tokens:
+        failed: list[Exception] = []
+        for name in self._entries():
+            try:
+                return self._through(Entry(name=name, calls=self._calls(name)))
+            except REFUSALS as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        raise ModelError("it has no module that maps the time alone")
+
+    def _entries(self) -> list[str]:
+        """The time embedder, and the first module that sees the time and nothing else."""
+        from flowhooks.probe.anatomy import differ, watched
+
+        model, sigma = self.model, self.sigmas[:1, 0]
+        condition = self.condition.take([0])
+        plain, retimed, resampled = (
+            watched(model, noisy[:1], time, condition)
+            for noisy, time in ((self.noisy, sigma), (self.noisy, self.sigmas[:1, 1]), (self.other, sigma))
+        )
+        known = model.anatomy.time_embedder
+        first = next(
+            (n for n, t in plain.items() if differ(t, retimed.get(n, [])) and not differ(t, resampled.get(n, []))), None
+        )
+        return [name for name in dict.fromkeys((known, first)) if name is not None]
+
+    def _calls(self, name: str) -> int:
+        calls: list[int] = []
+        handle = self.model.transformer.get_submodule(name).register_forward_pre_hook(lambda *_: calls.append(1))
+        with torch.no_grad():
+            self.plain(self.noisy, 0)
+        handle.remove()
+        return len(calls)
+
+    def _through(self, entry: Entry) -> Tokens:
         learner = _Learner()
-        unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long))
+        unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long, device=self.noisy.device))
         with _Alone():
-            of_element = self._token_of_element(learner, unknown)
+            of_element = self._token_of_element(learner, unknown, entry)
         index = torch.arange(learner.count, device=self.noisy.device) % 2
         index = index.expand(2, -1)
         learner.places.clear()
         with torch.no_grad():
             with _Alone():
-                self.leveled(TokenSigma(sigmas=self.sigmas, index=index), learner.place)
-            tokens = Tokens(count=learner.count, of_element=of_element, native=False, places=dict(learner.places))
+                self.leveled(TokenSigma(sigmas=self.sigmas, index=index), entry, learner.place)
+            tokens = Tokens(count=learner.count, of_element=of_element, entry=entry, places=dict(learner.places))
             self._verify(tokens, index)
             if not self.model.anatomy.token_times:
                 return tokens
-            native = Tokens(count=tokens.count, of_element=of_element, native=True, places={})
+            native = Tokens(count=tokens.count, of_element=of_element, entry=None, places={})
             self._verify(native, index)
             mixed = [self.predict(self.noisy, each, index) for each in (tokens, native)]
             self._compare(*mixed, "the network's own times per token and ours")
@@ -295,9 +347,11 @@ class _Trial:
             noisy, lambda given: called_with_token_times(self.model, self.layout, tokens, given, told), told.sigmas[:, 0]
         )
 
-    def leveled(self, told: TokenSigma, places: Callable[[Meeting], str | None], noisy: Tensor | None = None) -> None:
+    def leveled(
+        self, told: TokenSigma, entry: Entry, places: Callable[[Meeting], str | None], noisy: Tensor | None = None
+    ) -> None:
         def call(arguments: Mapping[str, Any]) -> Any:
-            with leveled(self.model, self.layout, arguments, told, places):
+            with leveled(self.model, self.layout, arguments, told, entry, places):
                 return self.model.transformer(**arguments)
 
         self._called(self.noisy if noisy is None else noisy, call, told.sigmas[:, 0])
@@ -307,7 +361,7 @@ class _Trial:
         arguments = {**model.fixed_arguments(layout, noisy, self.prompt), **model.times(layout, sigma, sigma)}
         return layout.from_network(call(arguments)).float()
 
-    def _token_of_element(self, learner: _Learner, told: TokenSigma) -> Tensor:
+    def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: Entry) -> Tensor:
         """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
         that of the sample's numbers is scaled alike."""
         met: list[Meeting] = []
@@ -322,7 +376,7 @@ class _Trial:
         noisy = self.noisy.clone().requires_grad_(True)
         with torch.enable_grad():
             try:
-                self.leveled(told, first, noisy)
+                self.leveled(told, entry, first, noisy)
             except _Stop:
                 pass
             if not met:
@@ -364,18 +418,17 @@ class _Trial:
             levels = [self.plain(self.noisy, level) for level in (0, 1)]
             mixed = self.predict(self.noisy, tokens, index)
             touched = self.plain(torch.where(second, self.other, self.noisy), 0)
-            isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-6)
-        if isolated:
-            self._compare(mixed, torch.where(second, levels[1], levels[0]), "without attention, mixed times")
-        elif any(place not in (None, ALL) for place in tokens.places.values()):
-            raise ModelError("its tokens see each other outside of attention, and text is modulated too")
-        else:
-            # Text sees no time, so that every token at level 1 is the plain prediction there.
-            whole = self.predict(self.noisy, tokens, torch.ones_like(index))
-            self._compare(whole, self.plain(self.noisy, 1), "level 1 throughout and that time")
+            isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-4)
+            if not isolated:
+                # Convolutions and routers mix tokens too. Text does not reach the picture here.
+                mixed = self.predict(self.noisy, tokens, torch.ones_like(index))
+                second = torch.ones_like(second)
+            # Without attention's averages rounding grows, yet a token at the wrong level is further off than this.
+            apart = float((levels[1] - levels[0]).abs().mean())
+            self._compare(mixed, torch.where(second, levels[1], levels[0]), "without attention, mixed times", apart / 100)
 
-    def _compare(self, found: Tensor, expected: Tensor, what: str) -> None:
-        allowed = 1e-5 if self.model.dtype == torch.float32 else 0.05
+    def _compare(self, found: Tensor, expected: Tensor, what: str, least: float = 0.0) -> None:
+        allowed = max(1e-5, min(1e-3, least)) if self.model.dtype == torch.float32 else 0.05
         away = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
         if not away <= allowed:
             raise ModelError(f"{what} give predictions {away:.2g} apart, allowed {allowed:g}")
