@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Levels, Meeting, Mix, Path, weight_names
 from flowhooks.probe.recorder import quiet
+from flowhooks.probe.values import map_tensors
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
@@ -298,14 +299,23 @@ class _Trial:
 
         model, sigma = self.model, self.sigmas[:1, 0]
         condition = self.condition.take([0])
-        plain, retimed, resampled = (
-            watched(model, noisy[:1], time, condition)
-            for noisy, time in ((self.noisy, sigma), (self.noisy, self.sigmas[:1, 1]), (self.other, sigma))
+        reworded = map_tensors(condition.samples, lambda t: 0.9 * t if t.is_floating_point() else t)
+        plain, retimed, *others = (
+            watched(model, *state)
+            for state in (
+                (self.noisy[:1], sigma, condition),
+                (self.noisy[:1], self.sigmas[:1, 1], condition),
+                (self.other[:1], sigma, condition),
+                (self.noisy[:1], sigma, replace(condition, samples=reworded)),
+            )
         )
         known = model.anatomy.time_embedder
-        first = next(
-            (n for n, t in plain.items() if differ(t, retimed.get(n, [])) and not differ(t, resampled.get(n, []))), None
+        timed = (
+            name
+            for name, got in plain.items()
+            if differ(got, retimed.get(name, [])) and not any(differ(got, other.get(name, [])) for other in others)
         )
+        first = next(timed, None)
         return [name for name in dict.fromkeys((known, first)) if name is not None]
 
     def _calls(self, name: str) -> int:
