@@ -25,7 +25,7 @@ LAYERS = ("linear", "layer_norm", "rms_norm")
 CASTS = ("to", "type_as")
 #: They only move axes, so that strides tell where the batch's went.
 MOVES = frozenset(
-    "unsqueeze squeeze chunk split tensor_split unbind __getitem__ select narrow transpose swapaxes permute movedim".split()
+    "unsqueeze squeeze chunk split tensor_split unbind __getitem__ select narrow transpose t swapaxes permute movedim".split()
 )
 #: They name sizes, the batch's among them.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
@@ -132,7 +132,10 @@ class Levels:
             raise AttributeError(name)
         method = getattr(Tensor, name)
         if not callable(method):
-            return getattr(self.rows, name)
+            value = getattr(self.rows, name)
+            if isinstance(value, Tensor):
+                raise _impossible(name)
+            return value
         return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
 
     @classmethod
@@ -145,6 +148,8 @@ class Levels:
         first = held[0]
         if name == "contiguous":
             return first
+        if name in CASTS and not isinstance(args[0], Levels):
+            return function(args[0], first.rows)
         if name in SIZES:
             return first._sized(name, *args[1:], **kwargs)
         if name in MOVES:
@@ -289,5 +294,5 @@ def _operator(name: str) -> Callable[..., Any]:
     return lambda self, *args: Levels.__torch_function__(method, (), (self, *args))
 
 
-for _name in "add radd sub rsub mul rmul truediv rtruediv neg pow getitem".split():
+for _name in "add radd sub rsub mul rmul truediv rtruediv neg pow matmul rmatmul getitem".split():
     setattr(Levels, f"__{_name}__", _operator(f"__{_name}__"))

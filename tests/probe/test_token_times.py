@@ -32,7 +32,7 @@ MODULATIONS = {
     "qwen-image": ["img_mod.1", "txt_mod.1"],
     "sana": ["time_embed.linear", "linear_1"],
     "wan": ["time_proj", "linear_1"],
-    "z-image": ["adaLN_modulation.0"],
+    "z-image": ["t_embedder.mlp.2", "adaLN_modulation.1"],
     "hunyuan-video": ["norm1.linear", "norm1_context.linear", "norm.linear"],
 }
 
@@ -61,7 +61,7 @@ def adapted(model, name, **changes):
     adapter = build_adapter(model.transformer, resolve_run({"hooks": [], "adapter": section}, Path("run.json")).adapter)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for parameter in adapter.parameters.values():
+        for parameter in adapter.parameters():
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return adapter
 
@@ -101,7 +101,7 @@ def test_gradients_are_those_of_two_copies(name, kind):
     """Also with an adapter on the layers that make modulations."""
     model, noisy, condition, told = state(name)
     adapter = adapted(model, name, type=kind, **({"algo": "locon"} if kind == "lycoris" else {}))
-    wanted = [noisy.requires_grad_(True), *adapter.parameters.values()]
+    wanted = [noisy.requires_grad_(True), *adapter.parameters()]
     found, expected = (
         torch.autograd.grad(mse_loss(each, torch.ones_like(each)), wanted)
         for each in (mixed(model, noisy, condition, told), merged_prediction(model, name, noisy, condition, told))
@@ -117,7 +117,7 @@ def test_gradients_are_those_of_two_copies(name, kind):
 def test_gradient_checkpointing_changes_nothing(name, kind):
     model, noisy, condition, told = state(name)
     adapter = adapted(model, name, type=kind, **({"algo": "locon"} if kind == "lycoris" else {}))
-    wanted = [noisy.requires_grad_(True), *adapter.parameters.values()]
+    wanted = [noisy.requires_grad_(True), *adapter.parameters()]
     gradients = []
     for _ in range(2):
         gradients.append(torch.autograd.grad(mixed(model, noisy, condition, told).square().sum(), wanted))
@@ -178,15 +178,15 @@ def test_text_as_long_as_the_picture():
     close(mixed(model, noisy, condition, told), merged_prediction(model, "qwen-image", noisy, condition, told))
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux", "z-image", "lumina2", "sana"])
+@pytest.mark.parametrize(("name", "side"), [("sd3", 8), ("flux", 32), ("z-image", 32), ("lumina2", 32), ("sana", 32)])
 @torch.no_grad()
-def test_another_resolution_is_learnt_when_it_is_met(name):
+def test_another_resolution_is_learnt_when_it_is_met(name, side):
     model = matrix.learnt(name)
-    layout = model.layout(32, 64)
+    layout = model.layout(side, 2 * side)
     noisy = torch.randn(2, *layout.sample_shape)
     tokens = model.tokens(noisy)
     told = TokenSigma(sigmas=torch.tensor([[0.8, 0.3], [0.2, 0.7]]), index=torch.randint(0, 2, (2, tokens.count)))
-    condition = model.encode_prompts(["a photo of two"], height=32, width=64).take([0, 0])
+    condition = model.encode_prompts(["a photo of two"], height=side, width=2 * side).take([0, 0])
     close(mixed(model, noisy, condition, told), merged_prediction(model, name, noisy, condition, told))
 
 
@@ -201,9 +201,9 @@ def test_tokens_hold_patches(name):
     *_, height, width = model.layout(**model._size).vae_shape
     map_ = tokens.of_element.movedim(-1, 0) if name == "kandinsky5-video" else tokens.of_element
     assert bool((map_ == map_[:1]).all()), "all channels of a patch are one token's"
-    rows, columns = height // 2, width // 2
-    grid = torch.arange(tokens.count).reshape(-1, rows, columns)
-    expected = grid.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    patch = 8 if name == "hidream-image" else 2
+    grid = torch.arange(tokens.count).reshape(-1, height // patch, width // patch)
+    expected = grid.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
     assert torch.equal(map_[0].reshape(expected.shape), expected)
     values = torch.rand(3, tokens.count)
     assert torch.equal(tokens.spread(values)[1], values[1][tokens.of_element])
@@ -298,10 +298,16 @@ def test_tables_are_no_tokens():
 def test_what_levels_cannot_do_is_refused():
     mix = Mix(index=torch.zeros(2, 3, dtype=torch.long), count=2, places=lambda meeting: "all", names={})
     levels = Levels(torch.zeros(4, 6), mix)
-    for wrong in (lambda: levels[0], lambda: levels.sum(), lambda: levels.t() @ levels, lambda: list(levels)):
+    for wrong in (
+        lambda: levels[0],
+        lambda: levels.sum(),
+        lambda: levels.t() @ levels,
+        lambda: levels.T,
+        lambda: list(levels),
+    ):
         with pytest.raises(ModelError, match="cannot be done for several times at once"):
             wrong()
-    assert levels.unsqueeze(0).axis == 1 and levels.T.axis == 1
+    assert levels.unsqueeze(0).axis == 1 and levels.t().axis == 1
     with pytest.raises(AttributeError):
         _ = levels.no_such_method
 
