@@ -24,8 +24,9 @@ LAYERS = ("linear", "layer_norm", "rms_norm")
 #: The other tensor only tells a dtype or a device.
 CASTS = ("to", "type_as")
 #: They only move axes, so that strides tell where the batch's went.
-MOVES = frozenset(
-    "unsqueeze squeeze chunk split tensor_split unbind __getitem__ select narrow transpose t swapaxes permute movedim".split()
+MOVES = (
+    *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
+    *("transpose", "t", "swapaxes", "permute", "movedim"),
 )
 #: They name sizes, the batch's among them.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
@@ -207,10 +208,8 @@ class Levels:
         elif name == "flatten":
             result = rows.flatten(*args, **kwargs)
         elif name == "unflatten":
-            place, sizes = args
-            if place == 0 and sizes[0] > 0:
-                sizes = (sizes[0] * count, *sizes[1:])
-            result = rows.unflatten(place, sizes)
+            place, (size, *rest) = args
+            result = rows.unflatten(place, (size * count if place == 0 and size > 0 else size, *rest))
         else:
             sizes = list(args[0] if args and not isinstance(args[0], int) else args)
             if sizes[0] > 0:
@@ -224,7 +223,7 @@ class Levels:
         """The meeting with ``other``, if it holds tokens: a batch, a last axis, and others that the levels lack or were
         expanded to."""
         batch = self.axis - self.ndim
-        if other.dim() < 3 or other.dim() < -batch or other.shape[batch] != self.mix.index.shape[0]:
+        if other.dim() < 3 or other.dim() < -batch or other.shape[batch] not in (1, self.mix.index.shape[0]):
             return None
         mine = [1] * (other.dim() - self.ndim) + list(self.shape)
         axes = [a for a in range(-other.dim(), -1) if a != batch]
@@ -294,5 +293,5 @@ def _operator(name: str) -> Callable[..., Any]:
     return lambda self, *args: Levels.__torch_function__(method, (), (self, *args))
 
 
-for _name in "add radd sub rsub mul rmul truediv rtruediv neg pow matmul rmatmul getitem".split():
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow", "matmul", "getitem"):
     setattr(Levels, f"__{_name}__", _operator(f"__{_name}__"))

@@ -21,7 +21,7 @@ from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
-from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, learn_tokens
+from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times
 from flowhooks.probe.values import collate, moved
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ class FlowModel:
         """
         layout = self._layout_for(sample)
         if layout.sample_shape not in self._tokens:
+            from flowhooks.probe.token_learning import learn_tokens
+
             self._tokens[layout.sample_shape] = learn_tokens(self, layout)
         return self._tokens[layout.sample_shape]
 

@@ -15,7 +15,8 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
 from flowhooks.probe.levels import Levels, Mix
-from flowhooks.probe.tokens import Entry, learn_tokens
+from flowhooks.probe.token_learning import learn_tokens
+from flowhooks.probe.tokens import Entry
 from flowhooks.testing import PIPELINES, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
@@ -73,6 +74,8 @@ def test_mixed_levels_are_those_of_two_copies(name):
     found = mixed(model, noisy, condition, told)
     close(found, merged_prediction(model, name, noisy, condition, told))
     assert not torch.allclose(found, model.predict(noisy, told.sigmas[:, 0], condition), atol=1e-4)
+    alone = mixed(model, noisy[1:], condition[1:], told.take([1]))
+    close(alone, found[1:], 1e-4)
 
 
 @pytest.mark.parametrize("name", LEARNT)
