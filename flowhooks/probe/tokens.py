@@ -28,7 +28,7 @@ class TokenSigma:
     """A sigma for each picture token.
 
     Args:
-        sigmas: ``[B, K]`` in [0, 1], the levels; text sees level 0.
+        sigmas: ``[B, K]`` in [0, 1], the levels, two or more; text sees level 0.
         index: ``[B, N]`` whole numbers below K, in the order of the network's tokens.
     """
 
@@ -41,6 +41,8 @@ class TokenSigma:
                 f"`sigmas` must be [B, K] and `index` [B, N], got {tuple(self.sigmas.shape)} and "
                 f"{tuple(self.index.shape)}"
             )
+        if self.sigmas.shape[1] < 2:
+            raise ValueError("`sigmas` holds one level; leave `token_sigma` out where all tokens share a time")
 
     def take(self, rows: Sequence[int]) -> TokenSigma:
         """These samples, in this order."""

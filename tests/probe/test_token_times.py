@@ -226,6 +226,8 @@ def test_what_is_asked_for_must_fit():
     model, noisy, condition, told = state("sd3")
     with pytest.raises(ValueError, match=r"must be \[B, K\]"):
         TokenSigma(sigmas=told.sigmas[:, 0], index=told.index)
+    with pytest.raises(ValueError, match="one level"):
+        TokenSigma(sigmas=told.sigmas[:, :1], index=told.index)
     with pytest.raises(ModelError, match=r"2 samples of 16 tokens were expected"):
         mixed(model, noisy, condition, TokenSigma(sigmas=told.sigmas, index=told.index[:, 1:]))
     with pytest.raises(RuntimeError, match="level 0"):
