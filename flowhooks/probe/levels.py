@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
 
 from flowhooks.errors import ModelError
 
@@ -143,7 +142,7 @@ class Levels:
     def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function.__name__
-        leaves = tree_flatten((args, kwargs))[0]
+        leaves = list(_leaves((*args, *kwargs.values())))
         held = [leaf for leaf in leaves if isinstance(leaf, Levels)]
         others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         first = held[0]
@@ -167,7 +166,13 @@ class Levels:
             lift, path = first._repeated, (*path, name)
         else:
             lift = first._repeated
-        result = function(*_mapped(args, lift), **_mapped(kwargs, lift))
+
+        def lifted(leaf: Any) -> Any:
+            if isinstance(leaf, Levels):
+                return leaf.rows
+            return lift(leaf) if isinstance(leaf, Tensor) else leaf
+
+        result = function(*_mapped(args, lifted), **{key: _mapped(value, lifted) for key, value in kwargs.items()})
         if not isinstance(result, Tensor):
             return result
         axis = result.dim() - (first.ndim - first.axis)
@@ -246,7 +251,7 @@ class Levels:
                 raise _impossible(function.__name__)
             return leaf._pick(meetings[0])
 
-        return function(*tree_map(picked, args), **tree_map(picked, kwargs))
+        return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
 
     def _pick(self, meeting: Meeting) -> Tensor:
         """The level of each token, broadcast as the levels are."""
@@ -278,10 +283,19 @@ class Levels:
         return split.expand(sizes).flatten(place, place + 2)
 
 
-def _mapped(value: Any, lift: Callable[[Tensor], Tensor]) -> Any:
-    return tree_map(
-        lambda leaf: leaf.rows if isinstance(leaf, Levels) else lift(leaf) if isinstance(leaf, Tensor) else leaf, value
-    )
+def _leaves(value: Any) -> Iterator[Any]:
+    """What lists and tuples hold. Written out, as it runs for each operation."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(each, change) for each in value])
+    return change(value)
 
 
 def _impossible(what: str) -> ModelError:
