@@ -132,30 +132,37 @@ class _Trial:
             raise failed[0]
         raise ModelError("it has no module that maps the time alone")
 
-    def _entries(self) -> list[str]:
-        """The time embedder, and the first module that sees the time and nothing else."""
+    def _entries(self) -> Iterator[str]:
+        """The time embedder; failing that, the first module that sees the time and nothing else."""
+        known = self.model.anatomy.time_embedder
+        if known is not None:
+            yield known
+        first = self._first_timed()
+        if first is not None and first != known:
+            yield first
+
+    @torch.no_grad()
+    def _first_timed(self) -> str | None:
         from flowhooks.probe.anatomy import differ, watched
 
-        model, sigma = self.model, self.sigmas[:1, 0]
+        early, late = self.sigmas[:1].unbind(1)
         condition = self.condition.take([0])
         reworded = map_tensors(condition.samples, lambda t: 0.9 * t if t.is_floating_point() else t)
         plain, retimed, *others = (
-            watched(model, *state)
+            watched(self.model, *state)
             for state in (
-                (self.noisy[:1], sigma, condition),
-                (self.noisy[:1], self.sigmas[:1, 1], condition),
-                (self.other[:1], sigma, condition),
-                (self.noisy[:1], sigma, replace(condition, samples=reworded)),
+                (self.noisy[:1], early, condition),
+                (self.noisy[:1], late, condition),
+                (self.other[:1], early, condition),
+                (self.noisy[:1], early, replace(condition, samples=reworded)),
             )
         )
-        known = model.anatomy.time_embedder
         timed = (
             name
             for name, got in plain.items()
             if differ(got, retimed.get(name, [])) and not any(differ(got, other.get(name, [])) for other in others)
         )
-        first = next(timed, None)
-        return [name for name in dict.fromkeys((known, first)) if name is not None]
+        return next(timed, None)
 
     def _calls(self, name: str) -> int:
         calls: list[int] = []
