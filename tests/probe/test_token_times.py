@@ -287,7 +287,12 @@ def test_a_network_that_reads_its_time_elsewhere_is_refused(monkeypatch):
 
 def test_tables_are_no_tokens():
     rows = torch.arange(8.0).reshape(4, 2)
-    mix = Mix(index=torch.tensor([[0, 1, 1], [1, 0, 0]]), count=2, places=lambda meeting: "all", names={})
+    mix = Mix(
+        index=torch.tensor([[0, 1, 1], [1, 0, 0]]),
+        count=2,
+        places=lambda meeting: "all" if len(meeting.other) == 2 else None,
+        names={},
+    )
     levels = Levels(rows, mix)
     for table in (torch.ones(1, 6, 2), torch.ones(6, 2)):
         found = levels[:, None] + table
