@@ -7,5 +7,6 @@ from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.layout import Layout
 from flowhooks.probe.learn import probe
 from flowhooks.probe.model import FlowModel
+from flowhooks.probe.tokens import Tokens, TokenSigma
 
-__all__ = ["Condition", "FlowModel", "Layout", "PipelineContract", "probe"]
+__all__ = ["Condition", "FlowModel", "Layout", "PipelineContract", "TokenSigma", "Tokens", "probe"]

@@ -61,10 +61,10 @@ def learn_anatomy(model: FlowModel) -> Anatomy:
     early, late = (torch.tensor([low + part * (high - low)], device=model.device) for part in (0.8, 0.3))
     prompts = [model.encode_prompts([prompt]) for prompt in PROMPTS]
     with quiet(model.pipe, {model.component: network}):
-        plain = _watched(model, noisy, early, prompts[0])
-        retimed = _watched(model, noisy, late, prompts[0])
-        resampled = _watched(model, other, early, prompts[0])
-        reprompted = _watched(model, noisy, early, prompts[1])
+        plain = watched(model, noisy, early, prompts[0])
+        retimed = watched(model, noisy, late, prompts[0])
+        resampled = watched(model, other, early, prompts[0])
+        reprompted = watched(model, noisy, early, prompts[1])
         tokens, text = _tokens(network, plain, resampled, reprompted)
         return Anatomy(
             blocks=_blocks(network, plain),
@@ -78,7 +78,8 @@ def learn_anatomy(model: FlowModel) -> Anatomy:
         )
 
 
-def _watched(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> dict[str, list[Tensor]]:
+def watched(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> dict[str, list[Tensor]]:
+    """What the first call of each module got in one prediction."""
     seen: dict[str, list[Tensor]] = {}
     with _watching(model.transformer, seen):
         model.predict(noisy, sigma, condition)
@@ -119,8 +120,8 @@ def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others:
         name
         for name, tensors in plain.items()
         if _layers(network.get_submodule(name)) >= 2
-        and _differ(tensors, retimed[name])
-        and not any(_differ(tensors, other.get(name, [])) for other in others)
+        and differ(tensors, retimed[name])
+        and not any(differ(tensors, other.get(name, [])) for other in others)
     ]
     if not found:
         return None
@@ -140,7 +141,8 @@ def _layers(module: nn.Module) -> int:
     return sum(_layers(child) for child in module.children())
 
 
-def _differ(a: list[Tensor], b: list[Tensor]) -> bool:
+def differ(a: list[Tensor], b: list[Tensor]) -> bool:
+    """Whether two calls got different tensors."""
     return len(a) != len(b) or any(x.shape != y.shape or not torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -162,7 +164,7 @@ def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: 
             continue
         picture = changed[held]
         count = count or int(picture.sum())
-        told = {k for k, _ in streams if _differ(tensors[k : k + 1], reprompted[name][k : k + 1])}
+        told = {k for k, _ in streams if differ(tensors[k : k + 1], reprompted[name][k : k + 1])}
         if held in told and not picture.all():
             return count, ("after" if bool(picture[0]) else "before", int((~picture).sum()))
         apart = [len(t) for k, t in streams if k in told and k in changed and not changed[k].any()]

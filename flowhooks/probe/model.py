@@ -20,7 +20,8 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
-from flowhooks.probe.runs import find_networks, recorded_arguments
+from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
+from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times
 from flowhooks.probe.values import collate, moved
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class FlowModel:
         self._size = dict(size)
         self._layouts: dict[tuple[int, int], Layout] = {}
         self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
+        self._tokens: dict[tuple[int, ...], Tokens] = {}
 
     @property
     def transformer(self) -> Any:
@@ -89,7 +91,7 @@ class FlowModel:
 
     def wake(self) -> None:
         """Learn all that needs the text encoders, before they go to sleep."""
-        assert self.anatomy and self.null_condition
+        assert self.anatomy and self.null_condition and self.example_condition
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -118,56 +120,126 @@ class FlowModel:
         """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
         return self.layout_of(sample).shift
 
-    def predict(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, r_sigma: Tensor | None = None) -> Tensor:
+    def predict(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Condition,
+        *,
+        r_sigma: Tensor | None = None,
+        token_sigma: TokenSigma | None = None,
+    ) -> Tensor:
         """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in
         [0, 1].
 
         Args:
             r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the
                 velocity at ``sigma``.
+            token_sigma: the sigma of each picture token; its level 0, which is that of text too, must be ``sigma``.
 
         Raises:
-            ModelError: ``r_sigma`` for a network that knows no second time.
+            ModelError: ``r_sigma`` for a network that knows no second time; ``token_sigma`` for one that cannot be
+                given times per token, with the reason, or together with ``r_sigma``.
         """
         if r_sigma is not None and not self.knows_intervals:
             raise ModelError(
                 f"{self.contract.pipeline}'s network takes one time; give it a second one with the hook "
                 "`time_conditioning`"
             )
+        if token_sigma is not None:
+            self._check_token_sigma(token_sigma, sigma, r_sigma, self.tokens(noisy))
         layout = self.layout_of(noisy)
         groups = condition.to(noisy.device, self.dtype).groups()
         if len(groups) == 1:
-            return self._forward(layout, noisy, sigma, r_sigma, groups[0][1])
+            return self._forward(layout, noisy, sigma, r_sigma, token_sigma, groups[0][1])
         velocity = torch.empty_like(noisy)
         parts = [
-            self._forward(layout, noisy[rows], sigma[rows], None if r_sigma is None else r_sigma[rows], arguments)
+            self._forward(
+                layout,
+                noisy[rows],
+                sigma[rows],
+                None if r_sigma is None else r_sigma[rows],
+                None if token_sigma is None else token_sigma.take(rows),
+                arguments,
+            )
             for rows, arguments in groups
         ]
         order = torch.tensor([i for rows, _ in groups for i in rows], device=noisy.device)
         return velocity.index_copy(0, order, torch.cat(parts))
 
-    def _forward(
-        self, layout: Layout, noisy: Tensor, sigma: Tensor, r_sigma: Tensor | None, prompt: Mapping[str, Any]
-    ) -> Tensor:
-        contract, size = self.contract, len(noisy)
-        end = sigma if r_sigma is None else r_sigma
-        resolution = {
-            name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * size)
-            for name, rule in contract.resolution_rules.items()
-        }
-        span = None if r_sigma is None else Span(start=sigma, end=r_sigma, shift=layout.shift)
-        with nullcontext() if self.interval is None else self.interval.between(span):
-            output = self.transformer(
-                **contract.constants,
-                **resolution,
-                **prompt,
-                **{layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)},
-                **{
-                    time.name: layout.spread(time.name, time.of(end if time.second else sigma, layout.shift))
-                    for time in contract.times
-                },
+    def tokens(self, sample: Tensor) -> Tokens:
+        """Picture tokens of samples ``[B, ...]`` of this resolution, learnt on first use.
+
+        Raises:
+            ModelError: the network cannot be given a time per token, with the reason.
+        """
+        layout = self.layout_of(sample)
+        if layout.sample_shape not in self._tokens:
+            from flowhooks.probe.token_learning import learn_tokens
+
+            self._tokens[layout.sample_shape] = learn_tokens(self, layout)
+        return self._tokens[layout.sample_shape]
+
+    @cached_property
+    def example_condition(self) -> Condition:
+        """Conditioning of one sample with a prompt of several tokens, for learning; encoded on first use."""
+        return self.encode_prompts(PROMPTS[1:])
+
+    def example_condition_at(self, layout: Layout) -> Condition:
+        """The same at a resolution; only where the two are joint is it encoded anew."""
+        if not self.contract.joint or layout.sample_shape == self.sample_shape:
+            return self.example_condition
+        size = next(size for size, known in self._layouts.items() if known is layout)
+        return self.encode_prompts(PROMPTS[1:], height=size[0], width=size[1])
+
+    def _check_token_sigma(
+        self, token_sigma: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens
+    ) -> None:
+        if r_sigma is not None:
+            raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
+        if token_sigma.index.shape != (len(sigma), tokens.count):
+            raise ModelError(
+                f"`token_sigma.index` is {tuple(token_sigma.index.shape)}; {len(sigma)} samples of {tokens.count} "
+                "tokens were expected"
             )
+        same = (token_sigma.sigmas[:, 0] == sigma).all()
+        torch._assert_async(same, "`sigma` must be level 0 of `token_sigma`")
+
+    def _forward(
+        self,
+        layout: Layout,
+        noisy: Tensor,
+        sigma: Tensor,
+        r_sigma: Tensor | None,
+        token_sigma: TokenSigma | None,
+        prompt: Mapping[str, Any],
+    ) -> Tensor:
+        span = None if r_sigma is None else Span(start=sigma, end=r_sigma, shift=layout.shift)
+        end = sigma if r_sigma is None else r_sigma
+        arguments = {**self.fixed_arguments(layout, noisy, prompt), **self.times(layout, sigma, end)}
+        with nullcontext() if self.interval is None else self.interval.between(span):
+            if token_sigma is None:
+                output = self.transformer(**arguments)
+            else:
+                tokens = self._tokens[layout.sample_shape]
+                output = called_with_token_times(self, layout, tokens, arguments, token_sigma)
         return layout.from_network(output).to(noisy.dtype)
+
+    def fixed_arguments(self, layout: Layout, noisy: Tensor, prompt: Mapping[str, Any]) -> dict[str, Any]:
+        """The network's arguments for samples ``[B, ...]``, but its times."""
+        resolution = {
+            name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * len(noisy))
+            for name, rule in self.contract.resolution_rules.items()
+        }
+        sample = {layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)}
+        return {**self.contract.constants, **resolution, **prompt, **sample}
+
+    def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
+        """The network's times at ``sigma`` ``[B]``, its second one at ``end``."""
+        return {
+            time.name: layout.spread(time.name, time.of(end if time.second else sigma, layout.shift))
+            for time in self.contract.times
+        }
 
     @torch.no_grad()
     def encode_prompts(

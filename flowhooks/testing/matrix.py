@@ -19,7 +19,7 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
-from flowhooks.probe import FlowModel, probe
+from flowhooks.probe import FlowModel, TokenSigma, probe
 from flowhooks.probe.recorder import quiet
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
@@ -175,8 +175,32 @@ def check_few_steps(name: str) -> None:
 
 
 def check_token_times(name: str) -> None:
-    if not learnt(name).anatomy.token_times:
-        raise Failed("the network takes one time for all tokens")
+    """Learning verifies mixed times; beyond it, equal ones are the plain prediction for prompts of any length, mixed
+    ones are not, and gradient flows."""
+    model = learnt(name)
+    batch, sigma = pairs(model), _middle(model)
+    count = model.tokens(batch.clean).count
+    index = (torch.arange(count) % 2).expand(len(sigma), -1)
+    noisy = batch.clean.requires_grad_(True)
+    low, _ = model.sigma_range
+    plain, equal, mixed = (
+        model.predict(noisy, sigma, batch.condition, token_sigma=told)
+        for told in (
+            None,
+            *(
+                TokenSigma(sigmas=torch.stack([sigma, low + part * (sigma - low)], 1), index=index)
+                for part in (1.0, 0.2)
+            ),
+        )
+    )
+    away = float(((equal - plain).abs().max() / plain.abs().max().clamp(min=1)).detach())
+    if away > 1e-4:
+        raise Failed(f"equal times give a prediction {away:.2g} from that of one time")
+    if torch.allclose(mixed, plain, atol=1e-4):
+        raise Failed("the prediction does not depend on the times of tokens")
+    mixed.square().sum().backward()
+    if noisy.grad is None or not noisy.grad.isfinite().all() or not noisy.grad.any():
+        raise Failed("no gradient reaches the sample")
 
 
 def _middle(model: FlowModel) -> Tensor:

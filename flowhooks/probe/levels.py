@@ -1,0 +1,311 @@
+"""A stand-in for the embedding of one time that holds those of several, and gives each picture token its own.
+
+The levels of a sample lie side by side on the batch axis, ``[B K, ...]``, so that what works on ``[B, ...]`` works on
+them: activations, layers (adapters on them included), chunks, new axes, additions of what the prompt gives. Only where
+they meet a tensor with an axis of tokens is one level picked for each. Modulation costs K rows, not N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flowhooks.errors import ModelError
+
+#: Where the picture is among the tokens that a modulation meets.
+ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
+#: They take weights beside their input.
+LAYERS = ("linear", "layer_norm", "rms_norm")
+#: The other tensor only tells a dtype or a device.
+CASTS = ("to", "type_as")
+#: They only move axes, so that strides tell where the batch's went.
+MOVES = (
+    *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
+    *("transpose", "t", "swapaxes", "permute", "movedim"),
+)
+#: They name sizes, the batch's among them.
+SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
+
+#: How the levels came to be what they are since they last met a weight: its name, then each step. Adapters leave no
+#: step.
+Path = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meeting:
+    """Levels and the tensor that they meet, axes counted from the latter's end.
+
+    Args:
+        path: of the levels.
+        other: the tensor.
+        batch: its batch axis.
+        tokens: its axes of tokens, one after the other.
+    """
+
+    path: Path
+    other: Tensor
+    batch: int
+    tokens: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return self.other.shape[self.tokens[0] : self.tokens[-1] + 1].numel()
+
+
+#: Where the picture is among the tokens of a meeting; None if they are none.
+Places = Callable[[Meeting], str | None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mix:
+    """What all levels of one forward share.
+
+    Args:
+        index: ``[B, N]``, the level of each picture token.
+        count: K, how many levels there are.
+        places: where the picture is among the tokens of a meeting.
+        names: id of a weight -> its name.
+    """
+
+    index: Tensor
+    count: int
+    places: Places
+    names: Mapping[int, str]
+    _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def level_of(self, place: str, tokens: int) -> Tensor:
+        """``[B, tokens]``; what is no picture is at level 0."""
+        if (place, tokens) not in self._spread:
+            size, pictures = self.index.shape
+            if pictures > tokens or (place == ALL and pictures != tokens):
+                raise ModelError(f"{tokens} tokens are modulated at once where the picture has {pictures}")
+            rest = self.index.new_zeros(size, tokens - pictures)
+            parts = [rest, self.index] if place == LAST else [self.index, rest]
+            self._spread[place, tokens] = torch.cat(parts, 1)
+        return self._spread[place, tokens]
+
+
+def weight_names(network: nn.Module) -> dict[int, str]:
+    """id of a weight -> its name, whatever adapter wraps its layer."""
+    return {id(p): name.replace(".base_layer", "") for name, p in network.named_parameters()}
+
+
+class Levels:
+    """Looks like a tensor ``[B, ...]``.
+
+    Args:
+        rows: ``[B K, ...]``, the levels of a sample one after the other.
+        axis: that of the batch; it may have moved.
+    """
+
+    def __init__(self, rows: Tensor, mix: Mix, axis: int = 0, path: Path = ()):
+        self.rows, self.mix, self.axis, self.path = rows, mix, axis, path
+
+    @property
+    def shape(self) -> torch.Size:
+        sizes = list(self.rows.shape)
+        sizes[self.axis] //= self.mix.count
+        return torch.Size(sizes)
+
+    @property
+    def ndim(self) -> int:
+        return self.rows.dim()
+
+    def dim(self) -> int:
+        return self.rows.dim()
+
+    def size(self, axis: int | None = None) -> Any:
+        return self.shape if axis is None else self.shape[axis]
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        raise _impossible("__iter__")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or not hasattr(Tensor, name):
+            raise AttributeError(name)
+        method = getattr(Tensor, name)
+        if not callable(method):
+            value = getattr(self.rows, name)
+            if isinstance(value, Tensor):
+                raise _impossible(name)
+            return value
+        return lambda *args, **kwargs: self.__torch_function__(method, (), (self, *args), kwargs)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = function.__name__
+        leaves = list(_leaves((*args, *kwargs.values())))
+        held = [leaf for leaf in leaves if isinstance(leaf, Levels)]
+        others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        first = held[0]
+        if name == "contiguous":
+            return first
+        if name in CASTS and not isinstance(args[0], Levels):
+            return function(args[0], first.rows)
+        if name in SIZES:
+            return first._sized(name, *args[1:], **kwargs)
+        if name in MOVES:
+            return first._moved(function, args, kwargs)
+        path = first.path
+        if name in LAYERS or name in CASTS:
+            lift: Callable[[Tensor], Tensor] = lambda other: other  # noqa: E731
+            named = [first.mix.names[id(other)] for other in others if id(other) in first.mix.names]
+            if name in LAYERS:
+                path = (named[0],) if named else (*path, name)
+        elif others:
+            if any(first._meeting(other) for other in others):
+                return first._met(function, held, others, args, kwargs)
+            lift, path = first._repeated, (*path, name)
+        else:
+            lift = first._repeated
+
+        def lifted(leaf: Any) -> Any:
+            if isinstance(leaf, Levels):
+                return leaf.rows
+            return lift(leaf) if isinstance(leaf, Tensor) else leaf
+
+        result = function(*_mapped(args, lifted), **{key: _mapped(value, lifted) for key, value in kwargs.items()})
+        if not isinstance(result, Tensor):
+            return result
+        axis = result.dim() - (first.ndim - first.axis)
+        if axis < 0 or result.shape[axis] != first.rows.shape[first.axis]:
+            raise _impossible(name)
+        return Levels(result, first.mix, axis, path)
+
+    def _moved(self, function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """Axes move, and strides tell where: that of the batch alone has one."""
+        strides = [0] * self.ndim
+        strides[self.axis] = 1
+        marker = torch.empty_strided(self.rows.shape, strides, device="meta")
+        marks = function(marker, *args[1:], **kwargs)
+        results = function(self.rows, *args[1:], **kwargs)
+        step = f"{function.__name__}{args[1:]}{dict(kwargs)}"
+        if isinstance(results, Tensor):
+            return self._after(results, marks, step)
+        pairs = zip(results, marks, strict=True)
+        return tuple(self._after(result, mark, f"{step}[{i}]") for i, (result, mark) in enumerate(pairs))
+
+    def _after(self, result: Tensor, mark: Tensor, step: str) -> Levels:
+        axis = next((i for i, size in enumerate(mark.shape) if mark.stride(i) and size > 1), None)
+        if axis is None or result.shape[axis] != self.rows.shape[self.axis]:
+            raise _impossible(step)
+        return Levels(result, self.mix, axis, (*self.path, step))
+
+    def _sized(self, name: str, *args: Any, **kwargs: Any) -> Levels:
+        """Sizes are named; where the batch stays in front, its size is that of the rows."""
+        rows, count, axis = self.rows, self.mix.count, self.axis
+        if name in ("expand", "repeat"):
+            sizes = list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
+            axis += len(sizes) - self.ndim
+            if name == "expand" and sizes[axis] == self.shape[self.axis]:
+                sizes[axis] = -1
+            result = getattr(rows, name)(sizes)
+        elif axis:
+            raise _impossible(name)
+        elif name == "flatten":
+            result = rows.flatten(*args, **kwargs)
+        elif name == "unflatten":
+            place, (size, *rest) = args
+            result = rows.unflatten(place, (size * count if place == 0 and size > 0 else size, *rest))
+        else:
+            sizes = list(args[0] if args and not isinstance(args[0], int) else args)
+            if sizes[0] > 0:
+                sizes[0] *= count
+            result = rows.reshape(sizes)
+        if result.shape[axis] % (count * self.mix.index.shape[0]):
+            raise _impossible(name)
+        return Levels(result, self.mix, axis, (*self.path, name))
+
+    def _meeting(self, other: Tensor) -> Meeting | None:
+        """The meeting with ``other``, if it holds tokens: a batch, a last axis, and others that the levels lack or were
+        expanded to."""
+        batch = self.axis - self.ndim
+        if other.dim() < 3 or other.dim() < -batch or other.shape[batch] not in (1, self.mix.index.shape[0]):
+            return None
+        mine = [1] * (other.dim() - self.ndim) + list(self.shape)
+        axes = [a for a in range(-other.dim(), -1) if a != batch]
+        lacking = [a for a in axes if mine[a] == 1]
+        if not lacking:
+            lacking = [a for a in axes if mine[a] == other.shape[a]]
+        if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
+            return None
+        meeting = Meeting(path=self.path, other=other, batch=batch, tokens=tuple(lacking))
+        return meeting if self.mix.places(meeting) is not None else None
+
+    def _met(self, function: Any, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any) -> Any:
+        """Every level that takes part picks its rows."""
+
+        def picked(leaf: Any) -> Any:
+            if not isinstance(leaf, Levels):
+                return leaf
+            meetings = [meeting for other in others if (meeting := leaf._meeting(other))]
+            if not meetings:
+                raise _impossible(function.__name__)
+            return leaf._pick(meetings[0])
+
+        return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
+
+    def _pick(self, meeting: Meeting) -> Tensor:
+        """The level of each token, broadcast as the levels are."""
+        levels = self.rows.unflatten(self.axis, (-1, self.mix.count)).unbind(self.axis + 1)
+        place = self.mix.places(meeting)
+        if place is None or place == NONE:
+            return levels[0]
+        axes = (meeting.batch, *meeting.tokens)
+        other = meeting.other
+        index = self.mix.level_of(place, meeting.count).reshape([other.shape[a] for a in axes])
+        if meeting.batch > meeting.tokens[-1]:
+            index = index.movedim(0, -1)
+        index = index.reshape([other.shape[a] if a in axes else 1 for a in range(-other.dim(), 0)])
+        result = levels[0]
+        for k, level in enumerate(levels[1:], 1):
+            result = torch.where(index == k, level, result)
+        return result
+
+    def _repeated(self, other: Tensor) -> Tensor:
+        """A tensor of the batch, for the rows."""
+        axis = self.axis - self.ndim
+        if other.dim() < -axis or other.shape[axis] == 1:
+            return other
+        if other.shape[axis] != self.shape[self.axis]:
+            raise _impossible("a tensor of another batch")
+        place = other.dim() + axis
+        split = other.unflatten(place, (self.mix.index.shape[0], -1)).unsqueeze(place + 1)
+        sizes = [self.mix.count if i == place + 1 else -1 for i in range(split.dim())]
+        return split.expand(sizes).flatten(place, place + 2)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What lists and tuples hold. Written out, as it runs for each operation."""
+    if isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)([_mapped(each, change) for each in value])
+    return change(value)
+
+
+def _impossible(what: str) -> ModelError:
+    return ModelError(f"the network does to its time's embedding what cannot be done for several times at once: {what}")
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    method = getattr(Tensor, name)
+    return lambda self, *args: Levels.__torch_function__(method, (), (self, *args))
+
+
+for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow", "matmul", "getitem"):
+    setattr(Levels, f"__{_name}__", _operator(f"__{_name}__"))

@@ -1,0 +1,302 @@
+"""Learns and verifies times per token.
+
+All with attention taken out, so that each token sees nothing but itself: what then follows the sample is of the
+picture, and a prediction with mixed times must be, token by token, that of the token's own time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Meeting, Path, Places
+from flowhooks.probe.recorder import quiet
+from flowhooks.probe.tokens import Entry, Stop, Tokens, TokenSigma, called_with_token_times, leveled
+from flowhooks.probe.values import map_tensors
+from flowhooks.sampling.splice import untouched
+
+if TYPE_CHECKING:
+    from flowhooks.probe.layout import Layout
+    from flowhooks.probe.model import FlowModel
+
+#: Digits of a token's number are sent as powers of two, which floating point scales by exactly.
+DIGITS = 8
+#: What a network may throw at levels that it does not expect.
+REFUSALS = (ModelError, RuntimeError, TypeError, AttributeError, ValueError, IndexError, AssertionError)
+
+
+class _Alone(TorchFunctionMode):
+    """Attention in which each token sees nothing but itself."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is not nn.functional.scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        query, key, value = (*args, *(kwargs.get(n) for n in ("query", "key", "value")[len(args) :]))[:3]
+        return query if query.shape[-1] == value.shape[-1] else value
+
+
+@dataclass(eq=False)
+class _Learner:
+    """Watches the levels of two samples that differ in nothing but their numbers.
+
+    Args:
+        count: picture tokens, from the first meeting with them.
+    """
+
+    count: int = 0
+    places: dict[tuple[Path, int], str | None] = field(default_factory=dict)
+
+    def place(self, meeting: Meeting) -> str | None:
+        place = self._find(meeting)
+        key = meeting.path, meeting.other.dim()
+        if self.places.setdefault(key, place) != place:
+            raise ModelError(f"one modulation serves text and picture: {' '.join(meeting.path)}")
+        return place
+
+    def _find(self, meeting: Meeting) -> str | None:
+        if meeting.other.shape[meeting.batch] == 1:
+            return None
+        follows = follows_sample(meeting)
+        count = int(follows.sum())
+        self.count = self.count or count
+        total = len(follows)
+        if count == 0:
+            return None if total == 1 else NONE
+        start = int(follows.float().argmax())
+        if count != self.count or not bool(follows[start : start + count].all()):
+            raise ModelError(
+                f"of {total} tokens that are modulated at once {count} follow the sample, where the picture has "
+                f"{self.count}; attention that is not torch's, or layers in which tokens see each other"
+            )
+        if count == total:
+            return ALL
+        if start and start + count < total:
+            raise ModelError("the picture's tokens stand between others, so their place cannot be told at other sizes")
+        return LAST if start else FIRST
+
+
+def follows_sample(meeting: Meeting) -> Tensor:
+    """``[tokens]`` of two samples: whether most of a token's numbers differ by more than rounding."""
+    axes = (meeting.batch, *meeting.tokens)
+    first, second = meeting.other.detach().movedim(axes, tuple(range(len(axes)))).reshape(2, meeting.count, -1)
+    rounding = 1e-4 if first.dtype == torch.float32 else 0.05
+    differs = (first - second).abs() > rounding * (first.abs() + second.abs())
+    return differs.float().mean(-1) > 0.25
+
+
+def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
+    """Learn and verify at one resolution.
+
+    Raises:
+        ModelError: the network cannot be given a time per token, with the reason.
+    """
+    refused = f"{model.contract.pipeline}'s network cannot be given a time per token"
+    with quiet(model.pipe, {model.component: model.transformer}), _uncheckpointed(model.transformer), model._untold():
+        try:
+            return _Trial(model, layout).tokens()
+        except ModelError as error:
+            raise ModelError(f"{refused}: {error}") from error
+        except REFUSALS as error:
+            raise ModelError(f"{refused}: {type(error).__name__}: {error}") from error
+
+
+class _Trial:
+    """Two samples at two sigmas at one resolution, on which all is tried."""
+
+    def __init__(self, model: FlowModel, layout: Layout):
+        self.model, self.layout = model, layout
+        generator = torch.Generator().manual_seed(0)
+        device = model.device
+        self.noisy, self.other = (torch.randn(2, *layout.sample_shape, generator=generator).to(device) for _ in "ab")
+        low, high = model.sigma_range
+        self.sigmas = torch.tensor([low + part * (high - low) for part in (0.8, 0.3)], device=device).expand(2, 2)
+        self.condition = model.example_condition_at(layout).take([0, 0])
+        self.prompt = self.condition.to(device, model.dtype).groups()[0][1]
+
+    def tokens(self) -> Tokens:
+        failed: list[Exception] = []
+        for name in self._entries():
+            try:
+                return self._through(Entry(name=name, calls=self._calls(name)))
+            except REFUSALS as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
+        raise ModelError("it has no module that maps the time alone")
+
+    def _entries(self) -> Iterator[str]:
+        """The time embedder; failing that, the first module that sees the time and nothing else."""
+        known = self.model.anatomy.time_embedder
+        if known is not None:
+            yield known
+        first = self._first_timed()
+        if first is not None and first != known:
+            yield first
+
+    @torch.no_grad()
+    def _first_timed(self) -> str | None:
+        from flowhooks.probe.anatomy import differ, watched
+
+        early, late = self.sigmas[:1].unbind(1)
+        condition = self.condition.take([0])
+        reworded = map_tensors(condition.samples, lambda t: 0.9 * t if t.is_floating_point() else t)
+        plain, retimed, *others = (
+            watched(self.model, *state)
+            for state in (
+                (self.noisy[:1], early, condition),
+                (self.noisy[:1], late, condition),
+                (self.other[:1], early, condition),
+                (self.noisy[:1], early, replace(condition, samples=reworded)),
+            )
+        )
+        timed = (
+            name
+            for name, got in plain.items()
+            if differ(got, retimed.get(name, [])) and not any(differ(got, other.get(name, [])) for other in others)
+        )
+        return next(timed, None)
+
+    def _calls(self, name: str) -> int:
+        calls: list[int] = []
+        handle = self.model.transformer.get_submodule(name).register_forward_pre_hook(lambda *_: calls.append(1))
+        with torch.no_grad():
+            self.plain(self.noisy, 0)
+        handle.remove()
+        return len(calls)
+
+    def _through(self, entry: Entry) -> Tokens:
+        learner = _Learner()
+        unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long, device=self.noisy.device))
+        with _Alone():
+            of_element = self._token_of_element(learner, unknown, entry)
+        index = torch.arange(learner.count, device=self.noisy.device) % 2
+        index = index.expand(2, -1)
+        learner.places.clear()
+        with torch.no_grad():
+            with _Alone():
+                self.leveled(TokenSigma(sigmas=self.sigmas, index=index), entry, learner.place)
+            tokens = Tokens(count=learner.count, of_element=of_element, entry=entry, places=dict(learner.places))
+            self._verify(tokens, index)
+            if not self.model.anatomy.token_times:
+                return tokens
+            native = Tokens(count=tokens.count, of_element=of_element, entry=None, places={})
+            self._verify(native, index)
+            ours, theirs = (self.predict(self.noisy, each, index) for each in (tokens, native))
+            self._compare(ours, theirs, "the network's own times per token and ours")
+            return native
+
+    def plain(self, noisy: Tensor, level: int) -> Tensor:
+        sigma = self.sigmas[:, level]
+        return self._called(noisy, lambda arguments: self.model.transformer(**arguments), sigma)
+
+    def predict(self, noisy: Tensor, tokens: Tokens, index: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        told = TokenSigma(sigmas=self.sigmas if sigmas is None else sigmas, index=index)
+        return self._called(
+            noisy,
+            lambda given: called_with_token_times(self.model, self.layout, tokens, given, told),
+            told.sigmas[:, 0],
+        )
+
+    def leveled(self, told: TokenSigma, entry: Entry, places: Places, noisy: Tensor | None = None) -> None:
+        def call(arguments: Mapping[str, Any]) -> Any:
+            with leveled(self.model, self.layout, arguments, told, entry, places):
+                return self.model.transformer(**arguments)
+
+        self._called(self.noisy if noisy is None else noisy, call, told.sigmas[:, 0])
+
+    def _called(self, noisy: Tensor, call: Callable[[Mapping[str, Any]], Any], sigma: Tensor) -> Tensor:
+        model, layout = self.model, self.layout
+        arguments = {**model.fixed_arguments(layout, noisy, self.prompt), **model.times(layout, sigma, sigma)}
+        return layout.from_network(call(arguments)).float()
+
+    def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: Entry) -> Tensor:
+        """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
+        that of the sample's numbers is scaled alike."""
+        met: list[Meeting] = []
+
+        def first(meeting: Meeting) -> str | None:
+            place = learner.place(meeting)
+            if place not in (None, NONE):
+                met.append(meeting)
+                raise Stop
+            return place
+
+        noisy = self.noisy.clone().requires_grad_(True)
+        with torch.enable_grad():
+            with suppress(Stop):
+                self.leveled(told, entry, first, noisy)
+            if not met:
+                raise ModelError("its time's embedding meets no tokens of the picture")
+            (meeting,) = met
+            start = int(follows_sample(meeting).float().argmax())
+            other = meeting.other
+            weights = torch.randn(other.shape, generator=torch.Generator().manual_seed(1)).to(other)
+
+            def gradient(codes: Tensor) -> Tensor:
+                spread = codes.new_ones(meeting.count)
+                spread[start : start + learner.count] = codes
+                sizes = [other.shape[a] if a in meeting.tokens else 1 for a in range(-other.dim(), 0)]
+                (found,) = torch.autograd.grad(
+                    other, noisy, weights * spread.reshape(sizes).to(other), retain_graph=True
+                )
+                return found[0].double()
+
+            numbers = torch.arange(learner.count, device=noisy.device)
+            plain = gradient(torch.ones_like(numbers, dtype=torch.float))
+            if not bool(plain.all()):
+                raise ModelError("some numbers of the sample reach no token")
+            found, place = torch.zeros_like(plain), 1
+            while place < learner.count:
+                scaled = gradient(torch.exp2((numbers // place % DIGITS).float()))
+                found += place * torch.log2((scaled / plain).abs()).round()
+                place *= DIGITS
+        of_element = found.long()
+        counts = torch.bincount(of_element.flatten().clamp(min=0), minlength=learner.count)
+        if len(counts) != learner.count or bool((counts != counts[0]).any()):
+            raise ModelError("the sample's numbers are not shared out evenly among its tokens")
+        return of_element
+
+    def _verify(self, tokens: Tokens, index: Tensor) -> None:
+        same = self.sigmas[:, :1].expand(2, 2)
+        self._compare(
+            self.predict(self.noisy, tokens, index, same), self.plain(self.noisy, 0), "equal levels and one time"
+        )
+        second = tokens.spread(index) == 1
+        with _Alone():
+            levels = [self.plain(self.noisy, level) for level in (0, 1)]
+            mixed = self.predict(self.noisy, tokens, index)
+            touched = self.plain(torch.where(second, self.other, self.noisy), 0)
+            isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-4)
+            if not isolated:
+                # Convolutions and routers mix tokens too. Text does not reach the picture here.
+                mixed = self.predict(self.noisy, tokens, torch.ones_like(index))
+                second = torch.ones_like(second)
+            # Without attention's averages rounding grows, yet a token at the wrong level is further off than this.
+            apart = float((levels[1] - levels[0]).abs().mean())
+            self._compare(
+                mixed, torch.where(second, levels[1], levels[0]), "without attention, mixed times", apart / 100
+            )
+
+    def _compare(self, found: Tensor, expected: Tensor, what: str, least: float = 0.0) -> None:
+        allowed = max(1e-4, min(1e-3, least)) if self.model.dtype == torch.float32 else 0.05
+        away = float((found - expected).abs().max() / expected.abs().max().clamp(min=1))
+        if not away <= allowed:
+            raise ModelError(f"{what} give predictions {away:.2g} apart, allowed {allowed:g}")
+
+
+@contextmanager
+def _uncheckpointed(network: nn.Module) -> Iterator[None]:
+    """Without gradient checkpointing."""
+    modules = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
+    with untouched(*modules):
+        for module in modules:
+            vars(module)["gradient_checkpointing"] = False
+        yield
