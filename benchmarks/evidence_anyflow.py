@@ -160,6 +160,8 @@ Reproduce: `python -m benchmarks.evidence anyflow`. Measured on: {where}. Number
 
 
 def _spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.1f} (one seed)"
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
