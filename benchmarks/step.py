@@ -131,9 +131,12 @@ def by_hand(batch_size: int, device: str) -> Callable[[], None]:
 
 def bare_passes(batch_size: int, device: str) -> Callable[[], None]:
     """The forwards and the backward of a ``flow_map`` step, and its optimiser step: the frozen base on B rows, the
-    difference on B rows (two for each interval, of which half of the batch has one), the student on B rows."""
+    difference on B rows (two for each interval, of which half of the batch has one), the student on B rows. As in the
+    step, backward reaches a time embedder too: here the network's own."""
     model, layers, optimizer = adapted(device)
     transformer = model.transformer
+    embedder = transformer.get_submodule(model.anatomy.time_embedder).requires_grad_(True)
+    optimizer.add_param_group({"params": list(embedder.parameters())})
     batch = batch_of(model, batch_size, device)
     ((_, prompt),) = batch.condition.groups()
     sigma = torch.full((batch_size,), 0.5, device=device)
