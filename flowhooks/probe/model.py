@@ -113,8 +113,13 @@ class FlowModel:
     @property
     def dtype(self) -> torch.dtype:
         """Of the network's own weights, those left out that Diffusers keeps in fp32."""
-        dtype: torch.dtype = self.transformer.dtype
-        return dtype
+        return self._typical_weight.dtype
+
+    @cached_property
+    def _typical_weight(self) -> nn.Parameter:
+        # Diffusers walks the whole network to answer; a weight that moves or is cast stays the same object.
+        dtype = self.transformer.dtype
+        return next(p for p in self.transformer.parameters() if p.dtype == dtype)
 
     def shift(self, sample: Tensor) -> float:
         """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -104,10 +104,13 @@ def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs
 
 def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """A forward call's arguments by name."""
-    arguments = dict(inspect.signature(type(module).forward).bind(module, *args, **kwargs).arguments)
+    arguments = dict(_signature(type(module).forward).bind(module, *args, **kwargs).arguments)
     arguments.pop("self")
     extra = arguments.pop("kwargs", {})
     return {**arguments, **extra}
+
+
+_signature = lru_cache(maxsize=256)(inspect.signature)
 
 
 @contextmanager
