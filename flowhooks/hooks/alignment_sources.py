@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any, Protocol
 
 import torch
@@ -17,15 +18,19 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.hooks.alignment import frame_places, projector
+from flowhooks.hooks.dual_times import lower
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
-from flowhooks.probe.recorder import execution_device
+from flowhooks.probe.recorder import evaluating, execution_device
 from flowhooks.probe.streams import Grid, Stream, Streams, learn_streams
 
 #: Source -> whose pass its features are from; the others look at pictures.
 PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
 PICTURES = ("external", "crepa")
+#: The averaged weights on a cleaner view, in a pass of their own.
+CLEANER = "self_flow"
+SOURCES = (*PASSES, *PICTURES, CLEANER)
 
 
 class Source(Protocol):
@@ -71,8 +76,7 @@ class Tap:
         step.predict(MAIN_VIEW, role)
         kept, names = self._kept[role]
         grid = self.grid(step)
-        frames, rows, columns = grid
-        parts = [stream.of(returned, frames * rows * columns) for returned in kept[stream.name]]
+        parts = [stream.of(returned, prod(grid)) for returned in kept[stream.name]]
         sizes = [step.views[name].shape[0] for name in names]
         if sum(map(len, parts)) != sum(sizes):
             raise ModelError(f"{stream.name} ran on {sum(map(len, parts))} samples in a pass on {sum(sizes)}")
@@ -109,6 +113,20 @@ class PassSource:
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         features, grid = self.tap.features(step, self.role, self.stream)
         return features.detach(), grid
+
+
+class CleanerSource:
+    """The averaged weights, without dropout, on the main view with all tokens at the lower of their two sigmas (Self-Flow,
+    arXiv 2603.06507). The pass ends at the block."""
+
+    def __init__(self, tap: Tap, stream: Stream):
+        self.tap, self.stream, self.width = tap, stream, stream.width
+        self.dropouts = [m for m in tap.model.transformer.modules() if isinstance(m, nn.Dropout) and m.p]
+
+    def features(self, step: Step) -> tuple[Tensor, Grid]:
+        grid = self.tap.grid(step)
+        with evaluating(*self.dropouts):
+            return step.features("ema", lower(step.views[MAIN_VIEW]), self.stream, prod(grid)), grid
 
 
 class PictureSource:
@@ -184,7 +202,7 @@ def build_parts(
     Raises:
         ModelError: a block or a teacher that is missing or cannot be used.
     """
-    needed = ("block_index", "teacher_block_index") if kind in PASSES else ("block_index", "encoder")
+    needed = ("block_index", "encoder") if kind in PICTURES else ("block_index", "teacher_block_index")
     for option in needed:
         if {**blocks, "encoder": encoder}[option] is None:
             raise ModelError(f"`{option}` is missing; `feature_alignment` needs it with the source {kind!r}")
@@ -193,11 +211,13 @@ def build_parts(
     student, *others = (streams.pick(block, option) for option, block in named.items())
     if kind == "layersync" and others[0].order <= student.order:
         raise ModelError(f"`teacher_block_index` must be deeper: {others[0].name} does not run after {student.name}")
-    tap = Tap(model, streams, [student, *others])
+    tap = Tap(model, streams, [student, *(others if kind in PASSES else [])])
     stack.enter_context(tap.attached())
     source: Source
     if kind in PASSES:
         source = PassSource(tap, PASSES[kind], others[0])
+    elif kind == CLEANER:
+        source = CleanerSource(tap, others[0])
     else:
         if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
             raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for pictures")

@@ -1,7 +1,7 @@
 """Pull the features of an early block towards a teacher's: one hook, whatever the teacher.
 
 REPA (arXiv 2410.06940) asks a frozen vision model, CREPA (2506.09229) asks it about neighbouring frames too, LayerSync
-(2510.12581) a deeper block of the same pass.
+(2510.12581) a deeper block of the same pass, Self-Flow (2603.06507) the averaged weights on a cleaner view.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flowhooks.hooks.alignment import (
     unit,
     with_neighbours,
 )
-from flowhooks.hooks.alignment_sources import PASSES, PICTURES, Parts, build_parts
+from flowhooks.hooks.alignment_sources import CLEANER, PASSES, SOURCES, Parts, build_parts
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
@@ -36,9 +36,9 @@ class FeatureAlignment(Hook):
     The projector is trained; it is in checkpoints but not in what is exported.
 
     Args:
-        source: ``layersync``, ``backbone``, ``external`` or ``crepa``.
+        source: ``layersync``, ``backbone``, ``external``, ``crepa`` or ``self_flow``, which leaves held-out data alone.
         block_index: the student's block, by number in running order or by module name.
-        teacher_block_index: the teacher's, of ``layersync`` and ``backbone``.
+        teacher_block_index: the teacher's, of ``layersync``, ``backbone`` and ``self_flow``.
         encoder: folder or Hub id of the vision model, of ``external`` and ``crepa``.
         weight, scheduler, warmup_steps, decay_steps, weight_end, cutoff_step: see
             :class:`flowhooks.hooks.alignment.Schedule`. With a weight of 0 the hook does nothing.
@@ -74,8 +74,8 @@ class FeatureAlignment(Hook):
         adjacent_distance: int = 1,
         adjacent_tau: float = 1.0,
     ):
-        if source not in (*PASSES, *PICTURES):
-            raise ValueError(f"`source` must be one of {', '.join((*PASSES, *PICTURES))}, got {source!r}")
+        if source not in SOURCES:
+            raise ValueError(f"`source` must be one of {', '.join(SOURCES)}, got {source!r}")
         if min(projector_depth or 0, adjacent_distance) < 0 or projector_width < 1 or not adjacent_tau > 0:
             raise ValueError(
                 "`projector_depth` and `adjacent_distance` must be at least 0, `projector_width` at least 1, and "
@@ -166,7 +166,9 @@ class FeatureAlignment(Hook):
             self.cut_off.load_state_dict(state["cut_off"])
 
     def _weight(self, step: Step) -> float:
-        """Held-out data is weighed as the step before it."""
+        """Held-out data is weighed as the step before it; one sigma a sample has no cleaner view."""
+        if self.source == CLEANER and not step.training:
+            return 0.0
         return self.schedule.at(step.draws.micro_step if step.training else self._position)
 
     def _towards(self, step: Step, parts: Parts) -> Tensor:

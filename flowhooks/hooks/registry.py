@@ -77,19 +77,21 @@ def _matching(options: Options) -> dict[str, Any]:
 def _alignment(options: Options) -> dict[str, Any]:
     if not options["weight"]:
         return {"slots": {"penalty", "metrics"}}
-    on_base = options["source"] == "backbone"
+    on_base, on_average = (options["source"] == source for source in ("backbone", "self_flow"))
+    needs = {"role:reference"} if on_base else {"role:ema", "token_sigma"} if on_average else set()
     return {
         "slots": {"penalty", "metrics"},
-        "needs": {"role:reference"} if on_base else set(),
+        "needs": needs,
         "gives": {"alignment_loss"},
         "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
+        "queries": int(on_average),
     }
 
 
 HOOKS: Mapping[str, Entry] = {
     "timestep_schedule": Entry(
         "flowhooks.hooks.timestep_schedule:TimestepSchedule",
-        lambda options: {"slots": {"views"}, "gives": {"sigma"}},
+        lambda options: {"slots": {"views"}, "gives": {"sigma", "density"}},
     ),
     "time_conditioning": Entry(
         "flowhooks.hooks.time_conditioning:TimeConditioningEnabler",
@@ -97,6 +99,10 @@ HOOKS: Mapping[str, Entry] = {
     ),
     "interval_times": Entry("flowhooks.hooks.interval_times:IntervalTimes", _intervals),
     "target_replacer": Entry("flowhooks.hooks.target_replacer:TargetReplacer", _target),
+    "dual_times": Entry(
+        "flowhooks.hooks.dual_times:DualTimes",
+        lambda options: {"slots": {"views"}, "needs": {"density"}, "gives": {"token_sigma"}},
+    ),
     "mask_reducer": Entry(
         "flowhooks.hooks.mask_reducer:MaskReducer",
         lambda options: {"slots": {"views", "error", "metrics"}, "needs": {"data:mask"}, "gives": {"mask"}},
@@ -106,7 +112,7 @@ HOOKS: Mapping[str, Entry] = {
         lambda options: {
             "slots": {"views"},
             "needs": {"sigma", "data:rejected"},
-            "wants": {"mask", "r_sigma"},
+            "wants": {"mask", "r_sigma", "token_sigma"},
             "gives": {"view:rejected"},
         },
     ),
@@ -132,6 +138,8 @@ HOOKS: Mapping[str, Entry] = {
 #: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.
 PROVIDERS: Mapping[str, str] = {
     "sigma": "timestep_schedule",
+    "density": "timestep_schedule",
+    "token_sigma": "dual_times",
     "second_time": "time_conditioning",
     "r_sigma": "interval_times",
     "view:rejected": "paired_views",

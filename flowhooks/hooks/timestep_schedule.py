@@ -15,6 +15,8 @@ from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
 RANDOM, FIXED_LIST, ROUND_ROBIN = "random", "fixed-list", "round-robin"
+#: What the walk of a list is for; other draws from the same list are random.
+SIGMA = "sigma"
 
 
 def shift_sigma(sigma: Tensor, shift: float) -> Tensor:
@@ -76,18 +78,22 @@ class TimestepSchedule(Hook):
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         main = views["main"]
         clean = step.batch.clean
-        sigma = self._draw(step, len(clean)).to(clean.device, clean.dtype, non_blocking=True)
-        return {**views, "main": replace(main, sigma=sigma, noise=step.draws.normal_like(clean, "noise"))}
 
-    def _draw(self, step: Step, count: int) -> Tensor:
+        def density(purpose: str) -> Tensor:
+            return self._draw(step, len(clean), purpose).to(clean.device, clean.dtype, non_blocking=True)
+
+        noise = step.draws.normal_like(clean, "noise")
+        return {**views, "main": replace(main, sigma=density(SIGMA), density=density, noise=noise)}
+
+    def _draw(self, step: Step, count: int, purpose: str) -> Tensor:
         draws = step.draws
         everyone = count * draws.world_size
-        generator = draws.shared("sigma")
+        generator = draws.shared(purpose)
         if self.sigmas is None:
             sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
             shift = step.model.shift(step.batch.clean) if self.shift == "scheduler" else float(self.shift)
             low, high = step.model.sigma_range
             return draws.mine(low + (high - low) * shift_sigma(sigma, shift))
-        if self.mode == ROUND_ROBIN:
+        if self.mode == ROUND_ROBIN and purpose == SIGMA:
             return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
         return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])

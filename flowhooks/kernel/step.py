@@ -21,11 +21,19 @@ if TYPE_CHECKING:
 class Model(Protocol):
     """What the engine asks of a model; the probe gives it for any pipeline."""
 
-    def predict(self, noisy: Tensor, sigma: Tensor, condition: Any) -> Tensor: ...
+    def predict(
+        self, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None, token_sigma: Any = None
+    ) -> Tensor: ...
+
+    def features(self, noisy: Tensor, sigma: Tensor, condition: Any, *, block: Any, tokens: int) -> Tensor: ...
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor: ...
 
     def shift(self, sample: Tensor) -> float: ...
+
+    def frames(self, sample: Tensor) -> int: ...
+
+    def tokens(self, sample: Tensor) -> Any: ...
 
     @property
     def sigma_range(self) -> tuple[float, float]: ...
@@ -88,16 +96,32 @@ class Step:
         with self.roles[role](), torch.autocast(noisy.device.type, enabled=False):
             return self.velocity(precise(noisy), sigma, condition, r_sigma=r_sigma)
 
-    def velocity(self, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def features(self, role: str, view: View, block: Any, tokens: int) -> Tensor:
+        """``[B, N, D]``, the N picture tokens of ``role`` on ``view`` after ``block``, where the pass ends; one of a
+        hook's `queries`."""
+        self.forwards += 1
+        with self.roles[role]():
+            return self.model.features(view.noisy, view.level, view.condition, block=block, tokens=tokens)
+
+    def velocity(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        condition: Any,
+        *,
+        r_sigma: Tensor | None = None,
+        token_sigma: Any = None,
+    ) -> Tensor:
         """``[n, ...]`` velocity of the model as it stands, with gradient; at a state that is no view it is one of a
         hook's `queries`.
 
         Under another role than the policy's, take the gradient before leaving the role: gradient checkpointing runs the
         forward again in backward.
         """
-        arguments = {} if r_sigma is None else {"r_sigma": r_sigma}
+        times = {"r_sigma": r_sigma, "token_sigma": token_sigma}
         self.forwards += 1
-        return self.model.predict(noisy, sigma, condition, **arguments)
+        return self.model.predict(noisy, sigma, condition, **{n: t for n, t in times.items() if t is not None})
 
     def target(self, view: str) -> Tensor:
         """``[B, ...]`` what the prediction of ``view`` should match."""
@@ -132,7 +156,11 @@ class Step:
 
     def _fits(self, name: str, other: str) -> bool:
         a, b = self.views[name], self.views[other]
-        return a.shape[1:] == b.shape[1:] and (a.r_sigma is None) == (b.r_sigma is None)
+        return (
+            a.shape[1:] == b.shape[1:]
+            and (a.r_sigma is None) == (b.r_sigma is None)
+            and (a.token_sigma is None) == (b.token_sigma is None)
+        )
 
     def _forward(self, names: Sequence[str], role: str) -> None:
         views = [self.views[name] for name in names]
@@ -141,13 +169,17 @@ class Step:
             if view.r_sigma is not None:
                 ordered = (view.r_sigma <= view.level) & (view.level > 0)
                 torch._assert_async(ordered.all(), f"view {view.name!r}: an interval must end at or below its start")
-        r_sigma = batch_of(ends) if ends else None
+        levels: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
+        times = {
+            "r_sigma": batch_of(ends) if ends else None,
+            "token_sigma": levels[0].join(levels[1:]) if levels else None,
+        }
         condition = views[0].condition.join([v.condition for v in views[1:]])
         gradient = torch.is_grad_enabled() and role == POLICY
         watched = self.assembly.watching(self, names, role)
         with self.roles[role](), torch.set_grad_enabled(gradient), watched:
             joint = self.velocity(
-                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, r_sigma=r_sigma
+                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **times
             )
         sizes = [v.shape[0] for v in views]
         for name, prediction in zip(names, joint.split(sizes), strict=True):

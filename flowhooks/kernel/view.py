@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,12 @@ class Condition(Protocol):
     def join(self, others: Sequence[Any]) -> Any: ...
 
     def take(self, rows: Sequence[int]) -> Any: ...
+
+
+class TokenLevels(Protocol):
+    """A time for each token of a sample. The engine only joins it; the probe knows what is inside."""
+
+    def join(self, others: Sequence[Any]) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +69,10 @@ class View:
         condition: conditioning of the B samples.
         r_sigma: ``[B]``, the end of the interval for flow maps.
         interval_rows: with ``r_sigma``, the rows whose interval is not empty, known without asking the device.
+        density: purpose -> ``[B]`` more sigmas of the density that ``sigma`` was drawn from, independent of it; None
+            where it was not drawn from one.
+        token_sigma: a sigma for each token, as the model takes it; ``sigma`` is then that of text and of most tokens.
+        element_sigma: with ``token_sigma``, ``[B, ...]``, the same for each number of the sample.
         mask: broadcastable to ``clean``, >= 0.
         weight: ``[B]``; 0 leaves a sample out of every mean.
         state: ``[B, ...]`` the noisy state itself, when it is not made of clean and noise.
@@ -75,6 +85,9 @@ class View:
     condition: Any
     r_sigma: Tensor | None = None
     interval_rows: tuple[int, ...] = ()
+    density: Callable[[str], Tensor] | None = None
+    token_sigma: TokenLevels | None = None
+    element_sigma: Tensor | None = None
     mask: Tensor | None = None
     weight: Tensor | None = None
     state: Tensor | None = None
@@ -85,7 +98,10 @@ class View:
         if self.state is not None:
             return self.state
         clean, noise = self._ends()
-        sigma = self.level.to(clean.dtype).reshape(-1, *[1] * (clean.dim() - 1))
+        if self.element_sigma is not None:
+            sigma = self.element_sigma.to(clean.dtype)
+        else:
+            sigma = self.level.to(clean.dtype).reshape(-1, *[1] * (clean.dim() - 1))
         return (1 - sigma) * clean + sigma * noise
 
     @property

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from flowhooks.probe.partial import given_to
 from flowhooks.probe.recorder import bound_arguments
 from flowhooks.probe.times import Time
 
@@ -37,10 +38,6 @@ class Span:
     start: Tensor | float
     end: Tensor | float
     shift: float = 1.0
-
-
-class _Asked(Exception):
-    """Thrown at the embedder: its input is known."""
 
 
 class Interval:
@@ -85,7 +82,7 @@ class Interval:
         #: Where a call of the network finds its interval when :meth:`between` did not tell.
         self.schedule: Callable[[Mapping[str, Any]], Span | None] = lambda arguments: None
         self._told: tuple[Span | None] | None = None
-        self._on, self._asking = True, False
+        self._on = True
         self._inputs: tuple[tuple, dict[str, Any]] | None = None
 
     @contextmanager
@@ -93,7 +90,6 @@ class Interval:
         """The network blends inside the block."""
         handles = (
             self.network.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.embedder.register_forward_pre_hook(self._stop, with_kwargs=True),
             self.embedder.register_forward_hook(self._blend),
         )
         with ExitStack() as stack:
@@ -120,24 +116,13 @@ class Interval:
             self._on = before
 
     def _before(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._asking:
-            return
         self._inputs = None
         if not self._on:
             return
         arguments = bound_arguments(network, args, kwargs)
         span = self._told[0] if self._told is not None else self.schedule(arguments)
-        if span is None:
-            return
-        self._asking = True
-        try:
-            with torch.no_grad():
-                # Not called as a module: whoever watches the network's calls need not see this one.
-                network.forward(**{**arguments, **self._second(arguments, span)})
-        except _Asked:
-            pass
-        finally:
-            self._asking = False
+        if span is not None:
+            (self._inputs,) = given_to(self.embedder, network, {**arguments, **self._second(arguments, span)})
 
     def _second(self, arguments: Mapping[str, Any], span: Span) -> dict[str, Any]:
         """The network's times with d in the place of t."""
@@ -153,11 +138,6 @@ class Interval:
             value = value.reshape(*value.shape, *[1] * (given.dim() - value.dim()))
             found[time.name] = value.to(given.device, given.dtype).expand_as(given)
         return found
-
-    def _stop(self, embedder: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        if self._asking:
-            self._inputs = args, kwargs
-            raise _Asked
 
     def _blend(self, embedder: nn.Module, args: tuple, output: Any) -> Any:
         if self._inputs is None:

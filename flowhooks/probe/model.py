@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
+from flowhooks.probe.partial import returned_by
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times
@@ -26,6 +27,7 @@ from flowhooks.probe.values import collate, moved
 
 if TYPE_CHECKING:
     from flowhooks.probe.anatomy import Anatomy
+    from flowhooks.probe.streams import Stream
 
 PROMPT_BATCH = 16
 
@@ -125,6 +127,11 @@ class FlowModel:
         """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
         return self.layout_of(sample).shift
 
+    def frames(self, sample: Tensor) -> int:
+        """Latent frames of samples ``[B, ...]``; 1 for pictures."""
+        shape = self.layout_of(sample).vae_shape
+        return shape[1] if len(shape) == 4 else 1
+
     def predict(
         self,
         noisy: Tensor,
@@ -154,23 +161,45 @@ class FlowModel:
         if token_sigma is not None:
             self._check_token_sigma(token_sigma, sigma, r_sigma, self.tokens(noisy))
         layout = self.layout_of(noisy)
-        groups = condition.to(noisy.device, self.dtype).groups()
+
+        def velocity(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
+            if rows is None:
+                return self._forward(layout, noisy, sigma, r_sigma, token_sigma, prompt)
+            end = None if r_sigma is None else r_sigma[rows]
+            levels = None if token_sigma is None else token_sigma.take(rows)
+            return self._forward(layout, noisy[rows], sigma[rows], end, levels, prompt)
+
+        return self._by_prompt(condition, noisy.device, velocity)
+
+    @torch.no_grad()
+    def features(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, block: Stream, tokens: int) -> Tensor:
+        """``[B, N, D]``, the N picture tokens after a block, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``; later
+        blocks do not run."""
+        layout = self.layout_of(noisy)
+        module = self.transformer.get_submodule(block.name)
+
+        def held(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
+            some, at = (noisy, sigma) if rows is None else (noisy[rows], sigma[rows])
+            arguments = {**self.fixed_arguments(layout, some, prompt), **self.times(layout, at, at)}
+            with self._untold():
+                return block.of(returned_by(module, lambda: self.transformer(**arguments)), tokens)
+
+        return self._by_prompt(condition, noisy.device, held)
+
+    def _by_prompt(
+        self,
+        condition: Condition,
+        device: torch.device,
+        call: Callable[[list[int] | None, Mapping[str, Any]], Tensor],
+    ) -> Tensor:
+        """``[B, ...]`` of ``call(rows, arguments)`` for each set of samples that can share a forward; rows of None are
+        all."""
+        groups = condition.to(device, self.dtype).groups()
         if len(groups) == 1:
-            return self._forward(layout, noisy, sigma, r_sigma, token_sigma, groups[0][1])
-        velocity = torch.empty_like(noisy)
-        parts = [
-            self._forward(
-                layout,
-                noisy[rows],
-                sigma[rows],
-                None if r_sigma is None else r_sigma[rows],
-                None if token_sigma is None else token_sigma.take(rows),
-                arguments,
-            )
-            for rows, arguments in groups
-        ]
-        order = torch.tensor([i for rows, _ in groups for i in rows], device=noisy.device)
-        return velocity.index_copy(0, order, torch.cat(parts))
+            return call(None, groups[0][1])
+        parts = torch.cat([call(rows, prompt) for rows, prompt in groups])
+        order = torch.tensor([i for rows, _ in groups for i in rows], device=device)
+        return torch.empty_like(parts).index_copy(0, order, parts)
 
     def tokens(self, sample: Tensor) -> Tokens:
         """Picture tokens of samples ``[B, ...]`` of this resolution, learnt on first use.

@@ -48,6 +48,13 @@ class TokenSigma:
         """These samples, in this order."""
         return TokenSigma(sigmas=self.sigmas[rows], index=self.index[rows])
 
+    def join(self, others: Sequence[TokenSigma]) -> TokenSigma:
+        """The samples of this one, then those of the others."""
+        every = [self, *others]
+        return TokenSigma(
+            sigmas=torch.cat([each.sigmas for each in every]), index=torch.cat([each.index for each in every])
+        )
+
     @property
     def each(self) -> Tensor:
         """``[B, N]``, the sigma of each token."""

@@ -19,6 +19,7 @@ ANCHOR = {"type": "anchor_regularizer", "role": "reference", "weight": 0.05}
 WALK = {"type": "timestep_schedule", "flow_custom_timesteps": "801,694,548,338", "flow_timesteps_mode": "round-robin"}
 
 LAYERSYNC = {"type": "feature_alignment", "block_index": 0, "teacher_block_index": 1, "weight": 0.2}
+SELF_FLOW = {"type": "feature_alignment", "source": "self_flow", "block_index": 0, "teacher_block_index": 1}
 PROJECTED = {"projector_depth": 2, "projector_width": 16}
 
 RECIPES = {
@@ -55,6 +56,14 @@ RECIPES = {
         {"type": "flow_dpo"},
         {**LAYERSYNC, **PROJECTED, "source": "backbone", "block_index": "transformer_blocks.0"},
         MASK,
+    ],
+    "self_flow_ema": [{**SELF_FLOW, **PROJECTED}],
+    "flow_dpo_self_flow_ema": [
+        {"type": "flow_dpo", "beta": 2.0},
+        {**SELF_FLOW, **PROJECTED},
+        {"type": "dual_times", "mask_ratio": 0.5, "selection": "bernoulli"},
+        MASK,
+        WALK,
     ],
     "anyflow_layersync": [
         {"type": "target_replacer", "target_mode": "flow_map"},

@@ -157,8 +157,9 @@ def test_law_5_forwards_equal_the_distinct_pairs(recipe):
     with looping(recipe) as loop:
         calls: list[int] = []
         batch = batch_for(loop.model, 0)
-        handle = loop.model.transformer.register_forward_hook(
-            lambda m, args, kwargs, out: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
+        # Before a call, as some end early.
+        handle = loop.model.transformer.register_forward_pre_hook(
+            lambda m, args, kwargs: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
         )
         batched = loop.session.step(batch, log=False)
         plan = loop.session.assembly.plan

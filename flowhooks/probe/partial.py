@@ -1,0 +1,54 @@
+"""Forwards that go only as far as they are wanted: an exception ends them at a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Reached(Exception):
+    """Thrown out of the network: what was wanted is known."""
+
+
+@torch.no_grad()
+def given_to(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
+    """(args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends there.
+
+    The network is not called as a module: whoever watches its calls need not see this one.
+    """
+    inputs: list[tuple[tuple, dict[str, Any]]] = []
+
+    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        inputs.append((args, kwargs))
+        if len(inputs) == calls:
+            raise Reached
+
+    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        with suppress(Reached):
+            network.forward(**arguments)
+    finally:
+        handle.remove()
+    return inputs
+
+
+@torch.no_grad()
+def returned_by(module: nn.Module, call: Callable[[], Any]) -> Any:
+    """What ``module`` returns the first time that ``call`` reaches it; nothing runs after that."""
+    found: list[Any] = []
+
+    def stop(module: nn.Module, args: tuple, output: Any) -> None:
+        found.append(output)
+        raise Reached
+
+    handle = module.register_forward_hook(stop)
+    try:
+        with suppress(Reached):
+            call()
+    finally:
+        handle.remove()
+    return found[0]
