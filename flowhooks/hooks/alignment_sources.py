@@ -116,8 +116,8 @@ class PassSource:
 
 
 class CleanerSource:
-    """The averaged weights, without dropout, on the main view with all tokens at the lower of their two sigmas (Self-Flow,
-    arXiv 2603.06507). The pass ends at the block."""
+    """The averaged weights, without dropout, on the main view with all tokens at the lower of their two sigmas
+    (Self-Flow, arXiv 2603.06507). The pass ends at the block."""
 
     def __init__(self, tap: Tap, stream: Stream):
         self.tap, self.stream, self.width = tap, stream, stream.width

@@ -74,9 +74,7 @@ class DualTimes(Hook):
             return views
         main, model = views["main"], step.model
         if main.density is None:
-            raise ValueError(
-                "`dual_times` needs a second sigma, and nothing says which density the first was drawn from"
-            )
+            raise ValueError("`dual_times` draws a second sigma, and the first was drawn from no density")
         clean = step.batch.clean
         tokens = model.tokens(clean)
         a, b = main.level, main.density("second sigma")
