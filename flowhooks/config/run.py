@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config import overrides as command_line
+from flowhooks.config.crepa import KEYS, settle_average
 from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
 from flowhooks.config.hooks import HookConfig, resolve_hook
@@ -19,7 +20,7 @@ from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
-_SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE)
+_SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE, *KEYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +95,7 @@ def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = F
     if mistakes:
         raise ConfigError(problems)
     filled = with_defaults(cleaned, "run")
+    problems += settle_average(filled, cleaned, file)
     problems += contradictions(filled, file)
     if complete:
         problems += incomplete(filled, file)

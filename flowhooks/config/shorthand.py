@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flowhooks.config.crepa import crepa_blocks
 from flowhooks.config.hooks import beta_problems
 from flowhooks.config.timing import LIST, MODE, timing_problems
 from flowhooks.config.validation import with_defaults
@@ -29,7 +30,8 @@ def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -
         blocks += [(where, block) for block in expand(name, options, Context(masked=masked))]
     if document[LIST] is not None:
         blocks.append((f"$.{LIST}", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))
-    return blocks, problems
+    aligned, mistakes = crepa_blocks(document, file)
+    return [*blocks, *aligned], [*problems, *mistakes]
 
 
 def _methods(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -162,8 +162,9 @@ def test_held_out_data_sees_one_time_and_no_teacher():
 def test_no_average_is_an_error():
     model = learnt("sd3")
     run = document(training={"use_ema": False})
-    with pytest.raises(ConfigError, match="needs 'role:ema'.*set training.use_ema to true"), flowhooks.attach(
-        model, run
+    with (
+        pytest.raises(ConfigError, match="needs 'role:ema'.*set training.use_ema to true"),
+        flowhooks.attach(model, run),
     ):
         pass
 
