@@ -77,5 +77,5 @@ def _source(document: Mapping[str, Any], file: str) -> tuple[str | None, list[Pr
 
 def _renamed(path: str | None) -> str:
     """The JSON path of an option as its key."""
-    keys = {option: key for key, option in OPTIONS.items()} | {"encoder": SOURCE, "source": SOURCE}
+    keys = {option: key for key, option in OPTIONS.items()}
     return re.sub(r"^\$\.(\w+)", lambda found: f"$.{keys.get(found[1], found[1])}", path or "$")
