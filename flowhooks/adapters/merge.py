@@ -13,14 +13,15 @@ from torch import Tensor
 
 from flowhooks.adapters.base import Adapter, AttachedAdapter
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
+from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
 
 
 @torch.no_grad()
 def merge_adapter(adapter: Adapter) -> None:
-    """Take the adapter off and leave its transformer computing what it computed with it.
+    """Take the adapter off and leave its transformer computing what it computed with it, without dropout.
 
-    Each sum is formed in fp32 and rounded to the weight's own dtype.
+    Each sum is formed in fp32 and rounded to the weight's own dtype, one layer at a time.
 
     Raises:
         AdapterError: a layer whose weight is no floating-point tensor, or an adapter that is off already; nothing has
@@ -32,10 +33,11 @@ def merge_adapter(adapter: Adapter) -> None:
     whole = [name for name, weight in _weights(adapter).items() if not weight.is_floating_point()]
     if whole:
         raise AdapterError(f"`{whole[0]}` has whole-number weights, which take no change; load an unquantised base")
-    changes = dict(_changes(adapter))
+    weights = _weights(adapter)
+    for name, change in _changes(adapter):
+        weight = weights[name]
+        weight.copy_((weight.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype))
     adapter.detach()
-    for name, weight in _weights(adapter).items():
-        weight.copy_((weight.float() + changes[name].to(weight.device).reshape(weight.shape)).to(weight.dtype))
 
 
 def _weights(adapter: AttachedAdapter) -> dict[str, Tensor]:
@@ -53,10 +55,11 @@ def _changes(adapter: AttachedAdapter) -> Iterator[tuple[str, Tensor]]:
         for target, lora in zip(adapter.targets, adapter.network.loras, strict=True):
             yield target, _lycoris_change(lora).float()
         return
-    for target in adapter.targets:
-        layer = adapter.transformer.get_submodule(target)
-        assert isinstance(layer, BaseTunerLayer)
-        yield target, sum(layer.get_delta_weight(name).float() for name in layer.active_adapters)
+    assert isinstance(adapter, PeftAdapter)
+    for target, layer in zip(adapter.targets, adapter.layers, strict=True):
+        # A LoHa or LoKr layer in training drops rows of its change; it is gone after this.
+        layer.training = False
+        yield target, layer.get_delta_weight(adapter.name).float()
 
 
 def _lycoris_change(lora: Any) -> Tensor:

@@ -27,10 +27,12 @@ class SecondAdapter(AttachedAdapter):
         alpha: the update is scaled by ``alpha / rank``.
 
     Raises:
-        AdapterError: the name is taken, or PEFT refuses.
+        AdapterError: the first is detached, the name is taken, or PEFT refuses.
     """
 
     def __init__(self, first: PeftAdapter, *, name: str, rank: int, alpha: float):
+        # A detached adapter says so here.
+        first.state_dict()
         config = {**first.config, "rank": rank, "alpha": alpha, "dropout": 0.0, "init_from": None}
         self.kind, self.name, self._layers = first.kind, name, first.layers
         if name in vars(first.transformer)["peft_config"]:

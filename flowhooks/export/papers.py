@@ -4,58 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-FLOW_DPO = """@misc{liu2025improving,
-  title         = {Improving Video Generation with Human Feedback},
-  author        = {Jie Liu and Gongye Liu and Jiajun Liang and others},
-  year          = {2025},
-  eprint        = {2501.13918},
-  archivePrefix = {arXiv}
-}"""
-DIFFUSION_DPO = """@misc{wallace2023diffusion,
-  title         = {Diffusion Model Alignment Using Direct Preference Optimization},
-  author        = {Bram Wallace and Meihua Dang and Rafael Rafailov and others},
-  year          = {2023},
-  eprint        = {2311.12908},
-  archivePrefix = {arXiv}
-}"""
-ANYFLOW = """@misc{gu2026anyflow,
-  title         = {AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation},
-  author        = {Yuchao Gu and Guian Fang and others},
-  year          = {2026},
-  eprint        = {2605.13724},
-  archivePrefix = {arXiv}
-}"""
-MEAN_FLOW = """@misc{geng2025mean,
-  title         = {Mean Flows for One-step Generative Modeling},
-  author        = {Zhengyang Geng and Mingyang Deng and Xingjian Bai and others},
-  year          = {2025},
-  eprint        = {2505.13447},
-  archivePrefix = {arXiv}
-}"""
-REPA = """@misc{yu2024representation,
-  title         = {Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think},
-  author        = {Sihyun Yu and Sangkyung Kwak and others},
-  year          = {2024},
-  eprint        = {2410.06940},
-  archivePrefix = {arXiv}
-}"""
-CREPA = """@misc{hwang2025cross,
-  title         = {Cross-Frame Representation Alignment for Fine-Tuning Video Diffusion Models},
-  author        = {Sungwon Hwang and Hyojin Jang and Kinam Kim and Minho Park and Jaegul Choo},
-  year          = {2025},
-  eprint        = {2506.09229},
-  archivePrefix = {arXiv}
-}"""
-LAYER_SYNC = """@misc{haghighi2025layersync,
-  title         = {LayerSync: Self-aligning Intermediate Layers},
-  author        = {Yasaman Haghighi and Bastien van Delft and Mariam Hassan and Alexandre Alahi},
-  year          = {2025},
-  eprint        = {2510.12581},
-  archivePrefix = {arXiv}
-}"""
+
+def _preprint(key: str, *, title: str, author: str, year: int, arxiv: str) -> str:
+    """The BibTeX entry of a paper on arXiv."""
+    return f"""@misc{{{key},
+  title         = {{{title}}},
+  author        = {{{author}}},
+  year          = {{{year}}},
+  eprint        = {{{arxiv}}},
+  archivePrefix = {{arXiv}}
+}}"""
+
+
+FLOW_DPO = _preprint(
+    "liu2025improving",
+    title="Improving Video Generation with Human Feedback",
+    author="Jie Liu and Gongye Liu and Jiajun Liang and others",
+    year=2025,
+    arxiv="2501.13918",
+)
+DIFFUSION_DPO = _preprint(
+    "wallace2023diffusion",
+    title="Diffusion Model Alignment Using Direct Preference Optimization",
+    author="Bram Wallace and Meihua Dang and Rafael Rafailov and others",
+    year=2023,
+    arxiv="2311.12908",
+)
+ANYFLOW = _preprint(
+    "gu2026anyflow",
+    title="AnyFlow: Any-Step Video Diffusion Model with On-Policy Flow Map Distillation",
+    author="Yuchao Gu and Guian Fang and others",
+    year=2026,
+    arxiv="2605.13724",
+)
+MEAN_FLOW = _preprint(
+    "geng2025mean",
+    title="Mean Flows for One-step Generative Modeling",
+    author="Zhengyang Geng and Mingyang Deng and Xingjian Bai and others",
+    year=2025,
+    arxiv="2505.13447",
+)
+SHORTCUT = _preprint(
+    "frans2024one",
+    title="One Step Diffusion via Shortcut Models",
+    author="Kevin Frans and Danijar Hafner and Sergey Levine and Pieter Abbeel",
+    year=2024,
+    arxiv="2410.12557",
+)
+DMD = _preprint(
+    "yin2023one",
+    title="One-step Diffusion with Distribution Matching Distillation",
+    author='Tianwei Yin and Micha{\\"e}l Gharbi and Richard Zhang and others',
+    year=2023,
+    arxiv="2311.18828",
+)
+DMD2 = _preprint(
+    "yin2024improved",
+    title="Improved Distribution Matching Distillation for Fast Image Synthesis",
+    author='Tianwei Yin and Micha{\\"e}l Gharbi and Taesung Park and others',
+    year=2024,
+    arxiv="2405.14867",
+)
+REPA = _preprint(
+    "yu2024representation",
+    title="Representation Alignment for Generation: Training Diffusion Transformers Is Easier Than You Think",
+    author="Sihyun Yu and Sangkyung Kwak and others",
+    year=2024,
+    arxiv="2410.06940",
+)
+CREPA = _preprint(
+    "hwang2025cross",
+    title="Cross-Frame Representation Alignment for Fine-Tuning Video Diffusion Models",
+    author="Sungwon Hwang and Hyojin Jang and Kinam Kim and Minho Park and Jaegul Choo",
+    year=2025,
+    arxiv="2506.09229",
+)
+LAYER_SYNC = _preprint(
+    "haghighi2025layersync",
+    title="LayerSync: Self-aligning Intermediate Layers",
+    author="Yasaman Haghighi and Bastien van Delft and Mariam Hassan and Alexandre Alahi",
+    year=2025,
+    arxiv="2510.12581",
+)
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
-    "target_replacer": (ANYFLOW, MEAN_FLOW),
+    "target_replacer": (ANYFLOW, MEAN_FLOW, SHORTCUT),
+    "distribution_matching": (ANYFLOW, DMD, DMD2),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }

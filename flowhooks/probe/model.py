@@ -91,10 +91,6 @@ class FlowModel:
         """Conditioning of one sample without a prompt, encoded on first use."""
         return self.encode_prompts([""])
 
-    def wake(self) -> None:
-        """Learn all that needs the text encoders, before they go to sleep."""
-        assert self.anatomy and self.null_condition and self.example_condition
-
     @property
     def sigma_range(self) -> tuple[float, float]:
         """Where the trained network is the one that is called: all of [0, 1], or one side of the boundary of two

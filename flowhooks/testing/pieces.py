@@ -74,18 +74,33 @@ def decoder_text_encoder(cls: str, tokenizer: Any, width: int, layers: int = 2, 
     """A decoder-only language model of transformers (``Qwen3Model``, ``Gemma2Model``, ...) at random weights."""
     import transformers
 
-    config = getattr(transformers, cls).config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=width // 2,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        **options,
-    )
+    config = getattr(transformers, cls).config_class(**text_settings(tokenizer, width, layers), **options)
     return getattr(transformers, cls)(config).eval()
+
+
+def text_settings(tokenizer: Any, width: int, layers: int = 2) -> dict[str, Any]:
+    """Settings that these models share."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": width // 2,
+        "max_position_embeddings": 2048,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def t5_gemma_settings(tokenizer: Any, width: int) -> dict[str, Any]:
+    """Settings of the text half of T5Gemma's encoders, which look back eight tokens."""
+    return {
+        **text_settings(tokenizer, width),
+        "query_pre_attn_scalar": width // 2,
+        "max_position_embeddings": 64,
+        "sliding_window": 8,
+        "dropout_rate": 0.0,
+    }

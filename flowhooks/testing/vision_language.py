@@ -99,3 +99,15 @@ def qwen_text(tokenizer: Any, width: int, layers: int = 2) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+def eye_settings(width: int) -> dict[str, Any]:
+    """Settings of an eye of plain patches; it is there and never opened."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 4,
+    }

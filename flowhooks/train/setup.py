@@ -56,11 +56,14 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
                 write_run(run)
 
         pipe = load_pipeline(run.model).to(accelerator.device)
-        model, dataset = _encoded(run, pipe, audited, accelerator, stack, progress)
-        stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
-        # One seed on every process for what an adapter starts from, then one of its own for dropout.
-        rng.seed_all(run.training["seed"])
-        session = stack.enter_context(attach(model, run))
+        model = _probed(run, pipe, audited, stack)
+        # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
+        with others_awake(pipe, model.transformer):
+            dataset = _cached(run, model, audited, accelerator, progress)
+            stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
+            # One seed on every process for what an adapter starts from, then one of its own for dropout.
+            rng.seed_all(run.training["seed"])
+            session = stack.enter_context(attach(model, run))
         rng.seed_all(run.training["seed"] + accelerator.process_index)
         model.transformer.train()
         train_set = Subset(dataset, kept)
@@ -139,9 +142,7 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
     return None
 
 
-def _encoded(
-    run: Run, pipe: Any, audited: Audit, accelerator: Any, stack: ExitStack, progress: bool
-) -> tuple[FlowModel, Any]:
+def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     first = audited.records[0]
     stack.enter_context(attention_backend(pipe.transformer, run.model["attention_backend"]))
     model = probe(
@@ -154,8 +155,10 @@ def _encoded(
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
             part.requires_grad_(False)
+    return model
+
+
+def _cached(run: Run, model: FlowModel, audited: Audit, accelerator: Any, progress: bool) -> Any:
     # One process fills the cache, the others then find it full.
-    with others_awake(pipe, model.transformer), accelerator.main_process_first():
-        model.wake()
-        dataset = build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)
-    return model, dataset
+    with accelerator.main_process_first():
+        return build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)

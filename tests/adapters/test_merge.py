@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowhooks.adapters import build_adapter
+from flowhooks.adapters import build_adapter, build_second
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import AdapterError
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
@@ -38,6 +38,32 @@ def test_sums_are_rounded_once():
     wanted = (weight + 6.0 / 2 * up.double() @ down.double()).bfloat16()
     merge_adapter(adapter)
     assert torch.equal(model.get_submodule(target).weight, wanted)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("lycoris")])
+def test_what_training_drops_is_not_dropped_from_the_merged_weights(kind):
+    model = transformer()
+    adapter = build_adapter(model, section(kind, dropout=0.5))
+    train_randomly(adapter)
+    wanted = predict(model)
+    model.train()
+    merge_adapter(adapter)
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(predict(model.eval()), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("lycoris")])
+def test_only_this_adapter_is_merged(kind):
+    model = transformer()
+    adapter = build_adapter(model, section(kind))
+    train_randomly(adapter)
+    wanted = predict(model)
+    second = build_second(adapter, name="critic", rank=3, alpha=4.0)
+    train_randomly(second, seed=5)
+    with second.alone():
+        merge_adapter(adapter)
+    second.detach()
+    torch.testing.assert_close(predict(model), wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
 
 
 def test_a_detached_adapter_and_whole_numbers_are_refused():

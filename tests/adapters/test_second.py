@@ -132,3 +132,6 @@ def test_it_needs_a_first_and_a_name_of_its_own():
     for name in ("critic", "default"):
         with pytest.raises(AdapterError, match="already has an adapter named"):
             build_second(first, name=name, rank=3, alpha=4.0)
+    first.detach()
+    with pytest.raises(AdapterError, match="was detached from its transformer"):
+        build_second(first, name="other", rank=3, alpha=4.0)

@@ -24,7 +24,7 @@ from flowhooks.modules_file import MODULES, read_manifest, save_modules
 from flowhooks.probe import probe
 from flowhooks.testing import GaussianFlow, NoCondition, tiny
 from flowhooks.testing.matrix import pairs
-from tests.hooks.toy import EVERYTHING, build_assembly
+from tests.hooks.toy import EVERYTHING, AffineMap, build_assembly
 
 FLOW = GaussianFlow(mean=0.8, std=0.3)
 
@@ -107,26 +107,16 @@ def test_a_carried_loss_has_the_gradient_it_was_given():
     assert weights[0].grad.tolist() == [0.5, 1] and weights[1].grad is None
 
 
-class Adapted(nn.Module):
+class Adapted(AffineMap):
     """``u = v_exact(x, t) + a(t, r) x + b(t, r)``, where a and b are 0 without an adapter; the engine's model."""
-
-    native_second_time = True
-    sigma_range = (0.0, 1.0)
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
         nn.init.zeros_(self.net[4].weight)
         nn.init.zeros_(self.net[4].bias)
 
     def predict(self, noisy, sigma, condition, *, r_sigma=None):
-        times = torch.stack([sigma, sigma if r_sigma is None else r_sigma], 1)
-        slope, offset = self.net(times).unsqueeze(-1).unbind(1)
-        return FLOW.velocity(noisy, over(sigma, noisy)) + slope * noisy + offset
-
-    def shift(self, sample):
-        return 1.0
+        return FLOW.velocity(noisy, over(sigma, noisy)) + self(noisy, sigma, sigma if r_sigma is None else r_sigma)
 
 
 def adapter_section(**changes):

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import nn
 
 from flowhooks.hooks import IntervalTimes, TargetReplacer, TimestepSchedule
 from flowhooks.hooks.flow_maps import (
@@ -23,7 +22,7 @@ from flowhooks.kernel.random import Draws
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import GaussianFlow, NoCondition
-from tests.hooks.toy import EVERYTHING, build_assembly
+from tests.hooks.toy import EVERYTHING, AffineMap, build_assembly
 
 FLOW = GaussianFlow(mean=0.8, std=0.3)
 
@@ -127,29 +126,17 @@ def test_processes_draw_one_mixture_together():
     assert {DIFFUSION, TO_DATA, FREE} == set(branches(8, 0.5, 0.25, torch.tensor(0.3), torch.arange(8)).tolist())
 
 
-class Map(nn.Module):
-    """``u = a(t, r) x + b(t, r)`` from a small network, as the engine's model; its reference is the exact velocity."""
-
-    native_second_time = True
-    sigma_range = (0.0, 1.0)
+class Map(AffineMap):
+    """The engine's model of ``u``; its reference is the exact velocity."""
 
     def __init__(self):
         super().__init__()
-        torch.manual_seed(0)
-        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
         self.exact = False
-
-    def forward(self, x, t, r):
-        slope, offset = self.net(torch.stack([t, r], 1)).unsqueeze(-1).unbind(1)
-        return slope * x + offset
 
     def predict(self, noisy, sigma, condition, *, r_sigma=None):
         if self.exact:
             return exact(noisy, sigma, None)
         return self(noisy, sigma, sigma if r_sigma is None else r_sigma)
-
-    def shift(self, sample):
-        return 1.0
 
     @contextmanager
     def reference(self):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from flowhooks.hooks.build import build_assembly
 from flowhooks.kernel.session import Session
@@ -11,6 +12,25 @@ from flowhooks.testing import GaussianFlow, GaussianModel, NoCondition
 
 FLOW = GaussianFlow(mean=0.5, std=0.7)
 EVERYTHING = {"data:image", "data:rejected", "data:mask", "role:reference"}
+
+
+class AffineMap(nn.Module):
+    """``a(t, r) x + b(t, r)`` from a small network, and what the engine asks of a model beside ``predict``."""
+
+    native_second_time = True
+    sigma_range = (0.0, 1.0)
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+
+    def forward(self, x, t, r):
+        slope, offset = self.net(torch.stack([t, r], 1)).unsqueeze(-1).unbind(1)
+        return slope * x + offset
+
+    def shift(self, sample):
+        return 1.0
 
 
 def toy_model(scale: float = 0.1, seed: int = 1) -> GaussianModel:

@@ -58,8 +58,9 @@ def test_a_run_that_was_stopped_leaves_nothing_on_the_accelerator(monkeypatch):
     assert freed
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="offloading works here")
-def test_offloading_without_an_accelerator_is_one_clear_line(capsys):
+def test_offloading_without_an_accelerator_is_one_clear_line(monkeypatch, capsys):
+    # Diffusers' own refusal, whatever this machine has.
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.get_device", lambda: "cpu")
     assert main(["probe", "tiny:sd3", "--offload"]) != 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "offload" in line]
     assert "`--offload` does not work on StableDiffusion3Pipeline here" in line and "requires accelerator" in line

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 
 from flowhooks.adapters import load_adapter
 from flowhooks.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
+from flowhooks.probe import FlowModel
+from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
-from flowhooks.train import train
+from flowhooks.train import setup, train
 from flowhooks.train.checkpoint import read, verify
-from flowhooks.train.load import load_pipeline
-from tests.train.runs import FLOW_DPO, history, weights, write_data
+from flowhooks.train.load import load_pipeline, others_awake
+from tests.train.runs import FLOW_DPO, NAMES, history, weights, write_data
 
 DRAW = {
     "prompts": ["a photo of one", "two"],
@@ -59,6 +62,32 @@ def test_a_run_leaves_a_lora_that_stock_diffusers_draws_with(new_run):
     assert [line["step"] for line in history(out)] == [1, 2, 4]
     assert list((out / "logs").rglob("events.out.tfevents.*"))
     assert not [p for p in out.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"} or "partial" in p.name]
+
+
+def test_text_encoders_are_awake_while_hooks_attach_and_are_asked_for_nothing_else(new_run, monkeypatch, tmp_path):
+    awake, encoded = [], []
+
+    @contextmanager
+    def watched(pipe, transformer):
+        with others_awake(pipe, transformer):
+            awake.append(True)
+            yield
+            awake.clear()
+
+    def encode_prompts(model, prompts, **size):
+        encoded.extend((prompt, bool(awake)) for prompt in prompts)
+        return encode(model, prompts, **size)
+
+    encode = FlowModel.encode_prompts
+    monkeypatch.setattr(FlowModel, "encode_prompts", encode_prompts)
+    monkeypatch.setattr(setup, "others_awake", watched)
+    once = {"training": {"max_train_steps": 1}, "cache_dir": str(tmp_path / "cache")}
+    train(new_run("plain", hooks=[], **once), progress=False)
+    plain = set(encoded)
+    # The data's, for the cache, and those of the probe.
+    assert {prompt for prompt, while_awake in plain if while_awake} == {"", *(f"a photo of {name}" for name in NAMES)}
+    train(new_run("hooked", hooks=[{"type": "tests.train.toys:Learning"}], **once), progress=False)
+    assert set(encoded) - plain == {(prompt, True) for prompt in PROMPTS} and not awake
 
 
 def test_training_whole_saves_a_pipeline_of_averaged_weights(new_run):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -41,3 +43,14 @@ class NanAt(Hook):
         zero = step.score("main") * 0
         # sqrt has an infinite slope at 0, and 0 times infinity is NaN: a finite loss, a gradient that is not.
         return {"nothing": (zero.sqrt() * 0).sum()}
+
+
+class Learning(Hook):
+    """Learns the inside of the network while it attaches, as hooks that change it do."""
+
+    type = "learning"
+
+    @contextmanager
+    def attached(self, session: Any) -> Iterator[None]:
+        assert session.model.anatomy.tokens
+        yield

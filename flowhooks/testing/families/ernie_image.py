@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.autoencoder import kl_autoencoder
+from flowhooks.testing.pieces import text_settings
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import fast_tokenizer
+from flowhooks.testing.vision_language import eye_settings, fast_tokenizer
 
 
 def ernie_image() -> Any:
@@ -43,26 +44,7 @@ def _mistral(tokenizer: Any, width: int) -> Any:
     from transformers import Mistral3Config, Mistral3Model
 
     config = Mistral3Config(
-        text_config={
-            "model_type": "ministral3",
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": width // 2,
-            "max_position_embeddings": 256,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": width,
-            "intermediate_size": width,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
+        text_config={"model_type": "ministral3", **text_settings(tokenizer, width)},
+        vision_config={"model_type": "pixtral", **eye_settings(width)},
     )
     return Mistral3Model(config).eval()

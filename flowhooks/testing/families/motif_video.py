@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.families.wan import wan_vae
-from flowhooks.testing.pieces import piece_tokenizer
+from flowhooks.testing.pieces import piece_tokenizer, t5_gemma_settings
 from flowhooks.testing.text import WORDS
+from flowhooks.testing.vision_language import eye_settings
 
 
 def motif_video() -> Any:
@@ -48,31 +49,8 @@ def _t5_gemma2_encoder(tokenizer: Any, width: int) -> Any:
     from transformers import T5Gemma2Encoder
 
     config = T5Gemma2Encoder.config_class(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "intermediate_size": 2 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": width // 2,
-            "query_pre_attn_scalar": width // 2,
-            "max_position_embeddings": 64,
-            "sliding_window": 8,
-            "dropout_rate": 0.0,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={
-            "model_type": "siglip_vision_model",
-            "hidden_size": width,
-            "intermediate_size": width,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 16,
-            "patch_size": 4,
-        },
+        text_config=t5_gemma_settings(tokenizer, width),
+        vision_config={"model_type": "siglip_vision_model", **eye_settings(width)},
         mm_tokens_per_image=4,
     )
     return T5Gemma2Encoder(config).eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.pieces import piece_tokenizer
+from flowhooks.testing.pieces import piece_tokenizer, t5_gemma_settings
 from flowhooks.testing.text import WORDS, qwen_tokenizer
 from flowhooks.testing.vision_language import qwen3_vl
 
@@ -71,20 +71,6 @@ def _t5_gemma_encoder(tokenizer: Any, width: int) -> Any:
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-    settings = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": width // 2,
-        "query_pre_attn_scalar": width // 2,
-        "max_position_embeddings": 64,
-        "sliding_window": 8,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
+    settings = t5_gemma_settings(tokenizer, width)
     # Diffusers loads the encoder with the settings that a folder gives under ``encoder``.
-    return T5GemmaEncoder(T5GemmaModuleConfig(**settings, dropout_rate=0.0, encoder=settings)).eval()
+    return T5GemmaEncoder(T5GemmaModuleConfig(**settings, encoder=settings)).eval()
