@@ -86,10 +86,18 @@ LAYER_SYNC = _preprint(
     year=2025,
     arxiv="2510.12581",
 )
+SELF_FLOW = """@misc{chefer2026self,
+  title         = {Self-Supervised Flow Matching for Scalable Multi-Modal Synthesis},
+  author        = {Hila Chefer and Patrick Esser and Dominik Lorenz and Dustin Podell and others},
+  year          = {2026},
+  eprint        = {2603.06507},
+  archivePrefix = {arXiv}
+}"""
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
     "target_replacer": (ANYFLOW, MEAN_FLOW, SHORTCUT),
     "distribution_matching": (ANYFLOW, DMD, DMD2),
+    "dual_times": (SELF_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }

@@ -85,6 +85,8 @@ def _alignment(options: Options) -> dict[str, Any]:
         "gives": {"alignment_loss"},
         "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
         "queries": int(on_average),
+        "excludes": {"twin_flow", "twin_flow_target"} if on_average else set(),
+        "because": "Self-Flow and TwinFlow each want averaged weights and times of their own",
     }
 
 
@@ -101,7 +103,13 @@ HOOKS: Mapping[str, Entry] = {
     "target_replacer": Entry("flowhooks.hooks.target_replacer:TargetReplacer", _target),
     "dual_times": Entry(
         "flowhooks.hooks.dual_times:DualTimes",
-        lambda options: {"slots": {"views"}, "needs": {"density"}, "gives": {"token_sigma"}},
+        lambda options: {
+            "slots": {"views"},
+            "needs": {"density"},
+            "gives": {"token_sigma"},
+            "excludes": {"interval_times"},
+            "because": "an interval starts at one time, and tokens have two",
+        },
     ),
     "mask_reducer": Entry(
         "flowhooks.hooks.mask_reducer:MaskReducer",

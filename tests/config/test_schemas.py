@@ -101,7 +101,7 @@ def test_every_registered_hook_has_a_schema_and_the_other_way_round():
 
 
 def test_methods():
-    assert method_names() == ["anyflow", "flow_dpo", "sft"]
+    assert method_names() == ["anyflow", "flow_dpo", "self_flow", "sft"]
 
 
 def test_attention_backends_are_those_of_diffusers():

@@ -177,7 +177,7 @@ def test_a_base_that_is_trained_is_no_reference():
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"source": "self_flow"}, "source"),
+        ({"source": "self-flow"}, "source"),
         ({"weight": -1.0}, "weight"),
         ({"scheduler": "linear"}, "decay_steps"),
         ({"scheduler": "sine"}, "scheduler"),
