@@ -1,4 +1,4 @@
-"""Self-Flow runs end to end: the documented keys as printed, a LoRA and a whole network, resume, and TwinFlow refused."""
+"""Self-Flow runs end to end: the documented keys as printed, a LoRA and a whole network, resume."""
 
 from __future__ import annotations
 
