@@ -1,7 +1,8 @@
 """What the engine costs: a step of flowhooks against a loop written by hand.
 
 ``python -m benchmarks.step flow_dpo`` prints JSON: the ratio to the same arithmetic by hand, forwards counted, and
-bytes held. ``anyflow`` compares with nothing but the step's forwards and backward on the bare network and its adapter.
+bytes held. ``anyflow`` compares with nothing but the step's forwards and backward on the bare network and its adapter,
+``self_flow`` with a plain training step of the whole network through flowhooks.
 """
 
 from __future__ import annotations
@@ -41,28 +42,33 @@ ANYFLOW = {
     "method": {"anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"}},
 }
 
+WHOLE = {"model": RUN["model"], "adapter": None, "training": {"trainable": "transformer", "use_ema": True}}
+SELF_FLOW = {**WHOLE, "method": {"self_flow": {"block_index": 2, "teacher_block_index": 4, "projector_width": 256}}}
 
-def pipeline(seed: int = 0) -> Any:
-    """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights)."""
+
+def pipeline(seed: int = 0, layers: int = 4, heads: int = 4) -> Any:
+    """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights), or a larger one."""
     from diffusers import SD3Transformer2DModel
 
     pipe = tiny("sd3", seed=seed)
     torch.manual_seed(seed)
     config = {
         **pipe.transformer.config,
-        "num_layers": 4,
+        "num_layers": layers,
         "attention_head_dim": 32,
-        "num_attention_heads": 4,
-        "caption_projection_dim": 128,
+        "num_attention_heads": heads,
+        "caption_projection_dim": 32 * heads,
         "dual_attention_layers": (),
     }
     pipe.transformer = SD3Transformer2DModel.from_config(config).eval()
     return pipe
 
 
-def ours(batch_size: int, device: str, run: dict[str, Any] = RUN) -> tuple[Callable[[], None], Callable[[], int], Any]:
+def ours(
+    batch_size: int, device: str, run: dict[str, Any] = RUN, **size: int
+) -> tuple[Callable[[], None], Callable[[], int], Any]:
     """A step through ``flowhooks.attach``, and how many forwards it made."""
-    pipe = pipeline().to(device)
+    pipe = pipeline(**size).to(device)
     model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
     context = flowhooks.attach(model, run)
     session = context.__enter__()
@@ -75,6 +81,7 @@ def ours(batch_size: int, device: str, run: dict[str, Any] = RUN) -> tuple[Calla
         result.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        session.updated()
         passes.append(result.passes)
 
     return step, lambda: passes[-1], context
@@ -217,7 +224,29 @@ def anyflow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     }
 
 
-STEPS = {"flow_dpo": flow_dpo, "anyflow": anyflow}
+def self_flow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
+    """The teacher runs through 5 of 8 blocks without gradient: of the three units that forward and backward cost it adds
+    ``(5 / 8) / 3``."""
+    size = {"layers": 8, "heads": 8}
+    step, passes, context = ours(batch_size, device, SELF_FLOW, **size)
+    plain, _, other = ours(batch_size, device, WHOLE, **size)
+    seconds = interleaved({"self_flow": step, "plain": plain}, rounds=rounds)
+    for each in (context, other):
+        each.__exit__(None, None, None)
+    return {
+        "what": "one Self-Flow step of a whole network with its average, against a plain step of the same with its "
+        "average; the teacher's pass ends after block 5 of 8",
+        "ratio": ratio(seconds["self_flow"], seconds["plain"]),
+        "goal": round(1.1 * (1 + 5 / 8 / 3), 4),
+        "median_seconds": {name: round(statistics.median(s), 5) for name, s in seconds.items()},
+        "forwards": passes(),
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "machine": machine(),
+    }
+
+
+STEPS = {"flow_dpo": flow_dpo, "anyflow": anyflow, "self_flow": self_flow}
 
 
 def main() -> None:
