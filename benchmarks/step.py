@@ -225,8 +225,8 @@ def anyflow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
 
 
 def self_flow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
-    """The teacher runs through 5 of 8 blocks without gradient: of the three units that forward and backward cost it adds
-    ``(5 / 8) / 3``."""
+    """The teacher runs through 5 of 8 blocks without gradient: of the three units that forward and backward cost, it
+    adds ``(5 / 8) / 3`` of all."""
     size = {"layers": 8, "heads": 8}
     step, passes, context = ours(batch_size, device, SELF_FLOW, **size)
     plain, _, other = ours(batch_size, device, WHOLE, **size)

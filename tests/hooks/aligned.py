@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,25 @@ import flowhooks
 PIPELINES = ["sd3", "flux", "qwen-image", "wan"]
 LAYERSYNC = {"type": "feature_alignment", "block_index": 0, "teacher_block_index": 1}
 PROJECTED = {"projector_depth": 2, "projector_width": 16}
+
+
+def write_dinov2(folder: Path) -> Path:
+    """A tiny one: a class token and patches of 14 pixels, 4 x 4 of them by its config, 3 x 3 by its processor's."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(5)
+    config = Dinov2Config(
+        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14, mlp_ratio=2
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    told = {
+        "crop_size": {"height": 42, "width": 42},
+        "size": {"shortest_edge": 50},
+        "image_mean": [0.4, 0.5, 0.6],
+        "image_std": [0.2, 0.25, 0.3],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(told), encoding="utf-8")
+    return folder
 
 
 def document(block: dict, **more) -> dict:

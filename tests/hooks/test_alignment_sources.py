@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from flowhooks.errors import ModelError
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams
 from flowhooks.testing.matrix import learnt, pairs
-from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained
+from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained, write_dinov2
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -60,23 +59,7 @@ def test_text_and_picture_in_one_stream():
 
 @pytest.fixture(scope="module")
 def dinov2(tmp_path_factory) -> Path:
-    """A tiny one: a class token and patches of 14 pixels, 4 x 4 of them by its config, 3 x 3 by its processor's."""
-    from transformers import Dinov2Config, Dinov2Model
-
-    torch.manual_seed(5)
-    folder = tmp_path_factory.mktemp("dinov2")
-    config = Dinov2Config(
-        hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14, mlp_ratio=2
-    )
-    Dinov2Model(config).save_pretrained(folder)
-    told = {
-        "crop_size": {"height": 42, "width": 42},
-        "size": {"shortest_edge": 50},
-        "image_mean": [0.4, 0.5, 0.6],
-        "image_std": [0.2, 0.25, 0.3],
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(told), encoding="utf-8")
-    return folder
+    return write_dinov2(tmp_path_factory.mktemp("dinov2"))
 
 
 def external(folder: Path, **more) -> dict:

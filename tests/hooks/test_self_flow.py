@@ -13,6 +13,7 @@ import flowhooks
 from flowhooks.errors import ConfigError
 from flowhooks.probe.streams import learn_streams
 from flowhooks.testing.matrix import learnt, pairs
+from tests.hooks.aligned import PIPELINES, outputs_of
 
 SELF_FLOW = {
     "type": "feature_alignment",
@@ -21,7 +22,6 @@ SELF_FLOW = {
     "teacher_block_index": 1,
     "projector_depth": 0,
 }
-PIPELINES = ["sd3", "flux", "qwen-image", "wan"]
 
 
 def document(**more) -> dict:
@@ -44,16 +44,6 @@ def lagging(model, run: dict):
         yield session
 
 
-@contextmanager
-def outputs_of(model, name: str):
-    seen: list = []
-    handle = model.transformer.get_submodule(name).register_forward_hook(lambda m, args, out: seen.append(out))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
 def stepped(session, batch):
     """A step's result, and the step."""
     steps, gather = [], session.assembly.penalties
@@ -74,7 +64,7 @@ def test_the_loss_is_that_of_two_passes_made_by_hand(name):
         view = step.views["main"]
         with outputs_of(model, student.name) as seen, torch.no_grad():
             model.predict(view.noisy, view.sigma, batch.condition, token_sigma=view.token_sigma)
-        h = torch.cat([student.of(out, tokens) for out in seen])
+        h = torch.cat([student.of(out, tokens) for out in seen[student.name]])
         low = view.token_sigma.sigmas.min(1).values
         shaped = low.reshape(-1, *[1] * (batch.clean.dim() - 1))
         clean_view = (1 - shaped) * batch.clean + shaped * view.noise
@@ -88,7 +78,7 @@ def test_the_loss_is_that_of_two_passes_made_by_hand(name):
             for key, p in session.parameters().items():
                 p.copy_(own[key])
     # Prompts that share no forward go through one after the other, in the order of the batch here.
-    z = torch.cat([teacher.of(out, tokens) for out in seen])
+    z = torch.cat([teacher.of(out, tokens) for out in seen[teacher.name]])
     expected = float((1 - F.cosine_similarity(h, z, dim=-1)).mean())
     assert expected > 0.01
     assert float(result.metrics["crepa_loss"]) == pytest.approx(expected, rel=1e-4)
