@@ -31,6 +31,7 @@ class Stream:
         output: which of the block's outputs holds them; 0 for a block that returns one tensor.
         at: whether they are the ``first`` or the ``last`` tokens of it; text may be beside them.
         width: channels of a token.
+        axis: of tokens; 0 in a network that puts the batch behind them.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Stream:
     output: int
     at: str
     width: int
+    axis: int = 1
 
     def of(self, returned: Any, tokens: int) -> Tensor:
         """``[B, tokens, D]`` out of what the block returned. Raises ModelError when there are fewer."""
-        held: Tensor = _listed(returned)[self.output]
+        held: Tensor = _listed(returned)[self.output].movedim(self.axis, 1)
         if held.dim() != 3 or held.shape[1] < tokens:
             raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} picture tokens")
         return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
@@ -130,7 +132,8 @@ def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int
         if output is None:
             continue
         held = call.outputs[output]
-        found[name] = Stream(name=name, order=order, output=output, at=at, width=held.shape[-1])
+        axis = 1 if len(held) == 1 else 0
+        found[name] = Stream(name=name, order=order, output=output, at=at, width=held.shape[-1], axis=axis)
         picture = found[name].of(call.outputs, tokens)
     return found
 
@@ -164,9 +167,10 @@ def _output(call: _Call, argument: str, after: _Call | None, before: Stream | No
     """Which output carries on what came in as ``argument``: the only one of its size, else the one that the next block
     of the list is given as the same argument, else, for the last, the one of the block before."""
     rows = call.inputs[argument].shape[1]
-    fitting = [i for i, t in enumerate(call.outputs) if isinstance(t, Tensor) and t.dim() == 3 and t.shape[1] == rows]
+    held = {i: t for i, t in enumerate(map(_tokens_of, call.outputs)) if t is not None and t.shape[1] == rows}
+    fitting = list(held)
     if len(fitting) > 1 and after is not None and argument in after.inputs:
-        fitting = [i for i in fitting if torch.equal(call.outputs[i], after.inputs[argument])]
+        fitting = [i for i in fitting if torch.equal(held[i], after.inputs[argument])]
     elif len(fitting) > 1 and before is not None:
         fitting = [i for i in fitting if i == before.output]
     return fitting[0] if len(fitting) == 1 else None
@@ -197,15 +201,19 @@ class _watching(ExitStack):
     def _before(self, name: str, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         if name not in self.seen:
             given = bound_arguments(block, args, kwargs).items()
-            self.seen[name] = _Call(inputs={k: v.clone() for k, v in given if isinstance(v, Tensor) and _streams(v)})
+            inputs = {argument: _tokens_of(value) for argument, value in given}
+            self.seen[name] = _Call(inputs={k: v.clone() for k, v in inputs.items() if v is not None})
 
     def _after(self, name: str, block: nn.Module, args: tuple, output: Any) -> None:
         if not self.seen[name].outputs:
             self.seen[name].outputs = [v.clone() if isinstance(v, Tensor) else v for v in _listed(output)]
 
 
-def _streams(tensor: Tensor) -> bool:
-    return tensor.dim() == 3 and len(tensor) == 1 and tensor.is_floating_point()
+def _tokens_of(value: Any) -> Tensor | None:
+    """``[1, M, D]`` from tokens of one sample, whichever of the first two axes they are on."""
+    if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
+        return None
+    return value if len(value) == 1 else value.transpose(0, 1) if value.shape[1] == 1 else None
 
 
 def _listed(returned: Any) -> list[Any]:

@@ -17,7 +17,7 @@ from flowhooks.testing.matrix import learnt, pairs
 from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained, write_dinov2
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [*PIPELINES, "ernie-image"])
 def test_the_pictures_tokens_are_found_in_every_block(name):
     """What reaches the last block's picture tokens, and nothing else, is what the prediction is made of."""
     model = learnt(name)

@@ -53,7 +53,7 @@ def stepped(session, batch):
     return result, steps[0]
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", [*PIPELINES, "ernie-image", "sana"])
 def test_the_loss_is_that_of_two_passes_made_by_hand(name):
     model = learnt(name)
     batch = pairs(model)
