@@ -1,0 +1,296 @@
+"""The pipeline's own loop, twice: it draws pictures while we write down where it was, and it visits a state again.
+
+Guidance of every kind, packing and time shifts are the pipeline's own. A visit calls the pipeline without its
+``no_grad``: on the way to the state the network is not run, and at the state the velocity that the scheduler would be
+given is taken, with its graph, and the call ends. So a gradient costs the memory of one step, whatever the trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.partial import Reached
+from flowhooks.probe.runs import find_networks
+from flowhooks.probe.values import map_tensors
+from flowhooks.sampling.encoded import EncodedPrompts
+from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.splice import splice, untouched
+from flowhooks.sampling.steps import ODE, Transition, draw_noise, taken, transition
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """How pictures are drawn.
+
+    Args:
+        kind: ``ode``, ``sde`` or ``cps``; see :mod:`flowhooks.sampling.steps`.
+        steps: of the scheduler.
+        noise_level: a of ``sde`` and ``cps``.
+        window: first and last-but-one index of the steps with chance; the others are ``ode``. None: all but the last,
+            whose density would have no width.
+        arguments: of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
+    """
+
+    kind: str = ODE
+    steps: int = 10
+    noise_level: float = 0.7
+    window: tuple[int, int] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def step(self, index: int, start: float, end: float) -> Transition:
+        first, last = self.window if self.window is not None else (0, self.steps)
+        chance = self.kind != ODE and first <= index < last and end > 0
+        return transition(self.kind if chance else ODE, start, end, self.noise_level)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rollout:
+    """Pictures that were drawn together, and the states kept of them.
+
+    Args:
+        sampler: that drew them.
+        prompts, seeds: of the B samples.
+        states: index of a step -> ``[B, ...]`` the state it started from; the number of steps -> the last one.
+        transitions: of every step.
+        forms: of every step, what each call of the network returned, as tensors without data.
+    """
+
+    sampler: Sampler
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    states: Mapping[int, Tensor]
+    transitions: tuple[Transition, ...]
+    forms: tuple[tuple[Any, ...], ...]
+
+    @property
+    def final(self) -> Tensor:
+        """``[B, ...]`` clean latents in the scheduler's sample space."""
+        return self.states[len(self.transitions)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Visit:
+    """One state of a rollout, to be visited again.
+
+    Args:
+        index: of the step that starts there.
+        arguments: role -> arguments of the pipeline's call in place of the sampler's; roles without any have those.
+    """
+
+    rollout: Rollout
+    index: int
+    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def transition(self) -> Transition:
+        return self.rollout.transitions[self.index]
+
+    @property
+    def state(self) -> Tensor:
+        """``[B, ...]``."""
+        return self.rollout.states[self.index]
+
+    @property
+    def after(self) -> Tensor:
+        """``[B, ...]`` where the sampler went from there. Raises KeyError when it was not kept."""
+        return self.rollout.states[self.index + 1]
+
+    def told(self, role: str, arguments: Mapping[str, Any]) -> Visit:
+        """``role`` is asked under these arguments."""
+        return replace(self, arguments={**self.arguments, role: arguments})
+
+    def take(self, rows: Sequence[int]) -> Visit:
+        """These samples."""
+        all_of = self.rollout
+        sizes = len(all_of.seeds), len(rows)
+        part = replace(
+            all_of,
+            prompts=tuple(all_of.prompts[i] for i in rows),
+            seeds=tuple(all_of.seeds[i] for i in rows),
+            states={index: state[list(rows)] for index, state in all_of.states.items()},
+            forms=tuple(tuple(_resized(form, *sizes) for form in step) for step in all_of.forms),
+        )
+        return replace(self, rollout=part)
+
+
+class Player:
+    """Draws with a pipeline and visits what it drew.
+
+    Args:
+        model: of the pipeline; its trained network computes as it stands, roles and adapters included.
+        encoded: prompts it need not encode again.
+        size: ``height`` and ``width`` in pixels; default: those it was probed at.
+    """
+
+    def __init__(self, model: Any, encoded: EncodedPrompts, size: Mapping[str, int] | None = None):
+        self.model, self.encoded, self.size = model, encoded, dict(size or model.size)
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, keep: Sequence[int]) -> Rollout:
+        """One picture of each prompt.
+
+        Args:
+            keep: indices of the states to keep; the last one is kept anyway.
+        """
+        states: dict[int, Tensor] = {}
+        transitions: list[Transition] = []
+        forms: list[list[Any]] = []
+        calls: list[Any] = []
+
+        def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
+            if index in keep:
+                states[index] = state.clone()
+            noise = draw_noise(state, list(seeds), index) if step.deviation else None
+            after = taken(step, state, velocity, noise)
+            transitions.append(step)
+            forms.append(list(calls))
+            calls.clear()
+            if index + 1 == sampler.steps:
+                states[sampler.steps] = after.clone()
+            return after
+
+        with self._playing(sampler, advance) as pipe, _overheard(find_networks(pipe), calls):
+            self._call(pipe, prompts, seeds, sampler, {})
+        if len(transitions) != sampler.steps:
+            raise ModelError(
+                f"{type(pipe).__name__} took {len(transitions)} scheduler steps when {sampler.steps} were asked for"
+            )
+        return Rollout(
+            sampler=sampler,
+            prompts=tuple(prompts),
+            seeds=tuple(seeds),
+            states=states,
+            transitions=tuple(transitions),
+            forms=tuple(map(tuple, forms)),
+        )
+
+    def velocity(self, visit: Visit, role: str) -> Tensor:
+        """``[B, ...]`` velocity ``e - x0`` at a state, guided as ``role`` is told, with gradient where that is on."""
+        rollout, found = visit.rollout, []
+        sleep = _Sleep(rollout.forms, visit.index)
+
+        def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
+            if index == visit.index:
+                found.append(velocity)
+                raise Reached
+            sleep.go_on()
+            return visit.state if index + 1 == visit.index else state
+
+        with self._playing(rollout.sampler, advance) as pipe, sleep.of(find_networks(pipe)):
+            try:
+                self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, visit.arguments.get(role, {}))
+            except Reached:
+                pipe.maybe_free_model_hooks()
+        return found[0]
+
+    def _call(
+        self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, more: Mapping[str, Any]
+    ) -> None:
+        call = self.model.call(
+            **self.size,
+            prompt=prompts[0] if len(prompts) == 1 else list(prompts),
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            num_inference_steps=sampler.steps,
+            output_type="latent",
+            **{**sampler.arguments, **more},
+        )
+        # Without the pipeline's own `no_grad`: whether there is a gradient is for the caller to say.
+        method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
+        with self.encoded.used():
+            method(pipe, **call)
+
+    @contextmanager
+    def _playing(self, sampler: Sampler, advance: Callable[[int, Transition, Tensor, Tensor], Tensor]) -> Iterator[Any]:
+        """The pipeline, with ``advance(index, step, velocity, state)`` in the place of its scheduler's step."""
+        pipe = self.model.pipe
+
+        def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.step_index is None:
+                self._init_step_index(timestep)
+            index = int(self.step_index)
+            start, end = (float(self.sigmas[index + k]) for k in (0, 1))
+            if self.config.get("invert_sigmas"):
+                start, end, model_output = 1 - start, 1 - end, -model_output
+            after = advance(index, sampler.step(index, start, end), model_output, sample)
+            self._step_index += 1
+            whole = kwargs.get("return_dict", True)
+            return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=after) if whole else (after,)
+
+        with ExitStack() as stack:
+            stack.enter_context(first_order(pipe))
+            modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+            stack.enter_context(untouched(pipe, pipe.scheduler, *modules))
+            pipe.set_progress_bar_config(disable=True)
+            stack.enter_context(splice(pipe.scheduler, step=step))
+            yield pipe
+
+
+class _Sleep:
+    """Networks that are not run until a step: they return what they returned before, without data."""
+
+    def __init__(self, forms: Sequence[Sequence[Any]], until: int):
+        self._forms, self._until = forms, until
+        self._step = self._calls = 0
+
+    def go_on(self) -> None:
+        """The loop takes its next step."""
+        self._step, self._calls = self._step + 1, 0
+
+    @contextmanager
+    def of(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+        sleep = self
+
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if sleep._step == sleep._until:
+                return super(type(self), self).__call__(*args, **kwargs)
+            form = sleep._forms[sleep._step][sleep._calls]
+            sleep._calls += 1
+            device = next(self.parameters()).device
+            return _mapped(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
+
+        # On the class, not on `forward`: nobody who watches the network sees a call.
+        with ExitStack() as stack:
+            for network in networks.values():
+                stack.enter_context(splice(network, __call__=call))
+            yield
+
+
+@contextmanager
+def _overheard(networks: Mapping[str, nn.Module], calls: list[Any]) -> Iterator[None]:
+    """Collects the form of whatever the networks return."""
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        calls.append(_mapped(output, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta")))
+
+    with ExitStack() as stack:
+        for network in networks.values():
+            stack.callback(network.register_forward_hook(after).remove)
+        yield
+
+
+def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(output, BaseOutput):
+        return type(output)(**{name: _mapped(value, change) for name, value in output.items()})
+    return map_tensors(output, change)
+
+
+def _resized(form: Any, size: int, wanted: int) -> Any:
+    """A form for another number of samples: on the batch axis of tensors, or as many in a list."""
+    if isinstance(form, list) and len(form) % size == 0:
+        return form[: len(form) // size * wanted]
+    if isinstance(form, (tuple, list)):
+        return type(form)(_resized(part, size, wanted) for part in form)
+    if isinstance(form, BaseOutput):
+        return type(form)(**{name: _resized(part, size, wanted) for name, part in form.items()})
+    if isinstance(form, Tensor) and form.dim() and len(form) % size == 0:
+        return form.new_empty(len(form) // size * wanted, *form.shape[1:])
+    return form

@@ -1,0 +1,98 @@
+"""One step of a sampler from sigma ``s`` to ``n < s``, in fp32, with what it takes to weigh and score it.
+
+With ``D = n - s`` and noise level ``a``, every step is Gaussian with a mean linear in the state and the velocity::
+
+    ode   x' = x + D v
+    sde   g = a sqrt(s / (1 - s));  mean = (1 + g^2 D / (2 s)) x + (1 + g^2 (1 - s) / (2 s)) D v;  variance = g^2 |D|
+    cps   x0 = x - s v;  e = x + (1 - s) v;  mean = (1 - n) x0 + n cos(a pi / 2) e;  deviation = n sin(a pi / 2)
+
+``sde`` keeps the marginals of the flow (arXiv 2505.05470, eq. 9; 2605.08063); at s = 1 the ``1 - s`` under g's root is
+that of n. ``cps`` keeps the coefficients of data and noise (2509.05952).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flowhooks.kernel.view import precise
+
+ODE, SDE, CPS = "ode", "sde", "cps"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transition:
+    """A sampler's step: ``mean = of_state x + of_velocity v``, and the deviation of what is added to it.
+
+    Args:
+        start, end: sigmas.
+        deviation: 0 for a step without chance.
+    """
+
+    start: float
+    end: float
+    of_state: float
+    of_velocity: float
+    deviation: float
+
+    def mean(self, state: Tensor, velocity: Tensor) -> Tensor:
+        """``[B, ...]`` fp32."""
+        return self.of_state * precise(state) + self.of_velocity * precise(velocity)
+
+    def log_prob(self, state: Tensor, velocity: Tensor, after: Tensor) -> Tensor:
+        """``[B]`` log density of ``after``, as a mean over elements and without its constant."""
+        away = (precise(after) - self.mean(state, velocity)).square()
+        return -away.flatten(1).mean(1) / (2 * self.deviation**2)
+
+    @property
+    def kl_weight(self) -> float:
+        """``w`` in ``KL(S || T) = w |v_S - v_T|^2`` of two such steps from one state."""
+        return self.of_velocity**2 / (2 * self.deviation**2)
+
+
+def transition(kind: str, start: float, end: float, noise_level: float) -> Transition:
+    """The step of a sampler between two sigmas.
+
+    Args:
+        noise_level: a; of ``cps`` in [0, 1].
+    """
+    by = end - start
+    if kind == SDE:
+        g2 = noise_level**2 * start / (1 - (end if start >= 1 else start))
+        return Transition(
+            start=start,
+            end=end,
+            of_state=1 + g2 * by / (2 * start),
+            of_velocity=(1 + g2 * (1 - start) / (2 * start)) * by,
+            deviation=math.sqrt(g2 * -by),
+        )
+    if kind == CPS:
+        turn = noise_level * math.pi / 2
+        kept = end * math.cos(turn)
+        return Transition(
+            start=start,
+            end=end,
+            of_state=(1 - end) + kept,
+            of_velocity=kept * (1 - start) - (1 - end) * start,
+            deviation=end * math.sin(turn),
+        )
+    return Transition(start=start, end=end, of_state=1.0, of_velocity=by, deviation=0.0)
+
+
+def taken(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:
+    """``[B, ...]`` the next state, in the state's dtype."""
+    mean = step.mean(state, velocity)
+    return (mean if noise is None else mean + step.deviation * noise).to(state.dtype)
+
+
+def draw_noise(state: Tensor, seeds: list[int], index: int) -> Tensor:
+    """``[B, ...]`` fp32 standard normal for step ``index``, of each sample's own seed; drawn on the CPU, so that it is
+    the same everywhere."""
+    rows = [
+        torch.randn(state.shape[1:], generator=torch.Generator().manual_seed((seed * 1009 + index + 1) % 2**63))
+        for seed in seeds
+    ]
+    return torch.stack(rows).to(state.device)
