@@ -71,8 +71,9 @@ def machine_problems(run: Run) -> Iterator[Problem]:
 
 def forwards(run: Run, planned: Plan) -> int:
     """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not
-    batched, and what targets and penalties ask beyond them."""
-    return (len(planned.roles) if run.training["batch_views"] else len(planned.passes)) + planned.queries
+    batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing."""
+    passes = len(planned.roles) if run.training["batch_views"] else len(planned.passes)
+    return planned.drawing + planned.chunks * (passes + planned.queries)
 
 
 def unused(planned: Plan, data: frozenset[str]) -> list[str]:

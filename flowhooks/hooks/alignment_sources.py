@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.hooks.alignment import frame_places, projector
+from flowhooks.hooks.decoding import Decoder
 from flowhooks.hooks.dual_times import lower
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
-from flowhooks.probe.recorder import evaluating, execution_device
+from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.streams import Grid, Stream, Streams, learn_streams
 
 #: Source -> whose pass its features are from; the others look at pictures.
@@ -138,39 +139,18 @@ class PictureSource:
     """
 
     def __init__(self, tap: Tap, encoder: str):
-        self.tap, self.model = tap, tap.model
-        if not isinstance(getattr(self.model.pipe, "vae", None), nn.Module):
-            raise ModelError("the teacher looks at pictures, and this pipeline has no `vae` to decode latents with")
-        self.encoder = VisionEncoder(encoder, self.model.device)
+        self.tap = tap
+        self.decoder = Decoder(tap.model, "the teacher")
+        self.encoder = VisionEncoder(encoder, tap.model.device)
         self.width = self.encoder.width
-
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """The VAE goes back to where it was."""
-        vae = self.model.pipe.vae
-        device = next(vae.parameters()).device
-        try:
-            yield
-        finally:
-            vae.to(device)
 
     @torch.no_grad()
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         frames, *_ = self.tap.grid(step)
-        pixels = self._decoded(step.batch.clean)
+        pixels = self.decoder.frames(step.batch.clean)
         seen = pixels[:, :, frame_places(pixels.shape[2], frames)]
         features = self.encoder(seen.movedim(2, 1).flatten(0, 1))
         return features.unflatten(0, (-1, frames)).flatten(1, 2), (frames, *self.encoder.grid)
-
-    def _decoded(self, clean: Tensor) -> Tensor:
-        """Pixels ``[B, 3, F, H, W]``, one sample at a time, in the VAE's own precision."""
-        # The trainer and its validation park the VAE on the CPU; one that offloading moves is left to that.
-        vae = self.model.pipe.vae
-        if execution_device(vae) != self.model.device:
-            vae.to(self.model.device)
-        with torch.autocast(clean.device.type, enabled=False):
-            pixels = torch.cat([self.model.decode(sample) for sample in clean.split(1)])
-        return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +202,7 @@ def build_parts(
         if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
             raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for pictures")
         source = PictureSource(tap, str(encoder))
-        stack.enter_context(source.attached())
+        stack.enter_context(source.decoder.attached())
     if not depth and student.width != source.width:
         raise ModelError(
             f"the teacher's features have {source.width} channels, those of {student.name} have {student.width}; "

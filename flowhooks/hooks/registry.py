@@ -171,9 +171,10 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
         place = len(HOOKS)
     frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives", "excludes")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
-    passes, queries = tuple(fields.get("passes", ())), int(fields.get("queries", 0))
+    passes = tuple(fields.get("passes", ()))
+    counts = {key: int(fields[key]) for key in ("queries", "chunks") if key in fields}
     because = str(fields.get("because", ""))
-    return Declaration(type=type, where=where, rank=rank, passes=passes, queries=queries, because=because, **frozen)
+    return Declaration(type=type, where=where, rank=rank, passes=passes, because=because, **counts, **frozen)
 
 
 def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:

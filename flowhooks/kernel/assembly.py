@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel.hook import Hook, default_objective, default_reduce, default_target
-from flowhooks.kernel.plan import Plan
-from flowhooks.kernel.view import View
+from flowhooks.kernel.plan import MAIN_VIEW, Plan
+from flowhooks.kernel.view import Chunk, View
 
 if TYPE_CHECKING:
     from flowhooks.kernel.session import Session
@@ -57,6 +57,19 @@ class Assembly:
             for hook in self.hooks:
                 stack.enter_context(hook.watching(step, views, role))
             yield
+
+    @property
+    def draws(self) -> bool:
+        """Whether a hook draws what is trained on."""
+        return "source" in self._slots
+
+    def chunks(self, step: Step) -> list[Chunk]:
+        """What a step goes through, one after the other."""
+        owner = self._one("source")
+        if owner is not None:
+            return owner.source(step)  # type: ignore[attr-defined]
+        view = View(name=MAIN_VIEW, clean=step.batch.clean, noise=None, sigma=None, condition=step.batch.condition)
+        return [Chunk(batch=step.batch, views={MAIN_VIEW: view})]
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         for hook in self._slots.get("views", []):

@@ -21,6 +21,7 @@ class Hook:
 
     A subclass is built with its options as keyword arguments and defines methods named after the slots it fills::
 
+        source(step) -> list[Chunk]                  one      what the step goes through, in place of its batch
         views(step, views) -> views                  chain    add views, or replace them by refined ones
         target(step, view) -> Tensor | None          one      what the prediction of a view should match; None: not mine
         error(step, view, error) -> error            chain    the per-element error [B, ...]

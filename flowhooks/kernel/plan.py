@@ -43,7 +43,9 @@ class Declaration:
         excludes: types of hooks that cannot be in one run with this one.
         because: why not, a sentence.
         passes: (view, role) pairs whose prediction it reads; view ``*`` stands for every view.
-        queries: forwards beyond those, at most: what a target or a penalty asks at states of its own.
+        queries: forwards beyond those, at most: what a target or a penalty asks at states of its own; of a source, what
+            it takes to draw.
+        chunks: of a source, how many it gives.
         rank: place among hooks that nothing else orders.
     """
 
@@ -57,6 +59,7 @@ class Declaration:
     because: str = ""
     passes: tuple[tuple[str, str], ...] = ()
     queries: int = 0
+    chunks: int = 1
     rank: tuple = ()
 
 
@@ -83,8 +86,18 @@ class Plan:
 
     @property
     def queries(self) -> int:
-        """Forwards beyond the passes, at most."""
-        return sum(declaration.queries for declaration in self.order)
+        """Forwards of a chunk beyond its passes, at most."""
+        return sum(declaration.queries for declaration in self.order if "source" not in declaration.slots)
+
+    @property
+    def drawing(self) -> int:
+        """Forwards of a step before its chunks: what it takes to draw."""
+        return sum(declaration.queries for declaration in self.order if "source" in declaration.slots)
+
+    @property
+    def chunks(self) -> int:
+        """Parts of a step with a backward of their own."""
+        return max((declaration.chunks for declaration in self.order), default=1)
 
     def table(self) -> list[tuple[str, str, tuple[str, ...]]]:
         """Rows (slot, rule, hooks in order) for every slot; a slot without hooks runs the engine's default."""

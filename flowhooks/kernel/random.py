@@ -33,19 +33,20 @@ class Draws:
         out = torch.empty_like(like)
         generator = torch.Generator(like.device)
         for i, row in enumerate(out):
-            generator.manual_seed(self._seed(purpose, self.rank * len(out) + i))
+            generator.manual_seed(self.seed_of(purpose, self.rank * len(out) + i))
             row.normal_(generator=generator)
         return out
 
     def shared(self, purpose: str) -> torch.Generator:
         """A CPU generator in the same state on every process, for draws over the global batch (see :meth:`mine`)."""
-        return torch.Generator().manual_seed(self._seed(purpose, 0))
+        return torch.Generator().manual_seed(self.seed_of(purpose, 0))
 
     def mine(self, values: Tensor) -> Tensor:
         """This process's rows of ``values``, which were drawn for the global batch."""
         size = len(values) // self.world_size
         return values[self.rank * size : (self.rank + 1) * size]
 
-    def _seed(self, purpose: str, position: int) -> int:
+    def seed_of(self, purpose: str, position: int) -> int:
+        """Of a position in the global batch."""
         key = f"{self.seed}/{purpose}/{self.micro_step}/{position}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

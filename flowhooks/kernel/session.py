@@ -10,12 +10,13 @@
     loss     += every hook.penalty(step)                    sum
     metrics   = every hook.metrics(step)                    sum      only on logged steps
 
-Only what a hook asks for is computed: a view nobody predicts costs no forward.
+Only what a hook asks for is computed: a view nobody predicts costs no forward. A hook in the slot ``source`` stands
+before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
-from flowhooks.kernel.plan import MAIN_VIEW, POLICY
+from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Model, Step
 from flowhooks.kernel.view import Batch, StepResult, View
@@ -68,6 +69,8 @@ class Session:
         self.fresh = fresh
         self.micro_step = 0
         self.adapter: Any = None
+        #: Draws with the pipeline and visits what it drew; of a run with a source.
+        self.player: Any = None
         self.average: WeightAverage | None = None
         self._parameters = dict(parameters)
 
@@ -77,16 +80,38 @@ class Session:
         Args:
             batch: latents and conditioning; see :class:`flowhooks.kernel.view.Batch`.
             log: compute metrics too. Without it the step never waits for the device.
+
+        Raises:
+            ValueError: the run draws its own samples, whose steps come in chunks; see :meth:`steps`.
         """
-        result = self._run(batch, self.micro_step, log=log, training=True)
-        self.micro_step += 1
+        if self.assembly.draws:
+            raise ValueError("this run visits what it draws, state by state; use `for result in session.steps(batch)`")
+        (result,) = self.steps(batch, log=log)
         return result
+
+    def steps(self, batch: Batch | None, *, log: bool = True) -> Iterator[StepResult]:
+        """The same in chunks, each with a loss of its own: run backward before asking for the next, so that memory is
+        that of one. Losses are shares, whose sum is the step's.
+
+        Args:
+            batch: None for a run that needs no data.
+        """
+        start = self._step(batch, self.micro_step, training=True)
+        chunks = self.assembly.chunks(start)
+        spent = start.forwards
+        for chunk in chunks:
+            step = self._step(chunk.batch, self.micro_step, training=True)
+            step.forwards, spent = spent, 0
+            yield self._run(step, chunk.views, log=log, share=chunk.share)
+        self.micro_step += 1
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, *, micro_step: int = 0) -> StepResult:
         """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state
         changed."""
-        return self._run(batch, micro_step, log=True, training=False)
+        step = self._step(batch, micro_step, training=False)
+        (chunk,) = self.assembly.chunks(step)
+        return self._run(step, chunk.views, log=True, share=1.0)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by unique name."""
@@ -125,20 +150,21 @@ class Session:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
-    def _run(self, batch: Batch, micro_step: int, *, log: bool, training: bool) -> StepResult:
-        step = Step(
+    def _step(self, batch: Batch | None, micro_step: int, *, training: bool) -> Step:
+        return Step(
             assembly=self.assembly,
             model=self.model,
             roles=self.roles,
-            batch=batch,
+            batch=batch,  # type: ignore[arg-type]
             draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
             training=training,
             fresh=training and self.fresh and micro_step == 0,
             batch_views=self.batch_views,
             all_reduce=self.all_reduce,
         )
-        main = View(name=MAIN_VIEW, clean=batch.clean, noise=None, sigma=None, condition=batch.condition)
-        step.views = self.assembly.views(step, {MAIN_VIEW: main})
+
+    def _run(self, step: Step, views: dict[str, View], *, log: bool, share: float) -> StepResult:
+        step.views = self.assembly.views(step, views)
         objective = self.assembly.objective(step)
         penalties = self.assembly.penalties(step)
         loss = sum(penalties.values(), start=objective)
@@ -147,4 +173,11 @@ class Session:
             metrics = {"loss": loss.detach(), **{name: value.detach() for name, value in penalties.items()}}
             with torch.no_grad():
                 metrics.update(self.assembly.metrics(step))
-        return StepResult(loss=loss, metrics=metrics, passes=passes)
+        return StepResult(
+            loss=loss if share == 1 else share * loss,
+            metrics=metrics,
+            passes=passes,
+            share=share,
+            files=step.batch.files,
+        )
+

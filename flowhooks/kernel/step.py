@@ -36,6 +36,9 @@ class Model(Protocol):
     def tokens(self, sample: Tensor) -> Any: ...
 
     @property
+    def device(self) -> torch.device: ...
+
+    @property
     def sigma_range(self) -> tuple[float, float]: ...
 
 
@@ -97,6 +100,14 @@ class Step:
             return self.velocity(precise(noisy), sigma, condition, r_sigma=r_sigma)
 
     @torch.no_grad()
+    def revisit(self, role: str, visit: Any) -> Tensor:
+        """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient; one of a hook's
+        `queries`."""
+        self.forwards += 1
+        with self.roles[role]():
+            return precise(visit.velocity(role))
+
+    @torch.no_grad()
     def features(self, role: str, view: View, block: Any, tokens: int) -> Tensor:
         """``[B, N, D]``, the N picture tokens of ``role`` on ``view`` after ``block``, where the pass ends; one of a
         hook's `queries`."""
@@ -156,6 +167,8 @@ class Step:
 
     def _fits(self, name: str, other: str) -> bool:
         a, b = self.views[name], self.views[other]
+        if a.visit is not None or b.visit is not None:
+            return name == other
         return (
             a.shape[1:] == b.shape[1:]
             and (a.r_sigma is None) == (b.r_sigma is None)
@@ -178,6 +191,10 @@ class Step:
         gradient = torch.is_grad_enabled() and role == POLICY
         watched = self.assembly.watching(self, names, role)
         with self.roles[role](), torch.set_grad_enabled(gradient), watched:
+            if views[0].visit is not None:
+                self.forwards += 1
+                self._predictions[names[0], role] = views[0].visit.velocity(role)
+                return
             joint = self.velocity(
                 batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **times
             )

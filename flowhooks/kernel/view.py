@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,11 +33,13 @@ class Batch:
     """One micro-batch of training data.
 
     Args:
-        clean: ``[B, ...]`` latents in the scheduler's sample space.
+        clean: ``[B, ...]`` latents in the scheduler's sample space; of a rollout, what was drawn.
         condition: conditioning of the same B samples.
         rejected: ``[B, ...]`` latents of the rejected side, shaped like ``clean``.
         mask: ``[B, 1, h, w]`` in [0, 1] on the VAE's latent grid; 1 trains, 0 does not.
         files: where each sample came from, for error messages.
+        prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
+        records: what is known of each sample beside its prompt, by column.
     """
 
     clean: Tensor
@@ -45,6 +47,8 @@ class Batch:
     rejected: Tensor | None = None
     mask: Tensor | None = None
     files: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
+    records: tuple[Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if self.rejected is not None and self.rejected.shape != self.clean.shape:
@@ -76,6 +80,7 @@ class View:
         mask: broadcastable to ``clean``, >= 0.
         weight: ``[B]``; 0 leaves a sample out of every mean.
         state: ``[B, ...]`` the noisy state itself, when it is not made of clean and noise.
+        visit: the same state in the pipeline's own loop: predictions are then guided as the pipeline guides them.
     """
 
     name: str
@@ -91,6 +96,7 @@ class View:
     mask: Tensor | None = None
     weight: Tensor | None = None
     state: Tensor | None = None
+    visit: Any = None
 
     @property
     def noisy(self) -> Tensor:
@@ -129,18 +135,37 @@ class View:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class StepResult:
-    """What one step gives back.
+class Chunk:
+    """A part of a step that has a backward of its own: one visited state of a rollout, say.
 
     Args:
-        loss: scalar, with gradient.
+        batch: what it is about.
+        views: by name, the main one among them.
+        share: of the step's loss.
+    """
+
+    batch: Batch
+    views: dict[str, View]
+    share: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepResult:
+    """What one step, or one chunk of it, gives back.
+
+    Args:
+        loss: scalar, with gradient; of a chunk, its share of the step's.
         metrics: name -> detached 0-dim tensor, this process's share; NaN means that nothing was measured.
-        passes: forwards of the transformer that the step made.
+        passes: forwards of the transformer that it made.
+        share: of the step, 1 for a whole one.
+        files: where its samples came from.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
     passes: int
+    share: float = 1.0
+    files: tuple[str, ...] = ()
 
 
 def batch_of(values: Sequence[Tensor]) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.probe.partial import Reached
 from flowhooks.probe.runs import find_networks
-from flowhooks.probe.values import map_tensors
+from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.splice import splice, untouched
@@ -76,19 +76,29 @@ class Rollout:
         """``[B, ...]`` clean latents in the scheduler's sample space."""
         return self.states[len(self.transitions)]
 
+    def on(self, device: Any) -> Rollout:
+        """With its states there."""
+        return replace(self, states={index: state.to(device) for index, state in self.states.items()})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Visit:
     """One state of a rollout, to be visited again.
 
     Args:
+        player: that drew it.
         index: of the step that starts there.
         arguments: role -> arguments of the pipeline's call in place of the sampler's; roles without any have those.
     """
 
+    player: Player
     rollout: Rollout
     index: int
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def velocity(self, role: str) -> Tensor:
+        """``[B, ...]`` of the network as it stands, guided as ``role`` is told."""
+        return self.player.velocity(self, role)
 
     @property
     def transition(self) -> Transition:
@@ -103,6 +113,11 @@ class Visit:
     def after(self) -> Tensor:
         """``[B, ...]`` where the sampler went from there. Raises KeyError when it was not kept."""
         return self.rollout.states[self.index + 1]
+
+    def log_density(self, velocity: Tensor) -> Tensor:
+        """``[B, ...]`` of the step that the sampler took, under ``velocity`` at its start."""
+        device = velocity.device
+        return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
 
     def told(self, role: str, arguments: Mapping[str, Any]) -> Visit:
         """``role`` is asked under these arguments."""
@@ -183,7 +198,7 @@ class Player:
                 found.append(velocity)
                 raise Reached
             sleep.go_on()
-            return visit.state if index + 1 == visit.index else state
+            return visit.state.to(state.device) if index + 1 == visit.index else state
 
         with self._playing(rollout.sampler, advance) as pipe, sleep.of(find_networks(pipe)):
             try:
@@ -191,6 +206,26 @@ class Player:
             except Reached:
                 pipe.maybe_free_model_hooks()
         return found[0]
+
+    def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        """Of what the network is given for a prompt, which is encoded by this; prompts of equal shapes may be drawn
+        together."""
+        seen: list[tuple[Any, ...]] = []
+
+        def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            seen.append(tuple(tuple(t.shape) for t in tensors_in([*args, *kwargs.values()])))
+            raise Reached
+
+        with ExitStack() as stack:
+            pipe = stack.enter_context(self._playing(sampler, _never))
+            for network in find_networks(pipe).values():
+                stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
+            try:
+                with torch.no_grad():
+                    self._call(pipe, [prompt], [0], sampler, more or {})
+            except Reached:
+                pipe.maybe_free_model_hooks()
+        return seen[0]
 
     def _call(
         self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, more: Mapping[str, Any]
@@ -234,6 +269,10 @@ class Player:
             yield pipe
 
 
+def _never(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
+    raise ModelError("the pipeline stepped without asking its network")
+
+
 class _Sleep:
     """Networks that are not run until a step: they return what they returned before, without data."""
 
@@ -251,7 +290,7 @@ class _Sleep:
 
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             if sleep._step == sleep._until:
-                return super(type(self), self).__call__(*args, **kwargs)
+                return super(type(self), self).__call__(*args, **kwargs)  # type: ignore[misc]
             form = sleep._forms[sleep._step][sleep._calls]
             sleep._calls += 1
             device = next(self.parameters()).device

@@ -42,10 +42,9 @@ class Transition:
         """``[B, ...]`` fp32."""
         return self.of_state * precise(state) + self.of_velocity * precise(velocity)
 
-    def log_prob(self, state: Tensor, velocity: Tensor, after: Tensor) -> Tensor:
-        """``[B]`` log density of ``after``, as a mean over elements and without its constant."""
-        away = (precise(after) - self.mean(state, velocity)).square()
-        return -away.flatten(1).mean(1) / (2 * self.deviation**2)
+    def log_density(self, state: Tensor, velocity: Tensor, after: Tensor) -> Tensor:
+        """``[B, ...]`` log density of each number of ``after``, without its constant."""
+        return -(precise(after) - self.mean(state, velocity)).square() / (2 * self.deviation**2)
 
     @property
     def kl_weight(self) -> float:

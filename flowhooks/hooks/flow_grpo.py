@@ -1,0 +1,107 @@
+"""Policy gradient on rewards: pictures of one prompt compete (Flow-GRPO, arXiv 2505.05470)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.hooks.decoding import Decoder
+from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.rewards import build_reward, scored
+
+SMALL = 1e-4
+
+
+def group_advantages(rewards: Tensor, size: int, clip: float) -> Tensor:
+    """``[B]`` of groups of ``size`` in a row: ``(r - mean) / (std + 1e-4)`` within each, cut off at ``clip``."""
+    groups = rewards.unflatten(0, (-1, size))
+    spread = groups.std(1, correction=0, keepdim=True)
+    return ((groups - groups.mean(1, keepdim=True)) / (spread + SMALL)).clamp(-clip, clip).flatten()
+
+
+def policy_gradient_loss(log_prob: Tensor, before: Tensor, advantage: Tensor) -> Tensor:
+    """``[B]`` ``-A pi / pi_before``.
+
+    Args:
+        log_prob: ``[B]`` of the sampled step, mean over elements, with gradient.
+        before: ``[B]`` the same when it was sampled. One update a rollout makes the ratio exactly 1, and clipping idle.
+        advantage: ``[B]``.
+    """
+    return -advantage * torch.exp(log_prob - before)
+
+
+class FlowGRPO(Hook):
+    """The objective of rollouts with chance: a picture's advantage over the others of its prompt, times the log density
+    of every visited step.
+
+    Args:
+        rewards: one block a reward, with ``type`` and ``weight``; their weighted sum counts.
+        advantage_clip: largest advantage.
+
+    Raises:
+        ValueError: an option out of range.
+        ModelError: on attaching, groups of one, a sampler without chance, or a pipeline without a VAE.
+        RewardError: a reward that cannot be built, or that gives NaN.
+    """
+
+    type = "flow_grpo"
+
+    def __init__(self, *, rewards: Sequence[Mapping[str, Any]], advantage_clip: float = 5.0):
+        if not rewards or advantage_clip <= 0:
+            raise ValueError("`rewards` must name at least one reward, and `advantage_clip` must be above 0")
+        self.blocks, self.advantage_clip = [dict(block) for block in rewards], advantage_clip
+        self._rollout: Any = None
+        self._advantages: Tensor | None = None
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        source = rollout_hook(session)
+        if source.group_size < 2 or source.sampler.kind == "ode":
+            raise ModelError(
+                "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more and "
+                "`sampler` to 'sde' or 'cps'"
+            )
+        model: Any = session.model
+        self._size = source.group_size
+        self._decoder = Decoder(model, "`flow_grpo`")
+        self._rewards = [build_reward(block).to(model.device) for block in self.blocks]
+        with self._decoder.attached():
+            yield
+
+    def objective(self, step: Step) -> Tensor:
+        view = step.views[MAIN_VIEW]
+        visit = view.visit
+        if visit.rollout is not self._rollout:
+            self._judge(step, visit.rollout)
+        assert self._advantages is not None
+        if not visit.transition.deviation:
+            return 0 * step.predict(MAIN_VIEW).sum()
+        log_prob = visit.log_density(step.predict(MAIN_VIEW)).flatten(1).mean(1)
+        return step.mean(policy_gradient_loss(log_prob, log_prob.detach(), self._advantages), view.weight)
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        return dict(self._values)
+
+    @torch.no_grad()
+    def _judge(self, step: Step, rollout: Any) -> None:
+        """Once a rollout, whose states then share the advantages."""
+        batch = step.batch
+        frames = self._decoder.frames(batch.clean)
+        pixels = ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
+        weights = [float(block.get("weight", 1.0)) for block in self.blocks]
+        total, each = scored(self._rewards, weights, pixels, batch.prompts, batch.records)
+        self._rollout = rollout
+        self._advantages = group_advantages(total, self._size, self.advantage_clip)
+        spread = total.unflatten(0, (-1, self._size)).std(1, correction=0).mean()
+        named = {f"flow_grpo_reward_{name}": value.mean() for name, value in each.items()}
+        self._values = {"flow_grpo_reward": total.mean(), "flow_grpo_reward_spread": spread, **named}

@@ -1,0 +1,242 @@
+"""Train on what the student draws: a rollout of the stock pipeline, visited state by state (arXiv 2605.08063)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flowhooks.data.sampler import batch_plan
+from flowhooks.errors import ModelError
+from flowhooks.hooks.prompts import Prompt, read_prompts
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import Batch, Chunk, View
+from flowhooks.sampling.encoded import EncodedPrompts
+from flowhooks.sampling.rollout import Player, Rollout, Sampler, Visit
+from flowhooks.sampling.steps import ODE, SDE, Transition
+
+UNIFORM, KL, KL_NODT, X_T, X0 = "uniform", "kl", "kl_nodt", "x_t", "x0"
+
+
+def visit_weight(kind: str, step: Transition, noise_level: float) -> float:
+    """W of a visited step from s to n, with ``D = n - s``: ``uniform`` 1, ``kl`` the factor ``w`` of the exact KL
+    divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0`` ``s^2``."""
+    by = step.end - step.start
+    if kind == UNIFORM:
+        return 1.0
+    if kind == X_T:
+        return by**2
+    if kind == X0:
+        return step.start**2
+    weight = Sampler(kind=SDE, noise_level=noise_level).step(0, step.start, step.end).kl_weight
+    return weight if kind == KL else -by * weight
+
+
+@dataclass(frozen=True)
+class Unspoken:
+    """The condition of samples that only the pipeline's own loop knows how to condition."""
+
+    size: int
+
+    def join(self, others: Sequence[Unspoken]) -> Unspoken:
+        return Unspoken(self.size + sum(other.size for other in others))
+
+    def take(self, rows: Sequence[int]) -> Unspoken:
+        return Unspoken(len(rows))
+
+
+class OnPolicyRollout(Hook):
+    """Draws pictures with the student and gives the states it went through, each as a chunk with the view ``main``.
+
+    Args:
+        prompts: a ``.jsonl`` file of objects with ``prompt``, a text file, or a list of either; None takes those of the
+            data.
+        batch_size: prompts of a micro-batch on each process, where they are not the data's.
+        task_column: a column of the prompts by whose values micro-batches take turns, a task each; None mixes them.
+        group_size: pictures of each prompt.
+        sampler: ``ode``, ``sde`` or ``cps``.
+        num_inference_steps: of a rollout.
+        noise_level: of ``sde`` and ``cps``; 0.7 is usual.
+        window: first and end index of the steps with chance, the others being ``ode``; None: all but the last.
+        visits: how many states of each rollout are trained on, at random; None: all that may be.
+        train_fraction: only states in this first part of the steps are trained on.
+        weighting: of visited states, see :func:`visit_weight`.
+        pipeline_arguments: of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
+        offload_states: keep states on the CPU until they are visited.
+
+    Raises:
+        ValueError: an option out of range, or prompts that cannot be read.
+        ModelError: on attaching, a pipeline without ``encode_prompt``.
+    """
+
+    type = "on_policy_rollout"
+
+    def __init__(
+        self,
+        *,
+        prompts: str | Sequence[Any] | None = None,
+        batch_size: int = 1,
+        task_column: str | None = None,
+        group_size: int = 1,
+        sampler: str = SDE,
+        num_inference_steps: int = 10,
+        noise_level: float = 0.7,
+        window: Sequence[int] | None = None,
+        visits: int | None = None,
+        train_fraction: float = 0.99,
+        weighting: str = UNIFORM,
+        pipeline_arguments: Mapping[str, Any] | None = None,
+        offload_states: bool = False,
+    ):
+        if min(batch_size, group_size, num_inference_steps, visits or 1) < 1 or not 0 < train_fraction <= 1:
+            raise ValueError(
+                "`batch_size`, `group_size`, `num_inference_steps` and `visits` must be at least 1, and "
+                "`train_fraction` in (0, 1]"
+            )
+        if noise_level <= 0:
+            raise ValueError(f"`noise_level` must be above 0, got {noise_level}; take the sampler 'ode' for no noise")
+        if window is not None and not 0 <= window[0] < window[1] <= num_inference_steps:
+            raise ValueError(f"`window` must be two indices of steps, the first below the second, got {list(window)}")
+        self.prompts = None if prompts is None else read_prompts(prompts)
+        self.batch_size, self.group_size, self.weighting = batch_size, group_size, weighting
+        self.sampler = Sampler(
+            kind=sampler,
+            steps=num_inference_steps,
+            noise_level=noise_level,
+            window=None if window is None else (window[0], window[1]),
+            arguments=dict(pipeline_arguments or {}),
+        )
+        self.places = visited_places(num_inference_steps, train_fraction, None if sampler == ODE else window)
+        self.visits = min(visits or len(self.places), len(self.places))
+        self.offload_states = offload_states
+        self._tasks = _by_task(self.prompts, task_column) if self.prompts is not None else []
+        self._shapes: dict[str, Any] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        model: Any = session.model
+        player = Player(model, EncodedPrompts(model.pipe))
+        for prompt in self.prompts or ():
+            self._shape(player, prompt.text)
+        session.player = player
+        self._player = player
+        try:
+            yield
+        finally:
+            session.player = None
+
+    def source(self, step: Step) -> list[Chunk]:
+        if not step.training:
+            raise ValueError("what a run draws cannot be held out; set validation.holdout to 0")
+        asked = self._asked(step)
+        draws = step.draws
+        order = torch.randperm(len(self.places), generator=draws.shared("visits"))[: self.visits]
+        places = sorted(self.places[int(i)] for i in order)
+        first = draws.rank * len(asked)
+        seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
+        chunks: list[Chunk] = []
+        for rows in self._groups([prompt.text for prompt in asked]):
+            some = [asked[i] for i in rows]
+            rollout = self._player.draw(
+                [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampler, _kept(places)
+            )
+            step.forwards += self.sampler.steps
+            rollout = rollout.on("cpu") if self.offload_states else rollout
+            chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
+        if not chunks:
+            raise ModelError("the trained network is never asked in the steps that are visited; visit others")
+        return chunks
+
+    def _chunks(
+        self, rollout: Rollout, prompts: Sequence[Prompt], places: Sequence[int], part: float, step: Step
+    ) -> list[Chunk]:
+        """One a visited state, of ``part`` of the batch."""
+        device = step.model.device
+        batch = Batch(
+            clean=rollout.final.to(device),
+            condition=Unspoken(len(prompts)),
+            files=tuple(prompt.text for prompt in prompts),
+            prompts=tuple(prompt.text for prompt in prompts),
+            records=tuple(prompt.record for prompt in prompts),
+        )
+        low, high = step.model.sigma_range
+        found = []
+        for place in places:
+            visit = Visit(player=self._player, rollout=rollout, index=place)
+            sigma = visit.transition.start
+            if not low <= sigma <= high:
+                continue
+            view = View(
+                name=MAIN_VIEW,
+                clean=batch.clean,
+                noise=None,
+                sigma=torch.full((len(prompts),), sigma, device=device),
+                condition=batch.condition,
+                state=visit.state.to(device),
+                visit=visit,
+            )
+            weight = visit_weight(self.weighting, visit.transition, self.sampler.noise_level)
+            found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * weight / len(places)))
+        return found
+
+    def _asked(self, step: Step) -> list[Prompt]:
+        """The prompts of this process's rows, each as often as a group has members."""
+        if self.prompts is None:
+            if step.batch is None or not step.batch.prompts:
+                raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
+            records = step.batch.records or ({},) * len(step.batch.prompts)
+            asked = [Prompt(text, record) for text, record in zip(step.batch.prompts, records, strict=True)]
+        else:
+            draws, turn = step.draws, step.draws.micro_step
+            task = self._tasks[turn % len(self._tasks)]
+            plan = batch_plan(
+                len(task), self.batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
+            )
+            asked = [task[i] for i in next(plan)]
+        return [prompt for prompt in asked for _ in range(self.group_size)]
+
+    def _groups(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Rows that can be drawn together."""
+        groups: dict[Any, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(self._shape(self._player, prompt), []).append(i)
+        return list(groups.values())
+
+    def _shape(self, player: Player, prompt: str) -> Any:
+        if prompt not in self._shapes:
+            self._shapes[prompt] = player.shapes(prompt, self.sampler)
+        return self._shapes[prompt]
+
+
+def rollout_hook(session: Session) -> Any:
+    """The session's source, or None."""
+    return next((hook for hook in session.assembly.hooks if isinstance(hook, OnPolicyRollout)), None)
+
+
+def visited_places(steps: int, fraction: float, window: Sequence[int] | None) -> list[int]:
+    """Indices of the states that may be trained on."""
+    first, last = window if window is not None else (0, steps)
+    return list(range(first, min(last, max(first + 1, int(fraction * steps + 1e-9)))))
+
+
+def _kept(places: Sequence[int]) -> list[int]:
+    """The states that visits start from and go to."""
+    return sorted({index for place in places for index in (place, place + 1)})
+
+
+def _by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]:
+    """Prompts of each task, in the order in which tasks first appear."""
+    if column is None:
+        return [list(prompts)]
+    tasks: dict[Any, list[Prompt]] = {}
+    for prompt in prompts:
+        if column not in prompt.record:
+            raise ValueError(f"the prompt {prompt.text!r} has no column {column!r}, which `task_column` names")
+        tasks.setdefault(prompt.record[column], []).append(prompt)
+    return list(tasks.values())

@@ -1,0 +1,63 @@
+"""Prompts with what is known of them, from a file or a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROMPT = "prompt"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt and the columns beside it."""
+
+    text: str
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
+    """From a ``.jsonl`` file of objects with the key ``prompt``, a text file with one prompt a line, or a list of
+    prompts or such objects.
+
+    Raises:
+        ValueError: no such file, nothing in it, or a line that is no prompt; with file and line.
+    """
+    if not isinstance(given, str):
+        found = [_prompt(entry, f"`prompts` entry {i + 1}") for i, entry in enumerate(given)]
+        if not found:
+            raise ValueError("`prompts` is an empty list; name a file, or write prompts into it")
+        return found
+    path = Path(given).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"`prompts`: {path} cannot be read ({error.strerror}); name a text or jsonl file") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"`prompts`: {path} is not UTF-8: {error.reason} at byte {error.start}; convert it") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            found.append(_prompt(_parsed(line, where) if path.suffix == ".jsonl" else line.strip(), where))
+    if not found:
+        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line")
+    return found
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: is no JSON: {error.msg} at column {error.colno}") from error
+
+
+def _prompt(entry: Any, where: str) -> Prompt:
+    if isinstance(entry, str):
+        return Prompt(entry)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get(PROMPT), str):
+        raise ValueError(f"{where}: expected a prompt, or an object with the key {PROMPT!r}; found {entry!r}")
+    return Prompt(entry[PROMPT], {key: value for key, value in entry.items() if key != PROMPT})
