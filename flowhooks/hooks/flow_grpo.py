@@ -68,8 +68,8 @@ class FlowGRPO(Hook):
         source = rollout_hook(session)
         if source.group_size < 2 or source.sampler.kind == "ode":
             raise ModelError(
-                "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more and "
-                "`sampler` to 'sde' or 'cps'"
+                "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more, "
+                "and `sampler` to 'sde' or 'cps'"
             )
         model: Any = session.model
         self._size = source.group_size

@@ -11,7 +11,7 @@ import torch
 
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
-from flowhooks.hooks.prompts import Prompt, read_prompts
+from flowhooks.hooks.prompts import Prompt, read_prompts, visited_places
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
@@ -217,12 +217,6 @@ class OnPolicyRollout(Hook):
 def rollout_hook(session: Session) -> Any:
     """The session's source, or None."""
     return next((hook for hook in session.assembly.hooks if isinstance(hook, OnPolicyRollout)), None)
-
-
-def visited_places(steps: int, fraction: float, window: Sequence[int] | None) -> list[int]:
-    """Indices of the states that may be trained on."""
-    first, last = window if window is not None else (0, steps)
-    return list(range(first, min(last, max(first + 1, int(fraction * steps + 1e-9)))))
 
 
 def _kept(places: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Prompts with what is known of them, from a file or a list."""
+"""What a rollout starts from and where it is visited, free of torch: prompts with what is known of them, and steps."""
 
 from __future__ import annotations
 
@@ -61,3 +61,9 @@ def _prompt(entry: Any, where: str) -> Prompt:
     if not isinstance(entry, Mapping) or not isinstance(entry.get(PROMPT), str):
         raise ValueError(f"{where}: expected a prompt, or an object with the key {PROMPT!r}; found {entry!r}")
     return Prompt(entry[PROMPT], {key: value for key, value in entry.items() if key != PROMPT})
+
+
+def visited_places(steps: int, fraction: float, window: Sequence[int] | None) -> list[int]:
+    """Indices of the states that may be trained on."""
+    first, last = window if window is not None else (0, steps)
+    return list(range(first, min(last, max(first + 1, int(fraction * steps + 1e-9)))))

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.prompts import visited_places
 from flowhooks.kernel.plan import EVERY_VIEW, POLICY, Declaration
 
 Options = Mapping[str, Any]
@@ -90,7 +91,34 @@ def _alignment(options: Options) -> dict[str, Any]:
     }
 
 
+def _rollout(options: Options) -> dict[str, Any]:
+    steps = options["num_inference_steps"]
+    window = options["window"] if options["sampler"] != "ode" else None
+    places = visited_places(steps, options["train_fraction"], window)
+    return {
+        "slots": {"source"},
+        "needs": set() if options["prompts"] is not None else {"data:image"},
+        "gives": {"sigma", "rollout"},
+        "queries": steps,
+        "chunks": min(options["visits"] or len(places), len(places)),
+    }
+
+
+def _teacher(options: Options) -> dict[str, Any]:
+    names = list(options["teachers"])
+    return {
+        "slots": {"views", "target:main", "objective", "metrics"},
+        "needs": {"sigma", "role:reference"},
+        "wants": {"rollout"},
+        "gives": {f"role:adapter:{name}" for name in names},
+        "passes": (("main", POLICY),),
+        # Prompts of one batch may be routed to all of them, and to the base.
+        "queries": len(names) if options["routes"] is None else len(set(options["routes"].values())),
+    }
+
+
 HOOKS: Mapping[str, Entry] = {
+    "on_policy_rollout": Entry("flowhooks.hooks.on_policy:OnPolicyRollout", _rollout),
     "timestep_schedule": Entry(
         "flowhooks.hooks.timestep_schedule:TimestepSchedule",
         lambda options: {"slots": {"views"}, "gives": {"sigma", "density"}},
@@ -138,6 +166,15 @@ HOOKS: Mapping[str, Entry] = {
             ),
         },
     ),
+    "teacher_velocity": Entry("flowhooks.hooks.teacher_velocity:TeacherVelocity", _teacher),
+    "flow_grpo": Entry(
+        "flowhooks.hooks.flow_grpo:FlowGRPO",
+        lambda options: {
+            "slots": {"objective", "metrics"},
+            "needs": {"rollout"},
+            "passes": (("main", POLICY),),
+        },
+    ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
     "feature_alignment": Entry("flowhooks.hooks.feature_alignment:FeatureAlignment", _alignment),
@@ -147,6 +184,7 @@ HOOKS: Mapping[str, Entry] = {
 PROVIDERS: Mapping[str, str] = {
     "sigma": "timestep_schedule",
     "density": "timestep_schedule",
+    "rollout": "on_policy_rollout",
     "token_sigma": "dual_times",
     "second_time": "time_conditioning",
     "r_sigma": "interval_times",

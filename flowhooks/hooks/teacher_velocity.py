@@ -42,7 +42,7 @@ def log_ratio_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class TeacherVelocity(Hook):
     """The target of the main view is what a teacher predicts there; teachers are frozen adapters on the one backbone.
 
-    Each has the role ``adapter:<name>``, for an ``anchor_regularizer`` towards a teacher that nothing is routed to, say.
+    Each has the role ``adapter:<name>``, for an ``anchor_regularizer`` towards one that nothing is routed to, say.
 
     Args:
         teachers: name -> a file, folder or Hub id; or an object with ``path`` and any of ``pipeline_arguments`` (of its

@@ -188,7 +188,7 @@ _REMEDY = {
     "conditioning_data",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:ema": "set training.use_ema to true",
-    "role:adapter": "this release attaches only the adapter that is trained; use 'reference' or 'ema'",
+    "role:adapter": "name it in the `teachers` of a teacher_velocity hook, or use 'reference' or 'ema'",
 }
 
 
