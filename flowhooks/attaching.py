@@ -23,7 +23,7 @@ from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
-from flowhooks.errors import ModelError
+from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.hooks.build import build_assembly
 from flowhooks.kernel import distributed
 from flowhooks.kernel.assembly import Assembly
@@ -53,16 +53,23 @@ def attach(
         run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
             blocks; or the output folder of a finished run, whose trained modules and adapter are put on (an adapter
             that is on already stays).
-        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own.
+        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. Of a
+            finished run it cannot be given.
         seed: of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
 
     Raises:
-        ConfigError: the run is not valid, or its hooks conflict.
+        ConfigError: the run is not valid, or its hooks conflict; an ``adapter`` for a finished run.
         ModelError: the pipeline cannot be learnt.
         AdapterError: the adapter does not fit.
     """
     if isinstance(run, (str, Path)) and Path(run).is_dir():
+        if adapter is not None:
+            message = (
+                "a finished run brings its own adapter, or leaves one that is on already where it is; leave `adapter` "
+                "out"
+            )
+            raise ConfigError(Problem(message, str(run)))
         with _restored(pipe, Path(run), seed=seed, height=height, width=width) as session:
             yield session
         return

@@ -23,7 +23,7 @@ from flowhooks.cli import main
 from flowhooks.errors import ConfigError, FlowhooksError, ModelError
 from flowhooks.export.anyflow import export_anyflow
 from flowhooks.testing.families.wan import wan_transformer
-from tests.export.wan_runs import LORA, drawn, finished, unshifted, write_pipeline
+from tests.export.wan_runs import BESIDE, LORA, drawn, finished, unshifted, write_pipeline
 
 SECOND = {"target_mode": "linear", "deltatime_type": "t-r", "gate_value": 0.8, "timestep_scale": 1000.0}
 PARTS = {
@@ -125,6 +125,21 @@ def test_the_shift_of_wans_own_scheduler_and_other_parts_are_kept(tmp_path):
     assert away(drawn(stock, sigmas=unshifted(sigmas, shift=5.0)), wanted) < 1e-5
 
 
+def test_averaged_weights_are_exported(model, tmp_path):
+    """Of a run that keeps an average, adapter and second time both."""
+    average: dict[str, torch.Tensor] = {}
+    training = {"use_ema": True, "ema_decay": 0.5}
+    run = finished(model, tmp_path / "out", training=training, average=average)
+    stock = AnyFlowPipeline.from_pretrained(export_anyflow(run, None))
+    weight, bias = (f"time_conditioning.delta_embedder.linear_2.{part}" for part in ("weight", "bias"))
+    found = stock.transformer.condition_embedder.delta_embedder.linear_2
+    assert torch.equal(found.weight, average[weight]) and torch.equal(found.bias, average[bias])
+    name = "blocks.0.attn1.to_q"
+    down, up = (average[f"{name}.lora_{part}.weight"] for part in "AB")
+    base = WanPipeline.from_pretrained(model).transformer.get_submodule(name).weight
+    torch.testing.assert_close(stock.transformer.get_submodule(name).weight, base + 4 / 2 * up @ down)
+
+
 def test_half_precision_is_kept(model, tmp_path):
     run = finished(model, tmp_path / "out", section={"dtype": "bf16"})
     weights = load_file(export_anyflow(run, None) / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -169,6 +184,12 @@ def test_another_network(tmp_path):
     model = write_pipeline(tmp_path / "model", "sd3")
     run = finished(model, tmp_path / "out", section={"pipeline_arguments": arguments})
     one_line(run, ModelError, "was trained for SD3Transformer2DModel; format 'anyflow' is for WanTransformer3DModel")
+
+
+def test_modules_of_another_hook(model, tmp_path):
+    hooks = [{"type": "target_replacer", "target_mode": "linear"}, {"type": "interval_times"}]
+    run = finished(model, tmp_path / "out", method=None, hooks=[*hooks, BESIDE])
+    one_line(run, ModelError, "holds what 'tests.export.wan_runs:Beside' trained too")
 
 
 def test_two_experts(tmp_path):

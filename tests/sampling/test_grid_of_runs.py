@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
-import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 
 from flowhooks.cli import main
-from flowhooks.kernel import Hook
 from flowhooks.sampling.images import sample_images
 from flowhooks.sampling.restore import restore_pipeline
 from flowhooks.testing.tiny import PIPELINES
-from tests.export.wan_runs import finished, write_pipeline
+from tests.export.wan_runs import BESIDE, finished, write_pipeline
 
 ARGUMENTS = PIPELINES["wan"].arguments
 SIZE = {"height": 32, "width": 32}
@@ -61,24 +57,8 @@ def test_a_plain_run_keeps_the_pipelines_own(model, tmp_path, capsys):
     assert (found["prompt_000_00_steps_3_base"] == alone(WanPipeline.from_pretrained(model), 3)).all()
 
 
-class Beside(Hook):
-    """Trains something of its own that gives the network no second time."""
-
-    type = "beside"
-
-    def __init__(self):
-        self.scale = torch.nn.Linear(1, 1)
-
-    @contextmanager
-    def attached(self, session):
-        yield
-
-    def modules(self):
-        return {"scale": self.scale}
-
-
 def test_modules_that_make_no_flow_map_keep_it_too(model, tmp_path):
-    run = finished(model, tmp_path / "out", method=None, hooks=[{"type": f"{__name__}:Beside"}])
+    run = finished(model, tmp_path / "out", method=None, hooks=[BESIDE])
     restored = restore_pipeline(str(run), None, "fp32")
     assert restored.modules is not None
     with restored.trained() as pipe:
