@@ -40,7 +40,7 @@ class Recording:
     ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
     it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` what it was to decode, with what it was
     told beside in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
-    of the resolution.
+    of the resolution. ``copies`` counts the steps of copies that the pipeline made of its scheduler.
     """
 
     names: list[str] = field(default_factory=list)
