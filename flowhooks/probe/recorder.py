@@ -276,13 +276,17 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
 def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
-    A stopped run moves offloaded components off the accelerator, as the pipeline does at the end of a whole one.
+    A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a whole
+    one.
     """
     try:
         return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
     except Enough:
         pipe.maybe_free_model_hooks()
         return None
+    except Exception:
+        pipe.maybe_free_model_hooks()
+        raise
 
 
 def first_of(output: Any) -> Any:
