@@ -78,7 +78,7 @@ def attach(
     with ExitStack() as stack:
         model = _probed(pipe, resolved, height, width)
         fitted = _fit_adapter(model, resolved, adapter, stack)
-        yield _session(model, resolved, hooks, fitted, seed, stack)
+        yield _session(model, resolved, hooks, fitted, seed, stack, start=_start(resolved, adapter))
 
 
 def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowModel:
@@ -89,9 +89,15 @@ def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowM
 
 
 def _session(
-    model: FlowModel, run: Run, hooks: Sequence[Any], adapter: Adapter | None, seed: int | None, stack: ExitStack
+    model: FlowModel,
+    run: Run,
+    hooks: Sequence[Any],
+    adapter: Adapter | None,
+    seed: int | None,
+    stack: ExitStack,
+    start: Path | None = None,
 ) -> Session:
-    """The hooks attached, to be taken off by the stack."""
+    """The hooks attached, to be taken off by the stack; their modules start as those of the run in ``start``."""
     parameters = _trained(model, run, adapter, stack)
     roles: dict[str, Callable[[], AbstractContextManager]] = {}
     if adapter is not None:
@@ -114,6 +120,8 @@ def _session(
     )
     session.adapter = adapter
     assembly.attach(session, stack)
+    if start is not None:
+        _start_modules(start / MODULES, assembly)
     if run.training["use_ema"]:
         session.average = WeightAverage(session.parameters(), run.training["ema_decay"])
     return session
@@ -173,6 +181,25 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
     built = build_adapter(model.transformer, run.adapter)
     stack.callback(built.detach)
     return built
+
+
+def _start(run: Run, adapter: Any) -> Path | None:
+    """The folder of a finished run that this one starts from, what hooks trained there included. A file is the adapter
+    alone."""
+    if run.adapter is None or run.adapter["init_from"] is None or isinstance(adapter, Adapter):
+        return None
+    folder = Path(run.adapter["init_from"])
+    return folder if (folder / MODULES).is_file() else None
+
+
+def _start_modules(file: Path, assembly: Assembly) -> None:
+    read_manifest(file)
+    try:
+        load_modules(file, assembly, whole=False)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} To start from the adapter beside it alone, set `adapter.init_from` to the adapter's file."
+        ) from error
 
 
 def _trained(model: FlowModel, run: Run, adapter: Adapter | None, stack: ExitStack) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.files import read_tensors, write_tensors
@@ -76,15 +77,21 @@ def read_manifest(file: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load_modules(file: Path, assembly: Assembly) -> None:
+def load_modules(file: Path, assembly: Assembly, *, whole: bool = True) -> None:
     """Copy a modules file's values into the hooks' modules.
+
+    Args:
+        whole: every module gets its values from the file; else those that the file has not stay as they are.
 
     Raises:
         ModelError: it cannot be read, or a key or a shape is not that of this model.
     """
-    own = {f"{name}.{key}": t for name, module in assembly.exported().items() for key, t in module.state_dict().items()}
+    own: dict[str, Tensor] = {}
     try:
         tensors, _ = read_tensors(file)
+        for name, module in assembly.exported().items():
+            if whole or any(key.startswith(f"{name}.") for key in tensors):
+                own |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         check_fit(own, tensors, kind="set of modules", origin=str(file))
     except AdapterError as error:
         raise ModelError(str(error)) from error
