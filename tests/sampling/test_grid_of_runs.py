@@ -72,3 +72,9 @@ def test_the_adapter_of_the_second_expert_is_put_on_the_second(tmp_path):
     restored = restore_pipeline(str(run), None, "fp32")
     with restored.trained() as pipe:
         assert hasattr(pipe.transformer_2, "peft_config") and not hasattr(pipe.transformer, "peft_config")
+        wanted = alone(pipe, 2)
+    # As the run's card says.
+    stock = WanPipeline.from_pretrained(model)
+    stock.load_lora_weights(run, weight_name="pytorch_lora_weights.safetensors", load_into_transformer_2=True)
+    assert not hasattr(stock.transformer, "peft_config")
+    assert abs(alone(stock, 2).astype(int) - wanted).max() <= 1
