@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
+    WanTransformer3DModel,
 )
 from safetensors.torch import load_file
 
@@ -35,6 +36,11 @@ PARTS = {
     },
     "whole network": {"adapter": None, "training": {"trainable": "transformer"}},
 }
+
+
+def with_flat_patches():
+    """Wan's network with tokens that are no squares."""
+    return WanTransformer3DModel.from_config({**wan_transformer().config, "patch_size": (1, 2, 1)})
 
 
 def away(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -203,6 +209,7 @@ def test_two_experts(tmp_path):
         ({"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)}, "`use_dynamic_shifting` True"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)}, "`shift_terminal` 0.1"),
         ({"transformer": wan_transformer(added_kv_proj_dim=24)}, "`added_kv_proj_dim` is 24"),
+        ({"transformer": with_flat_patches()}, r"`patch_size` is \[1, 2, 1\]; AnyFlow's needs"),
     ],
 )
 def test_what_anyflow_cannot_express(change, message, run, model, tmp_path):
@@ -214,6 +221,18 @@ def test_what_anyflow_cannot_express(change, message, run, model, tmp_path):
     (copied / "run.json").write_text(json.dumps(document))
     one_line(copied, ModelError, message)
     assert not (copied / "anyflow").exists()
+
+
+def test_a_pipeline_that_does_more_than_draw_from_text(run, model, tmp_path):
+    """It has the same parts and calls the network in another way."""
+    other, copied = shutil.copytree(model, tmp_path / "model"), tmp_path / "out"
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("anyflow"))
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanVideoToVideoPipeline"}))
+    document = json.loads((copied / "run.json").read_text())
+    document["model"]["pretrained_model_name_or_path"] = str(other)
+    (copied / "run.json").write_text(json.dumps(document))
+    one_line(copied, ModelError, "model is a WanVideoToVideoPipeline; format 'anyflow' is for WanPipeline")
 
 
 def test_another_unit_of_the_second_time(model, tmp_path):
