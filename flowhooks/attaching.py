@@ -23,7 +23,7 @@ from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
-from flowhooks.errors import ModelError
+from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.hooks.build import build_assembly
 from flowhooks.kernel import distributed
 from flowhooks.kernel.assembly import Assembly
@@ -53,16 +53,23 @@ def attach(
         run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
             blocks; or the output folder of a finished run, whose trained modules and adapter are put on (an adapter
             that is on already stays).
-        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own.
+        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. Of a
+            finished run it cannot be given.
         seed: of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
 
     Raises:
-        ConfigError: the run is not valid, or its hooks conflict.
+        ConfigError: the run is not valid, or its hooks conflict; an ``adapter`` for a finished run.
         ModelError: the pipeline cannot be learnt.
         AdapterError: the adapter does not fit.
     """
     if isinstance(run, (str, Path)) and Path(run).is_dir():
+        if adapter is not None:
+            message = (
+                "a finished run brings its own adapter, or leaves one that is on already where it is; leave `adapter` "
+                "out"
+            )
+            raise ConfigError(Problem(message, str(run)))
         with _restored(pipe, Path(run), seed=seed, height=height, width=width) as session:
             yield session
         return
@@ -71,7 +78,7 @@ def attach(
     with ExitStack() as stack:
         model = _probed(pipe, resolved, height, width)
         fitted = _fit_adapter(model, resolved, adapter, stack)
-        yield _session(model, resolved, hooks, fitted, seed, stack)
+        yield _session(model, resolved, hooks, fitted, seed, stack, start=_start(resolved, adapter))
 
 
 def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowModel:
@@ -82,9 +89,15 @@ def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowM
 
 
 def _session(
-    model: FlowModel, run: Run, hooks: Sequence[Any], adapter: Adapter | None, seed: int | None, stack: ExitStack
+    model: FlowModel,
+    run: Run,
+    hooks: Sequence[Any],
+    adapter: Adapter | None,
+    seed: int | None,
+    stack: ExitStack,
+    start: Path | None = None,
 ) -> Session:
-    """The hooks attached, to be taken off by the stack."""
+    """The hooks attached, to be taken off by the stack; their modules start as those of the run in ``start``."""
     parameters = _trained(model, run, adapter, stack)
     roles: dict[str, Callable[[], AbstractContextManager]] = {}
     if adapter is not None:
@@ -107,6 +120,8 @@ def _session(
     )
     session.adapter = adapter
     assembly.attach(session, stack)
+    if start is not None:
+        _start_modules(start / MODULES, assembly)
     if run.training["use_ema"]:
         session.average = WeightAverage(session.parameters(), run.training["ema_decay"])
     return session
@@ -166,6 +181,25 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
     built = build_adapter(model.transformer, run.adapter)
     stack.callback(built.detach)
     return built
+
+
+def _start(run: Run, adapter: Any) -> Path | None:
+    """The folder of a finished run that this one starts from, what hooks trained there included. A file is the adapter
+    alone."""
+    if run.adapter is None or run.adapter["init_from"] is None or isinstance(adapter, Adapter):
+        return None
+    folder = Path(run.adapter["init_from"])
+    return folder if (folder / MODULES).is_file() else None
+
+
+def _start_modules(file: Path, assembly: Assembly) -> None:
+    read_manifest(file)
+    try:
+        load_modules(file, assembly, whole=False)
+    except ModelError as error:
+        raise ModelError(
+            f"{error} To start from the adapter beside it alone, set `adapter.init_from` to the adapter's file."
+        ) from error
 
 
 def _trained(model: FlowModel, run: Run, adapter: Adapter | None, stack: ExitStack) -> dict[str, nn.Parameter]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.files import read_tensors, write_tensors
@@ -30,11 +31,20 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
 
     Raises:
         AdapterError: the disk refuses.
+        ModelError: a hook with modules was given as an object, so that the file could not say how to build it again.
     """
     modules = assembly.exported()
     if not modules:
         return None
-    blocks = [block for key, block in assembly.blocks.items() if any(name.startswith(f"{key}.") for name in modules)]
+    blocks = []
+    for key, block in assembly.blocks.items():
+        if any(name.startswith(f"{key}.") for name in modules):
+            if block is None:
+                raise ModelError(
+                    f"the hook {key!r} was attached as an object, and {MODULES} has to say how to build it again; "
+                    'attach it as a block, {"type": ..., its options}'
+                )
+            blocks.append(block)
     manifest = {
         "format": FORMAT,
         "network": type(model.transformer).__name__,
@@ -50,29 +60,38 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
 def read_manifest(file: Path) -> dict[str, Any]:
     """The manifest of a modules file. Raises ModelError when it is missing or is none of ours."""
     if not file.is_file():
-        raise ModelError(f"{file}: missing; give the output folder of a finished run, with this file in it")
+        raise ModelError(
+            f"{file}: missing; this run is not finished, or it trained nothing beside its adapter, which loads without "
+            "(`load_lora_weights`)"
+        )
     try:
         _, header = read_tensors(file)
-        manifest = json.loads(header[MANIFEST])
-    except (AdapterError, KeyError, ValueError) as error:
+        manifest = dict(json.loads(header[MANIFEST]))
+    except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file}: is no modules file of flowhooks ({error})") from error
     if manifest.get("format") != FORMAT:
         raise ModelError(
             f"{file}: is of format {manifest.get('format')}, this release reads {FORMAT}; update flowhooks"
         )
-    return dict(manifest)
+    return manifest
 
 
 @torch.no_grad()
-def load_modules(file: Path, assembly: Assembly) -> None:
+def load_modules(file: Path, assembly: Assembly, *, whole: bool = True) -> None:
     """Copy a modules file's values into the hooks' modules.
 
+    Args:
+        whole: every module gets its values from the file; else those that the file has not stay as they are.
+
     Raises:
-        ModelError: a key or a shape is not that of this model.
+        ModelError: it cannot be read, or a key or a shape is not that of this model.
     """
-    tensors, _ = read_tensors(file)
-    own = {f"{name}.{key}": t for name, module in assembly.exported().items() for key, t in module.state_dict().items()}
+    own: dict[str, Tensor] = {}
     try:
+        tensors, _ = read_tensors(file)
+        for name, module in assembly.exported().items():
+            if whole or any(key.startswith(f"{name}.") for key in tensors):
+                own |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         check_fit(own, tensors, kind="set of modules", origin=str(file))
     except AdapterError as error:
         raise ModelError(str(error)) from error

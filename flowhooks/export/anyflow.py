@@ -36,6 +36,7 @@ from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.modules_file import MODULES, read_manifest
 from flowhooks.sampling.restore import read_run
+from flowhooks.train.files import REFUSALS
 from flowhooks.train.load import load_pipeline
 
 FORMAT = "anyflow"
@@ -100,6 +101,9 @@ def _second_time(run: Path) -> dict[str, Any]:
     blocks = [block for block in manifest["hooks"] if block["type"] == HOOK]
     if len(blocks) != 1:
         raise ModelError(f"{file}: holds no second time; give a run with the hook `{HOOK}`")
+    others = [block["type"] for block in manifest["hooks"] if block["type"] != HOOK]
+    if others:
+        raise ModelError(f"{file}: holds what {others[0]!r} trained too, which AnyFlow has no place for")
     return dict(blocks[0])
 
 
@@ -181,7 +185,7 @@ def _save(pipe: AnyFlowPipeline, target: Path) -> Path:
     try:
         pipe.save_pretrained(aside, safe_serialization=True)
         aside.rename(target)
-    except OSError as error:
+    except REFUSALS as error:
         raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -29,13 +29,13 @@ pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)
 """
 _LYCORIS = """from lycoris import create_lycoris_from_weights
 
-network, _ = create_lycoris_from_weights(1.0, "FOLDER/{file}", pipe.transformer)
+network, _ = create_lycoris_from_weights(1.0, "FOLDER/{file}", pipe.{network})
 network.apply_to()
-network.to(pipe.transformer.device, pipe.transformer.dtype)
+network.to(pipe.{network}.device, pipe.{network}.dtype)
 """
 _PEFT = """from peft import PeftModel
 
-PeftModel.from_pretrained(pipe.transformer, "FOLDER")
+PeftModel.from_pretrained(pipe.{network}, "FOLDER")
 """
 _MODULES = """import flowhooks
 
@@ -110,7 +110,7 @@ def _sections(
     if pictures:
         gallery = "\n".join(f"![{_one_line(prompt)}]({url})" for prompt, url in pictures)
         sections += ["<Gallery />", gallery]
-    sections += ["## Use", _usage(document["adapter"], base, hub_id, modules)]
+    sections += ["## Use", _usage(document, base, hub_id, modules)]
     if metrics:
         rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
         sections += ["## Final metrics", f"| metric | value |\n| --- | --- |\n{rows}"]
@@ -123,17 +123,19 @@ def _sections(
     return sections
 
 
-def _usage(adapter: Mapping[str, Any] | None, base: str, hub_id: str | None, modules: bool) -> str:
+def _usage(document: Mapping[str, Any], base: str, hub_id: str | None, modules: bool) -> str:
     """Stock code that loads the weights; where hooks trained ``modules`` beside them, flowhooks puts both on."""
+    adapter, network = document["adapter"], document["model"].get("component") or "transformer"
     start = _START.format(base=base if adapter is not None else f"FOLDER/{PIPELINE_FOLDER}")
     if adapter is None or modules:
         load = ""
     elif adapter["type"] == "lora":
-        load = f'pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}")\n'
+        second = ", load_into_transformer_2=True" if network == "transformer_2" else ""
+        load = f'pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}"{second})\n'
     elif adapter["type"] == "lycoris":
-        load = _LYCORIS.format(file=LYCORIS_FILE)
+        load = _LYCORIS.format(file=LYCORIS_FILE, network=network)
     else:
-        load = _PEFT
+        load = _PEFT.format(network=network)
     notes = [_DOWNLOADED] if hub_id or adapter is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
     return f"```python\n{start}{load}{_MODULES if modules else _END}```\n\n{' '.join(notes)}"
 

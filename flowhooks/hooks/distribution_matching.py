@@ -27,6 +27,8 @@ from flowhooks.kernel.view import precise
 
 TEACHER, CRITIC = "reference", "critic"
 SCHEDULER = "scheduler"
+#: Lifts gradients of a mean over a sample's elements out of what fp16 rounds to 0; a power of two changes no digit.
+SCALE = 4096.0
 
 
 class DistributionMatching(Hook):
@@ -94,6 +96,7 @@ class DistributionMatching(Hook):
         try:
             yield
         finally:
+            self._critic = None
             del session.roles[CRITIC]
             critic.detach()
 
@@ -141,8 +144,10 @@ class DistributionMatching(Hook):
             loss = step.mean(critic_error(step.velocity(x, sigma, step.batch.condition), noise, sample))
             if not torch.is_grad_enabled():
                 return loss
-            # Here and not in the caller's backward: a checkpointed forward would run again without the critic.
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            # Here and not in the caller's backward: a checkpointed forward would run again without the critic. The
+            # caller scales a loss for half precision, so this one is scaled too, and back in the parameters' fp32.
+            scaled = torch.autograd.grad(SCALE * loss, parameters, allow_unused=True)
+        gradients = [None if g is None else g / SCALE for g in scaled]
         # Autocast keeps casts of weights with their graph, which is used up.
         torch.clear_autocast_cache()
         return carried(loss, gradients, parameters)

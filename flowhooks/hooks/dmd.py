@@ -37,10 +37,10 @@ def direction(fake: Tensor, real: Tensor, sample: Tensor) -> Tensor:
     """``[B, ...]`` where the KL divergence of samples from data grows: ``(fake - real) / mean |sample - real|``.
 
     That is the difference of two scores in the space of clean samples, weighed per sample (arXiv 2311.18828, sec. 3.2).
-    Where it is not finite, because the teacher gives back the sample itself, it is 0.
+    Where the teacher gives back the sample itself it is 0; what is not finite otherwise stays so, for the run to stop.
     """
-    size = (sample - real).abs().flatten(1).mean(1)
-    return torch.nan_to_num((fake - real) / over(size, real), nan=0.0, posinf=0.0, neginf=0.0)
+    size = over((sample - real).abs().flatten(1).mean(1), real)
+    return torch.where(size == 0, torch.zeros_like(real), (fake - real) / size)
 
 
 def pull(sample: Tensor, direction: Tensor) -> Tensor:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from flowhooks.errors import ModelError
 
@@ -21,17 +25,11 @@ class VisionEncoder:
         device: to compute on, in fp32.
 
     Raises:
-        ModelError: it cannot be loaded, or gives no square grid of patches.
+        ModelError: it cannot be loaded, lacks weights, or gives no square grid of patches.
     """
 
     def __init__(self, name: str, device: torch.device):
-        try:
-            network = AutoModel.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
-        except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-            raise ModelError(
-                f"`encoder` {name!r} cannot be loaded: {' '.join(str(error).split())[:300]}; give a folder or a Hub id "
-                "of a vision model of transformers with safetensors weights"
-            ) from error
+        network, told = _loaded(name)
         settings = network.config.to_dict()
         if not isinstance(settings.get("patch_size"), int) or not isinstance(settings.get("hidden_size"), int):
             raise ModelError(
@@ -40,13 +38,18 @@ class VisionEncoder:
             )
         self.name, self.width = name, int(settings["hidden_size"])
         self._network = network.float().eval().requires_grad_(False).to(device)
-        told = _processing(name)
         self._side = _side(told, settings)
         self._patches = self._side // int(settings["patch_size"])
         self._mean, self._std = (
-            torch.tensor(told.get(key, default), device=device).reshape(1, 3, 1, 1)
+            torch.tensor(told.get(key) or default, device=device).reshape(1, 3, 1, 1)
             for key, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD))
         )
+        try:
+            self(torch.zeros(1, 3, self._side, self._side, device=device))
+        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"`encoder` {name!r} cannot see pictures of {self._side} pixels, the size it comes with: {_line(error)}"
+            ) from error
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -67,13 +70,42 @@ class VisionEncoder:
         return states[:, states.shape[1] - patches :]
 
 
-def _processing(name: str) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says; nothing where there is none."""
+def _loaded(name: str) -> tuple[Any, dict[str, Any]]:
+    """The network, and what ``preprocessor_config.json`` says; nothing where there is none."""
     try:
-        told, _ = BaseImageProcessor.get_image_processor_dict(name)
-    except OSError:
-        return {}
-    return dict(told)
+        network, found = AutoModel.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        told = BaseImageProcessor.get_image_processor_dict(name)[0] if _says_how_to_look(name) else {}
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        raise ModelError(
+            f"`encoder` {name!r} cannot be loaded: {_line(error)}; give a folder or a Hub id of a vision model of "
+            "transformers with safetensors weights"
+        ) from error
+    # What is missing starts at random. A pooler comes after the features, and many files are saved without.
+    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
+    if missing:
+        raise ModelError(
+            f"`encoder` {name!r} has no weights for `{missing[0]}`"
+            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+            + "; its files are incomplete, or of another model than its config.json says"
+        )
+    return network, dict(told)
+
+
+def _says_how_to_look(name: str) -> bool:
+    """Whether there is a configuration of its pictures. Raises OSError where a download fails: that is no answer."""
+    own, shared = (
+        cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
+    )
+    return own is not None or (
+        shared is not None and "image_processor" in json.loads(Path(shared).read_text(encoding="utf-8"))
+    )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:

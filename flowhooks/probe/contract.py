@@ -133,7 +133,7 @@ def _sorted_arguments(
         elif by_prompt or rule is not None:
             joint |= by_size
             rules[name] = rule
-            fixed_text &= _shapes(value) == _shapes(other[name])
+            fixed_text &= _shapes(value) == _shapes(other.get(name))
         else:
             constants[name] = value
     if not rules:

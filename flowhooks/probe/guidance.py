@@ -23,13 +23,21 @@ def without_guidance(
 
     Args:
         known: what the networks returned, by name and shapes; grows by a forward or two.
+
+    Raises:
+        ModelError: the pipeline runs under none of them, or guides under all.
     """
     accepted = inspect.signature(type(pipe).__call__).parameters
     scales = [name for name in accepted if "guidance_scale" in name or "cfg_scale" in name]
+    guided: Recording | None = None
     failure: Exception | None = None
     plain = [name for name in scales if not name[-1].isdigit()]
+    tried: list[dict[str, Any]] = []
     for names, value in product((scales, plain, ["guidance_scale"]), (1.0, 0.0)):
         call: dict[str, Any] = {name: value for name in names if name in accepted}
+        if call in tried:
+            continue
+        tried.append(call)
         try:
             walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST, known)
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
@@ -37,13 +45,19 @@ def without_guidance(
             continue
         if len(walk.calls) == len(walk.steps) and _alone(walk):
             return call, _guidance_kinds(pipe, networks, arguments, call, known)
-    if failure is None and len(walk.calls) != len(walk.steps):
+        guided = walk
+    if guided is None:
+        raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}: {failure}") from failure
+    also = f" ({failure})" if failure else ""
+    if len(guided.calls) != len(guided.steps):
         raise ModelError(
-            f"{type(pipe).__name__} calls its network {len(walk.calls)} times in {len(walk.steps)} steps with guidance "
-            "off; the probe reads pipelines that call it once a step"
+            f"{type(pipe).__name__} calls its network {len(guided.calls)} times in {len(guided.steps)} steps with "
+            f"guidance off{also}; the probe reads pipelines that call it once a step"
         )
-    reason = f": {failure}" if failure else "; classifier-free guidance cannot be switched off"
-    raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}{reason}") from failure
+    raise ModelError(
+        f"{type(pipe).__name__} cannot be run with {dict(arguments)} and one sample a call: classifier-free guidance "
+        f"cannot be switched off{also}"
+    ) from failure
 
 
 def _guidance_kinds(

@@ -40,7 +40,7 @@ class Recording:
     ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
     it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` what it was to decode, with what it was
     told beside in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
-    of the resolution.
+    of the resolution. ``copies`` counts the steps of copies that the pipeline made of its scheduler.
     """
 
     names: list[str] = field(default_factory=list)
@@ -279,13 +279,17 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
 def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
-    A stopped run moves offloaded components off the accelerator, as the pipeline does at the end of a whole one.
+    A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a whole
+    one.
     """
     try:
         return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
     except Enough:
         pipe.maybe_free_model_hooks()
         return None
+    except Exception:
+        pipe.maybe_free_model_hooks()
+        raise
 
 
 def first_of(output: Any) -> Any:

@@ -7,6 +7,7 @@ while the pipeline samples: whatever shifted them, whoever copied, rebuilt or sa
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -93,17 +94,33 @@ def require_first_order(scheduler: Any) -> None:
 @contextmanager
 def first_order(pipe: Any) -> Iterator[None]:
     """In the block, a pipeline whose scheduler cannot sample a flow map has a ``FlowMatchEulerDiscreteScheduler`` of
-    the same shift."""
+    the same shift, static or dynamic."""
     scheduler = pipe.scheduler
     try:
         require_first_order(scheduler)
     except ModelError:
-        shift = scheduler.config.get("flow_shift") or scheduler.config.get("shift") or 1.0
-        pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler = _of_first_order(scheduler.config)
+    with scheduled(pipe, scheduler):
+        yield
+
+
+@contextmanager
+def scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
+    """In the block, the pipeline samples with this scheduler."""
+    before = pipe.scheduler
+    pipe.scheduler = scheduler
     try:
         yield
     finally:
-        pipe.scheduler = scheduler
+        pipe.scheduler = before
+
+
+def _of_first_order(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
+    """With the settings of another scheduler that mean the same."""
+    known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
+    shared = {name: value for name, value in config.items() if name in known}
+    shift = config.get("flow_shift") or config.get("shift") or 1.0
+    return FlowMatchEulerDiscreteScheduler(**{**shared, "shift": shift, "stochastic_sampling": False})
 
 
 def _shift(scheduler: Any) -> float:

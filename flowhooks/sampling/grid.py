@@ -36,7 +36,7 @@ def sample_command(args: Namespace) -> int:
     """Draw pictures and save them.
 
     With several step counts the grid has a column for each, and for every picture a row of the base above a row of what
-    was trained.
+    was trained, both under the scheduler that the latter needs.
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
@@ -48,15 +48,19 @@ def sample_command(args: Namespace) -> int:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
         ConfigError: an output that cannot be written.
     """
+    from flowhooks.sampling.flow_map_proxy import scheduled
     from flowhooks.sampling.restore import restore_pipeline
 
     restored = restore_pipeline(args.model, args.lora, args.dtype)
-    base = restored.adapter is not None or restored.modules is not None
-    rows: list[Pictures] = []
-    if len(args.steps) > 1 and base:
-        rows.append(_drawn(restored.pipe, restored.arguments, args))
+    own = restored.pipe.scheduler
     with restored.trained() as pipe:
-        rows.append(_drawn(pipe, restored.arguments, args))
+        scheduler = pipe.scheduler
+        rows = [_drawn(pipe, restored.arguments, args)]
+    if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
+        with scheduled(pipe, scheduler):
+            rows.insert(0, _drawn(pipe, restored.arguments, args))
+    if scheduler is not own:
+        print(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     named = _named(rows, args.steps, args.num_images)
     if len(args.steps) > 1:
         # Picture by picture, the base's row above the trained one's.

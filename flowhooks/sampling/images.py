@@ -37,7 +37,7 @@ def sample_images(
     picture depends neither on its neighbours nor on the device, and all prompts start from the same noise.
 
     Args:
-        guidance_scale: None takes the pipeline's own.
+        guidance_scale: None takes the pipeline's own. Of a pipeline that has a guider it is the guider's.
         height, width: pixels; None takes the pipeline's own.
         arguments: more arguments of the pipeline's call, such as ``max_sequence_length``.
     """
@@ -51,8 +51,11 @@ def sample_images(
     }
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
     pictures: list[Image.Image] = []
-    with untouched(pipe, pipe.scheduler):
+    guider: Any = getattr(pipe, "guider", None)
+    with untouched(pipe, pipe.scheduler, guider):
         pipe.set_progress_bar_config(disable=True)
+        if guidance_scale is not None and "guidance_scale" not in known and hasattr(guider, "guidance_scale"):
+            guider.guidance_scale = guidance_scale
         for prompt in prompts:
             for generators, number in _generators(seed, num_images_per_prompt, known):
                 made, *_ = pipe(prompt=prompt, generator=generators, **number, **call, return_dict=False)

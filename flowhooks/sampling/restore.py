@@ -22,30 +22,38 @@ from flowhooks.train.load import load_pipeline
 from flowhooks.train.outputs import PIPELINE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Restored:
     """A pipeline on the best device, and what a run trained for it.
 
     Args:
         arguments: what its calls take.
+        component: the network that the run trained.
         adapter: file or folder of an adapter, if any.
         modules: folder of trained hook modules, if any.
     """
 
     pipe: Any
     arguments: Mapping[str, Any]
+    component: str
     adapter: Path | None
     modules: Path | None
 
     @contextmanager
     def trained(self) -> Iterator[Any]:
-        """The pipeline with all of it, inside the block. Raises AdapterError, ModelError where it does not fit."""
+        """The pipeline with all of it, inside the block; under a scheduler that samples flow maps, where it is one.
+
+        Raises:
+            AdapterError, ModelError: it does not fit.
+        """
         with ExitStack() as stack:
             if self.adapter is not None:
-                stack.callback(load_adapter(self.pipe.transformer, self.adapter).detach)
+                network = getattr(self.pipe, self.component)
+                stack.callback(load_adapter(network, self.adapter).detach)
             if self.modules is not None:
-                stack.enter_context(attach(self.pipe, self.modules))
-                stack.enter_context(first_order(self.pipe))
+                session: Any = stack.enter_context(attach(self.pipe, self.modules))
+                if session.model.interval is not None:
+                    stack.enter_context(first_order(self.pipe))
             yield self.pipe
 
 
@@ -69,6 +77,7 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restore
     return Restored(
         pipe=pipe.to(device),
         arguments=section["pipeline_arguments"],
+        component=section["component"] or "transformer",
         adapter=Path(lora) if lora is not None else own,
         modules=folder if is_run and lora is None and (folder / MODULES).is_file() else None,
     )

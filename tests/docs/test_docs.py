@@ -12,6 +12,7 @@ import torch
 
 import flowhooks
 from flowhooks import cli
+from flowhooks.commands.planning import forwards, plan_run
 from flowhooks.config import hook_defaults, load_datasets, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
@@ -30,6 +31,16 @@ def section(name: str) -> dict:
         return schemas()["dataloader"]["$defs"]["dataset"]["properties"]
     found = schemas()[name] if name in schemas() else schemas()["run"]["properties"][name]
     return {key: value for key, value in found["properties"].items() if key != "type" or "default" in value}
+
+
+def test_what_anyflow_costs_is_what_explain_counts() -> None:
+    rows = re.findall(r"^\| `(\{.*\})` \| (\d+) \|", pages.read("docs/anyflow.md"), re.MULTILINE)
+    modes = schemas()["methods/anyflow"]["properties"]["target_mode"]["enum"]
+    assert {json.loads(block)["target_mode"] for block, _ in rows} == set(modes)
+    for block, count in rows:
+        document = {"method": {"anyflow": json.loads(block)}, "training": {"use_ema": True}}
+        run = resolve_run(document, Path("run.json"))
+        assert forwards(run, plan_run(run, {"data:image"})) == int(count), block
 
 
 @pytest.mark.parametrize("name", HOOKS)

@@ -15,6 +15,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
+    WanTransformer3DModel,
 )
 from safetensors.torch import load_file
 
@@ -23,7 +24,7 @@ from flowhooks.cli import main
 from flowhooks.errors import ConfigError, FlowhooksError, ModelError
 from flowhooks.export.anyflow import export_anyflow
 from flowhooks.testing.families.wan import wan_transformer
-from tests.export.wan_runs import LORA, drawn, finished, unshifted, write_pipeline
+from tests.export.wan_runs import BESIDE, LORA, drawn, finished, unshifted, write_pipeline
 
 SECOND = {"target_mode": "linear", "deltatime_type": "t-r", "gate_value": 0.8, "timestep_scale": 1000.0}
 PARTS = {
@@ -35,6 +36,11 @@ PARTS = {
     },
     "whole network": {"adapter": None, "training": {"trainable": "transformer"}},
 }
+
+
+def with_flat_patches():
+    """Wan's network with tokens that are no squares."""
+    return WanTransformer3DModel.from_config({**wan_transformer().config, "patch_size": (1, 2, 1)})
 
 
 def away(found: torch.Tensor, wanted: torch.Tensor) -> float:
@@ -125,6 +131,21 @@ def test_the_shift_of_wans_own_scheduler_and_other_parts_are_kept(tmp_path):
     assert away(drawn(stock, sigmas=unshifted(sigmas, shift=5.0)), wanted) < 1e-5
 
 
+def test_averaged_weights_are_exported(model, tmp_path):
+    """Of a run that keeps an average, adapter and second time both."""
+    average: dict[str, torch.Tensor] = {}
+    training = {"use_ema": True, "ema_decay": 0.5}
+    run = finished(model, tmp_path / "out", training=training, average=average)
+    stock = AnyFlowPipeline.from_pretrained(export_anyflow(run, None))
+    weight, bias = (f"time_conditioning.delta_embedder.linear_2.{part}" for part in ("weight", "bias"))
+    found = stock.transformer.condition_embedder.delta_embedder.linear_2
+    assert torch.equal(found.weight, average[weight]) and torch.equal(found.bias, average[bias])
+    name = "blocks.0.attn1.to_q"
+    down, up = (average[f"{name}.lora_{part}.weight"] for part in "AB")
+    base = WanPipeline.from_pretrained(model).transformer.get_submodule(name).weight
+    torch.testing.assert_close(stock.transformer.get_submodule(name).weight, base + 4 / 2 * up @ down)
+
+
 def test_half_precision_is_kept(model, tmp_path):
     run = finished(model, tmp_path / "out", section={"dtype": "bf16"})
     weights = load_file(export_anyflow(run, None) / "transformer" / "diffusion_pytorch_model.safetensors")
@@ -171,6 +192,12 @@ def test_another_network(tmp_path):
     one_line(run, ModelError, "was trained for SD3Transformer2DModel; format 'anyflow' is for WanTransformer3DModel")
 
 
+def test_modules_of_another_hook(model, tmp_path):
+    hooks = [{"type": "target_replacer", "target_mode": "linear"}, {"type": "interval_times"}]
+    run = finished(model, tmp_path / "out", method=None, hooks=[*hooks, BESIDE])
+    one_line(run, ModelError, "holds what 'tests.export.wan_runs:Beside' trained too")
+
+
 def test_two_experts(tmp_path):
     model = write_pipeline(tmp_path / "model", "wan-two-experts")
     one_line(finished(model, tmp_path / "out"), ModelError, "has two experts, `transformer` and `transformer_2`")
@@ -182,6 +209,7 @@ def test_two_experts(tmp_path):
         ({"scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)}, "`use_dynamic_shifting` True"),
         ({"scheduler": FlowMatchEulerDiscreteScheduler(shift_terminal=0.1)}, "`shift_terminal` 0.1"),
         ({"transformer": wan_transformer(added_kv_proj_dim=24)}, "`added_kv_proj_dim` is 24"),
+        ({"transformer": with_flat_patches()}, r"`patch_size` is \[1, 2, 1\]; AnyFlow's needs"),
     ],
 )
 def test_what_anyflow_cannot_express(change, message, run, model, tmp_path):
@@ -193,6 +221,18 @@ def test_what_anyflow_cannot_express(change, message, run, model, tmp_path):
     (copied / "run.json").write_text(json.dumps(document))
     one_line(copied, ModelError, message)
     assert not (copied / "anyflow").exists()
+
+
+def test_a_pipeline_that_does_more_than_draw_from_text(run, model, tmp_path):
+    """It has the same parts and calls the network in another way."""
+    other, copied = shutil.copytree(model, tmp_path / "model"), tmp_path / "out"
+    shutil.copytree(run, copied, ignore=shutil.ignore_patterns("anyflow"))
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanVideoToVideoPipeline"}))
+    document = json.loads((copied / "run.json").read_text())
+    document["model"]["pretrained_model_name_or_path"] = str(other)
+    (copied / "run.json").write_text(json.dumps(document))
+    one_line(copied, ModelError, "model is a WanVideoToVideoPipeline; format 'anyflow' is for WanPipeline")
 
 
 def test_another_unit_of_the_second_time(model, tmp_path):

@@ -101,6 +101,23 @@ def test_the_snippet_is_valid_and_fits_the_adapter(tmp_path, adapter, line):
     assert line in snippet
 
 
+@pytest.mark.parametrize(
+    ("adapter", "line"),
+    [
+        ({"type": "lora"}, 'weight_name="pytorch_lora_weights.safetensors", load_into_transformer_2=True)'),
+        ({"type": "lycoris"}, 'create_lycoris_from_weights(1.0, "FOLDER/pytorch_lycoris_weights.safetensors", pipe.t'),
+        ({"type": "loha"}, 'PeftModel.from_pretrained(pipe.transformer_2, "FOLDER")'),
+    ],
+)
+def test_the_snippet_loads_onto_the_expert_that_was_trained(tmp_path, adapter, line):
+    _, text = card(
+        tmp_path, adapter=adapter, model={"pretrained_model_name_or_path": "a/b", "component": "transformer_2"}
+    )
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    compile(snippet, "snippet", "exec")
+    assert line in snippet and "pipe.transformer)" not in snippet and "pipe.transformer." not in snippet
+
+
 def test_a_run_with_modules_is_put_on_by_flowhooks(tmp_path):
     (tmp_path / "flowhooks_modules.safetensors").write_bytes(b"")
     file = write_card(tmp_path, document=document(hooks=[{"type": "target_replacer"}]), metrics={})

@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import flowhooks
 from flowhooks.config import resolve_run
+from flowhooks.kernel import Hook
 from flowhooks.testing import tiny
 from flowhooks.testing.tiny import PIPELINES
 from flowhooks.train.load import load_pipeline
@@ -18,6 +20,21 @@ LORA = {"type": "lora", "rank": 2, "alpha": 4}
 PROMPTS = ("one two", "a photo of three")
 #: Latents of two frames of 32 pixels.
 SHAPE = (4, 2, 4, 4)
+
+
+class Beside(Hook):
+    """Trains something of its own that gives the network no second time."""
+
+    type = "beside"
+
+    def __init__(self):
+        self.scale = nn.Linear(1, 1)
+
+    def modules(self):
+        return {"scale": self.scale}
+
+
+BESIDE = {"type": f"{__name__}:Beside"}
 
 
 def write_pipeline(folder: Path, name: str = "wan", **parts: Any) -> Path:
@@ -31,9 +48,19 @@ def write_pipeline(folder: Path, name: str = "wan", **parts: Any) -> Path:
 
 
 def finished(
-    model: Path, output: Path, *, name: str = "wan", section: dict[str, Any] | None = None, **sections: Any
+    model: Path,
+    output: Path,
+    *,
+    name: str = "wan",
+    section: dict[str, Any] | None = None,
+    average: dict[str, torch.Tensor] | None = None,
+    **sections: Any,
 ) -> Path:
-    """Two large steps on random latents; adapter and second time move far. Returns the output folder."""
+    """Two large steps on random latents; adapter and second time move far. Returns the output folder.
+
+    Args:
+        average: is given the averaged weights, which are not those that were trained.
+    """
     run = resolve_run(
         {
             "model": {
@@ -59,6 +86,12 @@ def finished(
             session.step(flowhooks.Batch(clean=clean, condition=condition)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
+            session.updated()
+        if average is not None:
+            last = {key: parameter.detach().clone() for key, parameter in session.parameters().items()}
+            with session.averaged():
+                average |= {key: parameter.detach().clone() for key, parameter in session.parameters().items()}
+            assert all(not torch.equal(average[key], value) for key, value in last.items() if "delta" in key)
         write_run(run)
         write_outputs(run, session, pipe, {}, [])
     return output

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import flowhooks
+from flowhooks.adapters.files import read_tensors
 from flowhooks.errors import ModelError
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams
@@ -162,6 +165,34 @@ def test_without_a_preprocessor_config_the_models_own_size_counts(dinov2, tmp_pa
     assert VisionEncoder(str(dinov2), torch.device("cpu")).grid == (3, 3)
 
 
+def unusable(dinov2: Path, folder: Path) -> dict[str, Path]:
+    """What is said -> a vision model that is broken in a way of its own."""
+    from transformers import SwinConfig, SwinModel, ViTConfig, ViTModel
+
+    weights, _ = read_tensors(dinov2 / "model.safetensors")
+    lacking, broken, unread, fixed, coarse = (
+        folder / name for name in ("lacking", "broken", "unread", "fixed", "swin")
+    )
+    for copy in (lacking, broken, unread):
+        shutil.copytree(dinov2, copy)
+    kept = {key: tensor for key, tensor in weights.items() if ".layer.1." not in key}
+    save_file(kept, lacking / "model.safetensors", {"format": "pt"})
+    (broken / "model.safetensors").write_bytes(b"nothing of the kind")
+    (unread / "preprocessor_config.json").write_text("{")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    ViTModel(ViTConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(fixed)
+    shutil.copy(dinov2 / "preprocessor_config.json", fixed)
+    windows = SwinConfig(embed_dim=12, depths=[1, 1], num_heads=[2, 2], image_size=32, patch_size=4, window_size=4)
+    SwinModel(windows).save_pretrained(coarse)
+    return {
+        "has no weights for `encoder.layer.1": lacking,
+        "cannot be loaded: .*header": broken,
+        "cannot be loaded: .*not a valid JSON": unread,
+        "cannot see pictures of 42 pixels": fixed,
+        "expected 64 patches or more": coarse,
+    }
+
+
 def test_teachers_that_cannot_be_used(dinov2, tmp_path):
     model = learnt("sd3")
     (tmp_path / "config.json").write_bytes((dinov2 / "config.json").read_bytes())
@@ -173,6 +204,9 @@ def test_teachers_that_cannot_be_used(dinov2, tmp_path):
         (external(dinov2, projector_depth=0), "12 channels.*`projector_depth`"),
     ):
         with pytest.raises(ModelError, match=message), flowhooks.attach(model, document(block)):
+            pass
+    for name, encoder in unusable(dinov2, tmp_path).items():
+        with pytest.raises(ModelError, match=name), flowhooks.attach(model, document(external(encoder))):
             pass
     model.pipe.vae = None
     with pytest.raises(ModelError, match="no `vae`"), flowhooks.attach(model, document(external(dinov2))):

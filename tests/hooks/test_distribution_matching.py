@@ -16,7 +16,7 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError, ModelError
 from flowhooks.hooks import DistributionMatching, IntervalTimes, TargetReplacer
-from flowhooks.hooks.dmd import HIGH, LOW, carried, direction, jump_times, jumped, noising_times, pull
+from flowhooks.hooks.dmd import HIGH, LOW, carried, critic_error, direction, jump_times, jumped, noising_times, pull
 from flowhooks.hooks.flow_maps import over
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
@@ -90,6 +90,7 @@ def test_a_direction_that_is_not_finite_is_none():
     found = direction(real + 0.5, real, sample)
     assert not found[0].any()
     torch.testing.assert_close(found[1], torch.full((4,), 0.5))
+    assert direction(torch.full((2, 4), float("nan")), real, sample)[1].isnan().all()
 
 
 def test_times():
@@ -263,6 +264,18 @@ def test_gradient_checkpointing_changes_no_gradient():
             session.step(pairs(model)).loss.backward()
             found.append({name: p.grad.clone() for name, p in session.parameters().items()})
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_small_gradients_of_the_critic_outlive_half_precision(model, monkeypatch):
+    """Of many elements each has a share too small for fp16; what scales the caller's loss comes too late for it."""
+    monkeypatch.setattr("flowhooks.hooks.distribution_matching.critic_error", lambda *args: 1e-5 * critic_error(*args))
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        with trained(model, MATCHING) as session, torch.autocast("cpu", dtype, enabled=dtype == torch.float16):
+            loss = penalties(session, pairs(model))["dmd_critic_loss"]
+            critic = [p for name, p in session.parameters().items() if is_critic(name)]
+            found.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, critic)]))
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 0.05
 
 
 def test_micro_steps_may_share_one_autocast(model):

@@ -7,7 +7,8 @@ import torch
 
 from flowhooks.cli import main
 from flowhooks.probe import probe
-from flowhooks.probe.recorder import execution_device
+from flowhooks.probe.recorder import execution_device, quiet, run
+from flowhooks.probe.runs import find_networks
 from flowhooks.testing import PIPELINES, tiny
 
 
@@ -56,6 +57,17 @@ def test_a_run_that_was_stopped_leaves_nothing_on_the_accelerator(monkeypatch):
     freed.clear()
     model.encode_prompts(["one"])
     assert freed
+
+
+def test_neither_does_one_that_failed(monkeypatch):
+    pipe = offloaded("sd3")
+    freed = []
+    free = type(pipe).maybe_free_model_hooks
+    monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: (freed.append(1), free(self)))
+    before = hooks(pipe)
+    with pytest.raises(ValueError, match="divisible by"), quiet(pipe, find_networks(pipe)):
+        run(pipe, prompt="one", height=17, width=16)
+    assert freed and hooks(pipe) == before
 
 
 def test_offloading_without_an_accelerator_is_one_clear_line(monkeypatch, capsys):

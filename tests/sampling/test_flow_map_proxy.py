@@ -125,6 +125,17 @@ def test_the_replacement_keeps_the_shift():
         assert pipe.scheduler.config.shift == 5.0
 
 
+def test_the_replacement_shifts_by_the_resolution_where_the_pipelines_own_did():
+    own = FlowMatchLCMScheduler(use_dynamic_shifting=True, max_shift=0.9, num_train_timesteps=500)
+    pipe = Pipe(own)
+    with first_order(pipe):
+        kept = ("use_dynamic_shifting", "max_shift", "base_shift", "num_train_timesteps")
+        assert [pipe.scheduler.config[name] for name in kept] == [True, 0.9, 0.5, 500]
+    noisy = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, stochastic_sampling=True)
+    with first_order(pipe := Pipe(noisy)):
+        assert pipe.scheduler.config.use_dynamic_shifting and not pipe.scheduler.config.stochastic_sampling
+
+
 class Ends:
     """The second time that the network's embedder was given, call by call, in thousandths."""
 

@@ -34,6 +34,16 @@ def test_a_picture_depends_on_its_seed_alone_and_the_pipeline_is_left_as_found(t
     assert (pixels(together[0]) != pixels(together[1])).any() and (pixels(together[0]) != pixels(together[2])).any()
 
 
+def test_a_guider_is_told_the_scale_and_left_as_found():
+    pipe, arguments = tiny("motif-video"), PIPELINES["motif-video"].arguments
+    options = {"num_inference_steps": 2, "arguments": arguments}
+    own, same, plain = (
+        pixels(*sample_images(pipe, ["one"], guidance_scale=scale, **options)).astype(int) for scale in (None, 8.0, 1.0)
+    )
+    assert pipe.guider.guidance_scale == 8.0
+    assert (own == same).all() and (own != plain).any()
+
+
 def test_a_grid_keeps_every_picture_in_its_cell():
     colours = ["red", "lime", "blue"]
     grid = picture_grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2)
