@@ -116,6 +116,7 @@ def _session(
         world_size=distributed.world_size(),
         fresh=adapter is not None and adapter.fresh,
         batch_views=run.training["batch_views"],
+        batch_size=run.training["train_batch_size"],
         all_reduce=distributed.all_reduce,
     )
     session.adapter = adapter

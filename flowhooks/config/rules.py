@@ -62,6 +62,9 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
     """Problems between a hook and the rest of a run."""
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:
+        if hook.type == "on_policy_rollout" and document["validation"]["holdout"]:
+            message = "what a run draws cannot be held out; set it to 0, and judge its validation pictures"
+            yield Problem(message, file, "$.validation.holdout")
         if hook.options.get("target_mode") == "flow_map" and dropout:
             message = (
                 f"'flow_map' takes differences of two predictions, which `adapter.dropout` {dropout} would make "
@@ -70,10 +73,15 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
             yield Problem(message, file, hook.where)
 
 
-def incomplete(document: dict[str, Any], file: str) -> Iterator[Problem]:
+def draws(hooks: Sequence[HookConfig]) -> bool:
+    """Whether a run draws what it trains on from prompts of its own, and so needs no data."""
+    return any(hook.options.get("prompts") is not None for hook in hooks if hook.type == "on_policy_rollout")
+
+
+def incomplete(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:
     """What a run needs before it can train, besides hooks."""
     if document["model"]["pretrained_model_name_or_path"] is None:
         message = "is missing; name a pipeline folder, a Hub id, or 'digits'"
         yield Problem(message, file, "$.model.pretrained_model_name_or_path")
-    if document["data"] is None:
+    if document["data"] is None and not draws(hooks):
         yield Problem("is missing; name a data set file, or write the data sets here", file, "$.data")

@@ -97,9 +97,9 @@ def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = F
     filled = with_defaults(cleaned, "run")
     problems += settle_average(filled, cleaned, file)
     problems += contradictions(filled, file)
-    if complete:
-        problems += incomplete(filled, file)
     hooks = _hooks(filled, data, file, problems)
+    if complete:
+        problems += incomplete(filled, hooks, file)
     problems += disagreements(filled, hooks, file)
     if problems:
         raise ConfigError(problems)

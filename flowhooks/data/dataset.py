@@ -91,7 +91,7 @@ class CachedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`.
+        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
         """
@@ -102,6 +102,7 @@ class CachedDataset(Dataset):
             "mask": self._mask(record),
             "condition": self.condition(record.caption),
             "file": str(record.image),
+            "caption": record.caption,
         }
 
     def condition(self, caption: str) -> Any:
@@ -137,6 +138,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
         rejected=_stack([item["rejected"] for item in items]),
         mask=_stack([item["mask"] for item in items]),
         files=tuple(item["file"] for item in items),
+        prompts=tuple(item["caption"] for item in items),
     )
 
 

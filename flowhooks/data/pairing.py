@@ -18,15 +18,19 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
-def audit(datasets: Datasets) -> Audit:
+def audit(datasets: Datasets | None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
     every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
     may differ. Files in a conditioning set that no image asks for are a warning.
 
-    Raises DataError with every problem found.
+    None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
     """
+    if datasets is None:
+        nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
+        line = "none: this run draws what it trains on"
+        return Audit(records=(), digests={}, counts=nothing, provides=frozenset(), report=(line,), warnings=())
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
     sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]

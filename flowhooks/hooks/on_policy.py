@@ -55,9 +55,8 @@ class OnPolicyRollout(Hook):
     """Draws pictures with the student and gives the states it went through, each as a chunk with the view ``main``.
 
     Args:
-        prompts: a ``.jsonl`` file of objects with ``prompt``, a text file, or a list of either; None takes those of the
-            data.
-        batch_size: prompts of a micro-batch on each process, where they are not the data's.
+        prompts: a ``.jsonl`` file of objects with ``prompt``, a text file, or a list of either, of which a micro-batch
+            takes as many as the session's batch size; None takes those of the data's batch.
         task_column: a column of the prompts by whose values micro-batches take turns, a task each; None mixes them.
         group_size: pictures of each prompt.
         sampler: ``ode``, ``sde`` or ``cps``.
@@ -81,7 +80,6 @@ class OnPolicyRollout(Hook):
         self,
         *,
         prompts: str | Sequence[Any] | None = None,
-        batch_size: int = 1,
         task_column: str | None = None,
         group_size: int = 1,
         sampler: str = SDE,
@@ -94,17 +92,16 @@ class OnPolicyRollout(Hook):
         pipeline_arguments: Mapping[str, Any] | None = None,
         offload_states: bool = False,
     ):
-        if min(batch_size, group_size, num_inference_steps, visits or 1) < 1 or not 0 < train_fraction <= 1:
+        if min(group_size, num_inference_steps, visits or 1) < 1 or not 0 < train_fraction <= 1:
             raise ValueError(
-                "`batch_size`, `group_size`, `num_inference_steps` and `visits` must be at least 1, and "
-                "`train_fraction` in (0, 1]"
+                "`group_size`, `num_inference_steps` and `visits` must be at least 1, and `train_fraction` in (0, 1]"
             )
         if noise_level <= 0:
             raise ValueError(f"`noise_level` must be above 0, got {noise_level}; take the sampler 'ode' for no noise")
         if window is not None and not 0 <= window[0] < window[1] <= num_inference_steps:
             raise ValueError(f"`window` must be two indices of steps, the first below the second, got {list(window)}")
         self.prompts = None if prompts is None else read_prompts(prompts)
-        self.batch_size, self.group_size, self.weighting = batch_size, group_size, weighting
+        self.group_size, self.weighting = group_size, weighting
         self.sampler = Sampler(
             kind=sampler,
             steps=num_inference_steps,
@@ -124,8 +121,8 @@ class OnPolicyRollout(Hook):
         player = Player(model, EncodedPrompts(model.pipe))
         for prompt in self.prompts or ():
             self._shape(player, prompt.text)
-        session.player = player
-        self._player = player
+        session.player = self._player = player
+        self._batch_size = session.batch_size
         try:
             yield
         finally:
@@ -196,7 +193,7 @@ class OnPolicyRollout(Hook):
             draws, turn = step.draws, step.draws.micro_step
             task = self._tasks[turn % len(self._tasks)]
             plan = batch_plan(
-                len(task), self.batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
+                len(task), self._batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
             )
             asked = [task[i] for i in next(plan)]
         return [prompt for prompt in asked for _ in range(self.group_size)]

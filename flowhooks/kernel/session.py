@@ -43,6 +43,7 @@ class Session:
         rank, world_size: of this process.
         fresh: whether the policy starts equal to the reference (a new adapter).
         batch_views: run the views of one role in one forward; off trades speed for memory.
+        batch_size: samples of a micro-batch on this process, for a run that draws them.
         all_reduce: sums a tensor over processes.
     """
 
@@ -58,6 +59,7 @@ class Session:
         world_size: int = 1,
         fresh: bool = True,
         batch_views: bool = True,
+        batch_size: int = 1,
         all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ):
         self.model = model
@@ -65,7 +67,7 @@ class Session:
         self.roles = {POLICY: nullcontext, **roles}
         self.seed = seed
         self.rank, self.world_size, self.all_reduce = rank, world_size, all_reduce
-        self.batch_views = batch_views
+        self.batch_views, self.batch_size = batch_views, batch_size
         self.fresh = fresh
         self.micro_step = 0
         self.adapter: Any = None
@@ -180,4 +182,3 @@ class Session:
             share=share,
             files=step.batch.files,
         )
-

@@ -20,7 +20,7 @@ def split(records: Sequence[Record], count: int, seed: int, source: str) -> tupl
         ConfigError: nothing would be left to train on.
     """
     names = sorted({(record.dataset, record.key) for record in records})
-    if count >= len(names):
+    if names and count >= len(names):
         message = f"{count} samples are to be held out of {len(names)}; leave at least one to train on"
         raise ConfigError(Problem(message, source, "$.validation.holdout"))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))

@@ -21,6 +21,7 @@ from flowhooks.data import epoch_at
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel import Batch
 from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import StepResult
 from flowhooks.train import rng
 from flowhooks.train.agreement import together
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest
@@ -57,7 +58,7 @@ class Job:
     _saved: int = field(default=-1, init=False)
 
     @contextmanager
-    def open(self, loader: Iterable[Batch], progress: bool) -> Iterator[None]:
+    def open(self, loader: Iterable[Batch | None], progress: bool) -> Iterator[None]:
         """Trackers, history and progress bar are open inside the block."""
         training, main = self.run.training, self.accelerator.is_main_process
         self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
@@ -74,14 +75,26 @@ class Job:
         ) as self.bar:
             yield
 
-    def batches(self) -> Iterator[Batch]:
-        """Batches on the device, from the next micro-step on, without end."""
+    def batches(self) -> Iterator[Batch | None]:
+        """Batches on the device, from the next micro-step on, without end; None for a run that draws its own."""
         for batch in self._loader:
-            yield on_device(batch, self.accelerator.device)
+            yield None if batch is None else on_device(batch, self.accelerator.device)
+
+    def computed(self, batch: Batch | None, *, log: bool) -> Iterator[StepResult]:
+        """The session's step in its chunks, each under autocast, with backward between them outside it."""
+        chunks = self.session.steps(batch, log=log)
+        while True:
+            with self.accelerator.autocast():
+                result = next(chunks, None)
+            if result is None:
+                return
+            yield result
 
     @property
     def epoch(self) -> float:
         batch_size = self.run.training["train_batch_size"]
+        if not self.samples:
+            return 0.0
         return epoch_at(self.samples, batch_size, self.accelerator.num_processes, self.session.micro_step)
 
     def log(self, norm: Tensor) -> None:

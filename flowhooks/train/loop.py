@@ -54,13 +54,13 @@ def train(run: Run, *, resume: str | None = None, progress: bool = True) -> Trai
             logged = job.window.due(job.step + 1)
             for _ in range(accumulation):
                 batch = next(batches)
-                with job.accelerator.autocast():
-                    # Metrics cost passes over the predictions and, once read, a wait for the device: only where they
-                    # are logged.
-                    result = job.session.step(batch, log=logged)
-                job.guard.loss(result.loss, job.session.micro_step - 1, batch.files)
-                job.optimization.backward(result.loss / accumulation)
-                job.window.add(result)
+                micro_step = job.session.micro_step
+                # Metrics cost passes over the predictions and, once read, a wait for the device: only where they are
+                # logged. One chunk is the rule; what is drawn comes state by state.
+                for result in job.computed(batch, log=logged):
+                    job.guard.loss(result.loss, micro_step, result.files)
+                    job.optimization.backward(result.loss / accumulation)
+                    job.window.add(result)
             norm = job.optimization.step(job.guard)
             job.session.updated()
             job.step += 1

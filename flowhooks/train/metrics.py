@@ -42,7 +42,7 @@ class MetricWindow:
 
     def add(self, result: StepResult) -> None:
         """Take in one micro-batch, without waiting for the device."""
-        self._losses.append(result.loss.detach())
+        self._losses.append(result.loss.detach() / result.share)
         for name, value in result.metrics.items():
             if name != "loss":
                 self._measured.setdefault(name, []).append(value.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
-from flowhooks.config import Run
+from flowhooks.config import Run, draws
 from flowhooks.data import Audit, audit, build_cache, data_loader
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.probe import FlowModel, probe
@@ -42,7 +43,6 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         accelerator = stack.enter_context(accelerated(run))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        assert run.data is not None
         audited = audit(run.data)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         identified = identity(run, audited, accelerator.num_processes)
@@ -59,7 +59,7 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         model = _probed(run, pipe, audited, stack)
         # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
         with others_awake(pipe, model.transformer):
-            dataset = _cached(run, model, audited, accelerator, progress)
+            dataset: Any = _cached(run, model, audited, accelerator, progress) if audited.records else []
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
             # One seed on every process for what an adapter starts from, then one of its own for dropout.
             rng.seed_all(run.training["seed"])
@@ -87,14 +87,18 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         )
         if source is not None:
             job.restore(source)
-        loader = data_loader(
-            train_set,
-            batch_size=batch_size,
-            seed=run.training["seed"],
-            world_size=accelerator.num_processes,
-            rank=accelerator.process_index,
-            start=session.micro_step,
-            num_workers=run.training["dataloader_num_workers"],
+        loader = (
+            itertools.repeat(None)
+            if not kept
+            else data_loader(
+                train_set,
+                batch_size=batch_size,
+                seed=run.training["seed"],
+                world_size=accelerator.num_processes,
+                rank=accelerator.process_index,
+                start=session.micro_step,
+                num_workers=run.training["dataloader_num_workers"],
+            )
         )
         with job.open(loader, progress):
             yield job
@@ -105,7 +109,7 @@ def check(run: Run) -> None:
     source = str(run.source)
     refuse_sharding(source)
     check_trackers(run)
-    if run.data is None:
+    if run.data is None and not draws(run.hooks):
         raise ConfigError(Problem("there is no data to train on; name a data set file", source, "$.data"))
     training = run.training
     if training["trainable"] == "adapter" and run.adapter is None:
@@ -143,12 +147,12 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
 
 
 def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
-    first = audited.records[0]
+    first = audited.records[0] if audited.records else None
     stack.enter_context(attention_backend(pipe.transformer, run.model["attention_backend"]))
     model = probe(
         pipe,
-        height=first.height,
-        width=first.width,
+        height=first.height if first else run.validation["height"],
+        width=first.width if first else run.validation["width"],
         arguments=run.model["pipeline_arguments"],
         component=run.model["component"],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def on_device(batch: Any, device: torch.device) -> Any:
         name: None if value is None else value.to(device, non_blocking=True)
         for name, value in (("clean", batch.clean), ("rejected", batch.rejected), ("mask", batch.mask))
     }
-    return type(batch)(**tensors, condition=batch.condition.to(device), files=batch.files)
+    return replace(batch, **tensors, condition=batch.condition.to(device))
 
 
 def _everywhere(measured: dict[str, list[Tensor]], sizes: list[float], device: torch.device) -> dict[str, float]:
