@@ -53,7 +53,9 @@ class EncodedPrompts:
             yield
 
     def _one(self, encode: Any, given: Mapping[str, Any]) -> Any:
-        key = repr(sorted((name, value) for name, value in given.items() if name != "device"))
+        # A prompt and a list of it alone are encoded alike.
+        plain = {name: value[0] if _prompts(value) else value for name, value in given.items() if name != "device"}
+        key = repr(sorted(plain.items()))
         if key not in self._known:
             with torch.no_grad():
                 output = encode(**given)

@@ -261,9 +261,9 @@ class Player:
             return FlowMatchEulerDiscreteSchedulerOutput(prev_sample=after) if whole else (after,)
 
         with ExitStack() as stack:
-            stack.enter_context(first_order(pipe))
             modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
             stack.enter_context(untouched(pipe, pipe.scheduler, *modules))
+            stack.enter_context(first_order(pipe))
             pipe.set_progress_bar_config(disable=True)
             stack.enter_context(splice(pipe.scheduler, step=step))
             yield pipe
