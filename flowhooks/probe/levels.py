@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.picking import plus_picked, times_picked
 
 #: Where the picture is among the tokens that a modulation meets.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
@@ -27,6 +28,8 @@ MOVES = (
     *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
     *("transpose", "t", "swapaxes", "permute", "movedim"),
 )
+#: What networks do with levels and tokens.
+IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
 #: They name sizes, the batch's among them.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
 
@@ -242,6 +245,11 @@ class Levels:
 
     def _met(self, function: Any, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any) -> Any:
         """Every level that takes part picks its rows."""
+        if len(args) == 2 and len(held) == len(others) == 1 and not kwargs and function.__name__ in IN_PASSING:
+            meeting = held[0]._meeting(others[0])
+            if meeting and (picks := held[0]._row_of_each(meeting)):
+                tokens = meeting.other.flatten(1, len(meeting.tokens))
+                return IN_PASSING[function.__name__](tokens, *picks).view(meeting.other.shape)
 
         def picked(leaf: Any) -> Any:
             if not isinstance(leaf, Levels):
@@ -252,6 +260,18 @@ class Levels:
             return leaf._pick(meetings[0])
 
         return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
+
+    def _row_of_each(self, meeting: Meeting) -> tuple[Tensor, Tensor] | None:
+        """A table ``[B, K, ...]`` and the row ``[B, tokens]`` that each token ``[B, tokens, ...]`` picks; None if all
+        pick one, or axes lie otherwise."""
+        place, count = self.mix.places(meeting), len(meeting.tokens)
+        size, *rest = meeting.other.shape
+        if place is None or place == NONE or meeting.tokens[0] != 1 - meeting.other.dim():
+            return None
+        if self.axis or self.shape != (size, *[1] * count, *rest[count:]):
+            return None
+        table = self.rows.reshape(size, self.mix.count, *rest[count:])
+        return table, self.mix.level_of(place, meeting.count)
 
     def _pick(self, meeting: Meeting) -> Tensor:
         """The level of each token, broadcast as the levels are."""
