@@ -13,34 +13,29 @@ from torch.autograd import Function
 
 
 def times_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """``tokens * rows[b, index[b, n]]``, as :func:`plus_picked`."""
+    """``tokens * rows[index]``, as :func:`plus_picked`."""
     return _Times.apply(rows, index, tokens)
 
 
 def plus_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """``tokens + rows[b, index[b, n]]``.
+    """``tokens + rows[index]``.
 
     Args:
         tokens: ``[B, N, ...]``.
-        rows: ``[B, K, ...]``, of the axes of tokens after the first two.
-        index: ``[B, N]``, whole numbers below K.
+        rows: ``[B K, ...]``, those of a sample one after the other; axes are those of tokens after the first two.
+        index: ``[B, N]`` into rows, those of its own sample only.
     """
     return _Plus.apply(rows, index, tokens)
 
 
 class _Times(Function):
     @staticmethod
-    def forward(rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        of_rows, _, of_tokens = ctx.needs_input_grad
+        ctx.count = len(rows)
+        ctx.save_for_backward(index, rows if of_tokens else None, tokens if of_rows else None)
         picked = _picked(rows, index)
         return picked.mul_(tokens) if _holds(picked, tokens) else picked * tokens
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        rows, index, tokens = inputs
-        ctx.count = rows.shape[1]
-        ctx.save_for_backward(
-            index, rows if ctx.needs_input_grad[2] else None, tokens if ctx.needs_input_grad[0] else None
-        )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
@@ -51,28 +46,22 @@ class _Times(Function):
 
 class _Plus(Function):
     @staticmethod
-    def forward(rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        ctx.save_for_backward(index)
         picked = _picked(rows, index)
         return picked.add_(tokens) if _holds(picked, tokens) else picked + tokens
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        rows, index, _ = inputs
-        ctx.count = rows.shape[1]
-        ctx.save_for_backward(index)
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         (index,) = ctx.saved_tensors
-        of_rows = _gathered(gradient, index, ctx.count) if ctx.needs_input_grad[0] else None
-        return of_rows, None, gradient if ctx.needs_input_grad[2] else None
+        of_rows, _, of_tokens = ctx.needs_input_grad
+        return _gathered(gradient, index, ctx.count) if of_rows else None, None, gradient if of_tokens else None
 
 
 def _picked(rows: Tensor, index: Tensor) -> Tensor:
-    """``[B, K, ...]`` -> ``[B, N, ...]``, new."""
-    size, count = rows.shape[:2]
-    first = torch.arange(size, device=index.device).unsqueeze(1) * count
-    return rows.flatten(0, 1).index_select(0, (index + first).flatten()).unflatten(0, index.shape)
+    """``[B, N, ...]``, new."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _holds(picked: Tensor, tokens: Tensor) -> bool:
@@ -81,7 +70,8 @@ def _holds(picked: Tensor, tokens: Tensor) -> bool:
 
 
 def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """The sum ``[B, K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
-    chosen = index.unsqueeze(1) == torch.arange(count, device=index.device).unsqueeze(1)
+    """The sum ``[B K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
+    number = torch.arange(count, device=index.device).view(len(index), -1, 1)
+    chosen = (index.unsqueeze(1) == number).to(values.dtype)
     with torch.autocast(values.device.type, enabled=False):
-        return torch.bmm(chosen.to(values.dtype), values.flatten(2)).unflatten(2, values.shape[2:])
+        return torch.bmm(chosen, values.flatten(2)).view(count, *values.shape[2:])
