@@ -57,12 +57,12 @@ def every_token_embedded(network: nn.Module, told: TokenSigma, text: int) -> Ite
     parts = {"norm1": slice(text, None), "norm1_context": slice(1), "norm": slice(None), "norm_out": slice(text, None)}
 
     def part(module: nn.Module, args: tuple, kwargs: dict[str, Any], *, tokens: slice) -> Any:
-        def of(value: Any) -> Any:
-            return (
-                value.as_subclass(Tensor)[:, tokens].as_subclass(EachToken) if isinstance(value, EachToken) else value
-            )
+        def cut(value: Any) -> Any:
+            if not isinstance(value, EachToken):
+                return value
+            return value.as_subclass(Tensor)[:, tokens].as_subclass(EachToken)
 
-        return tuple(map(of, args)), {key: of(value) for key, value in kwargs.items()}
+        return tuple(map(cut, args)), {key: cut(value) for key, value in kwargs.items()}
 
     with ExitStack() as stack:
         embedder = network.time_text_embed
