@@ -11,17 +11,24 @@ from typing import Any
 import torch
 
 
-def interleaved(contenders: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
-    """Seconds of each call, the contenders taking turns so that a machine that slows down slows all alike."""
+def interleaved(
+    contenders: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each call by ``clock``, the contenders taking turns so that a machine that slows down slows all
+    alike."""
     for _ in range(warmup):
         for run in contenders.values():
             run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return seconds
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.picking import plus_picked, times_picked
 
 #: Where the picture is among the tokens that a modulation meets.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
@@ -27,6 +28,8 @@ MOVES = (
     *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
     *("transpose", "t", "swapaxes", "permute", "movedim"),
 )
+#: What networks do with levels and tokens.
+IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
 #: They name sizes, the batch's among them.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
 
@@ -69,13 +72,16 @@ class Mix:
         count: K, how many levels there are.
         places: where the picture is among the tokens of a meeting.
         names: id of a weight -> its name.
+        moves: where the batch's axis went, by what moved it, where it was and the shape.
     """
 
     index: Tensor
     count: int
     places: Places
     names: Mapping[int, str]
+    moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def level_of(self, place: str, tokens: int) -> Tensor:
         """``[B, tokens]``; what is no picture is at level 0."""
@@ -87,6 +93,14 @@ class Mix:
             parts = [rest, self.index] if place == LAST else [self.index, rest]
             self._spread[place, tokens] = torch.cat(parts, 1)
         return self._spread[place, tokens]
+
+    def row_of(self, place: str, tokens: int) -> Tensor:
+        """``[B, tokens]``, where its level is among those of all samples."""
+        if (place, tokens) not in self._rows:
+            level = self.level_of(place, tokens)
+            first = torch.arange(len(level), device=level.device).unsqueeze(1) * self.count
+            self._rows[place, tokens] = first + level
+        return self._rows[place, tokens]
 
 
 def weight_names(network: nn.Module) -> dict[int, str]:
@@ -161,8 +175,9 @@ class Levels:
             if name in LAYERS:
                 path = (named[0],) if named else (*path, name)
         elif others:
-            if any(first._meeting(other) for other in others):
-                return first._met(function, held, others, args, kwargs)
+            meeting = next(filter(None, map(first._meeting, others)), None)
+            if meeting is not None:
+                return first._met(function, meeting, held, others, args, kwargs)
             lift, path = first._repeated, (*path, name)
         else:
             lift = first._repeated
@@ -182,22 +197,25 @@ class Levels:
 
     def _moved(self, function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Axes move, and strides tell where: that of the batch alone has one."""
-        strides = [0] * self.ndim
-        strides[self.axis] = 1
-        marker = torch.empty_strided(self.rows.shape, strides, device="meta")
-        marks = function(marker, *args[1:], **kwargs)
-        results = function(self.rows, *args[1:], **kwargs)
         step = f"{function.__name__}{args[1:]}{dict(kwargs)}"
-        if isinstance(results, Tensor):
-            return self._after(results, marks, step)
-        pairs = zip(results, marks, strict=True)
-        return tuple(self._after(result, mark, f"{step}[{i}]") for i, (result, mark) in enumerate(pairs))
+        results = function(self.rows, *args[1:], **kwargs)
+        parts = [results] if isinstance(results, Tensor) else results
+        known, key = self.mix.moves, (step, self.axis, self.rows.shape)
+        if key not in known:
+            strides = [0] * self.ndim
+            strides[self.axis] = 1
+            marks = function(torch.empty_strided(self.rows.shape, strides, device="meta"), *args[1:], **kwargs)
+            known[key] = [self._axis_of(mark, step) for mark in ([marks] if isinstance(marks, Tensor) else marks)]
+        if parts is not results:
+            return Levels(results, self.mix, known[key][0], (*self.path, step))
+        pairs = enumerate(zip(parts, known[key], strict=True))
+        return tuple(Levels(part, self.mix, axis, (*self.path, f"{step}[{i}]")) for i, (part, axis) in pairs)
 
-    def _after(self, result: Tensor, mark: Tensor, step: str) -> Levels:
+    def _axis_of(self, mark: Tensor, step: str) -> int:
         axis = next((i for i, size in enumerate(mark.shape) if mark.stride(i) and size > 1), None)
-        if axis is None or result.shape[axis] != self.rows.shape[self.axis]:
+        if axis is None or mark.shape[axis] != self.rows.shape[self.axis]:
             raise _impossible(step)
-        return Levels(result, self.mix, axis, (*self.path, step))
+        return axis
 
     def _sized(self, name: str, *args: Any, **kwargs: Any) -> Levels:
         """Sizes are named; where the batch stays in front, its size is that of the rows."""
@@ -240,18 +258,36 @@ class Levels:
         meeting = Meeting(path=self.path, other=other, batch=batch, tokens=tuple(lacking))
         return meeting if self.mix.places(meeting) is not None else None
 
-    def _met(self, function: Any, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any) -> Any:
-        """Every level that takes part picks its rows."""
+    def _met(
+        self, function: Any, meeting: Meeting, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any
+    ) -> Any:
+        """Every level that takes part picks its rows; ``meeting`` is that of this one."""
+        if len(args) == 2 and len(held) == len(others) == 1 and not kwargs and function.__name__ in IN_PASSING:
+            picks = self._row_of_each(meeting)
+            if picks is not None:
+                tokens = meeting.other.flatten(1, len(meeting.tokens))
+                return IN_PASSING[function.__name__](tokens, *picks).view(meeting.other.shape)
 
         def picked(leaf: Any) -> Any:
             if not isinstance(leaf, Levels):
                 return leaf
-            meetings = [meeting for other in others if (meeting := leaf._meeting(other))]
-            if not meetings:
+            its = meeting if leaf is self else next(filter(None, map(leaf._meeting, others)), None)
+            if its is None:
                 raise _impossible(function.__name__)
-            return leaf._pick(meetings[0])
+            return leaf._pick(its)
 
         return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
+
+    def _row_of_each(self, meeting: Meeting) -> tuple[Tensor, Tensor] | None:
+        """Rows ``[B K, ...]``, and ``[B, tokens]``: which of them each token ``[B, tokens, ...]`` picks. None if all
+        pick level 0, or axes lie otherwise."""
+        place, count = self.mix.places(meeting), len(meeting.tokens)
+        size, *rest = meeting.other.shape
+        if place is None or place == NONE or meeting.tokens[0] != 1 - meeting.other.dim():
+            return None
+        if self.axis or self.shape != (size, *[1] * count, *rest[count:]):
+            return None
+        return self.rows.flatten(0, count), self.mix.row_of(place, meeting.count)
 
     def _pick(self, meeting: Meeting) -> Tensor:
         """The level of each token, broadcast as the levels are."""

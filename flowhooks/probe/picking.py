@@ -1,0 +1,77 @@
+"""Tokens times, or plus, the row of a table that each of them picks.
+
+Autograd keeps the table and the index: what was picked is as large as the tokens, and is picked again in backward.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+def times_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """``tokens * rows[index]``, as :func:`plus_picked`."""
+    return _Times.apply(rows, index, tokens)
+
+
+def plus_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """``tokens + rows[index]``.
+
+    Args:
+        tokens: ``[B, N, ...]``.
+        rows: ``[B K, ...]``, those of a sample one after the other; axes are those of tokens after the first two.
+        index: ``[B, N]`` into rows, those of its own sample only.
+    """
+    return _Plus.apply(rows, index, tokens)
+
+
+class _Times(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        of_rows, _, of_tokens = ctx.needs_input_grad
+        ctx.count = len(rows)
+        ctx.save_for_backward(index, rows if of_tokens else None, tokens if of_rows else None)
+        picked = _picked(rows, index)
+        return picked.mul_(tokens) if _holds(picked, tokens) else picked * tokens
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        index, rows, tokens = ctx.saved_tensors
+        of_rows = None if tokens is None else _gathered(gradient * tokens, index, ctx.count)
+        return of_rows, None, None if rows is None else times_picked(gradient, rows, index)
+
+
+class _Plus(Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        ctx.count = len(rows)
+        ctx.save_for_backward(index)
+        picked = _picked(rows, index)
+        return picked.add_(tokens) if _holds(picked, tokens) else picked + tokens
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        (index,) = ctx.saved_tensors
+        of_rows, _, of_tokens = ctx.needs_input_grad
+        return _gathered(gradient, index, ctx.count) if of_rows else None, None, gradient if of_tokens else None
+
+
+def _picked(rows: Tensor, index: Tensor) -> Tensor:
+    """``[B, N, ...]``, new."""
+    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+def _holds(picked: Tensor, tokens: Tensor) -> bool:
+    """Whether the result can take the place of what was picked, so that no second tensor of its size is needed."""
+    return torch.result_type(picked, tokens) == picked.dtype
+
+
+def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:
+    """The sum ``[B K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
+    number = torch.arange(count, device=index.device).view(len(index), -1, 1)
+    chosen = (index.unsqueeze(1) == number).to(values.dtype)
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.bmm(chosen, values.flatten(2)).view(count, *values.shape[2:])
