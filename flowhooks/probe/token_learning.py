@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Meeting, Path, Places
+from flowhooks.probe.partial import Reached
 from flowhooks.probe.recorder import quiet
-from flowhooks.probe.tokens import Entry, Stop, Tokens, TokenSigma, called_with_token_times, leveled
+from flowhooks.probe.tokens import Entry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
 from flowhooks.sampling.splice import untouched
 
@@ -226,12 +227,12 @@ class _Trial:
             place = learner.place(meeting)
             if place not in (None, NONE):
                 met.append(meeting)
-                raise Stop
+                raise Reached
             return place
 
         noisy = self.noisy.clone().requires_grad_(True)
         with torch.enable_grad():
-            with suppress(Stop):
+            with suppress(Reached):
                 self.leveled(told, entry, first, noisy)
             if not met:
                 raise ModelError("its time's embedding meets no tokens of the picture")

@@ -7,7 +7,7 @@ one; elsewhere :class:`~flowhooks.probe.levels.Levels` take the place of its tim
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import Levels, Meeting, Mix, Path, weight_names
+from flowhooks.probe.partial import given_to
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
@@ -137,7 +138,7 @@ def leveled(
     module = network.get_submodule(entry.name)
     size, count = told.sigmas.shape
     others = [
-        _asked(network, module, entry.calls, {**arguments, **model.times(layout, sigma, sigma)})
+        given_to(module, network, {**arguments, **model.times(layout, sigma, sigma)}, entry.calls)
         for sigma in told.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)
@@ -155,31 +156,6 @@ def leveled(
         stack.callback(module.register_forward_pre_hook(joined, with_kwargs=True).remove)
         stack.callback(module.register_forward_hook(wrapped).remove)
         yield
-
-
-class Stop(Exception):
-    """Thrown out of the network: what was wanted is known."""
-
-
-def _asked(
-    network: nn.Module, module: nn.Module, calls: int, arguments: Mapping[str, Any]
-) -> list[tuple[tuple, dict[str, Any]]]:
-    """What the network gives the module, call by call."""
-    inputs: list[tuple[tuple, dict[str, Any]]] = []
-
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs.append((args, kwargs))
-        if len(inputs) == calls:
-            raise Stop
-
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with torch.no_grad(), suppress(Stop):
-            # Not called as a module: whoever watches the network's calls need not see this one.
-            network.forward(**arguments)
-    finally:
-        handle.remove()
-    return inputs
 
 
 def _interleaved(values: Sequence[Any], size: int) -> Any:
