@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.hooks import HookConfig, hook_defaults, resolve_hook
+from flowhooks.config.rewards import RewardConfig, resolve_reward, resolve_rewards
 from flowhooks.config.run import Run, load_run, resolve_run
 from flowhooks.hooks.timesteps import parse_timesteps
 
 __all__ = [
     "Datasets",
     "HookConfig",
+    "RewardConfig",
     "Run",
     "hook_defaults",
     "load_datasets",
     "load_run",
     "parse_timesteps",
     "resolve_hook",
+    "resolve_reward",
+    "resolve_rewards",
     "resolve_run",
 ]
