@@ -7,7 +7,7 @@ from typing import Any
 
 from flowhooks import config
 from flowhooks.config import RewardConfig
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.rewards.base import Reward
 from flowhooks.rewards.registry import reward_class
 
@@ -28,6 +28,8 @@ def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$") -> R
         reward = cls(**entry.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
+    except ModelError as error:
+        raise ModelError(f"{entry.where}: {error}") from error
     lacking = [part for part in ("name", "range", "differentiable", "to", "__call__") if not hasattr(reward, part)]
     if lacking:
         message = f"{entry.type!r} is no reward, for it has no `{'`, `'.join(lacking)}`; docs/rewards.md has an example"

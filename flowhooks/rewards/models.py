@@ -31,7 +31,7 @@ class ModelReward(PictureReward):
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
-        return next(self.network.parameters()).dtype
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
 
 
 def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused: tuple[str, ...] = ()) -> Any:

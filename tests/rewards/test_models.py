@@ -303,8 +303,8 @@ def test_siglip_has_a_scale_too(folders):
 
 def test_a_model_that_is_not_there(tmp_path):
     for type, more in (("clip_score", {}), ("classifier", {}), ("ocr", {}), ("aesthetic", {"head": "none"})):
-        with pytest.raises(ModelError, match="`(model|head)`"):
-            build_reward({"type": type, "model": str(tmp_path), **more})
+        with pytest.raises(ModelError, match=r"^\$.rewards\[2\]: `(model|head)` "):
+            build_reward({"type": type, "model": str(tmp_path), **more}, "$.rewards[2]")
 
 
 def test_a_module_that_cannot_be_imported():
