@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,6 +25,28 @@ def label_score(logits: Tensor, labels: Tensor, target: str) -> Tensor:
     """Log-probability or probability ``[N]`` of labels ``[N]`` under logits ``[N, K]``."""
     chosen = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     return chosen.exp() if target == "probability" else chosen
+
+
+def label_number(label: Any, names: Mapping[str, int], count: int | None) -> int:
+    """The number of a label that is written by its name or, as an integer or in digits, by its number.
+
+    Args:
+        names: label -> number; empty where the model has none.
+        count: of labels, None where that is not known yet.
+
+    Raises:
+        ValueError: there is no such label.
+    """
+    if isinstance(label, str) and label in names:
+        return names[label]
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < (count or math.inf):
+        return label
+    numbers = f"numbers from 0 to {count - 1}" if count else "numbers from 0"
+    raise ValueError(
+        f"there is no label {label!r}; known: {listed(names) if names else numbers}{hint(str(label), names)}"
+    )
 
 
 class Classifier(ModelReward):
@@ -68,7 +91,7 @@ class Classifier(ModelReward):
             self.network = load_network(AutoModelForImageClassification, model, dtype)
             self._labels = {str(key): int(value) for key, value in self.network.config.label2id.items()}
         if label is not None:
-            self._number(label, len(self._labels) or None)
+            label_number(label, self._labels, len(self._labels) or None)
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         prepared = pictures if self._prepare is None else self._prepare(pictures)
@@ -83,27 +106,15 @@ class Classifier(ModelReward):
         return label_score(logits, torch.tensor(wanted, device=logits.device), self.target)
 
     def _wanted(self, prompts: Sequence[str], records: Records, count: int) -> list[int]:
-        if self.label is not None:
-            return [self._number(self.label, count)] * len(prompts)
-        written = column(records, self.label_column, self.name, prompts)
+        if self.label is None:
+            place = f"column {self.label_column!r}"
+            written = column(records, self.label_column, self.name, prompts)
+        else:
+            place, written = "`label`", [self.label] * len(prompts)
         numbers = []
         for label, prompt in zip(written, prompts, strict=True):
             try:
-                numbers.append(self._number(label, count))
+                numbers.append(label_number(label, self._labels, count))
             except ValueError as error:
-                raise RewardError(
-                    f"reward {self.name!r}, column {self.label_column!r} of prompt {prompt!r}: {error}"
-                ) from error
+                raise RewardError(f"reward {self.name!r}, {place} of prompt {prompt!r}: {error}") from error
         return numbers
-
-    def _number(self, label: Any, count: int | None) -> int:
-        """A label by its name, else by its number."""
-        if str(label) in self._labels and not isinstance(label, int):
-            return self._labels[str(label)]
-        number = int(label) if isinstance(label, int) or (isinstance(label, str) and label.isdecimal()) else -1
-        if number >= 0 and (count is None or number < count) and not isinstance(label, bool):
-            return number
-        known = (
-            listed(self._labels) if self._labels else f"numbers from 0 to {count - 1}" if count else "numbers from 0"
-        )
-        raise ValueError(f"there is no label {label!r}; known: {known}{hint(str(label), self._labels)}")

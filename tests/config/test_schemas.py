@@ -94,6 +94,11 @@ def test_references_resolve_between_files_as_an_editor_does_it():
     )
     assert not run.is_valid({"hooks": [{"type": "flow_dpo", "betta": 1}]})
     assert not run.is_valid({"data": [{"id": "a", "instance_data_dir": "b", "crop": "left"}]})
+    reward = Draft202012Validator(
+        {"$ref": (FOLDER / "reward.schema.json").as_uri()}, registry=Registry(retrieve=retrieve)
+    )
+    assert reward.is_valid({"type": "clip_score", "model": "a", "weight": 0.5})
+    assert not reward.is_valid({"type": "clip_score", "modle": "a"})
 
 
 def test_every_registered_hook_has_a_schema_and_the_other_way_round():

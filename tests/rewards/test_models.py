@@ -23,9 +23,9 @@ from transformers import (
 
 from flowhooks.errors import ConfigError, ModelError, RewardError
 from flowhooks.rewards import build_reward, reward_gradient, scored
+from flowhooks.rewards.classifier import label_number
 from flowhooks.rewards.ocr import edit_distance, text_accuracy
 from tests.rewards.judges import (
-    LABELS,
     PROMPTS,
     photos,
     pixels_of,
@@ -268,7 +268,20 @@ def test_a_label_that_is_not_there(blocks):
         judged(blocks["classifier"], [{"label": 0}, {"label": 3}])
     with pytest.raises(ConfigError, match=r"\$: there is no label 'bird'"):
         build_reward({**blocks["classifier"], "label": "bird"})
-    assert len(LABELS) == 3
+    own = {"type": "classifier", "model": "tests.rewards.judges:Greenest", "label": 3}
+    with pytest.raises(RewardError, match=f"`label` of prompt {PROMPTS[0]!r}: .* 3; known: numbers from 0 to 2"):
+        judged(own)
+
+
+@pytest.mark.parametrize(("label", "number"), [("dog", 1), ("2", 2), (0, 0), ("7", 0)])
+def test_a_label_is_looked_up_by_name_and_then_by_number(label, number):
+    assert label_number(label, {"7": 0, "dog": 1, "3": 2}, 3) == number
+
+
+@pytest.mark.parametrize("label", [True, -1, 3, "4", "", "Dog", None, 1.0, ["dog"]])
+def test_what_is_no_label(label):
+    with pytest.raises(ValueError, match="there is no label"):
+        label_number(label, {"7": 0, "dog": 1, "3": 2}, 3)
 
 
 def test_weights_that_are_missing_are_not_left_to_chance(tmp_path):
