@@ -73,5 +73,10 @@ class TrainingError(FlowhooksError):
     """Training cannot go on: a loss that is not finite, a self-test that failed."""
 
 
+class RewardError(FlowhooksError):
+    """A reward cannot be used: a value that is not finite or outside its range, no gradient where it declares one, or a
+    record without what it reads."""
+
+
 class HubError(FlowhooksError):
     """Publishing to the Hub failed; local files are untouched."""

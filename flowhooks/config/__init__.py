@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.hooks import HookConfig, hook_defaults, resolve_hook
+from flowhooks.config.rewards import RewardConfig, resolve_reward, resolve_rewards
 from flowhooks.config.rules import draws
 from flowhooks.config.run import Run, load_run, resolve_run
 from flowhooks.hooks.timesteps import parse_timesteps
@@ -15,6 +16,7 @@ from flowhooks.hooks.timesteps import parse_timesteps
 __all__ = [
     "Datasets",
     "HookConfig",
+    "RewardConfig",
     "Run",
     "draws",
     "hook_defaults",
@@ -22,5 +24,7 @@ __all__ = [
     "load_run",
     "parse_timesteps",
     "resolve_hook",
+    "resolve_reward",
+    "resolve_rewards",
     "resolve_run",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,17 @@ def _foreign_options(type: str, written: dict[str, Any], file: str | None, where
     from flowhooks.hooks.registry import hook_class
 
     options = {key: value for key, value in written.items() if key != "type"}
+    return foreign_options(options, lambda: hook_class(type, where), file, where)
+
+
+def foreign_options(options: dict[str, Any], load: Callable[[], Any], file: str | None, where: str) -> dict[str, Any]:
+    """Options of a class of the user's own, checked and completed where it has a ``schema``.
+
+    Raises:
+        ConfigError: with every problem, or because ``load`` does not find the class.
+    """
     try:
-        schema = getattr(hook_class(type, where), "schema", None)
+        schema = getattr(load(), "schema", None)
     except ConfigError as error:
         raise ConfigError([Problem(p.message, p.file or file, p.path) for p in error.problems]) from error
     if not isinstance(schema, Mapping):

@@ -1,7 +1,7 @@
 """The JSON Schemas: found in the package or beside it, read once, linked to each other.
 
-A hook or a method is known as soon as its schema lies in ``hooks/`` or ``methods/``; the two schemas that list them are
-made here. ``flowhooks schema --write schemas --force`` writes those two out for editors.
+A hook, a method or a reward is known as soon as its schema lies in ``hooks/``, ``methods/`` or ``rewards/``; the three
+schemas that list them are made here. ``flowhooks schema --write schemas --force`` writes those out for editors.
 """
 
 from __future__ import annotations
@@ -25,9 +25,16 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 @cache
 def schemas() -> Mapping[str, dict[str, Any]]:
-    """Name -> schema: ``run``, ``dataloader``, ``hook``, ``method``, ``hooks/<type>``, ``methods/<name>``."""
+    """Name -> schema: ``run``, ``dataloader``, ``hook``, ``method``, ``reward``, ``hooks/<type>``, ``methods/<name>``,
+    ``rewards/<type>``."""
     found = dict(sorted(_read(_home())))
-    return {**found, "hook": _any_hook(_names(found, "hooks/")), "method": _any_method(found)}
+    weight = found["rewards/clip_score"]["properties"]["weight"]
+    lists = {
+        "hook": _any_class("hook", _names(found, "hooks/"), {}),
+        "method": _any_method(found),
+        "reward": _any_class("reward", _names(found, "rewards/"), {"weight": weight}),
+    }
+    return dict(sorted({**found, **lists}.items()))
 
 
 @cache
@@ -45,6 +52,11 @@ def uri(name: str) -> str:
 def hook_types() -> list[str]:
     """The hooks that have a schema."""
     return _names(schemas(), "hooks/")
+
+
+def reward_types() -> list[str]:
+    """The rewards that have a schema."""
+    return _names(schemas(), "rewards/")
 
 
 def method_names() -> list[str]:
@@ -83,27 +95,29 @@ def _names(found: Mapping[str, Any], prefix: str) -> list[str]:
     return [name.removeprefix(prefix) for name in found if name.startswith(prefix)]
 
 
-def _any_hook(types: list[str]) -> dict[str, Any]:
+def _any_class(kind: str, types: list[str], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """A shipped class by its type, or one by its import path; ``shared`` are the properties that both have."""
     cases = [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
-            "then": {"$ref": f"hooks/{name}{SUFFIX}"},
+            "then": {"$ref": f"{kind}s/{name}{SUFFIX}"},
         }
         for name in types
     ]
     return {
         "$schema": _DIALECT,
-        "title": "flowhooks hook",
-        "description": "One hook: a shipped one by its type, or a class of your own by its import path.",
+        "title": f"flowhooks {kind}",
+        "description": f"One {kind}: a shipped one by its type, or a class of your own by its import path.",
         "type": "object",
         "required": ["type"],
         "properties": {
             "type": {
-                "description": "Name of a shipped hook, or package.module:Class.",
+                "description": f"Name of a shipped {kind}, or package.module:Class.",
                 "type": "string",
                 "if": {"not": {"pattern": "^[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_][A-Za-z_0-9]*$"}},
-                "then": {"enum": types, "examples": ["my_package.hooks:MyHook"]},
-            }
+                "then": {"enum": types, "examples": [f"my_package.{kind}s:My{kind.title()}"]},
+            },
+            **shared,
         },
         "allOf": cases,
     }

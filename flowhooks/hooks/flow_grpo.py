@@ -16,7 +16,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.rewards import build_reward, scored
+from flowhooks.rewards import build_rewards, scored
 
 SMALL = 1e-4
 
@@ -74,7 +74,8 @@ class FlowGRPO(Hook):
         model: Any = session.model
         self._size = source.group_size
         self._decoder = Decoder(model, "`flow_grpo`")
-        self._rewards = [build_reward(block).to(model.device) for block in self.blocks]
+        rewards, self._weights = build_rewards(self.blocks)
+        self._rewards = [reward.to(model.device) for reward in rewards]
         with self._decoder.attached():
             yield
 
@@ -98,8 +99,7 @@ class FlowGRPO(Hook):
         batch = step.batch
         frames = self._decoder.frames(batch.clean)
         pixels = ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
-        weights = [float(block.get("weight", 1.0)) for block in self.blocks]
-        total, each = scored(self._rewards, weights, pixels, batch.prompts, batch.records)
+        total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records)
         self._rollout = rollout
         self._advantages = group_advantages(total, self._size, self.advantage_clip)
         spread = total.unflatten(0, (-1, self._size)).std(1, correction=0).mean()

@@ -51,8 +51,8 @@ def test_every_property_has_a_description_and_a_default_unless_required(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_unknown_keys_are_refused_but_remarks_are_not(name):
     for place, schema in objects(schemas()[name]):
-        # The list of all hooks leaves that to the schema of each hook, and to the classes of others.
-        if name != "hook":
+        # The lists of all hooks and rewards leave that to the schema of each, and to the classes of others.
+        if name not in ("hook", "reward"):
             assert schema["additionalProperties"] is False, place
             assert Draft202012Validator({"patternProperties": schema["patternProperties"]}).is_valid({"_comment": 1})
 
@@ -79,7 +79,7 @@ def test_defaults_are_valid(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_file_in_the_repository_is_what_is_used(name):
-    """For the two lists of hooks and methods: `flowhooks schema --write schemas --force` makes them anew."""
+    """For the lists of hooks, methods and rewards: `flowhooks schema --write schemas --force` makes them anew."""
     assert json.loads((FOLDER / f"{name}.schema.json").read_text(encoding="utf-8")) == schemas()[name]
 
 
@@ -94,6 +94,11 @@ def test_references_resolve_between_files_as_an_editor_does_it():
     )
     assert not run.is_valid({"hooks": [{"type": "flow_dpo", "betta": 1}]})
     assert not run.is_valid({"data": [{"id": "a", "instance_data_dir": "b", "crop": "left"}]})
+    reward = Draft202012Validator(
+        {"$ref": (FOLDER / "reward.schema.json").as_uri()}, registry=Registry(retrieve=retrieve)
+    )
+    assert reward.is_valid({"type": "clip_score", "model": "a", "weight": 0.5})
+    assert not reward.is_valid({"type": "clip_score", "modle": "a"})
 
 
 def test_every_registered_hook_has_a_schema_and_the_other_way_round():

@@ -13,9 +13,10 @@ import torch
 import flowhooks
 from flowhooks import cli
 from flowhooks.commands.planning import forwards, plan_run
-from flowhooks.config import hook_defaults, load_datasets, resolve_run
+from flowhooks.config import hook_defaults, load_datasets, resolve_reward, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
+from flowhooks.rewards.registry import REWARDS
 from flowhooks.testing import tiny
 from tests.docs import pages
 from tests.docs.pages import PAGES, ROOT
@@ -51,6 +52,13 @@ def test_every_hook_has_a_row(name: str) -> None:
     assert set(filter(None, slots.split(", "))) == declare(name, hook_defaults(name), name).slots
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_reward_has_a_row_and_a_table(name: str) -> None:
+    rows = [line for line in pages.read("docs/rewards.md").splitlines() if line.startswith(f"| `{name}` |")]
+    assert len(rows) == 1
+    assert ("docs/rewards.md", f"rewards/{name}") in {(page, about) for page, about, _ in TABLES}
+
+
 @pytest.mark.parametrize(("page", "name", "rows"), TABLES, ids=[f"{page}:{name}" for page, name, _ in TABLES])
 def test_tables_of_options_are_complete_and_print_the_schemas_defaults(page: str, name: str, rows: dict) -> None:
     assert rows == {key: pages.as_printed(schema) for key, schema in section(name).items()}
@@ -65,6 +73,9 @@ def test_every_section_of_a_run_has_its_table() -> None:
 def test_json_is_valid(page: str) -> None:
     for text in pages.blocks(page, "json"):
         document = json.loads(text)
+        if page == "docs/rewards.md":
+            assert [resolve_reward(block, "$") for block in document]
+            continue
         if isinstance(document, list) or "datasets" in document:
             assert "data:rejected" in load_datasets(document, ROOT / "docs").provides
             continue

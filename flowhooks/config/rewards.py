@@ -1,0 +1,85 @@
+"""Reward blocks -> complete options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flowhooks.config.document import without_remarks
+from flowhooks.config.hooks import foreign_options
+from flowhooks.config.schemas import reward_types
+from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.errors import ConfigError, Problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """One reward of a run.
+
+    Args:
+        type: name of a shipped reward, or ``package.module:Class``.
+        options: complete keyword arguments of its class.
+        weight: factor in the weighted sum.
+        where: JSON path of what the user wrote it as.
+    """
+
+    type: str
+    options: dict[str, Any]
+    weight: float
+    where: str
+
+
+def resolve_reward(block: Mapping[str, Any], where: str, *, file: str | None = None) -> RewardConfig:
+    """Validate and complete one reward block.
+
+    A class of the user's own is checked where it has a ``schema`` attribute, a JSON Schema of its options without
+    ``type`` and ``weight``; else its options are passed on as they are.
+
+    Args:
+        where: JSON path of the block.
+        file: named in errors.
+
+    Raises:
+        ConfigError: with every problem of the block.
+    """
+    from flowhooks.rewards.registry import reward_class
+
+    written = without_remarks(dict(block))
+    problems = problems_in(written, "reward", file=file, root=where)
+    if problems:
+        raise ConfigError(problems)
+    options = with_defaults(written, "reward")
+    type, weight = options.pop("type"), float(options.pop("weight"))
+    if type not in reward_types():
+        options = foreign_options(options, lambda: reward_class(type, where), file, where)
+    return RewardConfig(type=type, options=options, weight=weight, where=where)
+
+
+def resolve_rewards(
+    blocks: Sequence[Mapping[str, Any]], where: str, *, file: str | None = None
+) -> tuple[RewardConfig, ...]:
+    """As :func:`resolve_reward` for a list of blocks, whose names must differ.
+
+    Raises:
+        ConfigError: with every problem of every block.
+    """
+    problems: list[Problem] = []
+    resolved: list[RewardConfig] = []
+    for i, block in enumerate(blocks):
+        try:
+            resolved.append(resolve_reward(block, f"{where}[{i}]", file=file))
+        except ConfigError as error:
+            problems += error.problems
+    first: dict[str, str] = {}
+    for reward in resolved:
+        name = reward.options.get("name")
+        if name is None:
+            continue
+        if name in first:
+            message = f"{name!r} is the name of {first[name]} too; give one of them another `name`"
+            problems.append(Problem(message, file, f"{reward.where}.name"))
+        first.setdefault(str(name), reward.where)
+    if problems:
+        raise ConfigError(problems)
+    return tuple(resolved)

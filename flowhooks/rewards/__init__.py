@@ -1,0 +1,30 @@
+"""Rewards: what a picture is worth, by a number that a run may climb or only report.
+
+The registry is free of torch; everything else is imported on first use. No reward is needed to train with any hook that
+does not ask for one.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from flowhooks.rewards.registry import REWARDS
+
+_MODULES = {
+    **{name: module for module, _, name in (path.partition(":") for path in REWARDS.values())},
+    "Reward": "flowhooks.rewards.base",
+    "PictureReward": "flowhooks.rewards.base",
+    "scored": "flowhooks.rewards.scoring",
+    "scored_with_gradient": "flowhooks.rewards.scoring",
+    "reward_gradient": "flowhooks.rewards.scoring",
+    "build_reward": "flowhooks.rewards.build",
+    "build_rewards": "flowhooks.rewards.build",
+}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

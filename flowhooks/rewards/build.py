@@ -1,0 +1,59 @@
+"""From what a run names to rewards with their models loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowhooks import config
+from flowhooks.config import RewardConfig
+from flowhooks.errors import ConfigError, ModelError, Problem
+from flowhooks.rewards.base import Reward
+from flowhooks.rewards.registry import reward_class
+
+
+def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$") -> Reward:
+    """The reward of a block ``{"type": ..., ...}``, on the CPU; its ``weight`` is left to :func:`build_rewards`.
+
+    Args:
+        where: JSON path of the block.
+
+    Raises:
+        ConfigError: the block is not valid, or its class cannot be built from it or is no reward.
+        ModelError: a model cannot be loaded.
+    """
+    entry = block if isinstance(block, RewardConfig) else config.resolve_reward(block, where)
+    cls = reward_class(entry.type, entry.where)
+    try:
+        reward = cls(**entry.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(Problem(str(error), path=entry.where)) from error
+    except ModelError as error:
+        raise ModelError(f"{entry.where}: {error}") from error
+    lacking = [part for part in ("name", "range", "differentiable", "to", "__call__") if not hasattr(reward, part)]
+    if lacking:
+        message = f"{entry.type!r} is no reward, for it has no `{'`, `'.join(lacking)}`; docs/rewards.md has an example"
+        raise ConfigError(Problem(message, path=entry.where))
+    return reward
+
+
+def build_rewards(
+    blocks: Sequence[Mapping[str, Any]] | Sequence[RewardConfig], where: str = "$.rewards"
+) -> tuple[list[Reward], list[float]]:
+    """Rewards and their weights. All blocks are checked before the first model is loaded.
+
+    Raises:
+        ConfigError: blocks are not valid, or two rewards have one name.
+        ModelError: a model cannot be loaded.
+    """
+    entries = [block for block in blocks if isinstance(block, RewardConfig)]
+    if not entries:
+        entries = list(config.resolve_rewards([block for block in blocks if isinstance(block, Mapping)], where))
+    rewards = [build_reward(entry) for entry in entries]
+    seen: dict[str, str] = {}
+    for reward, entry in zip(rewards, entries, strict=True):
+        if reward.name in seen:
+            message = f"{reward.name!r} is the name of {seen[reward.name]} too; give one of them another `name`"
+            raise ConfigError(Problem(message, path=entry.where))
+        seen[reward.name] = entry.where
+    return rewards, [entry.weight for entry in entries]

@@ -1,0 +1,120 @@
+"""Whether a picture shows what it was asked for, by the (log-)probability that a classifier gives to a label."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForImageClassification
+
+from flowhooks.config.suggest import hint, listed
+from flowhooks.errors import RewardError
+from flowhooks.rewards.base import Records, column
+from flowhooks.rewards.models import ModelReward, import_network, load_network
+from flowhooks.rewards.pictures import load_preprocessing
+
+TARGETS = ("log_probability", "probability")
+_IMPORT_PATH = re.compile(r"^[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_]\w*$")
+
+
+def label_score(logits: Tensor, labels: Tensor, target: str) -> Tensor:
+    """Log-probability or probability ``[N]`` of labels ``[N]`` under logits ``[N, K]``."""
+    chosen = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
+    return chosen.exp() if target == "probability" else chosen
+
+
+def label_number(label: Any, names: Mapping[str, int], count: int | None) -> int:
+    """The number of a label that is written by its name or, as an integer or in digits, by its number.
+
+    Args:
+        names: label -> number; empty where the model has none.
+        count: of labels, None where that is not known yet.
+
+    Raises:
+        ValueError: there is no such label.
+    """
+    if isinstance(label, str) and label in names:
+        return names[label]
+    if isinstance(label, str) and label.isdecimal():
+        label = int(label)
+    if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < (count or math.inf):
+        return label
+    numbers = f"numbers from 0 to {count - 1}" if count else "numbers from 0"
+    raise ValueError(
+        f"there is no label {label!r}; known: {listed(names) if names else numbers}{hint(str(label), names)}"
+    )
+
+
+class Classifier(ModelReward):
+    """Softmax over all labels, then that of the label which is wanted.
+
+    Args:
+        model: a folder or a Hub id for AutoModelForImageClassification, or ``package.module:name`` of a class or
+            function that gives a torch module from pixels ``[N, 3, H, W]`` in [0, 1] to logits ``[N, K]``.
+        label: wanted of every picture, by name or number; None to read it from the records.
+        label_column: column of the records that holds it.
+        target: ``log_probability``, at most 0, or ``probability``, in [0, 1].
+        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
+        max_frames: of a video.
+
+    Raises:
+        ModelError: the model cannot be used.
+        ValueError: no such label or target.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        label: str | int | None = None,
+        label_column: str = "label",
+        target: str = "log_probability",
+        dtype: str = "fp32",
+        max_frames: int = 8,
+        name: str = "classifier",
+    ):
+        super().__init__(name=name, max_frames=max_frames)
+        if target not in TARGETS:
+            raise ValueError(f"`target` must be one of {listed(TARGETS)}, got {target!r}")
+        self.target, self.label, self.label_column = target, label, label_column
+        self.range = (0.0, 1.0) if target == "probability" else (None, 0.0)
+        self._labels: Mapping[str, int] = {}
+        self._prepare: Any = None
+        if _IMPORT_PATH.match(model):
+            self.network = import_network(model, dtype)
+        else:
+            self._prepare = load_preprocessing(model, "model")
+            self.network = load_network(AutoModelForImageClassification, model, dtype)
+            self._labels = {str(key): int(value) for key, value in self.network.config.label2id.items()}
+        if label is not None:
+            label_number(label, self._labels, len(self._labels) or None)
+
+    def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
+        prepared = pictures if self._prepare is None else self._prepare(pictures)
+        output = self.network(prepared.to(self.dtype))
+        logits = output if isinstance(output, Tensor) else output.logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if logits.dim() != 2 or len(logits) != len(pictures):
+            raise RewardError(
+                f"the model of reward {self.name!r} gave {tuple(logits.shape)}, expected logits ({len(pictures)}, K)"
+            )
+        wanted = self._wanted(prompts, records, logits.shape[1])
+        return label_score(logits, torch.tensor(wanted, device=logits.device), self.target)
+
+    def _wanted(self, prompts: Sequence[str], records: Records, count: int) -> list[int]:
+        if self.label is None:
+            place = f"column {self.label_column!r}"
+            written = column(records, self.label_column, self.name, prompts)
+        else:
+            place, written = "`label`", [self.label] * len(prompts)
+        numbers = []
+        for label, prompt in zip(written, prompts, strict=True):
+            try:
+                numbers.append(label_number(label, self._labels, count))
+            except ValueError as error:
+                raise RewardError(f"reward {self.name!r}, {place} of prompt {prompt!r}: {error}") from error
+        return numbers

@@ -1,0 +1,67 @@
+"""A model that puts pictures and text into one space: CLIP, SigLIP and their kin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModel
+
+from flowhooks.errors import ModelError
+from flowhooks.rewards.models import load_network, load_tokenizer
+from flowhooks.rewards.pictures import load_preprocessing
+
+
+class DualEncoder:
+    """Directions of pictures and of prompts, of length 1.
+
+    Args:
+        model: a folder or a Hub id.
+        processor: where the preprocessor and the tokenizer are.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+
+    Raises:
+        ModelError: something cannot be loaded, or the model has no features of pictures and text.
+    """
+
+    def __init__(self, model: str, processor: str, dtype: str):
+        option = "model" if processor == model else "processor"
+        self.prepare = load_preprocessing(processor, option)
+        self.tokenizer = load_tokenizer(processor, option)
+        self.network = load_network(AutoModel, model, dtype)
+        text = getattr(self.network.config, "text_config", None)
+        if text is None or not all(hasattr(self.network, f"get_{kind}_features") for kind in ("image", "text")):
+            raise ModelError(
+                f"`model` {model!r} is a {type(self.network).__name__}, which has no features of pictures and of text "
+                "in one space; give a CLIP or a SigLIP"
+            )
+        self._longest = int(text.max_position_embeddings)
+        # SigLIP was trained on text padded to its full length, CLIP does not see the padding.
+        self._padding: Any = "max_length" if self.network.config.model_type.startswith("siglip") else "longest"
+
+    def pictures(self, pictures: Tensor) -> Tensor:
+        """``[N, D]`` of pictures ``[N, 3, H, W]`` in [0, 1], with gradient."""
+        prepared = self.prepare(pictures).to(self.network.dtype)
+        return directions(self.network.get_image_features(pixel_values=prepared).pooler_output)
+
+    @torch.no_grad()
+    def prompts(self, prompts: Sequence[str]) -> Tensor:
+        """``[N, D]``; each text is read once, and no further than the model can."""
+        once = list(dict.fromkeys(prompts))
+        tokens = self.tokenizer(
+            once, padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
+        ).to(self.network.device)
+        found = directions(self.network.get_text_features(**tokens).pooler_output)
+        return found[torch.tensor([once.index(prompt) for prompt in prompts], device=found.device)]
+
+    def cosine(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
+        """``[N]`` in [-1, 1]."""
+        return (self.pictures(pictures) * self.prompts(prompts)).sum(1)
+
+
+def directions(features: Tensor) -> Tensor:
+    """Of length 1, in fp32 or better, so that a cosine keeps its range."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

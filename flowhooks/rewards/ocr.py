@@ -1,0 +1,97 @@
+"""Whether a picture shows the text it was asked for, by reading it, with TrOCR (arXiv 2109.10282) for example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import VisionEncoderDecoderModel
+
+from flowhooks.errors import RewardError
+from flowhooks.rewards.base import Records, column
+from flowhooks.rewards.models import ModelReward, load_network, load_tokenizer
+from flowhooks.rewards.pictures import load_stock
+
+
+def edit_distance(one: str, other: str) -> int:
+    """Characters to insert, delete or replace to make one text the other (Levenshtein)."""
+    above = list(range(len(other) + 1))
+    for i, left in enumerate(one, start=1):
+        row = [i]
+        for j, right in enumerate(other, start=1):
+            row.append(min(row[-1] + 1, above[j] + 1, above[j - 1] + (left != right)))
+        above = row
+    return above[-1]
+
+
+def text_accuracy(read: str, wanted: str) -> float:
+    """1 for the same text, 0 when no character is in place: 1 - distance / length of the longer one."""
+    longer = max(len(read), len(wanted))
+    return 1 - edit_distance(read, wanted) / longer if longer else 1.0
+
+
+class TextAccuracy(ModelReward):
+    """Accuracy in [0, 1] of the text that a model reads in the whole picture. Choosing characters has no gradient.
+
+    Args:
+        model: folder or Hub id of a VisionEncoderDecoderModel, such as a TrOCR, which reads one line of text.
+        text_column: column of the records that holds the text.
+        ignore_case: compare without regard to upper and lower case.
+        ignore_spaces: compare without white space.
+        max_new_tokens: the reader stops after so many.
+        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
+        max_frames: of a video.
+
+    Raises:
+        ModelError: the model cannot be used.
+    """
+
+    range = (0.0, 1.0)
+    differentiable = False
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        text_column: str = "text",
+        ignore_case: bool = False,
+        ignore_spaces: bool = False,
+        max_new_tokens: int = 64,
+        dtype: str = "fp32",
+        max_frames: int = 8,
+        name: str = "ocr",
+    ):
+        super().__init__(name=name, max_frames=max_frames)
+        self.text_column, self.max_new_tokens = text_column, max_new_tokens
+        self.ignore_case, self.ignore_spaces = ignore_case, ignore_spaces
+        self._processor = load_stock(model, "model")
+        self._tokenizer = load_tokenizer(model)
+        # The text is read off the patches; the released TrOCR models come without this layer of their ViT.
+        self.network = load_network(VisionEncoderDecoderModel, model, dtype, unused=("encoder.pooler.",))
+
+    def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
+        wanted = [self._plain(str(text)) for text in column(records, self.text_column, self.name, prompts)]
+        if not all(wanted):
+            at = wanted.index("")
+            raise RewardError(
+                f"reward {self.name!r}: the column {self.text_column!r} of prompt {prompts[at]!r} holds no text to read"
+            )
+        found = [text_accuracy(self._plain(read), text) for read, text in zip(self.read(pictures), wanted, strict=True)]
+        return torch.tensor(found, dtype=torch.float32, device=pictures.device)
+
+    @torch.no_grad()
+    def read(self, pictures: Tensor) -> list[str]:
+        """The text in pictures ``[N, 3, H, W]`` in [0, 1]."""
+        images = (pictures * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
+        pixels = self._processor(
+            images=list(images), return_tensors="pt", input_data_format="channels_last"
+        ).pixel_values
+        ids = self.network.generate(
+            pixels.to(self.network.device, self.dtype), do_sample=False, max_new_tokens=self.max_new_tokens
+        )
+        return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _plain(self, text: str) -> str:
+        text = "".join(text.split()) if self.ignore_spaces else " ".join(text.split())
+        return text.casefold() if self.ignore_case else text

@@ -1,0 +1,174 @@
+"""Ask rewards, and refuse answers that nothing should be trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import RewardError
+from flowhooks.rewards.base import Records, Reward
+
+#: Rounding that a range is not held to, for a bound of 1.
+SLACK = 1e-3
+
+
+def scored(
+    rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum ``[B]``, and every reward's own values ``[B]`` by its name. Waits for the device once.
+
+    Args:
+        weights: one for each reward, of either sign. With 0 it is measured and left out of the sum.
+        pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]. The graph, if any, is kept.
+
+    Raises:
+        RewardError: a value is not finite or outside the reward's range, or pixels are; it names the reward and prompt.
+        ValueError: the arguments do not belong together.
+    """
+    _agree(rewards, weights, pixels, prompts, records)
+    each = {r.name: _checked_form(r, r(pixels, prompts, records), len(prompts)) for r in rewards}
+    _refuse(rewards, each, pixels, prompts)
+    return _summed(rewards, weights, each, pixels), each
+
+
+def scored_with_gradient(
+    rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """As :func:`scored`, without a graph, and the gradient of the sum with respect to ``pixels``, of their shape.
+
+    One reward after the other, so only one graph is held at a time.
+
+    Raises:
+        RewardError: as :func:`scored`; a reward with a weight has no gradient, or one that is zero or not finite.
+    """
+    _agree(rewards, weights, pixels, prompts, records)
+    total_gradient = torch.zeros_like(pixels, dtype=torch.promote_types(pixels.dtype, torch.float32))
+    each = {}
+    for reward, weight in zip(rewards, weights, strict=True):
+        if weight:
+            each[reward.name], gradient = _with_gradient(reward, pixels, prompts, records)
+            total_gradient += weight * gradient
+        else:
+            with torch.no_grad():
+                values = reward(pixels.detach(), prompts, records)
+            each[reward.name] = _checked_form(reward, values, len(prompts)).detach()
+    _refuse(rewards, each, pixels, prompts)
+    return _summed(rewards, weights, each, pixels), each, total_gradient
+
+
+def reward_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
+    """Gradient of the sum of a reward's values with respect to ``pixels``, of their shape.
+
+    Raises:
+        RewardError: the reward is not differentiable, has no graph to the pixels, or its gradient is zero on the whole
+            batch or not finite; or as :func:`scored`.
+    """
+    return scored_with_gradient([reward], [1.0], pixels, prompts, records)[2]
+
+
+def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> tuple[Tensor, Tensor]:
+    if not reward.differentiable:
+        raise RewardError(
+            f"reward {reward.name!r} is not differentiable, and a gradient is wanted; take one that is, or give it "
+            "the weight 0 to only measure it"
+        )
+    leaf = pixels.detach().to(torch.promote_types(pixels.dtype, torch.float32)).requires_grad_()
+    with torch.enable_grad():
+        values = _checked_form(reward, reward(leaf, prompts, records), len(prompts))
+        gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
+    if gradient is None:
+        raise RewardError(
+            f"reward {reward.name!r} declares a gradient, and none leads from its values to the pixels; it must not "
+            "pass through uint8, NumPy, Pillow, detach() or no_grad()"
+        )
+    values = values.detach()
+    _refuse([reward], {reward.name: values}, pixels, prompts)
+    largest = gradient.abs().flatten(1).amax(1)
+    if not bool(largest.isfinite().all()):
+        at = int((~largest.isfinite()).nonzero()[0])
+        raise RewardError(f"the gradient of reward {reward.name!r} is not finite for prompt {prompts[at]!r}")
+    if not bool(largest.any()):
+        raise RewardError(
+            f"the gradient of reward {reward.name!r} is zero in every pixel of the batch, so nothing can be learned "
+            f"from it; its values are {_shown(values)}; rounding, clamping and saturation do this"
+        )
+    return values, gradient
+
+
+def _agree(
+    rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
+) -> None:
+    names = [reward.name for reward in rewards]
+    if len(set(names)) < len(names):
+        raise ValueError(f"rewards must have different names, got {names}; set `name`")
+    if len(weights) != len(rewards):
+        raise ValueError(f"got {len(weights)} weights for {len(rewards)} rewards")
+    if pixels.dim() not in (4, 5) or pixels.shape[1] != 3 or not pixels.is_floating_point():
+        found = f"{tuple(pixels.shape)} of {pixels.dtype}"
+        raise ValueError(f"`pixels` must be floating-point [B, 3, H, W] or [B, 3, F, H, W] in [0, 1], got {found}")
+    if not len(pixels) == len(prompts) == len(records):
+        raise ValueError(f"got {len(pixels)} pictures, {len(prompts)} prompts and {len(records)} records")
+
+
+def _checked_form(reward: Reward, values: Tensor, count: int) -> Tensor:
+    if not isinstance(values, Tensor) or values.shape != (count,) or not values.is_floating_point():
+        found = f"{tuple(values.shape)} of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
+        raise RewardError(f"reward {reward.name!r} gave {found}, expected floating-point ({count},): one per picture")
+    return values
+
+
+def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tensor, prompts: Sequence[str]) -> None:
+    """Raise for values that cannot be right. Only the one question whether there are any waits for the device."""
+    with torch.no_grad():
+        bad = {reward.name: _outside(each[reward.name], reward.range) for reward in rewards}
+        strange = _outside(pixels, (0.0, 1.0)).flatten(1).any(1)
+        if not bool(torch.stack([flags.to(strange.device).any() for flags in (strange, *bad.values())]).any()):
+            return
+        if bool(strange.any()):
+            at = int(strange.nonzero()[0])
+            darkest, brightest = (float(bound) for bound in pixels[at].aminmax())
+            raise RewardError(
+                f"the picture of prompt {prompts[at]!r} reaches from {darkest:.6g} to {brightest:.6g}, and rewards "
+                "take [0, 1]; bring pixels of [-1, 1] there by x / 2 + 0.5, and clamp; if they are not finite, look "
+                "at what drew them"
+            )
+        for reward in rewards:
+            if bool(bad[reward.name].any()):
+                at = int(bad[reward.name].nonzero()[0])
+                value, (low, high) = float(each[reward.name][at]), reward.range
+                raise RewardError(
+                    f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (picture {at + 1} of "
+                    f"{len(prompts)}), expected a finite number{_between(low, high)}; nothing was trained on it"
+                )
+
+
+def _outside(values: Tensor, bounds: tuple[float | None, float | None]) -> Tensor:
+    low, high = bounds
+    flags = ~values.isfinite()
+    if low is not None:
+        flags |= values < low - SLACK * max(1.0, abs(low))
+    if high is not None:
+        flags |= values > high + SLACK * max(1.0, abs(high))
+    return flags
+
+
+def _summed(rewards: Sequence[Reward], weights: Sequence[float], each: Mapping[str, Tensor], pixels: Tensor) -> Tensor:
+    total = torch.zeros(len(pixels), device=pixels.device)
+    for reward, weight in zip(rewards, weights, strict=True):
+        if weight:
+            total = total + weight * each[reward.name]
+    return total
+
+
+def _between(low: float | None, high: float | None) -> str:
+    if low is None and high is None:
+        return ""
+    if low is None or high is None:
+        return f" of at most {high:g}" if low is None else f" of at least {low:g}"
+    return f" in [{low:g}, {high:g}]"
+
+
+def _shown(values: Tensor) -> str:
+    return ", ".join(f"{value:.6g}" for value in values[:4].tolist()) + (", ..." if len(values) > 4 else "")
