@@ -1,7 +1,8 @@
 """Adapters behind one face: PEFT LoRA, LoHa and LoKr, and LyCORIS, on any Diffusers transformer.
 
 ``build_adapter`` injects one, ``build_second`` another beside it, ``load_adapter`` brings back what ``Adapter.save``
-wrote, ``Adapter.detach`` takes it off without a trace.
+wrote, ``Adapter.detach`` takes it off without a trace. ``FrozenAdapter`` is a teacher: a file that computes beside
+whatever is trained.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {"Adapter": "base", "build_adapter": "build", "build_second": "second", "load_adapter": "load"}
+_ROOMS = {
+    "Adapter": "base",
+    "FrozenAdapter": "frozen",
+    "build_adapter": "build",
+    "build_second": "second",
+    "load_adapter": "load",
+}
 __all__ = sorted(_ROOMS)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
 from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, find_file, read_json, read_tensors
 from flowhooks.adapters.fit import check_kind, check_scale
-from flowhooks.adapters.lycoris_adapter import LycorisAdapter, network_from_weights
+from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, network_from_weights
 from flowhooks.adapters.names import DIFFUSERS_PREFIX, first_few, format_of, layer_name
 from flowhooks.adapters.peft_adapter import PeftAdapter, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
@@ -25,8 +25,8 @@ _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
     "LOHA": ("loha", LoHaConfig),
     "LOKR": ("lokr", LoKrConfig),
 }
-# What LyCORIS calls a LoKr layer's class.
-_ALGORITHM_NAMES = {"kron": "lokr"}
+# Ways to start a LoRA that subtract it from the base's weights: it is no change of the base as it is published.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
@@ -113,12 +113,26 @@ def _peft_config(file: Path, kind: str, tensors: Mapping[str, Tensor], header: M
     kind_name = document.pop("peft_type", "LORA")
     if kind_name not in _PEFT_CONFIGS:
         raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
+    _check_plain(document, origin)
     try:
         return _PEFT_CONFIGS[kind_name][1](**{**document, "inference_mode": False, "base_model_name_or_path": None})
     except (TypeError, ValueError) as error:
         raise AdapterError(
             f"{origin}: PEFT does not accept this configuration ({error}). Was it written by a newer PEFT?"
         ) from error
+
+
+def _check_plain(document: Mapping[str, Any], origin: str) -> None:
+    if document.get("use_dora"):
+        raise AdapterError(
+            f"{origin}: is a DoRA, which scales the base's weights themselves. Only plain LoRA can be loaded."
+        )
+    start = document.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        raise AdapterError(
+            f"{origin}: `init_lora_weights` is {start!r}, so it fits a changed base only. Save it as a plain LoRA with "
+            "PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
+        )
 
 
 def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
@@ -143,7 +157,7 @@ def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dic
     first = network.loras[0]
     return {
         "type": "lycoris",
-        "algo": _ALGORITHM_NAMES.get(first.name, first.name),
+        "algo": algorithm_of(first),
         "rank": first.lora_dim,
         "alpha": float(first.alpha),
         "dropout": 0.0,

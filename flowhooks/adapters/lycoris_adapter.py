@@ -25,6 +25,8 @@ from flowhooks.errors import AdapterError
 
 # Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.
 ALGORITHMS = ("lora", "locon", "loha", "lokr")
+# What LyCORIS calls a layer's class where it is not the algorithm's name.
+_LAYER_NAMES = {"kron": "lokr"}
 _NETWORK_NAME = "flowhooks_lycoris"
 _PRESET_ATTRIBUTES = (
     "ENABLE_CONV",
@@ -111,7 +113,8 @@ def network_from_weights(
     """A network with the shapes and values of ``tensors``, not yet applied, and the names of its layers.
 
     Raises:
-        AdapterError: a key has no layer in ``transformer``, a layer lacks a tensor, or a shape differs.
+        AdapterError: a key has no layer in ``transformer``, a layer lacks a tensor, a shape differs, or the change is
+        none of `ALGORITHMS`.
     """
     layers = {f"{PREFIX}_{name}".replace(".", "_"): name for name, _ in transformer.named_modules() if name}
     unknown = [key for key in tensors if key.split(".")[0] not in layers]
@@ -125,11 +128,31 @@ def network_from_weights(
             network, _ = create_lycoris_from_weights(1.0, "", transformer, weights_sd=dict(tensors))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise AdapterError(f"{origin}: LyCORIS cannot build it on {type(transformer).__name__}: {error}") from error
+    for lora in network.loras:
+        _check_algorithm(lora, layers[lora.lora_name], origin)
     built = {f"{lora.lora_name}.{key}": tensor for lora in network.loras for key, tensor in lora.state_dict().items()}
     check_fit(built, tensors, kind="lycoris", origin=origin)
     order = {group: place for place, group in enumerate(layers)}
     network.loras.sort(key=lambda lora: order[lora.lora_name])
     return network, tuple(layers[lora.lora_name] for lora in network.loras)
+
+
+def algorithm_of(lora: Any) -> str:
+    return _LAYER_NAMES.get(lora.name, lora.name)
+
+
+def _check_algorithm(lora: Any, layer: str, origin: str) -> None:
+    found = algorithm_of(lora)
+    if getattr(lora, "wd", False):
+        # Bypass mode would add the change and leave the scale out.
+        raise AdapterError(
+            f"{origin}: `{layer}` is adapted by a {found} with weight decomposition (DoRA), which scales the base's "
+            "weights themselves. Only adapters without it can be loaded."
+        )
+    if found not in ALGORITHMS:
+        raise AdapterError(
+            f"{origin}: `{layer}` is adapted by LyCORIS' {found!r}; expected one of {', '.join(ALGORITHMS)}."
+        )
 
 
 def _check_layers(network: LycorisNetwork, targets: tuple[str, ...]) -> None:

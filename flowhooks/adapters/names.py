@@ -58,6 +58,11 @@ def find_file(path: Path) -> Path:
     )
 
 
+def short_name(file: Path) -> str:
+    """What to call an adapter: its file's name, or, of a file named like all of its kind, its folder's."""
+    return file.absolute().parent.name if file.name in ADAPTER_FILES else file.stem
+
+
 def read_json(text: str, *, origin: str) -> dict[str, Any]:
     """Parse a JSON object. Raises `AdapterError` naming ``origin``."""
     try:

@@ -1,0 +1,75 @@
+"""Adapters by their Hub id, safetensors only."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+
+from flowhooks.adapters.names import ADAPTER_FILES, PEFT_CONFIG_FILE
+from flowhooks.errors import AdapterError
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?P<inside>(?:/{_PART})*)")
+
+
+def fetch(source: Path | str) -> Path:
+    """The local path of what ``source`` names: a file, a folder, or a Hub id ``owner/name`` or ``owner/name/file``,
+    of which only the adapter and its configuration are downloaded. What is on this disk comes first.
+
+    Raises:
+        AdapterError: it is neither here nor to be had from the Hub.
+    """
+    path = Path(source).expanduser()
+    match = _ID.fullmatch(str(source))
+    # A repository is not named like a weights file: that is a local one which is missing.
+    if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):
+        return path
+    inside = match["inside"].strip("/")
+    if inside and path.suffix and path.suffix != ".safetensors":
+        # `find_file` says why such a file is refused; nothing is downloaded.
+        return path
+    if path.suffix == ".safetensors":
+        folder, _, name = inside.rpartition("/")
+        names: tuple[str, ...] = (name, PEFT_CONFIG_FILE)
+    else:
+        folder, names = inside, (*ADAPTER_FILES, PEFT_CONFIG_FILE)
+    place = f"{folder}/" if folder else ""
+    found = _download(str(source), match["repo"], [f"{place}{name}" for name in names]) / folder
+    if not any((found / name).is_file() for name in names if name != PEFT_CONFIG_FILE):
+        wanted = ", ".join(name for name in names if name != PEFT_CONFIG_FILE)
+        raise AdapterError(
+            f"{source}: is not on this disk, and the Hub repository {match['repo']!r} holds none of {wanted}"
+            f"{f' in {folder!r}' if folder else ''}. Name the file, as in owner/name/file.safetensors."
+        )
+    return found / names[0] if path.suffix == ".safetensors" else found
+
+
+def _download(source: str, repo: str, patterns: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(repo, allow_patterns=patterns))
+    except LocalEntryNotFoundError as error:
+        raise AdapterError(
+            f"{source}: is not on this disk nor in the Hub's cache, and the Hub cannot be reached (offline, or no "
+            "network). Correct the path, or download it once where there is a network."
+        ) from error
+    except GatedRepoError as error:
+        raise AdapterError(
+            f"{source}: access to it must be asked for on its Hub page first (`hf auth login`)."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise AdapterError(
+            f"{source}: no such file or folder, and no such repository on the Hub, or a private one (`hf auth login`)."
+        ) from error
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"{source}: cannot be had from the Hub ({error}). Check the network and try again."
+        ) from error

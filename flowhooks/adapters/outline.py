@@ -1,0 +1,72 @@
+"""A transformer's layers by name, class and shape, without its weights and without what is attached to it.
+
+An adapter file can be put on an outline to be read, checked key by key and taken apart, while the transformer stays
+as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lycoris import LycorisNetwork
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+_CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+
+
+def outline(transformer: nn.Module) -> nn.Module:
+    """The transformer's module tree as it is without adapters, every weight a view of a single number.
+
+    Linear layers, quantised ones too, and convolutions are plain ones in it, other modules hollow copies of their own
+    class. For looking at, not for running.
+    """
+    return _outline(transformer, {})
+
+
+def _outline(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``seen``: what is done already; a module with two places has two in the outline."""
+    if module not in seen:
+        seen[module] = _copy(module, seen)
+    return seen[module]
+
+
+def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
+    if isinstance(module, BaseTunerLayer):
+        module = module.get_base_layer()
+    if isinstance(module, nn.Linear):
+        return linear(module.out_features, module.in_features)
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+        return convolution(module.weight.shape, **{name: getattr(module, name) for name in names})
+    hollow = type(module).__new__(type(module))
+    children = {name: child for name, child in module._modules.items() if not isinstance(child, LycorisNetwork)}
+    vars(hollow).update(vars(module))
+    vars(hollow).update(
+        _modules={name: None if child is None else _outline(child, seen) for name, child in children.items()},
+        _parameters={name: None if own is None else _weight(own.shape) for name, own in module._parameters.items()},
+        _buffers={},
+    )
+    return hollow
+
+
+def linear(outputs: int, inputs: int) -> nn.Linear:
+    """A Linear layer of next to no memory."""
+    layer = nn.Linear(inputs, outputs, bias=False, device="meta")
+    layer.weight = _weight((outputs, inputs))
+    return layer
+
+
+def convolution(shape: Sequence[int], *, groups: int = 1, **geometry: Any) -> nn.Module:
+    """A convolution of next to no memory, of a weight's shape ``[out, in / groups, ...]``."""
+    geometry = {"kernel_size": tuple(shape[2:]), **geometry}
+    kind = _CONVOLUTIONS[len(shape)]
+    layer = kind(shape[1] * groups, shape[0], groups=groups, bias=False, device="meta", **geometry)
+    layer.weight = _weight(shape)
+    return layer
+
+
+def _weight(shape: Sequence[int]) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(()).expand(tuple(shape)), requires_grad=False)

@@ -1,0 +1,359 @@
+"""A frozen adapter computes what it computes when loaded alone, and whatever is trained beside it does not notice."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from contextlib import nullcontext
+
+import pytest
+import torch
+from peft import LoHaConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
+from flowhooks.adapters.files import LORA_FILE, PEFT_CONFIG_FILE
+from flowhooks.adapters.outline import outline
+from flowhooks.errors import AdapterError
+from tests.adapters.helpers import KINDS, appearance, forward, inputs, predict, section, train_randomly, transformer
+
+#: Linear layers of several shapes, and a convolution.
+LAYERS = ["to_q", "ff.net.0.proj", "norm_out.linear", "pos_embed.proj"]
+#: LyCORIS picks another kernel for a frozen LoKr than for a trained one.
+TOLERANCE = {"lycoris-lokr": 1e-6}
+per_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """Writes one, and says what the transformer computes with it."""
+
+    def write(kind, seed=2, place="teacher", **changes):
+        adapter = build_adapter(transformer(), section(kind, **{"target_modules": LAYERS, **changes}))
+        train_randomly(adapter, seed)
+        folder = tmp_path / place
+        adapter.save(folder, {})
+        alone = transformer()
+        load_adapter(alone, folder)
+        return folder, alone
+
+    return write
+
+
+def equal(kind, found, wanted):
+    torch.testing.assert_close(found, wanted, rtol=0, atol=TOLERANCE.get(kind, 0))
+
+
+def tensors_of(adapter: FrozenAdapter) -> list[torch.Tensor]:
+    return [tensor for change in adapter._changes.values() for tensor in change.tensors()]
+
+
+@pytest.mark.parametrize("student", [None, *KINDS])
+@per_kind
+def test_beside_any_student_it_is_the_adapter_loaded_alone(kind, student, teacher):
+    folder, alone = teacher(kind)
+    model = transformer()
+    bare = predict(model)
+    trained = build_adapter(model, section(student, rank=3, target_modules=["to_q", "to_k"])) if student else None
+    if trained is not None:
+        train_randomly(trained, seed=7)
+    looks, before = appearance(model), predict(model)
+    values = [p.clone() for p in model.parameters()]
+    frozen = FrozenAdapter(model, folder)
+    with trained.disabled() if trained else nullcontext():
+        with frozen.alone():
+            equal(kind, predict(model), predict(alone))
+        assert torch.equal(predict(model), bare)
+    assert appearance(model) == looks and torch.equal(predict(model), before)
+    frozen.detach()
+    assert appearance(model) == looks
+    assert all(torch.equal(a, b) for a, b in zip(values, model.parameters(), strict=True))
+
+
+@per_kind
+def test_a_student_may_come_later_and_go_first(kind, teacher):
+    folder, alone = teacher(kind)
+    model = transformer()
+    frozen = FrozenAdapter(model, folder)
+    for student in KINDS:
+        trained = build_adapter(model, section(student))
+        train_randomly(trained)
+        with trained.disabled(), frozen.alone():
+            equal(kind, predict(model), predict(alone))
+        trained.detach()
+    with frozen.alone():
+        equal(kind, predict(model), predict(alone))
+
+
+@per_kind
+def test_training_mode_drops_nothing_and_trains_nothing(kind, teacher):
+    folder, alone = teacher(kind, dropout=0.5)
+    model = transformer().train()
+    student = build_adapter(model, section("lora", dropout=0.5))
+    frozen = FrozenAdapter(model, folder)
+    with student.disabled(), frozen.alone():
+        equal(kind, predict(model), predict(alone))
+    assert not any(tensor.requires_grad for tensor in tensors_of(frozen))
+    model.enable_gradient_checkpointing()
+    with student.disabled(), frozen.alone():
+        equal(kind, predict(model), predict(alone))
+    forward(model).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+@per_kind
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_precision_is_the_librarys(kind, weights, autocast, teacher):
+    folder, _ = teacher(kind)
+    model, alone = transformer().to(weights), transformer().to(weights)
+    load_adapter(alone, folder)
+    student = build_adapter(model, section("loha"))
+    frozen = FrozenAdapter(model, folder)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        wanted = predict(alone)
+        with student.disabled(), frozen.alone():
+            found = predict(model)
+    assert found.dtype == wanted.dtype
+    if kind != "lycoris-lokr":
+        assert torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=0.02, atol=0.02)
+
+
+def test_several_are_switched_one_by_one(teacher):
+    model = transformer()
+    student = build_adapter(model, section("lora"))
+    train_randomly(student, seed=9)
+    trained = predict(model)
+    kinds = {"loha": ["to_q"], "lycoris-locon": ["to_k", "ff.net.2"], "lora": None}
+    written = {kind: teacher(kind, place=kind, target_modules=layers) for kind, layers in kinds.items()}
+    frozen = {kind: FrozenAdapter(model, folder) for kind, (folder, _) in written.items()}
+    for _ in range(2):
+        for kind, (_, alone) in written.items():
+            with student.disabled(), frozen[kind].alone():
+                assert torch.equal(predict(model), predict(alone))
+        assert torch.equal(predict(model), trained)
+
+
+def test_what_would_not_be_alone_is_refused(teacher):
+    model = transformer()
+    first, second = (FrozenAdapter(model, teacher("lora", seed, str(seed))[0]) for seed in (1, 2))
+    bare = predict(model)
+    with first.alone(), pytest.raises(AdapterError, match="frozen adapter is on already.*'2'"), second.alone():
+        pass
+    with first.alone(), pytest.raises(AdapterError, match="frozen adapter is on already"), first.alone():
+        pass
+    for kind in KINDS:
+        student = build_adapter(model, section(kind))
+        with pytest.raises(AdapterError, match="Enter that adapter's `disabled"), first.alone():
+            pass
+        student.detach()
+    assert torch.equal(predict(model), bare)
+    first.detach()
+    first.detach()
+    with pytest.raises(AdapterError, match="was detached"), first.alone():
+        pass
+
+
+@pytest.mark.parametrize("leave", ["exception", "detached", "interrupted"])
+def test_it_is_off_however_the_block_is_left(leave, teacher):
+    model = transformer()
+    looks, bare = appearance(model), predict(model)
+    frozen = FrozenAdapter(model, teacher("loha")[0])
+    if leave == "detached":
+        with frozen.alone():
+            frozen.detach()
+    elif leave == "exception":
+        with pytest.raises(ZeroDivisionError), frozen.alone():
+            _ = 1 / 0
+    else:
+        wrong = {**inputs(model), "hidden_states": torch.zeros(1, 3, 8, 8)}
+        with pytest.raises(RuntimeError), frozen.alone():
+            model(**wrong)
+        assert all(change._result is None for change in frozen._changes.values())
+    assert appearance(model) == looks and torch.equal(predict(model), bare)
+
+
+@per_kind
+def test_it_holds_its_files_tensors_and_nothing_of_the_size_of_the_model(kind, teacher):
+    folder, _ = teacher(kind, target_modules=["to_q", "to_k"])
+    model = transformer()
+    frozen = FrozenAdapter(model, folder)
+    with frozen.alone():
+        predict(model)
+    saved = sum(tensor.nbytes for tensor in load_file(frozen.file).values())
+    assert frozen.describe()["bytes"] == saved
+    held = sum(tensor.untyped_storage().nbytes() for tensor in tensors_of(frozen))
+    # LyCORIS has numbers of its own in every layer.
+    assert saved <= held <= saved + 16 * len(frozen.targets)
+    rest = [p for change in frozen._changes.values() for p in change._adapted.parameters()]
+    assert sum(p.untyped_storage().nbytes() for p in rest) <= held + 8 * len(frozen.targets)
+
+
+@per_kind
+def test_parked_tensors_leave_with_the_block(kind, teacher, monkeypatch):
+    """Told on the meta device, which every machine has; it knows no autocast."""
+    monkeypatch.setattr("torch.is_autocast_enabled", lambda *_: False)
+    folder, alone = teacher(kind)
+    model = transformer()
+    frozen = FrozenAdapter(model, folder, parked=True)
+    home = [tensor.data_ptr() for tensor in tensors_of(frozen)]
+    with frozen.alone():
+        equal(kind, predict(model), predict(alone))
+    model.to("meta")
+    with frozen.alone():
+        assert all(tensor.device.type == "cpu" for tensor in tensors_of(frozen))
+        model(**{k: v.to("meta") if torch.is_tensor(v) else v for k, v in inputs(model).items()})
+        assert any(tensor.device.type == "meta" for tensor in tensors_of(frozen))
+    assert [tensor.data_ptr() for tensor in tensors_of(frozen)] == home
+    assert all(tensor.device.type == "cpu" for tensor in tensors_of(frozen))
+    stays = FrozenAdapter(transformer(), folder)
+    assert not stays.describe()["parked"] and frozen.describe()["parked"]
+
+
+@per_kind
+def test_what_is_told_of_it(kind, teacher):
+    folder, _ = teacher(kind)
+    frozen = FrozenAdapter(transformer(), folder)
+    told = frozen.describe()
+    content = frozen.file.read_bytes()
+    if frozen.file.with_name(PEFT_CONFIG_FILE).is_file():
+        content += frozen.file.with_name(PEFT_CONFIG_FILE).read_bytes()
+    assert frozen.digest == told["digest"] == hashlib.sha256(content).hexdigest()
+    assert (frozen.name, told["rank"], told["layers"], told["idle_layers"]) == ("teacher", 2, len(frozen.targets), 0)
+    assert told["kind"] == (f"lycoris ({KINDS[kind]['algo']})" if kind.startswith("lycoris") else kind)
+    assert FrozenAdapter(transformer(), folder, name="ocr").name == "ocr"
+    elsewhere = shutil.copytree(folder, folder.with_name("elsewhere"))
+    assert FrozenAdapter(transformer(), elsewhere).digest == frozen.digest
+    train_more = load_file(frozen.file)
+    key = next(key for key in train_more if train_more[key].ndim > 1)
+    train_more[key] += 1e-3
+    with safe_open(frozen.file, "pt") as handle:
+        save_file(train_more, elsewhere / frozen.file.name, handle.metadata())
+    assert FrozenAdapter(transformer(), elsewhere).digest != frozen.digest
+
+
+@per_kind
+@pytest.mark.parametrize("student", [None, "lora", "lycoris-locon"])
+def test_what_does_not_fit_is_refused(kind, student, teacher):
+    folder, _ = teacher(kind)
+    model = transformer()
+    trained = build_adapter(model, section(student)) if student else None
+    looks = appearance(model)
+    (file,) = folder.glob("*.safetensors")
+    with safe_open(file, "pt") as handle:
+        metadata = handle.metadata()
+    tensors = load_file(file)
+    lycoris = kind.startswith("lycoris")
+    layer = "transformer_blocks.0.attn.to_q"
+    gone = [key for key in tensors if (layer.replace(".", "_") if lycoris else layer) + "." in key]
+    first = next(key for key in tensors if tensors[key].ndim == 2)
+    bad = {
+        "no weights for": {key: tensor for key, tensor in tensors.items() if key not in gone},
+        "missing|cannot build": {key: tensor for key, tensor in tensors.items() if key != first},
+        "no place|no layer": {**tensors, f"{first.rsplit('.', 1)[0]}.surplus": torch.zeros(1)},
+        "wrong shapes|cannot build": {**tensors, first: torch.zeros(99, tensors[first].shape[1])},
+        "made for another model": {key.replace("blocks", "layers"): tensor for key, tensor in tensors.items()},
+    }
+    for message, changed in bad.items():
+        save_file(changed, file, metadata)
+        with pytest.raises(AdapterError, match=message):
+            FrozenAdapter(model, folder)
+        assert appearance(model) == looks
+    if trained is not None:
+        trained.detach()
+
+
+@per_kind
+def test_one_that_changes_nothing_is_refused(kind, tmp_path):
+    fresh = build_adapter(transformer(), section(kind))
+    fresh.save(tmp_path, {})
+    with pytest.raises(AdapterError, match="changes nothing"):
+        FrozenAdapter(transformer(), tmp_path)
+    with torch.no_grad():
+        for parameter in fresh.parameters()[: len(fresh.parameters()) // 2]:
+            parameter.fill_(0.5)
+    fresh.save(tmp_path, {})
+    if kind == "lora":
+        assert 0 < FrozenAdapter(transformer(), tmp_path).describe()["idle_layers"] < len(fresh.targets)
+
+
+def test_a_lora_scaled_by_zero_changes_nothing(teacher):
+    folder, _ = teacher("lora", alpha=0.0)
+    with pytest.raises(AdapterError, match="changes nothing"):
+        FrozenAdapter(transformer(), folder)
+
+
+def test_pickles_are_refused(tmp_path):
+    (tmp_path / "teacher.bin").write_bytes(b"")
+    with pytest.raises(AdapterError, match="refused"):
+        FrozenAdapter(transformer(), tmp_path / "teacher.bin")
+
+
+def test_a_model_changed_by_pefts_own_adapter_is_told_apart_too(teacher):
+    """One that flowhooks did not put on."""
+    folder, alone = teacher("lora")
+    model = transformer()
+    inject_adapter_in_model(LoHaConfig(r=2, alpha=2, target_modules=["to_q"]), model)
+    frozen = FrozenAdapter(model, folder)
+    with pytest.raises(AdapterError, match="An adapter is on"), frozen.alone():
+        pass
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.enable_adapters(False)
+    with frozen.alone():
+        assert torch.equal(predict(model), predict(alone))
+
+
+def test_modules_with_two_places_are_one():
+    """As tied layers are: a configuration selects such a layer once."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.to_q = nn.Linear(4, 4)
+            self.again = nn.ModuleDict({"to_q": self.to_q})
+
+    assert [name for name, _ in outline(Tied()).named_modules()] == [name for name, _ in Tied().named_modules()]
+
+
+def cached(monkeypatch, root, repo, folder):
+    """A Hub cache that holds one repository."""
+    store = root / f"models--{repo.replace('/', '--')}"
+    shutil.copytree(folder, store / "snapshots" / "abc")
+    (store / "refs").mkdir()
+    (store / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(root))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha"])
+def test_a_hub_id_offline(kind, teacher, tmp_path, monkeypatch):
+    folder, alone = teacher(kind)
+    cached(monkeypatch, tmp_path / "hub", "someone/teacher", folder)
+    (file,) = folder.glob("*.safetensors")
+    model = transformer()
+    for source in ("someone/teacher", f"someone/teacher/{file.name}"):
+        frozen = FrozenAdapter(model, source)
+        assert frozen.source == source
+        with frozen.alone():
+            assert torch.equal(predict(model), predict(alone))
+    with pytest.raises(AdapterError, match=r"someone/teacher/other.safetensors.*holds none of other.safetensors"):
+        FrozenAdapter(model, "someone/teacher/other.safetensors")
+    with pytest.raises(AdapterError, match="'someone/teacher' holds none of .* in 'sub'"):
+        FrozenAdapter(model, "someone/teacher/sub")
+    with pytest.raises(AdapterError, match="someone/else: is not on this disk nor in the Hub's cache"):
+        FrozenAdapter(model, "someone/else")
+    with pytest.raises(AdapterError, match="refused"):
+        FrozenAdapter(model, "someone/teacher/weights.bin")
+
+
+def test_what_is_on_the_disk_comes_before_the_hub(teacher, tmp_path, monkeypatch):
+    teacher("lora", place="someone/teacher")
+    monkeypatch.chdir(tmp_path)
+    assert FrozenAdapter(transformer(), "someone/teacher").name == "teacher"
+    with pytest.raises(AdapterError, match="no such file"):
+        FrozenAdapter(transformer(), f"someone/{LORA_FILE}")
