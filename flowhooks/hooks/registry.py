@@ -153,10 +153,11 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
     else:
         fields = (cls or hook_class(type, where)).declaration(options)
         place = len(HOOKS)
-    frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives")}
+    frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives", "excludes")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
     passes, queries = tuple(fields.get("passes", ())), int(fields.get("queries", 0))
-    return Declaration(type=type, where=where, rank=rank, passes=passes, queries=queries, **frozen)
+    because = str(fields.get("because", ""))
+    return Declaration(type=type, where=where, rank=rank, passes=passes, queries=queries, because=because, **frozen)
 
 
 def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:

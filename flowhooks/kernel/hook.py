@@ -37,8 +37,8 @@ class Hook:
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``slots``, ``needs``, ``wants``, ``gives``, ``passes``, ``queries`` under these options. Shipped hooks are
-        declared in the registry."""
+        """``slots``, ``needs``, ``wants``, ``gives``, ``excludes`` and ``because``, ``passes``, ``queries`` under these
+        options. Shipped hooks are declared in the registry."""
         return {"slots": defined_slots(cls)}
 
     @contextmanager

@@ -40,6 +40,8 @@ class Declaration:
         needs: what somebody must give, such as ``sigma``, ``view:rejected``, ``data:mask``, ``role:reference``.
         wants: what this hook comes after when somebody gives it.
         gives: what this hook provides; only one hook may give a thing.
+        excludes: types of hooks that cannot be in one run with this one.
+        because: why not, a sentence.
         passes: (view, role) pairs whose prediction it reads; view ``*`` stands for every view.
         queries: forwards beyond those, at most: what a target or a penalty asks at states of its own.
         rank: place among hooks that nothing else orders.
@@ -51,6 +53,8 @@ class Declaration:
     needs: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
+    excludes: frozenset[str] = frozenset()
+    because: str = ""
     passes: tuple[tuple[str, str], ...] = ()
     queries: int = 0
     rank: tuple = ()
@@ -108,13 +112,13 @@ def plan(
         where: file named in errors.
 
     Raises:
-        ConfigError: two writers of a one-slot, two givers of one thing, a need that nobody meets, or a circle; all at
-            once.
+        ConfigError: two writers of a one-slot, two givers of one thing, hooks that exclude each other, a need that
+            nobody meets, or a circle; all at once.
     """
     given = frozenset(provides)
     hooks, sources = list(declarations), list(range(len(declarations)))
     _add_implied(hooks, sources, given, imply)
-    problems = [*_conflicts(hooks, where), *_unmet(hooks, given, where)]
+    problems = [*_conflicts(hooks, where), *_excluded(hooks, where), *_unmet(hooks, given, where)]
     if problems:
         raise ConfigError(problems)
     ranking = _order(hooks, where)
@@ -152,6 +156,15 @@ def _conflicts(hooks: Sequence[Declaration], where: str | None) -> list[Problem]
                     "remove one of the two"
                 )
                 problems.append(Problem(message, file=where, path=hook.where))
+    return problems
+
+
+def _excluded(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
+    problems = []
+    for hook in hooks:
+        for other in (each for each in hooks if each.type in hook.excludes):
+            message = f"{hook.type!r} cannot run beside {other.type!r} (at {other.where}): {hook.because}; remove one"
+            problems.append(Problem(message, file=where, path=hook.where))
     return problems
 
 

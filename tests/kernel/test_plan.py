@@ -72,6 +72,27 @@ def test_two_writers_of_a_one_slot_are_named_with_both_places():
     assert "run.json: $.hooks[1]" in text and "$.hooks[0]" in text and "slot 'objective'" in text
 
 
+def test_hooks_that_exclude_each_other_are_named_with_both_places_and_the_reason():
+    def hooks(*types):
+        loner = {"excludes": frozenset({"b", "c"}), "because": "One of them is enough"}
+        return [
+            Declaration(type=t, where=f"$.hooks[{i}]", gives=frozenset({t}), **(loner if t == "a" else {}))
+            for i, t in enumerate(("sigma", *types))
+        ]
+
+    plan(hooks("a", "d"), ())
+    plan(hooks("b", "c"), ())
+    for types, place, other in ((("a", "b"), 1, 2), (("b", "a"), 2, 1)):
+        with pytest.raises(ConfigError) as caught:
+            plan(hooks(*types), (), where="run.json")
+        (problem,) = caught.value.problems
+        assert problem.path == f"$.hooks[{place}]"
+        assert f"'a' cannot run beside 'b' (at $.hooks[{other}]): One of them is enough; remove" in str(problem)
+    with pytest.raises(ConfigError) as caught:
+        plan(hooks("a", "b", "c"), ())
+    assert len(caught.value.problems) == 2
+
+
 def test_unmet_needs_are_all_reported_with_the_remedy():
     with pytest.raises(ConfigError) as caught:
         planned("flow_dpo", "mask_reducer", provides={"data:image"})
