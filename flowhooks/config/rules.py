@@ -62,9 +62,10 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
     """Problems between a hook and the rest of a run."""
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:
-        if hook.options.get("target_mode") == "flow_map" and dropout:
+        differing = "flow_map" if hook.options.get("target_mode") == "flow_map" else hook.type
+        if differing in ("flow_map", "twin_flow_target") and dropout:
             message = (
-                f"'flow_map' takes differences of two predictions, which `adapter.dropout` {dropout} would make "
+                f"{differing!r} takes differences of two predictions, which `adapter.dropout` {dropout} would make "
                 "differences of two masks; set it to 0"
             )
             yield Problem(message, file, hook.where)

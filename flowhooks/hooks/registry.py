@@ -74,6 +74,28 @@ def _matching(options: Options) -> dict[str, Any]:
     }
 
 
+def _trajectory(options: Options) -> dict[str, Any]:
+    return {
+        "slots": {"target:main", "metrics"},
+        "needs": {"r_sigma", "role:ema"},
+        "passes": (("main", POLICY),),
+        # The average's jumps, the policy in full precision, and with guidance the average at t.
+        "queries": options["estimate_order"] + 1 + bool(options["enhanced_ratio"]),
+    }
+
+
+def _twin(options: Options) -> dict[str, Any]:
+    if not options["adversarial_weight"]:
+        return {"slots": {"penalty", "metrics"}}
+    return {
+        "slots": {"penalty", "metrics"},
+        "needs": {"second_time"},
+        "gives": {"negative_times"},
+        # The sample, the negative branch, and where samples are corrected both branches at once.
+        "queries": 2 + bool(options["rectification_weight"]),
+    }
+
+
 def _alignment(options: Options) -> dict[str, Any]:
     if not options["weight"]:
         return {"slots": {"penalty", "metrics"}}
@@ -126,6 +148,8 @@ HOOKS: Mapping[str, Entry] = {
     ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
+    "twin_flow_target": Entry("flowhooks.hooks.twin_flow_target:TwinFlowTarget", _trajectory),
+    "twin_flow": Entry("flowhooks.hooks.twin_flow:TwinFlow", _twin),
     "feature_alignment": Entry("flowhooks.hooks.feature_alignment:FeatureAlignment", _alignment),
 }
 
