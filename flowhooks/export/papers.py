@@ -53,9 +53,18 @@ LAYER_SYNC = """@misc{haghighi2025layersync,
   eprint        = {2510.12581},
   archivePrefix = {arXiv}
 }"""
+TWIN_FLOW = """@misc{cheng2025twinflow,
+  title         = {TwinFlow: Realizing One-step Generation on Large Models with Self-adversarial Flows},
+  author        = {Zhenglin Cheng and Peng Sun and Jianguo Li and Tao Lin},
+  year          = {2025},
+  eprint        = {2512.05150},
+  archivePrefix = {arXiv}
+}"""
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
     "target_replacer": (ANYFLOW, MEAN_FLOW),
+    "twin_flow_target": (TWIN_FLOW,),
+    "twin_flow": (TWIN_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }

@@ -17,6 +17,7 @@ from flowhooks.hooks.dmd import pull
 from flowhooks.hooks.flow_maps import over
 from flowhooks.hooks.twin_trajectories import bounded, branch_difference, enhanced, residual
 from flowhooks.kernel.average import WeightAverage
+from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.probe import probe
@@ -386,6 +387,26 @@ def test_each_loss_reaches_what_is_trained(model):
             assert all(bool(g.isfinite().all()) and g.any() for g in gradients)
 
 
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for checkpointing in (False, True):
+        model = probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+        model.transformer.train()
+        if checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        with flowhooks.attach(model, document(TARGET, MIXTURE, TWIN)) as session:
+            session.step(pairs(model)).loss.backward()
+            found.append({name: p.grad.clone() for name, p in session.parameters().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_held_out_data_is_measured_without_gradient(model):
+    with flowhooks.attach(model, document(TARGET, MIXTURE, TWIN)) as session:
+        result = session.evaluate(pairs(model))
+        assert not result.loss.requires_grad and bool(result.metrics["twin_flow_gap"] > 0)
+
+
 def test_without_an_average_it_names_the_setting(model):
     with (
         pytest.raises(ConfigError, match=r"'twin_flow_target' needs 'role:ema'.*training.use_ema"),
@@ -452,6 +473,28 @@ def test_one_of_each_a_run(hooks, what):
     with pytest.raises(ConfigError, match=f"both write '?{what}"):
         build_assembly(hooks, {*EVERYTHING, "role:ema"}, "run.json")
     build_assembly([TARGET, TWIN], {*EVERYTHING, "role:ema"}, "run.json")
+
+
+class PerToken(Hook):
+    """Stands for one that gives every token a time of its own, as Self-Flow does."""
+
+    def metrics(self, step):
+        return {}
+
+    @classmethod
+    def declaration(cls, options):
+        why = "Self-Flow and TwinFlow cannot run together: a network takes a time for every token, or one interval"
+        return {"slots": {"metrics"}, "excludes": {"twin_flow", "twin_flow_target"}, "because": why}
+
+
+@pytest.mark.parametrize("block", [TARGET, TWIN])
+def test_a_hook_may_refuse_both(block):
+    given = [{"type": f"{__name__}:PerToken"}, block]
+    with pytest.raises(ConfigError) as caught:
+        build_assembly(given, {*EVERYTHING, "role:ema"}, "run.json")
+    text = str(caught.value)
+    assert "$.hooks[0]" in text and f"{block['type']!r} (at $.hooks[1])" in text
+    assert "Self-Flow and TwinFlow cannot run together: a network takes" in text
 
 
 def test_residuals_are_those_of_full_precision_under_autocast(model):
