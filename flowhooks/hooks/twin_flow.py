@@ -35,7 +35,7 @@ class TwinFlow(Hook):
 
     Args:
         adversarial_weight: of the negative branch's loss; with 0 the hook does nothing.
-        rectification_weight: of the samples' loss; with 0 the negative branch is trained, and changes nothing.
+        rectification_weight: of the samples' loss; with 0 the negative branch is trained and corrects nothing.
         shift: of the sigmas at which samples are noised; ``scheduler`` takes the pipeline's own.
         difference_clamp: the most that a correction of ``u`` may ask for, for each element; None for no limit.
 
