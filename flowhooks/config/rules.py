@@ -65,9 +65,10 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
         if hook.type == "on_policy_rollout" and document["validation"]["holdout"]:
             message = "what a run draws cannot be held out; set it to 0, and judge its validation pictures"
             yield Problem(message, file, "$.validation.holdout")
-        if hook.options.get("target_mode") == "flow_map" and dropout:
+        differing = "flow_map" if hook.options.get("target_mode") == "flow_map" else hook.type
+        if differing in ("flow_map", "twin_flow_target") and dropout:
             message = (
-                f"'flow_map' takes differences of two predictions, which `adapter.dropout` {dropout} would make "
+                f"{differing!r} takes differences of two predictions, which `adapter.dropout` {dropout} would make "
                 "differences of two masks; set it to 0"
             )
             yield Problem(message, file, hook.where)

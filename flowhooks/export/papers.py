@@ -86,18 +86,43 @@ LAYER_SYNC = _preprint(
     year=2025,
     arxiv="2510.12581",
 )
-SELF_FLOW = """@misc{chefer2026self,
-  title         = {Self-Supervised Flow Matching for Scalable Multi-Modal Synthesis},
-  author        = {Hila Chefer and Patrick Esser and Dominik Lorenz and Dustin Podell and others},
-  year          = {2026},
-  eprint        = {2603.06507},
-  archivePrefix = {arXiv}
-}"""
+SELF_FLOW = _preprint(
+    "chefer2026self",
+    title="Self-Supervised Flow Matching for Scalable Multi-Modal Synthesis",
+    author="Hila Chefer and Patrick Esser and Dominik Lorenz and Dustin Podell and others",
+    year=2026,
+    arxiv="2603.06507",
+)
+TWIN_FLOW = _preprint(
+    "cheng2025twinflow",
+    title="TwinFlow: Realizing One-step Generation on Large Models with Self-adversarial Flows",
+    author="Zhenglin Cheng and Peng Sun and Jianguo Li and Tao Lin",
+    year=2025,
+    arxiv="2512.05150",
+)
+FLOW_OPD = _preprint(
+    "fang2026flowopd",
+    title="Flow-OPD: On-Policy Distillation for Flow Matching Models",
+    author="Zhen Fang and Wenxuan Huang and Yu Zeng and Yiming Zhao and others",
+    year=2026,
+    arxiv="2605.08063",
+)
+FLOW_GRPO = _preprint(
+    "liu2025flowgrpo",
+    title="Flow-GRPO: Training Flow Matching Models via Online RL",
+    author="Jie Liu and Gongye Liu and Jiajun Liang and others",
+    year=2025,
+    arxiv="2505.05470",
+)
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
     "target_replacer": (ANYFLOW, MEAN_FLOW, SHORTCUT),
     "distribution_matching": (ANYFLOW, DMD, DMD2),
     "dual_times": (SELF_FLOW,),
+    "teacher_velocity": (FLOW_OPD,),
+    "flow_grpo": (FLOW_GRPO,),
+    "twin_flow_target": (TWIN_FLOW,),
+    "twin_flow": (TWIN_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }

@@ -75,6 +75,28 @@ def _matching(options: Options) -> dict[str, Any]:
     }
 
 
+def _trajectory(options: Options) -> dict[str, Any]:
+    return {
+        "slots": {"target:main", "metrics"},
+        "needs": {"r_sigma", "role:ema"},
+        "passes": (("main", POLICY),),
+        # The average's jumps, the policy in full precision, and with guidance the average at t.
+        "queries": options["estimate_order"] + 1 + bool(options["enhanced_ratio"]),
+    }
+
+
+def _twin(options: Options) -> dict[str, Any]:
+    if not options["adversarial_weight"]:
+        return {"slots": {"penalty", "metrics"}}
+    return {
+        "slots": {"penalty", "metrics"},
+        "needs": {"second_time"},
+        "gives": {"negative_times"},
+        # The sample, the negative branch, and where samples are corrected both branches at once.
+        "queries": 2 + bool(options["rectification_weight"]),
+    }
+
+
 def _alignment(options: Options) -> dict[str, Any]:
     if not options["weight"]:
         return {"slots": {"penalty", "metrics"}}
@@ -177,6 +199,8 @@ HOOKS: Mapping[str, Entry] = {
     ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
+    "twin_flow_target": Entry("flowhooks.hooks.twin_flow_target:TwinFlowTarget", _trajectory),
+    "twin_flow": Entry("flowhooks.hooks.twin_flow:TwinFlow", _twin),
     "feature_alignment": Entry("flowhooks.hooks.feature_alignment:FeatureAlignment", _alignment),
 }
 
@@ -209,10 +233,16 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
         place = len(HOOKS)
     frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives", "excludes")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
-    passes = tuple(fields.get("passes", ()))
-    counts = {key: int(fields[key]) for key in ("queries", "chunks") if key in fields}
-    because = str(fields.get("because", ""))
-    return Declaration(type=type, where=where, rank=rank, passes=passes, because=because, **counts, **frozen)
+    return Declaration(
+        type=type,
+        where=where,
+        rank=rank,
+        passes=tuple(fields.get("passes", ())),
+        queries=int(fields.get("queries", 0)),
+        chunks=int(fields.get("chunks", 1)),
+        because=str(fields.get("because", "")),
+        **frozen,
+    )
 
 
 def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:

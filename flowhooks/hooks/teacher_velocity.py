@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -95,7 +96,7 @@ class TeacherVelocity(Hook):
         for name, source in self.sources.items():
             teacher = FrozenAdapter(model.transformer, source["path"], name=name, parked=source["parked"])
             self._teachers[name] = teacher
-            session.roles[f"adapter:{name}"] = lambda teacher=teacher: _playing(session, teacher)
+            session.roles[f"adapter:{name}"] = partial(_playing, session, teacher)
             if source["pipeline_arguments"] is not None and session.player is not None:
                 for prompt, _ in known:
                     session.player.shapes(prompt, rollout_hook(session).sampler, source["pipeline_arguments"])
@@ -188,10 +189,11 @@ class TeacherVelocity(Hook):
                     "`task_column`"
                 )
             value = record[self.task_column]
-            name, how = (value if self.routes is None else self.routes.get(value)), f"its task {value!r} leads to"
+            name = str(value) if self.routes is None else self.routes.get(value, "")
+            how = f"its task {value!r} leads to"
         if name not in self.sources and name != BASE:
             raise ModelError(f"the prompt {prompt!r}: {how} no teacher; there are {sorted(self.sources)} and {BASE!r}")
-        return str(name)
+        return name
 
     def _known_prompts(self, session: Session) -> list[tuple[str, Mapping[str, Any]]]:
         source = rollout_hook(session)

@@ -175,7 +175,7 @@ def _conflicts(hooks: Sequence[Declaration], where: str | None) -> list[Problem]
 def _excluded(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
     problems = []
     for hook in hooks:
-        for other in (each for each in hooks if each.type in hook.excludes):
+        for other in (each for each in hooks if each is not hook and each.type in hook.excludes):
             message = f"{hook.type!r} cannot run beside {other.type!r} (at {other.where}): {hook.because}; remove one"
             problems.append(Problem(message, file=where, path=hook.where))
     return problems

@@ -138,7 +138,7 @@ class FlowModel:
         token_sigma: TokenSigma | None = None,
     ) -> Tensor:
         """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in
-        [0, 1].
+        [0, 1]; in [-1, 0) only where a hook trains the network at such times.
 
         Args:
             r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the

@@ -37,8 +37,14 @@ class Time:
     second: bool = False
 
     def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
-        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution."""
-        level = unshift(sigma.float(), shift) if self.unshifted else sigma.float()
+        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution.
+
+        Sigma in [-1, 0) goes on beyond the data in the same unit; the shift, which would have a pole there, is that of
+        ``|sigma|``.
+        """
+        level = sigma.float()
+        if self.unshifted:
+            level = unshift(level.abs(), shift).copysign(level)
         return (self.scale * level + self.offset).to(self.dtype)
 
 

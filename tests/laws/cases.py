@@ -51,6 +51,18 @@ RECIPES = {
         {"type": "interval_times", "r_timestep_sampler": "mixture"},
         {"type": "distribution_matching", "weight": 0.5, "jumps": 2, "critic_rank": 2},
     ],
+    "twin_flow_ema": [
+        {"type": "twin_flow_target", "enhanced_ratio": 0.5},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+        {"type": "twin_flow"},
+        MASK,
+    ],
+    "twin_flow_branch": [
+        {"type": "target_replacer", "target_mode": "flow_map"},
+        {"type": "interval_times", "r_timestep_sampler": "mixture"},
+        {"type": "twin_flow", "rectification_weight": 0, "shift": 1.0},
+        {"type": "time_conditioning", "deltatime_type": "t-r"},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},

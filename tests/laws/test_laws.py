@@ -133,6 +133,7 @@ def assert_bit_equal(a, b) -> None:
         ([DPO, MASK], [DPO, MASK, {**ANCHOR, "weight": 0}]),
         ([], [{**ANCHOR, "weight": 0}]),
         ([], [{"type": "distribution_matching", "weight": 0}]),
+        ([], [{"type": "twin_flow", "adversarial_weight": 0, "rectification_weight": 0}]),
         ([], [{**LAYERSYNC, **PROJECTED, "weight": 0}]),
         ([], [{**LAYERSYNC, "cutoff_step": 1, "warmup_steps": 1}]),
         ([{"type": "flow_dpo"}], [{"type": "flow_dpo", "sft_loss_weight": 0}]),

@@ -1,0 +1,128 @@
+"""TwinFlow's second branch (arXiv 2512.05150): at negative times one network learns the flow to its own samples, and
+where that differs from the flow to data, the samples are wrong. Experimental.
+
+No critic, no frozen teacher: policy, flow to data and flow to the policy's samples are one set of weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.hooks.dmd import critic_error, jumped, noising_times, pull
+from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.twin_trajectories import branch_difference
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import precise
+
+SCHEDULER = "scheduler"
+
+
+class TwinFlow(Hook):
+    """Adds the losses of the negative branch and of one-step samples.
+
+    A sample is one jump of the policy from noise, ``x = z - u(z, 1, 0)``. At sigma ``-s`` the network learns the
+    velocity of the straight path to it, ``e - x``; the difference to its velocity at ``s`` in the same state corrects
+    ``u``. Negative sigma goes on in the network's own unit of time: -600 where 0.6 is 600, and 1.6 where it is 0.4.
+    Of a batch only the conditions are used.
+
+    Args:
+        adversarial_weight: of the negative branch's loss; with 0 the hook does nothing.
+        rectification_weight: of the samples' loss; with 0 the negative branch is trained and corrects nothing.
+        shift: of the sigmas at which samples are noised; ``scheduler`` takes the pipeline's own.
+        difference_clamp: the most that a correction of ``u`` may ask for, for each element; None for no limit.
+
+    Raises:
+        ValueError: an option out of range, or corrections by a branch that nothing trains.
+        ModelError: the network is one of two experts, and cannot go from noise to data alone.
+    """
+
+    type = "twin_flow"
+
+    def __init__(
+        self,
+        *,
+        adversarial_weight: float = 1.0,
+        rectification_weight: float = 1.0,
+        shift: float | str = SCHEDULER,
+        difference_clamp: float | None = 1.0,
+    ):
+        if adversarial_weight < 0 or rectification_weight < 0:
+            raise ValueError(
+                "`adversarial_weight` and `rectification_weight` must be at least 0, got "
+                f"{adversarial_weight} and {rectification_weight}"
+            )
+        if rectification_weight and not adversarial_weight:
+            raise ValueError(
+                f"`rectification_weight` is {rectification_weight}, but with an `adversarial_weight` of 0 nothing "
+                "trains the branch it corrects by; set both to 0, or neither"
+            )
+        if shift != SCHEDULER and not float(shift) > 0:
+            raise ValueError(f"`shift` must be above 0, or '{SCHEDULER}', got {shift}")
+        if difference_clamp is not None and difference_clamp <= 0:
+            raise ValueError(f"`difference_clamp` must be above 0, or null, got {difference_clamp}")
+        self.adversarial_weight, self.rectification_weight = adversarial_weight, rectification_weight
+        self.shift, self.difference_clamp = shift, difference_clamp
+        self._measured: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        if self.adversarial_weight and session.model.sigma_range != (0.0, 1.0):
+            raise ModelError(
+                f"'{self.type}' draws samples from pure noise, but the network that is trained is only called at sigma "
+                f"{session.model.sigma_range}; train pipelines of two experts without this hook"
+            )
+        yield
+
+    def penalty(self, step: Step) -> dict[str, Tensor]:
+        if not self.adversarial_weight:
+            return {}
+        velocity, sample = self._drawn(step)
+        losses = {"twin_flow_adversarial_loss": self.adversarial_weight * self._adversarial(step, sample)}
+        if self.rectification_weight:
+            rectified = self._rectification(step, velocity, sample)
+            losses["twin_flow_rectification_loss"] = self.rectification_weight * rectified
+        return losses
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        return self._measured
+
+    def _drawn(self, step: Step) -> tuple[Tensor, Tensor]:
+        """``u(z, 1, 0)`` ``[B, ...]``, with gradient where samples are corrected, and the sample it gives, without."""
+        noise = step.draws.normal_like(precise(step.batch.clean), "twin_flow_start")
+        ones, condition = noise.new_ones(len(noise)), step.batch.condition
+        zeros = torch.zeros_like(ones)
+        if self.rectification_weight:
+            velocity = step.velocity(noise, ones, condition, r_sigma=zeros)
+        else:
+            velocity = step.query(POLICY, noise, ones, condition, r_sigma=zeros)
+        return velocity, jumped(noise, velocity.detach(), ones)
+
+    def _adversarial(self, step: Step, sample: Tensor) -> Tensor:
+        x, sigma, noise = self._noised(step, sample, "twin_flow_fake")
+        fake = step.velocity(x, -sigma, step.batch.condition, r_sigma=-sigma)
+        return step.mean(critic_error(fake, noise, sample))
+
+    def _rectification(self, step: Step, velocity: Tensor, sample: Tensor) -> Tensor:
+        x, sigma, _ = self._noised(step, sample, "twin_flow_twin")
+        times, condition = torch.cat([sigma, -sigma]), step.batch.condition
+        both = step.query(POLICY, torch.cat([x, x]), times, condition.join([condition]), r_sigma=times)
+        real, fake = both.chunk(2)
+        self._measured = {"twin_flow_gap": (fake - real).abs().mean()}
+        return step.mean(pull(velocity, branch_difference(fake, real, self.difference_clamp)))
+
+    def _noised(self, step: Step, sample: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
+        """``x_s`` of the samples, ``s`` ``[B]``, and the noise."""
+        draws = step.draws
+        shift = step.model.shift(step.batch.clean) if self.shift == SCHEDULER else float(self.shift)
+        u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
+        sigma = noising_times(draws.mine(u), shift).to(sample, non_blocking=True)
+        noise = draws.normal_like(sample, f"{purpose}_noise")
+        return sample + over(sigma, sample) * (noise - sample), sigma, noise

@@ -1,0 +1,510 @@
+"""TwinFlow: target and signs on the analytic flow, networks that learn from them, and the plumbing on pipelines."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import flowhooks
+from flowhooks.config import resolve_run
+from flowhooks.errors import AdapterError, ConfigError, ModelError
+from flowhooks.hooks import IntervalTimes, TargetReplacer, TwinFlow, TwinFlowTarget
+from flowhooks.hooks.dmd import pull
+from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.twin_trajectories import bounded, branch_difference, enhanced, residual
+from flowhooks.kernel.average import WeightAverage
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import Batch, StepResult
+from flowhooks.probe import probe
+from flowhooks.probe.times import Time
+from flowhooks.testing import GaussianFlow, NoCondition, tiny
+from flowhooks.testing.matrix import learnt, pairs
+from tests.hooks.test_distribution_matching import noised, spread
+from tests.hooks.test_flow_maps import FLOW, exact, states
+from tests.hooks.toy import EVERYTHING, build_assembly
+
+
+def smooth(x, t, r):
+    """Some field that depends on all it is given."""
+    return torch.sin(x) * over(t, x) + over(r * r, x) - 0.3 * x
+
+
+@pytest.mark.parametrize("order", [1, 2, 5])
+def test_the_exact_map_leaves_no_residual(order):
+    x, t, r = states()
+    r = r.clamp(max=t - 0.02)
+    for step, most in ((1e-2, 0.1), (1e-4, 1e-3)):
+        found = residual(exact, exact(x, t, r), exact(x, t, None), x, t, r, order=order, step=step)
+        assert float(found.abs().mean()) < most
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_the_residual_is_that_of_walking_row_by_row(order):
+    x, t, r = states(12)
+    t[0], t[1] = r[0] + 0.004, r[1] + 1e-4
+    velocity, student = torch.cos(x), 0.2 * x + 1
+    found = residual(smooth, student, velocity, x, t, r, order=order, step=0.01)
+    for i in range(len(x)):
+        d = min(0.01, float(t[i] - r[i]))
+        grid = torch.linspace(float(t[i]) - d, float(r[i]), order + 1, dtype=torch.float64)
+        here = x[i : i + 1] - d * velocity[i]
+        for k in range(order):
+            here = here - (grid[k] - grid[k + 1]) * smooth(here, grid[k : k + 1], grid[k + 1 : k + 2])
+        walked = (x[i] - here[0]) / (t[i] - r[i])
+        expected = (student[i] - walked) * (t[i] - r[i]) / d
+        torch.testing.assert_close(found[i], expected, atol=1e-9, rtol=1e-9)
+
+
+def test_of_order_one_it_is_the_mean_flow_identity_with_a_one_sided_difference():
+    x, t, r = states()
+    r = r.clamp(max=t - 0.02)
+    velocity, student, d = torch.cos(x), 0.2 * x + 1, 0.01
+    behind = smooth(x - d * velocity, t - d, r)
+    target = velocity - over(t - r - d, x) * (student - behind) / d
+    found = residual(smooth, student, velocity, x, t, r, order=1, step=d)
+    torch.testing.assert_close(student - found, target)
+
+
+def test_an_interval_within_the_first_step_asks_for_the_velocity():
+    x, t, _ = states()
+    velocity, student = torch.cos(x), 0.2 * x + 1
+    found = residual(smooth, student, velocity, x, t, t - 0.004, order=2, step=0.01)
+    torch.testing.assert_close(student - found, velocity)
+
+
+def test_enhancing_settles_at_guidance():
+    v, null = (torch.randn(2, 3, dtype=torch.float64) for _ in range(2))
+    guided = null + (v - null) / (1 - 0.75)
+    torch.testing.assert_close(enhanced(v, guided, null, 0.75), guided)
+
+
+def test_bounds():
+    values = torch.tensor([-3.0, 0.5, 2.0])
+    assert bounded(values, 1.0).tolist() == [-1, 0.5, 1] and bounded(values, None) is values
+
+
+def test_the_branches_differ_by_the_difference_of_the_scores():
+    x, sigma = noised(torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    other, s = GaussianFlow(mean=-0.5, std=0.9), over(sigma, x)
+    fake, real = (flow.velocity(x, s) for flow in (other, FLOW))
+    scores = [((1 - s) * f.mean - x) / f.variance(s) for f in (other, FLOW)]
+    torch.testing.assert_close(branch_difference(fake, real, None), s / (1 - s) * (scores[1] - scores[0]))
+
+
+def generator_gradient(mean: float, std: float) -> tuple[float, float]:
+    """Of the rectification in mean and standard deviation of Gaussian samples ``z - u``, both branches being exact."""
+    z = torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    m, s = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (mean, std))
+    u = z - (m + s * z)
+    x, sigma = noised((z - u).detach())
+    fake, real = (flow.velocity(x, over(sigma, x)) for flow in (GaussianFlow(mean=mean, std=std), FLOW))
+    pull(u, branch_difference(fake, real, 1.0)).mean().backward()
+    return float(m.grad), float(s.grad)
+
+
+def test_no_gradient_where_samples_are_data():
+    assert generator_gradient(FLOW.mean, FLOW.std) == (0, 0)
+
+
+@pytest.mark.parametrize("mean", [FLOW.mean - 0.4, FLOW.mean + 0.4])
+def test_a_descent_step_moves_the_mean_to_the_datas(mean):
+    slope, _ = generator_gradient(mean, FLOW.std)
+    assert abs(mean - 0.1 * slope - FLOW.mean) < abs(mean - FLOW.mean)
+
+
+@pytest.mark.parametrize("std", [0.15, 0.6])
+def test_a_descent_step_moves_the_spread_to_the_datas(std):
+    _, slope = generator_gradient(FLOW.mean, std)
+    assert abs(std - 0.05 * slope - FLOW.std) < abs(std - FLOW.std)
+
+
+class Signed(nn.Module):
+    """``u = base v_exact(x, |t|) + a(t, r) x + b(t, r)`` from a network that sees the sign; the engine's model."""
+
+    native_second_time = True
+    sigma_range = (0.0, 1.0)
+
+    def __init__(self, base: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
+        self.base = base
+        if base:
+            nn.init.zeros_(self.net[4].weight)
+            nn.init.zeros_(self.net[4].bias)
+
+    def predict(self, noisy, sigma, condition, *, r_sigma=None):
+        times = torch.stack([sigma, sigma if r_sigma is None else r_sigma], 1)
+        slope, offset = self.net(times).unsqueeze(-1).unbind(1)
+        learnt = slope * noisy + offset
+        return FLOW.velocity(noisy, over(sigma.abs(), noisy)) + learnt if self.base else learnt
+
+    def shift(self, sample):
+        return 1.0
+
+
+def session_of(model: Signed, *hooks) -> Session:
+    session = Session(
+        model=model,
+        assembly=build_assembly(hooks, {*EVERYTHING, "role:ema"}, "test"),
+        roles={"ema": lambda: session.averaged()},
+        parameters=dict(model.named_parameters()),
+    )
+    session.average = WeightAverage(session.parameters(), 0.99)
+    return session
+
+
+def learn(model: Signed, *hooks, steps: int, shape: tuple[int, int], lr: float) -> None:
+    session = session_of(model, *hooks)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.0, 0.99))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        clean = FLOW.mean + FLOW.std * torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        session.step(Batch(clean=clean, condition=NoCondition(len(clean))), log=False).loss.backward()
+        optimizer.step()
+        schedule.step()
+        session.updated()
+
+
+@torch.no_grad()
+def error(model: Signed) -> float:
+    """RMS error of the map on a grid of (t, r), relative to the map's own RMS."""
+    wrong = size = 0.0
+    for t, r in ((t, r) for t in (0.2, 0.4, 0.6, 0.8, 1.0) for r in (0.0, 0.25, 0.5, 0.75) if r < t):
+        noise = torch.randn(512, 4, generator=torch.Generator().manual_seed(1))
+        x = (1 - t) * FLOW.mean + FLOW.variance(torch.tensor(t)).sqrt() * noise
+        u = model.predict(x, torch.full((512,), t), None, r_sigma=torch.full((512,), r))
+        true = FLOW.flow_map(x, torch.tensor(t), torch.tensor(r))
+        wrong += float((x - (t - r) * u - true).square().mean())
+        size += float(true.square().mean())
+    return (wrong / size) ** 0.5
+
+
+MIXTURE = {"type": "interval_times", "r_timestep_sampler": "mixture"}
+
+
+def test_the_target_learns_the_exact_map():
+    model = Signed(base=False)
+    assert error(model) > 0.6
+    learn(model, TwinFlowTarget(), IntervalTimes(r_timestep_sampler="mixture"), steps=1200, shape=(128, 4), lr=3e-3)
+    assert error(model) < 0.08
+
+
+def test_the_branches_alone_teach_one_step_samples_where_data_is():
+    """From a place beside the data to its mean and its spread; nothing else trains intervals."""
+    model = Signed(base=True)
+    with torch.no_grad():
+        model.net[4].bias.copy_(torch.tensor([-0.6, 0.4]))
+    mean, std = spread(model, 1)
+    assert abs(mean - FLOW.mean) > 0.3 and std > FLOW.std + 0.2
+    velocity = IntervalTimes(r_timestep_sampler="mixture", diffusion_ratio=1.0, zero_ratio=0.0)
+    learn(model, TwinFlow(), TargetReplacer(target_mode="linear"), velocity, steps=1000, shape=(64, 16), lr=2e-3)
+    assert spread(model, 1) == pytest.approx((FLOW.mean, FLOW.std), abs=0.07)
+
+
+def test_target_and_branches_together():
+    model = Signed(base=True)
+    assert error(model) > 0.15 and spread(model, 1)[1] < 0.01
+    hooks = TwinFlow(), TwinFlowTarget(), IntervalTimes(r_timestep_sampler="mixture")
+    learn(model, *hooks, steps=1000, shape=(64, 16), lr=4e-3)
+    assert error(model) < 0.08
+    for jumps in (1, 2):
+        assert spread(model, jumps) == pytest.approx((FLOW.mean, FLOW.std), abs=0.1)
+
+
+def test_what_is_asked_of_whom():
+    """Sample, negative branch, then both branches at one state, the sign of sigma and of the interval's end alike."""
+    model, asked = Signed(base=True), []
+    predict = model.predict
+
+    def recorded(noisy, sigma, condition, *, r_sigma=None):
+        asked.append((len(noisy), sigma, r_sigma, torch.is_grad_enabled()))
+        return predict(noisy, sigma, condition, r_sigma=r_sigma)
+
+    model.predict = recorded
+    batch = Batch(clean=torch.randn(4, 16), condition=NoCondition(4))
+    times = IntervalTimes(r_timestep_sampler="mixture", diffusion_ratio=1.0, zero_ratio=0.0)
+    session = session_of(model, TwinFlow(), TargetReplacer(target_mode="linear"), times)
+    result = session.step(batch)
+    main, drawn, fake, both = asked
+    assert result.passes == len(asked)
+    assert bool((drawn[1] == 1).all()) and bool((drawn[2] == 0).all())
+    assert bool((fake[1] < 0).all()) and torch.equal(fake[1], fake[2])
+    assert both[0] == 8 and torch.equal(both[1][:4], -both[1][4:]) and torch.equal(both[1], both[2])
+    assert bool((both[1][:4] > 0).all())
+    assert [each[3] for each in asked] == [True, True, True, False]
+    assert {"twin_flow_gap", "twin_flow_adversarial_loss", "twin_flow_rectification_loss"} <= set(result.metrics)
+    asked.clear()
+    hooks = TwinFlow(rectification_weight=0.0), TargetReplacer(target_mode="linear"), times
+    result = session_of(model, *hooks).step(batch)
+    assert result.passes == len(asked) == 3 and "twin_flow_rectification_loss" not in result.metrics
+    assert [each[3] for each in asked] == [True, False, True]
+
+
+def test_only_rows_with_an_interval_are_walked():
+    model, asked = Signed(base=True), []
+    predict = model.predict
+    model.predict = lambda noisy, *rest, **named: asked.append(len(noisy)) or predict(noisy, *rest, **named)
+    session = session_of(model, TwinFlowTarget(estimate_order=3), IntervalTimes(r_timestep_sampler="mixture"))
+    result = session.step(Batch(clean=torch.randn(4, 16), condition=NoCondition(4)))
+    assert asked == [4, 2, 2, 2, 2] and result.passes == 5
+    assert 0 <= float(result.metrics["twin_flow_clamped"]) <= 1 and float(result.metrics["twin_flow_residual"]) > 0
+    found, _ = targeted(session, Batch(clean=torch.randn(4, 16), condition=NoCondition(4)))
+    view, away = found["view"], (found["target"] - found["student"]).detach().abs()
+    plain = [i for i in range(4) if i not in view.interval_rows]
+    assert torch.equal(found["target"][plain], view.velocity[plain])
+    assert float(away[list(view.interval_rows)].max()) <= 1 + 1e-6
+
+
+def targeted(session, batch) -> tuple[dict, StepResult]:
+    """The main view of a step, its target and the prediction, and the step's result."""
+    found, target = {}, session.assembly.target
+
+    def seen(step, view):
+        found.update(view=view, target=target(step, view), student=step.predict("main"))
+        return found["target"]
+
+    session.assembly.target = seen
+    return found, session.step(batch)
+
+
+TARGET = {"type": "twin_flow_target"}
+TWIN = {"type": "twin_flow"}
+LINEAR = {"type": "target_replacer", "target_mode": "linear"}
+ZERO = {"type": "interval_times", "r_timestep_sampler": "zero"}
+
+
+def document(*hooks, **more):
+    return {"adapter": {"rank": 2}, "hooks": list(hooks), "training": {"use_ema": True}, **more}
+
+
+@contextmanager
+def recording(model):
+    """What every call of the network was given for its times, and what of sigma that was."""
+    told, predict, names = [], model.predict, [time.name for time in model.contract.times]
+
+    def watch(network, args, kwargs):
+        told[-1][1].append([kwargs[name] for name in names])
+
+    def recorded(noisy, sigma, condition, *, r_sigma=None):
+        told.append(((sigma, sigma if r_sigma is None else r_sigma), []))
+        return predict(noisy, sigma, condition, r_sigma=r_sigma)
+
+    handle = model.transformer.register_forward_pre_hook(watch, with_kwargs=True)
+    model.predict = recorded
+    try:
+        yield told
+    finally:
+        handle.remove()
+        del model.predict
+
+
+UNITS = {
+    "sd3": (1000.0, 0.0),
+    "flux": (1.0, 0.0),
+    "qwen-image": (1.0, 0.0),
+    "z-image": (-1.0, 1.0),
+    "lumina2": (-1.0, 1.0),
+    "mochi": (-1000.0, 1000.0),
+    "sana": (1000.0, 0.0),
+    "wan": (1000.0, 0.0),
+    "hunyuan-image-distilled": (1000.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_networks_are_told_a_negative_time_in_their_own_unit(name):
+    scale, offset = UNITS[name]
+    model = learnt(name)
+    batch = pairs(model)
+    with flowhooks.attach(model, document(TWIN, LINEAR, ZERO)) as session, recording(model) as told:
+        result = session.step(batch)
+    assert bool(result.loss.isfinite()) and result.passes == len(told) == 4
+    signs = []
+    for (sigma, end), calls in told:
+        # Prompts of several lengths go in several calls.
+        for time, given in zip(model.contract.times, zip(*calls, strict=True), strict=True):
+            expected = scale * (end if time.second else sigma).float() + offset
+            told_values = torch.cat([value.flatten() for value in given]).unique()
+            torch.testing.assert_close(told_values, expected.to(told_values.dtype).unique())
+        signs.append(sorted({float(s) for s in sigma.sign()}))
+    assert sorted(signs) == [[-1], [-1, 1], [1], [1]]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", UNITS)
+def test_networks_tell_the_branches_apart(name):
+    model = learnt(name)
+    batch, sigma = pairs(model), torch.full((2,), 0.6)
+    real, fake = (model.predict(batch.clean, s, batch.condition) for s in (sigma, -sigma))
+    assert bool(fake.isfinite().all()) and not torch.allclose(real, fake, atol=1e-4)
+
+
+def test_an_unshifted_time_is_mirrored():
+    """Of CogView4, whose time is sigma before the shift, in thousandths: formula and pole are left behind at 0."""
+    time = Time(name="timestep", scale=1000.0, offset=0.0, dtype=torch.float64, unshifted=True)
+    sigma = torch.linspace(0, 1, 11, dtype=torch.float64)
+    for shift in (0.25, 1.0, 3.0):
+        assert torch.equal(time.of(-sigma, shift), -time.of(sigma, shift))
+        assert bool((time.of(sigma, shift).diff() > 0).all())
+
+
+@pytest.fixture
+def model():
+    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+
+
+def test_the_enhanced_velocity_is_that_of_the_average(model):
+    """By ``ratio`` times what the prompt makes of the averaged weights, where there is no interval too."""
+    blocks = {**TARGET, "enhanced_ratio": 0.5}, {**MIXTURE, "diffusion_ratio": 1.0, "zero_ratio": 0.0}
+    with flowhooks.attach(model, document(*blocks)) as session:
+        found, result = targeted(session, pairs(model))
+        assert result.passes == 2
+        view, null = found["view"], model.null_condition.join([model.null_condition])
+        with torch.no_grad(), session.averaged():
+            u, u_null = (model.predict(view.noisy, view.level, c, r_sigma=view.level) for c in (view.condition, null))
+    torch.testing.assert_close(found["target"] - view.velocity, 0.5 * (u - u_null))
+    assert bool((u != u_null).any())
+
+
+def test_each_loss_reaches_what_is_trained(model):
+    with flowhooks.attach(model, document(TARGET, MIXTURE, TWIN)) as session:
+        with torch.no_grad():
+            for name, p in session.parameters().items():
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+        found, gather = {}, session.assembly.penalties
+        session.assembly.penalties = lambda step: found.update(gather(step)) or found
+        session.step(pairs(model), log=False)
+        assert set(found) == {"twin_flow_adversarial_loss", "twin_flow_rectification_loss"}
+        for loss in found.values():
+            gradients = torch.autograd.grad(loss, list(session.parameters().values()), retain_graph=True)
+            assert all(bool(g.isfinite().all()) and g.any() for g in gradients)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    found = []
+    for checkpointing in (False, True):
+        model = probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+        model.transformer.train()
+        if checkpointing:
+            model.transformer.enable_gradient_checkpointing()
+        torch.manual_seed(0)
+        with flowhooks.attach(model, document(TARGET, MIXTURE, TWIN)) as session:
+            session.step(pairs(model)).loss.backward()
+            found.append({name: p.grad.clone() for name, p in session.parameters().items()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_held_out_data_is_measured_without_gradient(model):
+    with flowhooks.attach(model, document(TARGET, MIXTURE, TWIN)) as session:
+        result = session.evaluate(pairs(model))
+        assert not result.loss.requires_grad and bool(result.metrics["twin_flow_gap"] > 0)
+
+
+def test_without_an_average_it_names_the_setting(model):
+    with (
+        pytest.raises(ConfigError, match=r"'twin_flow_target' needs 'role:ema'.*training.use_ema"),
+        flowhooks.attach(model, document(TARGET, training={"use_ema": False})),
+    ):
+        pass
+
+
+def test_dropout_is_refused(model):
+    dropped = {"rank": 2, "dropout": 0.1}
+    with pytest.raises(ConfigError, match=r"\$\.hooks\[0\]: 'twin_flow_target' takes differences.*set it to 0"):
+        resolve_run(document(TARGET, adapter=dropped), Path("run.json"))
+    run = {**document(), "adapter": dropped}
+    with flowhooks.attach(model, run) as session:
+        refused = pytest.raises(AdapterError, match="set it to 0")
+        with refused, TwinFlowTarget().attached(session):
+            pass
+
+
+def test_one_of_two_experts_is_refused():
+    model = probe(tiny("wan-two-experts"), arguments={"max_sequence_length": 16, "num_frames": 5})
+    with pytest.raises(ModelError, match="only called at sigma"), flowhooks.attach(model, document(TWIN)):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("hook", "options"),
+    [
+        (TwinFlowTarget, {"estimate_order": 0}),
+        (TwinFlowTarget, {"delta_t": 0.0}),
+        (TwinFlowTarget, {"target_clamp": 0.0}),
+        (TwinFlowTarget, {"enhanced_ratio": 1.0}),
+        (TwinFlow, {"adversarial_weight": -1.0}),
+        (TwinFlow, {"rectification_weight": -1.0}),
+        (TwinFlow, {"shift": 0}),
+        (TwinFlow, {"difference_clamp": 0.0}),
+    ],
+)
+def test_bad_options_are_refused(hook, options):
+    (name,) = options
+    with pytest.raises(ConfigError, match=name):
+        resolve_run(document({"type": hook.type, **options}), Path("run.json"))
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        hook(**options)
+
+
+def test_corrections_by_an_untrained_branch_are_refused(model):
+    block = {**TWIN, "adversarial_weight": 0}
+    with pytest.raises(ConfigError, match=r"set both to 0"), flowhooks.attach(model, document(block)):
+        pass
+
+
+def test_a_weight_of_zero_asks_for_nothing(model):
+    nothing = {**TWIN, "adversarial_weight": 0, "rectification_weight": 0}
+    with flowhooks.attach(model, document(nothing)) as session:
+        assert session.step(pairs(model), log=False).passes == 1
+        assert not session.assembly.modules()
+
+
+@pytest.mark.parametrize(
+    ("hooks", "what"), [((TARGET, LINEAR), "slot 'target:main'"), ((TWIN, TWIN), "negative_times")]
+)
+def test_one_of_each_a_run(hooks, what):
+    with pytest.raises(ConfigError, match=f"both write '?{what}"):
+        build_assembly(hooks, {*EVERYTHING, "role:ema"}, "run.json")
+    build_assembly([TARGET, TWIN], {*EVERYTHING, "role:ema"}, "run.json")
+
+
+class PerToken(Hook):
+    """Stands for one that gives every token a time of its own, as Self-Flow does."""
+
+    def metrics(self, step):
+        return {}
+
+    @classmethod
+    def declaration(cls, options):
+        why = "Self-Flow and TwinFlow cannot run together: a network takes a time for every token, or one interval"
+        return {"slots": {"metrics"}, "excludes": {"twin_flow", "twin_flow_target"}, "because": why}
+
+
+@pytest.mark.parametrize("block", [TARGET, TWIN])
+def test_a_hook_may_refuse_both(block):
+    given = [{"type": f"{__name__}:PerToken"}, block]
+    with pytest.raises(ConfigError) as caught:
+        build_assembly(given, {*EVERYTHING, "role:ema"}, "run.json")
+    text = str(caught.value)
+    assert "$.hooks[0]" in text and f"{block['type']!r} (at $.hooks[1])" in text
+    assert "Self-Flow and TwinFlow cannot run together: a network takes" in text
+
+
+def test_residuals_are_those_of_full_precision_under_autocast(model):
+    """Divided by a step of 0.01, what bf16 rounds off would be as large as what is measured."""
+    found, batch = {}, pairs(model)
+    for mixed in (False, True):
+        torch.manual_seed(0)
+        with flowhooks.attach(model, document({**TARGET, "target_clamp": None}, ZERO)) as session:
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                seen, result = targeted(session, batch)
+            found[mixed] = seen["target"] - seen["student"].detach()
+            assert bool(result.loss.isfinite())
+    torch.testing.assert_close(found[True], found[False], rtol=1e-4, atol=1e-4)
