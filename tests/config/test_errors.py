@@ -62,7 +62,7 @@ CASES = [
     ({"hooks": {"type": "flow_dpo"}}, "$.hooks", "expected a list, found an object"),
     ({"hooks": ["flow_dpo"]}, "$.hooks[0]", "expected an object, found the string 'flow_dpo'"),
     ({"hooks": [{"beta": 1}]}, "$.hooks[0].type", "is missing"),
-    ({"hooks": [{"type": "flow_dop"}]}, "$.hooks[0].type", "did you mean 'flow_dpo'?"),
+    ({"hooks": [{"type": "flow_dpoo"}]}, "$.hooks[0].type", "did you mean 'flow_dpo'?"),
     (
         {"hooks": [{"type": "flow_dpo", "norm_type": "avg"}]},
         "$.hooks[0].norm_type",
@@ -94,7 +94,7 @@ CASES = [
         "'auto' is not one of 'scheduler'",
     ),
     ({"hooks": [{"type": "timestep_schedule", "shift": 0}]}, "$.hooks[0].shift", "above 0"),
-    ({"method": {"flow_dop": {}}}, "$.method.flow_dop", "did you mean 'flow_dpo'?"),
+    ({"method": {"flow_dpoo": {}}}, "$.method.flow_dpoo", "did you mean 'flow_dpo'?"),
     ({"method": {"flow_dpo": {"anchor": 1}}}, "$.method.flow_dpo.anchor", "did you mean 'anchor_alpha'?"),
     (
         {"method": {"flow_dpo": {"auto_beta_min": 9, "auto_beta_max": 1}}},

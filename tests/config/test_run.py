@@ -12,6 +12,7 @@ from flowhooks.config.schemas import hook_types
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import hook_class
 from tests.config.writing import SEED_CONFIG, SEED_DATASETS, written
+from tests.hooks.required import REQUIRED
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.json"))
 
@@ -114,7 +115,7 @@ def test_sft_is_the_engine_without_hooks(tmp_path):
 
 @pytest.mark.parametrize("type", hook_types())
 def test_defaults_of_a_hook_build_its_class(type):
-    hook_class(type, "$.hooks[0]")(**hook_defaults(type))
+    hook_class(type, "$.hooks[0]")(**resolve_hook({"type": type, **REQUIRED.get(type, {})}, "$.hooks[0]").options)
 
 
 def test_timesteps_mode_follows_the_list_where_it_is_not_written():

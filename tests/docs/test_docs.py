@@ -13,13 +13,14 @@ import torch
 import flowhooks
 from flowhooks import cli
 from flowhooks.commands.planning import forwards, plan_run
-from flowhooks.config import hook_defaults, load_datasets, resolve_reward, resolve_run
+from flowhooks.config import load_datasets, resolve_hook, resolve_reward, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
 from flowhooks.rewards.registry import REWARDS
 from flowhooks.testing import tiny
 from tests.docs import pages
 from tests.docs.pages import PAGES, ROOT
+from tests.hooks.required import REQUIRED
 
 WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]
 WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page != "README.md"]
@@ -49,7 +50,10 @@ def test_every_hook_has_a_row(name: str) -> None:
     rows = [line for line in pages.read("docs/hooks.md").splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
     slots = [cell.strip() for cell in rows[0].split("|")][2]
-    assert set(filter(None, slots.split(", "))) == declare(name, hook_defaults(name), name).slots
+    assert (
+        set(filter(None, slots.split(", ")))
+        == declare(name, resolve_hook({"type": name, **REQUIRED.get(name, {})}, name).options, name).slots
+    )
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 
-from flowhooks.config import hook_defaults
+from flowhooks.config import hook_defaults, resolve_hook
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare, imply
 from flowhooks.kernel.plan import SLOTS, Declaration, plan
+from tests.hooks.required import REQUIRED
 
 OPTIONS = {"anchor_regularizer": {"role": "reference", "weight": 0.1}}
 ALL = {"data:image", "data:rejected", "data:mask", "role:reference", "role:ema"}
@@ -137,7 +138,7 @@ def test_declared_slots_are_the_methods_of_the_class(type):
     from flowhooks.hooks.registry import hook_class
     from flowhooks.kernel.hook import defined_slots
 
-    options = {**hook_defaults(type), **OPTIONS.get(type, {})}
+    options = resolve_hook({"type": type, **REQUIRED.get(type, {}), **OPTIONS.get(type, {})}, "-").options
     slots = {slot.partition(":")[0] for slot in declare(type, options, "-").slots}
     assert slots == defined_slots(hook_class(type, "-"))
 
