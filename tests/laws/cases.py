@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import torch
 
 import flowhooks
 from flowhooks.kernel.session import Session
-from flowhooks.kernel.view import Batch
+from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.probe import FlowModel, probe
 from flowhooks.testing import tiny
 
@@ -21,6 +26,14 @@ WALK = {"type": "timestep_schedule", "flow_custom_timesteps": "801,694,548,338",
 LAYERSYNC = {"type": "feature_alignment", "block_index": 0, "teacher_block_index": 1, "weight": 0.2}
 SELF_FLOW = {"type": "feature_alignment", "source": "self_flow", "block_index": 0, "teacher_block_index": 1}
 PROJECTED = {"projector_depth": 2, "projector_width": 16}
+
+ROLLOUT = {
+    "type": "on_policy_rollout",
+    "prompts": [{"prompt": "one", "task": "b"}, {"prompt": "a photo of two", "task": "b"}],
+    "num_inference_steps": 4,
+    "visits": 2,
+    "pipeline_arguments": {"guidance_scale": 2.0},
+}
 
 RECIPES = {
     "sft": [],
@@ -63,6 +76,15 @@ RECIPES = {
         {"type": "twin_flow", "rectification_weight": 0, "shift": 1.0},
         {"type": "time_conditioning", "deltatime_type": "t-r"},
     ],
+    "flow_opd": [
+        ROLLOUT,
+        {"type": "teacher_velocity", "teachers": "written by the test"},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
+    ],
+    "flow_grpo": [
+        {**ROLLOUT, "group_size": 2, "offload_states": True},
+        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -85,6 +107,8 @@ RECIPES = {
 }
 #: Recipes that may ask less often than they declare: how often is drawn.
 DRAWN = {"anyflow_on_policy"}
+#: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
+DRAWING = {"flow_opd", "flow_grpo"}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 
@@ -99,12 +123,26 @@ ADAPTERS = {
 
 
 def run_document(recipe: str, adapter: str) -> dict:
+    hooks = [{**block, "teachers": {"b": teacher()}} if "teachers" in block else block for block in RECIPES[recipe]]
     return {
         "model": {"pipeline_arguments": {"max_sequence_length": 8}},
         "adapter": ADAPTERS[adapter],
-        "hooks": RECIPES[recipe],
+        "hooks": hooks,
         "training": {"use_ema": "ema" in recipe, "seed": 3},
     }
+
+
+@cache
+def teacher() -> str:
+    """The folder of an adapter off the base, there as long as the tests run."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    with flowhooks.attach(tiny_model(), {"adapter": {"rank": 2}, "hooks": []}) as session:
+        with torch.no_grad():
+            for i, p in enumerate(session.parameters().values()):
+                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+        session.adapter.save(Path(folder), {})
+    return folder
 
 
 def tiny_model() -> FlowModel:
@@ -136,12 +174,15 @@ class Loop:
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            result = self.session.step(batch_for(self.model, self.session.micro_step))
-            result.loss.backward()
-            self.losses.append(result.loss.detach())
+            for result in self.chunks(batch_for(self.model, self.session.micro_step)):
+                result.loss.backward()
+                self.losses.append(result.loss.detach())
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.session.updated()
+
+    def chunks(self, batch: Batch, *, log: bool = True) -> Iterator[StepResult]:
+        return self.session.steps(batch, log=log)
 
     def state(self) -> dict:
         weights = {name: p.detach().clone() for name, p in self.session.parameters().items()}
