@@ -12,6 +12,8 @@ import gc
 import json
 import statistics
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -68,8 +70,7 @@ def ours(
     batch_size: int, device: str, run: dict[str, Any] = RUN, **size: int
 ) -> tuple[Callable[[], None], Callable[[], int], Any]:
     """A step through ``flowhooks.attach``, and how many forwards it made."""
-    pipe = pipeline(**size).to(device)
-    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
+    model = probed(device, **size)
     context = flowhooks.attach(model, run)
     session = context.__enter__()
     optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-4)
@@ -87,11 +88,14 @@ def ours(
     return step, lambda: passes[-1], context
 
 
-def adapted(device: str) -> tuple[Any, list[BaseTunerLayer], torch.optim.Optimizer]:
+def probed(device: str, **size: int) -> Any:
+    return probe(pipeline(**size).to(device), height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
+
+
+def adapted(device: str, **size: int) -> tuple[Any, list[BaseTunerLayer], torch.optim.Optimizer]:
     """The probed pipeline with a PEFT LoRA put on by PEFT alone, its layers, and an optimiser of its weights."""
-    pipe = pipeline().to(device)
-    model = probe(pipe, height=16, width=16, arguments=RUN["model"]["pipeline_arguments"])
-    transformer = pipe.transformer.requires_grad_(False)
+    model = probed(device, **size)
+    transformer = model.transformer.requires_grad_(False)
     targets = RUN["adapter"]["target_modules"]
     inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=targets), transformer)
     layers = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
@@ -246,7 +250,75 @@ def self_flow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     }
 
 
-STEPS = {"flow_dpo": flow_dpo, "anyflow": anyflow, "self_flow": self_flow}
+def flow_opd(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
+    """N steps are drawn, K states visited: a forward of a teacher, one of the anchor, and the student's forward and
+    backward at each."""
+    drawn, visits, size = 8, 4, {"layers": 8, "heads": 8}
+    with TemporaryDirectory() as folder:
+        context = flowhooks.attach(probed(device, **size), {"adapter": RUN["adapter"], "hooks": []})
+        with context as session:
+            with torch.no_grad():
+                for p in session.parameters().values():
+                    p.add_(0.01)
+            session.adapter.save(Path(folder), {})
+        method = {
+            "prompts": ["one"] * batch_size,
+            "teachers": {"one": folder},
+            "num_inference_steps": drawn,
+            "visits": visits,
+        }
+        run = {**RUN, "hooks": [], "method": {"flow_opd": method}, "training": {"train_batch_size": batch_size}}
+        attached = flowhooks.attach(probed(device, **size), run)
+        session = attached.__enter__()
+    optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-4)
+    passes: list[int] = []
+
+    def step() -> None:
+        made = 0
+        for result in session.steps(None, log=False):
+            result.loss.backward()
+            made += result.passes
+        optimizer.step()
+        optimizer.zero_grad()
+        passes.append(made)
+
+    model, layers, other = adapted(device, **size)
+    batch = batch_of(model, batch_size, device)
+    ((_, prompt),) = batch.condition.groups()
+    sigma = torch.full((batch_size,), 0.5, device=device)
+    call = {"hidden_states": batch.clean, "timestep": sigma * 1000, "return_dict": False, **prompt}
+
+    def bare() -> None:
+        with torch.no_grad():
+            for _ in range(drawn):
+                model.transformer(**call)
+        for _ in range(visits):
+            with torch.no_grad():
+                model.transformer(**call)
+                for layer in layers:
+                    layer._disable_adapters = True
+                model.transformer(**call)
+                for layer in layers:
+                    layer._disable_adapters = False
+            (model.transformer(**call)[0] - batch.rejected).square().mean().backward()
+        other.step()
+        other.zero_grad()
+
+    seconds = interleaved({"flowhooks": step, "bare": bare}, rounds=rounds)
+    attached.__exit__(None, None, None)
+    return {
+        "what": f"one Flow-OPD step, {drawn} steps drawn by the pipeline and {visits} states visited by student, "
+        "teacher and anchor, against as many forwards and backwards on the bare network with the adapter",
+        "ratio": ratio(seconds["flowhooks"], seconds["bare"]),
+        "median_seconds": {name: round(statistics.median(s), 5) for name, s in seconds.items()},
+        "forwards": passes[-1],
+        "batch_size": batch_size,
+        "rounds": rounds,
+        "machine": machine(),
+    }
+
+
+STEPS = {"flow_dpo": flow_dpo, "anyflow": anyflow, "self_flow": self_flow, "flow_opd": flow_opd}
 
 
 def main() -> None:

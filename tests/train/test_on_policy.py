@@ -1,0 +1,106 @@
+"""Runs that draw what they train on, end to end: no data, teachers by file, resume, a reward."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from flowhooks.cli import main
+from flowhooks.errors import CheckpointError, ConfigError
+from flowhooks.train import train
+from tests.train.runs import document, history, weights
+
+PROMPTS = [
+    {"prompt": "one", "task": "ink"},
+    {"prompt": "a photo of two", "task": "ink"},
+    {"prompt": "six", "task": "base"},
+]
+DRAWN = {"data": None, "hooks": [], "validation": {"height": 16, "width": 16}}
+GRPO = {
+    "prompts": ["one", "two"],
+    "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+    "group_size": 2,
+    "num_inference_steps": 4,
+    "visits": 2,
+}
+OPD = {"num_inference_steps": 4, "visits": 2, "pipeline_arguments": {"guidance_scale": 2.0}}
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+@pytest.fixture
+def teacher(new_run):
+    return train(new_run("teacher", **DRAWN, method={"flow_grpo": GRPO}), progress=False).output_dir
+
+
+def taught(teacher, tmp_path, **changes) -> dict:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps(each) for each in PROMPTS), encoding="utf-8")
+    block = {**OPD, "prompts": str(file), "teachers": {"ink": str(teacher)}, **changes}
+    return {**DRAWN, "method": {"flow_opd": block}}
+
+
+def test_a_teacher_by_reward_and_a_student_of_it(new_run, teacher, tmp_path):
+    assert [line for line in history(teacher) if "flow_grpo_reward_ink" in line]
+    folder = train(new_run("student", **taught(teacher, tmp_path)), progress=False).output_dir
+    lines = [line for line in history(folder) if "flow_opd_gap" in line]
+    assert lines
+    assert all(line["flow_opd_gap"] > 0 for line in lines)
+    assert (folder / "pytorch_lora_weights.safetensors").is_file()
+    assert not [name for name in weights(folder / "checkpoint-4") if "ink" in name]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(new_run, teacher, tmp_path):
+    sections = taught(teacher, tmp_path, tasks_take_turns=True)
+    training = {"gradient_accumulation_steps": 2, "use_ema": True}
+    straight = train(new_run("straight", training=training, **sections), progress=False).output_dir
+    train(new_run("parts", training={**training, "max_train_steps": 2}, **sections), progress=False)
+    parts = train(new_run("parts", training=training, **sections), resume="latest", progress=False).output_dir
+    ours, theirs = (weights(folder / "checkpoint-4") for folder in (parts, straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_another_teacher_on_resume_stops_the_run(new_run, teacher, tmp_path):
+    sections = taught(teacher, tmp_path)
+    train(new_run("parts", training={"max_train_steps": 2}, **sections), progress=False)
+    other = train(
+        new_run("other", **DRAWN, method={"flow_grpo": GRPO}, training={"seed": 5}), progress=False
+    ).output_dir
+    name = "pytorch_lora_weights.safetensors"
+    (teacher / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(CheckpointError, match="the teacher 'ink' .* is not the file that the checkpoint was"):
+        train(new_run("parts", **sections), resume="latest", progress=False)
+
+
+def test_check_and_explain_need_no_data(model, data, teacher, tmp_path, capsys):
+    file = tmp_path / "run.json"
+    written = document(model, data, tmp_path / "out", **taught(teacher, tmp_path))
+    file.write_text(json.dumps(written), encoding="utf-8")
+    assert main(["check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "none: this run draws what it trains on" in said
+    assert "on_policy_rollout" in said
+    assert main(["explain", str(file)]) == 0
+    # 4 steps drawn; 2 states, each seen by student, anchor and teacher.
+    assert "10 per micro-batch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"routes": {"ink": "pen"}}, "`routes` lead to 'pen'"),
+        ({"prompts": []}, r"\$\.method\.flow_opd\.prompts"),
+    ],
+)
+def test_mistakes_are_told_before_the_model_is_loaded(new_run, tmp_path, changes, message):
+    sections = taught(tmp_path / "nowhere", tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message):
+        train(new_run("out", **sections), progress=False)
+
+
+def test_a_run_without_prompts_needs_data(new_run, tmp_path):
+    sections = taught(tmp_path / "nowhere", tmp_path, prompts=None)
+    with pytest.raises(ConfigError, match="there is no data to train on"):
+        train(new_run("out", **sections), progress=False)
