@@ -11,6 +11,7 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from flowhooks.adapters.base import base_layer
 from flowhooks.adapters.change import LayerChange
 from flowhooks.adapters.hub import fetch
 from flowhooks.adapters.load import load_adapter
@@ -68,7 +69,7 @@ class FrozenAdapter:
             )
         if not parked:
             for name, change in self._changes.items():
-                change.move(_layer(transformer, name))
+                change.move(base_layer(transformer, name))
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, in JSON's types. ``idle_layers`` are those that the file leaves at the base."""
@@ -100,7 +101,7 @@ class FrozenAdapter:
         self._refuse_others()
         try:
             for name, change in self._changes.items():
-                change.switch_on(_layer(self._transformer, name))
+                change.switch_on(base_layer(self._transformer, name))
             yield
         finally:
             self._off()
@@ -151,9 +152,3 @@ def _changes(loaded: Any) -> dict[str, LayerChange]:
         }
     assert isinstance(loaded, PeftAdapter)
     return {target: LayerChange(layer) for target, layer in zip(loaded.targets, loaded.layers, strict=True)}
-
-
-def _layer(transformer: nn.Module, name: str) -> nn.Module:
-    """The base's own layer, with or without a PEFT adapter around it."""
-    layer = transformer.get_submodule(name)
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
