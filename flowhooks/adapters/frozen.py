@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
@@ -54,8 +55,9 @@ class FrozenAdapter:
         self.digest = digest_of(self.file)
         self.parked = parked
         self._transformer = transformer
-        bare = outline(transformer)
-        loaded = load_adapter(bare, self.file)
+        # Layers are born with random values, which must not come out of the run's own.
+        with torch.random.fork_rng(devices=[]):
+            loaded = load_adapter(outline(transformer), self.file)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         self._changes = _changes(loaded)
@@ -67,8 +69,10 @@ class FrozenAdapter:
                 "others). It was saved before its first update, or its weights were lost; as a teacher it would be the "
                 "base without a word. Give the file of a finished training."
             )
-        if not parked:
-            for name, change in self._changes.items():
+        for name, change in self._changes.items():
+            if parked:
+                change.park()
+            else:
                 change.move(base_layer(transformer, name))
 
     def describe(self) -> dict[str, Any]:
@@ -113,7 +117,7 @@ class FrozenAdapter:
 
     def _off(self) -> None:
         for change in self._changes.values():
-            change.switch_off(release=self.parked)
+            change.switch_off()
 
     def _refuse_others(self) -> None:
         for name, module in self._transformer.named_modules():

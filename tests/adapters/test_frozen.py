@@ -214,6 +214,43 @@ def test_parked_tensors_leave_with_the_block(kind, teacher, monkeypatch):
     assert not stays.describe()["parked"] and frozen.describe()["parked"]
 
 
+def test_weights_kept_elsewhere_are_followed_when_they_run(teacher):
+    """As under Diffusers' sequential offloading, which leaves meta tensors on the layers between two calls."""
+    folder, alone = teacher("lora")
+    model = transformer()
+    weights = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = nn.Parameter(weight.to("meta"))
+    frozen = FrozenAdapter(model, folder)
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = weight
+    with frozen.alone():
+        assert torch.equal(predict(model), predict(alone))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@per_kind
+@pytest.mark.parametrize("parked", [False, True])
+def test_on_a_gpu(kind, parked, teacher):
+    folder, _ = teacher(kind)
+    model, alone = transformer().to("cuda"), transformer().to("cuda")
+    load_adapter(alone, folder)
+    given = {k: v.to("cuda") if torch.is_tensor(v) else v for k, v in inputs(model).items()}
+    frozen = FrozenAdapter(model, folder, parked=parked)
+    with torch.no_grad(), frozen.alone():
+        torch.testing.assert_close(model(**given)[0], alone(**given)[0], rtol=0, atol=1e-6)
+    assert {tensor.device.type for tensor in tensors_of(frozen)} == {"cpu" if parked else "cuda"}
+
+
+@per_kind
+def test_random_numbers_are_the_runs(kind, teacher):
+    folder, _ = teacher(kind)
+    model = transformer()
+    state = torch.get_rng_state()
+    FrozenAdapter(model, folder)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 @per_kind
 def test_what_is_told_of_it(kind, teacher):
     folder, _ = teacher(kind)
