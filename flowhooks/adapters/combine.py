@@ -1,4 +1,4 @@
-"""Weighted sums of low-rank changes, from their factors.
+"""Weighted sums and products of low-rank changes, from their factors.
 
 A change of a weight ``[out, in]`` is ``up @ down``. No function here forms a matrix larger than the factors it is
 given, and all of them compute in the factors' dtype; float64 is meant.
@@ -38,6 +38,13 @@ def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
         down=torch.cat([factors.down for _, factors in parts]),
         up=torch.cat([weight * factors.up for weight, factors in parts], dim=1),
     )
+
+
+def hadamard(first: Factors, second: Factors) -> Factors:
+    """The elementwise product of two changes, exactly; ranks multiply."""
+    down = first.down[:, None] * second.down[None]
+    up = first.up[:, :, None] * second.up[:, None]
+    return Factors(down=down.flatten(0, 1), up=up.flatten(1))
 
 
 def truncate(change: Factors, rank: int) -> Factors:

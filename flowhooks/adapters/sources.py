@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.combine import Factors
+from flowhooks.adapters.combine import Factors, hadamard
 from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.frozen import digest_of
 from flowhooks.adapters.load import AdapterFile, attach_file, read_adapter
@@ -59,13 +59,18 @@ class Source:
 
     @torch.no_grad()
     def factors(self, layer: str) -> Factors:
-        """The change of a layer's weight, ``[out, in]`` with a convolution's window counted as inputs, in float64. Of
-        kinds without factors one of the two is the whole change and the other an identity."""
+        """The change of a layer's weight, ``[out, in]`` with a convolution's window counted as inputs, in float64.
+        Where it has no factors, one of the two is the whole change and the other an identity."""
         place = self.adapter.targets.index(layer)
         pair = _pair(self.adapter, place)
         if pair is not None:
             down, up, scale = pair
             return Factors(down=down.double().flatten(1), up=scale * up.double().flatten(1))
+        product = _product(self.adapter, place)
+        if product is not None and product[0].rank * product[1].rank < min(
+            product[0].down.shape[1], len(product[0].up)
+        ):
+            return hadamard(*product)
         change = change_of(self.adapter, place).double().flatten(1)
         outputs, inputs = change.shape
         if outputs <= inputs:
@@ -144,6 +149,22 @@ def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Te
             f"The LoRA on `{adapter.targets[place]}` has a bias (`lora_bias`), which a merged file has no place for."
         )
     return layer.lora_A[adapter.name].weight, layer.lora_B[adapter.name].weight, layer.scaling[adapter.name]
+
+
+def _product(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Factors, Factors] | None:
+    """The two low-rank changes whose elementwise product a LoHa layer's is, scale included."""
+    if isinstance(adapter, LycorisAdapter):
+        owner: Any = adapter.network.loras[place]
+        found = {name: parameter for name, parameter in owner.named_parameters()}
+        scale = owner.scale * float(owner.scalar)
+    else:
+        owner = adapter.layers[place]
+        found = {name.removesuffix(f".{adapter.name}"): parameter for name, parameter in owner.named_parameters()}
+        scale = owner.scaling[adapter.name]
+    if "hada_w1_a" not in found or "hada_t1" in found:
+        return None
+    first, second = (Factors(down=found[f"hada_w{i}_b"].double(), up=found[f"hada_w{i}_a"].double()) for i in (1, 2))
+    return Factors(down=first.down, up=scale * first.up), second
 
 
 def _shapes(file: AdapterFile, known: Shapes) -> Shapes:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.combine import Factors, average, concatenate, distance, norm, padded, truncate
+from flowhooks.adapters.combine import Factors, average, concatenate, distance, hadamard, norm, padded, truncate
 
 OUT, IN = 48, 40
 
@@ -38,6 +38,13 @@ def test_concatenation_is_the_sum(three):
     assert found.rank == 13
     torch.testing.assert_close(whole(found), wanted, rtol=1e-12, atol=1e-12)
     assert norm(found) == pytest.approx(float(wanted.norm()), rel=1e-12)
+
+
+def test_elementwise_products(three):
+    (_, first), (_, second), _ = three
+    found = hadamard(first, second)
+    assert found.rank == 8
+    torch.testing.assert_close(whole(found), whole(first) * whole(second), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("rank", [1, 4, 12, 13, 30])

@@ -15,12 +15,15 @@ from flowhooks.adapters.merge import change_of
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, MERGE_KEY, TRANSFORMER_KEY
 from flowhooks.errors import AdapterError
+from flowhooks.export.dialects import export_lora
 from flowhooks.testing import tiny
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
 
 #: Linear layers of several shapes, and a convolution.
 LAYERS = ["to_q", "ff.net.0.proj", "norm_out.linear", "pos_embed.proj"]
 LOW_RANK = ["lora", "lycoris-locon"]
+#: The largest rank that the change of such an adapter can have.
+WHOLE = {"loha": 4, "lycoris-loha": 4, "lokr": 32, "lycoris-lokr": 32}
 
 
 @pytest.fixture
@@ -95,7 +98,7 @@ def test_svd_is_the_best_of_its_rank(second, saved, tmp_path):
 def test_svd_of_one_adapter_is_a_lora_of_it(kind, saved, tmp_path):
     """Of full rank it is the adapter itself, and any kind becomes what other programs read."""
     path = saved(kind)
-    wide = merge_files([path], tmp_path / "wide", method="svd", rank=None if kind in LOW_RANK else 32)
+    wide = merge_files([path], tmp_path / "wide", method="svd", rank=WHOLE.get(kind))
     assert relative(changes(wide.file), changes(path)) < 1e-6
     narrow = merge_files([path], tmp_path / "narrow", method="svd", rank=1)
     assert narrow.ranks == (1,) and narrow.error > 0.1
@@ -153,6 +156,19 @@ def test_it_loads_everywhere(method, layers, saved, tmp_path):
         assert json.loads(header(file)[CONFIG_KEY])["rank"] == rank
 
 
+@pytest.mark.parametrize("dialect", ["comfyui", "kohya"])
+def test_it_exports_with_ranks_that_differ(dialect, saved, tmp_path):
+    paths = [saved("lora", 2, target_modules=["to_q", "ff.net.2"]), saved("lora", 3, target_modules=["ff.net.2"])]
+    file = merge_files(paths, tmp_path / "out", method="cat").file
+    found = load_file(export_lora(file, dialect, tmp_path / "exported"))
+    name = next(key for key in found if key.endswith(".alpha") and "mlp" in key).removesuffix(".alpha")
+    down = next(found[f"{name}.{key}"] for key in ("lora_A.weight", "lora_down.weight") if f"{name}.{key}" in found)
+    up = next(found[f"{name}.{key}"] for key in ("lora_B.weight", "lora_up.weight") if f"{name}.{key}" in found)
+    change = float(found[f"{name}.alpha"]) / len(down) * up.double() @ down.double()
+    wanted = total([0.5, 0.5], paths).values()
+    assert any(each.shape == change.shape and torch.allclose(each, change, atol=1e-5) for each in wanted)
+
+
 def test_the_header_says_what_was_merged_and_no_folder(saved, tmp_path):
     paths = [saved("lora", 2, "ocr"), saved("lora", 3, "faces") / "pytorch_lora_weights.safetensors"]
     file = merge_files(paths, tmp_path / "out", method="cat", weights=[1, 0.25]).file
@@ -177,11 +193,11 @@ def test_layers_of_a_foreign_lycoris_file_are_looked_up(saved, tmp_path):
         merge_files([foreign], tmp_path / "out", method="svd")
     wanted = changes(foreign)
     beside = saved("lora", 3)
-    merged = merge_files([foreign, beside], tmp_path / "beside", method="svd", weights=[1.0, 0.0], rank=32)
+    merged = merge_files([foreign, beside], tmp_path / "beside", method="svd", weights=[1.0, 0.0], rank=4)
     assert relative(changes(merged.file), wanted) < 1e-6
     pipeline = tmp_path / "pipeline"
     transformer().save_pretrained(pipeline / "transformer")
-    merged = merge_files([foreign], tmp_path / "model", method="svd", rank=32, model=pipeline)
+    merged = merge_files([foreign], tmp_path / "model", method="svd", rank=4, model=pipeline)
     assert relative(changes(merged.file), wanted) < 1e-6
     with pytest.raises(AdapterError, match="no transformer/"):
         merge_files([foreign], tmp_path / "out", method="svd", model=tmp_path)
@@ -268,6 +284,7 @@ def test_bad_input(saved, tmp_path):
     assert (out / "pytorch_lora_weights.safetensors").read_text() == "mine"
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_bias_has_no_place(tmp_path):
     from diffusers.training_utils import _collate_lora_metadata
     from peft import get_peft_model_state_dict
