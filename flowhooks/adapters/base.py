@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flowhooks.adapters.bypass import Setting, overridden
 from flowhooks.adapters.files import CONFIG_KEY, TRANSFORMER_KEY
-from flowhooks.adapters.names import first_few
+from flowhooks.adapters.names import LAYERS_KEY, first_few
 from flowhooks.errors import AdapterError
 
 
@@ -100,7 +101,11 @@ class AttachedAdapter:
         """``metadata`` and what `load_adapter` needs. Where a run started from is a path of its machine, and not part
         of the file."""
         section = json.dumps({**self.config, "init_from": None})
-        return {**metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
+        header = {**metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
+        if self.kind != "lora":
+            # Keys of LyCORIS lose the dots of a name, and flattened factors the shape of a convolution.
+            header[LAYERS_KEY] = json.dumps({name: base_shape(self.transformer, name) for name in self.targets})
+        return header
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self._parameters.values())
@@ -144,6 +149,18 @@ class AttachedAdapter:
             if not self._attached:
                 # Detached inside: what `overridden` has just put back belonged to the adapter.
                 self._trace.restore()
+
+
+def base_layer(transformer: nn.Module, name: str) -> nn.Module:
+    """The base's own layer, with or without a PEFT adapter around it."""
+    layer = transformer.get_submodule(name)
+    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def base_shape(transformer: nn.Module, name: str) -> list[int]:
+    """The shape of its weight; that of a quantised Linear layer before it was packed."""
+    layer: Any = base_layer(transformer, name)
+    return [layer.out_features, layer.in_features] if isinstance(layer, nn.Linear) else list(layer.weight.shape)
 
 
 def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, kind: str, origin: str) -> None:

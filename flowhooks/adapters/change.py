@@ -44,7 +44,7 @@ class LayerChange:
             for key, tensor in own.items()
             if tensor is not None
         ]
-        self._home = self.tensors()
+        self._home: list[Tensor] | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Tensor:
         self._place(result.device)
@@ -63,22 +63,24 @@ class LayerChange:
         zero = any(not tensor.any() for tensor in self.tensors() if tensor.ndim > 1)
         return zero or (bool(self._scales) and not any(self._scales.values()))
 
-    def move(self, layer: nn.Module) -> None:
-        """To the device of a layer, for good."""
-        weight = next(layer.parameters(), None)
-        if weight is not None:
-            self._place(weight.device)
+    def park(self) -> None:
+        """Where the tensors are now is where they go back to whenever it is switched off."""
         self._home = self.tensors()
+
+    def move(self, layer: nn.Module) -> None:
+        """To the device of a layer, for good. One whose weights are kept elsewhere is followed when it runs."""
+        weight = next(layer.parameters(), None)
+        if weight is not None and weight.device.type != "meta":
+            self._place(weight.device)
 
     def switch_on(self, layer: nn.Module) -> None:
         self._handle = layer.register_forward_hook(self, with_kwargs=True)
 
-    def switch_off(self, *, release: bool) -> None:
-        """``release``: the tensors go back to where they came from; what was copied from there is let go."""
+    def switch_off(self) -> None:
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
-        if release:
+        if self._home is not None:
             for (own, key), tensor in zip(self._places, self._home, strict=True):
                 own[key] = tensor
 

@@ -52,7 +52,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     kind, prefix = format_of(file, shapes)
     if section is not None:
         _check_section(file, kind, metadata, section)
-    weights = _transformer(model) if model is not None else {}
+    weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
@@ -108,7 +108,7 @@ def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool)
         )
 
 
-def _transformer(pipeline: Path) -> Shapes:
+def transformer_shapes(pipeline: Path) -> Shapes:
     """Shapes of the transformer's weights; none where they cannot be told, which loading them will say better."""
     shapes: Shapes = {}
     try:

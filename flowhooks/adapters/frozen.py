@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from flowhooks.adapters.base import base_layer
 from flowhooks.adapters.change import LayerChange
 from flowhooks.adapters.hub import fetch
 from flowhooks.adapters.load import load_adapter
@@ -53,8 +55,9 @@ class FrozenAdapter:
         self.digest = digest_of(self.file)
         self.parked = parked
         self._transformer = transformer
-        bare = outline(transformer)
-        loaded = load_adapter(bare, self.file)
+        # Layers are born with random values, which must not come out of the run's own.
+        with torch.random.fork_rng(devices=[]):
+            loaded = load_adapter(outline(transformer), self.file)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         self._changes = _changes(loaded)
@@ -66,9 +69,11 @@ class FrozenAdapter:
                 "others). It was saved before its first update, or its weights were lost; as a teacher it would be the "
                 "base without a word. Give the file of a finished training."
             )
-        if not parked:
-            for name, change in self._changes.items():
-                change.move(_layer(transformer, name))
+        for name, change in self._changes.items():
+            if parked:
+                change.park()
+            else:
+                change.move(base_layer(transformer, name))
 
     def describe(self) -> dict[str, Any]:
         """What was loaded, in JSON's types. ``idle_layers`` are those that the file leaves at the base."""
@@ -100,7 +105,7 @@ class FrozenAdapter:
         self._refuse_others()
         try:
             for name, change in self._changes.items():
-                change.switch_on(_layer(self._transformer, name))
+                change.switch_on(base_layer(self._transformer, name))
             yield
         finally:
             self._off()
@@ -112,7 +117,7 @@ class FrozenAdapter:
 
     def _off(self) -> None:
         for change in self._changes.values():
-            change.switch_off(release=self.parked)
+            change.switch_off()
 
     def _refuse_others(self) -> None:
         for name, module in self._transformer.named_modules():
@@ -151,9 +156,3 @@ def _changes(loaded: Any) -> dict[str, LayerChange]:
         }
     assert isinstance(loaded, PeftAdapter)
     return {target: LayerChange(layer) for target, layer in zip(loaded.targets, loaded.layers, strict=True)}
-
-
-def _layer(transformer: nn.Module, name: str) -> nn.Module:
-    """The base's own layer, with or without a PEFT adapter around it."""
-    layer = transformer.get_submodule(name)
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,33 @@ _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterFile:
+    """A file's content.
+
+    Args:
+        path: of the file.
+        kind: its format: ``diffusers``, ``peft`` or ``lycoris``.
+        tensors: on the CPU, their names without the format's prefix.
+        header: what was written beside them.
+    """
+
+    path: Path
+    kind: str
+    tensors: Mapping[str, Tensor]
+    header: Mapping[str, str]
+
+
+def read_adapter(path: Path | str) -> AdapterFile:
+    """Read the file at ``path`` (a .safetensors file or the folder with it). Raises `AdapterError` when it is damaged,
+    pickled or of no known format."""
+    file = find_file(Path(path))
+    tensors, header = read_tensors(file)
+    kind, prefix = format_of(file, tensors)
+    stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header)
+
+
 def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
     """Attach the adapter saved at ``path`` (a .safetensors file or the folder with it), its base frozen.
 
@@ -39,23 +67,35 @@ def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
         exactly.
     """
     check_bare(transformer)
-    file = find_file(Path(path))
-    tensors, header = read_tensors(file)
-    kind, tensors = _strip(file, tensors)
-    if kind == "lycoris":
-        network, targets = network_from_weights(transformer, tensors, origin=str(file))
-        section = _lycoris_section(file, header, network)
-        if CONFIG_KEY in header:
-            check_complete(find_targets(transformer, section["target_modules"]), targets, origin=str(file))
+    return attach_file(transformer, read_adapter(path))
+
+
+def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True) -> PeftAdapter | LycorisAdapter:
+    """Attach what was read.
+
+    Args:
+        whole: whether ``transformer`` has all the layers of a model, so that the file must have all that its
+            configuration selects.
+
+    Raises:
+        AdapterError: it does not fit.
+    """
+    origin = str(file.path)
+    if file.kind == "lycoris":
+        network, targets = network_from_weights(transformer, file.tensors, origin=origin)
+        section = _lycoris_section(file.path, file.header, network)
+        if whole and CONFIG_KEY in file.header:
+            check_complete(find_targets(transformer, section["target_modules"]), targets, origin=origin)
         loaded = LycorisAdapter(transformer, section, network, targets)
         loaded.fresh = False
         return loaded
-    peft = _peft_config(file, kind, tensors, header)
-    targets = _targets(transformer, tensors, origin=str(file))
-    check_complete(selected_targets(transformer, peft), targets, origin=str(file))
-    adapter = PeftAdapter(transformer, _peft_section(file, header, peft), peft, targets)
+    peft = _peft_config(file)
+    targets = _targets(transformer, file.tensors, origin=origin)
+    if whole:
+        check_complete(selected_targets(transformer, peft), targets, origin=origin)
+    adapter = PeftAdapter(transformer, _peft_section(file.path, file.header, peft), peft, targets)
     try:
-        adapter.load_state_dict(tensors, origin=str(file))
+        adapter.load_state_dict(file.tensors, origin=origin)
     except BaseException:
         adapter.detach()
         raise
@@ -65,19 +105,11 @@ def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
 def load_values(adapter: AttachedAdapter, path: Path) -> None:
     """Start ``adapter`` from the values at ``path``. Raises `AdapterError` unless kind, layers, shapes and scale are
     the same."""
-    file = find_file(path)
-    tensors, header = read_tensors(file)
-    kind, tensors = _strip(file, tensors)
-    check_kind(file, kind, adapter.config)
+    file = read_adapter(path)
+    check_kind(file.path, file.kind, adapter.config)
     if isinstance(adapter, PeftAdapter):
-        check_scale(file, _peft_section(file, {}, _peft_config(file, kind, tensors, header)), adapter.config)
-    adapter.load_state_dict(tensors, origin=str(file))
-
-
-def _strip(file: Path, tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The format of a file, told by its keys, and its tensors without the format's prefix."""
-    kind, prefix = format_of(file, tensors)
-    return kind, {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+        check_scale(file.path, _peft_section(file.path, {}, _peft_config(file)), adapter.config)
+    adapter.load_state_dict(file.tensors, origin=str(file.path))
 
 
 def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> tuple[str, ...]:
@@ -92,8 +124,9 @@ def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: s
     return tuple(name for name in present if name in named)
 
 
-def _peft_config(file: Path, kind: str, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> PeftConfig:
-    if kind == "peft":
+def _peft_config(read: AdapterFile) -> PeftConfig:
+    file, tensors, header = read.path, read.tensors, read.header
+    if read.kind == "peft":
         document_file = file.with_name(PEFT_CONFIG_FILE)
         if not document_file.is_file():
             raise AdapterError(f"{document_file}: missing; PEFT needs it beside {file.name} for rank and alpha.")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lycoris.modules.loha import LohaModule
 from lycoris.modules.lokr import LokrModule
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
-from flowhooks.adapters.base import Adapter, AttachedAdapter
+from flowhooks.adapters.base import Adapter, AttachedAdapter, base_layer
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
@@ -27,39 +25,33 @@ def merge_adapter(adapter: Adapter) -> None:
         AdapterError: a layer whose weight is no floating-point tensor, or an adapter that is off already; nothing has
             changed then.
     """
-    assert isinstance(adapter, AttachedAdapter)
+    assert isinstance(adapter, (PeftAdapter, LycorisAdapter))
     # A detached adapter says so here.
     adapter.state_dict()
     whole = [name for name, weight in _weights(adapter).items() if not weight.is_floating_point()]
     if whole:
         raise AdapterError(f"`{whole[0]}` has whole-number weights, which take no change; load an unquantised base")
     weights = _weights(adapter)
-    for name, change in _changes(adapter):
-        weight = weights[name]
+    for place, name in enumerate(adapter.targets):
+        weight, change = weights[name], change_of(adapter, place)
         weight.copy_((weight.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype))
     adapter.detach()
 
 
 def _weights(adapter: AttachedAdapter) -> dict[str, Tensor]:
     """The base's own weight of every adapted layer."""
-    found = {}
-    for name in adapter.targets:
-        layer: Any = adapter.transformer.get_submodule(name)
-        found[name] = (layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer).weight
-    return found
+    layers: dict[str, Any] = {name: base_layer(adapter.transformer, name) for name in adapter.targets}
+    return {name: layer.weight for name, layer in layers.items()}
 
 
-def _changes(adapter: AttachedAdapter) -> Iterator[tuple[str, Tensor]]:
-    """Layer name and the change of its weight, fp32, for every adapted layer."""
+def change_of(adapter: PeftAdapter | LycorisAdapter, place: int) -> Tensor:
+    """The change of the weight of the adapted layer at a place in ``targets``, fp32, without dropout."""
     if isinstance(adapter, LycorisAdapter):
-        for target, lora in zip(adapter.targets, adapter.network.loras, strict=True):
-            yield target, _lycoris_change(lora).float()
-        return
-    assert isinstance(adapter, PeftAdapter)
-    for target, layer in zip(adapter.targets, adapter.layers, strict=True):
-        # A LoHa or LoKr layer in training drops rows of its change; it is gone after this.
-        layer.training = False
-        yield target, layer.get_delta_weight(adapter.name).float()
+        return _lycoris_change(adapter.network.loras[place]).float()
+    layer = adapter.layers[place]
+    # A LoHa or LoKr layer in training drops rows of its change.
+    layer.training = False
+    return layer.get_delta_weight(adapter.name).float()
 
 
 def _lycoris_change(lora: Any) -> Tensor:

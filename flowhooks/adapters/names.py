@@ -19,6 +19,10 @@ ADAPTER_FILES = (LORA_FILE, LYCORIS_FILE, PEFT_FILE)
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
+# Layer names with their weights' shapes, of files whose keys and tensors do not tell them.
+LAYERS_KEY = "flowhooks.layers"
+# What a file was merged from.
+MERGE_KEY = "flowhooks.merge"
 
 # What every key of a file begins with: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
 DIFFUSERS_PREFIX = "transformer"

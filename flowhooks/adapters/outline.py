@@ -52,6 +52,24 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     return hollow
 
 
+def shell(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+    """A tree of nothing but these layers.
+
+    Args:
+        shapes: of the weights by layer name; two sides make a Linear layer, more a convolution.
+    """
+    root = nn.Module()
+    for name, shape in shapes.items():
+        *path, leaf = name.split(".")
+        owner = root
+        for part in path:
+            if part not in owner._modules:
+                owner.add_module(part, nn.Module())
+            owner = owner.get_submodule(part)
+        owner.add_module(leaf, linear(*shape) if len(shape) == 2 else convolution(shape))
+    return root
+
+
 def linear(outputs: int, inputs: int) -> nn.Linear:
     """A Linear layer of next to no memory."""
     layer = nn.Linear(inputs, outputs, bias=False, device="meta")

@@ -119,15 +119,10 @@ class PeftAdapter(AttachedAdapter):
         tensors = get_peft_model_state_dict(self.transformer, adapter_name=self.name)
         header = self._header(metadata)
         if self.kind == "lora":
-            header[LORA_ADAPTER_METADATA_KEY] = self._diffusers_metadata()
+            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(self.peft_config)
             return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
         write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(self._peft_document(), encoding="utf-8"))
         return write_tensors(folder / PEFT_FILE, {PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
-
-    def _diffusers_metadata(self) -> str:
-        """What Diffusers reads alpha, rank and dropout from; without it a loader takes alpha for the rank."""
-        document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in self.peft_config.to_dict().items()}
-        return json.dumps(document, default=_plain, indent=2, sort_keys=True)
 
     def _peft_document(self) -> str:
         return json.dumps(
@@ -171,6 +166,12 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
                 head, _, tail = key.rpartition(f".{name}")
                 found[f"{target}.{head}{tail}"] = parameter
     return found
+
+
+def diffusers_metadata(peft: PeftConfig) -> str:
+    """What Diffusers reads alpha, rank and dropout from; without it a loader takes alpha for the rank."""
+    document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in peft.to_dict().items()}
+    return json.dumps(document, default=_plain, indent=2, sort_keys=True)
 
 
 def selected_targets(transformer: nn.Module, peft: PeftConfig) -> tuple[str, ...]:

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
+from flowhooks.adapters.base import base_layer, base_shape
 from flowhooks.adapters.files import LORA_FILE, PEFT_CONFIG_FILE
 from flowhooks.adapters.outline import outline
 from flowhooks.errors import AdapterError
+from flowhooks.testing import tiny
 from tests.adapters.helpers import KINDS, appearance, forward, inputs, predict, section, train_randomly, transformer
 
 #: Linear layers of several shapes, and a convolution.
@@ -71,6 +73,29 @@ def test_beside_any_student_it_is_the_adapter_loaded_alone(kind, student, teache
     frozen.detach()
     assert appearance(model) == looks
     assert all(torch.equal(a, b) for a, b in zip(values, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("family", ["flux", "qwen-image", "z-image", "sana", "wan", "hunyuan-video15", "ltx2"])
+def test_layers_of_other_families(family, tmp_path):
+    """Each against the adapted layer itself, which takes no knowledge of the model's arguments."""
+    model = tiny(family).transformer
+    adapter = build_adapter(model, section("lora"))
+    train_randomly(adapter)
+    adapter.save(tmp_path, {})
+    adapter.detach()
+    looks = appearance(model)
+    student = build_adapter(model, section("lycoris-lokr"))
+    frozen = FrozenAdapter(model, tmp_path)
+    generator = torch.Generator().manual_seed(3)
+    given = {name: torch.randn(2, base_shape(model, name)[1], generator=generator) for name in frozen.targets}
+    with torch.no_grad(), student.disabled(), frozen.alone():
+        found = {name: base_layer(model, name)(x) for name, x in given.items()}
+    student.detach()
+    assert appearance(model) == looks
+    alone = load_adapter(model, tmp_path)
+    assert alone.targets == frozen.targets
+    with torch.no_grad():
+        assert all(torch.equal(found[name], model.get_submodule(name)(x)) for name, x in given.items())
 
 
 @per_kind
@@ -212,6 +237,43 @@ def test_parked_tensors_leave_with_the_block(kind, teacher, monkeypatch):
     assert all(tensor.device.type == "cpu" for tensor in tensors_of(frozen))
     stays = FrozenAdapter(transformer(), folder)
     assert not stays.describe()["parked"] and frozen.describe()["parked"]
+
+
+def test_weights_kept_elsewhere_are_followed_when_they_run(teacher):
+    """As under Diffusers' sequential offloading, which leaves meta tensors on the layers between two calls."""
+    folder, alone = teacher("lora")
+    model = transformer()
+    weights = {name: layer.weight for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = nn.Parameter(weight.to("meta"))
+    frozen = FrozenAdapter(model, folder)
+    for name, weight in weights.items():
+        model.get_submodule(name).weight = weight
+    with frozen.alone():
+        assert torch.equal(predict(model), predict(alone))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@per_kind
+@pytest.mark.parametrize("parked", [False, True])
+def test_on_a_gpu(kind, parked, teacher):
+    folder, _ = teacher(kind)
+    model, alone = transformer().to("cuda"), transformer().to("cuda")
+    load_adapter(alone, folder)
+    given = {k: v.to("cuda") if torch.is_tensor(v) else v for k, v in inputs(model).items()}
+    frozen = FrozenAdapter(model, folder, parked=parked)
+    with torch.no_grad(), frozen.alone():
+        torch.testing.assert_close(model(**given)[0], alone(**given)[0], rtol=0, atol=1e-6)
+    assert {tensor.device.type for tensor in tensors_of(frozen)} == {"cpu" if parked else "cuda"}
+
+
+@per_kind
+def test_random_numbers_are_the_runs(kind, teacher):
+    folder, _ = teacher(kind)
+    model = transformer()
+    state = torch.get_rng_state()
+    FrozenAdapter(model, folder)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @per_kind

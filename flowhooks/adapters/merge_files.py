@@ -1,0 +1,217 @@
+"""Adapter files into one LoRA file: ``flowhooks merge``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from torch import Tensor
+
+from flowhooks.adapters.combine import METHODS, Factors, average, concatenate, distance, norm, padded, truncate
+from flowhooks.adapters.files import CONFIG_KEY, LORA_FILE, TRANSFORMER_KEY, write_tensors
+from flowhooks.adapters.names import DIFFUSERS_PREFIX, MERGE_KEY, first_few
+from flowhooks.adapters.peft_adapter import diffusers_metadata
+from flowhooks.adapters.sources import Source, read_sources
+from flowhooks.errors import AdapterError
+
+#: Of a factor average, from which on a warning is in place: what differs is no rounding any more.
+TOLERATED = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What `merge_files` wrote.
+
+    Args:
+        file: where.
+        layers: how many.
+        ranks: those that occur, in order.
+        error: ``|merged - mean| / |mean|`` over all layers, in the Frobenius norm.
+    """
+
+    file: Path
+    layers: int
+    ranks: tuple[int, ...]
+    error: float
+
+
+def merge_files(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    method: str,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    model: Path | None = None,
+) -> Merged:
+    """Write the weighted sum of adapters as a LoRA in the Diffusers format, without the model they are for.
+
+    Args:
+        paths: adapter files, or folders with one, of any kind.
+        output: folder to write ``pytorch_lora_weights.safetensors`` into.
+        method: ``cat``, the exact sum, whose rank is the sum of the ranks; ``svd``, the best approximation of it with
+            ``rank``; ``factor_average``, each factor averaged by itself, which is not the average.
+        weights: of the adapters, taken as they are; default: 1/N each, which makes the sum a mean.
+        rank: with ``svd``; default: the largest of the adapters.
+        model: a pipeline's folder, where the layers of LyCORIS files are to be looked up.
+
+    Raises:
+        AdapterError: a file cannot be read or merged, the adapters are for different models, or the output exists.
+    """
+    weights = _checked(paths, method, weights, rank)
+    target = Path(output).expanduser() / LORA_FILE
+    if target.exists():
+        raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
+    sources = read_sources(paths, model)
+    shapes = _agreed(sources)
+    if method != "svd":
+        _check_low_rank(sources, method)
+    if method == "factor_average":
+        _check_alike(sources)
+    wanted = max(source.rank for source in sources) if rank is None else rank
+    merged: dict[str, Factors] = {}
+    off = size = 0.0
+    widest = 0
+    for name in shapes:
+        parts = [(w, source.factors(name)) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
+        exact = concatenate(parts)
+        if method == "cat":
+            result = exact
+        else:
+            result = truncate(exact, wanted) if method == "svd" else average(parts)
+            off += distance(result, exact) ** 2
+        size += norm(exact) ** 2
+        widest = max(widest, result.rank)
+        merged[name] = Factors(down=result.down.float(), up=result.up.float())
+    if size == 0:
+        raise AdapterError("The weighted sum of these adapters is zero. Check the weights and the files.")
+    if method == "svd":
+        if rank is not None and rank > widest:
+            raise AdapterError(
+                f"`--rank` is {rank}, but no layer of these adapters can use more than {widest}. Lower it, or leave "
+                "it out."
+            )
+        merged = {name: padded(result, min(wanted, widest)) for name, result in merged.items()}
+    header = {
+        MERGE_KEY: json.dumps(
+            {
+                "method": method,
+                "weights": list(weights),
+                "sources": [{"name": s.name, "kind": s.kind, "rank": s.rank, "sha256": s.digest} for s in sources],
+            }
+        )
+    }
+    transformer = next((source.transformer for source in sources if source.transformer is not None), None)
+    if transformer is not None:
+        header[TRANSFORMER_KEY] = transformer
+    _write(target, merged, shapes, header)
+    return Merged(
+        file=target,
+        layers=len(merged),
+        ranks=tuple(sorted({result.rank for result in merged.values()})),
+        error=math.sqrt(off / size),
+    )
+
+
+def _checked(
+    paths: Sequence[Path], method: str, weights: Sequence[float] | None, rank: int | None
+) -> tuple[float, ...]:
+    """The weights. Raises `AdapterError` for arguments that do not go together."""
+    if method not in METHODS:
+        raise AdapterError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}.")
+    if not paths:
+        raise AdapterError("No adapter to merge was given.")
+    if rank is not None and (method != "svd" or rank < 1):
+        raise AdapterError(f"`--rank` is {rank} with method {method!r}; it takes at least 1, and goes with 'svd' only.")
+    if weights is None:
+        return (1 / len(paths),) * len(paths)
+    if len(weights) != len(paths):
+        raise AdapterError(f"`--weights` has {len(weights)} numbers for {len(paths)} adapters; give one for each.")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise AdapterError(f"`--weights` has {', '.join(map(str, weights))}; expected finite numbers.")
+    return tuple(float(weight) for weight in weights)
+
+
+def _agreed(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all layers that any of them adapts. Raises `AdapterError` when they are for different models."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    origin: dict[str, Source] = {}
+    named = next((source for source in sources if source.transformer is not None), sources[0])
+    for source in sources:
+        if source.transformer not in (None, named.transformer):
+            raise AdapterError(
+                f"{source.file}: is for a {source.transformer}, {named.file} for a {named.transformer}. Only adapters "
+                "of one model can be merged."
+            )
+        for name, shape in source.shapes.items():
+            if shapes.setdefault(name, shape) != shape:
+                raise AdapterError(
+                    f"{source.file}: `{name}` changes a weight of shape {list(shape)}, in {origin[name].file} one of "
+                    f"{list(shapes[name])}. Only adapters of one model can be merged."
+                )
+            origin.setdefault(name, source)
+    return shapes
+
+
+def _check_low_rank(sources: Sequence[Source], method: str) -> None:
+    for source in sources:
+        if not source.low_rank:
+            raise AdapterError(
+                f"{source.file}: a {source.kind} has no factors A and B, which method {method!r} works on. Use method "
+                "'svd'."
+            )
+
+
+def _check_alike(sources: Sequence[Source]) -> None:
+    first = sources[0]
+    for source in sources[1:]:
+        differing = [
+            name for name in {**first.shapes, **source.shapes} if (name in first.shapes) != (name in source.shapes)
+        ]
+        if differing:
+            raise AdapterError(
+                f"{source.file}: adapts other layers than {first.file} ({first_few(differing)}), and factors of layers "
+                "that are not there cannot be averaged. Use method 'cat' or 'svd'."
+            )
+        for name in first.shapes:
+            ranks = first.factors(name).rank, source.factors(name).rank
+            if ranks[0] != ranks[1]:
+                raise AdapterError(
+                    f"{source.file}: `{name}` has rank {ranks[1]}, in {first.file} it has {ranks[0]}, and factors of "
+                    "different ranks cannot be averaged. Use method 'cat' or 'svd'."
+                )
+
+
+def _write(
+    file: Path, merged: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], header: Mapping[str, str]
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, factors in merged.items():
+        shape = shapes[name]
+        tensors[f"{DIFFUSERS_PREFIX}.{name}.lora_A.weight"] = factors.down.reshape(-1, *shape[1:])
+        tensors[f"{DIFFUSERS_PREFIX}.{name}.lora_B.weight"] = factors.up.reshape(
+            *factors.up.shape, *[1] * len(shape[2:])
+        )
+    rank = max(factors.rank for factors in merged.values())
+    # Anchored: a layer's whole name can be the end of another's.
+    other = {f"^{re.escape(name)}": factors.rank for name, factors in merged.items() if factors.rank != rank}
+    peft = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(merged), rank_pattern=other, alpha_pattern=dict(other)
+    )
+    section = {
+        "type": "lora",
+        "algo": None,
+        "rank": rank,
+        "alpha": float(rank),
+        "dropout": 0.0,
+        "target_modules": list(merged),
+        "init_from": None,
+    }
+    metadata = {**header, CONFIG_KEY: json.dumps(section), LORA_ADAPTER_METADATA_KEY: diffusers_metadata(peft)}
+    write_tensors(file, tensors, metadata)

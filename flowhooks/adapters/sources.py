@@ -1,0 +1,208 @@
+"""Adapter files to merge: the changes they hold, read without the model they are for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.adapters.combine import Factors, hadamard
+from flowhooks.adapters.fit import transformer_shapes
+from flowhooks.adapters.frozen import digest_of
+from flowhooks.adapters.load import AdapterFile, attach_file, read_adapter
+from flowhooks.adapters.lycoris_adapter import LycorisAdapter
+from flowhooks.adapters.merge import change_of
+from flowhooks.adapters.names import (
+    LAYERS_KEY,
+    LYCORIS_PREFIX,
+    TRANSFORMER_KEY,
+    first_few,
+    layer_name,
+    read_json,
+    short_name,
+)
+from flowhooks.adapters.outline import shell
+from flowhooks.adapters.peft_adapter import PeftAdapter
+from flowhooks.errors import AdapterError
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One adapter file, checked.
+
+    Args:
+        file: where it was read from.
+        name: what to call it: a file or folder name without the folders it is in.
+        digest: SHA-256 of its bytes.
+        kind: ``lora``, ``loha``, ``lokr``, or LyCORIS' algorithm.
+        rank: the largest of its layers.
+        transformer: class name of the model it was trained on, if the file says so.
+        shapes: of the adapted weights, by layer name.
+        low_rank: whether every layer's change is a product of two factors.
+    """
+
+    file: Path
+    name: str
+    digest: str
+    kind: str
+    rank: int
+    transformer: str | None
+    shapes: Mapping[str, tuple[int, ...]]
+    low_rank: bool
+    adapter: PeftAdapter | LycorisAdapter
+
+    @torch.no_grad()
+    def factors(self, layer: str) -> Factors:
+        """The change of a layer's weight, ``[out, in]`` with a convolution's window counted as inputs, in float64.
+        Where it has no factors, one of the two is the whole change and the other an identity."""
+        place = self.adapter.targets.index(layer)
+        pair = _pair(self.adapter, place)
+        if pair is not None:
+            down, up, scale = pair
+            return Factors(down=down.double().flatten(1), up=scale * up.double().flatten(1))
+        product = _product(self.adapter, place)
+        if product is not None and product[0].rank * product[1].rank < min(
+            product[0].down.shape[1], len(product[0].up)
+        ):
+            return hadamard(*product)
+        change = change_of(self.adapter, place).double().flatten(1)
+        outputs, inputs = change.shape
+        if outputs <= inputs:
+            return Factors(down=change, up=torch.eye(outputs, dtype=change.dtype))
+        return Factors(down=torch.eye(inputs, dtype=change.dtype), up=change)
+
+
+def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Source]:
+    """Read adapter files of any format.
+
+    The names in LyCORIS files have lost their dots: they are looked up in the file's own header if flowhooks wrote
+    it, in the other files, and in ``model``.
+
+    Args:
+        model: a pipeline's folder, of whose transformer only the weights' names and shapes are read.
+
+    Raises:
+        AdapterError: a file is damaged, holds what cannot be merged, or its layers cannot be told.
+    """
+    files = [read_adapter(path) for path in paths]
+    told = [{**_of_model(model), **_of_header(file)} for file in files]
+    elsewhere: Shapes = {}
+    for file, own in zip(files, told, strict=True):
+        elsewhere |= own if file.kind == "lycoris" else _shapes(file, own)
+    return [
+        _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own))
+        for file, own in zip(files, told, strict=True)
+    ]
+
+
+def _of_model(model: Path | None) -> Shapes:
+    if model is None:
+        return {}
+    weights = transformer_shapes(model)
+    if not weights:
+        raise AdapterError(f"{model}: has no transformer/*.safetensors. Give the folder of a pipeline.")
+    return {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
+
+
+def _of_header(file: AdapterFile) -> Shapes:
+    if LAYERS_KEY not in file.header:
+        return {}
+    document = read_json(file.header[LAYERS_KEY], origin=f"{file.path}: header `{LAYERS_KEY}`")
+    return {name: tuple(shape) for name, shape in document.items()}
+
+
+def _source(file: AdapterFile, shapes: Shapes) -> Source:
+    adapter = attach_file(shell(shapes), file, whole=False)
+    pairs = [_pair(adapter, place) for place in range(len(adapter.targets))]
+    ranks = [pair[0].shape[0] for pair in pairs if pair is not None]
+    return Source(
+        file=file.path,
+        name=short_name(file.path),
+        digest=digest_of(file.path),
+        kind=adapter.config["algo"] if adapter.kind == "lycoris" else adapter.kind,
+        rank=max([*ranks, adapter.config["rank"]]),
+        transformer=file.header.get(TRANSFORMER_KEY),
+        shapes={name: shapes[name] for name in adapter.targets},
+        low_rank=None not in pairs,
+        adapter=adapter,
+    )
+
+
+def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Tensor, float] | None:
+    """The two matrices of a layer and what scales their product, where it has them."""
+    if isinstance(adapter, LycorisAdapter):
+        lora: Any = adapter.network.loras[place]
+        if not hasattr(lora, "lora_down") or lora.tucker:
+            return None
+        return lora.lora_down.weight, lora.lora_up.weight, lora.scale * float(lora.scalar)
+    layer: Any = adapter.layers[place]
+    if adapter.kind != "lora":
+        return None
+    if layer.lora_B[adapter.name].bias is not None:
+        raise AdapterError(
+            f"The LoRA on `{adapter.targets[place]}` has a bias (`lora_bias`), which a merged file has no place for."
+        )
+    return layer.lora_A[adapter.name].weight, layer.lora_B[adapter.name].weight, layer.scaling[adapter.name]
+
+
+def _product(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Factors, Factors] | None:
+    """The two low-rank changes whose elementwise product a LoHa layer's is, scale included."""
+    if isinstance(adapter, LycorisAdapter):
+        owner: Any = adapter.network.loras[place]
+        found = {name: parameter for name, parameter in owner.named_parameters()}
+        scale = owner.scale * float(owner.scalar)
+    else:
+        owner = adapter.layers[place]
+        found = {name.removesuffix(f".{adapter.name}"): parameter for name, parameter in owner.named_parameters()}
+        scale = owner.scaling[adapter.name]
+    if "hada_w1_a" not in found or "hada_t1" in found:
+        return None
+    first, second = (Factors(down=found[f"hada_w{i}_b"].double(), up=found[f"hada_w{i}_a"].double()) for i in (1, 2))
+    return Factors(down=first.down, up=scale * first.up), second
+
+
+def _shapes(file: AdapterFile, known: Shapes) -> Shapes:
+    """Shapes of the adapted weights, by layer name; those in ``known`` as they are there."""
+    parts: dict[str, Shapes] = {}
+    lycoris = file.kind == "lycoris"
+    for key, tensor in file.tensors.items():
+        name = key.split(".")[0] if lycoris else layer_name(key)
+        parts.setdefault(name, {})[key.removeprefix(f"{name}.")] = tuple(tensor.shape)
+    if not lycoris:
+        return {name: known.get(name) or _weight_shape(file.path, name, own) for name, own in parts.items()}
+    names = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): name for name in known}
+    unknown = [name for name in parts if name not in names]
+    if unknown:
+        raise AdapterError(
+            f"{file.path}: no layer is known for {first_few(unknown)}; the keys of LyCORIS lose the dots of a name. "
+            "Give the pipeline's folder with `--model`."
+        )
+    return {names[name]: known[names[name]] for name in parts}
+
+
+def _weight_shape(file: Path, name: str, parts: Shapes) -> tuple[int, ...]:
+    """The shape of a weight, from those of what changes it."""
+    try:
+        if "lora_A.weight" in parts:
+            return (parts["lora_B.weight"][0], *parts["lora_A.weight"][1:])
+        if "hada_t1" in parts:
+            return (parts["hada_w1_a"][1], parts["hada_w1_b"][1], *parts["hada_t1"][2:])
+        if "hada_w1_a" in parts:
+            return (parts["hada_w1_a"][0], parts["hada_w1_b"][1])
+        first = parts.get("lokr_w1") or (parts["lokr_w1_a"][0], parts["lokr_w1_b"][1])
+        if "lokr_t2" in parts:
+            second = (parts["lokr_w2_a"][1], parts["lokr_w2_b"][1], *parts["lokr_t2"][2:])
+        else:
+            second = parts.get("lokr_w2") or (parts["lokr_w2_a"][0], parts["lokr_w2_b"][1])
+        return (first[0] * second[0], first[1] * second[1], *second[2:])
+    except (KeyError, IndexError):
+        raise AdapterError(
+            f"{file}: `{name}` lacks a matrix, it has {first_few(sorted(parts))}. The file is incomplete or of another "
+            "kind than LoRA, LoHa and LoKr."
+        ) from None

@@ -1,0 +1,52 @@
+"""``flowhooks merge``."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flowhooks.commands.arguments import whole_number
+
+NAME = "merge"
+HELP = "merge adapter files into one LoRA; loads no model"
+
+
+def add(parser: ArgumentParser) -> None:
+    parser.add_argument("adapters", metavar="ADAPTER", nargs="+", type=Path, help="an adapter file, or its folder")
+    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="folder to write the LoRA into")
+    parser.add_argument(
+        "--method",
+        choices=["cat", "svd", "factor_average"],
+        required=True,
+        help="cat: the exact sum, ranks add up; svd: the best of one rank; factor_average: A and B each by themselves",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="W",
+        nargs="+",
+        type=float,
+        help="one number for each adapter, used as it is (default: 1/N each, the mean)",
+    )
+    parser.add_argument("--rank", type=whole_number(1), help="with svd (default: the largest of the adapters)")
+    parser.add_argument(
+        "--model", metavar="FOLDER", type=Path, help="the pipeline, where LyCORIS files do not tell their layers"
+    )
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.adapters.names import find_file
+
+    for path in args.adapters:
+        # Before the imports, which take their time.
+        find_file(path)
+    from flowhooks.adapters.merge_files import TOLERATED, merge_files
+
+    merged = merge_files(
+        args.adapters, args.output, method=args.method, weights=args.weights, rank=args.rank, model=args.model
+    )
+    ranks = ", ".join(map(str, merged.ranks))
+    print(f"wrote      {merged.file}: {merged.layers} layers of rank {ranks}")
+    print(f"error      {merged.error:.2g} of the exact sum")
+    if args.method == "factor_average" and merged.error > TOLERATED:
+        print("warning    averaged factors are not the averaged change; 'cat' is exact, 'svd' the best of its rank")
+    return 0
