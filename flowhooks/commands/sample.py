@@ -15,7 +15,11 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL_OR_RUN", help="a pipeline folder, a Hub id, digits, or the output folder of a run"
     )
-    parser.add_argument("--prompt", action="append", required=True, help="what to draw; may be given again")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", action="append", help="what to draw; may be given again")
+    asked.add_argument(
+        "--prompts", metavar="FILE", help="a text file with one prompt a line, or a .jsonl with `prompt`"
+    )
     parser.add_argument("--negative-prompt", default="", help="what not to draw")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to draw with")
     parser.add_argument(
@@ -41,11 +45,24 @@ def add(parser: ArgumentParser) -> None:
         help="precision of the weights (default: %(default)s)",
     )
     parser.add_argument(
+        "--save-dataset",
+        metavar="FOLDER",
+        help="write the pictures as a data set to train on, with captions, into a new folder, and no grid",
+    )
+    parser.add_argument(
         "--output", metavar="FOLDER", default="samples", help="where pictures are written (default: %(default)s)"
     )
 
 
 def run(args: Namespace) -> int:
+    if args.prompts is not None:
+        from flowhooks.sampling.dataset import prompts_of
+
+        args.prompt = prompts_of(args.prompts)
+    if args.save_dataset is not None:
+        from flowhooks.sampling.dataset import check_dataset
+
+        check_dataset(Path(args.save_dataset), args.steps)
     if args.lora is not None:
         from flowhooks.adapters.fit import check_file
 

@@ -109,7 +109,7 @@ def _alignment(options: Options) -> dict[str, Any]:
         "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
         "queries": int(on_average),
         "excludes": {"twin_flow", "twin_flow_target"} if on_average else set(),
-        "because": "Self-Flow and TwinFlow each want averaged weights and times of their own",
+        "because": "Self-Flow gives every token a time of its own, TwinFlow each sample one interval",
     }
 
 

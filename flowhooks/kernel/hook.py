@@ -44,7 +44,10 @@ class Hook:
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving."""
+        """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving.
+
+        What a hook learns of the pipeline it learns here, where text encoders are awake; a run parks them after it.
+        """
         yield
 
     @contextmanager

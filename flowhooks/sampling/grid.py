@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.sampling.dataset import save_dataset
 
 GAP = 2
 #: One list of pictures for each step count.
@@ -42,7 +43,8 @@ def sample_command(args: Namespace) -> int:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``steps`` (a list), ``guidance_scale``,
             ``seed``, ``num_images`` per prompt, ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and
-            every picture, or a ``.png`` for the grid alone.
+            every picture, or a ``.png`` for the grid alone; ``save_dataset``: a new folder for a data set of the
+            pictures, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
@@ -61,6 +63,10 @@ def sample_command(args: Namespace) -> int:
             rows.insert(0, _drawn(pipe, restored.arguments, args))
     if scheduler is not own:
         print(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
+    if args.save_dataset is not None:
+        captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]
+        print(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
+        return 0
     named = _named(rows, args.steps, args.num_images)
     if len(args.steps) > 1:
         # Picture by picture, the base's row above the trained one's.

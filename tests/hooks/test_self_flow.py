@@ -173,3 +173,15 @@ def test_the_whole_network_is_trained_too():
         session.step(pairs(model)).loss.backward()
         average = session.state_dict()["average"]["shadow"]
     assert set(average) == {f"transformer.{name}" for name, _ in model.transformer.named_parameters()}
+
+
+@pytest.mark.parametrize("other", ["twin_flow", "twin_flow_target"])
+def test_twin_flow_cannot_run_beside_it(other):
+    run = document(hooks=[SELF_FLOW, {"type": other}])
+    with (
+        pytest.raises(
+            ConfigError, match=rf"\$\.hooks\[0\].*'feature_alignment' cannot run beside '{other}'.*Self-Flow"
+        ),
+        flowhooks.attach(learnt("sd3"), run),
+    ):
+        pass
