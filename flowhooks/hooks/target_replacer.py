@@ -79,12 +79,8 @@ class TargetReplacer(Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        adapter = session.adapter
-        if self.target_mode == FLOW_MAP and adapter is not None and adapter.config.get("dropout"):
-            raise AdapterError(
-                f"`adapter.dropout` is {adapter.config['dropout']}; target_mode 'flow_map' takes differences of two "
-                "predictions, which dropout would make differences of two masks; set it to 0"
-            )
+        if self.target_mode == FLOW_MAP:
+            refuse_dropout(session.adapter, "target_mode 'flow_map'")
         if self.guidance_scale != 1:
             model: Any = session.model
             self._null = model.null_condition
@@ -167,6 +163,15 @@ class TargetReplacer(Hook):
         rows = list(view.interval_rows)
         other = self._target(step, view, (view.level + self._ends(view)) / 2)
         return (other[rows] - step.target("main")[rows]).abs().float().mean()
+
+
+def refuse_dropout(adapter: Any, who: str) -> None:
+    """Raises AdapterError for an adapter with dropout where predictions are subtracted."""
+    if adapter is not None and adapter.config.get("dropout"):
+        raise AdapterError(
+            f"`adapter.dropout` is {adapter.config['dropout']}; {who} takes differences of two predictions, which "
+            "dropout would make differences of two masks; set it to 0"
+        )
 
 
 def _field(step: Step, role: str, condition: Any) -> flow_maps.Field:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowhooks.errors import AdapterError
+from flowhooks.hooks.target_replacer import refuse_dropout
 from flowhooks.hooks.twin_trajectories import bounded, enhanced, residual
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
@@ -64,12 +64,7 @@ class TwinFlowTarget(Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        adapter = session.adapter
-        if adapter is not None and adapter.config.get("dropout"):
-            raise AdapterError(
-                f"`adapter.dropout` is {adapter.config['dropout']}; '{self.type}' takes differences of two "
-                "predictions, which dropout would make differences of two masks; set it to 0"
-            )
+        refuse_dropout(session.adapter, f"{self.type!r}")
         if self.enhanced_ratio:
             model: Any = session.model
             self._null = model.null_condition
