@@ -63,7 +63,7 @@ def test_both_answers_differ_by_the_difference_of_the_scores():
 
 
 def test_descent_moves_samples_to_the_data_and_stays_there():
-    assert_descends_to_data(generator_gradient)
+    assert_descends_to_data(generator_gradient, FLOW)
 
 
 def test_the_pull_has_the_direction_for_its_gradient():

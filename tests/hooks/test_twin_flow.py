@@ -108,7 +108,7 @@ def generator_gradient(mean: float, std: float) -> tuple[float, float]:
 
 
 def test_descent_moves_samples_to_the_data_and_stays_there():
-    assert_descends_to_data(generator_gradient)
+    assert_descends_to_data(generator_gradient, FLOW)
 
 
 class Signed(nn.Module):
