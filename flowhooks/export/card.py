@@ -14,7 +14,7 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE, write_aside
-from flowhooks.export.papers import PAPERS
+from flowhooks.export.papers import cited
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.modules_file import MODULES
 
@@ -116,7 +116,7 @@ def _sections(
         sections += ["## Final metrics", f"| metric | value |\n| --- | --- |\n{rows}"]
     config = json.dumps(without_local_paths(document), indent=2, ensure_ascii=False)
     sections += ["## Run", f"```json\n{config}\n```"]
-    papers = list(dict.fromkeys(paper for hook in _hook_types(document) for paper in PAPERS.get(hook, ())))
+    papers = cited(document.get("hooks", ()))
     if papers:
         sections += ["## Citation", "```bibtex\n" + "\n\n".join(papers) + "\n```"]
     sections += ["## Licence", f"That of the base model, {link}. Read it before you use or share these weights."]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def _preprint(key: str, *, title: str, author: str, year: int, arxiv: str) -> str:
@@ -114,15 +115,72 @@ FLOW_GRPO = _preprint(
     year=2025,
     arxiv="2505.05470",
 )
+DIFFUSION_OPD = _preprint(
+    "li2026diffusionopd",
+    title="DiffusionOPD: A Unified Perspective of On-Policy Distillation in Diffusion Models",
+    author="Quanhao Li and Junqiu Yu and Kaixun Jiang and Yujie Wei and others",
+    year=2026,
+    arxiv="2605.15055",
+)
+FLOW_CPS = _preprint(
+    "wang2025coefficients",
+    title="Coefficients-Preserving Sampling for Reinforcement Learning with Flow Matching",
+    author="Feng Wang and Zihao Yu",
+    year=2025,
+    arxiv="2509.05952",
+)
+CLIP_SCORE = _preprint(
+    "hessel2021clipscore",
+    title="CLIPScore: A Reference-free Evaluation Metric for Image Captioning",
+    author="Jack Hessel and Ari Holtzman and Maxwell Forbes and Ronan Le Bras and Yejin Choi",
+    year=2021,
+    arxiv="2104.08718",
+)
+SIGLIP = _preprint(
+    "zhai2023sigmoid",
+    title="Sigmoid Loss for Language Image Pre-Training",
+    author="Xiaohua Zhai and Basil Mustafa and Alexander Kolesnikov and Lucas Beyer",
+    year=2023,
+    arxiv="2303.15343",
+)
+PICK_SCORE = _preprint(
+    "kirstain2023pick",
+    title="Pick-a-Pic: An Open Dataset of User Preferences for Text-to-Image Generation",
+    author="Yuval Kirstain and Adam Polyak and Uriel Singer and others",
+    year=2023,
+    arxiv="2305.01569",
+)
+TROCR = _preprint(
+    "li2021trocr",
+    title="TrOCR: Transformer-based Optical Character Recognition with Pre-trained Models",
+    author="Minghao Li and Tengchao Lv and Jingye Chen and others",
+    year=2021,
+    arxiv="2109.10282",
+)
 
+#: Type of a hook -> what it is built on.
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
     "target_replacer": (ANYFLOW, MEAN_FLOW, SHORTCUT),
     "distribution_matching": (ANYFLOW, DMD, DMD2),
     "dual_times": (SELF_FLOW,),
-    "teacher_velocity": (FLOW_OPD,),
+    "on_policy_rollout": (FLOW_GRPO, FLOW_CPS),
+    "teacher_velocity": (FLOW_OPD, DIFFUSION_OPD),
     "flow_grpo": (FLOW_GRPO,),
     "twin_flow_target": (TWIN_FLOW,),
     "twin_flow": (TWIN_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),
 }
+#: Type of a reward -> the same.
+REWARD_PAPERS: Mapping[str, tuple[str, ...]] = {
+    "clip_score": (CLIP_SCORE, SIGLIP),
+    "pickscore": (PICK_SCORE,),
+    "ocr": (TROCR,),
+}
+
+
+def cited(hooks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The papers behind hook blocks and the rewards in them, each once."""
+    types = [PAPERS.get(hook["type"], ()) for hook in hooks]
+    rewards = [REWARD_PAPERS.get(block["type"], ()) for hook in hooks for block in hook.get("rewards", ())]
+    return list(dict.fromkeys(paper for papers in (*types, *rewards) for paper in papers))

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from flowhooks.export import CardPicture, write_card
-from flowhooks.export.papers import PAPERS
+from flowhooks.export.papers import PAPERS, REWARD_PAPERS
 from tests.export.helpers import PRIVATE, document
 
 
@@ -131,6 +131,6 @@ def test_a_run_with_modules_is_put_on_by_flowhooks(tmp_path):
 def test_cards_cite_the_papers_of_the_index():
     """All but the one that is behind every run."""
     index = (Path(__file__).parents[2] / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    cited = {paper for papers in PAPERS.values() for paper in papers}
+    cited = {paper for papers in (*PAPERS.values(), *REWARD_PAPERS.values()) for paper in papers}
     numbers = {re.search(r"eprint += \{(.+)\}", paper).group(1) for paper in cited}
     assert {*numbers, "2403.03206"} == set(re.findall(r"arxiv\.org/abs/([\d.]+)", index))

@@ -70,6 +70,7 @@ def arguments(tmp_path, tiny_sd3):
         guidance_scale=1.0,
         seed=0,
         num_images=1,
+        save_dataset=None,
         output=str(tmp_path / "pictures" / "grid.png"),
     )
 
