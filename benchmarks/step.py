@@ -11,6 +11,7 @@ import argparse
 import gc
 import json
 import statistics
+import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -178,6 +179,11 @@ def batch_of(model: Any, size: int, device: str) -> Batch:
     )
 
 
+def clock_of(device: str) -> Callable[[], float]:
+    """Of what a step takes: on the CPU the time that this process computes, whatever else the machine does."""
+    return time.process_time if device == "cpu" else time.perf_counter
+
+
 def held_bytes() -> int:
     """Bytes of all live tensors, each storage once."""
     gc.collect()
@@ -194,7 +200,9 @@ def flow_dpo(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     step, passes, context = ours(batch_size, device)
     step()
     held = held_bytes() - before
-    seconds = interleaved({"flowhooks": step, "by_hand": by_hand(batch_size, device)}, rounds=rounds)
+    seconds = interleaved(
+        {"flowhooks": step, "by_hand": by_hand(batch_size, device)}, rounds=rounds, clock=clock_of(device)
+    )
     weights = sum(p.numel() * p.element_size() for p in pipeline().transformer.parameters())
     context.__exit__(None, None, None)
     return {
@@ -213,7 +221,9 @@ def flow_dpo(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
 def anyflow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     step, passes, context = ours(batch_size, device, ANYFLOW)
     step()
-    seconds = interleaved({"flowhooks": step, "bare": bare_passes(batch_size, device)}, rounds=rounds)
+    seconds = interleaved(
+        {"flowhooks": step, "bare": bare_passes(batch_size, device)}, rounds=rounds, clock=clock_of(device)
+    )
     context.__exit__(None, None, None)
     return {
         "what": "one flow_map step on a frozen base, against its three forwards, its backward and its optimiser step "
@@ -234,7 +244,7 @@ def self_flow(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     size = {"layers": 8, "heads": 8}
     step, passes, context = ours(batch_size, device, SELF_FLOW, **size)
     plain, _, other = ours(batch_size, device, WHOLE, **size)
-    seconds = interleaved({"self_flow": step, "plain": plain}, rounds=rounds)
+    seconds = interleaved({"self_flow": step, "plain": plain}, rounds=rounds, clock=clock_of(device))
     for each in (context, other):
         each.__exit__(None, None, None)
     return {
@@ -304,7 +314,7 @@ def flow_opd(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
         other.step()
         other.zero_grad()
 
-    seconds = interleaved({"flowhooks": step, "bare": bare}, rounds=rounds)
+    seconds = interleaved({"flowhooks": step, "bare": bare}, rounds=rounds, clock=clock_of(device))
     attached.__exit__(None, None, None)
     return {
         "what": f"one Flow-OPD step, {drawn} steps drawn by the pipeline and {visits} states visited by student, "
