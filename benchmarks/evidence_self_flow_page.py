@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 PLAIN = "plain"
-BETTER, WORSE, UNCLEAR = "better", "worse", "not told apart"
+BETTER, WORSE, UNCLEAR, FEW = "better", "worse", "not told apart", "from too few seeds to tell"
 Facts = Mapping[str, Any]
 
 
@@ -29,7 +29,10 @@ def write_page(docs: Path, facts: Facts) -> None:
 
 def compared(values: Sequence[float], others: Sequence[float], *, lower: bool) -> str:
     """``better`` or ``worse`` than the others where every value is on that side of every other one, and ``not told
-    apart`` where the two ranges overlap; ``lower`` says which way is good."""
+    apart`` where the two ranges overlap; three seeds a side are the least that says anything. ``lower`` says which way
+    is good."""
+    if min(len(values), len(others)) < 3:
+        return FEW
     below, above = max(values) < min(others), min(values) > max(others)
     if not below and not above:
         return UNCLEAR
@@ -150,7 +153,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _spread(values: Sequence[float], form: str = "{:.1f}") -> str:
     middle, low, high = (form.format(each(values)) for each in (statistics.median, min, max))
-    return f"{middle} (one seed)" if len(values) == 1 else f"{middle} ({low} to {high})"
+    if len(values) == 1:
+        return f"{middle} (one seed)"
+    return f"{low} and {high} (two seeds)" if len(values) == 2 else f"{middle} ({low} to {high})"
 
 
 def _plot(facts: Facts, file: Path) -> None:

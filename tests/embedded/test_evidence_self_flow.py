@@ -8,7 +8,7 @@ from transformers import ViTModel
 
 from benchmarks import representation
 from benchmarks.evidence_self_flow import ARMS, ENCODER, STUDENT, TEACHER, Bench
-from benchmarks.evidence_self_flow_page import BETTER, UNCLEAR, WORSE, compared, page, verdicts
+from benchmarks.evidence_self_flow_page import BETTER, FEW, UNCLEAR, WORSE, compared, page, verdicts
 from benchmarks.representation import block_features, ensure_encoder, probe_accuracy, split
 from flowhooks.embedded.autoencoder import read_pixels
 from flowhooks.embedded.measure import load_stock
@@ -43,7 +43,12 @@ def facts(**arms: list[dict]) -> dict:
 
 @pytest.mark.parametrize(
     ("values", "others", "below"),
-    [((1, 2, 3), (4, 5, 6), BETTER), ((4, 5, 6), (1, 2, 3), WORSE), ((1, 2, 4), (4, 5, 6), UNCLEAR)],
+    [
+        ((1, 2, 3), (4, 5, 6), BETTER),
+        ((4, 5, 6), (1, 2, 3), WORSE),
+        ((1, 2, 4), (4, 5, 6), UNCLEAR),
+        ((1, 2), (4, 5, 6), FEW),
+    ],
 )
 def test_an_arm_is_better_only_where_every_seed_is(values, others, below):
     assert compared(values, others, lower=True) == below
@@ -51,8 +56,10 @@ def test_an_arm_is_better_only_where_every_seed_is(values, others, below):
 
 
 def test_pictures_are_better_below_and_features_above():
-    (sentence,) = verdicts(facts(plain=[run(10, 0.5), run(11, 0.6)], other=[run(8, 0.4), run(9, 0.4)]))
-    assert sentence == "**other**: pictures better (8.5 against 10.5), features worse (40.0% against 55.0%)"
+    (sentence,) = verdicts(
+        facts(plain=[run(10, 0.5), run(11, 0.6), run(12, 0.7)], other=[run(7, 0.4), run(8, 0.4), run(9, 0.4)])
+    )
+    assert sentence == "**other**: pictures better (8.0 against 11.0), features worse (40.0% against 60.0%)"
 
 
 def test_the_page_has_every_arm_and_the_student_block():
