@@ -220,7 +220,7 @@ class Bench:
                 measured["probe"] = self.probed(folder / "pipeline")
             print(f"    {arm}, seed {seed}, {stage} steps: {score.frechet:.1f}", flush=True)
             file.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-        return measured
+        return {**measured, "pictures": {str(stage): measured["pictures"][str(stage)] for stage in STAGES}}
 
     def probed(self, pipeline: Path) -> dict[str, float]:
         """Block -> how well a linear reader knows the held-out digits from its features."""
