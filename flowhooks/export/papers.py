@@ -114,6 +114,21 @@ FLOW_GRPO = _preprint(
     year=2025,
     arxiv="2505.05470",
 )
+ADJOINT_CONTROL = _preprint(
+    "guo2026improved",
+    title="Improved techniques for fine-tuning flow models via adjoint matching: a deterministic control pipeline",
+    author="Zhengyi Guo and Jiayuan Sheng and David D. Yao and Wenpin Tang",
+    year=2026,
+    arxiv="2605.06583",
+)
+ADJOINT_MATCHING = _preprint(
+    "domingoenrich2024adjoint",
+    title="Adjoint Matching: Fine-tuning Flow and Diffusion Generative Models with Memoryless Stochastic Optimal "
+    "Control",
+    author="Carles Domingo-Enrich and Michal Drozdzal and Brian Karrer and Ricky T. Q. Chen",
+    year=2024,
+    arxiv="2409.08861",
+)
 
 PAPERS: Mapping[str, tuple[str, ...]] = {
     "flow_dpo": (FLOW_DPO, DIFFUSION_DPO),
@@ -122,6 +137,7 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "dual_times": (SELF_FLOW,),
     "teacher_velocity": (FLOW_OPD,),
     "flow_grpo": (FLOW_GRPO,),
+    "adjoint_target": (ADJOINT_CONTROL, ADJOINT_MATCHING),
     "twin_flow_target": (TWIN_FLOW,),
     "twin_flow": (TWIN_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),

@@ -34,7 +34,8 @@ def regularizer_cost(control: Tensor, powers: Mapping[float, float]) -> Tensor:
         powers: p > 1 -> lambda_p > 0. By the root *mean* square, so that lambdas carry over resolutions.
     """
     size = rms(control)
-    return control[0].numel() * sum(weight / p * size**p for p, weight in powers.items())
+    parts = [weight / p * size**p for p, weight in powers.items()]
+    return control[0].numel() * torch.stack(parts).sum(0)
 
 
 def regularizer_gradient(control: Tensor, powers: Mapping[float, float]) -> Tensor:
@@ -102,18 +103,6 @@ def hamiltonian(control: Tensor, costate: Tensor, powers: Mapping[float, float])
     summed, is that of the whole cost. With the power 2 alone it is ``lambda / 2`` of the squared distance from the
     target, up to a constant."""
     return regularizer_cost(control, powers) - (control * costate).flatten(1).sum(1)
-
-
-def last_steps(starts: list[float], last_k: int | None, sigma_max: float | None) -> list[int]:
-    """Indices of the steps at the end of a trajectory that a truncated adjoint reaches.
-
-    Args:
-        starts: sigma where each step starts, falling.
-        last_k: so many; None: all.
-        sigma_max: those that start at or below it; None: all.
-    """
-    first = 0 if last_k is None else max(0, len(starts) - last_k)
-    return [k for k in range(first, len(starts)) if sigma_max is None or starts[k] <= sigma_max]
 
 
 def reward_scale(gradient: Tensor, base: Tensor, powers: Mapping[float, float], ratio: float) -> Tensor:

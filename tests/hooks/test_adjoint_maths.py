@@ -173,14 +173,6 @@ def test_a_lookahead_is_exact_at_the_last_step():
     assert torch.allclose(adjoint.lookahead(gradient, 0.4, 2.0), 0.36 * gradient)
 
 
-def test_truncation():
-    starts = [1.0, 0.9, 0.7, 0.4]
-    assert adjoint.last_steps(starts, 2, None) == [2, 3]
-    assert adjoint.last_steps(starts, 9, None) == adjoint.last_steps(starts, None, None) == [0, 1, 2, 3]
-    assert adjoint.last_steps(starts, None, 0.7) == [2, 3]
-    assert adjoint.last_steps(starts, None, 0.1) == []
-
-
 @pytest.mark.parametrize("powers", [{2: 3.0}, {2: 1.0, 4: 50.0}], ids=str)
 def test_the_reward_is_scaled_to_a_share_of_the_velocity(powers):
     generator = torch.Generator().manual_seed(0)
