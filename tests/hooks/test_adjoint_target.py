@@ -413,3 +413,16 @@ def test_the_method(block, expected, tmp_path):
     assert {key: hooks["on_policy_rollout"][key] for key in expected} == expected
     assert hooks["on_policy_rollout"]["sampler"] == "ode"
     assert hooks["adjoint_target"]["regularizer"] == {"2": 1.0}
+
+
+def test_gradient_checkpointing_changes_nothing():
+    """The network runs again in backward, which must still be as the role left it."""
+    model, found = learnt("sd3"), {}
+    for checkpointing in (False, True):
+        (model.transformer.enable_gradient_checkpointing if checkpointing else lambda: None)()
+        torch.manual_seed(0)
+        with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full"))) as session:
+            moved(session)
+            found[checkpointing] = [step.target("main") for step in run_through(session)]
+    for plain, again in zip(found[False], found[True], strict=True):
+        torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
