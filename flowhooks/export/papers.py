@@ -157,6 +157,21 @@ TROCR = _preprint(
     year=2021,
     arxiv="2109.10282",
 )
+ADJOINT_CONTROL = _preprint(
+    "guo2026improved",
+    title="Improved techniques for fine-tuning flow models via adjoint matching: a deterministic control pipeline",
+    author="Zhengyi Guo and Jiayuan Sheng and David D. Yao and Wenpin Tang",
+    year=2026,
+    arxiv="2605.06583",
+)
+ADJOINT_MATCHING = _preprint(
+    "domingoenrich2024adjoint",
+    title="Adjoint Matching: Fine-tuning Flow and Diffusion Generative Models with Memoryless Stochastic Optimal "
+    "Control",
+    author="Carles Domingo-Enrich and Michal Drozdzal and Brian Karrer and Ricky T. Q. Chen",
+    year=2024,
+    arxiv="2409.08861",
+)
 
 #: Type of a hook -> what it is built on.
 PAPERS: Mapping[str, tuple[str, ...]] = {
@@ -167,6 +182,7 @@ PAPERS: Mapping[str, tuple[str, ...]] = {
     "on_policy_rollout": (FLOW_GRPO, FLOW_CPS),
     "teacher_velocity": (FLOW_OPD, DIFFUSION_OPD),
     "flow_grpo": (FLOW_GRPO,),
+    "adjoint_target": (ADJOINT_CONTROL, ADJOINT_MATCHING),
     "twin_flow_target": (TWIN_FLOW,),
     "twin_flow": (TWIN_FLOW,),
     "feature_alignment": (REPA, CREPA, LAYER_SYNC),

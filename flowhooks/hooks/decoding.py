@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,13 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
 
 
+def as_pictures(frames: Tensor) -> Tensor:
+    """Pixels ``[B, 3, F, H, W]`` in [-1, 1] -> ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]."""
+    return ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
+
+
 class Decoder:
-    """Decodes through the pipeline's own VAE, without gradient.
+    """Decodes through the pipeline's own VAE.
 
     Raises:
         ModelError: the pipeline has no VAE.
@@ -39,10 +44,52 @@ class Decoder:
     def frames(self, clean: Tensor) -> Tensor:
         """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], one sample at a time, in the VAE's own
         precision."""
-        # The trainer and its validation park the VAE on the CPU; one that offloading moves is left to that.
+        self._wake()
+        with torch.autocast(clean.device.type, enabled=False):
+            return torch.cat([self._one(sample) for sample in clean.split(1)])
+
+    def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
+        """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their pictures, with the VAE in fp32.
+
+        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function.
+
+        Args:
+            judge: pictures in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
+        """
+        self._wake()
+        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(self.model.pipe.vae):
+            with torch.no_grad():
+                pictures = torch.cat([as_pictures(self._one(sample)) for sample in clean.split(1)])
+            by_pixels = judge(pictures)
+            found = []
+            for sample, weight in zip(clean.split(1), by_pixels.split(1), strict=True):
+                leaf = sample.detach().float().requires_grad_()
+                with torch.enable_grad():
+                    picture = as_pictures(self._one(leaf, gradient=True))
+                found.append(torch.autograd.grad(picture, leaf, weight)[0])
+        return torch.cat(found)
+
+    def _one(self, sample: Tensor, *, gradient: bool = False) -> Tensor:
+        pixels = self.model.decode(sample, gradient=gradient)
+        return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
+
+    def _wake(self) -> None:
+        """The trainer and its validation park the VAE on the CPU; one that offloading moves is left to that."""
         vae = self.model.pipe.vae
         if execution_device(vae) != self.model.device:
             vae.to(self.model.device)
-        with torch.autocast(clean.device.type, enabled=False):
-            pixels = torch.cat([self.model.decode(sample) for sample in clean.split(1)])
-        return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
+
+
+@contextmanager
+def _in_full_precision(module: nn.Module) -> Iterator[None]:
+    """Every weight in fp32, and then as it was: from half precision and back is exact."""
+    halves = [
+        (t, t.dtype) for t in (*module.parameters(), *module.buffers()) if t.dtype in (torch.float16, torch.bfloat16)
+    ]
+    try:
+        for tensor, _ in halves:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in halves:
+            tensor.data = tensor.data.to(dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
-from flowhooks.hooks.decoding import Decoder
+from flowhooks.hooks.decoding import Decoder, as_pictures
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
@@ -97,8 +97,7 @@ class FlowGRPO(Hook):
     def _judge(self, step: Step, rollout: Any) -> None:
         """Once a rollout, whose states then share the advantages."""
         batch = step.batch
-        frames = self._decoder.frames(batch.clean)
-        pixels = ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
+        pixels = as_pictures(self._decoder.frames(batch.clean))
         total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records)
         self._rollout = rollout
         self._advantages = group_advantages(total, self._size, self.advantage_clip)

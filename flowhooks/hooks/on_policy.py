@@ -11,7 +11,7 @@ import torch
 
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
-from flowhooks.hooks.prompts import Prompt, read_prompts, visited_places
+from flowhooks.hooks.prompts import Prompt, last_steps, read_prompts, visited_places
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
@@ -21,15 +21,18 @@ from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.rollout import Player, Rollout, Sampler, Visit
 from flowhooks.sampling.steps import ODE, SDE, Transition
 
-UNIFORM, KL, KL_NODT, X_T, X0 = "uniform", "kl", "kl_nodt", "x_t", "x0"
+UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
 
 
-def visit_weight(kind: str, step: Transition, noise_level: float) -> float:
-    """W of a visited step from s to n, with ``D = n - s``: ``uniform`` 1, ``kl`` the factor ``w`` of the exact KL
-    divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0`` ``s^2``."""
+def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) -> float:
+    """W of a visited step from s to n, one of ``steps``, with ``D = n - s``: ``uniform`` 1, ``kl`` the factor ``w`` of
+    the exact KL divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0`` ``s^2``, ``dt``
+    ``steps |D|``, whose mean over all of them is 1."""
     by = step.end - step.start
     if kind == UNIFORM:
         return 1.0
+    if kind == DT:
+        return -by * steps
     if kind == X_T:
         return by**2
     if kind == X0:
@@ -65,13 +68,17 @@ class OnPolicyRollout(Hook):
         window: first and end index of the steps with chance, the others being ``ode``; None: all but the last.
         visits: how many states of each rollout are trained on, at random; None: all that may be.
         train_fraction: only states in this first part of the steps are trained on.
+        last_steps: visit all of so many steps at the end, of ``ode``, in place of ``visits``, ``train_fraction`` and
+            ``window``; None: not so.
+        sigma_max: the same for all steps that start at or below it.
+        early_visits: beside those, how many states before them are visited, at random; each stands for all of them.
         weighting: of visited states, see :func:`visit_weight`.
         pipeline_arguments: of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
         offload_states: keep states on the CPU until they are visited.
 
     Raises:
         ValueError: an option out of range, or prompts that cannot be read.
-        ModelError: on attaching, a pipeline without ``encode_prompt``.
+        ModelError: on attaching, a pipeline without ``encode_prompt``; in a step, no state to visit.
     """
 
     type = "on_policy_rollout"
@@ -88,6 +95,9 @@ class OnPolicyRollout(Hook):
         window: Sequence[int] | None = None,
         visits: int | None = None,
         train_fraction: float = 0.99,
+        last_steps: int | None = None,
+        sigma_max: float | None = None,
+        early_visits: int = 0,
         weighting: str = UNIFORM,
         pipeline_arguments: Mapping[str, Any] | None = None,
         offload_states: bool = False,
@@ -100,6 +110,16 @@ class OnPolicyRollout(Hook):
             raise ValueError(f"`noise_level` must be above 0, got {noise_level}; take the sampler 'ode' for no noise")
         if window is not None and not 0 <= window[0] < window[1] <= num_inference_steps:
             raise ValueError(f"`window` must be two indices of steps, the first below the second, got {list(window)}")
+        self.from_the_end = last_steps is not None or sigma_max is not None
+        if self.from_the_end and (sampler != ODE or visits is not None):
+            raise ValueError("`last_steps` and `sigma_max` go with the sampler 'ode', and in place of `visits`")
+        if last_steps is not None and sigma_max is not None:
+            raise ValueError("`last_steps` and `sigma_max` both say where the end starts; give one of them")
+        if early_visits < 0 or (early_visits and not self.from_the_end):
+            raise ValueError("`early_visits` counts states before those of `last_steps` or `sigma_max`; give one")
+        if (last_steps or 1) < 1 or not 0 < (1.0 if sigma_max is None else sigma_max) <= 1:
+            raise ValueError("`last_steps` must be at least 1, and `sigma_max` in (0, 1]")
+        self.last_steps, self.sigma_max, self.early_visits = last_steps, sigma_max, early_visits
         self.prompts = None if prompts is None else read_prompts(prompts)
         self.group_size, self.weighting = group_size, weighting
         self.sampler = Sampler(
@@ -133,16 +153,20 @@ class OnPolicyRollout(Hook):
             raise ValueError("what a run draws cannot be held out; set validation.holdout to 0")
         asked = self._asked(step)
         draws = step.draws
-        order = torch.randperm(len(self.places), generator=draws.shared("visits"))[: self.visits]
-        places = sorted(self.places[int(i)] for i in order)
         first = draws.rank * len(asked)
         seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
         chunks: list[Chunk] = []
         for rows in self._groups([prompt.text for prompt in asked]):
             some = [asked[i] for i in rows]
-            rollout = self._player.draw(
-                [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampler, _kept(places)
-            )
+            told = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampler
+            if self.from_the_end:
+                every = range(self.sampler.steps)
+                rollout = self._player.draw(*told, keep=every, keep_velocities=every)
+                places = self._from_the_end(rollout, step)
+                rollout = rollout.only(list(places))
+            else:
+                places = {place: 1.0 for place in self._at_random(step)}
+                rollout = self._player.draw(*told, keep=_kept(list(places)))
             step.forwards += self.sampler.steps
             rollout = rollout.on("cpu") if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
@@ -150,10 +174,28 @@ class OnPolicyRollout(Hook):
             raise ModelError("the trained network is never asked in the steps that are visited; visit others")
         return chunks
 
+    def end_of(self, rollout: Rollout) -> list[int]:
+        """Indices of the steps that ``last_steps`` or ``sigma_max`` mean."""
+        return last_steps([step.start for step in rollout.transitions], self.last_steps, self.sigma_max)
+
+    def _at_random(self, step: Step) -> list[int]:
+        order = torch.randperm(len(self.places), generator=step.draws.shared("visits"))[: self.visits]
+        return sorted(self.places[int(i)] for i in order)
+
+    def _from_the_end(self, rollout: Rollout, step: Step) -> dict[int, float]:
+        """The places at the end, and some before them; each with how many it stands for."""
+        end = self.end_of(rollout)
+        if not end:
+            starts = ", ".join(f"{each.start:.3g}" for each in rollout.transitions)
+            raise ModelError(f"no step starts at or below `sigma_max` {self.sigma_max}; they start at {starts}")
+        order = torch.randperm(end[0], generator=step.draws.shared("visits"))[: self.early_visits]
+        early = sorted(int(i) for i in order)
+        return {**{place: end[0] / len(early) for place in early}, **{place: 1.0 for place in end}}
+
     def _chunks(
-        self, rollout: Rollout, prompts: Sequence[Prompt], places: Sequence[int], part: float, step: Step
+        self, rollout: Rollout, prompts: Sequence[Prompt], places: Mapping[int, float], part: float, step: Step
     ) -> list[Chunk]:
-        """One a visited state, of ``part`` of the batch."""
+        """One a visited state, of ``part`` of the batch; ``places`` with how many others each stands for."""
         device = step.model.device
         batch = Batch(
             clean=rollout.final.to(device),
@@ -164,7 +206,8 @@ class OnPolicyRollout(Hook):
         )
         low, high = step.model.sigma_range
         found = []
-        for place in places:
+        total = sum(places.values())
+        for place, count in places.items():
             visit = Visit(player=self._player, rollout=rollout, index=place)
             sigma = visit.transition.start
             if not low <= sigma <= high:
@@ -178,8 +221,8 @@ class OnPolicyRollout(Hook):
                 state=visit.state.to(device),
                 visit=visit,
             )
-            weight = visit_weight(self.weighting, visit.transition, self.sampler.noise_level)
-            found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * weight / len(places)))
+            weight = visit_weight(self.weighting, visit.transition, self.sampler.noise_level, self.sampler.steps)
+            found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * count * weight / total))
         return found
 
     def _asked(self, step: Step) -> list[Prompt]:

@@ -63,6 +63,18 @@ def _prompt(entry: Any, where: str) -> Prompt:
     return Prompt(entry[PROMPT], {key: value for key, value in entry.items() if key != PROMPT})
 
 
+def last_steps(starts: Sequence[float], count: int | None, sigma_max: float | None) -> list[int]:
+    """Indices of the steps at the end of a trajectory.
+
+    Args:
+        starts: sigma where each step starts, falling.
+        count: so many; None: all.
+        sigma_max: those that start at or below it; None: all.
+    """
+    first = 0 if count is None else max(0, len(starts) - count)
+    return [k for k in range(first, len(starts)) if sigma_max is None or starts[k] <= sigma_max]
+
+
 def visited_places(steps: int, fraction: float, window: Sequence[int] | None) -> list[int]:
     """Indices of the states that may be trained on."""
     first, last = window if window is not None else (0, steps)

@@ -117,12 +117,17 @@ def _rollout(options: Options) -> dict[str, Any]:
     steps = options["num_inference_steps"]
     window = options["window"] if options["sampler"] != "ode" else None
     places = visited_places(steps, options["train_fraction"], window)
+    chunks = min(options["visits"] or len(places), len(places))
+    if options["last_steps"] is not None:
+        chunks = min(options["last_steps"] + options["early_visits"], steps)
+    elif options["sigma_max"] is not None:
+        chunks = steps
     return {
         "slots": {"source"},
         "needs": set() if options["prompts"] is not None else {"data:image"},
         "gives": {"sigma", "rollout"},
         "queries": steps,
-        "chunks": min(options["visits"] or len(places), len(places)),
+        "chunks": chunks,
     }
 
 
@@ -136,6 +141,16 @@ def _teacher(options: Options) -> dict[str, Any]:
         "passes": (("main", POLICY),),
         # Prompts of one batch may be routed to all of them, and to the base.
         "queries": len(names) if options["routes"] is None else len(set(options["routes"].values())),
+    }
+
+
+def _adjoint(options: Options) -> dict[str, Any]:
+    return {
+        "slots": {"views", "target:main", "metrics"},
+        "needs": {"rollout", "role:reference"},
+        "passes": (("main", POLICY),),
+        # The base; with full co-states the policy too, and once more where rollouts are guided.
+        "queries": 3 if options["adjoint"] == "full" else 1,
     }
 
 
@@ -197,6 +212,7 @@ HOOKS: Mapping[str, Entry] = {
             "passes": (("main", POLICY),),
         },
     ),
+    "adjoint_target": Entry("flowhooks.hooks.adjoint_target:AdjointTarget", _adjoint),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
     "twin_flow_target": Entry("flowhooks.hooks.twin_flow_target:TwinFlowTarget", _trajectory),

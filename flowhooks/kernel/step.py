@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -106,6 +106,33 @@ class Step:
         self.forwards += 1
         with self.roles[role]():
             return precise(visit.velocity(role))
+
+    @contextmanager
+    def pullback(self, role: str, visit: Any) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+        """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient, and the product of its
+        transposed Jacobian by the state with ``[n, ...]``, which may be asked for once; one of a hook's `queries`.
+
+        Only inside the block is the graph held.
+        """
+        self.forwards += 1
+        freed, leaf = visit.freed()
+        with self.roles[role]():
+            with torch.enable_grad():
+                graph = [freed.velocity(role)]
+
+            def product(cotangent: Tensor) -> Tensor:
+                # At length 1, where half precision has its digits.
+                shape = (-1, *[1] * (cotangent.dim() - 1))
+                size = cotangent.flatten(1).square().mean(1).sqrt().reshape(shape)
+                unit = cotangent / torch.where(size > 0, size, torch.ones_like(size))
+                (found,) = torch.autograd.grad(graph[0], leaf, unit.to(graph[0].dtype))
+                return precise(found) * size
+
+            try:
+                yield precise(graph[0].detach()), product
+            finally:
+                # Whoever still holds the product holds no graph: its branches to weights were never walked.
+                graph.clear()
 
     @torch.no_grad()
     def features(self, role: str, view: View, block: Any, tokens: int) -> Tensor:

@@ -305,16 +305,22 @@ class FlowModel:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {layout.vae_shape}")
         return layout.from_vae(z.float())
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+    def decode(
+        self, latents: Tensor, height: int | None = None, width: int | None = None, *, gradient: bool = False
+    ) -> Tensor:
         """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1].
 
         Without ``height`` and ``width``, the resolution known for latents of this shape.
+
+        Args:
+            gradient: keep the graph from pixels to latents.
         """
         vae = self.pipe.vae
-        layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
-        z = layout.to_vae(latents.float())
-        pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
+        with torch.no_grad():
+            layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
+        with torch.set_grad_enabled(gradient):
+            z = layout.to_vae(latents.float())
+            pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:

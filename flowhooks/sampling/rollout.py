@@ -62,6 +62,7 @@ class Rollout:
         states: index of a step -> ``[B, ...]`` the state it started from; the number of steps -> the last one.
         transitions: of every step.
         forms: of every step, what each call of the network returned, as tensors without data.
+        velocities: index of a step -> ``[B, ...]`` the guided velocity it was taken with, where that was kept.
     """
 
     sampler: Sampler
@@ -70,15 +71,25 @@ class Rollout:
     states: Mapping[int, Tensor]
     transitions: tuple[Transition, ...]
     forms: tuple[tuple[Any, ...], ...]
+    velocities: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def final(self) -> Tensor:
         """``[B, ...]`` clean latents in the scheduler's sample space."""
         return self.states[len(self.transitions)]
 
+    def only(self, indices: Sequence[int]) -> Rollout:
+        """With what is kept of these steps, and the last state."""
+        kept = {*indices, len(self.transitions)}
+        states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
+        return replace(self, states=states, velocities=velocities)
+
     def on(self, device: Any) -> Rollout:
         """With its states there."""
-        return replace(self, states={index: state.to(device) for index, state in self.states.items()})
+        states, velocities = (
+            {index: kept.to(device) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
+        )
+        return replace(self, states=states, velocities=velocities)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -119,6 +130,15 @@ class Visit:
         device = velocity.device
         return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
 
+    def freed(self) -> tuple[Visit, Tensor]:
+        """The same with its state as a leaf that takes a gradient, and that leaf. A step must lead there: index 0 is
+        the pipeline's own noise."""
+        if not self.index:
+            raise ValueError("the state that a rollout starts from is drawn by the pipeline and takes no gradient")
+        leaf = self.state.to(self.player.model.device).detach().requires_grad_()
+        rollout = replace(self.rollout, states={**self.rollout.states, self.index: leaf})
+        return replace(self, rollout=rollout), leaf
+
     def told(self, role: str, arguments: Mapping[str, Any]) -> Visit:
         """``role`` is asked under these arguments."""
         return replace(self, arguments={**self.arguments, role: arguments})
@@ -132,6 +152,7 @@ class Visit:
             prompts=tuple(all_of.prompts[i] for i in rows),
             seeds=tuple(all_of.seeds[i] for i in rows),
             states={index: state[list(rows)] for index, state in all_of.states.items()},
+            velocities={index: velocity[list(rows)] for index, velocity in all_of.velocities.items()},
             forms=tuple(tuple(_resized(form, *sizes) for form in step) for step in all_of.forms),
         )
         return replace(self, rollout=part)
@@ -150,13 +171,22 @@ class Player:
         self.model, self.encoded, self.size = model, encoded, dict(size or model.size)
 
     @torch.no_grad()
-    def draw(self, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, keep: Sequence[int]) -> Rollout:
+    def draw(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        keep: Sequence[int],
+        keep_velocities: Sequence[int] = (),
+    ) -> Rollout:
         """One picture of each prompt.
 
         Args:
             keep: indices of the states to keep; the last one is kept anyway.
+            keep_velocities: indices of the steps whose velocity to keep.
         """
         states: dict[int, Tensor] = {}
+        velocities: dict[int, Tensor] = {}
         transitions: list[Transition] = []
         forms: list[list[Any]] = []
         calls: list[Any] = []
@@ -164,6 +194,8 @@ class Player:
         def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
             if index in keep:
                 states[index] = state.clone()
+            if index in keep_velocities:
+                velocities[index] = velocity.clone()
             noise = draw_noise(state, list(seeds), index) if step.deviation else None
             after = taken(step, state, velocity, noise)
             transitions.append(step)
@@ -186,6 +218,7 @@ class Player:
             states=states,
             transitions=tuple(transitions),
             forms=tuple(map(tuple, forms)),
+            velocities=velocities,
         )
 
     def velocity(self, visit: Visit, role: str) -> Tensor:
@@ -205,7 +238,8 @@ class Player:
                 self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, visit.arguments.get(role, {}))
             except Reached:
                 pipe.maybe_free_model_hooks()
-        return found[0]
+        # Out of the list: the scheduler's spliced class, which a circle keeps alive for a while, knows the list.
+        return found.pop()
 
     def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """Of what the network is given for a prompt, which is encoded by this; prompts of equal shapes may be drawn

@@ -106,7 +106,7 @@ def test_every_registered_hook_has_a_schema_and_the_other_way_round():
 
 
 def test_methods():
-    assert method_names() == ["anyflow", "flow_dpo", "flow_grpo", "flow_opd", "self_flow", "sft"]
+    assert method_names() == ["adjoint_matching", "anyflow", "flow_dpo", "flow_grpo", "flow_opd", "self_flow", "sft"]
 
 
 def test_attention_backends_are_those_of_diffusers():

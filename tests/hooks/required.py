@@ -2,5 +2,6 @@
 
 REQUIRED = {
     "teacher_velocity": {"teachers": {"ink": "runs/ink"}},
+    "adjoint_target": {"rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
     "flow_grpo": {"rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
 }

@@ -35,6 +35,17 @@ ROLLOUT = {
     "pipeline_arguments": {"guidance_scale": 2.0},
 }
 
+CLIMB = {
+    "type": "on_policy_rollout",
+    "prompts": ["one", "a photo of two"],
+    "sampler": "ode",
+    "num_inference_steps": 4,
+    "last_steps": 2,
+    "early_visits": 1,
+    "weighting": "dt",
+    "pipeline_arguments": {"guidance_scale": 2.0},
+}
+
 RECIPES = {
     "sft": [],
     "sft_masked": [MASK, WALK],
@@ -85,6 +96,20 @@ RECIPES = {
         {**ROLLOUT, "group_size": 2, "offload_states": True},
         {"type": "flow_grpo", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
     ],
+    "adjoint_matching": [
+        CLIMB,
+        {"type": "adjoint_target", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
+    ],
+    "adjoint_full": [
+        {**CLIMB, "offload_states": True},
+        {
+            "type": "adjoint_target",
+            "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+            "adjoint": "full",
+            "regularizer": {"2": 1.0, "4": 0.5},
+        },
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -105,10 +130,10 @@ RECIPES = {
         LAYERSYNC,
     ],
 }
-#: Recipes that may ask less often than they declare: how often is drawn.
-DRAWN = {"anyflow_on_policy"}
+#: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
+DRAWN = {"anyflow_on_policy", "adjoint_full"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
-DRAWING = {"flow_opd", "flow_grpo"}
+DRAWING = {"flow_opd", "flow_grpo", "adjoint_matching", "adjoint_full"}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 

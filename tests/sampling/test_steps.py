@@ -76,11 +76,12 @@ def test_the_kl_weight_is_the_divergence_of_two_gaussians(start, end):
     assert float(step.kl_weight * (v - w).square().sum()) == pytest.approx(float(exact), rel=1e-9)
     printed = (start - end) / 2 * (1 / level + level / 2) ** 2 * (1 - start) / start
     assert step.kl_weight == pytest.approx(printed, rel=1e-9)
-    assert visit_weight("kl", step, level) == pytest.approx(printed)
-    assert visit_weight("kl_nodt", step, level) == pytest.approx((start - end) * printed)
-    assert visit_weight("x_t", step, level) == pytest.approx((start - end) ** 2)
-    assert visit_weight("x0", step, level) == pytest.approx(start**2)
-    assert visit_weight("uniform", step, level) == 1
+    assert visit_weight("kl", step, level, 10) == pytest.approx(printed)
+    assert visit_weight("kl_nodt", step, level, 10) == pytest.approx((start - end) * printed)
+    assert visit_weight("x_t", step, level, 10) == pytest.approx((start - end) ** 2)
+    assert visit_weight("x0", step, level, 10) == pytest.approx(start**2)
+    assert visit_weight("uniform", step, level, 10) == 1
+    assert visit_weight("dt", step, level, 10) == pytest.approx(10 * (start - end))
 
 
 @pytest.mark.parametrize(("start", "end"), STEPS)

@@ -25,6 +25,13 @@ GRPO = {
     "num_inference_steps": 4,
     "visits": 2,
 }
+ADJOINT = {
+    "prompts": ["one", "two"],
+    "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+    "num_inference_steps": 4,
+    "truncate": {"last_k": 2},
+    "pipeline_arguments": {"guidance_scale": 2.0},
+}
 OPD = {"num_inference_steps": 4, "visits": 2, "pipeline_arguments": {"guidance_scale": 2.0}}
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -57,6 +64,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(new_run, teacher, tmp_path):
     straight = train(new_run("straight", training=training, **sections), progress=False).output_dir
     train(new_run("parts", training={**training, "max_train_steps": 2}, **sections), progress=False)
     parts = train(new_run("parts", training=training, **sections), resume="latest", progress=False).output_dir
+    ours, theirs = (weights(folder / "checkpoint-4") for folder in (parts, straight))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+def test_a_run_by_the_rewards_gradient_resumes_with_its_scale(new_run):
+    sections = {**DRAWN, "method": {"adjoint_matching": ADJOINT}}
+    straight = train(new_run("straight", **sections), progress=False).output_dir
+    assert [line for line in history(straight) if line.get("adjoint_reward_scale", 0) > 0]
+    train(new_run("parts", training={"max_train_steps": 2}, **sections), progress=False)
+    parts = train(new_run("parts", **sections), resume="latest", progress=False).output_dir
     ours, theirs = (weights(folder / "checkpoint-4") for folder in (parts, straight))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())

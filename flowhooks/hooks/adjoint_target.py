@@ -1,0 +1,293 @@
+"""Climb a reward by its own gradient, carried back along the pipeline's ODE (deterministic adjoint matching, arXiv
+2605.06583; the formulas are ours, see :mod:`flowhooks.hooks.adjoint`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError, RewardError
+from flowhooks.hooks import adjoint as maths
+from flowhooks.hooks.adjoint import FULL, LEAN, LOOKAHEAD
+from flowhooks.hooks.decoding import Decoder
+from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW, POLICY
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+from flowhooks.rewards import build_rewards, scored_with_gradient
+
+REFERENCE = "reference"
+QUADRATIC: Mapping[str, float] = {"2": 1.0}
+
+
+class AdjointTarget(Hook):
+    """The target of a visited state: the base's velocity, less the control that is best there.
+
+    States before those that the adjoint reaches have the base's velocity itself.
+
+    Args:
+        rewards: one block a reward, with ``type`` and ``weight``; their weighted sum counts.
+        adjoint: ``lean``, ``full`` or ``lookahead``.
+        regularizer: power > 1 -> weight > 0 of the control's cost.
+        reward_scale: factor on rewards; None: found in the first rollout, see ``control_ratio``.
+        control_ratio: share of the base's velocity that the first rollout's last control is scaled to.
+        lookahead_power: of ``1 - sigma``.
+        clip_quantile: co-states above this quantile of their sizes are clipped to it; 1 clips none.
+        clip_decay: of the quantile's running average.
+
+    Raises:
+        ValueError: an option out of range.
+        ModelError: on attaching, a rollout that is not ``ode`` or not visited from its end, or a pipeline without a
+            VAE.
+        RewardError: a reward that cannot be built, has no gradient, or gives NaN.
+    """
+
+    type = "adjoint_target"
+
+    def __init__(
+        self,
+        *,
+        rewards: Sequence[Mapping[str, Any]],
+        adjoint: str = LEAN,
+        regularizer: Mapping[str, float] = QUADRATIC,
+        reward_scale: float | None = None,
+        control_ratio: float = 0.05,
+        lookahead_power: float = 1.0,
+        clip_quantile: float = 0.9,
+        clip_decay: float = 0.99,
+    ):
+        if adjoint not in (LEAN, FULL, LOOKAHEAD):
+            raise ValueError(f"`adjoint` must be {LEAN}, {FULL} or {LOOKAHEAD}, got {adjoint!r}")
+        powers = {float(power): float(weight) for power, weight in regularizer.items()}
+        if not powers or min(powers) <= 1 or min(powers.values()) <= 0:
+            raise ValueError(f"`regularizer` must map powers above 1 to weights above 0, got {dict(regularizer)}")
+        if not rewards or min(1.0 if reward_scale is None else reward_scale, control_ratio) <= 0:
+            raise ValueError("`rewards` must name at least one, and `reward_scale` and `control_ratio` must be above 0")
+        if not 0 < clip_quantile <= 1 or not 0 <= clip_decay < 1 or lookahead_power < 0:
+            raise ValueError(
+                "`clip_quantile` must be in (0, 1], `clip_decay` in [0, 1), and `lookahead_power` at least 0"
+            )
+        self.blocks, self.adjoint, self.powers = [dict(block) for block in rewards], adjoint, powers
+        self.control_ratio, self.lookahead_power = control_ratio, lookahead_power
+        self.clip_quantile, self.clip_decay = clip_quantile, clip_decay
+        self._scale = None if reward_scale is None else torch.tensor(float(reward_scale))
+        self._limit: Tensor | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rollout: Any = None
+        self._costates: dict[int, Tensor] = {}
+        self._bases: dict[int, Tensor] = {}
+        self._weight: Tensor | None = None
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        source = rollout_hook(session)
+        if not source.from_the_end:
+            raise ModelError(
+                "`adjoint_target` carries gradients back from the end of a rollout; set `sampler` to 'ode', and "
+                "`last_steps` or `sigma_max`, in `on_policy_rollout`"
+            )
+        model: Any = session.model
+        self._source = source
+        self._decoder = Decoder(model, "`adjoint_target`")
+        rewards, self._weights = build_rewards(self.blocks)
+        for reward, weight in zip(rewards, self._weights, strict=True):
+            if weight and not reward.differentiable:
+                raise RewardError(
+                    f"reward {reward.name!r} is not differentiable, and `adjoint_target` climbs gradients; take one "
+                    "that is, or give it the weight 0 to only measure it"
+                )
+        self._rewards = [reward.to(model.device) for reward in rewards]
+        self._unguided = unguided_arguments(model.contract, source.sampler.arguments)
+        for prompt in source.prompts or () if self._unguided else ():
+            session.player.shapes(prompt.text, source.sampler, self._unguided)
+        with self._decoder.attached():
+            try:
+                yield
+            finally:
+                self._forget()
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        """Everybody is asked without guidance; samples whose co-states are not finite are left out."""
+        main = views[MAIN_VIEW]
+        visit = main.visit
+        if self._unguided:
+            for role in step.roles:
+                visit = visit.told(role, self._unguided)
+        if visit.rollout is not self._rollout:
+            self._solve(step, visit)
+        reached = visit.index in self._costates
+        return {**views, MAIN_VIEW: replace(main, visit=visit, weight=self._weight if reached else main.weight)}
+
+    def target(self, step: Step, view: View) -> Tensor | None:
+        if view.name != MAIN_VIEW:
+            return None
+        index = view.visit.index
+        if index not in self._bases:
+            self._bases[index] = step.revisit(REFERENCE, view.visit)
+        base = self._bases[index]
+        return base - self._control(index) if index in self._costates else base
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        """``adjoint_control``, the best control, and ``adjoint_drift``, the policy's, as shares of the base's velocity;
+        ``adjoint_early_drift`` where the adjoint does not reach."""
+        visit = step.views[MAIN_VIEW].visit
+        policy, target = step.predict(MAIN_VIEW), step.target(MAIN_VIEW)
+        base = self._bases[visit.index]
+        nothing = torch.full((), float("nan"), device=base.device)
+        drift = _share(policy - base, base)
+        reached = visit.index in self._costates
+        return {
+            **self._values,
+            "adjoint_control": _share(target - base, base) if reached else nothing,
+            "adjoint_drift": drift if reached else nothing,
+            "adjoint_early_drift": nothing if reached else drift,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        held = {"scale": self._scale, "limit": self._limit}
+        return {name: value.detach().cpu() for name, value in held.items() if value is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._scale, self._limit = state.get("scale", self._scale), state.get("limit")
+
+    @torch.no_grad()
+    def _solve(self, step: Step, visit: Any) -> None:
+        """Once a rollout: the co-state after every step that the adjoint reaches, last one first."""
+        self._forget()
+        rollout = visit.rollout
+        end = self._source.end_of(rollout)
+        clean = rollout.final.to(step.model.device)
+        if self.adjoint == LOOKAHEAD:
+            self._look_ahead(step, visit, end, clean)
+        else:
+            self._carry_back(step, visit, end, clean)
+        self._rollout = rollout
+        self._clip(step)
+
+    def _carry_back(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
+        costate = self._reward_gradient(step, clean, measured=True)
+        for index in reversed(end):
+            at = replace(visit, index=index)
+            by = at.transition.end - at.transition.start
+            # The first one met is the last step, whose co-state is the reward's gradient.
+            last = index == end[-1]
+            if index == end[0]:
+                self._bases[index] = base = step.revisit(REFERENCE, at)
+                self._costates[index] = self._scaled(step, costate, base) if last else costate
+                return
+            ours = self._own_velocity(step, at) if self.adjoint == FULL else None
+            with step.pullback(REFERENCE, at) as (base, pulled):
+                self._bases[index] = base
+                costate = self._costates[index] = self._scaled(step, costate, base) if last else costate
+                pressure = None if ours is None else maths.regularizer_gradient(base - ours, self.powers)
+                through_base = pulled(costate if pressure is None else pressure)
+            if pressure is None:
+                costate = maths.lean(costate, by, through_base)
+            else:
+                with step.pullback(POLICY, at) as (_, pulled):
+                    costate = maths.full(costate, by, pulled(costate - pressure), through_base)
+
+    def _look_ahead(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
+        for index in reversed(end):
+            at = replace(visit, index=index)
+            last = index == end[-1]
+            ahead = clean
+            if not last:
+                state, velocity = (kept[index].to(clean.device) for kept in (at.rollout.states, at.rollout.velocities))
+                ahead = state.float() - at.transition.start * velocity.float()
+            gradient = self._reward_gradient(step, ahead, measured=last)
+            if last:
+                self._bases[index] = step.revisit(REFERENCE, at)
+                gradient = self._scaled(step, gradient, self._bases[index])
+            else:
+                gradient = self._scale.to(gradient.device) * gradient  # type: ignore[union-attr]
+            self._costates[index] = maths.lookahead(gradient, at.transition.end, self.lookahead_power)
+
+    def _own_velocity(self, step: Step, at: Any) -> Tensor:
+        """Of the policy without guidance, which the rollout knows where it had none."""
+        if self._unguided:
+            return step.revisit(POLICY, at)
+        return at.rollout.velocities[at.index].to(step.model.device).float()
+
+    def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:
+        """``[B, ...]`` of the weighted sum, by latents."""
+        batch = step.batch
+
+        def judge(pictures: Tensor) -> Tensor:
+            total, each, gradient = scored_with_gradient(
+                self._rewards, self._weights, pictures, batch.prompts, batch.records
+            )
+            if measured:
+                named = {f"adjoint_reward_{name}": value.mean() for name, value in each.items()}
+                self._values = {**self._values, "adjoint_reward": total.mean(), **named}
+            return gradient
+
+        return self._decoder.gradient(clean, judge)
+
+    def _scaled(self, step: Step, gradient: Tensor, base: Tensor) -> Tensor:
+        """By the reward's scale, which the first rollout sets, from all processes."""
+        if self._scale is None:
+            fine = gradient.isfinite().flatten(1).all(1)
+            sums = [each[fine].double().square().sum() for each in (gradient, base)]
+            slope, speed = step.all_reduce(torch.stack(sums)).sqrt()
+            count = step.all_reduce(fine.sum() * gradient[0].numel()).clamp(min=1).double().sqrt()
+            if not bool(slope > 0):
+                raise RewardError(
+                    "the gradient of the rewards is zero or not finite in the latents of every picture of the first "
+                    "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"
+                )
+            self._scale = maths.reward_scale(slope / count, speed / count, self.powers, self.control_ratio).float()
+        return self._scale.to(gradient.device) * gradient
+
+    def _clip(self, step: Step) -> None:
+        """Bring down large co-states, a whole trajectory at once, and put zeros where one is not finite."""
+        stacked = torch.stack([maths.rms(costate) for costate in self._costates.values()])
+        fine = stacked.isfinite().all(0)
+        for index, costate in self._costates.items():
+            rows = fine.reshape(-1, *[1] * (costate.dim() - 1))
+            self._costates[index] = torch.where(rows, costate, torch.zeros_like(costate))
+        sizes = torch.where(fine, stacked.square().mean(0).sqrt(), torch.zeros_like(stacked[0]))
+        self._weight = fine.to(sizes.dtype)
+        self._values = {
+            **self._values,
+            "adjoint_reward_scale": self._scale.to(sizes.device),  # type: ignore[union-attr]
+            "adjoint_dropped": (~fine).float().mean(),
+        }
+        if self.clip_quantile == 1:
+            return
+        found = torch.nanquantile(torch.where(fine, sizes, torch.full_like(sizes, float("nan"))), self.clip_quantile)
+        some = found.isfinite().to(found.dtype)
+        total, processes = step.all_reduce(torch.stack([found.nan_to_num(), some]))
+        if bool(processes):
+            now = total / processes
+            old = None if self._limit is None else self._limit.to(now.device)
+            self._limit = now if old is None else self.clip_decay * old + (1 - self.clip_decay) * now
+            factors = maths.clipped_at(sizes, self._limit)
+            for index, costate in self._costates.items():
+                self._costates[index] = costate * factors.reshape(-1, *[1] * (costate.dim() - 1))
+            self._values["adjoint_clipped"] = (factors < 1).float().mean()
+
+    def _control(self, index: int) -> Tensor:
+        return maths.optimal_control(self._costates[index], self.powers)
+
+
+def unguided_arguments(contract: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline arguments that switch classifier-free guidance off where these switch it on; empty where not. A
+    scale that the network itself is told stays."""
+    told = {"guidance_scale"} if "embedded" in contract.guidance else set()
+    off = {name: value for name, value in contract.call.items() if name not in told}
+    return off if any(arguments.get(name, value) != value for name, value in off.items()) else {}
+
+
+def _share(difference: Tensor, base: Tensor) -> Tensor:
+    return (maths.rms(difference) / maths.rms(base).clamp(min=1e-6)).mean()
