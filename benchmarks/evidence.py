@@ -9,7 +9,11 @@ from pathlib import Path
 from flowhooks.embedded.progress import quiet_libraries
 
 #: Name -> module with ``measure(output, docs, seeds, arms)``.
-CLAIMS = {"anyflow": "benchmarks.evidence_anyflow", "flow_dpo": "benchmarks.evidence_flow_dpo"}
+CLAIMS = {
+    "anyflow": "benchmarks.evidence_anyflow",
+    "flow_dpo": "benchmarks.evidence_flow_dpo",
+    "flow_opd": "benchmarks.evidence_flow_opd",
+}
 
 
 def main() -> int:
