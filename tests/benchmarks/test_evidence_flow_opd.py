@@ -15,6 +15,7 @@ from benchmarks.evidence_flow_opd import (
     WITH,
     WITHOUT,
     Measured,
+    average,
     fractions,
     mixed_overrides,
     publish,
@@ -45,6 +46,10 @@ def test_a_fraction_is_of_the_gain_of_the_own_teacher_of_the_same_seed():
     assert fractions(BEFORE, FOUND, "teacher bold")[0] == pytest.approx({"legible": -1, "bold": 1})
 
 
+def test_more_than_the_teachers_gain_pays_for_nothing():
+    assert average([{"legible": -1.0, "bold": 9.0}, {"legible": 0.8, "bold": 1.0}]) == pytest.approx([0.0, 0.9])
+
+
 def test_the_goal_is_reached_when_every_part_is():
     reached, sentences = verdict(BEFORE, FOUND)
     assert reached and len(sentences) == 5
@@ -56,8 +61,8 @@ def test_the_goal_is_reached_when_every_part_is():
     [
         (WITH, measured(-0.13, 0.5, 40.0)),
         (WITH, measured(-0.1, 0.5, 43.0)),
-        (MERGE, measured(0.0, 0.6)),
-        (MIXED, measured(0.0, 0.6)),
+        (MERGE, measured(-0.1, 0.5)),
+        (MIXED, measured(-0.1, 0.5)),
     ],
 )
 def test_the_goal_is_not_reached_when_one_part_is_not(row, instead):
@@ -68,11 +73,11 @@ def test_the_goal_is_not_reached_when_one_part_is_not(row, instead):
 
 def test_the_mixed_run_takes_both_rewards_and_the_forwards_of_both_teachers():
     runs = {task: load_run(example(recipe)) for task, recipe in TEACHERS.items()}
-    rewards, steps = mixed_overrides(runs)
-    mixed = load_run(example(TEACHERS["legible"]), (rewards, steps))
+    mixed = load_run(example(TEACHERS["legible"]), mixed_overrides(runs))
     blocks = next(hook.options["rewards"] for hook in mixed.hooks if hook.type == "flow_grpo")
     assert [block["type"].partition(":")[2] for block in blocks] == ["Legibility", "Ink"]
     assert blocks[1]["weight"] > blocks[0]["weight"] > 1
+    assert mixed.training["learning_rate"] == min(run.training["learning_rate"] for run in runs.values())
     assert mixed.training["max_train_steps"] == sum(run.training["max_train_steps"] for run in runs.values())
 
 
