@@ -10,6 +10,7 @@ from benchmarks.evidence_flow_opd import (
     MERGE,
     MIXED,
     ROWS,
+    SHORT,
     STUDENT,
     TEACHERS,
     WITH,
@@ -34,6 +35,7 @@ FOUND = {
     "teacher legible": [measured(-0.1, 0.3), measured(-0.3, 0.3)],
     "teacher bold": [measured(-0.9, 0.5), measured(-0.9, 0.4)],
     MERGE: [measured(-0.3, 0.4), measured(-0.4, 0.35)],
+    SHORT: [measured(-0.4, 0.4)],
     MIXED: [measured(-0.5, 0.5), measured(-0.5, 0.4)],
     WITH: [measured(-0.1, 0.5, 40.0), measured(-0.3, 0.4, 40.0)],
     WITHOUT: [measured(-0.1, 0.5, 41.0), measured(-0.3, 0.4, 42.0)],
@@ -52,8 +54,10 @@ def test_more_than_the_teachers_gain_pays_for_nothing():
 
 def test_the_goal_is_reached_when_every_part_is():
     reached, sentences = verdict(BEFORE, FOUND)
-    assert reached and len(sentences) == 5
-    assert "merge at 50% (2 of 2 seeds)" in sentences[2] and "mixed rewards at 50%" in sentences[3]
+    assert reached and len(sentences) == 6
+    assert (
+        "merge at 50% (2 of 2 seeds)" in sentences[2] and "mixed rewards, short at 38% (1 of 1 seeds)" in sentences[3]
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,12 +77,18 @@ def test_the_goal_is_not_reached_when_one_part_is_not(row, instead):
 
 def test_the_mixed_run_takes_both_rewards_and_the_forwards_of_both_teachers():
     runs = {task: load_run(example(recipe)) for task, recipe in TEACHERS.items()}
-    mixed = load_run(example(TEACHERS["legible"]), mixed_overrides(runs))
+    mixed = load_run(example(TEACHERS["legible"]), mixed_overrides(runs, short=False))
     blocks = next(hook.options["rewards"] for hook in mixed.hooks if hook.type == "flow_grpo")
     assert [block["type"].partition(":")[2] for block in blocks] == ["Legibility", "Ink"]
     assert blocks[1]["weight"] > blocks[0]["weight"] > 1
     assert mixed.training["learning_rate"] == min(run.training["learning_rate"] for run in runs.values())
     assert mixed.training["max_train_steps"] == sum(run.training["max_train_steps"] for run in runs.values())
+
+
+def test_the_short_mixed_run_ends_with_the_shorter_teacher():
+    runs = {task: load_run(example(recipe)) for task, recipe in TEACHERS.items()}
+    short = load_run(example(TEACHERS["legible"]), mixed_overrides(runs, short=True))
+    assert short.training["max_train_steps"] == min(run.training["max_train_steps"] for run in runs.values())
 
 
 def test_every_digit_is_of_one_task():
