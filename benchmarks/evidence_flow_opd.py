@@ -249,8 +249,9 @@ def _page(
             f"({_spread([share[task] for share in shares], '.0%')})"
             for task in TEACHERS
         )
+        name = row if len(measured) == len(seeds) else f"{row} ({len(measured)} of {len(seeds)} seeds)"
         rows.append(
-            f"| {row} | {cells} | {_spread(average(shares), '.0%')} | "
+            f"| {name} | {cells} | {_spread(average(shares), '.0%')} | "
             f"{_spread([each.frechet for each in measured], '.1f')} | "
             f"{_spread([each.digit_accuracy for each in measured], '.1%')} | {costs[row] / 1000:.0f} |"
         )
@@ -295,7 +296,7 @@ Reproduce: `python -m benchmarks.evidence flow_opd`. Measured on: {where}. Numbe
 
 def _spread(values: Sequence[float], form: str) -> str:
     middle, low, high = (format(each(values), form) for each in (statistics.median, min, max))
-    return f"{middle}; one seed" if len(values) == 1 else f"{middle}; {low} to {high}"
+    return middle if len(values) == 1 else f"{middle}; {low} to {high}"
 
 
 def _plot(before: Measured, found: Mapping[str, Sequence[Measured]], file: Path) -> None:
