@@ -157,9 +157,11 @@ def verdict(before: Measured, found: Mapping[str, Sequence[Measured]]) -> tuple[
     near, far = ([each.frechet for each in found[row]] for row in (WITH, WITHOUT))
     reached &= statistics.median(near) < statistics.median(far)
     wins = sum(a < b for a, b in zip(near, far, strict=True))
+    gap, spread = statistics.median(far) - statistics.median(near), max(near) - min(near)
+    note = ", a difference smaller than the spread over seeds" if 0 < gap < spread else ""
     sentences.append(
         f"with the anchor its Fréchet distance is {statistics.median(near):.1f}, without {statistics.median(far):.1f} "
-        f"({wins} of {len(near)} seeds)"
+        f"({wins} of {len(near)} seeds){note}"
     )
     return reached, sentences
 
@@ -314,11 +316,11 @@ def _plot(before: Measured, found: Mapping[str, Sequence[Measured]], file: Path)
     left.plot(0, 0, "o", color="grey", label=BASE)
     for line in (left.axhline, left.axvline):
         line(GOAL, color="grey", linestyle=":")
-    left.set_xlim(-0.8, 1.3)
+    left.set_xlim(-1.9, 1.3)
     left.set_ylim(-0.8, 1.6)
     left.set_xlabel("share of the gain in legibility, odd digits")
     left.set_ylabel("share of the gain in boldness, even digits")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower left")
     right.axhline(before.frechet, color="grey", linestyle="--")
     right.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
     right.set_title("Fréchet distance (cut off at 300)")
