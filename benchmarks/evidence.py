@@ -12,6 +12,7 @@ from flowhooks.embedded.progress import quiet_libraries
 CLAIMS = {
     "anyflow": "benchmarks.evidence_anyflow",
     "flow_dpo": "benchmarks.evidence_flow_dpo",
+    "flow_opd": "benchmarks.evidence_flow_opd",
     "self_flow": "benchmarks.evidence_self_flow",
 }
 

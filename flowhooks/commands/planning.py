@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.fit import check_file
-from flowhooks.config import Run, hook_defaults
+from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.errors import AdapterError, Problem
 from flowhooks.hooks.registry import declare, imply
 from flowhooks.kernel.plan import Plan, plan
@@ -65,6 +65,9 @@ def machine_problems(run: Run) -> Iterator[Problem]:
         yield from _model_problems(name, file)
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, name, file)
+    for hook in run.hooks:
+        if hook.type == "teacher_velocity":
+            yield from _teacher_problems(hook, name, file)
     for key, folder in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
         yield from _place_problems(Path(folder), file, key)
 
@@ -106,6 +109,19 @@ def _start_problems(adapter: dict[str, Any], model: str | None, file: str) -> It
         check_file(start, local_pipeline(model), adapter)
     except AdapterError as error:
         yield Problem(str(error), file, path)
+
+
+def _teacher_problems(hook: HookConfig, model: str | None, file: str) -> Iterator[Problem]:
+    for name, told in hook.options["teachers"].items():
+        source = told if isinstance(told, str) else told["path"]
+        path = Path(source).expanduser()
+        if not path.exists() and (_HUB_ID.match(source) and "/" in source):
+            # Of a Hub id nothing is known before it is fetched.
+            continue
+        try:
+            check_file(path, local_pipeline(model))
+        except AdapterError as error:
+            yield Problem(str(error), file, f"{hook.where}.teachers.{name}")
 
 
 def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:

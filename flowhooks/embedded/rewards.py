@@ -41,14 +41,29 @@ class Legibility(PictureReward):
     pictures of any model, and is trained first, in a minute or so, where it is not there.
 
     Args:
+        temperature: > 0; the judge's logits are divided by it. It is sure of most pictures, and at 1 such pictures
+            differ by next to nothing; at 4 they can still be told apart.
         max_frames: of a video.
         judge: another one than the embedded.
+
+    Raises:
+        ValueError: a temperature out of range.
     """
 
     range = (None, 0.0)
 
-    def __init__(self, *, max_frames: int = 8, name: str = "legibility", judge: Judge | None = None):
+    def __init__(
+        self,
+        *,
+        temperature: float = 1.0,
+        max_frames: int = 8,
+        name: str = "legibility",
+        judge: Judge | None = None,
+    ):
+        if temperature <= 0:
+            raise ValueError(f"`temperature` must be above 0, got {temperature}")
         super().__init__(name=name, max_frames=max_frames)
+        self.temperature = temperature
         # A copy, so that a judge that also measures stays where it is.
         self.network = deepcopy((judge or ensure_judge()).network).eval().requires_grad_(False)
 
@@ -66,5 +81,5 @@ class Legibility(PictureReward):
                 f"reward {self.name!r} knows prompts such as {caption(7)!r}; {unknown[0]!r} asks for no digit"
             )
         asked = torch.tensor([_DIGITS[prompt] for prompt in prompts], device=pictures.device)
-        logits: Tensor = self.network(pictures * 2 - 1)[0]
+        logits: Tensor = self.network(pictures * 2 - 1)[0] / self.temperature
         return logits.log_softmax(1).gather(1, asked[:, None])[:, 0]

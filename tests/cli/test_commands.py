@@ -76,6 +76,15 @@ def test_check_looks_for_the_files_a_run_names(tmp_path, capsys, override, path)
     assert f"{path}: " in capsys.readouterr().err
 
 
+def test_check_looks_for_the_files_of_teachers(tmp_path, capsys):
+    teachers = {"here": "./nowhere", "there": "owner/name", "parked": {"path": f"{tmp_path}/win", "parked": True}}
+    run = make_run(tmp_path, hooks=[], method={"flow_opd": {"teachers": teachers}})
+    assert main(["check", str(run)]) == 2
+    error = capsys.readouterr().err
+    assert "$.method.flow_opd.teachers.here: nowhere: no such file or folder" in error
+    assert "$.method.flow_opd.teachers.parked: " in error and "teachers.there" not in error
+
+
 def test_check_takes_a_hub_id_without_looking_it_up(tmp_path):
     override = "model.pretrained_model_name_or_path=stabilityai/stable-diffusion-3.5-medium"
     assert main(["check", str(make_run(tmp_path)), "--set", override]) == 0

@@ -52,6 +52,15 @@ def test_legibility_is_the_judges_log_probability(judge):
     torch.testing.assert_close(values, expected.detach())
 
 
+def test_a_temperature_softens_the_judge(judge):
+    pixels, prompts, digits = scans()
+    values = Legibility(judge=judge, temperature=4.0)(pixels, prompts, [{}] * 6)
+    logits = judge.network(pixels * 2 - 1)[0]
+    torch.testing.assert_close(values, -torch.nn.functional.cross_entropy(logits / 4, digits, reduction="none"))
+    with pytest.raises(ValueError, match="temperature"):
+        Legibility(judge=judge, temperature=0.0)
+
+
 def test_the_gradient_of_legibility_is_that_of_finite_differences(judge):
     pixels, prompts, _ = scans()
     reward, on = Legibility(judge=judge), pixels.double() * 0.5 + 0.25

@@ -10,7 +10,9 @@ import torch
 from flowhooks.cli import main
 from flowhooks.errors import CheckpointError, ConfigError
 from flowhooks.train import train
+from flowhooks.train.checkpoint import read
 from tests.train.runs import document, history, weights
+from tests.train.test_resume import equal, killed_at
 
 PROMPTS = [
     {"prompt": "one", "task": "ink"},
@@ -78,6 +80,21 @@ def test_a_run_by_the_rewards_gradient_resumes_with_its_scale(new_run):
     ours, theirs = (weights(folder / "checkpoint-4") for folder in (parts, straight))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize("method", ["flow_grpo", "flow_opd"])
+def test_a_killed_run_that_goes_on_is_the_same_to_the_last_state(new_run, teacher, tmp_path, method):
+    sections = {**DRAWN, "method": {"flow_grpo": GRPO}} if method == "flow_grpo" else taught(teacher, tmp_path)
+    sections["training"] = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
+    whole = train(new_run("whole", **{**sections, "hooks": [killed_at(99)]}), progress=False)
+    stopped = new_run("stopped", **{**sections, "hooks": [killed_at(2)]})
+    with pytest.raises(SystemExit):
+        train(stopped, progress=False)
+    torch.manual_seed(1234)
+    resumed = train(stopped, resume="latest", progress=False)
+    a, b = whole.output_dir / "checkpoint-4", resumed.output_dir / "checkpoint-4"
+    for stem in ("parameters", "optimization", "session", "process_0"):
+        assert equal(read(a, stem), read(b, stem)), stem
 
 
 def test_another_teacher_on_resume_stops_the_run(new_run, teacher, tmp_path):
