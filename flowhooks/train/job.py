@@ -39,7 +39,7 @@ class Job:
 
     Args:
         identity: what its checkpoints belong to.
-        samples: in one epoch.
+        samples: in one epoch; prompts, in a run that draws.
         step: optimiser steps done.
         values: the metrics logged last.
     """
@@ -93,8 +93,6 @@ class Job:
     @property
     def epoch(self) -> float:
         batch_size = self.run.training["train_batch_size"]
-        if not self.samples:
-            return 0.0
         return epoch_at(self.samples, batch_size, self.accelerator.num_processes, self.session.micro_step)
 
     def log(self, norm: Tensor) -> None:

@@ -17,6 +17,7 @@ from flowhooks.attaching import attach, build_assembly
 from flowhooks.config import Run, draws
 from flowhooks.data import Audit, audit, build_cache, data_loader
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
 from flowhooks.train import holdout, rng
 from flowhooks.train.agreement import together
@@ -83,7 +84,7 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
             ),
             checkpoints=checkpoints,
             identity=identified,
-            samples=len(train_set),
+            samples=len(train_set) or len(rollout_hook(session).prompts),
         )
         if source is not None:
             job.restore(source)

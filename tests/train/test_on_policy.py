@@ -55,6 +55,7 @@ def test_a_teacher_by_reward_and_a_student_of_it(new_run, teacher, tmp_path):
     folder = train(new_run("student", **taught(teacher, tmp_path)), progress=False).output_dir
     lines = [line for line in history(folder) if "flow_opd_gap" in line]
     assert lines
+    assert lines[-1]["epoch"] == pytest.approx(4 * 2 / len(PROMPTS)), "an epoch is every prompt once"
     assert all(line["flow_opd_gap"] > 0 for line in lines)
     assert (folder / "pytorch_lora_weights.safetensors").is_file()
     assert not [name for name in weights(folder / "checkpoint-4") if "ink" in name]
