@@ -7,21 +7,19 @@ whatever is trained.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from flowhooks.lazy import lazily
+
 _ROOMS = {
-    "Adapter": "base",
-    "FrozenAdapter": "frozen",
-    "build_adapter": "build",
-    "build_second": "second",
-    "load_adapter": "load",
+    "Adapter": "flowhooks.adapters.base",
+    "FrozenAdapter": "flowhooks.adapters.frozen",
+    "build_adapter": "flowhooks.adapters.build",
+    "build_second": "flowhooks.adapters.second",
+    "load_adapter": "flowhooks.adapters.load",
 }
 __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: `flowhooks check` looks at adapter files without torch."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return lazily(__name__, _ROOMS, name)

@@ -145,7 +145,7 @@ def inject_layers(
             for message in ("While injecting the PEFT adapters", "Already found a `peft_config` attribute"):
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError) as error:
         raise AdapterError(f"PEFT cannot put a {kind} adapter on {type(transformer).__name__}: {error}") from error
     layers = []
     for target in targets:

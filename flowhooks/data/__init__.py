@@ -5,24 +5,23 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from flowhooks.lazy import lazily
+
 _ROOMS = {
-    "Audit": "records",
-    "CachedDataset": "dataset",
-    "Record": "records",
-    "audit": "pairing",
-    "batch_plan": "sampler",
-    "build_cache": "cache",
-    "collate": "dataset",
-    "data_loader": "loader",
-    "epoch_at": "sampler",
+    "Audit": "flowhooks.data.records",
+    "CachedDataset": "flowhooks.data.dataset",
+    "Record": "flowhooks.data.records",
+    "audit": "flowhooks.data.pairing",
+    "batch_plan": "flowhooks.data.sampler",
+    "build_cache": "flowhooks.data.cache",
+    "collate": "flowhooks.data.dataset",
+    "data_loader": "flowhooks.data.loader",
+    "epoch_at": "flowhooks.data.sampler",
 }
 __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return lazily(__name__, _ROOMS, name)

@@ -26,20 +26,13 @@ def rms(values: Tensor) -> Tensor:
     return values.flatten(1).square().mean(1).sqrt()
 
 
-def regularizer_cost(control: Tensor, powers: Mapping[float, float]) -> Tensor:
-    """``[B]`` ``L(u) = n sum_p lambda_p / p * rms(u)^p`` over the n numbers of a sample; with the power 2 alone
-    ``lambda / 2 |u|^2``.
+def regularizer_gradient(control: Tensor, powers: Mapping[float, float]) -> Tensor:
+    """``[B, ...]`` gradient of ``L(u) = n sum_p lambda_p / p * rms(u)^p`` over the n numbers of a sample, which is
+    ``u sum_p lambda_p rms(u)^(p-2)``; 0 at 0. With the power 2 alone L is ``lambda / 2 |u|^2``.
 
     Args:
         powers: p > 1 -> lambda_p > 0. By the root *mean* square, so that lambdas carry over resolutions.
     """
-    size = rms(control)
-    parts = [weight / p * size**p for p, weight in powers.items()]
-    return control[0].numel() * torch.stack(parts).sum(0)
-
-
-def regularizer_gradient(control: Tensor, powers: Mapping[float, float]) -> Tensor:
-    """``[B, ...]`` gradient of :func:`regularizer_cost`: ``u sum_p lambda_p rms(u)^(p-2)``; 0 at 0."""
     size = rms(control)
     safe = torch.where(size > 0, size, torch.ones_like(size))
     return _rows(_slope(safe, powers) / safe, control) * control
@@ -96,13 +89,6 @@ def full(after: Tensor, by: float, through_policy: Tensor, through_base: Tensor)
 def lookahead(gradient: Tensor, sigma_after: float, power: float) -> Tensor:
     """``g_{k+1} = (1 - s_{k+1})^power grad r``, of the reward's gradient where a straight line from ``x_k`` ends."""
     return (1 - sigma_after) ** power * gradient
-
-
-def hamiltonian(control: Tensor, costate: Tensor, powers: Mapping[float, float]) -> Tensor:
-    """``[B]`` ``L(u_k) - g_{k+1} . u_k``. Its gradient in ``u`` at the co-states of :func:`full`, times ``|D_k|`` and
-    summed, is that of the whole cost. With the power 2 alone it is ``lambda / 2`` of the squared distance from the
-    target, up to a constant."""
-    return regularizer_cost(control, powers) - (control * costate).flatten(1).sum(1)
 
 
 def reward_scale(gradient: Tensor, base: Tensor, powers: Mapping[float, float], ratio: float) -> Tensor:

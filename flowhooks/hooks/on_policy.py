@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import Batch, Chunk, View
+from flowhooks.kernel.view import Batch, Chunk, NoCondition, View
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.rollout import Player, Rollout, Sampler, Visit
 from flowhooks.sampling.steps import ODE, SDE, Transition
@@ -39,19 +38,6 @@ def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) ->
         return step.start**2
     weight = Sampler(kind=SDE, noise_level=noise_level).step(0, step.start, step.end).kl_weight
     return weight if kind == KL else -by * weight
-
-
-@dataclass(frozen=True)
-class Unspoken:
-    """The condition of samples that only the pipeline's own loop knows how to condition."""
-
-    size: int
-
-    def join(self, others: Sequence[Unspoken]) -> Unspoken:
-        return Unspoken(self.size + sum(other.size for other in others))
-
-    def take(self, rows: Sequence[int]) -> Unspoken:
-        return Unspoken(len(rows))
 
 
 class OnPolicyRollout(Hook):
@@ -199,7 +185,7 @@ class OnPolicyRollout(Hook):
         device = step.model.device
         batch = Batch(
             clean=rollout.final.to(device),
-            condition=Unspoken(len(prompts)),
+            condition=NoCondition(len(prompts)),
             files=tuple(prompt.text for prompt in prompts),
             prompts=tuple(prompt.text for prompt in prompts),
             records=tuple(prompt.record for prompt in prompts),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, BaseImageProcessor
@@ -15,6 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from flowhooks.errors import ModelError
+from flowhooks.pretrained import REFUSALS, load_network, short
 
 
 class VisionEncoder:
@@ -29,7 +29,9 @@ class VisionEncoder:
     """
 
     def __init__(self, name: str, device: torch.device):
-        network, told = _loaded(name)
+        # A pooler comes after the features, and many files are saved without.
+        network = load_network(AutoModel, name, "fp32", option="encoder", unused=("pooler",))
+        told = _how_to_look(name)
         settings = network.config.to_dict()
         if not isinstance(settings.get("patch_size"), int) or not isinstance(settings.get("hidden_size"), int):
             raise ModelError(
@@ -37,7 +39,7 @@ class VisionEncoder:
                 "`hidden_size`; give a vision transformer"
             )
         self.name, self.width = name, int(settings["hidden_size"])
-        self._network = network.float().eval().requires_grad_(False).to(device)
+        self._network = network.to(device)
         self._side = _side(told, settings)
         self._patches = self._side // int(settings["patch_size"])
         self._mean, self._std = (
@@ -48,7 +50,7 @@ class VisionEncoder:
             self(torch.zeros(1, 3, self._side, self._side, device=device))
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"`encoder` {name!r} cannot see pictures of {self._side} pixels, the size it comes with: {_line(error)}"
+                f"`encoder` {name!r} cannot see pictures of {self._side} pixels, the size it comes with: {short(error)}"
             ) from error
 
     @property
@@ -70,27 +72,15 @@ class VisionEncoder:
         return states[:, states.shape[1] - patches :]
 
 
-def _loaded(name: str) -> tuple[Any, dict[str, Any]]:
-    """The network, and what ``preprocessor_config.json`` says; nothing where there is none."""
+def _how_to_look(name: str) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` says; nothing where there is none."""
     try:
-        network, found = AutoModel.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
-        )
-        told = BaseImageProcessor.get_image_processor_dict(name)[0] if _says_how_to_look(name) else {}
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        return dict(BaseImageProcessor.get_image_processor_dict(name)[0]) if _says_how_to_look(name) else {}
+    except REFUSALS as error:
         raise ModelError(
-            f"`encoder` {name!r} cannot be loaded: {_line(error)}; give a folder or a Hub id of a vision model of "
-            "transformers with safetensors weights"
+            f"the `preprocessor_config.json` of `encoder` {name!r} cannot be loaded: {short(error)}; correct it, or "
+            "remove it to have the sizes of config.json"
         ) from error
-    # What is missing starts at random. A pooler comes after the features, and many files are saved without.
-    missing = sorted(key for key in found["missing_keys"] if "pooler" not in key)
-    if missing:
-        raise ModelError(
-            f"`encoder` {name!r} has no weights for `{missing[0]}`"
-            + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-            + "; its files are incomplete, or of another model than its config.json says"
-        )
-    return network, dict(told)
 
 
 def _says_how_to_look(name: str) -> bool:
@@ -102,10 +92,6 @@ def _says_how_to_look(name: str) -> bool:
     return own is not None or (
         shared is not None and "image_processor" in json.loads(Path(shared).read_text(encoding="utf-8"))
     )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:

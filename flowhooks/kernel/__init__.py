@@ -5,25 +5,24 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from flowhooks.lazy import lazily
+
 _ROOMS = {
-    "Assembly": "assembly",
-    "Batch": "view",
-    "Declaration": "plan",
-    "Draws": "random",
-    "Hook": "hook",
-    "Plan": "plan",
-    "Session": "session",
-    "Step": "step",
-    "StepResult": "view",
-    "View": "view",
+    "Assembly": "flowhooks.kernel.assembly",
+    "Batch": "flowhooks.kernel.view",
+    "Declaration": "flowhooks.kernel.plan",
+    "Draws": "flowhooks.kernel.random",
+    "Hook": "flowhooks.kernel.hook",
+    "Plan": "flowhooks.kernel.plan",
+    "Session": "flowhooks.kernel.session",
+    "Step": "flowhooks.kernel.step",
+    "StepResult": "flowhooks.kernel.view",
+    "View": "flowhooks.kernel.view",
 }
 __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return lazily(__name__, _ROOMS, name)

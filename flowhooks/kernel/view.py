@@ -28,6 +28,19 @@ class TokenLevels(Protocol):
     def join(self, others: Sequence[Any]) -> Any: ...
 
 
+@dataclass(frozen=True)
+class NoCondition:
+    """The condition of ``size`` samples of a model that takes none, or that is told by other ways."""
+
+    size: int
+
+    def join(self, others: Sequence[NoCondition]) -> NoCondition:
+        return NoCondition(self.size + sum(other.size for other in others))
+
+    def take(self, rows: Sequence[int]) -> NoCondition:
+        return NoCondition(len(rows))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
     """One micro-batch of training data.

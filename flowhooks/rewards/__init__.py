@@ -6,9 +6,9 @@ does not ask for one.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from flowhooks.lazy import lazily
 from flowhooks.rewards.registry import REWARDS
 
 _MODULES = {
@@ -25,6 +25,4 @@ __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
+    return lazily(__name__, _MODULES, name)

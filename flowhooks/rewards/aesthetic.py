@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from flowhooks.errors import ModelError
+from flowhooks.pretrained import DTYPES, frozen, load_network
 from flowhooks.rewards.base import Records
 from flowhooks.rewards.dual_encoder import directions
-from flowhooks.rewards.models import DTYPES, ModelReward, frozen, load_network
+from flowhooks.rewards.models import ModelReward
 from flowhooks.rewards.pictures import load_preprocessing
 
 _KEY = re.compile(r"^layers\.(\d+)\.(weight|bias)$")

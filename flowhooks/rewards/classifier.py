@@ -13,8 +13,9 @@ from transformers import AutoModelForImageClassification
 
 from flowhooks.config.suggest import hint, listed
 from flowhooks.errors import RewardError
+from flowhooks.pretrained import import_network, load_network
 from flowhooks.rewards.base import Records, column
-from flowhooks.rewards.models import ModelReward, import_network, load_network
+from flowhooks.rewards.models import ModelReward
 from flowhooks.rewards.pictures import load_preprocessing
 
 TARGETS = ("log_probability", "probability")

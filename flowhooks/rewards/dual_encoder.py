@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel
 
 from flowhooks.errors import ModelError
-from flowhooks.rewards.models import load_network, load_tokenizer
+from flowhooks.pretrained import load_network, load_tokenizer
 from flowhooks.rewards.pictures import load_preprocessing
 
 

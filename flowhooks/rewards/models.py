@@ -1,22 +1,12 @@
-"""Models of transformers as judges: loaded from a folder or the Hub, frozen, in evaluation mode."""
+"""What rewards that compute with a model have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import import_module
 from typing import Any, Self
 
 import torch
-from torch import nn
-from transformers import AutoTokenizer
-from transformers.utils import logging
 
-from flowhooks.errors import ModelError
 from flowhooks.rewards.base import PictureReward
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_REFUSALS = (OSError, ValueError, RuntimeError, ImportError, KeyError)
 
 
 class ModelReward(PictureReward):
@@ -32,81 +22,3 @@ class ModelReward(PictureReward):
     def dtype(self) -> torch.dtype:
         """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)
-
-
-def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused: tuple[str, ...] = ()) -> Any:
-    """Code that comes with a model is never run, and only safetensors are read.
-
-    Args:
-        cls: what has ``from_pretrained``.
-        name: a folder or a Hub id.
-        dtype: ``fp32``, ``bf16`` or ``fp16``.
-        option: named in errors.
-        unused: how names of weights begin that nothing is computed with, so that they may be missing.
-
-    Raises:
-        ModelError: it cannot be loaded, or its file lacks weights, which would be random then.
-    """
-    try:
-        with _quietly():
-            network, report = cls.from_pretrained(
-                name, use_safetensors=True, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
-            )
-    except _REFUSALS as error:
-        raise ModelError(
-            f"`{option}` {name!r} cannot be loaded: {_short(error)}; give a folder or a Hub id of a model for "
-            f"{cls.__name__} with safetensors weights"
-        ) from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(unused))
-    if missing:
-        raise ModelError(
-            f"`{option}` {name!r} lacks {len(missing)} weights of a {type(network).__name__}, such as {missing[0]!r}; "
-            "they would be random; give a model that was trained for this"
-        )
-    return frozen(network)
-
-
-def frozen(network: nn.Module) -> nn.Module:
-    return network.eval().requires_grad_(False)
-
-
-def load_tokenizer(name: str, option: str = "model") -> Any:
-    """Raises ModelError when there is none."""
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except _REFUSALS as error:
-        raise ModelError(
-            f"`{option}` {name!r} has no tokenizer that can be loaded: {_short(error)}; give a folder or a Hub id that "
-            "has one"
-        ) from error
-
-
-def import_network(path: str, dtype: str, option: str = "model") -> nn.Module:
-    """What the class or function at ``package.module:name`` returns when it is called without arguments.
-
-    Raises:
-        ModelError: it cannot be imported, or gives no module.
-    """
-    module, _, name = path.partition(":")
-    try:
-        made = getattr(import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"`{option}` {path!r} cannot be imported and called: {_short(error)}") from error
-    if not isinstance(made, nn.Module):
-        raise ModelError(f"`{option}` {path!r} gives a {type(made).__name__}, expected a torch module")
-    return frozen(made.to(DTYPES[dtype]))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the table of weights that only the other half of a model needs; those that are missing are an error."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-
-
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import VisionEncoderDecoderModel
 
 from flowhooks.errors import RewardError
+from flowhooks.pretrained import load_network, load_tokenizer
 from flowhooks.rewards.base import Records, column
-from flowhooks.rewards.models import ModelReward, load_network, load_tokenizer
+from flowhooks.rewards.models import ModelReward
 from flowhooks.rewards.pictures import load_stock
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flowhooks.testing.gaussian import GaussianFlow, GaussianModel, NoCondition
+from flowhooks.kernel.view import NoCondition
+from flowhooks.testing.gaussian import GaussianFlow, GaussianModel
 from flowhooks.testing.tiny import PIPELINES, tiny
 
 __all__ = ["GaussianFlow", "GaussianModel", "NoCondition", "PIPELINES", "tiny"]

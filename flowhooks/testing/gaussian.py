@@ -6,7 +6,7 @@ A(s))``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -35,19 +35,6 @@ class GaussianFlow:
         """Where the ODE takes ``x`` from sigma ``t`` to sigma ``r``."""
         ratio = (self.variance(r) / self.variance(t)).sqrt()
         return (1 - r) * self.mean + ratio * (x - (1 - t) * self.mean)
-
-
-@dataclass(frozen=True)
-class NoCondition:
-    """The conditioning of ``size`` samples of a model that takes none."""
-
-    size: int
-
-    def join(self, others: Any) -> NoCondition:
-        return NoCondition(self.size + sum(other.size for other in others))
-
-    def take(self, rows: Sequence[int]) -> NoCondition:
-        return NoCondition(len(rows))
 
 
 class GaussianModel(nn.Module):

@@ -9,6 +9,7 @@ import torch
 
 from flowhooks.hooks import adjoint
 from flowhooks.testing.gaussian import GaussianFlow
+from tests.hooks.adjoint_reference import hamiltonian, regularizer_cost
 
 FLOW = GaussianFlow(mean=0.3, std=0.7)
 GENTLE, GOAL, LAMBDA = 0.8, 1.5, 0.5
@@ -109,7 +110,7 @@ def test_the_inverse_of_the_regularizers_gradient(powers):
     control = adjoint.optimal_control(costate, powers)
     assert torch.allclose(adjoint.regularizer_gradient(control, powers), costate, rtol=1e-9)
     leaf = control.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(adjoint.regularizer_cost(leaf, powers).sum(), leaf)
+    (gradient,) = torch.autograd.grad(regularizer_cost(leaf, powers).sum(), leaf)
     assert torch.allclose(gradient, costate, rtol=1e-9)
     nothing = torch.zeros_like(costate)
     assert torch.equal(adjoint.optimal_control(nothing, powers), nothing)
@@ -138,14 +139,14 @@ def test_full_costates_give_the_gradient_of_the_whole_rollout(powers):
     for k in range(6):
         by = sigmas[k + 1] - sigmas[k]
         states.append(state.detach())
-        cost = cost - by * adjoint.regularizer_cost(control(state), powers)
+        cost = cost - by * regularizer_cost(control(state), powers)
         state = state + by * policy(state, sigmas[k])
     (expected,) = torch.autograd.grad((cost - reward(state)).sum(), weight)
 
     costate, loss = terminal(state.detach()), torch.zeros(())
     for k in reversed(range(6)):
         by = sigmas[k + 1] - sigmas[k]
-        loss = loss - by * adjoint.hamiltonian(control(states[k]), costate, powers).sum()
+        loss = loss - by * hamiltonian(control(states[k]), costate, powers).sum()
         pressure = adjoint.regularizer_gradient(control(states[k]).detach(), powers)
         through_policy = pulled(lambda x, k=k: policy(x, sigmas[k]), states[k], costate - pressure)
         through_base = pulled(lambda x, k=k: base(x, sigmas[k]), states[k], pressure)
@@ -161,8 +162,7 @@ def test_the_squared_distance_from_the_target_is_the_hamiltonian_of_a_quadratic(
     target = velocity - adjoint.optimal_control(costate, {2: LAMBDA})
     distance = (velocity - control - target).square().sum()
     ours, theirs = (
-        torch.autograd.grad(loss, control)[0]
-        for loss in (distance, adjoint.hamiltonian(control, costate, {2: LAMBDA}).sum())
+        torch.autograd.grad(loss, control)[0] for loss in (distance, hamiltonian(control, costate, {2: LAMBDA}).sum())
     )
     assert torch.allclose(LAMBDA / 2 * ours, theirs, rtol=1e-10)
 

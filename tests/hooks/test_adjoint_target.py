@@ -8,10 +8,11 @@ import torch
 import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, FlowhooksError, RewardError
-from flowhooks.hooks.adjoint import optimal_control, regularizer_cost
+from flowhooks.hooks.adjoint import optimal_control
 from flowhooks.hooks.adjoint_target import unguided_arguments
 from flowhooks.rewards import PictureReward
 from flowhooks.testing.matrix import learnt
+from tests.hooks.adjoint_reference import regularizer_cost
 from tests.hooks.test_on_policy import document, watched
 from tests.sampling.test_rollout import GUIDED
 

@@ -185,7 +185,7 @@ def unusable(dinov2: Path, folder: Path) -> dict[str, Path]:
     windows = SwinConfig(embed_dim=12, depths=[1, 1], num_heads=[2, 2], image_size=32, patch_size=4, window_size=4)
     SwinModel(windows).save_pretrained(coarse)
     return {
-        "has no weights for `encoder.layer.1": lacking,
+        "lacks .* weights of a Dinov2Model, such as 'encoder.layer.1": lacking,
         "cannot be loaded: .*header": broken,
         "cannot be loaded: .*not a valid JSON": unread,
         "cannot see pictures of 42 pixels": fixed,
