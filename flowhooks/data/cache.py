@@ -36,16 +36,16 @@ def build_cache(
     entries = Entries(Store(Path(cache_dir).expanduser()))
     entries.store.sweep()
     records = audit.records
-    sides = ((path, record.geometry) for record in records for path in (record.image, record.rejected) if path)
+    sides = ((picture, record.geometry) for record in records for picture in (record.image, record.rejected) if picture)
     grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
-    latents = _fill(entries, Pictures(model, audit.digests), sides, progress, batch_size)
+    latents = _fill(entries, Pictures(model), sides, progress, batch_size)
     captions = Captions(model, (records[0].height, records[0].width))
-    pairs = ((path, record.geometry) for record in records for path in record.masks)
+    pairs = ((mask, record.geometry) for record in records for mask in record.masks)
     return CachedDataset(
         records=records,
         entries=entries,
         latents=latents,
-        masks=_fill(entries, Masks(grids, audit.digests), pairs, progress, batch_size),
+        masks=_fill(entries, Masks(grids), pairs, progress, batch_size),
         captions=_fill(entries, captions, ("", *audit.captions), progress, batch_size),
         provides=audit.provides,
     )

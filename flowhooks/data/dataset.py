@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.inspection import Picture
 from flowhooks.data.records import Record
 from flowhooks.data.store import DamagedEntry, Store
 from flowhooks.errors import DataError, Problem
@@ -65,7 +65,7 @@ class CachedDataset(Dataset):
     Args:
         records: the audit's.
         entries: where the tensors are.
-        latents, masks: (file, geometry) -> entry key.
+        latents, masks: (picture, geometry) -> entry key.
         captions: caption -> entry key; the empty caption is among them.
         provides: the audit's; what is not in it is left out of every sample.
     """
@@ -75,8 +75,8 @@ class CachedDataset(Dataset):
         *,
         records: Sequence[Record],
         entries: Entries,
-        latents: Mapping[tuple[Path, Geometry], str],
-        masks: Mapping[tuple[Path, Geometry], str],
+        latents: Mapping[tuple[Picture, Geometry], str],
+        masks: Mapping[tuple[Picture, Geometry], str],
         captions: Mapping[str, str],
         provides: frozenset[str],
     ):
@@ -97,11 +97,11 @@ class CachedDataset(Dataset):
         """
         record = self.records[index]
         return {
-            "clean": self._picture(record.image, record.geometry),
+            "clean": self._side(record.image, record.geometry),
             "rejected": self._rejected(record),
             "mask": self._mask(record),
             "condition": self.condition(record.caption),
-            "file": str(record.image),
+            "file": record.image.asset.name,
             "caption": record.caption,
         }
 
@@ -111,18 +111,18 @@ class CachedDataset(Dataset):
 
         return Condition.unflatten(self._entries.read("text", self._captions[caption]))
 
-    def _picture(self, path: Path, geometry: Geometry) -> Tensor:
-        return self._entries.read("latents", self._latents[path, geometry])["latents"]
+    def _side(self, picture: Picture, geometry: Geometry) -> Tensor:
+        return self._entries.read("latents", self._latents[picture, geometry])["latents"]
 
     def _rejected(self, record: Record) -> Tensor | None:
         if record.rejected is None or "rejected" not in self.provides:
             return None
-        return self._picture(record.rejected, record.geometry)
+        return self._side(record.rejected, record.geometry)
 
     def _mask(self, record: Record) -> Tensor | None:
         if "mask" not in self.provides:
             return None
-        masks = [self._entries.read("masks", self._masks[path, record.geometry])["mask"] for path in record.masks]
+        masks = [self._entries.read("masks", self._masks[mask, record.geometry])["mask"] for mask in record.masks]
         if masks:
             return torch.stack(masks).prod(0)
         # Where other samples have masks, one without trains everywhere; all have one size, so any mask tells the grid.

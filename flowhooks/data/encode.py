@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage
+from flowhooks.data.inspection import BadImage, Picture
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.errors import Problem
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 # Raised whenever the arithmetic of a kind changes, so that entries of an older release are left alone.
 FORMAT = 2
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
-Picture = tuple[Path, Geometry]
+Cut = tuple[Picture, Geometry]
 
 
 class Encoder(Protocol):
@@ -56,20 +55,19 @@ class Pictures:
     kind = "latents"
     title = "Encoding images"
 
-    def __init__(self, model: FlowModel, digests: dict[Path, str]):
+    def __init__(self, model: FlowModel):
         self.model = model
-        self.digests = digests
         self.problems: list[Problem] = []
         self._made_by = _identity(model)
 
-    def about(self, item: Picture) -> dict[str, Any]:
-        path, geometry = item
-        return {"format": FORMAT, "file": self.digests[path], "geometry": asdict(geometry), **self._made_by}
+    def about(self, item: Cut) -> dict[str, Any]:
+        picture, geometry = item
+        return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **self._made_by}
 
-    def encode(self, items: Sequence[Picture]) -> Iterator[tuple[Picture, dict[str, Tensor]]]:
+    def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         decoded = {}
         for item in items:
-            pixels = _decode(item[0], self.digests, self.problems, partial(load_pixels, geometry=item[1]))
+            pixels = _decode(item[0], self.problems, partial(load_pixels, geometry=item[1]))
             if pixels is not None:
                 decoded[item] = pixels
         if not decoded:
@@ -81,7 +79,9 @@ class Pictures:
             if is_finite(latents):
                 yield item, {"latents": latents}
             else:
-                self.problems.append(Problem(f"the VAE turns this image into NaN or infinity; {REMEDY}", str(item[0])))
+                self.problems.append(
+                    Problem(f"the VAE turns this image into NaN or infinity; {REMEDY}", item[0].asset.name)
+                )
 
 
 class Masks:
@@ -89,32 +89,30 @@ class Masks:
 
     Args:
         grids: (height, width) in pixels -> (h, w) of the grid.
-        digests: file -> sha256 of its content when it was audited.
     """
 
     kind = "masks"
     title = "Shrinking masks"
 
-    def __init__(self, grids: dict[tuple[int, int], tuple[int, int]], digests: dict[Path, str]):
+    def __init__(self, grids: dict[tuple[int, int], tuple[int, int]]):
         self.grids = grids
-        self.digests = digests
         self.problems: list[Problem] = []
 
-    def about(self, item: Picture) -> dict[str, Any]:
-        path, geometry = item
+    def about(self, item: Cut) -> dict[str, Any]:
+        picture, geometry = item
         return {
             "format": FORMAT,
-            "file": self.digests[path],
+            "file": picture.digest,
             "geometry": asdict(geometry),
             "grid": list(self.grids[geometry.height, geometry.width]),
         }
 
-    def encode(self, items: Sequence[Picture]) -> Iterator[tuple[Picture, dict[str, Tensor]]]:
+    def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         for item in items:
-            path, geometry = item
+            picture, geometry = item
             height, width = self.grids[geometry.height, geometry.width]
             read = partial(load_mask, geometry=geometry, height=height, width=width)
-            mask = _decode(path, self.digests, self.problems, read)
+            mask = _decode(picture, self.problems, read)
             if mask is not None:
                 yield item, {"mask": torch.from_numpy(mask)}
 
@@ -151,16 +149,14 @@ def _identity(model: FlowModel) -> dict[str, str]:
     return {"model": model.fingerprint, "dtype": str(model.dtype)}
 
 
-def _decode(
-    path: Path, digests: dict[Path, str], problems: list[Problem], read: Callable[[bytes], np.ndarray]
-) -> np.ndarray | None:
+def _decode(picture: Picture, problems: list[Problem], read: Callable[[bytes], np.ndarray]) -> np.ndarray | None:
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digests[path]:
+        data = picture.asset.read()
+        if hashlib.sha256(data).hexdigest() != picture.digest:
             raise BadImage("changed while the run was starting; start again")
         return read(data)
     except BadImage as error:
-        problems.append(Problem(str(error), str(path)))
+        problems.append(Problem(str(error), picture.asset.name))
     except OSError as error:
-        problems.append(Problem(f"cannot be read ({error.strerror})", str(path)))
+        problems.append(Problem(f"cannot be read ({error.strerror})", picture.asset.name))
     return None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flowhooks.data.assets import FileAsset
+from flowhooks.data.captions import read_captions
 from flowhooks.data.files import IMAGE_SUFFIXES, Folder, list_images
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.inspection import BadImage, ImageFacts, inspect_image
+from flowhooks.data.inspection import BadImage, Picture, inspect_image
 from flowhooks.errors import DataError
 
 
@@ -19,14 +21,16 @@ class DataSet:
     Args:
         block: the validated block.
         path: its JSON path, `$[1]`.
-        images: stem -> facts of every readable image; empty when the folder itself cannot be used.
+        images: stem -> every readable image; empty when the folder itself cannot be used.
+        captions: stem -> prompt, of an image set; a stem without one was reported as a fault.
         unusable: stems whose file is there and was reported as a fault.
         usable: whether the folder could be listed.
     """
 
     block: dict[str, Any]
     path: str
-    images: dict[str, ImageFacts]
+    images: dict[str, Picture]
+    captions: dict[str, str] = field(default_factory=dict)
     unusable: frozenset[str] = frozenset()
     usable: bool = True
 
@@ -50,11 +54,11 @@ def read_folder(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     refused = [f"{_relative(folder, Path(name))} {reason}" for name, reason in folder.refused]
     found.listing(where, refused, "links that are not followed", "copy their targets into it or remove them")
 
-    images: dict[str, ImageFacts] = {}
+    images: dict[str, Picture] = {}
     faults: list[str] = []
     for stem, file in folder.images.items():
         try:
-            images[stem] = inspect_image(file)
+            images[stem] = inspect_image(FileAsset(file))
         except BadImage as error:
             faults.append(f"{_relative(folder, file)} {error}")
         except OSError as error:
@@ -62,9 +66,12 @@ def read_folder(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     found.listing(
         where, faults, "files that cannot be used", "replace them or move them out of the folder; nothing was changed"
     )
-    _note_copies(block["id"], folder, images, found)
+    _note_copies(block["id"], images, found)
+    captions = {}
+    if block["dataset_type"] == "image":
+        captions = read_captions(block, path, {stem: folder.images[stem] for stem in images}, found)
     unusable = frozenset(folder.images).difference(images)
-    return DataSet(block=block, path=path, images=images, unusable=unusable)
+    return DataSet(block=block, path=path, images=images, captions=captions, unusable=unusable)
 
 
 def folder_of(named: str, source: Path) -> Path:
@@ -105,13 +112,13 @@ def _open(named: str, where: str, found: Findings) -> Folder | None:
     return folder
 
 
-def _note_copies(name: str, folder: Folder, images: dict[str, ImageFacts], found: Findings) -> None:
-    first: dict[str, ImageFacts] = {}
+def _note_copies(name: str, images: dict[str, Picture], found: Findings) -> None:
+    first: dict[str, str] = {}
     copies = []
-    for facts in images.values():
-        original = first.setdefault(facts.digest, facts)
-        if original is not facts:
-            copies.append(f"{_relative(folder, facts.path)} = {_relative(folder, original.path)}")
+    for stem, picture in images.items():
+        original = first.setdefault(picture.digest, stem)
+        if original != stem:
+            copies.append(f"{stem} = {original}")
     if copies:
         found.notes.append(f"{name}: {count(len(copies), 'file')} with the content of another: {some(copies)}")
 

@@ -12,9 +12,10 @@ import struct
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image
+
+from flowhooks.data.assets import Asset
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Pillow's own threshold for a probable decompression bomb, fixed here because a caller may have switched Pillow's off.
@@ -29,17 +30,17 @@ class BadImage(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFacts:
-    """What the audit knows of one image file.
+class Picture:
+    """What the audit knows of one image.
 
     Args:
-        path: the file.
+        asset: where its bytes are.
         width: pixels, after the EXIF orientation is applied.
         height: pixels, after the EXIF orientation is applied.
-        digest: sha256 of the file's bytes, hexadecimal.
+        digest: sha256 of its bytes, hexadecimal.
     """
 
-    path: Path
+    asset: Asset
     width: int
     height: int
     digest: str
@@ -50,13 +51,13 @@ class ImageFacts:
         return f"{self.width}x{self.height}"
 
 
-def inspect_image(path: Path) -> ImageFacts:
-    """Read the file once; return its upright size and digest.
+def inspect_image(asset: Asset) -> Picture:
+    """Read it once; return its upright size and digest.
 
     Raises BadImage if it is empty, no PNG, JPEG, WebP or BMP, damaged, animated, or too large to decode safely; OSError
     if it cannot be read.
     """
-    data = path.read_bytes()
+    data = asset.read()
     if not data:
         raise BadImage("is empty (0 bytes)")
     try:
@@ -64,7 +65,7 @@ def inspect_image(path: Path) -> ImageFacts:
             # The bomb limit is checked below, as an error; Pillow's warnings on metadata do not concern training.
             warnings.simplefilter("ignore")
             with Image.open(BytesIO(data), formats=FORMATS) as image:
-                return _facts(path, data, image)
+                return _facts(asset, data, image)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
@@ -76,7 +77,7 @@ def inspect_image(path: Path) -> ImageFacts:
         raise BadImage(f"is damaged ({error})") from None
 
 
-def _facts(path: Path, data: bytes, image: Image.Image) -> ImageFacts:
+def _facts(asset: Asset, data: bytes, image: Image.Image) -> Picture:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"has {width * height:,} pixels; more than {MAX_PIXELS:,} is refused as a decompression bomb")
@@ -95,7 +96,7 @@ def _facts(path: Path, data: bytes, image: Image.Image) -> ImageFacts:
             _check_jpeg(data)
     if turned:
         width, height = height, width
-    return ImageFacts(path=path, width=width, height=height, digest=hashlib.sha256(data).hexdigest())
+    return Picture(asset=asset, width=width, height=height, digest=hashlib.sha256(data).hexdigest())
 
 
 def _orientation(data: bytes, image: Image.Image) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.captions import read_captions
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
@@ -30,7 +29,7 @@ def audit(datasets: Datasets | None) -> Audit:
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
-        return Audit(records=(), digests={}, counts=nothing, provides=frozenset(), report=(line,), warnings=())
+        return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
     sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
@@ -48,25 +47,24 @@ def audit(datasets: Datasets | None) -> Audit:
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
-    captions = read_captions(images.block, images.path, {stem: f.path for stem, f in images.images.items()}, found)
     for partner in partners:
         check_partner(images, partner, found)
     geometries = plan_geometries(images, partners, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
     mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
     records: list[Record] = []
-    for stem, facts in images.images.items():
-        if stem not in captions or any(stem not in each.images for each in partners):
+    for stem, picture in images.images.items():
+        if stem not in images.captions or any(stem not in each.images for each in partners):
             continue
         for rejected in rejected_sets or (None,):
             records.append(
                 Record(
                     key=stem,
                     dataset=images.id,
-                    image=facts.path,
-                    caption=captions[stem],
-                    rejected=rejected.images[stem].path if rejected else None,
-                    masks=tuple(each.images[stem].path for each in mask_sets),
+                    image=picture,
+                    caption=images.captions[stem],
+                    rejected=rejected.images[stem] if rejected else None,
+                    masks=tuple(each.images[stem] for each in mask_sets),
                     geometry=geometries[stem],
                 )
             )
@@ -94,7 +92,6 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
 
 
 def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
-    digests = {facts.path: facts.digest for each in sets for facts in each.images.values()}
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},
@@ -103,7 +100,6 @@ def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], foun
     }
     return Audit(
         records=tuple(records),
-        digests=digests,
         counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
         provides=_provided(records, found),
         report=(*lines, *found.notes),

@@ -8,7 +8,7 @@ from collections import defaultdict
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.folders import DataSet
 from flowhooks.data.geometry import Geometry, plan_geometry, target_size
-from flowhooks.data.inspection import ImageFacts
+from flowhooks.data.inspection import Picture
 
 ASPECT_TOLERANCE = 0.01
 
@@ -28,12 +28,12 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
             f"{_near_miss(missing, partner)}: add what is missing, or move these images out of the folder",
         )
     askew, resized = [], 0
-    for stem, facts in images.images.items():
+    for stem, picture in images.images.items():
         other = partner.images.get(stem)
-        if other is None or (other.width, other.height) == (facts.width, facts.height):
+        if other is None or (other.width, other.height) == (picture.width, picture.height):
             continue
-        if abs(facts.width * other.height / (facts.height * other.width) - 1) > ASPECT_TOLERANCE:
-            askew.append(f"{stem} ({facts.size} image, {other.size} partner)")
+        if abs(picture.width * other.height / (picture.height * other.width) - 1) > ASPECT_TOLERANCE:
+            askew.append(f"{stem} ({picture.size} image, {other.size} partner)")
         else:
             resized += 1
     remedy = f"crop them like the images of {images.id!r}"
@@ -60,9 +60,9 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
     block = images.block
     geometries, small = {}, []
     shown = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
-    for stem, facts in images.images.items():
-        target = target_size(block["resolution"], facts.width, facts.height)
-        geometry = plan_geometry(facts.width, facts.height, target, block["crop"], stem)
+    for stem, picture in images.images.items():
+        target = target_size(block["resolution"], picture.width, picture.height)
+        geometry = plan_geometry(picture.width, picture.height, target, block["crop"], stem)
         geometries[stem] = geometry
         small += [_too_small(each, stem, geometry) for each in shown if _enlarged(each.images.get(stem), geometry)]
     if not block["allow_upscale"]:
@@ -71,8 +71,8 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
     return geometries
 
 
-def _enlarged(facts: ImageFacts | None, geometry: Geometry) -> bool:
-    return facts is not None and geometry.enlarges(facts.width, facts.height)
+def _enlarged(picture: Picture | None, geometry: Geometry) -> bool:
+    return picture is not None and geometry.enlarges(picture.width, picture.height)
 
 
 def _too_small(data: DataSet, stem: str, geometry: Geometry) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.inspection import Picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,10 @@ class Record:
 
     key: str
     dataset: str
-    image: Path
+    image: Picture
     caption: str
-    rejected: Path | None = None
-    masks: tuple[Path, ...] = ()
+    rejected: Picture | None = None
+    masks: tuple[Picture, ...] = ()
     geometry: Geometry
 
     @property
@@ -47,15 +47,13 @@ class Audit:
 
     Args:
         records: every sample of an epoch; one with repeats stands here several times.
-        digests: file -> sha256 of its content, hexadecimal, for every file that a record names.
-        counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct files; `captions` as distinct texts.
+        counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct ones; `captions` as distinct texts.
         provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere).
         report: one line a data set and what was noticed, for the terminal.
         warnings: what is allowed and likely not meant.
     """
 
     records: tuple[Record, ...]
-    digests: dict[Path, str]
     counts: dict[str, int]
     provides: frozenset[str]
     report: tuple[str, ...]
