@@ -78,8 +78,8 @@ def pairs_from_scores(
             folder.add(
                 f"{number:06d}",
                 caption=better.prompt,
-                preferred=(better.facts.path.suffix, better.facts.path.read_bytes()),
-                rejected=(worse.facts.path.suffix, worse.facts.path.read_bytes()),
+                preferred=better.picture.asset.read(),
+                rejected=worse.picture.asset.read(),
                 row=(better.image, worse.image, f"{better.score - worse.score:g}"),
             )
         written = folder.finish(block, f"Made by `flowhooks pairs from-scores --pairs {way}`.", str(file))
@@ -100,7 +100,7 @@ def _check(file: Path, scored: Sequence[Scored], pairs: Sequence[Pair], min_gap:
         raise DataError(Problem(f"{what}{least}; images pair when their `prompt`, or `group`, is the same", str(file)))
     problems = []
     for better, worse in pairs:
-        one, other = better.facts, worse.facts
+        one, other = better.picture, worse.picture
         if abs(one.width * other.height / (one.height * other.width) - 1) > ASPECT_TOLERANCE:
             what = f"{worse.image!r} is {other.size}, its partner {better.image!r} of line {better.line} is {one.size}"
             problems.append(at_line(file, worse.line, f"{what}; crop them to one aspect ratio"))

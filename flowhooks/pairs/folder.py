@@ -9,16 +9,20 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from flowhooks.config import load_datasets
 from flowhooks.config.schemas import schemas
 from flowhooks.data import Audit, audit
+from flowhooks.data.inspection import FORMATS
 from flowhooks.errors import DataError, Problem
 
 DATASET = "dataset.json"
+SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 #: What the new file states itself; all other keys of the source's block are kept.
 OURS = {
     "id", "type", "dataset_type", "conditioning_type", "conditioning_data", "source_dataset_id", "instance_data_dir",
@@ -62,8 +66,8 @@ class PairFolder:
         name: str,
         *,
         caption: str,
-        preferred: tuple[str, bytes],
-        rejected: tuple[str, bytes],
+        preferred: bytes,
+        rejected: bytes,
         mask: bytes | None = None,
         row: Sequence[object],
     ) -> None:
@@ -72,14 +76,14 @@ class PairFolder:
         Args:
             name: relative path without suffix.
             caption: its prompt.
-            preferred: suffix and content of the file.
-            rejected: suffix and content of the file.
+            preferred: content of an image file.
+            rejected: content of an image file.
             mask: content of a PNG.
             row: what `pairs.csv` says after the name.
         """
-        self._write("preferred", name, *preferred)
+        self._write("preferred", name, _suffix(preferred), preferred)
         self._write("preferred", name, ".txt", f"{caption}\n".encode())
-        self._write("rejected", name, *rejected)
+        self._write("rejected", name, _suffix(rejected), rejected)
         if mask is not None:
             self._write("mask", name, ".png", mask)
             self.masked = True
@@ -151,6 +155,12 @@ def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+def _suffix(data: bytes) -> str:
+    with Image.open(BytesIO(data), formats=FORMATS) as image:
+        # A phone's JPEG with a second picture in it is an MPO.
+        return SUFFIXES.get(str(image.format), ".jpg")
 
 
 def _blocks(block: Mapping[str, Any], masked: bool) -> list[dict[str, Any]]:

@@ -80,8 +80,8 @@ def make_pairs(
             folder.add(
                 key,
                 caption=record.caption,
-                preferred=(record.image.suffix, record.image.read_bytes()),
-                rejected=(".png", twin.picture),
+                preferred=twin.original,
+                rejected=twin.picture,
                 mask=twin.mask,
                 row=(name,),
             )
@@ -98,19 +98,22 @@ def make_pairs(
 
 
 class _Twin:
-    """The worse twin of a record's image and the mask, as PNG, and whether it is the `same`. Raises BadImage."""
+    """The bytes of a record's image, its worse twin and the mask as PNG, and whether the twin is the `same`.
+
+    Raises BadImage.
+    """
 
     def __init__(self, record: Record, chosen: Sequence[Degradation], rng: np.random.Generator):
-        data = record.image.read_bytes()
-        upright = open_upright(data)
+        self.original = record.image.asset.read()
+        upright = open_upright(self.original)
         whole = Geometry(width=upright.width, height=upright.height)
-        pixels = load_pixels(data, whole).transpose(1, 2, 0)
-        original = np.rint((pixels + 1) * 127.5).astype(np.uint8)
+        pixels = load_pixels(self.original, whole).transpose(1, 2, 0)
+        good = np.rint((pixels + 1) * 127.5).astype(np.uint8)
         region = None
         for mask in record.masks:
-            region = load_mask(mask.read_bytes(), whole, whole.height, whole.width)[0] >= 0.5
-        worse, where = degrade(original, chosen, rng, region)
-        self.same = bool((worse == original).all())
+            region = load_mask(mask.asset.read(), whole, whole.height, whole.width)[0] >= 0.5
+        worse, where = degrade(good, chosen, rng, region)
+        self.same = bool((worse == good).all())
         self.picture = _png(worse)
         self.mask = _png(where.astype(np.uint8) * 255)
 

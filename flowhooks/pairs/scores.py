@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from flowhooks.data.assets import Asset, FileAsset
 from flowhooks.data.findings import NAMED
-from flowhooks.data.inspection import BadImage, ImageFacts, inspect_image
+from flowhooks.data.inspection import BadImage, Picture, inspect_image
 from flowhooks.errors import DataError, Problem
 
 NEEDED = ("image", "prompt", "score")
@@ -24,7 +25,7 @@ class Scored:
     Args:
         line: of the file, from 1.
         image: as written, relative to the CSV.
-        facts: of the image.
+        picture: the file.
         prompt: without blanks around it.
         group: images of one group are compared; the prompt, where the file has no such column.
         score: finite; more is better.
@@ -32,7 +33,7 @@ class Scored:
 
     line: int
     image: str
-    facts: ImageFacts
+    picture: Picture
     prompt: str
     group: str
     score: float
@@ -120,7 +121,7 @@ def _scored(file: Path, line: int, cells: list[str], columns: Mapping[str, int],
         raise ValueError(f"has an empty `{GROUP}`")
     image = cells[columns["image"]]
     score = _score(cells[columns["score"]])
-    return Scored(line=line, image=image, facts=_facts(file.parent, image), prompt=prompt, group=group, score=score)
+    return Scored(line=line, image=image, picture=_picture(file.parent, image), prompt=prompt, group=group, score=score)
 
 
 def _score(text: str) -> float:
@@ -133,7 +134,7 @@ def _score(text: str) -> float:
     return score
 
 
-def _facts(folder: Path, image: str) -> ImageFacts:
+def _picture(folder: Path, image: str) -> Picture:
     if not image:
         raise ValueError("has an empty `image`")
     if "\0" in image:
@@ -146,7 +147,7 @@ def _facts(folder: Path, image: str) -> ImageFacts:
     try:
         if not path.resolve().is_relative_to(folder.resolve()):
             raise ValueError(f"has the `image` {image!r}, a link to {path.resolve()}, outside the CSV's folder")
-        return inspect_image(path)
+        return inspect_image(FileAsset(path))
     except BadImage as error:
         raise ValueError(f"has the `image` {image!r}, which {error}") from None
     except OSError as error:
@@ -156,12 +157,12 @@ def _facts(folder: Path, image: str) -> ImageFacts:
 def _disagreements(file: Path, scored: list[Scored]) -> Iterator[Problem]:
     """Lines of a group with another prompt, and images that a group has twice."""
     prompts: dict[str, Scored] = {}
-    seen: dict[tuple[str, Path], Scored] = {}
+    seen: dict[tuple[str, Asset], Scored] = {}
     for each in scored:
         first = prompts.setdefault(each.group, each)
         if first.prompt != each.prompt:
             message = f"has the prompt {each.prompt!r}, but line {first.line} of its group {each.group!r} has another"
             yield at_line(file, each.line, f"{message}; images are compared under one prompt")
-        twin = seen.setdefault((each.group, each.facts.path), each)
+        twin = seen.setdefault((each.group, each.picture.asset), each)
         if twin is not each:
             yield at_line(file, each.line, f"has the `image` {each.image!r} again, as line {twin.line} of its group")

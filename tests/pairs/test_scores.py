@@ -188,7 +188,7 @@ def test_any_csv_is_read_or_refused_by_line(scored, header, rows):
     except DataError as error:
         assert all(problem.file.startswith(str(file)) for problem in error.problems)
     else:
-        assert all(each.facts.path.resolve().parent == file.parent for each in read)
+        assert all(each.picture.asset.path.resolve().parent == file.parent for each in read)
 
 
 def test_scores_are_paired_without_torch(scored, tmp_path):
