@@ -204,3 +204,12 @@ def _asked(question: Any) -> Any:
 def as_text(file: BinaryIO) -> io.TextIOWrapper:
     """Lines of UTF-8; bytes that are none come as lone surrogates, so that one bad cell does not hide the others."""
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def folder_here(named: str, source: Path) -> Path | None:
+    """The folder on this machine behind `instance_data_dir`; None if there is none, or it is elsewhere."""
+    try:
+        place, _ = open_place(named, source)
+    except (Refused, OSError):
+        return None
+    return place.root if isinstance(place, LocalPlace) else None
