@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count, some
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
-def audit(datasets: Datasets | None) -> Audit:
+def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
@@ -29,13 +30,15 @@ def audit(datasets: Datasets | None) -> Audit:
     and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
     are a warning.
 
-    None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
+    None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
+    default the cache folder of flowhooks. Raises DataError with every problem found.
     """
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
-    found = Findings(datasets.source, datasets.root)
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    found = Findings(datasets.source, datasets.root, cache)
     links = link(datasets.blocks, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
     records: list[Record] = []

@@ -45,7 +45,7 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         accelerator = stack.enter_context(accelerated(run))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        audited = audit(run.data)
+        audited = audit(run.data, run.cache_dir)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
