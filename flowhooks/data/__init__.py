@@ -13,12 +13,14 @@ _ROOMS = {
     "Audit": "flowhooks.data.records",
     "CachedDataset": "flowhooks.data.dataset",
     "Record": "flowhooks.data.records",
+    "Schedule": "flowhooks.data.schedule",
+    "Stream": "flowhooks.data.schedule",
     "audit": "flowhooks.data.pairing",
     "batch_plan": "flowhooks.data.sampler",
     "build_cache": "flowhooks.data.cache",
     "collate": "flowhooks.data.dataset",
     "data_loader": "flowhooks.data.loader",
-    "epoch_at": "flowhooks.data.sampler",
+    "streams": "flowhooks.data.schedule",
 }
 __all__ = sorted(_ROOMS)
 
