@@ -13,12 +13,14 @@ _ROOMS = {
     "Audit": "flowhooks.data.records",
     "CachedDataset": "flowhooks.data.dataset",
     "Record": "flowhooks.data.records",
+    "Survey": "flowhooks.data.pairing",
     "audit": "flowhooks.data.pairing",
     "batch_plan": "flowhooks.data.sampler",
     "build_cache": "flowhooks.data.cache",
     "collate": "flowhooks.data.dataset",
     "data_loader": "flowhooks.data.loader",
     "epoch_at": "flowhooks.data.sampler",
+    "survey": "flowhooks.data.pairing",
 }
 __all__ = sorted(_ROOMS)
 

@@ -78,7 +78,7 @@ def _block_of(source: str) -> tuple[Path, dict[str, Any], str | None]:
     """Where folders are relative to, the image block, and its JSON path if it comes from a file."""
     if source.startswith("digits:") or Path(source).is_dir():
         return Path.cwd(), {"id": "images", "instance_data_dir": source}, None
-    datasets = load_datasets(source, Path.cwd())
+    datasets = load_datasets(source, Path())
     index = _one_image_set(datasets)
     return datasets.source, datasets.blocks[index], datasets.paths[index]
 
