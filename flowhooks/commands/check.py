@@ -23,6 +23,8 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.commands.planning import forwards, trained, unused
     from flowhooks.config import load_run
+    from flowhooks.data import streams
+    from flowhooks.data.schedule import crowded
 
     configured = load_run(args.run, args.overrides, complete=True)
     audited, planned = examine(configured)
@@ -39,7 +41,8 @@ def run(args: Namespace) -> int:
     print(f"trains     {trained(configured)}")
     print(f"steps      {training['max_train_steps']:,} of {batch} samples per process, into {configured.output_dir}")
     given = (f"data:{each}" for each in audited.provides)
-    for line in [*audited.warnings, *unused(planned, frozenset(given))]:
+    small = crowded(streams(audited.records), training["train_batch_size"])
+    for line in [*audited.warnings, *([small] if small else ()), *unused(planned, frozenset(given))]:
         print(f"warning    {line}")
     print("ok")
     return 0

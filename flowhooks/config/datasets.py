@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config.document import json_path, read_json, without_remarks
+from flowhooks.config.drawing import drawing_problems
 from flowhooks.config.secrets import take_out
 from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, Problem
@@ -112,6 +113,7 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
     # A circle also shows as links to the wrong kind of set; that it is a circle is the cause.
     told = {problem.path for problem in problems}
     problems += (problem for problem in found.problems if problem.path not in told)
+    problems += drawing_problems(blocks, str(source), root)
     if problems:
         raise DataError(problems)
     for i, partners in links.items():

@@ -46,7 +46,7 @@ def build_cache(
         entries=entries,
         latents=latents,
         masks=_fill(entries, Masks(grids), pairs, progress, batch_size),
-        captions=_fill(entries, captions, ("", *audit.captions), progress, batch_size),
+        captions=_fill(entries, captions, audit.captions, progress, batch_size),
         provides=audit.provides,
     )
 

@@ -66,7 +66,7 @@ class CachedDataset(Dataset):
         records: the audit's.
         entries: where the tensors are.
         latents, masks: (picture, geometry) -> entry key.
-        captions: caption -> entry key; the empty caption is among them.
+        captions: caption -> entry key, for every caption that a visit may take.
         provides: the audit's; what is not in it is left out of every sample.
     """
 
@@ -91,6 +91,10 @@ class CachedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of a record under its first caption, see `sample`."""
+        return self.sample(index, self.records[index].caption)
+
+    def sample(self, index: int, caption: str) -> dict[str, Any]:
         """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
@@ -100,13 +104,13 @@ class CachedDataset(Dataset):
             "clean": self._side(record.image, record.geometry),
             "rejected": self._rejected(record),
             "mask": self._mask(record),
-            "condition": self.condition(record.caption),
+            "condition": self.condition(caption),
             "file": record.image.asset.name,
-            "caption": record.caption,
+            "caption": caption,
         }
 
     def condition(self, caption: str) -> Any:
-        """The condition of one caption of the data set, or of the empty one; size 1, on the CPU."""
+        """The condition of one caption of the data set; size 1, on the CPU."""
         from flowhooks.probe import Condition
 
         return Condition.unflatten(self._entries.read("text", self._captions[caption]))

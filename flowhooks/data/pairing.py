@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
-from flowhooks.data.records import Audit, Record
+from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
+from flowhooks.data.schedule import report
+from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
@@ -81,20 +83,24 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     geometries = plan_geometries(images, partners, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
     mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
+    drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
         if stem not in images.captions or any(stem not in each.images for each in partners):
             continue
+        caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
             records.append(
                 Record(
                     key=stem,
                     dataset=images.id,
                     image=picture,
-                    caption=images.captions[stem],
+                    caption=caption,
+                    wordings=tuple(others),
                     rejected=rejected.images[stem] if rejected else None,
                     masks=tuple(each.images[stem] for each in mask_sets),
                     geometry=geometries[stem],
+                    drawing=drawing,
                 )
             )
     return records * (1 + images.block["repeats"])
@@ -125,13 +131,13 @@ def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},
         "masks": {mask for record in records for mask in record.masks},
-        "captions": {record.caption for record in records},
+        "captions": distinct_captions(records),
     }
     return Audit(
         records=tuple(records),
         counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
         provides=_provided(records, found),
-        report=(*lines, *found.notes),
+        report=(*lines, *report(records), *found.notes),
         warnings=tuple(found.warnings),
     )
 
@@ -143,8 +149,11 @@ def _provided(records: list[Record], found: Findings) -> frozenset[str]:
     if not unpaired:
         provides.add("rejected")
     elif unpaired < len(records):
-        share = f"{unpaired:,} of {len(records):,}"
-        found.warnings.append(f"{share} samples have no rejected side, so none is offered to hooks")
+        names = ", ".join(repr(name) for name in dict.fromkeys(r.dataset for r in records if r.rejected is None))
+        found.warnings.append(
+            f"{unpaired:,} of {len(records):,} samples have no rejected side, those of {names}, so none is offered to "
+            "hooks; give every image set one, or train those sets in a run of their own"
+        )
     if unmasked < len(records):
         provides.add("mask")
         if unmasked:

@@ -23,6 +23,7 @@ class Card:
         dataset: id of the image data set.
         image: None if its file cannot be used.
         caption: None if there is none.
+        wordings: other captions that a visit may take.
         rejected: the worse side, if there is one.
         paired: whether there should be one.
         masks: they multiply.
@@ -36,6 +37,7 @@ class Card:
     dataset: str
     image: Picture | None
     caption: str | None
+    wordings: tuple[str, ...] = ()
     rejected: Picture | None = None
     paired: bool = False
     masks: tuple[Picture, ...] = ()
@@ -101,6 +103,7 @@ def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str
         dataset=record.dataset,
         image=record.image,
         caption=record.caption,
+        wordings=record.wordings,
         rejected=record.rejected,
         paired=record.rejected is not None,
         masks=record.masks,

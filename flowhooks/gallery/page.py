@@ -132,7 +132,7 @@ def _select(name: str, title: str, options: Iterable[tuple[str, str, int]]) -> s
 
 
 def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
-    text = escape(f"{card.key}\n{card.caption or ''}".lower())
+    text = escape("\n".join((card.key, card.caption or "", *card.wordings)).lower())
     sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask)]
     if card.paired:
         sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask))
@@ -142,7 +142,7 @@ def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     return (
         f'<article data-text="{text}" data-dataset="{escape(card.dataset)}" data-bucket="{escape(card.bucket)}"'
         f' data-state="{card.state}"><div class="sides">{"".join(sides)}</div><div class="words">{chips}'
-        f'<p class="caption{" none" if missing else ""}" dir="auto">{escape(caption)}</p>'
+        f'<p class="caption{" none" if missing else ""}" dir="auto">{escape(caption)}</p>{_others(card.wordings)}'
         f"<h3>{escape(card.key)}</h3></div></article>"
     )
 
@@ -158,6 +158,13 @@ def _chips(card: Card, several: bool) -> str:
         chips.append(("", f"{card.times} times an epoch"))
     rows = "".join(f'<li class="{kind}">{escape(words)}</li>' for kind, words in chips)
     return f'<ul class="chips">{rows}</ul>'
+
+
+def _others(wordings: Sequence[str]) -> str:
+    if not wordings:
+        return ""
+    rows = "".join(f'<li dir="auto">{escape(each)}</li>' for each in wordings)
+    return f"<details><summary>or one of {count(len(wordings), 'other wording')}</summary><ul>{rows}</ul></details>"
 
 
 def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Image | None) -> str:

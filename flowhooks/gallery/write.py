@@ -109,7 +109,7 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card]) -> Findings:
         "images": sum(len(looked.sets[i].images) for i in looked.links),
         "rejected": len({record.rejected for record in looked.records if record.rejected}),
         "masks": len({mask for record in looked.records for mask in record.masks}),
-        "captions": len({record.caption for record in looked.records}),
+        "captions": len({caption for record in looked.records for caption in record.captions}),
     }
     buckets: Counter[tuple[str, str]] = Counter()
     for card in cards:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowhooks.config import Datasets, load_datasets
 from flowhooks.config.overrides import apply
-from flowhooks.data import Audit, audit
+from flowhooks.data import Survey, survey
 from flowhooks.data.folders import folder_of
 from flowhooks.errors import ConfigError, DataError, Problem
 
@@ -39,12 +39,12 @@ class ImageSet:
             self.folders.append(within)
         self._datasets = load_datasets(blocks, base)
 
-    def audit(self) -> Audit:
+    def survey(self) -> Survey:
         """Read every file. Raises DataError with every problem, told of the source, `--set` or `--within`."""
-        try:
-            return audit(self._datasets)
-        except DataError as error:
-            raise DataError([self._blamed(problem) for problem in error.problems]) from None
+        looked = survey(self._datasets)
+        if looked.found.problems:
+            raise DataError([self._blamed(problem) for problem in looked.found.problems])
+        return looked
 
     def _blamed(self, problem: Problem) -> Problem:
         path = problem.path or ""
