@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -49,8 +50,8 @@ class Browser:
         self._in, theirs_out = os.pipe()
 
         def wire() -> None:
-            # Away from 3 and 4 first, which are what the browser reads and writes.
-            reading, writing = os.dup(theirs_in), os.dup(theirs_out)
+            # The browser reads 3 and writes 4. By way of high numbers, as either pipe may have one of the two already.
+            reading, writing = (fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in (theirs_in, theirs_out))
             os.dup2(reading, 3)
             os.dup2(writing, 4)
 
@@ -97,7 +98,7 @@ class Browser:
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
-        text = {"text": key} if len(key) == 1 else {}
+        text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
         self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
 
