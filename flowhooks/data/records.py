@@ -63,6 +63,11 @@ class Record:
         return self.width, self.height
 
     @property
+    def bucket(self) -> tuple[int, int, int]:
+        """Width, height and frames, as trained on; a batch holds records of one bucket."""
+        return self.geometry.width, self.geometry.height, self.geometry.frames
+
+    @property
     def width(self) -> int:
         """Pixels, as trained on."""
         return self.geometry.width
