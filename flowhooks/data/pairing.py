@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count, some
@@ -21,6 +21,31 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that could be read, and all that is wrong with it.
+
+    Args:
+        sets: one per block, in order.
+        links: index of each image set -> indices of the sets that belong to it.
+        records: the samples that are whole.
+        lines: one an image set, for the terminal.
+        found: problems, warnings and notes.
+    """
+
+    sets: tuple[DataSet, ...]
+    links: dict[int, tuple[int, ...]]
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    found: Findings
+
+    def audit(self) -> Audit:
+        """Raises DataError with every problem, if there is one."""
+        if self.found.problems:
+            raise DataError(self.found.problems)
+        return _conclude(list(self.records), list(self.lines), self.found)
+
+
 def audit(datasets: Datasets | None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
@@ -35,6 +60,11 @@ def audit(datasets: Datasets | None) -> Audit:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
+    return survey(datasets).audit()
+
+
+def survey(datasets: Datasets) -> Survey:
+    """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
@@ -46,9 +76,7 @@ def audit(datasets: Datasets | None) -> Audit:
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     _check_one_size(records, sets, found)
-    if found.problems:
-        raise DataError(found.problems)
-    return _conclude(records, sets, lines, found)
+    return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
@@ -100,7 +128,7 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
 
 
-def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
+def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},

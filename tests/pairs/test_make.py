@@ -126,6 +126,14 @@ def test_a_data_set_file_is_a_source_and_its_options_stay(photos, tmp_path):
     assert found.counts["samples"] == 18 and found.captions == ("it",)
 
 
+def test_templates_stay_in_the_data_set_file_and_out_of_the_captions(photos, tmp_path):
+    settings = ["--set", "caption_template=a drawing of {caption}", "--set", "probability=2"]
+    assert make(photos, tmp_path / "made", "--degrade", "blur", *settings) == 0
+    assert (tmp_path / "made/preferred/a.txt").read_text() == "a photo of a\n"
+    record = audit(load_datasets("dataset.json", tmp_path / "made")).records[0]
+    assert record.caption == "a drawing of a photo of a" and record.drawing.probability == 2
+
+
 def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_path, capsys):
     (photos / "a.txt").unlink()
     (photos / "b.png").write_bytes(b"")
