@@ -243,8 +243,10 @@ class AdjointTarget(Hook):
         return self._decoder.gradient(clean, judge)
 
     def _noises(self, step: Step, pictures: Tensor) -> Iterator[Tensor]:
+        # Noise is drawn in the order of memory.
+        like = pictures.contiguous()
         for copy in range(int(self.smoothing["samples"])):  # type: ignore[index]
-            yield self.smoothing["sigma"] * step.draws.normal_like(pictures, f"smoothing/{copy}")  # type: ignore[index]
+            yield self.smoothing["sigma"] * step.draws.normal_like(like, f"smoothing/{copy}")  # type: ignore[index]
 
     def _scaled(self, step: Step, gradient: Tensor, base: Tensor) -> Tensor:
         """By the reward's scale, which the first rollout sets, from all processes."""

@@ -9,8 +9,9 @@ import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, FlowhooksError, RewardError
 from flowhooks.hooks.adjoint_target import unguided_arguments
+from flowhooks.hooks.decoding import Decoder
 from flowhooks.testing.matrix import learnt
-from tests.hooks.adjoint_runs import ROLLOUT, STEPS, moved, run_through, target
+from tests.hooks.adjoint_runs import ROLLOUT, SCALE, STEPS, moved, run_through, target
 from tests.hooks.test_on_policy import document
 
 
@@ -248,3 +249,49 @@ def test_gradient_checkpointing_changes_nothing():
             found[checkpointing] = [step.target("main") for step in run_through(session)]
     for plain, again in zip(found[False], found[True], strict=True):
         torch.testing.assert_close(again, plain, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("adjoint", ["lean", "lookahead"])
+def test_smoothing_averages_the_gradient_over_noisy_copies(adjoint):
+    """Two copies, each with the gradient of a square by hand; the noise is a step's own, and comes again on resume."""
+    model = learnt("sd3")
+    smoothing = {"samples": 2, "sigma": 0.3}
+    found = []
+    for _ in range(2):
+        with flowhooks.attach(model, document(ROLLOUT, target(adjoint=adjoint, smoothing=smoothing))) as session:
+            steps = run_through(session)
+            (hook,) = (hook for hook in session.assembly.hooks if hook.type == "adjoint_target")
+            found.append([step.target("main") for step in steps])
+            last, value = steps[-1], hook._values["adjoint_reward"]
+            leaf = last.batch.clean.clone().requires_grad_()
+            pictures = (model.decode(leaf, gradient=True) / 2 + 0.5).clamp(0, 1)
+            noises = [last.draws.normal_like(pictures.contiguous(), f"smoothing/{copy}") for copy in range(2)]
+            rewards = sum((pictures + 0.3 * noise).clamp(0, 1).flatten(1).square().mean(1) for noise in noises) / 2
+            (gradient,) = torch.autograd.grad(SCALE * rewards.sum(), leaf)
+            base = hook._bases[last.views["main"].visit.index]
+            torch.testing.assert_close(base - found[-1][-1], gradient, rtol=1e-3, atol=1e-5)
+            assert float(value) == pytest.approx(float(rewards.mean()), rel=1e-4)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["sd3", "wan"])
+def test_a_checkpointed_decoder_has_the_same_gradient_for_less(name):
+    """Where Diffusers' VAE knows checkpointing, as SD3's does and Wan's does not; it is found as it was."""
+    model = learnt(name)
+    decoder, vae = Decoder(model, "a test"), model.pipe.vae
+    clean = torch.randn(1, *model.sample_shape, generator=torch.Generator().manual_seed(0))
+    model.decode(clean)
+    before = {key: sorted(vars(module)) for key, module in vae.named_modules()}
+    found, most = {}, {}
+    for supported in (False, vae._supports_gradient_checkpointing):
+        type(vae)._supports_gradient_checkpointing, own = supported, type(vae)._supports_gradient_checkpointing
+        held = Held()
+        with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
+            found[supported] = decoder.gradient(clean, lambda pictures: pictures.square())
+        type(vae)._supports_gradient_checkpointing = own
+        most[supported] = held.peak
+    assert before == {key: sorted(vars(module)) for key, module in vae.named_modules()}
+    assert found[False].any()
+    if name == "sd3":
+        assert torch.equal(found[True], found[False])
+        assert most[True] < most[False] / 2

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import flowhooks
+from flowhooks.adapters.frozen import FrozenAdapter
+from flowhooks.errors import CheckpointError
 from flowhooks.hooks.adjoint import optimal_control
 from flowhooks.testing.matrix import learnt
+from tests.hooks.adjoint_reference import regularizer_cost
 from tests.hooks.adjoint_runs import ROLLOUT, STEPS, ByHand, moved, run_through, target
-from tests.hooks.test_on_policy import document, watched
+from tests.hooks.test_on_policy import document, teachers, watched
 from tests.sampling.test_rollout import GUIDED
 
 
@@ -82,3 +85,59 @@ def test_states_before_the_end_are_held_at_the_base(early):
         assert sum(result.share for result in results) == pytest.approx(
             sum(abs(hand.by(k)) * STEPS for k in range(0 if early else 2, STEPS)) / (STEPS if early else 3)
         )
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
+@pytest.mark.parametrize("weight", [1e-6, 1.0], ids=["draft_k", "with_a_cost"])
+def test_full_costates_give_the_gradient_of_the_last_steps(name, weight):
+    """Back-propagation through the last 3 steps of the policy's rollout, the control's cost included, to one factor;
+    where that cost is next to nothing this is DRaFT-K."""
+    model = learnt(name)
+    with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full", regularizer={"2": weight}))) as session:
+        moved(session)
+        steps = run_through(session)
+        parameters = session.parameters().values()
+        found = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        hand = ByHand(session, steps)
+        gain, state = torch.zeros(2), hand.rollout.states[2]
+        for k in range(2, STEPS):
+            ours, theirs = (hand.velocity(state, k, role) for role in ("policy", "reference"))
+            gain = gain + hand.by(k) * regularizer_cost(theirs - ours, {2: weight})
+            state = state + hand.by(k) * ours
+        used = [p for p in parameters if p.grad is not None]
+        gradients = torch.autograd.grad((gain + hand.reward(state)).sum(), used)
+        expected = torch.cat([gradient.flatten() for gradient in gradients])
+    # A step's weight is STEPS |D| over 3 visits, and its error a mean over 2 samples.
+    factor = -2 * STEPS / (3 * 2 * weight * state[0].numel())
+    most = abs(factor) * float(expected.abs().max())
+    torch.testing.assert_close(found, factor * expected, rtol=1e-2, atol=2e-3 * most)
+
+
+def test_an_anchor_at_a_frozen_adapter_on_guided_rollouts(tmp_path):
+    """The multi-task anchor of Flow-OPD beside the target: everybody is asked without guidance."""
+    model = learnt("sd3")
+    source = teachers(model, tmp_path)["b"]
+    anchor = {"type": "anchor_regularizer", "role": "adapter:kind", "adapter": source, "weight": 0.5}
+    guided = {**ROLLOUT, "pipeline_arguments": GUIDED["sd3"]}
+    with flowhooks.attach(model, document(guided, target(), anchor)) as session:
+        moved(session)
+        with watched(session) as steps:
+            results = list(session.steps(None))
+        hand = ByHand(session, steps)
+        frozen = FrozenAdapter(model.transformer, source)
+        for step, result in zip(steps, results, strict=True):
+            index = step.views["main"].visit.index
+            state = hand.rollout.states[index]
+            with torch.no_grad(), session.adapter.disabled(), frozen.alone():
+                velocity = hand.model.predict(state, torch.full((2,), hand.transitions[index].start), hand.condition)
+                distance = (step.predict("main") - velocity).square().mean()
+            assert float(result.metrics["anchor_adapter_kind_loss"]) == pytest.approx(0.5 * float(distance), rel=1e-3)
+        assert_targets(steps, hand, hand.lean(), {2: 1.0})
+        saved = session.state_dict()
+    assert "adapter:kind" not in session.roles
+    changed = {**anchor, "adapter": teachers(model, tmp_path)["a"]}
+    with (
+        flowhooks.attach(model, document(guided, target(), changed)) as session,
+        pytest.raises(CheckpointError, match="the anchor 'kind' .* is not the file that the checkpoint was"),
+    ):
+        session.load_state_dict(saved)
