@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,35 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that could be read, and all that is wrong with it.
+
+    Args:
+        sets: one per block, in order.
+        links: index of each image set -> indices of the sets that belong to it.
+        records: the samples that are whole.
+        lines: one an image set, for the terminal.
+        found: problems, warnings and notes.
+    """
+
+    sets: tuple[DataSet, ...]
+    links: dict[int, tuple[int, ...]]
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    found: Findings
+
+    def partners(self, image_set: int) -> tuple[DataSet, ...]:
+        """The sets that belong to an image set, linked ones before the columns of its own."""
+        return (*(self.sets[j] for j in self.links[image_set]), *self.sets[image_set].columns)
+
+    def audit(self) -> Audit:
+        """Raises DataError with every problem, if there is one."""
+        if self.found.problems:
+            raise DataError(self.found.problems)
+        return _conclude(list(self.records), list(self.lines), self.found)
+
+
 def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
@@ -37,8 +66,12 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
-    found = Findings(datasets.source, datasets.root, cache)
+    return survey(datasets, cache_dir).audit()
+
+
+def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
+    """What `audit` looks at, also where it would raise."""
+    found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
     links = link(datasets.blocks, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
     records: list[Record] = []
@@ -49,9 +82,7 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     _check_one_size(records, sets, found)
-    if found.problems:
-        raise DataError(found.problems)
-    return _conclude(records, sets, lines, found)
+    return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
@@ -103,7 +134,7 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
 
 
-def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
+def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},
