@@ -12,51 +12,8 @@ from torch.utils.data import Dataset
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import Record
-from flowhooks.data.store import DamagedEntry, Store
-from flowhooks.errors import DataError, Problem
+from flowhooks.data.store import Entries
 from flowhooks.kernel import Batch
-
-IN_MEMORY_BYTES = 512 * 2**20
-
-
-class Entries:
-    """Cache entries, the first `limit` bytes of them kept in memory."""
-
-    def __init__(self, store: Store, limit: int = IN_MEMORY_BYTES):
-        self.store = store
-        self._left = limit
-        self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
-
-    def find(self, kind: str, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry, None if there is none. Raises like Store.read."""
-        kept = self._kept.get((kind, key))
-        if kept is None and (kept := self.store.read(kind, key)) is not None:
-            self._keep(kind, key, kept)
-        return kept
-
-    def read(self, kind: str, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry that was there when the run began. Raises DataError if it is gone or damaged."""
-        try:
-            found = self.find(kind, key)
-        except DamagedEntry as error:
-            message = f"the cache entry {error} was damaged during the run; start again with `--resume latest`"
-            raise DataError(message) from None
-        if found is None:
-            message = "was removed during the run; start again with `--resume latest` and it is made again"
-            raise DataError(Problem(message, str(self.store.path(kind, key))))
-        return found
-
-    def add(self, kind: str, key: str, tensors: dict[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write an entry. Raises like Store.write."""
-        self.store.write(kind, key, tensors, about)
-        self._keep(kind, key, tensors)
-
-    def _keep(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        if size <= self._left:
-            self._left -= size
-            # A slice of a batch would keep the whole batch alive.
-            self._kept[kind, key] = {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 class CachedDataset(Dataset):
@@ -82,7 +39,7 @@ class CachedDataset(Dataset):
     ):
         self.records = records
         self.provides = provides
-        self._entries = entries
+        self.entries = entries
         self._latents = latents
         self._masks = masks
         self._captions = captions
@@ -113,10 +70,10 @@ class CachedDataset(Dataset):
         """The condition of one caption of the data set; size 1, on the CPU."""
         from flowhooks.probe import Condition
 
-        return Condition.unflatten(self._entries.read("text", self._captions[caption]))
+        return Condition.unflatten(self.entries.read("text", self._captions[caption]))
 
     def _side(self, picture: Picture, geometry: Geometry) -> Tensor:
-        return self._entries.read("latents", self._latents[picture, geometry])["latents"]
+        return self.entries.read("latents", self._latents[picture, geometry])["latents"]
 
     def _rejected(self, record: Record) -> Tensor | None:
         if record.rejected is None or "rejected" not in self.provides:
@@ -126,11 +83,11 @@ class CachedDataset(Dataset):
     def _mask(self, record: Record) -> Tensor | None:
         if "mask" not in self.provides:
             return None
-        masks = [self._entries.read("masks", self._masks[mask, record.geometry])["mask"] for mask in record.masks]
+        masks = [self.entries.read("masks", self._masks[mask, record.geometry])["mask"] for mask in record.masks]
         if masks:
             return torch.stack(masks).prod(0)
         # Where other samples have masks, one without trains everywhere; all have one size, so any mask tells the grid.
-        return torch.ones_like(self._entries.read("masks", next(iter(self._masks.values())))["mask"])
+        return torch.ones_like(self.entries.read("masks", next(iter(self._masks.values())))["mask"])
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:

@@ -18,12 +18,19 @@ class Geometry:
     Args:
         width: pixels of the result.
         height: pixels of the result.
+        frames: of a clip; 1 for a picture.
         box: left, top, right, bottom of the region to keep, as fractions in [0, 1] of the upright source.
     """
 
     width: int
     height: int
+    frames: int = 1
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and frames, as a model takes them."""
+        return self.height, self.width, self.frames
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The box in pixels of a source of `width` x `height`."""

@@ -58,9 +58,9 @@ class Record:
         return (self.caption, *self.wordings)
 
     @property
-    def bucket(self) -> tuple[int, ...]:
-        """What the samples of one batch have in common."""
-        return self.width, self.height
+    def bucket(self) -> tuple[int, int, int]:
+        """Width, height and frames, as trained on; a batch holds records of one bucket."""
+        return self.geometry.width, self.geometry.height, self.geometry.frames
 
     @property
     def width(self) -> int:
