@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flowhooks.data import Record, Survey
-from flowhooks.data.folders import DataSet
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.sets import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,10 @@ class Card:
     @property
     def bucket(self) -> str:
         """Size as trained on; empty for a sample that is not whole."""
-        return f"{self.geometry.width}x{self.geometry.height}" if self.geometry else ""
+        if self.geometry is None:
+            return ""
+        clip = f"x{self.geometry.frames}" if self.geometry.frames > 1 else ""
+        return f"{self.geometry.width}x{self.geometry.height}{clip}"
 
     @property
     def state(self) -> str:
