@@ -15,12 +15,14 @@ _ROOMS = {
     "Record": "flowhooks.data.records",
     "Schedule": "flowhooks.data.schedule",
     "Stream": "flowhooks.data.schedule",
+    "Survey": "flowhooks.data.pairing",
     "audit": "flowhooks.data.pairing",
     "batch_plan": "flowhooks.data.sampler",
     "build_cache": "flowhooks.data.cache",
     "collate": "flowhooks.data.dataset",
     "data_loader": "flowhooks.data.loader",
     "streams": "flowhooks.data.schedule",
+    "survey": "flowhooks.data.pairing",
 }
 __all__ = sorted(_ROOMS)
 

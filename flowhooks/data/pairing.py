@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
 from flowhooks.data.schedule import report
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources import read_set
 from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 
@@ -20,12 +21,38 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that could be read, and all that is wrong with it.
+
+    Args:
+        sets: one per block, in order.
+        links: index of each image set -> indices of the sets that belong to it.
+        records: the samples that are whole.
+        lines: one an image set, for the terminal.
+        found: problems, warnings and notes.
+    """
+
+    sets: tuple[DataSet, ...]
+    links: dict[int, tuple[int, ...]]
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    found: Findings
+
+    def audit(self) -> Audit:
+        """Raises DataError with every problem, if there is one."""
+        if self.found.problems:
+            raise DataError(self.found.problems)
+        return _conclude(list(self.records), list(self.lines), self.found)
+
+
 def audit(datasets: Datasets | None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
-    every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
-    may differ. Files in a conditioning set that no image asks for are a warning.
+    every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
+    and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
+    are a warning.
 
     None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
     """
@@ -33,20 +60,23 @@ def audit(datasets: Datasets | None) -> Audit:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
+    return survey(datasets).audit()
+
+
+def survey(datasets: Datasets) -> Survey:
+    """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
-    sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
-        partners = [sets[j] for j in linked]
+        partners = [*(sets[j] for j in linked), *sets[i].columns]
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     _check_one_size(records, sets, found)
-    if found.problems:
-        raise DataError(found.problems)
-    return _conclude(records, sets, lines, found)
+    return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
@@ -98,7 +128,7 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
 
 
-def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
+def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,7 @@ class PairFolder:
         """
         text = StringIO()
         csv.writer(text, lineterminator="\n").writerows([("pair", *self.columns), *self.rows])
-        (self.root / "pairs.csv").write_text(text.getvalue(), encoding="utf-8")
+        (self.root / "pairs.csv").write_bytes(os.fsencode(text.getvalue()))
         document = {"$comment": made_by, "datasets": _blocks(block, self.masked)}
         content = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (self.root / DATASET).write_text(content, encoding="utf-8")

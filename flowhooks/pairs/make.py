@@ -54,7 +54,7 @@ def make_pairs(
     images = ImageSet(source, settings, within)
     problems = refusals(output, images.folders)
     try:
-        found = images.audit()
+        found = images.survey()
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -79,7 +79,7 @@ def make_pairs(
                 continue
             folder.add(
                 key,
-                caption=record.caption,
+                caption=found.sets[0].captions[key],
                 preferred=twin.original,
                 rejected=twin.picture,
                 mask=twin.mask,

@@ -8,8 +8,8 @@ from typing import Any
 
 from flowhooks.config import Datasets, load_datasets
 from flowhooks.config.overrides import apply
-from flowhooks.data import Audit, audit
-from flowhooks.data.folders import folder_of
+from flowhooks.data import Survey, survey
+from flowhooks.data.places import folder_here
 from flowhooks.errors import ConfigError, DataError, Problem
 
 #: Keys that `--set` leaves alone.
@@ -33,18 +33,18 @@ class ImageSet:
         base, block, self._path = _block_of(source)
         self.block = {**with_settings(block, settings, base), "conditioning_data": None}
         blocks = [self.block]
-        self.folders = [folder_of(self.block["instance_data_dir"], base)]
         if within is not None:
             blocks.append(_masks(within, self.block["id"]))
-            self.folders.append(within)
         self._datasets = load_datasets(blocks, base)
+        images = folder_here(self.block["instance_data_dir"], self._datasets.source)
+        self.folders = [folder for folder in (images, within) if folder is not None]
 
-    def audit(self) -> Audit:
+    def survey(self) -> Survey:
         """Read every file. Raises DataError with every problem, told of the source, `--set` or `--within`."""
-        try:
-            return audit(self._datasets)
-        except DataError as error:
-            raise DataError([self._blamed(problem) for problem in error.problems]) from None
+        looked = survey(self._datasets)
+        if looked.found.problems:
+            raise DataError([self._blamed(problem) for problem in looked.found.problems])
+        return looked
 
     def _blamed(self, problem: Problem) -> Problem:
         path = problem.path or ""
@@ -78,7 +78,7 @@ def _block_of(source: str) -> tuple[Path, dict[str, Any], str | None]:
     """Where folders are relative to, the image block, and its JSON path if it comes from a file."""
     if source.startswith("digits:") or Path(source).is_dir():
         return Path.cwd(), {"id": "images", "instance_data_dir": source}, None
-    datasets = load_datasets(source, Path.cwd())
+    datasets = load_datasets(source, Path())
     index = _one_image_set(datasets)
     return datasets.source, datasets.blocks[index], datasets.paths[index]
 

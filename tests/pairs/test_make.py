@@ -70,7 +70,13 @@ def test_made_pairs_train(photos, tmp_path):
     assert make(photos, tmp_path / "made", "--degrade", "noise", "--set", "resolution=16") == 0
     run = make_run(write_model(tmp_path / "model"), tmp_path / "made/dataset.json", tmp_path / "out")
     assert run.data.blocks[0]["resolution"] == 16
+    assert main(["check", _saved(run.document, tmp_path / "run.json")]) == 0
     assert train(run, progress=False).step == 4
+
+
+def _saved(document, file) -> str:
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return str(file)
 
 
 def test_a_seed_and_a_name_give_the_same_bytes(photos, tmp_path):
@@ -124,6 +130,14 @@ def test_a_data_set_file_is_a_source_and_its_options_stay(photos, tmp_path):
     assert (block["resolution"], block["repeats"]) == (8, 2) and "instance_prompt" not in block
     found = audit(load_datasets("dataset.json", tmp_path / "made"))
     assert found.counts["samples"] == 18 and found.captions == ("it",)
+
+
+def test_templates_stay_in_the_data_set_file_and_out_of_the_captions(photos, tmp_path):
+    settings = ["--set", "caption_template=a drawing of {caption}", "--set", "probability=2"]
+    assert make(photos, tmp_path / "made", "--degrade", "blur", *settings) == 0
+    assert (tmp_path / "made/preferred/a.txt").read_text() == "a photo of a\n"
+    record = audit(load_datasets("dataset.json", tmp_path / "made")).records[0]
+    assert record.caption == "a drawing of a photo of a" and record.drawing.probability == 2
 
 
 def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_path, capsys):
