@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from flowhooks.config import load_datasets
 from flowhooks.data import audit
 from flowhooks.train import train
 from tests.cli.test_process import imported
-from tests.data.folders import image_set, load, snapshot, write_image, write_mask, write_pairs
+from tests.data.folders import image_set, load, snapshot, undecodable, write_image, write_mask, write_pairs
 from tests.train.runs import make_run, write_model
 
 NAMES = ("a", "b", "sub/c", "sub/d", "e", "f")
@@ -159,21 +158,13 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_pat
 def test_images_that_stay_as_they_are_or_cannot_be_decoded_make_no_pair(photos, tmp_path, capsys):
     write_mask(photos / "flat.png", np.full((16, 24, 3), 90))
     (photos / "flat.txt").write_text("flat")
-    (photos / "b.png").write_bytes(_undecodable((photos / "b.png").read_bytes()))
+    (photos / "b.png").write_bytes(undecodable((photos / "b.png").read_bytes()))
     before = snapshot(tmp_path)
     assert make(photos, tmp_path / "new/made", "--degrade", "blur") == 2
     same, broken = sorted(capsys.readouterr().err.splitlines(), reverse=True)
     assert same.startswith(f"{photos}: images that came out as they were (1): flat (blur:2); choose another")
     assert broken.startswith(f"{photos}: files that cannot be used (1): b cannot be decoded (")
     assert snapshot(tmp_path) == before and not (tmp_path / "new").exists()
-
-
-def _undecodable(png: bytes) -> bytes:
-    """The same PNG with a broken stream of pixels in a chunk whose checksum is right."""
-    at = png.index(b"IDAT")
-    size = int.from_bytes(png[at - 4 : at])
-    chunk = b"IDAT" + b"?" * size
-    return png[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + png[at + 8 + size :]
 
 
 @pytest.mark.parametrize(
