@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_run
@@ -25,6 +26,7 @@ def run(args: Namespace) -> int:
     from flowhooks.config import load_run
     from flowhooks.data import streams
     from flowhooks.data.schedule import crowded
+    from flowhooks.data.shards import told_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True)
     audited, planned = examine(configured)
@@ -36,6 +38,8 @@ def run(args: Namespace) -> int:
     )
     for line in audited.report:
         print(f"data       {line}")
+    if audited.records:
+        print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     print(f"trains     {trained(configured)}")

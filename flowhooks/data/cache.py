@@ -95,9 +95,9 @@ class _Wanted:
         return lots(sorted(missing, key=lambda key: (_size(self.abouts[key]), key)))
 
 
-def _size(about: Mapping[str, Any]) -> tuple[int, int]:
+def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
     geometry = about.get("geometry", {})
-    return geometry.get("height", 0), geometry.get("width", 0)
+    return tuple(geometry.get(name, 0) for name in ("frames", "height", "width"))
 
 
 def _latent_grid(model: FlowModel, height: int, width: int) -> tuple[int, int]:

@@ -6,11 +6,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
 from flowhooks.data.schedule import report
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources import read_set
 from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 
@@ -49,8 +50,9 @@ def audit(datasets: Datasets | None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
-    every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
-    may differ. Files in a conditioning set that no image asks for are a warning.
+    every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
+    and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
+    are a warning.
 
     None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
     """
@@ -65,11 +67,11 @@ def survey(datasets: Datasets) -> Survey:
     """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
-    sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
-        partners = [sets[j] for j in linked]
+        partners = [*(sets[j] for j in linked), *sets[i].columns]
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)

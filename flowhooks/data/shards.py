@@ -216,6 +216,14 @@ def sweep(folder: Path) -> None:
                     pass
 
 
+def told_bytes(number: int) -> str:
+    """`512 bytes`, `1.5 MB`, `20.0 GB`."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number} bytes"
+
+
 def total_bytes(folder: Path) -> int:
     """Of all files under `folder`; 0 if it is not there."""
     total = 0

@@ -133,16 +133,29 @@ class Store:
 
 
 class Entries:
-    """The cache entries of one run, the first `limit` bytes that were read kept in memory.
+    """The cache entries of one run. As many as fit into `limit` bytes are read at once and stay in memory, where the
+    workers of a loader share them.
 
     Args:
         places: kind -> key -> where it lies.
+
+    Raises DataError naming every shard that holds NaN.
     """
 
     def __init__(self, places: Mapping[str, Mapping[str, Place]], limit: int = IN_MEMORY_BYTES):
         self.places = places
-        self._left = limit
         self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
+        problems: dict[str | None, Problem] = {}
+        for kind, key, place in ((kind, *each) for kind, of_kind in places.items() for each in of_kind.items()):
+            limit -= place.nbytes
+            if limit < 0:
+                break
+            try:
+                self._kept[kind, key] = _read(place)
+            except DataError as error:
+                problems |= {problem.file: problem for problem in error.problems}
+        if problems:
+            raise DataError(list(problems.values()))
 
     @property
     def nbytes(self) -> int:
@@ -153,21 +166,16 @@ class Entries:
         return sum(map(len, self.places.values()))
 
     def read(self, kind: str, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry.
+        """The tensors of an entry, not to be changed.
 
         Raises DataError naming the shard if it is gone or damaged since the run began, or holds NaN.
         """
-        kept = self._kept.get((kind, key))
-        if kept is None:
-            place = self.places[kind].get(key)
-            if place is None:
-                raise DataError(f"{kind} were removed from the cache while the run was starting; start again")
-            kept = _read(place)
-            size = sum(tensor.nbytes for tensor in kept.values())
-            if size <= self._left:
-                self._left -= size
-                self._kept[kind, key] = kept
-        return kept
+        if (kept := self._kept.get((kind, key))) is not None:
+            return kept
+        place = self.places[kind].get(key)
+        if place is None:
+            raise DataError(f"{kind} were removed from the cache while the run was starting; start again")
+        return _read(place)
 
 
 def _read(place: Place) -> dict[str, Tensor]:

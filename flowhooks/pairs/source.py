@@ -9,7 +9,7 @@ from typing import Any
 from flowhooks.config import Datasets, load_datasets
 from flowhooks.config.overrides import apply
 from flowhooks.data import Survey, survey
-from flowhooks.data.folders import folder_of
+from flowhooks.data.places import folder_here
 from flowhooks.errors import ConfigError, DataError, Problem
 
 #: Keys that `--set` leaves alone.
@@ -33,11 +33,11 @@ class ImageSet:
         base, block, self._path = _block_of(source)
         self.block = {**with_settings(block, settings, base), "conditioning_data": None}
         blocks = [self.block]
-        self.folders = [folder_of(self.block["instance_data_dir"], base)]
         if within is not None:
             blocks.append(_masks(within, self.block["id"]))
-            self.folders.append(within)
         self._datasets = load_datasets(blocks, base)
+        images = folder_here(self.block["instance_data_dir"], self._datasets.source)
+        self.folders = [folder for folder in (images, within) if folder is not None]
 
     def survey(self) -> Survey:
         """Read every file. Raises DataError with every problem, told of the source, `--set` or `--within`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.config import Run, draws
-from flowhooks.data import Audit, Schedule, Stream, audit, build_cache, data_loader, streams
+from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_cache, data_loader, streams
 from flowhooks.data.schedule import crowded, phases
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.data.shards import told_bytes, total_bytes
+from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
 from flowhooks.train import holdout, rng
@@ -33,7 +36,7 @@ from flowhooks.train.validation import Validation
 
 
 @contextmanager
-def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
+def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False) -> Iterator[Job]:
     """A job that stands before its next step; on leaving, the pipeline is as it was loaded and trackers are closed.
 
     Raises:
@@ -62,7 +65,9 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         model = _probed(run, pipe, audited, stack)
         # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
         with others_awake(pipe, model.transformer):
-            dataset: Any = _cached(run, model, audited, accelerator, progress) if audited.records else []
+            dataset: Any = []
+            if audited.records:
+                dataset = _cached(run, model, audited, progress and accelerator.is_main_process, rebuild_cache)
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
             # One seed on every process for what an adapter starts from, then one of its own for dropout.
             rng.seed_all(run.training["seed"])
@@ -183,7 +188,17 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     return model
 
 
-def _cached(run: Run, model: FlowModel, audited: Audit, accelerator: Any, progress: bool) -> Any:
-    # One process fills the cache, the others then find it full.
-    with accelerator.main_process_first():
-        return build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)
+def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, rebuild: bool) -> CachedDataset:
+    dataset = build_cache(
+        audited,
+        model,
+        run.cache_dir,
+        progress=progress,
+        rebuild=rebuild,
+        together=partial(together, DataError),
+    )
+    if progress:
+        entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
+        line = f"cache: {len(entries):,} entries, {told_bytes(entries.nbytes)}; {told_bytes(whole)} in {run.cache_dir}"
+        print(line, file=sys.stderr)
+    return dataset
