@@ -65,7 +65,8 @@ def all_cards(survey: Survey) -> list[Card]:
     """Every sample of every image data set, in order."""
     cards: list[Card] = []
     for i, linked in survey.links.items():
-        images, partners = survey.sets[i], [survey.sets[j] for j in linked]
+        images = survey.sets[i]
+        partners = [*(survey.sets[j] for j in linked), *images.columns]
         times = Counter(record for record in survey.records if record.dataset == images.id)
         originals: dict[str, str] = {}
         for record, number in times.items():

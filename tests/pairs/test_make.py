@@ -18,6 +18,7 @@ from flowhooks.data import audit
 from flowhooks.train import train
 from tests.cli.test_process import imported
 from tests.data.folders import image_set, load, snapshot, undecodable, write_image, write_mask, write_pairs
+from tests.data.sources.kept import KEEPERS, samples
 from tests.train.runs import make_run, write_model
 
 NAMES = ("a", "b", "sub/c", "sub/d", "e", "f")
@@ -129,6 +130,22 @@ def test_a_data_set_file_is_a_source_and_its_options_stay(photos, tmp_path):
     assert (block["resolution"], block["repeats"]) == (8, 2) and "instance_prompt" not in block
     found = audit(load_datasets("dataset.json", tmp_path / "made"))
     assert found.counts["samples"] == 18 and found.captions == ("it",)
+
+
+@pytest.mark.parametrize("shape", KEEPERS)
+def test_every_source_gives_the_same_pairs(shape, tmp_path):
+    """The pairs it has already are left aside."""
+    keys = ("a", "sub/b", ".hidden/c")
+    blocks = KEEPERS[shape](tmp_path, samples(keys))
+    (tmp_path / "data.json").write_text(json.dumps(blocks))
+    assert make(tmp_path / "data.json", tmp_path / "made", "--degrade", "noise") == 0
+    found = audit(load_datasets("dataset.json", tmp_path / "made"))
+    expected = {f'a photo of "{key}", é' for key in keys}
+    if shape == "local":
+        expected.remove('a photo of ".hidden/c", é')
+    assert set(found.captions) == expected and found.provides == {"image", "rejected", "mask"}
+    wanted = {each.image for each in samples(keys) if shape != "local" or each.key != ".hidden/c"}
+    assert {record.image.asset.read() for record in found.records} == wanted
 
 
 def test_templates_stay_in_the_data_set_file_and_out_of_the_captions(photos, tmp_path):
