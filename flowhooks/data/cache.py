@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from flowhooks.data.dataset import CachedDataset, Entries
-from flowhooks.data.encode import Captions, Encoder, Masks, Pictures
+from flowhooks.data.encode import Captions, Encoder, Masks, Pictures, told_at
 from flowhooks.data.records import Audit
+from flowhooks.data.sizes import latent_grids
 from flowhooks.data.store import DamagedEntry, Store, entry_key
 from flowhooks.errors import DataError, Problem
 
@@ -37,27 +39,23 @@ def build_cache(
     entries.store.sweep()
     records = audit.records
     sides = ((picture, record.geometry) for record in records for picture in (record.image, record.rejected) if picture)
-    grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
+    sizes = sorted({record.geometry.size for record in records})
+    grids = latent_grids(model, sizes)
     latents = _fill(entries, Pictures(model), sides, progress, batch_size)
-    captions = Captions(model, (records[0].height, records[0].width))
+    told = (
+        (told_at(model, "", size) for size in sizes),
+        (told_at(model, record.caption, record.geometry.size) for record in records),
+    )
     pairs = ((mask, record.geometry) for record in records for mask in record.masks)
     return CachedDataset(
         records=records,
         entries=entries,
         latents=latents,
         masks=_fill(entries, Masks(grids), pairs, progress, batch_size),
-        captions=_fill(entries, captions, ("", *audit.captions), progress, batch_size),
+        captions=_fill(entries, Captions(model), chain(*told), progress, batch_size),
+        grids=grids,
         provides=audit.provides,
     )
-
-
-def _latent_grid(model: FlowModel, height: int, width: int) -> tuple[int, int]:
-    try:
-        shape = model.layout(height, width).vae_shape
-    except ValueError as error:  # the pipeline's own check of its arguments
-        message = f"the pipeline refuses pictures of {width}x{height}: {error}; set `resolution` to a size it takes"
-        raise DataError(message) from None
-    return shape[-2], shape[-1]
 
 
 def _fill(entries: Entries, encoder: Encoder, items: Iterable[Any], progress: bool, batch_size: int) -> dict[Any, str]:

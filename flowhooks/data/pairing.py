@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.findings import Findings, count
 from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
@@ -40,7 +40,6 @@ def audit(datasets: Datasets | None) -> Audit:
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
-    _check_one_size(records, sets, found)
     if found.problems:
         raise DataError(found.problems)
     return _conclude(records, sets, lines, found)
@@ -69,20 +68,6 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
                 )
             )
     return records * (1 + images.block["repeats"])
-
-
-def _check_one_size(records: list[Record], sets: list[DataSet], found: Findings) -> None:
-    example: dict[tuple[int, int], Record] = {}
-    for record in records:
-        example.setdefault((record.width, record.height), record)
-    if len(example) > 1:
-        shown = [f"{w}x{h} ({record.dataset}: {record.key})" for (w, h), record in sorted(example.items())]
-        path = next(each.path for each in sets if each.id == records[0].dataset)
-        found.problem(
-            f"{path}.resolution",
-            f"the samples come in {len(example):,} sizes: {some(shown)}; a batch needs one: set `resolution` to it in "
-            "every image data set",
-        )
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:

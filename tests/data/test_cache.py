@@ -78,7 +78,7 @@ def test_a_sample_holds_what_the_model_makes_of_its_files(root, model, cache):
     assert torch.equal(item["mask"], left)
     expected = model.encode_prompts(["a photo of sub/c"])
     torch.testing.assert_close(item["condition"].flatten(), expected.flatten())
-    assert dataset.condition("").size == 1
+    assert dataset.condition("", (16, 16, 1)).size == 1
 
 
 def test_collate_makes_a_batch(root, model, cache):
@@ -206,10 +206,10 @@ def test_an_entry_that_goes_bad_during_the_run_is_named(root, model, cache):
     sound = path.read_bytes()
     path.write_bytes(sound[:-7])
     with pytest.raises(DataError, match=f"{path}.*damaged during the run"):
-        [dataset[i] for i in range(5)] and dataset.condition("")
+        [dataset[i] for i in range(5)] and dataset.condition("", (16, 16, 1))
     path.unlink()
     with pytest.raises(DataError, match=f"{path}.*removed during the run"):
-        [dataset[i] for i in range(5)] and dataset.condition("")
+        [dataset[i] for i in range(5)] and dataset.condition("", (16, 16, 1))
 
 
 def test_an_image_that_the_vae_turns_into_nan_is_named_and_not_cached(root, cache):
