@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_run
@@ -23,6 +24,9 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.commands.planning import forwards, trained, unused
     from flowhooks.config import load_run
+    from flowhooks.data import streams
+    from flowhooks.data.schedule import crowded
+    from flowhooks.data.shards import told_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True)
     audited, planned = examine(configured)
@@ -34,12 +38,15 @@ def run(args: Namespace) -> int:
     )
     for line in audited.report:
         print(f"data       {line}")
+    if audited.records:
+        print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     print(f"trains     {trained(configured)}")
     print(f"steps      {training['max_train_steps']:,} of {batch} samples per process, into {configured.output_dir}")
     given = (f"data:{each}" for each in audited.provides)
-    for line in [*audited.warnings, *unused(planned, frozenset(given))]:
+    small = crowded(streams(audited.records), training["train_batch_size"])
+    for line in [*audited.warnings, *([small] if small else ()), *unused(planned, frozenset(given))]:
         print(f"warning    {line}")
     print("ok")
     return 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count
-from flowhooks.data.folders import DataSet, read_folder
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
-from flowhooks.data.records import Audit, Record
+from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
+from flowhooks.data.schedule import report
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources import read_set
+from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
@@ -17,12 +21,38 @@ if TYPE_CHECKING:
 MASK_TYPES = ("mask", "segmentation")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that could be read, and all that is wrong with it.
+
+    Args:
+        sets: one per block, in order.
+        links: index of each image set -> indices of the sets that belong to it.
+        records: the samples that are whole.
+        lines: one an image set, for the terminal.
+        found: problems, warnings and notes.
+    """
+
+    sets: tuple[DataSet, ...]
+    links: dict[int, tuple[int, ...]]
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    found: Findings
+
+    def audit(self) -> Audit:
+        """Raises DataError with every problem, if there is one."""
+        if self.found.problems:
+            raise DataError(self.found.problems)
+        return _conclude(list(self.records), list(self.lines), self.found)
+
+
 def audit(datasets: Datasets | None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
-    every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
-    may differ. Files in a conditioning set that no image asks for are a warning.
+    every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
+    and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
+    are a warning.
 
     None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
     """
@@ -30,19 +60,22 @@ def audit(datasets: Datasets | None) -> Audit:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
+    return survey(datasets).audit()
+
+
+def survey(datasets: Datasets) -> Survey:
+    """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root)
     links = link(datasets.blocks, found)
-    sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
-        partners = [sets[j] for j in linked]
+        partners = [*(sets[j] for j in linked), *sets[i].columns]
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
-    if found.problems:
-        raise DataError(found.problems)
-    return _conclude(records, sets, lines, found)
+    return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
@@ -51,20 +84,24 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     geometries = plan_geometries(images, partners, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
     mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
+    drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
         if stem not in images.captions or any(stem not in each.images for each in partners):
             continue
+        caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
             records.append(
                 Record(
                     key=stem,
                     dataset=images.id,
                     image=picture,
-                    caption=images.captions[stem],
+                    caption=caption,
+                    wordings=tuple(others),
                     rejected=rejected.images[stem] if rejected else None,
                     masks=tuple(each.images[stem] for each in mask_sets),
                     geometry=geometries[stem],
+                    drawing=drawing,
                 )
             )
     return records * (1 + images.block["repeats"])
@@ -76,18 +113,18 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
 
 
-def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
+def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},
         "masks": {mask for record in records for mask in record.masks},
-        "captions": {record.caption for record in records},
+        "captions": distinct_captions(records),
     }
     return Audit(
         records=tuple(records),
         counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
         provides=_provided(records, found),
-        report=(*lines, *found.notes),
+        report=(*lines, *report(records), *found.notes),
         warnings=tuple(found.warnings),
     )
 
@@ -99,8 +136,11 @@ def _provided(records: list[Record], found: Findings) -> frozenset[str]:
     if not unpaired:
         provides.add("rejected")
     elif unpaired < len(records):
-        share = f"{unpaired:,} of {len(records):,}"
-        found.warnings.append(f"{share} samples have no rejected side, so none is offered to hooks")
+        names = ", ".join(repr(name) for name in dict.fromkeys(r.dataset for r in records if r.rejected is None))
+        found.warnings.append(
+            f"{unpaired:,} of {len(records):,} samples have no rejected side, those of {names}, so none is offered to "
+            "hooks; give every image set one, or train those sets in a run of their own"
+        )
     if unmasked < len(records):
         provides.add("mask")
         if unmasked:

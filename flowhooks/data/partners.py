@@ -6,9 +6,9 @@ import unicodedata
 from collections import defaultdict
 
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.folders import DataSet
 from flowhooks.data.geometry import Geometry, plan_geometry, target_size
 from flowhooks.data.inspection import Picture
+from flowhooks.data.sets import DataSet
 
 ASPECT_TOLERANCE = 0.01
 
@@ -17,7 +17,7 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
     """Every image has a partner, of its aspect ratio."""
     if not (images.usable and partner.usable):
         return
-    where = f"{partner.path}.instance_data_dir"
+    where = partner.where
     present = partner.images.keys() | partner.unusable
     missing = [stem for stem in images.images if stem not in present]
     if missing:

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a data set is drawn from.
+
+    Args:
+        probability: relative weight of each of its samples, above 0.
+        start_step: optimiser steps done before it is drawn.
+        end_step: optimiser steps done after which it is not; None: to the end.
+        caption_dropout: share of visits, in [0, 1], with the empty caption.
+    """
+
+    probability: float = 1.0
+    start_step: int = 0
+    end_step: int | None = None
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +35,27 @@ class Record:
         dataset: `id` of the image data set.
         image: the preferred image.
         caption: its prompt.
+        wordings: other prompts, of which each visit takes this or one of those.
         rejected: the rejected partner, if there is one.
         masks: every mask of the sample; they multiply.
         geometry: how the image, the rejected image and the masks are cut.
+        drawing: how often and when; its data set's.
     """
 
     key: str
     dataset: str
     image: Picture
     caption: str
+    wordings: tuple[str, ...] = ()
     rejected: Picture | None = None
     masks: tuple[Picture, ...] = ()
     geometry: Geometry
+    drawing: Drawing = Drawing()
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What a visit chooses from, aside from the empty caption."""
+        return (self.caption, *self.wordings)
 
     @property
     def bucket(self) -> tuple[int, int, int]:
@@ -66,5 +93,15 @@ class Audit:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The distinct captions, sorted."""
-        return tuple(sorted({record.caption for record in self.records}))
+        """Every caption that a visit may take, sorted; the empty one only where captions are dropped."""
+        return tuple(sorted(distinct_captions(self.records)))
+
+
+def distinct_captions(records: Iterable[Record]) -> set[str]:
+    """Every caption that a visit of the records may take."""
+    distinct: set[str] = set()
+    for record in records:
+        distinct.update(record.captions)
+        if record.drawing.caption_dropout:
+            distinct.add("")
+    return distinct

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
+from flowhooks.sampling.splice import untouched
 
 
 def as_pictures(frames: Tensor) -> Tensor:
@@ -55,13 +56,15 @@ class Decoder:
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
         """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their pictures, with the VAE in fp32.
 
-        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function.
+        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function; where
+        the VAE knows gradient checkpointing, not even that.
 
         Args:
             judge: pictures in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
         """
         self._wake()
-        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(self.model.pipe.vae):
+        vae = self.model.pipe.vae
+        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(vae), _checkpointed(vae):
             with torch.no_grad():
                 pictures = torch.cat([as_pictures(self._one(sample)) for sample in clean.split(1)])
             by_pixels = judge(pictures)
@@ -98,3 +101,14 @@ def _in_full_precision(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, dtype in halves:
             tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _checkpointed(vae: Any) -> Iterator[None]:
+    """With gradient checkpointing as Diffusers builds it into this VAE, if it does."""
+    if not getattr(vae, "_supports_gradient_checkpointing", False):
+        yield
+        return
+    with untouched(*vae.modules()):
+        vae.enable_gradient_checkpointing()
+        yield

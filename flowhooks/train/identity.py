@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from flowhooks.config import Run
@@ -31,7 +32,8 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
     data = hashlib.sha256()
     for record in audit.records:
         pictures = [record.image, record.rejected, *record.masks]
-        data.update(json.dumps([record.key, record.caption, *(each.digest for each in pictures if each)]).encode())
+        drawn = [record.key, record.bucket, record.captions, *astuple(record.drawing)]
+        data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"]},
         "adapter": run.adapter,

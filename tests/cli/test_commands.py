@@ -15,7 +15,10 @@ from flowhooks.commands import train as train_command
 from flowhooks.config.schemas import schemas
 from tests.cli.folders import BLOCKS, make_run
 
-COMMANDS = ["check", "explain", "train", "sample", "export", "merge", "push", "schema", "env", "demo", "probe"]
+COMMANDS = [
+    *("check", "explain", "train", "sample", "inspect", "pairs"),
+    *("export", "merge", "push", "schema", "env", "demo", "probe"),
+]
 
 
 def test_check_prints_a_plan_and_ok(tmp_path, capsys):

@@ -245,9 +245,24 @@ def test_two_image_sets_may_differ_in_what_they_have(root):
     result = audit_in(root, blocks)
     assert result.provides == {"image", "mask"}
     assert result.warnings == (
-        "1 of 4 samples have no rejected side, so none is offered to hooks",
+        "1 of 4 samples have no rejected side, those of 'plain', so none is offered to hooks; give every image set "
+        "one, or train those sets in a run of their own",
         "1 of 4 samples have no mask; they train everywhere",
     )
+
+
+def test_the_report_says_what_is_drawn_of_each_set(root):
+    """Shares are of samples: three of `win`, of weight 1, beside six of `lose`, of weight 2."""
+    other = image_set("lose", caption_strategy="filename", repeats=1, probability=2)
+    drawn = [line for line in audit_in(root, [image_set("win"), other]).report if line.startswith("drawn")]
+    assert drawn == ["drawn: win 20.0%, lose 80.0%"]
+    lines = audit_in(root, [image_set("win", end_step=9), {**other, "start_step": 5}]).report
+    assert [line for line in lines if line.startswith("drawn")] == [
+        "drawn from step 0 to 5: win 100.0%",
+        "drawn from step 5 to 9: win 20.0%, lose 80.0%",
+        "drawn from step 9: lose 100.0%",
+    ]
+    assert not any(line.startswith("drawn") for line in audit_in(root, PAIR).report)
 
 
 def test_all_problems_come_at_once(root):

@@ -16,6 +16,7 @@ from flowhooks.commands.planning import forwards, plan_run
 from flowhooks.config import load_datasets, resolve_hook, resolve_reward, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
+from flowhooks.pairs.degradations import KINDS
 from flowhooks.rewards.registry import REWARDS
 from flowhooks.testing import tiny
 from tests.docs import pages
@@ -61,6 +62,11 @@ def test_every_reward_has_a_row_and_a_table(name: str) -> None:
     rows = [line for line in pages.read("docs/rewards.md").splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
     assert ("docs/rewards.md", f"rewards/{name}") in {(page, about) for page, about, _ in TABLES}
+
+
+def test_every_degradation_has_a_row_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `([\d.]+)` \|", pages.read("docs/data.md"), re.MULTILINE)
+    assert rows == [(name, f"{kind.default:g}") for name, kind in KINDS.items()]
 
 
 @pytest.mark.parametrize(("page", "name", "rows"), TABLES, ids=[f"{page}:{name}" for page, name, _ in TABLES])

@@ -172,12 +172,12 @@ def test_a_pair_without_partner_ends_the_run_before_weights_load(new_run, tmp_pa
 
 
 def test_nan_in_a_cache_file_names_that_file(new_run, tmp_path):
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     run = new_run(cache_dir=str(tmp_path / "own_cache"), training={"max_train_steps": 1})
     train(run, progress=False)
     file = next((tmp_path / "own_cache" / "latents").rglob("*.safetensors"))
-    save_file({"latents": torch.full((4, 8, 8), float("nan"))}, file)
+    save_file({name: torch.full_like(tensor, float("nan")) for name, tensor in load_file(file).items()}, file)
     with pytest.raises(DataError, match=file.name):
         train(run, resume="latest", progress=False)
 
