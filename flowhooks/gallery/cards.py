@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flowhooks.data import Record, Survey
-from flowhooks.data.folders import DataSet
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.sets import DataSet
 
 
 @dataclass(frozen=True, kw_only=True)
