@@ -87,7 +87,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
-        if stem not in images.captions or any(stem not in each.images for each in partners):
+        if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in partners):
             continue
         caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
