@@ -49,7 +49,10 @@ class Card:
     @property
     def bucket(self) -> str:
         """Size as trained on; empty for a sample that is not whole."""
-        return f"{self.geometry.width}x{self.geometry.height}" if self.geometry else ""
+        if self.geometry is None:
+            return ""
+        clip = f"x{self.geometry.frames}" if self.geometry.frames > 1 else ""
+        return f"{self.geometry.width}x{self.geometry.height}{clip}"
 
     @property
     def state(self) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -124,11 +124,13 @@ def _filters(found: Findings, cards: Sequence[Card]) -> Iterator[str]:
     yield "<noscript><p>Searching and filtering need JavaScript; all samples are below.</p></noscript>"
 
 
-def _select(name: str, title: str, options: Iterable[tuple[str, str, int]]) -> str:
+def _select(name: str, title: str, options: Sequence[tuple[str, str, int]]) -> str:
+    """A choice, hidden where there is none."""
     rows = "".join(
         f'<option value="{escape(value)}">{escape(words)} ({number:,})</option>' for value, words, number in options
     )
-    return f'<select name="{name}" aria-label="{title}"><option value="">{title}</option>{rows}</select>'
+    hidden = "" if len(options) > 1 else " hidden"
+    return f'<select name="{name}" aria-label="{title}"{hidden}><option value="">{title}</option>{rows}</select>'
 
 
 def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
@@ -140,8 +142,9 @@ def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     missing = card.caption is None
     caption = "no caption" if missing else card.caption or ""
     return (
-        f'<article data-text="{text}" data-dataset="{escape(card.dataset)}" data-bucket="{escape(card.bucket)}"'
-        f' data-state="{card.state}"><div class="sides">{"".join(sides)}</div><div class="words">{chips}'
+        f'<article aria-label="{escape(card.key)}" data-text="{text}"'
+        f' data-dataset="{escape(card.dataset)}" data-bucket="{escape(card.bucket)}" data-state="{card.state}">'
+        f'<div class="sides">{"".join(sides)}</div><div class="words">{chips}'
         f'<p class="caption{" none" if missing else ""}" dir="auto">{escape(caption)}</p>{_others(card.wordings)}'
         f"<h3>{escape(card.key)}</h3></div></article>"
     )
@@ -173,7 +176,10 @@ def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Imag
     else:
         shown = _img(picture, f"{side}: {card.key}")
         if mask is not None:
-            shown += _img(overlay(mask), "", "mask")
+            # Enlarged first where pictures are tiny, or its line would be as wide as their pixels.
+            factor = max(1, SIDE // max(mask.size))
+            enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
+            shown += _img(overlay(enlarged), "", "mask")
     return f'<figure><div class="frame">{shown}</div><figcaption>{side}</figcaption></figure>'
 
 
@@ -188,9 +194,8 @@ def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
 
 
 def _foot(found: Findings, shown: int) -> Iterator[str]:
-    hidden = shown == 0
     yield '<p id="nothing" hidden>Nothing fits. <button type="button" class="clear">Clear the filters</button></p>'
-    if hidden:
+    if not shown:
         yield "<p>No sample could be read.</p>"
     yield _told("note", "Notes", [("", each) for each in found.notes])
     yield "</main><footer><p>"

@@ -70,7 +70,13 @@ def test_made_pairs_train(photos, tmp_path):
     assert make(photos, tmp_path / "made", "--degrade", "noise", "--set", "resolution=16") == 0
     run = make_run(write_model(tmp_path / "model"), tmp_path / "made/dataset.json", tmp_path / "out")
     assert run.data.blocks[0]["resolution"] == 16
+    assert main(["check", _saved(run.document, tmp_path / "run.json")]) == 0
     assert train(run, progress=False).step == 4
+
+
+def _saved(document, file) -> str:
+    file.write_text(json.dumps(document), encoding="utf-8")
+    return str(file)
 
 
 def test_a_seed_and_a_name_give_the_same_bytes(photos, tmp_path):
