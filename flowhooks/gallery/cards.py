@@ -13,6 +13,8 @@ from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import ASPECT_TOLERANCE
 from flowhooks.data.sets import DataSet
 
+SAME = "both sides are the same file"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -97,7 +99,7 @@ def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
     if record.rejected is not None and record.rejected.digest == record.image.digest:
-        warnings.append("both sides are the same file")
+        warnings.append(SAME)
     original = originals.setdefault(record.image.digest, record.key)
     if original != record.key:
         warnings.append(f"the same image as {original}")
