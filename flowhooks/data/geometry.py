@@ -44,20 +44,11 @@ class Geometry:
         return right - left < self.width - 0.5 or bottom - top < self.height - 0.5
 
 
-def target_size(resolution: int | list[int] | None, width: int, height: int) -> tuple[int, int]:
-    """Width and height to train at: a square for an int, `[height, width]` for a pair, the image's own for None."""
-    if resolution is None:
-        return width, height
-    if isinstance(resolution, int):
-        return resolution, resolution
-    target_height, target_width = resolution
-    return target_width, target_height
-
-
 def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, key: str) -> Geometry:
     """The largest region of a `width` x `height` image with the aspect of `target` (width, height).
 
-    `crop` is `center` or `random`; a random crop depends on `key` alone, so that it is the same in every run and epoch.
+    `crop` is `center`, `corner` (the upper left one) or `random`, which depends on `key` alone, so that it is the same
+    in every run and epoch.
     """
     target_width, target_height = target
     scale = max(target_width / width, target_height / height)
@@ -74,6 +65,8 @@ def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, k
 def _offset(spare: float, crop: str, key: str) -> int:
     # Whole pixels, so that a crop without a resize leaves the pixels as they are.
     whole = math.floor(spare + 1e-9)
+    if crop == "corner":
+        return 0
     if crop == "center":
         return whole // 2
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % (whole + 1)

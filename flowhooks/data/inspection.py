@@ -84,25 +84,27 @@ def _facts(asset: Asset, data: bytes, image: Image.Image) -> Picture:
     # A phone's JPEG may carry a second picture (MPO) without being an animation.
     if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
         raise BadImage("is animated; save the frame to train on as a still image")
-    turned = _orientation(data, image) in SIDEWAYS
+    orientation = _orientation(data, image)
     match image.format:
         case "PNG":
-            Image.open(BytesIO(data), formats=("PNG",)).verify()
+            # Looking for the orientation may have decoded it, and a decoded picture is not verified any more.
+            fresh = image if orientation is None else Image.open(BytesIO(data), formats=("PNG",))
+            fresh.verify()
         case "WEBP":
             _check_length(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
         case "BMP":
             _check_bmp(data, image)
         case _:
             _check_jpeg(data)
-    if turned:
+    if orientation in SIDEWAYS:
         width, height = height, width
     return Picture(asset=asset, width=width, height=height, digest=hashlib.sha256(data).hexdigest())
 
 
-def _orientation(data: bytes, image: Image.Image) -> int:
+def _orientation(data: bytes, image: Image.Image) -> int | None:
     # Pillow decodes a whole PNG to look for EXIF behind the pixels, so look for it only where there is some.
     if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
-        return 1
+        return None
     return image.getexif().get(ORIENTATION, 1)
 
 

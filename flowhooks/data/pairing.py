@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.findings import Findings, count
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
@@ -75,7 +75,6 @@ def survey(datasets: Datasets) -> Survey:
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
-    _check_one_size(records, sets, found)
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
@@ -88,7 +87,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
-        if stem not in images.captions or any(stem not in each.images for each in partners):
+        if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in partners):
             continue
         caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
@@ -106,20 +105,6 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
                 )
             )
     return records * (1 + images.block["repeats"])
-
-
-def _check_one_size(records: list[Record], sets: list[DataSet], found: Findings) -> None:
-    example: dict[tuple[int, int], Record] = {}
-    for record in records:
-        example.setdefault((record.width, record.height), record)
-    if len(example) > 1:
-        shown = [f"{w}x{h} ({record.dataset}: {record.key})" for (w, h), record in sorted(example.items())]
-        path = next(each.path for each in sets if each.id == records[0].dataset)
-        found.problem(
-            f"{path}.resolution",
-            f"the samples come in {len(example):,} sizes: {some(shown)}; a batch needs one: set `resolution` to it in "
-            "every image data set",
-        )
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:

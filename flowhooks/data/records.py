@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -90,6 +91,11 @@ class Audit:
     provides: frozenset[str]
     report: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def buckets(self) -> dict[tuple[int, int, int], int]:
+        """Width, height and frames -> samples of an epoch, sorted by size."""
+        return dict(sorted(Counter(record.bucket for record in self.records).items()))
 
     @property
     def captions(self) -> tuple[str, ...]:

@@ -179,6 +179,7 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
         pipe,
         height=first.height if first else run.validation["height"],
         width=first.width if first else run.validation["width"],
+        frames=first.geometry.frames if first else None,
         arguments=run.model["pipeline_arguments"],
         component=run.model["component"],
     )

@@ -295,8 +295,7 @@ def test_a_run_file_leads_to_its_data(root, capsys):
     assert not (root / "new").exists()
 
 
-def test_names_that_are_no_text(root):
-    """A file name of other bytes than UTF-8 is a problem, and one that is markup is shown."""
+def test_names_that_are_markup_or_no_text(root):
     for name in (b"<b>&\"'.png", b"caf\xe9.png"):
         path = bytes(root / "odd") + b"/" + name
         write_image(root / "odd/x.png").rename(path.decode("utf-8", "surrogateescape"))
