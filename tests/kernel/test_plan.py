@@ -37,7 +37,7 @@ def test_the_order_in_json_changes_nothing():
 
 
 def test_two_hooks_of_one_type_are_ordered_by_their_options():
-    a = declare("anchor_regularizer", {"role": "ema", "weight": 0.1}, "$.hooks[0]")
+    a = declare("anchor_regularizer", {"role": "ema", "weight": 0.1, "adapter": None}, "$.hooks[0]")
     b = declare("anchor_regularizer", {"role": "reference", "weight": 0.2, "adapter": None}, "$.hooks[1]")
     orders = [
         [d.passes for d in plan(pair, ALL, imply=imply(lambda t: {})).order if d.type == "anchor_regularizer"]
