@@ -57,8 +57,8 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
     every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
-    and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, which
-    leaves that pair out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
+    and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, then
+    that pair is left out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
 
     None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
     default the cache folder of flowhooks. Raises DataError with every problem found.
