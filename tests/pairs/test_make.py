@@ -156,6 +156,15 @@ def test_templates_stay_in_the_data_set_file_and_out_of_the_captions(photos, tmp
     assert record.caption == "a drawing of a photo of a" and record.drawing.probability == 2
 
 
+def test_images_that_are_left_out_are_told(photos, tmp_path, capsys):
+    write_image(photos / "tiny.png", (12, 8))
+    (photos / "tiny.txt").write_text("tiny")
+    settings = ["--set", "resolution=[16, 24]", "--set", "small_images=leave_out"]
+    assert make(photos, tmp_path / "made", "--degrade", "blur", *settings) == 0
+    assert "warning    `small_images` leaves out 1 of 7 images: tiny" in capsys.readouterr().out
+    assert not (tmp_path / "made/preferred/tiny.png").exists()
+
+
 def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_path, capsys):
     (photos / "a.txt").unlink()
     (photos / "b.png").write_bytes(b"")
