@@ -65,9 +65,8 @@ class Card:
 def all_cards(survey: Survey) -> list[Card]:
     """Every sample of every image data set, in order."""
     cards: list[Card] = []
-    for i, linked in survey.links.items():
-        images = survey.sets[i]
-        partners = [*(survey.sets[j] for j in linked), *images.columns]
+    for i in survey.links:
+        images, partners = survey.sets[i], survey.partners(i)
         times = Counter(record for record in survey.records if record.dataset == images.id)
         sizing, originals = Sizing.of(images.block), dict[str, str]()
         for record, number in times.items():
