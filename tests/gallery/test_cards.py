@@ -122,9 +122,12 @@ def test_thumbs_show_what_is_trained_on(root):
     assert (np.asarray(thumbs.mask) == [[255] * 4 + [0] * 4] * 8).all()
 
 
-def test_a_black_mask_and_a_picture_that_cannot_be_decoded_are_told(root):
+def test_a_black_mask_a_white_one_and_a_picture_that_cannot_be_decoded_are_told(root):
     write_mask(root / "mask/a.png", np.zeros((16, 24)))
+    write_mask(root / "mask/b.png", np.full((16, 24), 255))
     found = cards(root, TRIPLE)
+    white = draw(found["b"])
+    assert white.everywhere and white.mask is None and white.warnings == ()
     assert draw(found["a"]).warnings == ("the mask is black: it trains nowhere",)
     (root / "lose/b.png").write_bytes((root / "lose/b.png").read_bytes()[:80])
     thumbs = draw(found["b"])
