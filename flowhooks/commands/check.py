@@ -65,7 +65,7 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
     problems = list(machine_problems(configured))
     given = configured.provides
     try:
-        audited = audit(configured.data)
+        audited = audit(configured.data, configured.cache_dir)
         given = frozenset(f"data:{each}" for each in audited.provides)
     except ConfigError as error:
         problems += error.problems

@@ -63,10 +63,13 @@ class Datasets:
         return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}
 
     def _anywhere(self, block: Block) -> str:
-        folder = block["instance_data_dir"]
-        if folder.startswith("digits:") or "://" in folder:
-            return folder
-        return str((self.source.parent / Path(folder).expanduser()).resolve())
+        named = block["instance_data_dir"]
+        if named.startswith("digits:") or "://" in named:
+            return named
+        place = self.source.parent / Path(named).expanduser()
+        if block["type"] == "huggingface" and not place.exists():
+            return named
+        return str(place.resolve())
 
 
 def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *, root: str = "$") -> Datasets:

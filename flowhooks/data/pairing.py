@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count
@@ -38,6 +39,10 @@ class Survey:
     lines: tuple[str, ...]
     found: Findings
 
+    def partners(self, image_set: int) -> tuple[DataSet, ...]:
+        """The sets that belong to an image set, linked ones before the columns of its own."""
+        return (*(self.sets[j] for j in self.links[image_set]), *self.sets[image_set].columns)
+
     def audit(self) -> Audit:
         """Raises DataError with every problem, if there is one."""
         if self.found.problems:
@@ -45,7 +50,7 @@ class Survey:
         return _conclude(list(self.records), list(self.lines), self.found)
 
 
-def audit(datasets: Datasets | None) -> Audit:
+def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
@@ -53,18 +58,19 @@ def audit(datasets: Datasets | None) -> Audit:
     and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
     are a warning.
 
-    None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
+    None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
+    default the cache folder of flowhooks. Raises DataError with every problem found.
     """
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
-    return survey(datasets).audit()
+    return survey(datasets, cache_dir).audit()
 
 
-def survey(datasets: Datasets) -> Survey:
+def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
-    found = Findings(datasets.source, datasets.root)
+    found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
     links = link(datasets.blocks, found)
     blocks = told_of_clips(datasets.blocks, links, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]

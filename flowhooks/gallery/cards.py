@@ -13,6 +13,8 @@ from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import ASPECT_TOLERANCE
 from flowhooks.data.sets import DataSet
 
+SAME = "both sides are the same file"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -62,8 +64,8 @@ class Card:
 def all_cards(survey: Survey) -> list[Card]:
     """Every sample of every image data set, in order."""
     cards: list[Card] = []
-    for i, linked in survey.links.items():
-        images, partners = survey.sets[i], [survey.sets[j] for j in linked]
+    for i in survey.links:
+        images, partners = survey.sets[i], survey.partners(i)
         times = Counter(record for record in survey.records if record.dataset == images.id)
         originals: dict[str, str] = {}
         for record, number in times.items():
@@ -97,7 +99,7 @@ def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
     if record.rejected is not None and record.rejected.digest == record.image.digest:
-        warnings.append("both sides are the same file")
+        warnings.append(SAME)
     original = originals.setdefault(record.image.digest, record.key)
     if original != record.key:
         warnings.append(f"the same image as {original}")

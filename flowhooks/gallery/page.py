@@ -77,7 +77,7 @@ def _hash(text: str) -> str:
 def _head(found: Findings) -> Iterator[str]:
     facts = "".join(f"<li><b>{number:,}</b> {escape(word)}</li>" for word, number in found.facts.items())
     yield f'<header><h1>{escape(found.title)}</h1><ul class="facts">{facts}</ul></header><main>'
-    problems = [(f"{each.file or ''} {each.path or ''}".strip(), each.message) for each in found.problems]
+    problems = [(" ".join(filter(None, (each.file, each.path))), each.message) for each in found.problems]
     yield _told("problem", "A run would refuse this", problems)
     yield _told("warning", "Warnings", [("", each) for each in found.warnings])
     if found.buckets:

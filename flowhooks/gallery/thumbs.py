@@ -15,6 +15,7 @@ from flowhooks.gallery.cards import Card
 
 SIDE = 256
 MASK_RGB = (214, 0, 110)
+BLACK = "the mask is black: it trains nowhere"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
             values = _multiplied(card.masks, _small(card.geometry, card.image or card.masks[0], side))
             mask = Image.fromarray(np.rint(values * 255).astype(np.uint8))
             if not values.any():
-                warnings.append("the mask is black: it trains nowhere")
+                warnings.append(BLACK)
         except (BadImage, OSError) as error:
             problems.append(f"the mask {error}")
     image, rejected = shown

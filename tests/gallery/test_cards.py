@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flowhooks.data import survey
 from flowhooks.gallery.cards import Card, all_cards, chosen
 from flowhooks.gallery.thumbs import draw, overlay
 from tests.data.folders import TRIPLE, image_set, load, write_image, write_mask, write_pairs
+from tests.data.sources.kept import KEEPERS, samples
 
 
 @pytest.fixture
@@ -22,6 +24,19 @@ def root(tmp_path):
 
 def cards(root, blocks) -> dict[str, Card]:
     return {card.key: card for card in all_cards(survey(load(root, blocks)))}
+
+
+@pytest.mark.parametrize("shape", KEEPERS)
+def test_every_source_has_cards(shape, tmp_path):
+    """Five whole samples, and one whose rejected side is damaged."""
+    kept = samples("abcdef")
+    kept[3] = replace(kept[3], rejected=b"no picture")
+    found = list(cards(tmp_path, KEEPERS[shape](tmp_path, kept)).values())
+    assert [card.state for card in found] == ["fine"] * 5 + ["problem"]
+    assert all(card.paired and card.masks and card.caption and card.image for card in found)
+    assert [bool(card.rejected) for card in found] == [True] * 5 + [False]
+    assert found[-1].problems[0].startswith("the file in 'lose'" if shape == "local" else "the file in 'win.")
+    assert all(draw(card).image is not None and draw(card).mask is not None for card in found)
 
 
 def test_a_sample_that_comes_several_times_is_one_card(root):

@@ -96,6 +96,11 @@ def test_a_group_column_decides_who_is_compared(scored, tmp_path):
         ]
 
 
+def test_columns_may_have_the_names_they_have_in_data_sets(scored, tmp_path):
+    file = scored("score, file_name ,caption,seed\n1,a.png,p,7\n2,b.png,p,8\n")
+    assert pairs_from_scores(file, tmp_path / "made").summary == "1 pair of 2 of 2 images"
+
+
 def test_every_line_that_cannot_be_used_is_named(scored, tmp_path):
     os.symlink("/etc/hostname", tmp_path / "in/link.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "in/out")
@@ -145,11 +150,8 @@ def test_every_line_that_cannot_be_used_is_named(scored, tmp_path):
     ("text", "said"),
     [
         (HEADER.encode() + b"a.png,p,1\nb.png,caf\xe9,2\n", "3: byte 0xe9 is not UTF-8"),
-        ("", "1: the columns 'image', 'prompt', 'score' are missing; the first line names nothing"),
-        (
-            "image;prompt\n",
-            "1: the columns 'image', 'prompt', 'score' are missing; the first line names 'image;prompt'",
-        ),
+        ("", "1: there is no column for 'image' (file_name, image, "),
+        ("img,score\n", "1: there is no column for 'prompt' (caption, text, prompt); this line names 'img', 'score'"),
         ("image,prompt,score,image\n", "1: names the column 'image' twice"),
         (HEADER, " holds no line after its header"),
         (HEADER + 'a.png,"p" q,1\n', "2: is not CSV: "),

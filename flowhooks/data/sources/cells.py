@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from flowhooks.data.assets import Asset, refuse_large
 from flowhooks.data.files import stem_of
 from flowhooks.data.places import Refused, inside
@@ -98,3 +100,14 @@ def _path(value: Any) -> str | None:
         return inside(path)
     except Refused:
         return None
+
+
+def plain(scalar: Any) -> Any:
+    """A cell as Python has it; text that is not UTF-8 with lone surrogates, for the one who reads it to refuse."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        return {name: plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
+    if isinstance(scalar, (pa.StringScalar, pa.LargeStringScalar)):
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return scalar.as_py()
