@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count
+from flowhooks.data.frames import MASK_TYPES, told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
@@ -18,8 +19,6 @@ from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
     from flowhooks.config import Datasets
-
-MASK_TYPES = ("mask", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,8 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
     links = link(datasets.blocks, found)
-    sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    blocks = told_of_clips(datasets.blocks, links, found)
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
