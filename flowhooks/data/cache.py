@@ -102,7 +102,7 @@ class _Wanted:
 
 def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
     geometry = about.get("geometry", {})
-    return tuple(geometry.get(name, 0) for name in ("frames", "height", "width"))
+    return len(geometry.get("shown", ())), geometry.get("height", 0), geometry.get("width", 0)
 
 
 def _filled(store: Store, wanted: _Wanted, progress: bool, batch_size: int) -> dict[str, Place]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import BadImage, Picture
 from flowhooks.data.store import is_finite
-from flowhooks.data.transform import load_mask, load_pixels
+from flowhooks.data.transform import load_clip, load_mask, load_pixels
 from flowhooks.errors import Problem
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ class Pictures:
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         decoded = {}
         for item in items:
-            pixels = _decode(item[0], self.problems, partial(load_pixels, geometry=item[1]))
+            pixels = _decode(
+                item[0], self.problems, partial(load_clip if item[1].shown else load_pixels, geometry=item[1])
+            )
             if pixels is not None:
                 decoded[item] = pixels
         for size in dict.fromkeys(geometry.size for _, geometry in decoded):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.findings import Findings, count
+from flowhooks.data.frames import MASK_TYPES, told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
@@ -19,8 +20,6 @@ from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
     from flowhooks.config import Datasets
-
-MASK_TYPES = ("mask", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +73,8 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
     links = link(datasets.blocks, found)
-    sets = [read_set(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    blocks = told_of_clips(datasets.blocks, links, found)
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
@@ -89,7 +89,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     strict = [each for each in partners if not is_loose(each)]
     for partner in strict:
         check_partner(images, partner, found)
-    geometries = plan_geometries(images, strict, found)
+    geometries = plan_geometries(images, partners, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]

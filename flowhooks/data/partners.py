@@ -6,6 +6,7 @@ import unicodedata
 from collections import defaultdict
 
 from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.frames import plan_frames
 from flowhooks.data.geometry import Geometry, plan_geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sets import DataSet
@@ -68,15 +69,17 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
     geometries: dict[str, Geometry] = {}
     below: dict[str, list[str]] = {}
     small: dict[str, list[str]] = {}
-    shown = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
-    for stem, picture in images.images.items():
+    sides = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
+    for stem, shown in plan_frames(images, partners, found).items():
+        picture = images.images[stem]
         target = sizing.target(picture.width, picture.height)
-        geometries[stem] = geometry = plan_geometry(picture.width, picture.height, target, block["crop"], stem)
-        sides = [each for each in shown if stem in each.images]
+        geometries[stem] = geometry = plan_geometry(picture.width, picture.height, target, block["crop"], stem, shown)
         if sizing.too_small(picture.width, picture.height):
             below[stem] = [f"{stem} ({picture.size})"]
         elif not block["allow_upscale"]:
-            enlarged = [_too_small(each, stem, geometry) for each in sides if _enlarged(each.images[stem], geometry)]
+            enlarged = [
+                _too_small(each, stem, geometry) for each in sides if _enlarged(each.images.get(stem), geometry)
+            ]
             if enlarged:
                 small[stem] = enlarged
     _tell_small(images, below, small, found)
@@ -103,8 +106,8 @@ def _tell_small(images: DataSet, below: dict[str, list[str]], small: dict[str, l
             found.listing(f"{images.path}.{key}", names, what, f"{remedy}, or set `small_images` to 'leave_out'")
 
 
-def _enlarged(picture: Picture, geometry: Geometry) -> bool:
-    return geometry.enlarges(picture.width, picture.height)
+def _enlarged(picture: Picture | None, geometry: Geometry) -> bool:
+    return picture is not None and geometry.enlarges(picture.width, picture.height)
 
 
 def _too_small(data: DataSet, stem: str, geometry: Geometry) -> str:

@@ -49,6 +49,8 @@ def test_defaults(tmp_path):
         "small_images": "error",
         "allow_upscale": False,
         "crop": "center",
+        "num_frames": 1,
+        "frame_selection": "first",
         "caption_strategy": "textfile",
         "instance_prompt": None,
         "caption_template": None,

@@ -82,8 +82,11 @@ def collect(
         about: the table or archive, for messages.
     """
     problems_before = len(found.problems)
-    inspector, images, unusable = Inspector(), dict[str, Picture](), set[str]()
-    partners = [_Partners(name, "rejected_column", "reference_strict") for name in columns.rejected]
+    clips = block["num_frames"] > 1
+    inspector, images, unusable = Inspector(clips=clips), dict[str, Picture](), set[str]()
+    partners = [
+        _Partners(name, "rejected_column", "reference_strict", Inspector(clips=clips)) for name in columns.rejected
+    ]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
     captions = _captions(block, path)
     for row in rows:

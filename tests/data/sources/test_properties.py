@@ -211,8 +211,6 @@ def check_plan(root: Path, plan: Audit) -> None:
 
 #: One problem about the table or the folder as a whole stands for all that it holds.
 UNREAD = re.compile(r"holds no (metadata|row|image|sample)|_column: |metadata.* (cannot be read|no Parquet|two col)")
-    r"holds no (metadata|row|image|sample)|_column: |metadata.* (cannot be read|no Parquet|two columns)"
-)
 
 SLOW = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 
