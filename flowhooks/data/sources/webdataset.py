@@ -115,7 +115,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     if files is None:
         return unread
     place, names = files
-    shards = _Shards(place)
+    shards, problems_before = _Shards(place), len(found.problems)
     for name in names:
         try:
             shards.read(name)
@@ -131,7 +131,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     found.listing(where, imageless, "samples without an image", "add the image, or leave out the rest")
     shards.samples = [each for each in shards.samples if each.pictures]
     if not shards.samples:
-        if not imageless and not shards.refused:
+        if len(found.problems) == problems_before:
             found.problem(where, f"{place.name}: {some(names)} holds no image")
         return unread
     texts = _Texts(shards)
