@@ -12,6 +12,7 @@ from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import ASPECT_TOLERANCE
 from flowhooks.data.sets import DataSet
+from flowhooks.data.sizing import Sizing
 
 SAME = "both sides are the same file"
 
@@ -67,9 +68,9 @@ def all_cards(survey: Survey) -> list[Card]:
     for i in survey.links:
         images, partners = survey.sets[i], survey.partners(i)
         times = Counter(record for record in survey.records if record.dataset == images.id)
-        originals: dict[str, str] = {}
+        sizing, originals = Sizing.of(images.block), dict[str, str]()
         for record, number in times.items():
-            cards.append(_whole(record, number, images, originals))
+            cards.append(_whole(record, number, images, sizing, originals))
         cards += _broken(images, partners, {record.key for record in times})
     return cards
 
@@ -85,10 +86,12 @@ def chosen(cards: Sequence[Card], number: int, seed: int) -> list[Card]:
     return kept
 
 
-def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str]) -> Card:
+def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, originals: dict[str, str]) -> Card:
     shown = [record.image, *([record.rejected] if record.rejected else [])]
     problems = []
-    if not images.block["allow_upscale"]:
+    if sizing.too_small(record.image.width, record.image.height):
+        problems.append(f"{record.image.size} is below `minimum_image_size`")
+    elif not images.block["allow_upscale"]:
         problems += [
             f"{each.size} is smaller than what is trained"
             for each in shown
@@ -134,6 +137,11 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
                 problems.append(f"the file in {partner.id!r} cannot be used")
             else:
                 problems.append(f"no partner in {partner.id!r}")
+        warnings = []
+        if not problems and images.block["small_images"] == "leave_out":
+            warnings.append("left out: smaller than what is trained")
+        elif not problems:
+            problems.append("has no size to be trained at")
         yield Card(
             key=stem,
             dataset=images.id,
@@ -143,6 +151,7 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
             paired=any(partner.block["conditioning_type"] == "reference_strict" for partner in partners),
             masks=tuple(found["masks"]),
             problems=tuple(problems),
+            warnings=tuple(warnings),
         )
 
 

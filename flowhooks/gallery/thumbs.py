@@ -25,7 +25,8 @@ class Thumbs:
     Args:
         image: RGB.
         rejected: RGB, if there is such a side.
-        mask: grey, white where it trains, if there is one.
+        mask: grey, white where it trains, if there is one that is not white all over.
+        everywhere: whether there is one that is.
         problems: what came up while they were decoded.
         warnings: what is likely not meant.
     """
@@ -33,6 +34,7 @@ class Thumbs:
     image: Image.Image | None = None
     rejected: Image.Image | None = None
     mask: Image.Image | None = None
+    everywhere: bool = False
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -47,18 +49,26 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
         except (BadImage, OSError) as error:
             problems.append(f"the {kind} {error}")
             shown.append(None)
-    mask = None
+    mask, everywhere = None, False
     warnings: list[str] = []
     if card.masks:
         try:
             values = _multiplied(card.masks, _small(card.geometry, card.image or card.masks[0], side))
-            mask = Image.fromarray(np.rint(values * 255).astype(np.uint8))
+            everywhere = bool((values == 1).all())
+            mask = None if everywhere else Image.fromarray(np.rint(values * 255).astype(np.uint8))
             if not values.any():
                 warnings.append(BLACK)
         except (BadImage, OSError) as error:
             problems.append(f"the mask {error}")
     image, rejected = shown
-    return Thumbs(image=image, rejected=rejected, mask=mask, problems=tuple(problems), warnings=tuple(warnings))
+    return Thumbs(
+        image=image,
+        rejected=rejected,
+        mask=mask,
+        everywhere=everywhere,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
 
 
 def overlay(mask: Image.Image) -> Image.Image:

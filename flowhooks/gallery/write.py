@@ -134,7 +134,7 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
         problems=problems,
         warnings=warnings,
         notes=notes,
-        buckets=dict(sorted(buckets.items())),
+        buckets=dict(sorted(buckets.items(), key=lambda each: (each[0][0], -each[1]))),
         of=len(cards),
     )
 
