@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import Asset, MemberAsset, why
-from flowhooks.data.files import IMAGE_SUFFIXES
+from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.places import Place, Refused, inside, open_place
 from flowhooks.data.sets import DataSet
@@ -44,9 +44,10 @@ class _Sample:
 
 @dataclass
 class _Shards:
-    """Everything in the tar files of one data set."""
+    """Everything in the tar files of one data set; `suffixes` are those of its pictures."""
 
     place: Place
+    suffixes: tuple[str, ...]
     samples: list[_Sample] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
@@ -95,7 +96,7 @@ class _Shards:
     def _put(self, sample: _Sample, extension: str, asset: Asset) -> bool:
         """Whether there was one already."""
         column, _, suffix = extension.rpartition(".")
-        if f".{suffix}" in IMAGE_SUFFIXES:
+        if f".{suffix}" in self.suffixes:
             return sample.pictures.setdefault(column or PLAIN, asset) is not asset
         if extension == "txt":
             before, sample.text = sample.text, asset
@@ -115,7 +116,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     if files is None:
         return unread
     place, names = files
-    shards, problems_before = _Shards(place), len(found.problems)
+    shards, problems_before = _Shards(place, suffixes_of(block)), len(found.problems)
     for name in names:
         try:
             shards.read(name)
@@ -146,7 +147,7 @@ def webdataset_columns(block: dict[str, Any], found: Findings) -> list[str]:
     """The columns of pictures among the first members of the first shard. Raises BadTable, Refused or OSError."""
     place, file = open_place(block["instance_data_dir"], found.source)
     names = [name for name in place.matching(file or "*") if name.lower().endswith(SUFFIXES)]
-    shards = _Shards(place)
+    shards = _Shards(place, suffixes_of(block))
     if names:
         shards.read(names[0], _PEEKED)
     return shards.columns
