@@ -63,8 +63,8 @@ def updating(
 
 
 def bare(steps: int, batch_size: int, device: str, size: Mapping[str, int] = SIZE) -> Callable[[int], None]:
-    """The passes of an update that reaches so many steps, on the network and its adapter alone: no pipeline, no picture,
-    no reward."""
+    """The passes of an update that reaches so many steps, on the network and its adapter alone: no pipeline, no
+    picture, no reward."""
     model, layers, optimizer = adapted(device, **size)
     batch = batch_of(model, batch_size, device)
     ((_, prompt),) = batch.condition.groups()
