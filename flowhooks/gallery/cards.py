@@ -143,10 +143,10 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
                 problems.append(f"the file in {partner.id!r} cannot be used")
             else:
                 (warnings if is_loose(partner) else problems).append(f"no partner in {partner.id!r}")
-        if not problems and not warnings and images.block["small_images"] == "leave_out":
-            warnings.append("left out: smaller than what is trained")
-        elif not problems and not warnings:
-            problems.append("has no size to be trained at")
+        if not problems and not warnings:
+            small = images.block["small_images"] == "leave_out"
+            warnings += ["left out: smaller than what is trained"] if small else []
+            problems += [] if small else ["has no size to be trained at"]
         yield Card(
             key=stem,
             dataset=images.id,

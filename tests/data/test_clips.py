@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+
 import numpy as np
 import pytest
 import torch
@@ -134,6 +136,25 @@ def write_clips(root, size=(32, 32)):
         write_clip(root / "lose" / f"{name}.webp", 8, size, 2 * seed + 1)
         (root / "win" / f"{name}.txt").write_text(f"a photo of {name}")
         write_mask(root / "mask" / f"{name}.png", left)
+
+
+def test_clips_stand_in_archives_and_tables_too(tmp_path):
+    write_clips(tmp_path)
+    write_clip(tmp_path / "video" / "a.mp4")
+    with tarfile.open(tmp_path / "data.tar", "w") as shard:
+        for name, file in {"a.mp4": "video/a.mp4", "a.rejected.gif": "video/a.gif", "a.mask.png": "mask/a.png"}.items():
+            if file.endswith(".gif"):
+                write_clip(tmp_path / file)
+            shard.add(tmp_path / file, name)
+    table = "image,rejected,mask,caption\nwin/a.webp,lose/a.webp,mask/a.png,a\n"
+    (tmp_path / "data.csv").write_text(table)
+    keys = {"num_frames": 5, "caption_strategy": "filename"}
+    for kind in ("webdataset", "csv"):
+        place = "data.tar" if kind == "webdataset" else "data.csv"
+        block = {"id": "win", "type": kind, "instance_data_dir": place, **keys}
+        (record,) = audit_in(tmp_path, [block]).records
+        assert record.geometry.shown == (0, 1, 2, 3, 4) and record.rejected.frames == 8
+        assert [mask.frames for mask in record.masks] == [1]
 
 
 def learnt(frames, height=32, width=32):

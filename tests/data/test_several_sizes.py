@@ -83,6 +83,43 @@ def test_flow_dpo_takes_a_masked_step_at_each_size(tmp_path, name, other):
         assert any(p.grad is not None and p.grad.any() for p in session.parameters().values())
 
 
+@torch.no_grad()
+def test_conditions_without_a_prompt_are_encoded_for_every_size_beforehand(monkeypatch):
+    """Ideogram's arguments follow prompt and size both."""
+    model = learnt("ideogram4")
+    model.layout(*reversed(SIDEWAYS))
+    model.encode_null_conditions()
+    monkeypatch.setattr(type(model), "encode_prompts", None)
+    found = {tuple(each.size.values()): each.null_condition.flatten() for each in model.everywhere()}
+    monkeypatch.undo()
+    assert list(found) == [(32, 16), (16, 32)]
+    for height, width in found:
+        alone = learnt("ideogram4", (width, height)).null_condition.flatten()
+        torch.testing.assert_close(found[height, width], alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "hooks",
+    [
+        [{"type": "dual_times"}],
+        [{"type": "feature_alignment", "source": "layersync", "block_index": 0, "teacher_block_index": 1}],
+        [
+            {"type": "time_conditioning"},
+            {"type": "interval_times"},
+            {"type": "target_replacer", "target_mode": "flow_map", "guidance_scale": 2.0},
+        ],
+    ],
+    ids=["times of tokens", "features on a grid", "guidance"],
+)
+def test_hooks_that_look_at_the_grid_work_at_each_size(tmp_path, hooks):
+    write_two_sizes(tmp_path)
+    model = learnt("flux")
+    dataset = build_cache(audit_in(tmp_path, TRIPLE), model, tmp_path / "cache", progress=False)
+    with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": hooks}) as session:
+        for row in (0, 1):
+            assert session.step(collate([dataset[row]])).loss.isfinite()
+
+
 def test_samples_of_two_sizes_make_no_batch(tmp_path):
     write_two_sizes(tmp_path)
     dataset = build_cache(audit_in(tmp_path, TRIPLE), learnt("flux"), tmp_path / "cache", progress=False)

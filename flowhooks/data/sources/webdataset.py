@@ -14,7 +14,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import Asset, MemberAsset, why
-from flowhooks.data.files import IMAGE_SUFFIXES, suffixes_of
+from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.places import Place, Refused, inside, open_place
 from flowhooks.data.sets import DataSet
@@ -44,10 +44,10 @@ class _Sample:
 
 @dataclass
 class _Shards:
-    """Everything in the tar files of one data set."""
+    """Everything in the tar files of one data set; `suffixes` are those of its pictures."""
 
     place: Place
-    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    suffixes: tuple[str, ...]
     samples: list[_Sample] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
