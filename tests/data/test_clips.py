@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tarfile
 
 import numpy as np
@@ -97,6 +98,32 @@ def test_a_bomb_is_refused_by_what_its_header_says(tmp_path, monkeypatch):
         monkeypatch.setattr(f"{place}.MAX_PIXELS", 1000)
     (problem,) = problems_in(tmp_path, [image_set("win", num_frames=5, caption_strategy="filename")])
     assert "amp4.mp4 has frames of 1,024 pixels" in problem and "awebp.webp has 1,024 pixels" in problem
+
+
+def test_a_video_stored_on_its_side_is_refused(tmp_path):
+    """Phones write what they saw and a matrix that turns it, here by a quarter."""
+    write_clip(tmp_path / "win" / "a.mp4")
+    file = tmp_path / "win" / "a.mp4"
+    data = bytearray(file.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    file.write_bytes(data)
+    (problem,) = problems_in(tmp_path, [image_set("win", num_frames=5, caption_strategy="filename")])
+    assert "a.mp4 is stored turned by -90 degrees; write it upright" in problem
+
+
+def test_a_video_whose_last_frames_are_missing_is_named_before_training(tmp_path):
+    """Its index counts them, so that only the decoder notices."""
+    write_clip(tmp_path / "win" / "a.mp4", frames=20)
+    file = tmp_path / "win" / "a.mp4"
+    data = bytearray(file.read_bytes())
+    media = data.index(b"mdat")
+    end = media - 4 + int.from_bytes(data[media - 4 : media])
+    data[media + 60 : end] = bytes(end - media - 60)
+    file.write_bytes(data)
+    block = image_set("win", num_frames=9, frame_selection="uniform", caption_strategy="filename")
+    with pytest.raises(DataError, match=r"a\.mp4: (has \d+ frames that can be decoded|is damaged|cannot be decoded)"):
+        build_cache(audit_in(tmp_path, [block]), learnt(9), tmp_path / "cache", progress=False)
 
 
 def test_without_pyav_a_video_file_says_what_to_install(tmp_path, monkeypatch):

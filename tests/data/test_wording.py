@@ -103,7 +103,7 @@ def test_batches_say_which_caption_they_were_made_under(audited, model, tmp_path
     assert {"", "an apple"} < {prompt for batch in batches for prompt in batch.prompts}
     for batch in batches:
         for row, prompt in enumerate(batch.prompts):
-            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt).flatten()
+            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt, batch.size).flatten()
             assert all(torch.equal(mine[name], stored[name]) for name in stored)
 
 
