@@ -46,6 +46,11 @@ def test_a_clip_is_measured_and_its_frames_are_those_asked_for(tmp_path, suffix)
     np.testing.assert_allclose(found, expected, atol=1e-6 if exact else 0.05)
     first = load_pixels(file.read_bytes(), Geometry(width=48, height=32, shown=shown))
     np.testing.assert_array_equal(first, found[:, 0])
+    np.testing.assert_allclose(
+        load_pixels(file.read_bytes(), Geometry(width=48, height=32))[:, 0, 0],
+        pixels[0, 0, 0] / np.float32(127.5) - 1,
+        atol=0.05,
+    )
     with pytest.raises(BadImage):
         inspect_image(FileAsset(file))
 
@@ -184,9 +189,9 @@ def test_clips_stand_in_archives_and_tables_too(tmp_path):
         assert [mask.frames for mask in record.masks] == [1]
 
 
-def learnt(frames, height=32, width=32):
-    arguments = {k: v for k, v in PIPELINES["wan"].arguments.items() if k not in ("num_frames", "height", "width")}
-    return probe(tiny("wan"), frames=frames, height=height, width=width, arguments=arguments)
+def learnt(frames, height=32, width=32, name="wan"):
+    arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k not in ("num_frames", "height", "width")}
+    return probe(tiny(name), frames=frames, height=height, width=width, arguments=arguments)
 
 
 @pytest.mark.parametrize("hooks", [[], FLOW_DPO], ids=["sft", "flow_dpo"])
@@ -211,7 +216,8 @@ def test_wan_trains_on_clips_with_a_mask_over_all_their_frames(tmp_path, hooks):
         assert any(p.grad is not None and p.grad.any() for p in session.parameters().values())
 
 
-def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
+@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan-video"])
+def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path, name):
     """Of each size and length, the prediction is that of a pipeline probed at it."""
     write_clips(tmp_path)
     write_clip(tmp_path / "wide" / "a.mp4", 9, (64, 32))
@@ -221,7 +227,7 @@ def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
         image_set("wide", num_frames=9, frame_selection="uniform", caption_strategy="filename"),
         image_set("still", caption_strategy="filename"),
     ]
-    model = learnt(5)
+    model = learnt(5, name=name)
     dataset = build_cache(audit_in(tmp_path, sets), model, tmp_path / "cache", progress=False)
     batches = [collate([dataset[i]]) for i in range(len(dataset))]
     assert {batch.size for batch in batches} == {(32, 32, 5), (32, 64, 9), (32, 32, 1)}
@@ -230,7 +236,7 @@ def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
         with torch.no_grad():
             found, alone = (
                 each.predict(batch.clean, torch.tensor([0.5]), batch.condition)
-                for each in (model.at(*batch.size), learnt(frames, height, width))
+                for each in (model.at(*batch.size), learnt(frames, height, width, name))
             )
         assert torch.equal(found, alone)
 
