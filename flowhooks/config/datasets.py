@@ -15,6 +15,7 @@ from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, Problem
 
 MASK_TYPES = ("mask", "segmentation")
+REJECTED_TYPES = ("reference_strict", "reference_loose")
 Block = dict[str, Any]
 
 
@@ -52,7 +53,7 @@ class Datasets:
             and (b["id"] in listed or b["source_dataset_id"] in ids)
         }
         given = {"data:image"}
-        if "reference_strict" in kinds or any(b["rejected_column"] for b in images):
+        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] for b in images):
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")

@@ -53,7 +53,7 @@ def build_cache(
     store = Store(Path(cache_dir).expanduser())
     work = Store(store.folder / "rebuilding") if rebuild else store
     records = audit.records
-    sides = ((picture, record.geometry) for record in records for picture in (record.image, record.rejected) if picture)
+    sides = (side for record in records for side in record.sides)
     grids = latent_grids(model, sorted({record.geometry.size for record in records}))
     told = (
         told_at(model, caption, record.geometry.size) for record in records for caption in distinct_captions([record])

@@ -84,7 +84,7 @@ class CachedDataset(Dataset):
     def _rejected(self, record: Record) -> Tensor | None:
         if record.rejected is None or "rejected" not in self.provides:
             return None
-        return self._side(record.rejected, record.geometry)
+        return self._side(record.rejected, record.rejected_geometry or record.geometry)
 
     def _mask(self, record: Record) -> Tensor | None:
         if "mask" not in self.provides:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import MASK_TYPES, told_of_clips
 from flowhooks.data.links import link
+from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
 from flowhooks.data.schedule import report
@@ -55,8 +56,8 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
     every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
-    and have the image's aspect (within 1 %); its size may differ. Files in a conditioning set that no image asks for
-    are a warning.
+    and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, then
+    that pair is left out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
 
     None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
     default the cache folder of flowhooks. Raises DataError with every problem found.
@@ -85,18 +86,22 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
-    for partner in partners:
+    strict = [each for each in partners if not is_loose(each)]
+    for partner in strict:
         check_partner(images, partner, found)
-    geometries = plan_geometries(images, partners, found)
-    rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
-    mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
+    geometries = plan_geometries(images, strict, found)
+    rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
+    own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
+    mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
-        if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in partners):
+        if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in strict):
             continue
         caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
+            if rejected is not None and stem not in own.get(rejected.id, geometries):
+                continue
             records.append(
                 Record(
                     key=stem,
@@ -107,6 +112,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
                     rejected=rejected.images[stem] if rejected else None,
                     masks=tuple(each.images[stem] for each in mask_sets),
                     geometry=geometries[stem],
+                    rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
                 )
             )

@@ -12,7 +12,7 @@ from flowhooks.data.assets import Archive, FileAsset, RemoteAsset
 from flowhooks.data.files import Tree, is_text, real, walk
 from flowhooks.errors import DataError
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 _GLOB = re.compile(r"[*?\[]")
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from flowhooks.data import Record, Survey
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
+from flowhooks.data.loose import is_loose
+from flowhooks.data.pairing import MASK_TYPES
 from flowhooks.data.partners import ASPECT_TOLERANCE
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sizing import Sizing
@@ -31,6 +33,7 @@ class Card:
         paired: whether there should be one.
         masks: they multiply.
         geometry: how it is cut; None shows all of it.
+        rejected_geometry: how the worse side is cut where it has a box of its own.
         times: how often it comes in an epoch; 0 for a sample that is not whole.
         problems: why a run refuses it.
         warnings: what is likely not meant.
@@ -45,6 +48,7 @@ class Card:
     paired: bool = False
     masks: tuple[Picture, ...] = ()
     geometry: Geometry | None = None
+    rejected_geometry: Geometry | None = None
     times: int = 0
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -87,17 +91,17 @@ def chosen(cards: Sequence[Card], number: int, seed: int) -> list[Card]:
 
 
 def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, originals: dict[str, str]) -> Card:
-    shown = [record.image, *([record.rejected] if record.rejected else [])]
     problems = []
     if sizing.too_small(record.image.width, record.image.height):
         problems.append(f"{record.image.size} is below `minimum_image_size`")
     elif not images.block["allow_upscale"]:
         problems += [
             f"{each.size} is smaller than what is trained"
-            for each in shown
-            if record.geometry.enlarges(each.width, each.height)
+            for each, geometry in record.sides
+            if geometry.enlarges(each.width, each.height)
         ]
-    for each, kind in [(record.rejected, "rejected side"), *((mask, "mask") for mask in record.masks)]:
+    strict = None if record.rejected_geometry else record.rejected
+    for each, kind in [(strict, "rejected side"), *((mask, "mask") for mask in record.masks)]:
         if each is not None and abs(_aspect(record.image) / _aspect(each) - 1) > ASPECT_TOLERANCE:
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
@@ -116,6 +120,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
         paired=record.rejected is not None,
         masks=record.masks,
         geometry=record.geometry,
+        rejected_geometry=record.rejected_geometry,
         times=times,
         problems=tuple(problems),
         warnings=tuple(warnings),
@@ -128,28 +133,28 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
         problems = ["the file cannot be used"] if stem in images.unusable else []
         if stem in images.images and stem not in images.captions:
             problems.append("no caption")
-        found: dict[str, list[Picture]] = {"reference_strict": [], "masks": []}
+        rejected: list[Picture] = []
+        masks: list[Picture] = []
+        warnings: list[str] = []
         for partner in partners:
             if stem in partner.images:
-                kind = partner.block["conditioning_type"]
-                found[kind if kind == "reference_strict" else "masks"].append(partner.images[stem])
+                (masks if partner.block["conditioning_type"] in MASK_TYPES else rejected).append(partner.images[stem])
             elif stem in partner.unusable:
                 problems.append(f"the file in {partner.id!r} cannot be used")
             else:
-                problems.append(f"no partner in {partner.id!r}")
-        warnings = []
-        if not problems and images.block["small_images"] == "leave_out":
-            warnings.append("left out: smaller than what is trained")
-        elif not problems:
-            problems.append("has no size to be trained at")
+                (warnings if is_loose(partner) else problems).append(f"no partner in {partner.id!r}")
+        if not problems and not warnings:
+            small = images.block["small_images"] == "leave_out"
+            warnings += ["left out: smaller than what is trained"] if small else []
+            problems += [] if small else ["has no size to be trained at"]
         yield Card(
             key=stem,
             dataset=images.id,
             image=images.images.get(stem),
             caption=images.captions.get(stem),
-            rejected=next(iter(found["reference_strict"]), None),
-            paired=any(partner.block["conditioning_type"] == "reference_strict" for partner in partners),
-            masks=tuple(found["masks"]),
+            rejected=next(iter(rejected), None),
+            paired=any(partner.block["conditioning_type"] not in MASK_TYPES for partner in partners),
+            masks=tuple(masks),
             problems=tuple(problems),
             warnings=tuple(warnings),
         )

@@ -43,9 +43,10 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
     """The pictures of a card, none larger than `side`; what cannot be decoded is left out and told."""
     problems: list[str] = []
     shown: list[Image.Image | None] = []
-    for picture, kind in ((card.image, "image"), (card.rejected, "rejected side")):
+    own = card.rejected_geometry or card.geometry
+    for picture, kind, geometry in ((card.image, "image", card.geometry), (card.rejected, "rejected side", own)):
         try:
-            shown.append(None if picture is None else _pixels(picture, _small(card.geometry, picture, side)))
+            shown.append(None if picture is None else _pixels(picture, _small(geometry, picture, side)))
         except (BadImage, OSError) as error:
             problems.append(f"the {kind} {error}")
             shown.append(None)

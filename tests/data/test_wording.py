@@ -101,9 +101,10 @@ def test_batches_say_which_caption_they_were_made_under(audited, model, tmp_path
         mine = batches[:8] if other.num_workers else batches[4:]
         assert [each.prompts for each in theirs] == [each.prompts for each in mine]
     assert {"", "an apple"} < {prompt for batch in batches for prompt in batch.prompts}
+    size = audited.records[0].geometry.size
     for batch in batches:
         for row, prompt in enumerate(batch.prompts):
-            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt, batch.size).flatten()
+            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt, size).flatten()
             assert all(torch.equal(mine[name], stored[name]) for name in stored)
 
 

@@ -174,3 +174,14 @@ def test_a_gate_is_in_the_file_and_is_obeyed_from_then_on(new_run, model, tmp_pa
     generator = torch.Generator().manual_seed(0)
     stock = pipe("one", generator=generator, callback_on_step_end=own["gate"], **call).images[0]
     assert (np.asarray(stock) == noted).all()
+
+
+def test_the_anchor_of_a_climbing_run_may_be_an_adapter(new_run, model, data, teacher, tmp_path, capsys):
+    block = {**ADJOINT, "anchor": str(teacher), "anchor_weight": 0.5}
+    folder = train(new_run("anchored", **DRAWN, method={"adjoint_matching": block}), progress=False).output_dir
+    assert all(line["anchor_adapter_anchor_loss"] > 0 for line in history(folder) if "loss" in line)
+    lost = {**DRAWN, "method": {"adjoint_matching": {**block, "anchor": str(tmp_path / "nowhere")}}}
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(document(model, data, tmp_path / "out", **lost)), encoding="utf-8")
+    assert main(["check", str(file)]) == 2
+    assert re.search(r"\$\.method\.adjoint_matching: .*nowhere: no such file or folder", capsys.readouterr().err)

@@ -23,6 +23,11 @@ class Cells(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def home(self) -> str:
+        """What goes before the name of a row to say where it is on this machine: `/data/`."""
+        ...
+
     def row_name(self, row: int) -> str:
         """For people: `train.parquet row 17`."""
         ...
@@ -50,7 +55,7 @@ class CellAsset:
 
     @property
     def name(self) -> str:
-        return f"{self.table.row_name(self.row)}, {self.column!r}"
+        return f"{self.table.home}{self.table.row_name(self.row)}, {self.column!r}"
 
     def read(self) -> bytes:
         try:

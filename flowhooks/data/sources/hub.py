@@ -164,6 +164,10 @@ class HubTable:
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def home(self) -> str:
+        return ""
+
     def row_name(self, row: int) -> str:
         return f"{self.origin.name} row {row}"
 

@@ -115,6 +115,10 @@ class ParquetTable:
                 if not _holds_pictures(kind := schema.field(column).type):
                     raise BadTable(f"{name}: column {column!r} holds {kind}, neither pictures nor paths of them")
 
+    @property
+    def home(self) -> str:
+        return f"{self.place.name}/"
+
     def row_name(self, row: int) -> str:
         file, at = self._locate(row)
         return f"{self.names[file]} row {at}"

@@ -116,7 +116,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     if files is None:
         return unread
     place, names = files
-    shards = _Shards(place, suffixes_of(block))
+    shards, problems_before = _Shards(place, suffixes_of(block)), len(found.problems)
     for name in names:
         try:
             shards.read(name)
@@ -132,7 +132,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     found.listing(where, imageless, "samples without an image", "add the image, or leave out the rest")
     shards.samples = [each for each in shards.samples if each.pictures]
     if not shards.samples:
-        if not imageless and not shards.refused:
+        if len(found.problems) == problems_before:
             found.problem(where, f"{place.name}: {some(names)} holds no image")
         return unread
     texts = _Texts(shards)
