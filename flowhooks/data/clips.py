@@ -31,6 +31,11 @@ def container_of(data: bytes) -> str | None:
     return next((demuxer for at, magic, demuxer in _CONTAINERS if data[at : at + len(magic)] == magic), None)
 
 
+def moves(data: bytes) -> bool:
+    """Whether these bytes begin like a file that only sets of clips take."""
+    return container_of(data) is not None or data.startswith(b"GIF8")
+
+
 def video_facts(data: bytes, demuxer: str) -> dict[str, Any]:
     """What a Picture says of a video file: `width`, `height`, `frames` and `rate`. Only its first frame is decoded.
 

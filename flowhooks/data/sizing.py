@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from flowhooks.data.findings import Findings
@@ -43,7 +44,7 @@ class Sizing:
             target_height, target_width = self.resolution
             return target_width, target_height
         if self.aspect == "bucket":
-            return nearest(self._buckets(self.resolution), width, height)
+            return nearest(self.buckets, width, height)
         if self.resolution_type == "pixel":
             return int(self.resolution), int(self.resolution)
         edge = rounded(math.sqrt(self._pixels(self.resolution)), self.multiple)
@@ -60,10 +61,13 @@ class Sizing:
     def _pixels(self, number: float) -> float:
         return number * MEGAPIXEL if self.resolution_type == "area" else number**2
 
-    def _buckets(self, resolution: float) -> list[SizeInPixels]:
+    @cached_property
+    def buckets(self) -> list[SizeInPixels]:
+        """(width, height) of each, where `aspect` is `bucket`."""
+        assert isinstance(self.resolution, (int, float)), "check_sizing() sees to that"
         if self.resolution_type == "pixel":
-            return [edges(int(resolution), aspect, self.multiple) for aspect in ASPECTS]
-        return aspect_buckets(self._pixels(resolution), self.multiple)
+            return [edges(int(self.resolution), aspect, self.multiple) for aspect in ASPECTS]
+        return aspect_buckets(self._pixels(self.resolution), self.multiple)
 
 
 def aspect_buckets(pixels: float, multiple: int) -> list[SizeInPixels]:

@@ -8,7 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from flowhooks.data.clips import frames_of
+from flowhooks.data.clips import frames_of, moves
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage
 
@@ -30,10 +30,12 @@ def open_upright(data: bytes) -> Image.Image:
 
 
 def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
-    """Image bytes -> float32 `[3, H, W]` in [-1, 1]; of a clip, the first frame that is kept. Transparency is laid on
-    white. Raises BadImage."""
-    if geometry.shown:
-        return _pixels(next(frames_of(data, geometry.shown[:1])), geometry)
+    """Image bytes -> float32 `[3, H, W]` in [-1, 1]; of a clip, the first frame that is kept, or its first.
+
+    Transparency is laid on white. Raises BadImage.
+    """
+    if geometry.shown or moves(data):
+        return _pixels(next(frames_of(data, geometry.shown[:1] or (0,))), geometry)
     return _pixels(open_upright(data), geometry)
 
 

@@ -61,7 +61,9 @@ def _learnt(
     pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None, frames: int | None
 ) -> FlowModel:
     sizes = Sizes(pipe, arguments)
-    both = [sizes.told(sizes.of(size["height"], width, frames)) for width in (size["width"], 2 * size["width"])]
+    own = sizes.of(size["height"], size["width"], frames)
+    # Arguments that follow one of width and frames must not be taken for constants.
+    both = [sizes.told(each) for each in (own, sizes.larger(own))]
     model = FlowModel(pipe, learn_contract(pipe, arguments, both), arguments, size, component, frames)
     verify(model)
     return model

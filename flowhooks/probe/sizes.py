@@ -10,6 +10,8 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
 
 FRAMES = ("num_frames", "frames")
+#: Frames by which a clip can be longer: a multiple of how many any autoencoder takes together (4, 6, 8).
+ALIKE = 24
 
 
 class Size(NamedTuple):
@@ -50,6 +52,11 @@ class Sizes:
         if self._argument is not None and size.frames is not None:
             told[self._argument] = size.frames
         return told
+
+    def larger(self, size: Size) -> Size:
+        """Twice as wide, and a clip longer by a number of frames that any autoencoder takes together."""
+        frames = size.frames if size.frames is None else size.frames + ALIKE
+        return Size(size.height, 2 * size.width, frames)
 
     def size_of(self, layout: Layout) -> Size:
         """Where a layout was learnt."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tarfile
 
 import numpy as np
@@ -45,6 +46,11 @@ def test_a_clip_is_measured_and_its_frames_are_those_asked_for(tmp_path, suffix)
     np.testing.assert_allclose(found, expected, atol=1e-6 if exact else 0.05)
     first = load_pixels(file.read_bytes(), Geometry(width=48, height=32, shown=shown))
     np.testing.assert_array_equal(first, found[:, 0])
+    np.testing.assert_allclose(
+        load_pixels(file.read_bytes(), Geometry(width=48, height=32))[:, 0, 0],
+        pixels[0, 0, 0] / np.float32(127.5) - 1,
+        atol=0.05,
+    )
     with pytest.raises(BadImage):
         inspect_image(FileAsset(file))
 
@@ -97,6 +103,32 @@ def test_a_bomb_is_refused_by_what_its_header_says(tmp_path, monkeypatch):
         monkeypatch.setattr(f"{place}.MAX_PIXELS", 1000)
     (problem,) = problems_in(tmp_path, [image_set("win", num_frames=5, caption_strategy="filename")])
     assert "amp4.mp4 has frames of 1,024 pixels" in problem and "awebp.webp has 1,024 pixels" in problem
+
+
+def test_a_video_stored_on_its_side_is_refused(tmp_path):
+    """Phones write what they saw and a matrix that turns it, here by a quarter."""
+    write_clip(tmp_path / "win" / "a.mp4")
+    file = tmp_path / "win" / "a.mp4"
+    data = bytearray(file.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 0, 0, 1 << 30)
+    file.write_bytes(data)
+    (problem,) = problems_in(tmp_path, [image_set("win", num_frames=5, caption_strategy="filename")])
+    assert "a.mp4 is stored turned by -90 degrees; write it upright" in problem
+
+
+def test_a_video_whose_last_frames_are_missing_is_named_before_training(tmp_path):
+    """Its index counts them, so that only the decoder notices."""
+    write_clip(tmp_path / "win" / "a.mp4", frames=20)
+    file = tmp_path / "win" / "a.mp4"
+    data = bytearray(file.read_bytes())
+    media = data.index(b"mdat")
+    end = media - 4 + int.from_bytes(data[media - 4 : media])
+    data[media + 60 : end] = bytes(end - media - 60)
+    file.write_bytes(data)
+    block = image_set("win", num_frames=9, frame_selection="uniform", caption_strategy="filename")
+    with pytest.raises(DataError, match=r"a\.mp4: (has \d+ frames that can be decoded|is damaged|cannot be decoded)"):
+        build_cache(audit_in(tmp_path, [block]), learnt(9), tmp_path / "cache", progress=False)
 
 
 def test_without_pyav_a_video_file_says_what_to_install(tmp_path, monkeypatch):
@@ -157,9 +189,9 @@ def test_clips_stand_in_archives_and_tables_too(tmp_path):
         assert [mask.frames for mask in record.masks] == [1]
 
 
-def learnt(frames, height=32, width=32):
-    arguments = {k: v for k, v in PIPELINES["wan"].arguments.items() if k not in ("num_frames", "height", "width")}
-    return probe(tiny("wan"), frames=frames, height=height, width=width, arguments=arguments)
+def learnt(frames, height=32, width=32, name="wan"):
+    arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k not in ("num_frames", "height", "width")}
+    return probe(tiny(name), frames=frames, height=height, width=width, arguments=arguments)
 
 
 @pytest.mark.parametrize("hooks", [[], FLOW_DPO], ids=["sft", "flow_dpo"])
@@ -184,7 +216,8 @@ def test_wan_trains_on_clips_with_a_mask_over_all_their_frames(tmp_path, hooks):
         assert any(p.grad is not None and p.grad.any() for p in session.parameters().values())
 
 
-def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
+@pytest.mark.parametrize("name", ["wan", "ltx", "hunyuan-video"])
+def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path, name):
     """Of each size and length, the prediction is that of a pipeline probed at it."""
     write_clips(tmp_path)
     write_clip(tmp_path / "wide" / "a.mp4", 9, (64, 32))
@@ -194,7 +227,7 @@ def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
         image_set("wide", num_frames=9, frame_selection="uniform", caption_strategy="filename"),
         image_set("still", caption_strategy="filename"),
     ]
-    model = learnt(5)
+    model = learnt(5, name=name)
     dataset = build_cache(audit_in(tmp_path, sets), model, tmp_path / "cache", progress=False)
     batches = [collate([dataset[i]]) for i in range(len(dataset))]
     assert {batch.size for batch in batches} == {(32, 32, 5), (32, 64, 9), (32, 32, 1)}
@@ -203,7 +236,7 @@ def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path):
         with torch.no_grad():
             found, alone = (
                 each.predict(batch.clean, torch.tensor([0.5]), batch.condition)
-                for each in (model.at(*batch.size), learnt(frames, height, width))
+                for each in (model.at(*batch.size), learnt(frames, height, width, name))
             )
         assert torch.equal(found, alone)
 
