@@ -85,9 +85,17 @@ def captions_without_text(
         case "instanceprompt":
             return _instance(block, path, stems, found)
         case "filename":
-            return {stem: PurePosixPath(stem).name.replace("_", " ").strip() or stem for stem in stems}
+            return _file_names(path, stems, found)
         case _:
             return None
+
+
+def _file_names(path: str, stems: Iterable[str], found: Findings) -> dict[str, str]:
+    captions = {stem: PurePosixPath(stem).name.replace("_", " ").strip() for stem in stems}
+    wordless = [repr(stem) for stem, caption in captions.items() if not caption]
+    remedy = "rename them, or choose another `caption_strategy`"
+    found.listing(f"{path}.caption_strategy", wordless, "file names that make an empty caption", remedy)
+    return {stem: caption for stem, caption in captions.items() if caption}
 
 
 def _instance(block: dict[str, Any], path: str, stems: Iterable[str], found: Findings) -> dict[str, str]:

@@ -89,7 +89,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
     strict = [each for each in partners if not is_loose(each)]
     for partner in strict:
         check_partner(images, partner, found)
-    geometries = plan_geometries(images, strict, found)
+    geometries = plan_geometries(images, partners, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]

@@ -278,6 +278,13 @@ def test_all_problems_come_at_once(root):
     ]
 
 
+def test_a_file_name_without_words_is_no_caption(tmp_path):
+    for i, name in enumerate(("_", " ", "a_cat")):
+        write_image(tmp_path / f"win/{name}.png", seed=i)
+    (problem,) = problems_in(tmp_path, [image_set("win", caption_strategy="filename")])
+    assert problem.startswith("$[0].caption_strategy: file names that make an empty caption (2): ' ', '_';")
+
+
 def test_an_embedded_set_that_does_not_exist(root):
     (problem,) = problems_in(root, [image_set("win", instance_data_dir="digits:prefered")])
     assert problem.startswith("$[0].instance_data_dir:") and "digits:preferred" in problem

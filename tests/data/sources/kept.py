@@ -46,14 +46,14 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def samples(keys: Sequence[str]) -> list[Sample]:
+def samples(keys: Sequence[str], size: tuple[int, int] = (16, 16)) -> list[Sample]:
     return [
         Sample(
             key=key,
-            image=picture(2 * i),
+            image=picture(2 * i, size),
             caption=f'a photo of "{key}", é'.encode(),
-            rejected=picture(2 * i + 1),
-            mask=half_mask(),
+            rejected=picture(2 * i + 1, size),
+            mask=half_mask(size),
         )
         for i, key in enumerate(keys)
     ]
