@@ -24,8 +24,7 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.commands.planning import forwards, trained, unused
     from flowhooks.config import load_run
-    from flowhooks.data import streams
-    from flowhooks.data.schedule import crowded
+    from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import told_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True)
@@ -38,6 +37,8 @@ def run(args: Namespace) -> int:
     )
     for line in audited.report:
         print(f"data       {line}")
+    for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
+        print(f"buckets    {line}")
     if audited.records:
         print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
@@ -45,8 +46,7 @@ def run(args: Namespace) -> int:
     print(f"trains     {trained(configured)}")
     print(f"steps      {training['max_train_steps']:,} of {batch} samples per process, into {configured.output_dir}")
     given = (f"data:{each}" for each in audited.provides)
-    small = crowded(streams(audited.records), training["train_batch_size"])
-    for line in [*audited.warnings, *([small] if small else ()), *unused(planned, frozenset(given))]:
+    for line in [*audited.warnings, *unused(planned, frozenset(given))]:
         print(f"warning    {line}")
     print("ok")
     return 0
@@ -65,7 +65,7 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
     problems = list(machine_problems(configured))
     given = configured.provides
     try:
-        audited = audit(configured.data)
+        audited = audit(configured.data, configured.cache_dir)
         given = frozenset(f"data:{each}" for each in audited.provides)
     except ConfigError as error:
         problems += error.problems

@@ -15,6 +15,7 @@ from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, Problem
 
 MASK_TYPES = ("mask", "segmentation")
+REJECTED_TYPES = ("reference_strict", "reference_loose")
 Block = dict[str, Any]
 
 
@@ -52,7 +53,7 @@ class Datasets:
             and (b["id"] in listed or b["source_dataset_id"] in ids)
         }
         given = {"data:image"}
-        if "reference_strict" in kinds or any(b["rejected_column"] for b in images):
+        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] for b in images):
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
@@ -63,10 +64,13 @@ class Datasets:
         return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}
 
     def _anywhere(self, block: Block) -> str:
-        folder = block["instance_data_dir"]
-        if folder.startswith("digits:") or "://" in folder:
-            return folder
-        return str((self.source.parent / Path(folder).expanduser()).resolve())
+        named = block["instance_data_dir"]
+        if named.startswith("digits:") or "://" in named:
+            return named
+        place = self.source.parent / Path(named).expanduser()
+        if block["type"] == "huggingface" and not place.exists():
+            return named
+        return str(place.resolve())
 
 
 def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *, root: str = "$") -> Datasets:

@@ -18,6 +18,7 @@ _ROOMS = {
     "Survey": "flowhooks.data.pairing",
     "audit": "flowhooks.data.pairing",
     "batch_plan": "flowhooks.data.sampler",
+    "bucket_report": "flowhooks.data.buckets",
     "build_cache": "flowhooks.data.cache",
     "collate": "flowhooks.data.dataset",
     "data_loader": "flowhooks.data.loader",

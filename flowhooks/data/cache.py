@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from flowhooks.data.dataset import CachedDataset
-from flowhooks.data.encode import Captions, Encoder, Masks, Pictures
-from flowhooks.data.records import Audit
+from flowhooks.data.encode import Captions, Encoder, Masks, Pictures, told_at
+from flowhooks.data.records import Audit, distinct_captions
 from flowhooks.data.shards import entry_key, lots, shard_name
+from flowhooks.data.sizes import latent_grids
 from flowhooks.data.store import Entries, Entry, Store
 from flowhooks.errors import DataError
 
@@ -52,13 +53,16 @@ def build_cache(
     store = Store(Path(cache_dir).expanduser())
     work = Store(store.folder / "rebuilding") if rebuild else store
     records = audit.records
-    sides = ((picture, record.geometry) for record in records for picture in (record.image, record.rejected) if picture)
-    grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
+    sides = (side for record in records for side in record.sides)
+    grids = latent_grids(model, sorted({record.geometry.size for record in records}))
+    told = (
+        told_at(model, caption, record.geometry.size) for record in records for caption in distinct_captions([record])
+    )
     pairs = ((mask, record.geometry) for record in records for mask in record.masks)
     wanted = [
         _Wanted(Pictures(model), sides),
         _Wanted(Masks(grids), pairs),
-        _Wanted(Captions(model, (records[0].height, records[0].width)), audit.captions),
+        _Wanted(Captions(model), told),
     ]
     with together():
         work.sweep()
@@ -74,6 +78,7 @@ def build_cache(
         latents=latents.keys,
         masks=masks.keys,
         captions=captions.keys,
+        grids=grids,
         provides=audit.provides,
     )
 
@@ -97,16 +102,7 @@ class _Wanted:
 
 def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
     geometry = about.get("geometry", {})
-    return tuple(geometry.get(name, 0) for name in ("frames", "height", "width"))
-
-
-def _latent_grid(model: FlowModel, height: int, width: int) -> tuple[int, int]:
-    try:
-        shape = model.layout(height, width).vae_shape
-    except ValueError as error:  # the pipeline's own check of its arguments
-        message = f"the pipeline refuses pictures of {width}x{height}: {error}; set `resolution` to a size it takes"
-        raise DataError(message) from None
-    return shape[-2], shape[-1]
+    return len(geometry.get("shown", ())), geometry.get("height", 0), geometry.get("width", 0)
 
 
 def _filled(store: Store, wanted: _Wanted, progress: bool, batch_size: int) -> dict[str, Place]:

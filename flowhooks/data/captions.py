@@ -37,27 +37,34 @@ class Captions:
         try:
             self.decode(stem, text.read(), name)
         except OSError as error:
-            self._unreadable.append(f"{name} ({why(error)})")
+            self.refuse(name, why(error))
 
     def decode(self, stem: str, data: bytes, name: str) -> None:
         """Take a caption from UTF-8."""
         try:
             self.take(stem, data.decode("utf-8-sig"), name)
         except UnicodeDecodeError as error:
-            self._unreadable.append(f"{name} (byte {error.start} is {error.object[error.start]:#04x})")
+            self.refuse(name, f"byte {error.start} is {error.object[error.start]:#04x}")
 
     def take(self, stem: str, value: Any, name: str) -> None:
-        """Take a caption from a cell of a table; None where the cell is empty."""
+        """Take a caption from a cell of a table, as text or UTF-8; None where the cell is empty."""
         if value is None:
             self._empty.append(name)
+        elif isinstance(value, bytes):
+            self.decode(stem, value, name)
         elif not isinstance(value, str):
-            self._unreadable.append(f"{name} (it is a {type(value).__name__})")
+            self.refuse(name, f"it is a {type(value).__name__}")
         elif not is_text(value):
-            self._unreadable.append(name)
+            byte = ascii(next(each for each in value if not is_text(each)))
+            self.refuse(name, f"it holds {byte}")
         elif not value.strip():
             self._empty.append(name)
         else:
             self.found[stem] = value.strip()
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Take note of a caption that cannot be read."""
+        self._unreadable.append(f"{name} ({reason})")
 
     def report(self, found: Findings) -> None:
         """Add what is wrong to `found`."""
@@ -78,9 +85,17 @@ def captions_without_text(
         case "instanceprompt":
             return _instance(block, path, stems, found)
         case "filename":
-            return {stem: PurePosixPath(stem).name.replace("_", " ").strip() or stem for stem in stems}
+            return _file_names(path, stems, found)
         case _:
             return None
+
+
+def _file_names(path: str, stems: Iterable[str], found: Findings) -> dict[str, str]:
+    captions = {stem: PurePosixPath(stem).name.replace("_", " ").strip() for stem in stems}
+    wordless = [repr(stem) for stem, caption in captions.items() if not caption]
+    remedy = "rename them, or choose another `caption_strategy`"
+    found.listing(f"{path}.caption_strategy", wordless, "file names that make an empty caption", remedy)
+    return {stem: caption for stem, caption in captions.items() if caption}
 
 
 def _instance(block: dict[str, Any], path: str, stems: Iterable[str], found: Findings) -> dict[str, str]:

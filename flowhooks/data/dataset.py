@@ -23,7 +23,9 @@ class CachedDataset(Dataset):
         records: the audit's.
         entries: where the tensors are.
         latents, masks: (picture, geometry) -> entry key.
-        captions: caption -> entry key, for every caption that a visit may take.
+        captions: caption -> entry key, as :func:`~flowhooks.data.encode.told_at`, for every caption that a visit may
+            take.
+        grids: height, width and frames of samples -> (h, w) of their masks.
         provides: the audit's; what is not in it is left out of every sample.
     """
 
@@ -34,7 +36,8 @@ class CachedDataset(Dataset):
         entries: Entries,
         latents: Mapping[tuple[Picture, Geometry], str],
         masks: Mapping[tuple[Picture, Geometry], str],
-        captions: Mapping[str, str],
+        captions: Mapping[tuple[str, tuple[int, int, int] | None], str],
+        grids: Mapping[tuple[int, int, int], tuple[int, int]],
         provides: frozenset[str],
     ):
         self.records = records
@@ -43,6 +46,7 @@ class CachedDataset(Dataset):
         self._latents = latents
         self._masks = masks
         self._captions = captions
+        self._grids = grids
 
     def __len__(self) -> int:
         return len(self.records)
@@ -61,16 +65,18 @@ class CachedDataset(Dataset):
             "clean": self._side(record.image, record.geometry),
             "rejected": self._rejected(record),
             "mask": self._mask(record),
-            "condition": self.condition(caption),
+            "condition": self.condition(caption, record.geometry.size),
+            "size": record.geometry.size,
             "file": record.image.asset.name,
             "caption": caption,
         }
 
-    def condition(self, caption: str) -> Any:
-        """The condition of one caption of the data set; size 1, on the CPU."""
+    def condition(self, caption: str, size: tuple[int, int, int]) -> Any:
+        """The condition of one caption of the data set at a size; of one sample, on the CPU."""
         from flowhooks.probe import Condition
 
-        return Condition.unflatten(self.entries.read("text", self._captions[caption]))
+        key = self._captions.get((caption, size)) or self._captions[caption, None]
+        return Condition.unflatten(self.entries.read("text", key))
 
     def _side(self, picture: Picture, geometry: Geometry) -> Tensor:
         return self.entries.read("latents", self._latents[picture, geometry])["latents"]
@@ -78,7 +84,7 @@ class CachedDataset(Dataset):
     def _rejected(self, record: Record) -> Tensor | None:
         if record.rejected is None or "rejected" not in self.provides:
             return None
-        return self._side(record.rejected, record.geometry)
+        return self._side(record.rejected, record.rejected_geometry or record.geometry)
 
     def _mask(self, record: Record) -> Tensor | None:
         if "mask" not in self.provides:
@@ -86,12 +92,18 @@ class CachedDataset(Dataset):
         masks = [self.entries.read("masks", self._masks[mask, record.geometry])["mask"] for mask in record.masks]
         if masks:
             return torch.stack(masks).prod(0)
-        # Where other samples have masks, one without trains everywhere; all have one size, so any mask tells the grid.
-        return torch.ones_like(self.entries.read("masks", next(iter(self._masks.values())))["mask"])
+        # Where other samples have masks, one without trains everywhere.
+        return torch.ones(1, *self._grids[record.geometry.size])
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`."""
+    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`.
+
+    Raises ValueError for items of several sizes, which may be packed to one shape.
+    """
+    size = items[0]["size"]
+    if any(item["size"] != size for item in items):
+        raise ValueError(f"a batch holds samples of one size, not of {sorted({item['size'] for item in items})}")
     condition = items[0]["condition"]
     return Batch(
         clean=torch.stack([item["clean"] for item in items]),
@@ -100,6 +112,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
         mask=_stack([item["mask"] for item in items]),
         files=tuple(item["file"] for item in items),
         prompts=tuple(item["caption"] for item in items),
+        size=size,
     )
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from flowhooks.data.assets import Asset, FileAsset
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,18 @@ def is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
 
 
-def among(paths: Iterable[str]) -> Images:
+def suffixes_of(block: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the files that a data set holds: images, and clips where the block trains on some."""
+    return (*IMAGE_SUFFIXES, *CLIP_SUFFIXES) if block["num_frames"] > 1 else IMAGE_SUFFIXES
+
+
+def among(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:
     """Sort out the image files of a listing."""
     found: dict[str, list[str]] = {}
     ignored: Counter[str] = Counter()
     for path in paths:
         suffix = PurePosixPath(path).suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
+        if suffix in suffixes:
             found.setdefault(stem_of(path), []).append(path)
         elif suffix != ".txt":
             ignored[suffix or "(no suffix)"] += 1

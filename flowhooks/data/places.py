@@ -12,7 +12,7 @@ from flowhooks.data.assets import Archive, FileAsset, RemoteAsset
 from flowhooks.data.files import Tree, is_text, real, walk
 from flowhooks.errors import DataError
 
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*://")
+_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -207,9 +207,9 @@ def as_text(file: BinaryIO) -> io.TextIOWrapper:
 
 
 def folder_here(named: str, source: Path) -> Path | None:
-    """The folder on this machine behind `instance_data_dir`; None if there is none, or it is elsewhere."""
+    """The folder on this machine that `instance_data_dir` names; None for a file, or if there is none here."""
     try:
-        place, _ = open_place(named, source)
+        place, file = open_place(named, source)
     except (Refused, OSError):
         return None
-    return place.root if isinstance(place, LocalPlace) else None
+    return place.root if isinstance(place, LocalPlace) and file is None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class Record:
         rejected: the rejected partner, if there is one.
         masks: every mask of the sample; they multiply.
         geometry: how the image, the rejected image and the masks are cut.
+        rejected_geometry: how the rejected image is cut where it has a box of its own, of the same size.
         drawing: how often and when; its data set's.
     """
 
@@ -50,7 +52,15 @@ class Record:
     rejected: Picture | None = None
     masks: tuple[Picture, ...] = ()
     geometry: Geometry
+    rejected_geometry: Geometry | None = None
     drawing: Drawing = Drawing()
+
+    @property
+    def sides(self) -> tuple[tuple[Picture, Geometry], ...]:
+        """The image, and the rejected one if there is one, each with how it is cut."""
+        if self.rejected is None:
+            return ((self.image, self.geometry),)
+        return (self.image, self.geometry), (self.rejected, self.rejected_geometry or self.geometry)
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -90,6 +100,11 @@ class Audit:
     provides: frozenset[str]
     report: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def buckets(self) -> dict[tuple[int, int, int], int]:
+        """Width, height and frames -> samples of an epoch, sorted by size."""
+        return dict(sorted(Counter(record.bucket for record in self.records).items()))
 
     @property
     def captions(self) -> tuple[str, ...]:

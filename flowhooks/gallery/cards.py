@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from flowhooks.data import Record, Survey
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
+from flowhooks.data.loose import is_loose
+from flowhooks.data.pairing import MASK_TYPES
 from flowhooks.data.partners import ASPECT_TOLERANCE
 from flowhooks.data.sets import DataSet
+from flowhooks.data.sizing import Sizing
+
+SAME = "both sides are the same file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,7 @@ class Card:
         paired: whether there should be one.
         masks: they multiply.
         geometry: how it is cut; None shows all of it.
+        rejected_geometry: how the worse side is cut where it has a box of its own.
         times: how often it comes in an epoch; 0 for a sample that is not whole.
         problems: why a run refuses it.
         warnings: what is likely not meant.
@@ -42,6 +48,7 @@ class Card:
     paired: bool = False
     masks: tuple[Picture, ...] = ()
     geometry: Geometry | None = None
+    rejected_geometry: Geometry | None = None
     times: int = 0
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -62,12 +69,12 @@ class Card:
 def all_cards(survey: Survey) -> list[Card]:
     """Every sample of every image data set, in order."""
     cards: list[Card] = []
-    for i, linked in survey.links.items():
-        images, partners = survey.sets[i], [survey.sets[j] for j in linked]
+    for i in survey.links:
+        images, partners = survey.sets[i], survey.partners(i)
         times = Counter(record for record in survey.records if record.dataset == images.id)
-        originals: dict[str, str] = {}
+        sizing, originals = Sizing.of(images.block), dict[str, str]()
         for record, number in times.items():
-            cards.append(_whole(record, number, images, originals))
+            cards.append(_whole(record, number, images, sizing, originals))
         cards += _broken(images, partners, {record.key for record in times})
     return cards
 
@@ -83,21 +90,23 @@ def chosen(cards: Sequence[Card], number: int, seed: int) -> list[Card]:
     return kept
 
 
-def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str]) -> Card:
-    shown = [record.image, *([record.rejected] if record.rejected else [])]
+def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, originals: dict[str, str]) -> Card:
     problems = []
-    if not images.block["allow_upscale"]:
+    if sizing.too_small(record.image.width, record.image.height):
+        problems.append(f"{record.image.size} is below `minimum_image_size`")
+    elif not images.block["allow_upscale"]:
         problems += [
             f"{each.size} is smaller than what is trained"
-            for each in shown
-            if record.geometry.enlarges(each.width, each.height)
+            for each, geometry in record.sides
+            if geometry.enlarges(each.width, each.height)
         ]
-    for each, kind in [(record.rejected, "rejected side"), *((mask, "mask") for mask in record.masks)]:
+    strict = None if record.rejected_geometry else record.rejected
+    for each, kind in [(strict, "rejected side"), *((mask, "mask") for mask in record.masks)]:
         if each is not None and abs(_aspect(record.image) / _aspect(each) - 1) > ASPECT_TOLERANCE:
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
     if record.rejected is not None and record.rejected.digest == record.image.digest:
-        warnings.append("both sides are the same file")
+        warnings.append(SAME)
     original = originals.setdefault(record.image.digest, record.key)
     if original != record.key:
         warnings.append(f"the same image as {original}")
@@ -111,6 +120,7 @@ def _whole(record: Record, times: int, images: DataSet, originals: dict[str, str
         paired=record.rejected is not None,
         masks=record.masks,
         geometry=record.geometry,
+        rejected_geometry=record.rejected_geometry,
         times=times,
         problems=tuple(problems),
         warnings=tuple(warnings),
@@ -123,24 +133,30 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
         problems = ["the file cannot be used"] if stem in images.unusable else []
         if stem in images.images and stem not in images.captions:
             problems.append("no caption")
-        found: dict[str, list[Picture]] = {"reference_strict": [], "masks": []}
+        rejected: list[Picture] = []
+        masks: list[Picture] = []
+        warnings: list[str] = []
         for partner in partners:
             if stem in partner.images:
-                kind = partner.block["conditioning_type"]
-                found[kind if kind == "reference_strict" else "masks"].append(partner.images[stem])
+                (masks if partner.block["conditioning_type"] in MASK_TYPES else rejected).append(partner.images[stem])
             elif stem in partner.unusable:
                 problems.append(f"the file in {partner.id!r} cannot be used")
             else:
-                problems.append(f"no partner in {partner.id!r}")
+                (warnings if is_loose(partner) else problems).append(f"no partner in {partner.id!r}")
+        if not problems and not warnings:
+            small = images.block["small_images"] == "leave_out"
+            warnings += ["left out: smaller than what is trained"] if small else []
+            problems += [] if small else ["has no size to be trained at"]
         yield Card(
             key=stem,
             dataset=images.id,
             image=images.images.get(stem),
             caption=images.captions.get(stem),
-            rejected=next(iter(found["reference_strict"]), None),
-            paired=any(partner.block["conditioning_type"] == "reference_strict" for partner in partners),
-            masks=tuple(found["masks"]),
+            rejected=next(iter(rejected), None),
+            paired=any(partner.block["conditioning_type"] not in MASK_TYPES for partner in partners),
+            masks=tuple(masks),
             problems=tuple(problems),
+            warnings=tuple(warnings),
         )
 
 

@@ -77,7 +77,7 @@ def _hash(text: str) -> str:
 def _head(found: Findings) -> Iterator[str]:
     facts = "".join(f"<li><b>{number:,}</b> {escape(word)}</li>" for word, number in found.facts.items())
     yield f'<header><h1>{escape(found.title)}</h1><ul class="facts">{facts}</ul></header><main>'
-    problems = [(f"{each.file or ''} {each.path or ''}".strip(), each.message) for each in found.problems]
+    problems = [(" ".join(filter(None, (each.file, each.path))), each.message) for each in found.problems]
     yield _told("problem", "A run would refuse this", problems)
     yield _told("warning", "Warnings", [("", each) for each in found.warnings])
     if found.buckets:
@@ -138,7 +138,7 @@ def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask)]
     if card.paired:
         sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask))
-    chips = _chips(card, several)
+    chips = _chips(card, thumbs, several)
     missing = card.caption is None
     caption = "no caption" if missing else card.caption or ""
     return (
@@ -150,13 +150,15 @@ def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     )
 
 
-def _chips(card: Card, several: bool) -> str:
+def _chips(card: Card, thumbs: Thumbs, several: bool) -> str:
     chips = [("problem", each) for each in card.problems] + [("warning", each) for each in card.warnings]
     if several:
         chips.append(("", card.dataset))
     if card.image is not None:
         cut = f"{card.image.size} \N{RIGHTWARDS ARROW} {card.bucket}"
         chips.append(("", cut if card.bucket and card.bucket != card.image.size else card.image.size))
+    if thumbs.everywhere:
+        chips.append(("", "mask is white all over"))
     if card.times > 1:
         chips.append(("", f"{card.times} times an epoch"))
     rows = "".join(f'<li class="{kind}">{escape(words)}</li>' for kind, words in chips)

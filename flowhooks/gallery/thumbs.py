@@ -15,6 +15,7 @@ from flowhooks.gallery.cards import Card
 
 SIDE = 256
 MASK_RGB = (214, 0, 110)
+BLACK = "the mask is black: it trains nowhere"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,8 @@ class Thumbs:
     Args:
         image: RGB.
         rejected: RGB, if there is such a side.
-        mask: grey, white where it trains, if there is one.
+        mask: grey, white where it trains, if there is one that is not white all over.
+        everywhere: whether there is one that is.
         problems: what came up while they were decoded.
         warnings: what is likely not meant.
     """
@@ -32,6 +34,7 @@ class Thumbs:
     image: Image.Image | None = None
     rejected: Image.Image | None = None
     mask: Image.Image | None = None
+    everywhere: bool = False
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -40,24 +43,33 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
     """The pictures of a card, none larger than `side`; what cannot be decoded is left out and told."""
     problems: list[str] = []
     shown: list[Image.Image | None] = []
-    for picture, kind in ((card.image, "image"), (card.rejected, "rejected side")):
+    own = card.rejected_geometry or card.geometry
+    for picture, kind, geometry in ((card.image, "image", card.geometry), (card.rejected, "rejected side", own)):
         try:
-            shown.append(None if picture is None else _pixels(picture, _small(card.geometry, picture, side)))
+            shown.append(None if picture is None else _pixels(picture, _small(geometry, picture, side)))
         except (BadImage, OSError) as error:
             problems.append(f"the {kind} {error}")
             shown.append(None)
-    mask = None
+    mask, everywhere = None, False
     warnings: list[str] = []
     if card.masks:
         try:
             values = _multiplied(card.masks, _small(card.geometry, card.image or card.masks[0], side))
-            mask = Image.fromarray(np.rint(values * 255).astype(np.uint8))
+            everywhere = bool((values == 1).all())
+            mask = None if everywhere else Image.fromarray(np.rint(values * 255).astype(np.uint8))
             if not values.any():
-                warnings.append("the mask is black: it trains nowhere")
+                warnings.append(BLACK)
         except (BadImage, OSError) as error:
             problems.append(f"the mask {error}")
     image, rejected = shown
-    return Thumbs(image=image, rejected=rejected, mask=mask, problems=tuple(problems), warnings=tuple(warnings))
+    return Thumbs(
+        image=image,
+        rejected=rejected,
+        mask=mask,
+        everywhere=everywhere,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
 
 
 def overlay(mask: Image.Image) -> Image.Image:

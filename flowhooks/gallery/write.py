@@ -17,11 +17,12 @@ from tqdm import tqdm
 from flowhooks.config import Datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
 from flowhooks.data import Survey, survey
+from flowhooks.data.findings import some
 from flowhooks.errors import ConfigError, DataError, Problem
-from flowhooks.gallery.cards import Card, all_cards, chosen
+from flowhooks.gallery.cards import SAME, Card, all_cards, chosen
 from flowhooks.gallery.page import MARK, Findings, page
 from flowhooks.gallery.sheet import sheet
-from flowhooks.gallery.thumbs import Thumbs, draw
+from flowhooks.gallery.thumbs import BLACK, Thumbs, draw
 
 PAGE, SHEET = "inspect.html", "inspect.png"
 SOFTWARE = "flowhooks inspect"
@@ -70,7 +71,7 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
     shown = chosen(cards, sample, seed)
     drawn = [_drawn(card) for card in tqdm(shown, desc="pictures", unit="", disable=not progress)]
     drawn.sort(key=lambda each: ("problem", "warning", "fine").index(each[0].state))
-    found = _findings(source, looked, cards)
+    found = _findings(source, looked, cards, drawn)
     text = page(found, drawn).encode("utf-8", "backslashreplace")
     output.mkdir(parents=True, exist_ok=True)
     _replace(output / PAGE, text)
@@ -103,7 +104,7 @@ def _drawn(card: Card) -> tuple[Card, Thumbs]:
     return replace(card, problems=problems, warnings=warnings), thumbs
 
 
-def _findings(source: str, looked: Survey, cards: Sequence[Card]) -> Findings:
+def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequence[tuple[Card, Thumbs]]) -> Findings:
     facts = {
         "samples": len(looked.records),
         "images": sum(len(looked.sets[i].images) for i in looked.links),
@@ -115,17 +116,25 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card]) -> Findings:
     for card in cards:
         if card.bucket:
             buckets[card.dataset, card.bucket] += card.times
-    problems, warnings, notes = looked.found.problems, looked.found.warnings, looked.found.notes
+    problems, warnings, notes = list(looked.found.problems), list(looked.found.warnings), list(looked.found.notes)
     if not problems:
         audited = looked.audit()
         warnings, notes = list(audited.warnings), list(audited.report)
+    broken = [f"{card.key}: {', '.join(thumbs.problems)}" for card, thumbs in drawn if thumbs.problems]
+    if broken:
+        problems.append(Problem(f"pictures that cannot be decoded ({len(broken):,}): {some(broken)}", source))
+    for what in (SAME, BLACK):
+        names = [card.key for card in cards if what in card.warnings]
+        names = names or [card.key for card, thumbs in drawn if what in thumbs.warnings]
+        if names:
+            warnings.append(f"{what} ({len(names):,}): {some(names)}")
     return Findings(
         title=Path(source).name,
         facts={word: number for word, number in facts.items() if number or word == "samples"},
         problems=problems,
         warnings=warnings,
         notes=notes,
-        buckets=dict(sorted(buckets.items())),
+        buckets=dict(sorted(buckets.items(), key=lambda each: (each[0][0], -each[1]))),
         of=len(cards),
     )
 

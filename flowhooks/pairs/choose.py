@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
+from typing import Any
 
-from flowhooks.data.findings import count, some
+from flowhooks.data import Audit
+from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.geometry import plan_geometry
 from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.sizing import Sizing, check_sizing
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.pairs.folder import DATASET, Made, pair_folder, refusals
 from flowhooks.pairs.scores import Scored, at_line, raise_some, read_scores
@@ -73,6 +78,7 @@ def pairs_from_scores(
         raise DataError(problems)
     pairs = list(choose(scored, way, min_gap))
     _check(file, scored, pairs, min_gap)
+    _check_sizes(file, pairs, block)
     with pair_folder(output, ("preferred", "rejected", "gap")) as folder:
         for number, (better, worse) in enumerate(pairs):
             folder.add(
@@ -88,7 +94,7 @@ def pairs_from_scores(
         dataset=output / DATASET,
         summary=f"{count(len(pairs), 'pair')} of {images:,} of {count(len(scored), 'image')}",
         report=written.report[:1],
-        warnings=(*_unpaired(scored, pairs), *written.warnings),
+        warnings=(*_unpaired(scored, pairs), *_left_out(pairs, written), *written.warnings),
     )
 
 
@@ -105,6 +111,31 @@ def _check(file: Path, scored: Sequence[Scored], pairs: Sequence[Pair], min_gap:
             what = f"{worse.image!r} is {other.size}, its partner {better.image!r} of line {better.line} is {one.size}"
             problems.append(at_line(file, worse.line, f"{what}; crop them to one aspect ratio"))
     raise_some(file, problems)
+
+
+def _check_sizes(file: Path, pairs: Sequence[Pair], block: dict[str, Any]) -> None:
+    """That no image is enlarged where the block does not allow it."""
+    found = Findings(file)
+    if not check_sizing(block, "$", found):
+        raise DataError([replace(problem, file="--set") for problem in found.problems])
+    if block["allow_upscale"] or block["small_images"] == "leave_out":
+        return
+    sizing, problems = Sizing.of(block), []
+    for better, worse in pairs:
+        width, height = better.picture.width, better.picture.height
+        geometry = plan_geometry(width, height, sizing.target(width, height), block["crop"], "")
+        for each in (better, worse):
+            if geometry.enlarges(each.picture.width, each.picture.height):
+                what = f"{each.image!r} is {each.picture.size}, too small for {geometry.width}x{geometry.height}"
+                remedy = "lower `resolution`, or set `allow_upscale` to true, or `small_images` to 'leave_out'"
+                problems.append(at_line(file, each.line, f"{what}; {remedy}"))
+    raise_some(file, list(dict.fromkeys(problems)))
+
+
+def _left_out(pairs: Sequence[Pair], written: Audit) -> Iterator[str]:
+    small = len(pairs) - written.counts["images"]
+    if small:
+        yield f"`small_images` leaves out {small:,} of {count(len(pairs), 'pair')}"
 
 
 def _unpaired(scored: Sequence[Scored], pairs: Sequence[Pair]) -> Iterator[str]:

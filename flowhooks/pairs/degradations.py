@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -78,7 +77,7 @@ def parse(text: str) -> Degradation:
 
 def stream(seed: int, key: str) -> np.random.Generator:
     """The random numbers of one picture: they depend on the seed and its name, not on the other pictures."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(os.fsencode(f"{seed}/{key}")).digest()))
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()))
 
 
 def degrade(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from flowhooks.config import load_datasets
 from flowhooks.config.schemas import schemas
 from flowhooks.data import Audit, audit
 from flowhooks.data.inspection import FORMATS
+from flowhooks.data.sources import SOURCES
 from flowhooks.errors import DataError, Problem
 
 DATASET = "dataset.json"
@@ -28,7 +28,7 @@ SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
 OURS = {
     "id", "type", "dataset_type", "conditioning_type", "conditioning_data", "source_dataset_id", "instance_data_dir",
     "caption_strategy", "instance_prompt", "disabled",
-}  # fmt: skip
+}.union(*(each.options for each in SOURCES.values()))  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,14 @@ class PairFolder:
         """One pair.
 
         Args:
-            name: relative path without suffix.
+            name: relative path without suffix. A part that begins with a dot, which no audit would look at, gets a `_`.
             caption: its prompt.
             preferred: content of an image file.
             rejected: content of an image file.
             mask: content of a PNG.
             row: what `pairs.csv` says after the name.
         """
+        name = "/".join(f"_{part}" if part.startswith(".") else part for part in name.split("/"))
         self._write("preferred", name, _suffix(preferred), preferred)
         self._write("preferred", name, ".txt", f"{caption}\n".encode())
         self._write("rejected", name, _suffix(rejected), rejected)
@@ -93,7 +94,9 @@ class PairFolder:
     def _write(self, side: str, name: str, suffix: str, content: bytes) -> None:
         file = self.root / side / f"{name}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(content)
+        # Names that one file system tells apart are the same on another.
+        with file.open("xb") as opened:
+            opened.write(content)
 
     def finish(self, block: Mapping[str, Any], made_by: str, blame: str) -> Audit:
         """Write `pairs.csv` and the data set file, and audit all of it.
@@ -108,7 +111,7 @@ class PairFolder:
         """
         text = StringIO()
         csv.writer(text, lineterminator="\n").writerows([("pair", *self.columns), *self.rows])
-        (self.root / "pairs.csv").write_bytes(os.fsencode(text.getvalue()))
+        (self.root / "pairs.csv").write_text(text.getvalue(), encoding="utf-8")
         document = {"$comment": made_by, "datasets": _blocks(block, self.masked)}
         content = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
         (self.root / DATASET).write_text(content, encoding="utf-8")

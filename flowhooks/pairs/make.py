@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from flowhooks.data import Record
 from flowhooks.data.findings import count, some
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import BadImage
+from flowhooks.data.sets import DataSet
 from flowhooks.data.transform import load_mask, load_pixels, open_upright
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.pairs.degradations import Degradation, degrade, stream
@@ -93,8 +94,14 @@ def make_pairs(
         dataset=output / DATASET,
         summary=f"{count(len(records), 'pair')} ({shares})",
         report=written.report[:1],
-        warnings=written.warnings,
+        warnings=(*_left_out(found.sets[0], records), *written.warnings),
     )
+
+
+def _left_out(images: DataSet, records: Mapping[str, Record]) -> Iterator[str]:
+    small = [key for key in images.images if key not in records]
+    if small:
+        yield f"`small_images` leaves out {len(small):,} of {count(len(images.images), 'image')}: {some(small)}"
 
 
 class _Twin:

@@ -12,9 +12,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from flowhooks.data.assets import Asset, FileAsset
 from flowhooks.data.findings import NAMED
 from flowhooks.data.inspection import BadImage, Picture, inspect_image
+from flowhooks.data.sources.columns import CAPTION, IMAGE
 from flowhooks.errors import DataError, Problem
 
-NEEDED = ("image", "prompt", "score")
+#: What is read -> what its column may be called; the first that is there.
+NEEDED = {"image": IMAGE, "prompt": CAPTION, "score": ("score",)}
 GROUP = "group"
 
 
@@ -42,12 +44,13 @@ class Scored:
 def read_scores(file: Path) -> list[Scored]:
     """All lines of a CSV with the columns `image`, `prompt`, `score`, and optionally `group`.
 
+    The first two may have the other names that such columns have in data sets, `file_name` and `caption` for example.
+
     Raises DataError with every line that cannot be used (the first 20 in full).
     """
     rows = _rows(file)
     header = next(rows, (0, []))[1]
-    columns = {name.strip(): i for i, name in enumerate(header)}
-    _check_header(file, header, columns)
+    columns = _columns(file, [name.strip() for name in header])
     scored: list[Scored] = []
     problems: list[Problem] = []
     for line, cells in rows:
@@ -99,15 +102,18 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
             yield line, cells
 
 
-def _check_header(file: Path, header: list[str], columns: Mapping[str, int]) -> None:
-    missing = [name for name in NEEDED if name not in columns]
-    if missing:
-        found = ", ".join(repr(name) for name in header) or "nothing"
-        what = f"the columns {', '.join(map(repr, missing))} are missing; the first line names {found}"
-        raise DataError(at_line(file, 1, f"{what}; expected {', '.join(NEEDED)} and, if you like, {GROUP}"))
-    if len(columns) < len(header):
-        twice = next(name for name in columns if [each.strip() for each in header].count(name) > 1)
+def _columns(file: Path, header: list[str]) -> dict[str, int]:
+    """What is read -> number of its cell."""
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
         raise DataError(at_line(file, 1, f"names the column {twice!r} twice; rename one of them"))
+    called = {what: next((name for name in names if name in header), None) for what, names in NEEDED.items()}
+    missing = [f"{what!r} ({', '.join(NEEDED[what])})" for what, name in called.items() if name is None]
+    if missing:
+        found = ", ".join(map(repr, header)) or "nothing"
+        raise DataError(at_line(file, 1, f"there is no column for {', '.join(missing)}; this line names {found}"))
+    columns = {what: header.index(name) for what, name in called.items() if name is not None}
+    return {**columns, **({GROUP: header.index(GROUP)} if GROUP in header else {})}
 
 
 def _scored(file: Path, line: int, cells: list[str], columns: Mapping[str, int], width: int) -> Scored:

@@ -31,7 +31,7 @@ class ImageSet:
     def __init__(self, source: str, settings: Sequence[str] = (), within: Path | None = None):
         self.source, self.settings = source, settings
         base, block, self._path = _block_of(source)
-        self.block = {**with_settings(block, settings, base), "conditioning_data": None}
+        self.block = with_settings(_alone(block), settings, base)
         blocks = [self.block]
         if within is not None:
             blocks.append(_masks(within, self.block["id"]))
@@ -58,7 +58,7 @@ class ImageSet:
 
 def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) -> dict[str, Any]:
     """The block, complete, with `key=value` settings. Raises ConfigError for a setting that cannot be."""
-    block = {**block, "conditioning_data": None}
+    block = dict(block)
     _, problems = apply(block, settings)
     problems += [Problem(f"{key!r} is stated by the folder itself", "--set") for key in _keys(settings) & FIXED]
     if problems:
@@ -68,6 +68,12 @@ def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) ->
     except DataError as error:
         told = [Problem(each.message, "--set", (each.path or "").removeprefix("$[0].")) for each in error.problems]
         raise DataError(told) from None
+
+
+def _alone(block: dict[str, Any]) -> dict[str, Any]:
+    """The block without the partners that it has already."""
+    columns: dict[str, list[str]] = {key: [] for key in ("rejected_column", "mask_column") if block.get(key)}
+    return {**block, "conditioning_data": None, **columns}
 
 
 def _keys(settings: Sequence[str]) -> set[str]:

@@ -16,7 +16,8 @@ from flowhooks.probe.runs import find_networks
 @contextmanager
 def adapter_gate(pipe: Any, sigma: float) -> Iterator[None]:
     """Inside, every adapter on the pipeline's networks is off in the steps that start above ``sigma``, whoever put it
-    there; in those the networks compute exactly what they compute without it. Leaves no trace.
+    there; in those the networks compute exactly what they compute without it. Leaves no trace. The scheduler tells the
+    step, so a network that is called by hand counts as in the one that the scheduler was left at.
 
     Args:
         pipe: a Diffusers flow-matching pipeline with its adapters on.

@@ -48,7 +48,7 @@ def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool =
         accelerator = stack.enter_context(accelerated(run))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        audited = audit(run.data)
+        audited = audit(run.data, run.cache_dir)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
@@ -179,6 +179,7 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
         pipe,
         height=first.height if first else run.validation["height"],
         width=first.width if first else run.validation["width"],
+        frames=first.geometry.frames if first else None,
         arguments=run.model["pipeline_arguments"],
         component=run.model["component"],
     )

@@ -78,7 +78,7 @@ def test_a_sample_holds_what_the_model_makes_of_its_files(root, model, cache):
     expected = model.encode_prompts(["a photo of sub/c"])
     torch.testing.assert_close(item["condition"].flatten(), expected.flatten())
     with pytest.raises(KeyError):
-        dataset.condition("")
+        dataset.condition("", (16, 16, 1))
 
 
 def test_collate_makes_a_batch(root, model, cache):

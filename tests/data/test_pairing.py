@@ -232,12 +232,11 @@ def test_resolution_as_height_and_width(root):
     assert (record.width, record.height) == (16, 8)
 
 
-def test_samples_of_several_sizes_need_a_resolution(root):
+def test_samples_of_several_sizes_are_several_buckets(root):
     write_image(root / "win/wide.png", (32, 16), seed=70)
     (root / "win/wide.txt").write_text("wide")
-    (problem,) = problems_in(root, [image_set("win")])
-    assert problem.startswith("$[0].resolution: the samples come in 2 sizes: 16x16 (win: a), 32x16 (win: wide)")
-    assert len(audit_in(root, [image_set("win", resolution=16)]).records) == 4
+    found = audit_in(root, [image_set("win")])
+    assert [record.bucket for record in found.records if record.key in ("a", "wide")] == [(16, 16, 1), (32, 16, 1)]
 
 
 def test_two_image_sets_may_differ_in_what_they_have(root):
@@ -277,6 +276,13 @@ def test_all_problems_come_at_once(root):
         "$[2].instance_data_dir",
         "$[3].instance_data_dir",
     ]
+
+
+def test_a_file_name_without_words_is_no_caption(tmp_path):
+    for i, name in enumerate(("_", " ", "a_cat")):
+        write_image(tmp_path / f"win/{name}.png", seed=i)
+    (problem,) = problems_in(tmp_path, [image_set("win", caption_strategy="filename")])
+    assert problem.startswith("$[0].caption_strategy: file names that make an empty caption (2): ' ', '_';")
 
 
 def test_an_embedded_set_that_does_not_exist(root):

@@ -92,7 +92,7 @@ def test_a_visit_is_a_function_of_seed_and_place(audited):
 def test_batches_say_which_caption_they_were_made_under(audited, model, tmp_path):
     """Each text is encoded once, and the condition is that of the words in the batch, whatever reads it."""
     dataset = build_cache(audited, model, tmp_path, progress=False)
-    assert "" in audited.captions and set(dataset._captions) == set(audited.captions)
+    assert "" in audited.captions and {caption for caption, _ in dataset._captions} == set(audited.captions)
     assert audited.counts["captions"] == len(audited.captions) == 8
     schedule = Schedule(streams(audited.records), batch_size=3, seed=3)
     batches = list(islice(data_loader(dataset, schedule), 12))
@@ -101,9 +101,10 @@ def test_batches_say_which_caption_they_were_made_under(audited, model, tmp_path
         mine = batches[:8] if other.num_workers else batches[4:]
         assert [each.prompts for each in theirs] == [each.prompts for each in mine]
     assert {"", "an apple"} < {prompt for batch in batches for prompt in batch.prompts}
+    size = audited.records[0].geometry.size
     for batch in batches:
         for row, prompt in enumerate(batch.prompts):
-            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt).flatten()
+            mine, stored = batch.condition[row : row + 1].flatten(), dataset.condition(prompt, size).flatten()
             assert all(torch.equal(mine[name], stored[name]) for name in stored)
 
 

@@ -87,7 +87,7 @@ def test_json_is_valid(page: str) -> None:
             assert [resolve_reward(block, "$") for block in document]
             continue
         if isinstance(document, list) or "datasets" in document:
-            assert "data:rejected" in load_datasets(document, ROOT / "docs").provides
+            assert "data:image" in load_datasets(document, ROOT / "docs").provides
             continue
         if not (ROOT / str(document.get("data"))).is_file():
             document.pop("data", None)

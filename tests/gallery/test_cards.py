@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from flowhooks.data import survey
 from flowhooks.gallery.cards import Card, all_cards, chosen
 from flowhooks.gallery.thumbs import draw, overlay
 from tests.data.folders import TRIPLE, image_set, load, write_image, write_mask, write_pairs
+from tests.data.sources.kept import KEEPERS, samples
 
 
 @pytest.fixture
@@ -22,6 +24,19 @@ def root(tmp_path):
 
 def cards(root, blocks) -> dict[str, Card]:
     return {card.key: card for card in all_cards(survey(load(root, blocks)))}
+
+
+@pytest.mark.parametrize("shape", KEEPERS)
+def test_every_source_has_cards(shape, tmp_path):
+    """Five whole samples, and one whose rejected side is damaged."""
+    kept = samples("abcdef")
+    kept[3] = replace(kept[3], rejected=b"no picture")
+    found = list(cards(tmp_path, KEEPERS[shape](tmp_path, kept)).values())
+    assert [card.state for card in found] == ["fine"] * 5 + ["problem"]
+    assert all(card.paired and card.masks and card.caption and card.image for card in found)
+    assert [bool(card.rejected) for card in found] == [True] * 5 + [False]
+    assert found[-1].problems[0].startswith("the file in 'lose'" if shape == "local" else "the file in 'win.")
+    assert all(draw(card).image is not None and draw(card).mask is not None for card in found)
 
 
 def test_a_sample_that_comes_several_times_is_one_card(root):
@@ -64,6 +79,19 @@ def test_every_fault_is_on_the_card_it_concerns(root):
     assert found["d"].masks == () and found["d"].times == 0
 
 
+def test_small_images_are_a_problem_or_left_out(root):
+    write_image(root / "win/a.png", (12, 8))
+    small = {**TRIPLE[0], "resolution": [16, 24]}
+    assert cards(root, [{**small, "minimum_image_size": 10}, *TRIPLE[1:]])["a"].problems == (
+        "12x8 is below `minimum_image_size`",
+    )
+    left = cards(root, [{**small, "small_images": "leave_out"}, *TRIPLE[1:]])["a"]
+    assert (left.times, left.problems, left.warnings) == (0, (), ("left out: smaller than what is trained",))
+    unsized = cards(root, [{**TRIPLE[0], "aspect": "bucket"}, *TRIPLE[1:]])
+    assert {card.problems for card in unsized.values()} == {("has no size to be trained at",)}
+    assert draw(unsized["b"]).image.size == (24, 16)
+
+
 def test_problems_come_first_and_the_rest_is_drawn_by_the_seed():
     def card(key: int, **told) -> Card:
         return Card(key=str(key), dataset="d", image=None, caption="", **told)
@@ -94,9 +122,12 @@ def test_thumbs_show_what_is_trained_on(root):
     assert (np.asarray(thumbs.mask) == [[255] * 4 + [0] * 4] * 8).all()
 
 
-def test_a_black_mask_and_a_picture_that_cannot_be_decoded_are_told(root):
+def test_a_black_mask_a_white_one_and_a_picture_that_cannot_be_decoded_are_told(root):
     write_mask(root / "mask/a.png", np.zeros((16, 24)))
+    write_mask(root / "mask/b.png", np.full((16, 24), 255))
     found = cards(root, TRIPLE)
+    white = draw(found["b"])
+    assert white.everywhere and white.mask is None and white.warnings == ()
     assert draw(found["a"]).warnings == ("the mask is black: it trains nowhere",)
     (root / "lose/b.png").write_bytes((root / "lose/b.png").read_bytes()[:80])
     thumbs = draw(found["b"])

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from flowhooks.cli import main
+from flowhooks.errors import Problem
+from flowhooks.gallery.cards import Card
+from flowhooks.gallery.page import Findings, page
+from flowhooks.gallery.thumbs import Thumbs
 from tests.cli.test_process import imported
-from tests.data.folders import PAIR, TRIPLE, image_set, load, snapshot, write_image, write_mask, write_pairs
+from tests.data.folders import (
+    PAIR,
+    TRIPLE,
+    image_set,
+    load,
+    snapshot,
+    undecodable,
+    write_image,
+    write_mask,
+    write_pairs,
+)
 from tests.gallery.browser import Browser, find
 
 CAPTIONS = {
@@ -174,6 +191,49 @@ def test_problems_stand_first_and_what_is_readable_is_shown(root, browser):
     assert browser.run("[...document.images].every(i => i.naturalWidth > 0)") and quiet(browser)
 
 
+def test_what_only_decoding_shows_is_told_too(root, capsys):
+    for name in ("plain", "emoji"):
+        write_mask(root / f"mask/{name}.png", np.zeros((16, 24)))
+    (root / "lose/arabic.png").write_bytes((root / "win/arabic.png").read_bytes())
+    (root / "lose/long.png").write_bytes(undecodable((root / "lose/long.png").read_bytes()))
+    inspect(root, TRIPLE)
+    said = capsys.readouterr().out.splitlines()
+    assert "data.json: pictures that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
+    assert said[1:3] == [
+        "warning    both sides are the same file (1): arabic",
+        "warning    the mask is black: it trains nowhere (2): emoji, plain",
+    ]
+
+
+@given(key=st.text(min_size=1), caption=st.text(), dataset=st.text(min_size=1), told=st.text(min_size=1))
+def test_no_text_becomes_markup(key, caption, dataset, told):
+    """Whatever the words, the same elements with the same attributes stand on the page, and the words are in them."""
+
+    class Reader(HTMLParser):
+        def __init__(self, text: str):
+            super().__init__()
+            self.seen: list[tuple[str, tuple[str, ...]]] = [("", ())]
+            self.texts: dict[str, str] = {}
+            self.feed(text)
+
+        def handle_starttag(self, tag, attrs):
+            self.seen.append((tag, tuple(name for name, _ in attrs)))
+
+        def handle_data(self, data):
+            tag = self.seen[-1][0]
+            self.texts[tag] = self.texts.get(tag, "") + data
+
+    def read(key: str, caption: str, dataset: str, told: str) -> Reader:
+        card = Card(key=key, dataset=dataset, image=None, caption=caption, problems=(told,))
+        above = {"facts": {told: 1}, "problems": [Problem(told, key)], "warnings": [told], "notes": [told]}
+        found = Findings(title=key, buckets={(dataset, "1x1"): 1}, of=1, **above)
+        return Reader(page(found, [(card, Thumbs())]))
+
+    one = read(key, caption, dataset, told)
+    assert one.seen == read("k", "c", "d", "t").seen
+    assert one.texts["h3"].startswith(key) and one.texts["title"].startswith(key) and caption in one.texts["p"]
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_narrow_screen_light_or_dark_needs_no_sideways_scrolling(root, browser, dark):
     (root / "lose/plain.png").unlink()
@@ -235,8 +295,7 @@ def test_a_run_file_leads_to_its_data(root, capsys):
     assert not (root / "new").exists()
 
 
-def test_names_that_are_no_text(root):
-    """A file name of other bytes than UTF-8 is a problem, and one that is markup is shown."""
+def test_names_that_are_markup_or_no_text(root):
     for name in (b"<b>&\"'.png", b"caf\xe9.png"):
         path = bytes(root / "odd") + b"/" + name
         write_image(root / "odd/x.png").rename(path.decode("utf-8", "surrogateescape"))

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -18,7 +17,8 @@ from flowhooks.config import load_datasets
 from flowhooks.data import audit
 from flowhooks.train import train
 from tests.cli.test_process import imported
-from tests.data.folders import image_set, load, snapshot, write_image, write_mask, write_pairs
+from tests.data.folders import image_set, load, snapshot, undecodable, write_image, write_mask, write_pairs
+from tests.data.sources.kept import KEEPERS, samples
 from tests.train.runs import make_run, write_model
 
 NAMES = ("a", "b", "sub/c", "sub/d", "e", "f")
@@ -132,12 +132,34 @@ def test_a_data_set_file_is_a_source_and_its_options_stay(photos, tmp_path):
     assert found.counts["samples"] == 18 and found.captions == ("it",)
 
 
+@pytest.mark.parametrize("shape", KEEPERS)
+def test_every_source_gives_the_same_pairs(shape, tmp_path):
+    """The pairs it has already are left aside."""
+    (tmp_path / "data.json").write_text(json.dumps(KEEPERS[shape](tmp_path, samples(("a", "sub/b", ".hidden/c")))))
+    assert make(tmp_path / "data.json", tmp_path / "made", "--degrade", "noise") == 0
+    source, found = (audit(load_datasets(name, tmp_path)) for name in ("data.json", "made/dataset.json"))
+    assert found.captions == source.captions and found.provides == {"image", "rejected", "mask"}
+    pictures = [{record.image.asset.read() for record in each.records} for each in (source, found)]
+    assert pictures[0] == pictures[1] and len(pictures[0]) == len(found.records) >= 2
+    if shape == "csv":
+        assert {record.key for record in found.records} == {"a", "sub/b", "_.hidden/c"}
+
+
 def test_templates_stay_in_the_data_set_file_and_out_of_the_captions(photos, tmp_path):
     settings = ["--set", "caption_template=a drawing of {caption}", "--set", "probability=2"]
     assert make(photos, tmp_path / "made", "--degrade", "blur", *settings) == 0
     assert (tmp_path / "made/preferred/a.txt").read_text() == "a photo of a\n"
     record = audit(load_datasets("dataset.json", tmp_path / "made")).records[0]
     assert record.caption == "a drawing of a photo of a" and record.drawing.probability == 2
+
+
+def test_images_that_are_left_out_are_told(photos, tmp_path, capsys):
+    write_image(photos / "tiny.png", (12, 8))
+    (photos / "tiny.txt").write_text("tiny")
+    settings = ["--set", "resolution=[16, 24]", "--set", "small_images=leave_out"]
+    assert make(photos, tmp_path / "made", "--degrade", "blur", *settings) == 0
+    assert "warning    `small_images` leaves out 1 of 7 images: tiny" in capsys.readouterr().out
+    assert not (tmp_path / "made/preferred/tiny.png").exists()
 
 
 def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_path, capsys):
@@ -159,21 +181,13 @@ def test_everything_wrong_is_told_at_once_and_nothing_is_written(photos, tmp_pat
 def test_images_that_stay_as_they_are_or_cannot_be_decoded_make_no_pair(photos, tmp_path, capsys):
     write_mask(photos / "flat.png", np.full((16, 24, 3), 90))
     (photos / "flat.txt").write_text("flat")
-    (photos / "b.png").write_bytes(_undecodable((photos / "b.png").read_bytes()))
+    (photos / "b.png").write_bytes(undecodable((photos / "b.png").read_bytes()))
     before = snapshot(tmp_path)
     assert make(photos, tmp_path / "new/made", "--degrade", "blur") == 2
     same, broken = sorted(capsys.readouterr().err.splitlines(), reverse=True)
     assert same.startswith(f"{photos}: images that came out as they were (1): flat (blur:2); choose another")
     assert broken.startswith(f"{photos}: files that cannot be used (1): b cannot be decoded (")
     assert snapshot(tmp_path) == before and not (tmp_path / "new").exists()
-
-
-def _undecodable(png: bytes) -> bytes:
-    """The same PNG with a broken stream of pixels in a chunk whose checksum is right."""
-    at = png.index(b"IDAT")
-    size = int.from_bytes(png[at - 4 : at])
-    chunk = b"IDAT" + b"?" * size
-    return png[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + png[at + 8 + size :]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,28 @@ def test_a_group_column_decides_who_is_compared(scored, tmp_path):
         ]
 
 
+def test_columns_may_have_the_names_they_have_in_data_sets(scored, tmp_path):
+    file = scored("score, file_name ,caption,seed\n1,a.png,p,7\n2,b.png,p,8\n")
+    assert pairs_from_scores(file, tmp_path / "made").summary == "1 pair of 2 of 2 images"
+
+
+def test_sizes_may_differ_between_pairs_and_small_images_are_named_or_left_out(scored, tmp_path):
+    for seed, name in enumerate(("wide", "wider")):
+        write_image(tmp_path / f"in/{name}.png", (32, 16), seed=9 + seed)
+    file = scored(HEADER + "a.png,p,1\nb.png,p,2\nwide.png,q,2\nwider.png,q,3\n")
+    pairs_from_scores(file, tmp_path / "made")
+    assert audit(load_datasets("dataset.json", tmp_path / "made")).buckets == {(16, 16, 1): 1, (32, 16, 1): 1}
+    large = ["resolution=[16, 24]"]
+    said = problems(file, tmp_path / "large", settings=large)
+    assert [line.partition(" for ")[0] for line in said] == [
+        "3: 'b.png' is 16x16, too small",
+        "2: 'a.png' is 16x16, too small",
+    ]
+    made = pairs_from_scores(file, tmp_path / "large", settings=[*large, "small_images=leave_out"])
+    assert made.warnings == ("`small_images` leaves out 1 of 2 pairs",)
+    assert "is null, the size the images have" in problems(file, tmp_path / "x", settings=["aspect=bucket"])[0]
+
+
 def test_every_line_that_cannot_be_used_is_named(scored, tmp_path):
     os.symlink("/etc/hostname", tmp_path / "in/link.png")
     os.symlink(tmp_path / "elsewhere", tmp_path / "in/out")
@@ -145,18 +167,14 @@ def test_every_line_that_cannot_be_used_is_named(scored, tmp_path):
     ("text", "said"),
     [
         (HEADER.encode() + b"a.png,p,1\nb.png,caf\xe9,2\n", "3: byte 0xe9 is not UTF-8"),
-        ("", "1: the columns 'image', 'prompt', 'score' are missing; the first line names nothing"),
-        (
-            "image;prompt\n",
-            "1: the columns 'image', 'prompt', 'score' are missing; the first line names 'image;prompt'",
-        ),
+        ("", "1: there is no column for 'image' (file_name, image, "),
+        ("img,score\n", "1: there is no column for 'prompt' (caption, text, prompt); this line names 'img', 'score'"),
         ("image,prompt,score,image\n", "1: names the column 'image' twice"),
         (HEADER, " holds no line after its header"),
         (HEADER + 'a.png,"p" q,1\n', "2: is not CSV: "),
         (HEADER + 'a.png,"p,1\n', "2: is not CSV: "),
         (HEADER + "a.png,p,1\n", " gives no pair: 1 group of 1 image"),
         (HEADER + "a.png,p,1\nwide.png,p,2\n", "2: 'a.png' is 16x16, its partner 'wide.png' of line 3 is 32x16"),
-        (HEADER + "a.png,p,1\nb.png,p,2\nwide.png,q,2\nwider.png,q,3\n", " the samples come in 2 sizes"),
         ("image,prompt,score,group\na.png,p,1,g\nb.png,q,1,g\n", "3: has the prompt 'q', but line 2 of its group 'g'"),
         (HEADER + "".join(f"{i}.png,p,{i}\n" for i in range(30)), None),
     ],

@@ -85,7 +85,7 @@ def test_text_encoders_are_awake_while_hooks_attach_and_are_asked_for_nothing_el
     train(new_run("plain", hooks=[], **once), progress=False)
     plain = set(encoded)
     # The data's, for the cache, and those of the probe.
-    assert {prompt for prompt, while_awake in plain if while_awake} == {"", *(f"a photo of {name}" for name in NAMES)}
+    assert {prompt for prompt, while_awake in plain if while_awake} == {f"a photo of {name}" for name in NAMES}
     train(new_run("hooked", hooks=[{"type": "tests.train.toys:Learning"}], **once), progress=False)
     assert set(encoded) - plain == {(prompt, True) for prompt in PROMPTS} and not awake
 

@@ -11,7 +11,8 @@ from flowhooks.data.places import Refused
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import usual_partners
 
-_COLUMNS = ("image_column", "rejected_column", "mask_column")
+_COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column")
+_HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,19 +42,31 @@ SOURCES = {
         reader=f"{_LISTED}:read_imagefolder",
         columns=f"{_LISTED}:imagefolder_columns",
         strategies=_TABLE,
-        options=(*_COLUMNS, "caption_column"),
+        options=_COLUMNS,
     ),
     "csv": Source(
         reader=f"{_LISTED}:read_csv",
         columns=f"{_LISTED}:csv_columns",
         strategies=_TABLE,
-        options=(*_COLUMNS, "caption_column"),
+        options=_COLUMNS,
     ),
     "parquet": Source(
         reader="flowhooks.data.sources.parquet:read_parquet",
         columns="flowhooks.data.sources.parquet:parquet_columns",
         strategies=_TABLE,
-        options=(*_COLUMNS, "caption_column"),
+        options=_COLUMNS,
+    ),
+    "huggingface": Source(
+        reader="flowhooks.data.sources.hub:read_huggingface",
+        columns="flowhooks.data.sources.hub:huggingface_columns",
+        strategies=_TABLE,
+        options=(*_COLUMNS, *_HUB),
+    ),
+    "webdataset": Source(
+        reader="flowhooks.data.sources.webdataset:read_webdataset",
+        columns="flowhooks.data.sources.webdataset:webdataset_columns",
+        strategies=("textfile", *_TABLE),
+        options=_COLUMNS,
     ),
 }
 _OPTIONAL = {option for source in SOURCES.values() for option in source.options}

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 from flowhooks.data.assets import Asset, refuse_large
 from flowhooks.data.files import stem_of
 from flowhooks.data.places import Refused, inside
@@ -20,6 +22,11 @@ class Cells(Protocol):
     """A table with random access; hashable and small when pickled."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def home(self) -> str:
+        """What goes before the name of a row to say where it is on this machine: `/data/`."""
+        ...
 
     def row_name(self, row: int) -> str:
         """For people: `train.parquet row 17`."""
@@ -48,7 +55,7 @@ class CellAsset:
 
     @property
     def name(self) -> str:
-        return f"{self.table.row_name(self.row)}, {self.column!r}"
+        return f"{self.table.home}{self.table.row_name(self.row)}, {self.column!r}"
 
     def read(self) -> bytes:
         try:
@@ -98,3 +105,14 @@ def _path(value: Any) -> str | None:
         return inside(path)
     except Refused:
         return None
+
+
+def plain(scalar: Any) -> Any:
+    """A cell as Python has it; text that is not UTF-8 with lone surrogates, for the one who reads it to refuse."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        return {name: plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
+    if isinstance(scalar, (pa.StringScalar, pa.LargeStringScalar)):
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return scalar.as_py()

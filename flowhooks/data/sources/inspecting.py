@@ -18,9 +18,14 @@ class Fault:
 
 
 class Inspector:
-    """Remembers every picture, so that one in several rows is read once."""
+    """Remembers every picture, so that one in several rows is read once.
 
-    def __init__(self) -> None:
+    Args:
+        clips: take what moves too.
+    """
+
+    def __init__(self, *, clips: bool = False) -> None:
+        self._clips = clips
         self._seen: dict[Asset, Picture | str] = {}
         self._faults: list[str] = []
 
@@ -29,7 +34,7 @@ class Inspector:
         seen = asset.reason if isinstance(asset, Fault) else self._seen.get(asset)
         if seen is None:
             assert not isinstance(asset, Fault)
-            seen = self._seen[asset] = _inspect(asset)
+            seen = self._seen[asset] = _inspect(asset, self._clips)
         if isinstance(seen, str):
             self._faults.append(f"{name} {seen}")
             return None
@@ -41,9 +46,9 @@ class Inspector:
         found.listing(where, self._faults, "files that cannot be used", remedy)
 
 
-def _inspect(asset: Asset) -> Picture | str:
+def _inspect(asset: Asset, clips: bool) -> Picture | str:
     try:
-        return inspect_image(asset)
+        return inspect_image(asset, clips=clips)
     except BadImage as error:
         return str(error)
     except OSError as error:

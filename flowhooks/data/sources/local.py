@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flowhooks.data.captions import Captions, captions_without_text
-from flowhooks.data.files import IMAGE_SUFFIXES, Images, Tree, among
+from flowhooks.data.files import Images, Tree, among, suffixes_of
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sets import DataSet
@@ -25,7 +25,7 @@ def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     found.listing(
         where, shared, "several files of one name without suffix", "keep one of each: which one pairs is not guessed"
     )
-    inspector = Inspector()
+    inspector = Inspector(clips=block["num_frames"] > 1)
     images: dict[str, Picture] = {}
     for stem, file in named.images.items():
         if picture := inspector.look(tree.files[file], file):
@@ -56,12 +56,12 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
     if folder is None:
         return None
     place, tree = folder
-    images = among(tree.files)
+    images = among(tree.files, suffixes_of(block))
     others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(images.ignored.items()))
     if not images.images and not tree.refused:
         seen = f"; it holds {others} instead" if others else ""
         remedy = "put images there, name another folder, or set `disabled` to true"
-        found.problem(where, f"{place.name} holds no image ({', '.join(IMAGE_SUFFIXES)}){seen}; {remedy}")
+        found.problem(where, f"{place.name} holds no image ({', '.join(suffixes_of(block))}){seen}; {remedy}")
         return None
     if others:
         found.notes.append(f"{place.name}: not images, left alone: {others}")

@@ -17,7 +17,7 @@ from flowhooks.data.assets import Asset, FileAsset, why
 from flowhooks.data.findings import Findings
 from flowhooks.data.places import Place, Refused, inside, open_place
 from flowhooks.data.sets import DataSet
-from flowhooks.data.sources.cells import rows_of
+from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.opening import open_files
 from flowhooks.data.sources.rows import Row, collect
@@ -115,6 +115,10 @@ class ParquetTable:
                 if not _holds_pictures(kind := schema.field(column).type):
                     raise BadTable(f"{name}: column {column!r} holds {kind}, neither pictures nor paths of them")
 
+    @property
+    def home(self) -> str:
+        return f"{self.place.name}/"
+
     def row_name(self, row: int) -> str:
         file, at = self._locate(row)
         return f"{self.names[file]} row {at}"
@@ -132,7 +136,7 @@ class ParquetTable:
         kept = self._kept.get(column)
         if kept is None or self._process != os.getpid() or kept[0] != index or at not in kept[1]:
             kept = self._kept[column] = self._group(index, at, column)
-        return _plain(kept[2][at - kept[1].start])
+        return plain(kept[2][at - kept[1].start])
 
     def _group(self, index: int, at: int, column: str) -> tuple[int, range, Any]:
         file, ends = self._file(index), list(accumulate(self._groups(index)))
@@ -197,17 +201,6 @@ class ParquetText:
         names = self.columns()
         for row in range(len(self._table)):
             yield self._table.row_name(row), {name: self._table.value(row, name) for name in names}
-
-
-def _plain(scalar: Any) -> Any:
-    """A cell as Python has it; text that is not UTF-8 with lone surrogates, for the one who reads it to refuse."""
-    if not scalar.is_valid:
-        return None
-    if isinstance(scalar, pa.StructScalar):
-        return {name: _plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
-    if isinstance(scalar, (pa.StringScalar, pa.LargeStringScalar)):
-        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
-    return scalar.as_py()
 
 
 def _holds_pictures(kind: Any) -> bool:

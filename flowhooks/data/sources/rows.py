@@ -82,8 +82,11 @@ def collect(
         about: the table or archive, for messages.
     """
     problems_before = len(found.problems)
-    inspector, images, unusable = Inspector(), dict[str, Picture](), set[str]()
-    partners = [_Partners(name, "rejected_column", "reference_strict") for name in columns.rejected]
+    clips = block["num_frames"] > 1
+    inspector, images, unusable = Inspector(clips=clips), dict[str, Picture](), set[str]()
+    partners = [
+        _Partners(name, "rejected_column", "reference_strict", Inspector(clips=clips)) for name in columns.rejected
+    ]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
     captions = _captions(block, path)
     for row in rows:
@@ -96,10 +99,8 @@ def collect(
             unusable.add(stem)
             continue
         images[stem] = picture
-        if captions is not None and block["caption_strategy"] == "textfile":
-            captions.read(stem, row.caption, f"{row.name}.txt")
-        elif captions is not None:
-            captions.take(stem, row.caption, row.name)
+        if captions is not None:
+            _take_caption(captions, block["caption_strategy"], stem, row)
     inspector.report(f"{path}.instance_data_dir", found)
     if not images and not unusable and len(found.problems) == problems_before:
         message = f"{about} holds no sample; add some, name another place, or set `disabled` to true"
@@ -122,6 +123,15 @@ def _captions(block: dict[str, Any], path: str) -> Captions | None:
         return None
     key = "caption_column" if block["caption_strategy"] == "column" else "caption_strategy"
     return Captions(f"{path}.{key}", "write the captions, or set `caption_strategy` to 'filename' or 'instanceprompt'")
+
+
+def _take_caption(captions: Captions, strategy: str, stem: str, row: Row) -> None:
+    if strategy == "textfile":
+        captions.read(stem, row.caption, f"{row.name}.txt")
+    elif isinstance(row.caption, Fault):
+        captions.refuse(row.name, row.caption.reason)
+    else:
+        captions.take(stem, row.caption, row.name)
 
 
 def _concluded(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,14 +46,14 @@ def _png(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def samples(keys: Sequence[str]) -> list[Sample]:
+def samples(keys: Sequence[str], size: tuple[int, int] = (16, 16)) -> list[Sample]:
     return [
         Sample(
             key=key,
-            image=picture(2 * i),
+            image=picture(2 * i, size),
             caption=f'a photo of "{key}", é'.encode(),
-            rejected=picture(2 * i + 1),
-            mask=half_mask(),
+            rejected=picture(2 * i + 1, size),
+            mask=half_mask(size),
         )
         for i, key in enumerate(keys)
     ]
@@ -170,6 +172,85 @@ def keep_parquet_bytes(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any
     return [{"id": "win", "type": "parquet", "instance_data_dir": "data.parquet", **named}]
 
 
+def _tar(path: Path, members: Sequence[tuple[str, bytes | None]]) -> None:
+    with tarfile.open(path, "w") as shard:
+        for name, data in members:
+            if data is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
+
+
+def keep_webdataset(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Two shards with captions in text members."""
+    (root / "shards").mkdir()
+    half = (len(kept) + 1) // 2
+    for number, part in enumerate((kept[:half], kept[half:])):
+        members = []
+        for each in part:
+            members += [(f"{each.key}.png", each.image), (f"{each.key}.txt", each.caption)]
+            members += [(f"{each.key}.rejected.png", each.rejected), (f"{each.key}.mask.PNG", each.mask)]
+        _tar(root / f"shards/{number:03}.tar", members)
+    return [{"id": "win", "type": "webdataset", "instance_data_dir": "shards"}]
+
+
+def keep_webdataset_json(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    """One shard with captions in JSON members."""
+    members = []
+    for each in kept:
+        text = json.dumps({"prompt": (each.caption or b"").decode("utf-8", "surrogateescape")}, ensure_ascii=False)
+        members += [(f"{each.key}.png", each.image), (f"{each.key}.rejected.png", each.rejected)]
+        members += [(f"{each.key}.segmentation.png", each.mask)]
+        members += [(f"{each.key}.json", text.encode("utf-8", "surrogateescape"))]
+    _tar(root / "data.tar", members)
+    return [{"id": "win", "type": "webdataset", "instance_data_dir": "data.tar", "caption_strategy": "column"}]
+
+
+def _hub(kept: Sequence[Sample]) -> datasets.Dataset:
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+    def cells(given: Sequence[bytes | None]) -> pa.Array:
+        return pa.array([None if data is None else {"bytes": data, "path": None} for data in given], struct)
+
+    table = pa.table(
+        {
+            "image": cells([each.image for each in kept]),
+            "text": pa.chunked_array([_text(each.caption) for each in kept], pa.string()),
+            "rejected": cells([each.rejected for each in kept]),
+            "mask": cells([each.mask for each in kept]),
+        }
+    )
+    pictures = {name: datasets.Image() for name in ("image", "rejected", "mask")}
+    features = datasets.Features({**pictures, "text": datasets.Value("string")})
+    return datasets.Dataset(table).cast(features)
+
+
+def keep_saved(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    _hub(kept).save_to_disk(root / "saved")
+    return [{"id": "win", "type": "huggingface", "instance_data_dir": "saved"}]
+
+
+def keep_saved_splits(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    splits = {"good": _hub(kept), "train": _hub(samples(["other"]))}
+    datasets.DatasetDict(splits).save_to_disk(root / "saved")
+    return [{"id": "win", "type": "huggingface", "instance_data_dir": "saved", "split": "good"}]
+
+
+def _data_files(root: Path, kept: Sequence[Sample]) -> dict[str, Any]:
+    (root / "repository/data").mkdir(parents=True)
+    _hub(kept).to_parquet(root / "repository/data/train-00000-of-00001.parquet")
+    partners = {"rejected_column": "rejected", "mask_column": "mask"}
+    return {"id": "win", "type": "huggingface", "instance_data_dir": "repository", **partners}
+
+
+def keep_data_files(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    return [_data_files(root, kept)]
+
+
+def keep_streamed(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
+    return [{**_data_files(root, kept), "streaming": True}]
+
+
 KEEPERS: dict[str, Callable[[Path, Sequence[Sample]], list[dict[str, Any]]]] = {
     "local": keep_local,
     "imagefolder, csv": keep_metadata_csv,
@@ -178,4 +259,10 @@ KEEPERS: dict[str, Callable[[Path, Sequence[Sample]], list[dict[str, Any]]]] = {
     "csv": keep_csv,
     "parquet": keep_parquet,
     "parquet, bytes": keep_parquet_bytes,
+    "webdataset": keep_webdataset,
+    "webdataset, json": keep_webdataset_json,
+    "huggingface, saved": keep_saved,
+    "huggingface, saved splits": keep_saved_splits,
+    "huggingface, data files": keep_data_files,
+    "huggingface, streamed": keep_streamed,
 }

@@ -16,6 +16,11 @@ from tests.data.sources.kept import KEEPERS, Sample, picture, samples
 KEYS = ("a", "b", "sub/c", "sub/d")
 
 
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("FLOWHOOKS_HOME", str(tmp_path_factory.mktemp("home")))
+
+
 @pytest.fixture(params=KEEPERS)
 def keep(request):
     return KEEPERS[request.param]
@@ -54,7 +59,9 @@ def test_pictures_are_read_again_in_another_process(tmp_path, keep):
     assert again == records and hash(again[0].image) == hash(records[0].image)
     read = {digest(record.image.asset.read()): digest(record.rejected.asset.read()) for record in reversed(again)}
     assert read == {digest(sample.image): digest(sample.rejected) for sample in kept}
-    assert len(pickle.dumps(records[0].image)) < 1000
+    assert len(pickle.dumps(records[0].image)) < 6000
+    many = len(pickle.dumps(records * 10)) - len(pickle.dumps(records))
+    assert many < 2000  # the table behind the pictures is not pickled with each
 
 
 def test_a_plan_knows_of_pairs_and_masks_before_the_audit(tmp_path, keep):
@@ -82,9 +89,7 @@ def test_a_fault_is_one_problem_that_names_its_place(tmp_path, keep, fault):
     problems = problems_in(tmp_path, keep(tmp_path, kept))
     assert len(problems) == 1 and words in problems[0], problems
     place = problems[0].split(": ", 1)[1]
-    assert any(
-        name in place for name in ("b.png", "b.txt", ": b;", "line 3", "line 2", "row 1", "b.rejected", "b.mask")
-    )
+    assert any(name in place for name in ("b.png", "b.txt", ": b", "line 3", "line 2", "row 1")), place
 
 
 def test_partners_of_another_aspect_are_refused(tmp_path, keep):
@@ -100,13 +105,17 @@ def test_an_empty_source_says_so(tmp_path, keep):
         (tmp_path / block["instance_data_dir"]).parent.mkdir(exist_ok=True)
         if "." not in block["instance_data_dir"]:
             (tmp_path / block["instance_data_dir"]).mkdir(exist_ok=True)
-    assert all("holds no" in problem for problem in problems_in(tmp_path, blocks))
+    problems = problems_in(tmp_path, blocks)
+    # What `datasets` writes without a row it does not read again.
+    assert problems and all("holds no" in each or "cannot be loaded" in each for each in problems), problems
 
 
 def test_what_is_not_there_says_so(tmp_path, keep):
     blocks = [{**block, "instance_data_dir": "gone/away"} for block in keep(tmp_path, samples(KEYS))]
     problems = problems_in(tmp_path, blocks)
-    assert len(problems) == len(blocks) and all("does not exist" in problem for problem in problems)
+    assert len(problems) == len(blocks) and all(
+        "does not exist" in each or "no such folder" in each for each in problems
+    )
 
 
 def test_the_document_is_read_from_anywhere(tmp_path, keep):
