@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from flowhooks.config.document import read_json
 from flowhooks.embedded import autoencoder, pipeline, scans
 from flowhooks.embedded.autoencoder import read_pixels, train_autoencoder
 from flowhooks.embedded.places import place, whole
@@ -38,9 +39,7 @@ def ensure_model(progress: bool | None = None) -> Path:
 
     start = ensure_untrained(progress)
     source = example("sft/digits.json")
-    written = load_run(source)
-    what = {section: written.document[section] for section in ("data", "hooks", "training")}
-    target = place("model", {"start": start.name, **what})
+    target = pretrained_place(start, source)
     if not target.is_dir():
         with whole(target) as folder:
             working = folder / "training"
@@ -56,6 +55,16 @@ def ensure_model(progress: bool | None = None) -> Path:
             for done in (working, folder / "cache"):
                 shutil.rmtree(done)
     return target
+
+
+def pretrained_place(start: Path, source: Path) -> Path:
+    """The folder of what the run in `source` makes of the pipeline in `start`.
+
+    It is named by the run as it is written: options that came to the schemas later must not make everybody pretrain
+    again.
+    """
+    written = read_json(source)
+    return place("model", {"start": start.name, **{part: written[part] for part in ("data", "method", "training")}})
 
 
 def ensure_untrained(progress: bool | None = None) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
@@ -9,7 +11,7 @@ from diffusers import StableDiffusion3Pipeline
 from flowhooks.embedded.autoencoder import encode, read_pixels
 from flowhooks.embedded.judge import Score
 from flowhooks.embedded.measure import asked_digits, draw, load_stock
-from flowhooks.embedded.model import build, example, resolve_model
+from flowhooks.embedded.model import build, example, pretrained_place, resolve_model
 from flowhooks.embedded.pipeline import assemble
 from flowhooks.embedded.report import GAP, as_text, save_grid, table
 from flowhooks.embedded.scans import caption, write_data
@@ -129,3 +131,12 @@ def test_the_grid_puts_before_on_the_left(tmp_path):
     assert image.size == (2 * 2 * (4 + GAP) + 24, 10 * (4 + GAP) + 18)
     assert image.getpixel((0, 18)) == (0, 0, 0)
     assert image.getpixel((image.width // 2 + 12, 18)) == (128, 128, 128)
+
+
+def test_only_a_change_of_what_is_written_makes_a_new_pretrained_pipeline(tmp_path):
+    """The name is stated here: were it to depend on defaults, every new option would cost all users a pretraining."""
+    written = example("sft/digits.json")
+    place = pretrained_place(Path("untrained-c52e39548e38"), written)
+    assert place.name == "model-e7cf15aa071c"
+    (tmp_path / "run.json").write_text(written.read_text().replace("1100", "1101"))
+    assert pretrained_place(Path("untrained-c52e39548e38"), tmp_path / "run.json") != place
