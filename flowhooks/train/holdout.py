@@ -11,20 +11,23 @@ from flowhooks.errors import ConfigError, Problem
 
 
 def split(records: Sequence[Record], count: int, seed: int, source: str) -> tuple[list[int], list[int]]:
-    """Indices of the records to train on, and of ``count`` samples held out.
+    """Indices of the records to train on, and of ``count`` images held out, each with one record.
 
-    The choice is the tail of a seeded permutation of the samples' sorted keys, so neither the order of files nor
-    repeats change it; a held-out sample leaves with all its repeats and is measured once.
+    The choice is the tail of a seeded permutation of the images' sorted digests, so neither file names, the order of
+    files nor repeats change it. An image leaves with every record that shows it, under whatever key, and is measured
+    with the first of them by data set and key.
 
     Raises:
         ConfigError: nothing would be left to train on.
     """
-    names = sorted({(record.dataset, record.key) for record in records})
-    if names and count >= len(names):
-        message = f"{count} samples are to be held out of {len(names)}; leave at least one to train on"
+    shown: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        shown.setdefault(record.image.digest, []).append(i)
+    digests = sorted(shown)
+    if digests and count >= len(digests):
+        message = f"{count} images are to be held out of {len(digests)}; leave at least one to train on"
         raise ConfigError(Problem(message, source, "$.validation.holdout"))
-    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(names))
-    held = {names[i] for i in order[len(names) - count :]}
-    kept = [i for i, record in enumerate(records) if (record.dataset, record.key) not in held]
-    first = {(record.dataset, record.key): i for i, record in reversed(list(enumerate(records)))}
-    return kept, sorted(first[name] for name in held)
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(digests))
+    held = {digests[i] for i in order[len(digests) - count :]}
+    kept = [i for i, record in enumerate(records) if record.image.digest not in held]
+    return kept, sorted(min(shown[each], key=lambda i: (records[i].dataset, records[i].key)) for each in held)

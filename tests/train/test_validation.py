@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -75,3 +77,17 @@ def test_the_split_does_not_depend_on_the_order_of_files_or_on_repeats(data, tmp
     assert {backwards[i].key for i in holdout.split(backwards, 2, 7, "run.json")[1]} == names
     with pytest.raises(ConfigError, match="leave at least one"):
         holdout.split(records, 6, 7, "run.json")
+
+
+def test_an_image_is_held_out_under_every_name(data, tmp_path):
+    """Rows of a table may show one image, and files may be copies: none of it is both measured and trained on."""
+    folder = tmp_path / "copied"
+    shutil.copytree(data.parent / "win", folder)
+    for file in list(folder.iterdir()):
+        shutil.copy(file, folder / f"z{file.name}")
+    run = resolve_run({"data": [{"id": "win", "instance_data_dir": str(folder)}], "hooks": []}, tmp_path / "run.json")
+    records = audit(run.data).records
+    kept, held = holdout.split(records, 2, 7, "run.json")
+    assert len(held) == 2 and len(kept) == len(records) - 4
+    assert {records[i].image.digest for i in kept}.isdisjoint(records[i].image.digest for i in held)
+    assert not any(records[i].key.startswith("z") for i in held)
