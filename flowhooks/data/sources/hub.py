@@ -106,6 +106,8 @@ class Origin:
             )
         loaded = asked(lambda: datasets.load_from_disk(self.name), self.name)
         if not isinstance(loaded, datasets.DatasetDict):
+            if block["split"] not in (None, str(loaded.split)):
+                raise Refused(f"{self.name} was saved without a split {block['split']!r}; remove `split`")
             return loaded
         split = block["split"] or "train"
         if split not in loaded:

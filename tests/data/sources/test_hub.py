@@ -40,6 +40,17 @@ def test_the_first_rows_are_used_and_those_behind_are_not_looked_at(tmp_path, st
     assert keys(tmp_path, {**repository(tmp_path, 5), "max_samples": 50}) == ["000", "001", "002", "003", "004"]
 
 
+def test_a_split_that_was_not_saved_is_refused(tmp_path):
+    """A data set without splits would otherwise be trained on whole, whatever split is asked for."""
+    repository(tmp_path, 2)
+    data = datasets.Dataset.from_parquet(str(tmp_path / "repository/train.parquet"), cache_dir=str(tmp_path / "hf"))
+    data.save_to_disk(tmp_path / "saved")
+    block = {"id": "photos", "type": "huggingface", "instance_data_dir": "saved"}
+    assert keys(tmp_path, {**block, "split": "train"}) == keys(tmp_path, block) == ["000", "001"]
+    with pytest.raises(DataError, match="saved without a split 'test'"):
+        keys(tmp_path, {**block, "split": "test"})
+
+
 def test_a_stream_is_kept_until_something_changes(tmp_path):
     block = {**repository(tmp_path, 3), "streaming": True}
     assert len(keys(tmp_path, block)) == 3
