@@ -69,6 +69,9 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
         given = frozenset(f"data:{each}" for each in audited.provides)
     except ConfigError as error:
         problems += error.problems
+        if configured.data is not None and configured.data.unread:
+            # That the table cannot be read is the cause; what its columns would give is not missing.
+            given |= {"data:rejected", "data:mask"}
     try:
         planned = plan_run(configured, given)
     except ConfigError as error:

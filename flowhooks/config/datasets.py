@@ -59,6 +59,15 @@ class Datasets:
             given.add("data:mask")
         return frozenset(given)
 
+    @property
+    def unread(self) -> bool:
+        """Whether the columns of an image set could not be read, so that it may give more than ``provides`` says."""
+        return any(
+            b["type"] != "local" and b["dataset_type"] == "image" and None in (b["rejected_column"], b["mask_column"])
+            for b in self.blocks
+            if not b["disabled"]
+        )
+
     def document(self) -> dict[str, Any]:
         """The blocks as JSON that can be read back from any folder."""
         return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}

@@ -183,9 +183,9 @@ def _excluded(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
 
 _REMEDY = {
     "data:rejected": "add a conditioning data set with conditioning_type 'reference_strict' and name it in "
-    "conditioning_data",
+    "conditioning_data, or name a column of the images' own table in rejected_column",
     "data:mask": "add a conditioning data set with conditioning_type 'mask' or 'segmentation' and name it in "
-    "conditioning_data",
+    "conditioning_data, or name a column of the images' own table in mask_column",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:ema": "set training.use_ema to true",
     "role:adapter": "name it in the `teachers` of a teacher_velocity hook, or use 'reference' or 'ema'",

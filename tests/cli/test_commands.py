@@ -58,6 +58,17 @@ def test_check_names_what_a_hook_needs_and_the_data_lacks(tmp_path, capsys):
     assert "'paired_views' needs 'data:rejected'" in err
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "imagefolder", "webdataset", "huggingface"])
+def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, kind):
+    run = make_run(tmp_path)
+    (tmp_path / "broken").write_text("no table")
+    for named in ("gone", "broken", "win/*.tar"):
+        (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "type": kind, "instance_data_dir": named}]))
+        assert main(["check", str(run)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "data.json: $[0].instance_data_dir: " in line
+
+
 def test_check_warns_of_data_that_no_hook_uses(tmp_path, capsys):
     run = make_run(tmp_path, hooks=[{"type": "flow_dpo"}])
     assert main(["check", str(run)]) == 0

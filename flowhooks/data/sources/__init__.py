@@ -99,19 +99,24 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
     if block["dataset_type"] == "conditioning":
         _refuse_partners(block, path, found)
     else:
-        for key, names in usual_partners(_available(kind.columns, block, found)).items():
-            block[key] = names if block[key] is None else _as_list(block[key])
+        available = _available(kind.columns, block, found)
+        for key, names in usual_partners(available or ()).items():
+            if block[key] is not None:
+                block[key] = _as_list(block[key])
+            elif available is not None:
+                block[key] = names
 
 
-def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str]:
+def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str] | None:
+    """None where they cannot be read, or not yet."""
     from flowhooks.data.sources.tables import BadTable
 
     if None not in (block["rejected_column"], block["mask_column"]):
         return []
     try:
-        return _function(columns)(block, found)
+        return _function(columns)(block, found) or None
     except (BadTable, Refused, OSError):
-        return []
+        return None
 
 
 def _refuse_partners(block: dict[str, Any], path: str, found: Findings) -> None:

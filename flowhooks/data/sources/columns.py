@@ -120,6 +120,6 @@ def _warn_of_unused(block: dict[str, Any], columns: Columns, available: Sequence
         if name not in columns.pictures and (name in partners or name.endswith(_FILES)) and name not in IMAGE
     ]
     if unused:
-        found.warnings.append(
-            f"{block['id']}: nothing uses the column {', '.join(unused)}; name it in `rejected_column` or `mask_column`"
-        )
+        noun, them = ("column", "it") if len(unused) == 1 else ("columns", "them")
+        remedy = f"name {them} in `rejected_column` or `mask_column`"
+        found.warnings.append(f"{block['id']}: nothing uses the {noun} {', '.join(unused)}; {remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from flowhooks.data.assets import why
@@ -11,6 +12,7 @@ from flowhooks.data.findings import Findings
 from flowhooks.data.places import Place, Refused, open_place
 
 T = TypeVar("T")
+KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "webdataset"}
 
 
 def opened(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
@@ -31,7 +33,9 @@ def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Pla
         return None
     place, file = located
     if file is not None:
-        found.problem(where, f"{place.name}/{file} is a file, not a folder; name the folder that holds it")
+        kind = KINDS.get(PurePosixPath(file).suffix.lower())
+        remedy = f"set `type` to {kind!r}" if kind else "name the folder that holds it"
+        found.problem(where, f"{place.name}/{file} is a file, not a folder; {remedy}")
         return None
     tree = opened(place.tree, place.name, where, found)
     if tree is None:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flowhooks.data.assets import Asset, FileAsset, why
-from flowhooks.data.findings import Findings
+from flowhooks.data.findings import Findings, some
 from flowhooks.data.places import Place, Refused, inside, open_place
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
@@ -34,7 +34,8 @@ def read_parquet(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     if files is None:
         return DataSet(block=block, path=path, images={}, usable=False)
     place, names = files
-    return read_tables(ParquetTable(place, names), block, path, found, about=place.name)
+    table = ParquetTable(place, names)
+    return read_tables(table, block, path, found, about=place.name, held=f"{place.name}: {some(names)}")
 
 
 def parquet_columns(block: dict[str, Any], found: Findings) -> list[str]:
@@ -44,8 +45,10 @@ def parquet_columns(block: dict[str, Any], found: Findings) -> list[str]:
     return ParquetTable(place, names[:1]).columns() if names else []
 
 
-def read_tables(table: ParquetTable, block: dict[str, Any], path: str, found: Findings, *, about: str) -> DataSet:
-    """The rows of Parquet files as a data set."""
+def read_tables(
+    table: ParquetTable, block: dict[str, Any], path: str, found: Findings, *, about: str, held: str | None = None
+) -> DataSet:
+    """The rows of Parquet files as a data set, which messages call `about`, or `held` where all rows are meant."""
     where = f"{path}.instance_data_dir"
     columns = None
     try:
@@ -59,7 +62,7 @@ def read_tables(table: ParquetTable, block: dict[str, Any], path: str, found: Fi
         found.problem(where, f"{about} cannot be read ({why(error)})")
     if columns is None:
         return DataSet(block=block, path=path, images={}, usable=False)
-    return collect(block, path, columns, _rows(table, columns, where, about, found), found, about=about)
+    return collect(block, path, columns, _rows(table, columns, where, about, found), found, about=held or about)
 
 
 def _rows(table: ParquetTable, columns: Columns, where: str, about: str, found: Findings) -> Iterator[Row]:
