@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_quiet, add_run
 
 if TYPE_CHECKING:
+    from flowhooks.config import Run
     from flowhooks.errors import Problem
 
 NAME = "train"
@@ -35,7 +36,7 @@ def run(args: Namespace) -> int:
     try:
         plan_run(configured, configured.provides)
     except ConfigError as error:
-        problems += error.problems
+        problems += _cause(configured) or error.problems
     if problems:
         raise ConfigError(problems)
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
@@ -44,6 +45,19 @@ def run(args: Namespace) -> int:
     result = train(configured, resume=args.resume, progress=args.progress, rebuild_cache=args.rebuild_cache)
     print(f"step {result.step:,}; results are in {result.output_dir}")
     return 0
+
+
+def _cause(configured: Run) -> Sequence[Problem]:
+    """What is wrong with tables that cannot be read, whose columns the plan then lacks."""
+    from flowhooks.data import audit
+    from flowhooks.errors import ConfigError
+
+    if configured.data is not None and configured.data.unread:
+        try:
+            audit(configured.data, configured.cache_dir)
+        except ConfigError as error:
+            return error.problems
+    return ()
 
 
 def _resume_problems(resume: str | None) -> Iterator[Problem]:

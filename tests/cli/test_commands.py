@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+from itertools import product
 
 import pytest
 
@@ -62,9 +63,9 @@ def test_check_names_what_a_hook_needs_and_the_data_lacks(tmp_path, capsys):
 def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, kind):
     run = make_run(tmp_path)
     (tmp_path / "broken").write_text("no table")
-    for named in ("gone", "broken", "win/*.tar"):
+    for command, named in product(("check", "train"), ("not/in/here", "broken", "win/*.tar")):
         (tmp_path / "data.json").write_text(json.dumps([{"id": "a", "type": kind, "instance_data_dir": named}]))
-        assert main(["check", str(run)]) == 2
+        assert main([command, str(run)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "data.json: $[0].instance_data_dir: " in line
 

@@ -108,15 +108,17 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
 
 
 def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str] | None:
-    """None where they cannot be read, or not yet."""
+    """None where they cannot be read."""
     from flowhooks.data.sources.tables import BadTable
 
     if None not in (block["rejected_column"], block["mask_column"]):
         return []
     try:
-        return _function(columns)(block, found) or None
+        names: list[str] = _function(columns)(block, found)
     except (BadTable, Refused, OSError):
         return None
+    # What would have to be fetched is taken to have no partners; another table without columns is none.
+    return names if names or block["type"] == "huggingface" else None
 
 
 def _refuse_partners(block: dict[str, Any], path: str, found: Findings) -> None:
