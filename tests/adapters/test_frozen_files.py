@@ -134,3 +134,11 @@ def test_what_is_on_the_disk_comes_before_the_hub(teacher, tmp_path, monkeypatch
     assert FrozenAdapter(transformer(), "someone/teacher").name == "teacher"
     with pytest.raises(AdapterError, match="no such file"):
         FrozenAdapter(transformer(), f"someone/{LORA_FILE}")
+
+
+def test_a_path_that_is_missing_from_a_folder_is_no_hub_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for source in ("runs/ink", "runs/ink/checkpoint-8"):
+        with pytest.raises(AdapterError, match=f"{source}: no such file or folder, though 'runs' is a folder here"):
+            FrozenAdapter(transformer(), source)
