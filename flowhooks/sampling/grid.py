@@ -42,10 +42,10 @@ def sample_command(args: Namespace) -> int:
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
-            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``steps`` (a list), ``guidance_scale``,
-            ``seed``, ``num_images`` per prompt, ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and
-            every picture, or a ``.png`` for the grid alone; ``save_dataset``: a new folder for a data set of the
-            pictures, in place of all that, or None.
+            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
+            None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
+            ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and every picture, or a ``.png`` for the
+            grid alone; ``save_dataset``: a new folder for a data set of the pictures, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
@@ -54,7 +54,7 @@ def sample_command(args: Namespace) -> int:
     from flowhooks.sampling.flow_map_proxy import scheduled
     from flowhooks.sampling.restore import restore_pipeline
 
-    restored = restore_pipeline(args.model, args.lora, args.dtype)
+    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below)
     own = restored.pipe.scheduler
     scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
     with restored.trained() as pipe:
@@ -63,6 +63,8 @@ def sample_command(args: Namespace) -> int:
     if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
         with scheduled(pipe, scheduler):
             rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
+    if restored.below is not None:
+        print(f"The adapter is off in steps that start above sigma {restored.below:g}")
     if scheduler is not own:
         print(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     if args.save_dataset is not None:
