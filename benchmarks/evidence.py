@@ -10,6 +10,7 @@ from flowhooks.embedded.progress import quiet_libraries
 
 #: Name -> module with ``measure(output, docs, seeds, arms)``.
 CLAIMS = {
+    "adjoint_matching": "benchmarks.evidence_adjoint_matching",
     "anyflow": "benchmarks.evidence_anyflow",
     "flow_dpo": "benchmarks.evidence_flow_dpo",
     "flow_opd": "benchmarks.evidence_flow_opd",

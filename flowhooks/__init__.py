@@ -9,6 +9,7 @@ from flowhooks.lazy import lazily
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "adapter_gate": "flowhooks.sampling.adapter_gate",
     "attach": "flowhooks.attaching",
     "Batch": "flowhooks.kernel",
     "Hook": "flowhooks.kernel",

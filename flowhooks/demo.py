@@ -68,6 +68,17 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
     return 0
 
 
+def planned_lora(output: Path, base: Path, overrides: tuple[str, ...], recipe: str) -> tuple[Path, Run]:
+    """The folder under `output` that is that of a recipe in `examples/` alone, under these overrides, and the run."""
+    from flowhooks.embedded.model import example
+
+    source = example(recipe)
+    written = load_run(source, overrides)
+    mark = hashlib.sha256(json.dumps([written.document, base.name], sort_keys=True).encode()).hexdigest()[:8]
+    folder = output / f"{recipe.partition('/')[0]}-{mark}"
+    return folder, load_run(source, [*overrides, f"output_dir={folder}"])
+
+
 def trained_lora(
     output: Path,
     base: Path,
@@ -80,14 +91,9 @@ def trained_lora(
 
     A run that was interrupted is taken up again. Returns the folder and the run.
     """
-    from flowhooks.embedded.model import example
     from flowhooks.train import train
 
-    source = example(recipe)
-    written = load_run(source, overrides)
-    mark = hashlib.sha256(json.dumps([written.document, base.name], sort_keys=True).encode()).hexdigest()[:8]
-    folder = output / f"{recipe.partition('/')[0]}-{mark}"
-    run = load_run(source, [*overrides, f"output_dir={folder}"])
+    folder, run = planned_lora(output, base, overrides, recipe)
     if rebuild and folder.exists():
         shutil.rmtree(folder)
     if (folder / LORA).is_file():

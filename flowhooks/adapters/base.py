@@ -24,14 +24,15 @@ class Adapter(Protocol):
 
     ``kind`` is ``lora``, ``loha``, ``lokr`` or ``lycoris``; ``config`` is the adapter section of the run; ``targets``
     are the names of the adapted layers; ``fresh`` is true until values are loaded: a fresh adapter changes nothing
-    before its first update. Parameters are fp32 whatever the base's dtype, and the base's parameters are frozen while
-    the adapter is attached.
+    before its first update; ``notes`` are for the header of its file. Parameters are fp32 whatever the base's dtype,
+    and the base's parameters are frozen while the adapter is attached.
     """
 
     kind: str
     config: dict[str, Any]
     targets: tuple[str, ...]
     fresh: bool
+    notes: dict[str, str]
 
     def parameters(self) -> list[nn.Parameter]: ...
 
@@ -81,6 +82,7 @@ class AttachedAdapter:
         self._trace = trace
         self._attached = True
         self.fresh = True
+        self.notes: dict[str, str] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self._buffers: dict[str, Tensor] = {}
 
@@ -101,7 +103,7 @@ class AttachedAdapter:
         """``metadata`` and what `load_adapter` needs. Where a run started from is a path of its machine, and not part
         of the file."""
         section = json.dumps({**self.config, "init_from": None})
-        header = {**metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
+        header = {**self.notes, **metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
         if self.kind != "lora":
             # Keys of LyCORIS lose the dots of a name, and flattened factors the shape of a convolution.
             header[LAYERS_KEY] = json.dumps({name: base_shape(self.transformer, name) for name in self.targets})

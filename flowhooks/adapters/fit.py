@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from flowhooks.adapters.names import (
     CONFIG_KEY,
+    GATE_KEY,
     LYCORIS_PREFIX,
     find_file,
     first_few,
@@ -56,6 +57,22 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
+
+
+def adapter_below(path: Path) -> float | None:
+    """The sigma above which an adapter was off in training, as its file says; None: it never was.
+
+    Raises:
+        AdapterError: no file, or one that cannot be read.
+    """
+    file = find_file(path)
+    try:
+        noted = _header(file)[1].get(GATE_KEY)
+        return None if noted is None else float(noted)
+    except (SafetensorError, OSError) as error:
+        raise AdapterError(unreadable(file, error)) from None
+    except ValueError:
+        raise AdapterError(f"{file}: header `{GATE_KEY}`: {noted!r} is no number.") from None
 
 
 def check_scale(file: Path, found: Mapping[str, Any], section: Mapping[str, Any]) -> None:

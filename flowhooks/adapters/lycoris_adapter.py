@@ -16,7 +16,7 @@ from lycoris.logging import logger as lycoris_logger
 from torch import Tensor, nn
 
 from flowhooks.adapters.base import AttachedAdapter, check_fit
-from flowhooks.adapters.bypass import Setting, shortcut
+from flowhooks.adapters.bypass import without_lycoris
 from flowhooks.adapters.files import LYCORIS_FILE, write_tensors
 from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
 from flowhooks.adapters.names import first_few
@@ -76,13 +76,7 @@ class LycorisAdapter(AttachedAdapter):
         self._own(parameters, buffers)
 
     def disabled(self) -> AbstractContextManager[None]:
-        settings: list[Setting] = []
-        for lora in self.network.loras:
-            # Zero alone would still add a computed zero. Calling the layer itself is exact and costs nothing; the zero
-            # is for a layer whose `forward` somebody wrapped.
-            settings.append((lora, "multiplier", 0.0))
-            settings += shortcut(lora.org_module[0], lora.forward, lora.org_forward)
-        return self._switched(settings)
+        return self._switched([setting for lora in self.network.loras for setting in without_lycoris(lora)])
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         self._require_attached()

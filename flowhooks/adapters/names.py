@@ -23,6 +23,8 @@ TRANSFORMER_KEY = "flowhooks.transformer"
 LAYERS_KEY = "flowhooks.layers"
 # What a file was merged from.
 MERGE_KEY = "flowhooks.merge"
+# The sigma above which it was off in training.
+GATE_KEY = "flowhooks.adapter_below"
 
 # What every key of a file begins with: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
 DIFFUSERS_PREFIX = "transformer"

@@ -16,7 +16,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from flowhooks.adapters.base import AttachedAdapter
-from flowhooks.adapters.bypass import Setting, shortcut
+from flowhooks.adapters.bypass import without_peft
 from flowhooks.adapters.files import (
     LORA_FILE,
     PEFT_CONFIG_FILE,
@@ -103,15 +103,7 @@ class PeftAdapter(AttachedAdapter):
         self._own(parameters_of(self.layers, self.targets, self.name))
 
     def disabled(self) -> AbstractContextManager[None]:
-        settings: list[Setting] = []
-        for layer in self.layers:
-            # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would yield no gradient
-            # without a word.
-            settings.append((layer, "_disable_adapters", True))
-            # A disabled LoHa layer still casts its result to the input's dtype; under autocast that is not the bare
-            # layer's.
-            settings += shortcut(layer, None, layer.base_layer.__call__)
-        return self._switched(settings)
+        return self._switched([setting for layer in self.layers for setting in without_peft(layer)])
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         self._require_attached()

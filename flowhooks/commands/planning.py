@@ -66,8 +66,8 @@ def machine_problems(run: Run) -> Iterator[Problem]:
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, name, file)
     for hook in run.hooks:
-        if hook.type == "teacher_velocity":
-            yield from _teacher_problems(hook, name, file)
+        for place, source in _frozen_adapters(hook):
+            yield from _source_problems(source, name, file, place)
     for key, folder in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
         yield from _place_problems(Path(folder), file, key)
 
@@ -111,17 +111,24 @@ def _start_problems(adapter: dict[str, Any], model: str | None, file: str) -> It
         yield Problem(str(error), file, path)
 
 
-def _teacher_problems(hook: HookConfig, model: str | None, file: str) -> Iterator[Problem]:
-    for name, told in hook.options["teachers"].items():
-        source = told if isinstance(told, str) else told["path"]
-        path = Path(source).expanduser()
-        if not path.exists() and (_HUB_ID.match(source) and "/" in source):
-            # Of a Hub id nothing is known before it is fetched.
-            continue
-        try:
-            check_file(path, local_pipeline(model))
-        except AdapterError as error:
-            yield Problem(str(error), file, f"{hook.where}.teachers.{name}")
+def _frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
+    """(JSON path, source) of the frozen adapters that a hook names."""
+    if hook.type == "teacher_velocity":
+        for name, told in hook.options["teachers"].items():
+            yield f"{hook.where}.teachers.{name}", told if isinstance(told, str) else told["path"]
+    elif hook.type == "anchor_regularizer" and hook.options["adapter"] is not None:
+        yield hook.where, hook.options["adapter"]
+
+
+def _source_problems(source: str, model: str | None, file: str, place: str) -> Iterator[Problem]:
+    path = Path(source).expanduser()
+    if not path.exists() and (_HUB_ID.match(source) and "/" in source):
+        # Of a Hub id nothing is known before it is fetched.
+        return
+    try:
+        check_file(path, local_pipeline(model))
+    except AdapterError as error:
+        yield Problem(str(error), file, place)
 
 
 def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:

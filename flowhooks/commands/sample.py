@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from flowhooks.commands.arguments import whole_number, whole_numbers
@@ -22,6 +22,12 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--negative-prompt", default="", help="what not to draw")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to draw with")
+    parser.add_argument(
+        "--adapter-below",
+        type=_sigma,
+        metavar="SIGMA",
+        help="adapter off in steps that start above it; 1 keeps it on (default: what its file says)",
+    )
     parser.add_argument(
         "--steps",
         type=whole_numbers(1),
@@ -71,6 +77,16 @@ def run(args: Namespace) -> int:
     from flowhooks.sampling.grid import sample_command
 
     return sample_command(args)
+
+
+def _sigma(text: str) -> float:
+    try:
+        sigma = float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected a number, found {text!r}") from None
+    if not 0 < sigma <= 1:
+        raise ArgumentTypeError(f"expected a sigma above 0 and at most 1, found {text}")
+    return sigma
 
 
 def _base(model_or_run: str) -> Path | None:

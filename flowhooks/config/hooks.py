@@ -71,6 +71,17 @@ def beta_problems(options: Mapping[str, Any], file: str | None, where: str) -> l
     return [Problem(f"{low} is above `auto_beta_max` {high}; swap the two", file, f"{where}.auto_beta_min")]
 
 
+def gate_problems(options: Mapping[str, Any], file: str | None, where: str) -> list[Problem]:
+    """A gate without the sigma it is at."""
+    if options["early"] != "gate" or (options["truncate"] or {}).get("sigma_max") is not None:
+        return []
+    message = (
+        "'gate' keeps the adapter off above a sigma, whatever the number of steps; say which, as in "
+        '"truncate": {"sigma_max": 0.5}'
+    )
+    return [Problem(message, file, f"{where}.early")]
+
+
 def _contradictions(options: dict[str, Any], file: str | None, where: str) -> list[Problem]:
     problems = timing_problems(options, file, where) if MODE in options else []
     return problems + (beta_problems(options, file, where) if "auto_beta_min" in options else [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.config.crepa import crepa_blocks
-from flowhooks.config.hooks import beta_problems
+from flowhooks.config.hooks import beta_problems, gate_problems
 from flowhooks.config.timing import LIST, MODE, timing_problems
 from flowhooks.config.validation import with_defaults
 from flowhooks.errors import Problem
@@ -27,6 +27,8 @@ def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -
     for where, name, options in _methods(document):
         if "auto_beta_min" in options:
             problems += beta_problems(options, file, where)
+        if "early" in options:
+            problems += gate_problems(options, file, where)
         blocks += [(where, block) for block in expand(name, options, Context(masked=masked))]
     if document[LIST] is not None:
         blocks.append((f"$.{LIST}", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))

@@ -44,6 +44,23 @@ with flowhooks.attach(pipe, "FOLDER"):
 """
 _END = """image = pipe("your prompt").images[0]
 """
+_GATE = """def gate(pipe, step, timestep, state):
+    if pipe.scheduler.sigmas[step + 1] <= {below}:
+        pipe.enable_lora()
+    return state
+
+
+pipe.disable_lora()
+image = pipe("your prompt", callback_on_step_end=gate).images[0]
+"""
+_GATED = """import flowhooks
+
+with flowhooks.adapter_gate(pipe, {below}):
+    image = pipe("your prompt").images[0]
+"""
+_GATE_NOTE = (
+    "The adapter was trained for steps that start at or below sigma {below}, and off above it; keep it off there."
+)
 _LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
 _DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."
 
@@ -136,8 +153,22 @@ def _usage(document: Mapping[str, Any], base: str, hub_id: str | None, modules: 
         load = _LYCORIS.format(file=LYCORIS_FILE, network=network)
     else:
         load = _PEFT.format(network=network)
+    below = _gate(document)
+    if modules:
+        end = _MODULES
+    elif below is None:
+        end = _END
+    else:
+        end = (_GATE if adapter is not None and adapter["type"] == "lora" else _GATED).format(below=below)
     notes = [_DOWNLOADED] if hub_id or adapter is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
-    return f"```python\n{start}{load}{_MODULES if modules else _END}```\n\n{' '.join(notes)}"
+    if below is not None:
+        notes.append(_GATE_NOTE.format(below=below))
+    return f"```python\n{start}{load}{end}```\n\n{' '.join(notes)}"
+
+
+def _gate(document: Mapping[str, Any]) -> float | None:
+    """The sigma above which the adapter was off."""
+    return next((hook["sigma"] for hook in document["hooks"] if hook["type"] == "adapter_gate"), None)
 
 
 def _base_model(location: str) -> tuple[str, str | None]:

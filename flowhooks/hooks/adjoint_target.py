@@ -21,7 +21,7 @@ from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
-from flowhooks.rewards import build_rewards, scored_with_gradient
+from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
 
 REFERENCE = "reference"
 QUADRATIC: Mapping[str, float] = {"2": 1.0}
@@ -41,6 +41,8 @@ class AdjointTarget(Hook):
         lookahead_power: of ``1 - sigma``.
         clip_quantile: co-states above this quantile of their sizes are clipped to it; 1 clips none.
         clip_decay: of the quantile's running average.
+        smoothing: ``samples`` and ``sigma``: rewards and their gradient are averaged over so many copies of each
+            picture, with noise of that standard deviation added; None: not so.
 
     Raises:
         ValueError: an option out of range.
@@ -62,6 +64,7 @@ class AdjointTarget(Hook):
         lookahead_power: float = 1.0,
         clip_quantile: float = 0.9,
         clip_decay: float = 0.99,
+        smoothing: Mapping[str, float] | None = None,
     ):
         if adjoint not in (LEAN, FULL, LOOKAHEAD):
             raise ValueError(f"`adjoint` must be {LEAN}, {FULL} or {LOOKAHEAD}, got {adjoint!r}")
@@ -74,6 +77,9 @@ class AdjointTarget(Hook):
             raise ValueError(
                 "`clip_quantile` must be in (0, 1], `clip_decay` in [0, 1), and `lookahead_power` at least 0"
             )
+        if smoothing is not None and (smoothing["samples"] < 1 or smoothing["sigma"] <= 0):
+            raise ValueError("`smoothing` must have `samples` of at least 1 and a `sigma` above 0")
+        self.smoothing = smoothing
         self.blocks, self.adjoint, self.powers = [dict(block) for block in rewards], adjoint, powers
         self.control_ratio, self.lookahead_power = control_ratio, lookahead_power
         self.clip_quantile, self.clip_decay = clip_quantile, clip_decay
@@ -224,15 +230,23 @@ class AdjointTarget(Hook):
         batch = step.batch
 
         def judge(pictures: Tensor) -> Tensor:
-            total, each, gradient = scored_with_gradient(
-                self._rewards, self._weights, pictures, batch.prompts, batch.records
-            )
+            asked = self._rewards, self._weights, pictures, batch.prompts, batch.records
+            if self.smoothing is None:
+                total, each, gradient = scored_with_gradient(*asked)
+            else:
+                total, each, gradient = smoothed_with_gradient(*asked, self._noises(step, pictures))
             if measured:
                 named = {f"adjoint_reward_{name}": value.mean() for name, value in each.items()}
                 self._values = {**self._values, "adjoint_reward": total.mean(), **named}
             return gradient
 
         return self._decoder.gradient(clean, judge)
+
+    def _noises(self, step: Step, pictures: Tensor) -> Iterator[Tensor]:
+        # Noise is drawn in the order of memory.
+        like = pictures.contiguous()
+        for copy in range(int(self.smoothing["samples"])):  # type: ignore[index]
+            yield self.smoothing["sigma"] * step.draws.normal_like(like, f"smoothing/{copy}")  # type: ignore[index]
 
     def _scaled(self, step: Step, gradient: Tensor, base: Tensor) -> Tensor:
         """By the reward's scale, which the first rollout sets, from all processes."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
+from flowhooks.sampling.splice import untouched
 
 
 def as_pictures(frames: Tensor) -> Tensor:
@@ -41,23 +42,29 @@ class Decoder:
             vae.to(device)
 
     @torch.no_grad()
-    def frames(self, clean: Tensor) -> Tensor:
+    def frames(self, clean: Tensor, model: Any = None) -> Tensor:
         """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], one sample at a time, in the VAE's own
-        precision."""
+        precision.
+
+        Args:
+            model: at the size of the latents; default: at the probed one.
+        """
         self._wake()
         with torch.autocast(clean.device.type, enabled=False):
-            return torch.cat([self._one(sample) for sample in clean.split(1)])
+            return torch.cat([self._one(sample, model) for sample in clean.split(1)])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
         """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their pictures, with the VAE in fp32.
 
-        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function.
+        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function; where
+        the VAE knows gradient checkpointing, not even that.
 
         Args:
             judge: pictures in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
         """
         self._wake()
-        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(self.model.pipe.vae):
+        vae = self.model.pipe.vae
+        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(vae), _checkpointed(vae):
             with torch.no_grad():
                 pictures = torch.cat([as_pictures(self._one(sample)) for sample in clean.split(1)])
             by_pixels = judge(pictures)
@@ -69,8 +76,9 @@ class Decoder:
                 found.append(torch.autograd.grad(picture, leaf, weight)[0])
         return torch.cat(found)
 
-    def _one(self, sample: Tensor, *, gradient: bool = False) -> Tensor:
-        pixels = self.model.decode(sample, gradient=gradient)
+    def _one(self, sample: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
+        model = model or self.model
+        pixels = model.decode(sample, **model.size, gradient=gradient)
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
     def _wake(self) -> None:
@@ -93,3 +101,14 @@ def _in_full_precision(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, dtype in halves:
             tensor.data = tensor.data.to(dtype)
+
+
+@contextmanager
+def _checkpointed(vae: Any) -> Iterator[None]:
+    """With gradient checkpointing as Diffusers builds it into this VAE, if it does."""
+    if not getattr(vae, "_supports_gradient_checkpointing", False):
+        yield
+        return
+    with untouched(*vae.modules()):
+        vae.enable_gradient_checkpointing()
+        yield

@@ -31,10 +31,11 @@ class Entry:
 def _anchor(options: Options) -> dict[str, Any]:
     if not options["weight"]:
         return {"slots": {"penalty", "metrics"}}
-    role = options["role"]
+    role, own = options["role"], options["adapter"] is not None
     return {
         "slots": {"penalty", "metrics"},
-        "needs": {f"role:{role}"},
+        "needs": {"role:reference" if own else f"role:{role}"},
+        "gives": {f"role:{role}"} if own else set(),
         "passes": ((EVERY_VIEW, POLICY), (EVERY_VIEW, role)),
     }
 
@@ -213,6 +214,10 @@ HOOKS: Mapping[str, Entry] = {
         },
     ),
     "adjoint_target": Entry("flowhooks.hooks.adjoint_target:AdjointTarget", _adjoint),
+    "adapter_gate": Entry(
+        "flowhooks.hooks.adapter_gate:AdapterGate",
+        lambda options: {"needs": {"rollout", "role:reference"}},
+    ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
     "twin_flow_target": Entry("flowhooks.hooks.twin_flow_target:TwinFlowTarget", _trajectory),

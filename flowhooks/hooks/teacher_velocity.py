@@ -4,9 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowhooks.adapters.frozen import FrozenAdapter
-from flowhooks.errors import CheckpointError, ModelError
+from flowhooks.errors import ModelError
+from flowhooks.hooks.frozen_role import check_digests, frozen_role
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
@@ -89,23 +89,18 @@ class TeacherVelocity(Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        model: Any = session.model
         known = self._known_prompts(session)
         for prompt, record in known:
             self._teacher_of(prompt, record)
-        for name, source in self.sources.items():
-            teacher = FrozenAdapter(model.transformer, source["path"], name=name, parked=source["parked"])
-            self._teachers[name] = teacher
-            session.roles[f"adapter:{name}"] = partial(_playing, session, teacher)
-            if source["pipeline_arguments"] is not None and session.player is not None:
-                for prompt, _ in known:
-                    session.player.shapes(prompt, rollout_hook(session).sampler, source["pipeline_arguments"])
-        try:
+        with ExitStack() as stack:
+            stack.callback(self._teachers.clear)
+            for name, source in self.sources.items():
+                role = frozen_role(session, name, source["path"], parked=source["parked"])
+                self._teachers[name] = stack.enter_context(role)
+                if source["pipeline_arguments"] is not None and session.player is not None:
+                    for prompt, _ in known:
+                        session.player.shapes(prompt, rollout_hook(session).sampler, source["pipeline_arguments"])
             yield
-        finally:
-            for name in self.sources:
-                session.roles.pop(f"adapter:{name}", None)
-            self._teachers.clear()
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         """Each teacher is asked under arguments of its own."""
@@ -152,12 +147,7 @@ class TeacherVelocity(Hook):
         return {"digests": {name: teacher.digest for name, teacher in self._teachers.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name, teacher in self._teachers.items():
-            if state["digests"].get(name) != teacher.digest:
-                raise CheckpointError(
-                    f"the teacher {name!r} ({self.sources[name]['path']}) is not the file that the checkpoint was "
-                    "trained with; put that file back, or start anew in another `output_dir`"
-                )
+        check_digests(self._teachers, state["digests"], "teacher")
 
     def _velocity(self, step: Step, view: View, name: str, rows: Sequence[int]) -> Tensor:
         role = "reference" if name == BASE else f"adapter:{name}"
@@ -198,13 +188,6 @@ class TeacherVelocity(Hook):
     def _known_prompts(self, session: Session) -> list[tuple[str, Mapping[str, Any]]]:
         source = rollout_hook(session)
         return [(prompt.text, prompt.record) for prompt in (source.prompts if source else None) or ()]
-
-
-@contextmanager
-def _playing(session: Session, teacher: FrozenAdapter) -> Iterator[None]:
-    """The model as it was before anything was attached to it, with this teacher."""
-    with session.roles["reference"](), teacher.alone():
-        yield
 
 
 def _imported(path: str) -> Any:

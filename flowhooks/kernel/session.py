@@ -153,11 +153,12 @@ class Session:
             self.average.load_state_dict(state["average"])
 
     def _step(self, batch: Batch | None, micro_step: int, *, training: bool) -> Step:
+        size = None if batch is None else batch.size
         return Step(
             assembly=self.assembly,
-            model=self.model,
+            model=self.model if size is None else self.model.at(*size),
             roles=self.roles,
-            batch=batch,  # type: ignore[arg-type]
+            given=batch,
             draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
             training=training,
             fresh=training and self.fresh and micro_step == 0,

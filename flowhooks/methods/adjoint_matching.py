@@ -15,12 +15,13 @@ _CONTROL = (
     "lookahead_power",
     "clip_quantile",
     "clip_decay",
+    "smoothing",
 )
-_OTHERS = ("truncate", "early", "early_visits", "anchor_weight")
+_OTHERS = ("truncate", "early", "early_visits", "anchor", "anchor_weight")
 
 
 def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks of adjoint matching: the rollout, the target, the anchor at the base."""
+    """Hook blocks of adjoint matching: the rollout, the target, the anchor, and the gate if there is one."""
     rollout = {key: value for key, value in block.items() if key not in (*_CONTROL, *_OTHERS)}
     truncate = block["truncate"] or {}
     last_k, sigma_max = truncate.get("last_k"), truncate.get("sigma_max")
@@ -28,8 +29,11 @@ def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
     rollout["last_steps"] = block["num_inference_steps"] if whole else last_k
     rollout["sigma_max"] = sigma_max
     rollout["early_visits"] = block["early_visits"] if block["early"] == "anchor" else 0
-    return [
+    at_base = block["anchor"] == "base"
+    anchor = {"role": "reference"} if at_base else {"role": "adapter:anchor", "adapter": block["anchor"]}
+    blocks = [
         {"type": "on_policy_rollout", "sampler": "ode", **rollout},
         {"type": "adjoint_target", **{key: block[key] for key in _CONTROL}},
-        {"type": "anchor_regularizer", "role": "reference", "weight": block["anchor_weight"]},
+        {"type": "anchor_regularizer", **anchor, "weight": block["anchor_weight"]},
     ]
+    return [*blocks, {"type": "adapter_gate", "sigma": sigma_max}] if block["early"] == "gate" else blocks

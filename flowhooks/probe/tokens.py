@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import Levels, Meeting, Mix, Path, weight_names
+from flowhooks.probe.levels import Levels, Meeting, Mix, Path
 from flowhooks.probe.partial import given_to
 
 if TYPE_CHECKING:
@@ -113,6 +113,18 @@ class Tokens:
         return self.places[key]
 
 
+def check_token_sigma(told: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens) -> None:
+    """Raises ModelError when it does not fit the samples, or an interval was given too."""
+    if r_sigma is not None:
+        raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
+    if told.index.shape != (len(sigma), tokens.count):
+        raise ModelError(
+            f"`token_sigma.index` is {tuple(told.index.shape)}; {len(sigma)} samples of {tokens.count} tokens were "
+            "expected"
+        )
+    torch._assert_async((told.sigmas[:, 0] == sigma).all(), "`sigma` must be level 0 of `token_sigma`")
+
+
 def called_with_token_times(
     model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
 ) -> Any:
@@ -142,7 +154,7 @@ def leveled(
         for sigma in told.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)
-    mix = Mix(index=told.index, count=count, places=places, names=weight_names(network))
+    mix = Mix(index=told.index, count=count, places=places, names=model.weight_names)
 
     def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, form = tree_flatten((args, kwargs))

@@ -18,6 +18,7 @@ _MODULES = {
     "scored": "flowhooks.rewards.scoring",
     "scored_with_gradient": "flowhooks.rewards.scoring",
     "reward_gradient": "flowhooks.rewards.scoring",
+    "smoothed_with_gradient": "flowhooks.rewards.smoothing",
     "build_reward": "flowhooks.rewards.build",
     "build_rewards": "flowhooks.rewards.build",
 }

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 
 from flowhooks.adapters import load_adapter
+from flowhooks.adapters.fit import adapter_below
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.attaching import attach
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.modules_file import MODULES, RUN
+from flowhooks.sampling.adapter_gate import adapter_gate
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.train.load import load_pipeline
 from flowhooks.train.outputs import PIPELINE
@@ -31,6 +33,7 @@ class Restored:
         component: the network that the run trained.
         adapter: file or folder of an adapter, if any.
         modules: folder of trained hook modules, if any.
+        below: the adapter is off in steps that start above this sigma; None: it never is.
     """
 
     pipe: Any
@@ -38,6 +41,7 @@ class Restored:
     component: str
     adapter: Path | None
     modules: Path | None
+    below: float | None
 
     @contextmanager
     def trained(self) -> Iterator[Any]:
@@ -50,6 +54,8 @@ class Restored:
             if self.adapter is not None:
                 network = getattr(self.pipe, self.component)
                 stack.callback(load_adapter(network, self.adapter).detach)
+            if self.below is not None:
+                stack.enter_context(adapter_gate(self.pipe, self.below))
             if self.modules is not None:
                 session: Any = stack.enter_context(attach(self.pipe, self.modules))
                 if session.model.interval is not None:
@@ -57,7 +63,7 @@ class Restored:
             yield self.pipe
 
 
-def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restored:
+def restore_pipeline(model_or_run: str, lora: str | None, dtype: str, below: float | None = None) -> Restored:
     """Load what a name stands for.
 
     Args:
@@ -65,6 +71,7 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restore
             ``digits``.
         lora: an adapter to use, in place of the run's own.
         dtype: fp32, bf16 or fp16.
+        below: sigma of the adapter's gate; None: what its file says.
 
     Raises:
         ModelError, AdapterError: not there, or it does not fit.
@@ -74,12 +81,14 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str) -> Restore
     section, own = read_run(folder) if is_run else (_defaults(model_or_run), None)
     pipe = load_pipeline({**section, "dtype": dtype})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    adapter = Path(lora) if lora is not None else own
     return Restored(
         pipe=pipe.to(device),
         arguments=section["pipeline_arguments"],
         component=section["component"] or "transformer",
-        adapter=Path(lora) if lora is not None else own,
+        adapter=adapter,
         modules=folder if is_run and lora is None and (folder / MODULES).is_file() else None,
+        below=adapter_below(adapter) if below is None and adapter is not None else below,
     )
 
 

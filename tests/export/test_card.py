@@ -118,6 +118,21 @@ def test_the_snippet_loads_onto_the_expert_that_was_trained(tmp_path, adapter, l
     assert line in snippet and "pipe.transformer)" not in snippet and "pipe.transformer." not in snippet
 
 
+@pytest.mark.parametrize(
+    ("adapter", "line"),
+    [
+        ({"type": "lora"}, "if pipe.scheduler.sigmas[step + 1] <= 0.4321987:"),
+        ({"type": "loha"}, "with flowhooks.adapter_gate(pipe, 0.4321987):"),
+    ],
+)
+def test_a_gated_adapter_is_used_with_its_gate(tmp_path, adapter, line):
+    _, text = card(tmp_path, adapter=adapter, hooks=[{"type": "adapter_gate", "sigma": 0.4321987}])
+    snippet = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    compile(snippet, "snippet", "exec")
+    assert line in snippet
+    assert "at or below sigma 0.4321987, and off above it" in text
+
+
 def test_a_run_with_modules_is_put_on_by_flowhooks(tmp_path):
     (tmp_path / "flowhooks_modules.safetensors").write_bytes(b"")
     file = write_card(tmp_path, document=document(hooks=[{"type": "target_replacer"}]), metrics={})

@@ -1,6 +1,7 @@
 """Options that a hook cannot be built without, for tests that build every hook."""
 
 REQUIRED = {
+    "adapter_gate": {"sigma": 0.5},
     "teacher_velocity": {"teachers": {"ink": "runs/ink"}},
     "adjoint_target": {"rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
     "flow_grpo": {"rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},

@@ -12,7 +12,7 @@ from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare, imply
 from flowhooks.kernel.plan import SLOTS, Declaration, plan
 from tests.hooks.required import REQUIRED
 
-OPTIONS = {"anchor_regularizer": {"role": "reference", "weight": 0.1}}
+OPTIONS = {"anchor_regularizer": {"role": "reference", "weight": 0.1, "adapter": None}}
 ALL = {"data:image", "data:rejected", "data:mask", "role:reference", "role:ema"}
 
 
@@ -37,8 +37,8 @@ def test_the_order_in_json_changes_nothing():
 
 
 def test_two_hooks_of_one_type_are_ordered_by_their_options():
-    a = declare("anchor_regularizer", {"role": "ema", "weight": 0.1}, "$.hooks[0]")
-    b = declare("anchor_regularizer", {"role": "reference", "weight": 0.2}, "$.hooks[1]")
+    a = declare("anchor_regularizer", {"role": "ema", "weight": 0.1, "adapter": None}, "$.hooks[0]")
+    b = declare("anchor_regularizer", {"role": "reference", "weight": 0.2, "adapter": None}, "$.hooks[1]")
     orders = [
         [d.passes for d in plan(pair, ALL, imply=imply(lambda t: {})).order if d.type == "anchor_regularizer"]
         for pair in ([a, b], [b, a])

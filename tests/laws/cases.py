@@ -110,6 +110,17 @@ RECIPES = {
             "regularizer": {"2": 1.0, "4": 0.5},
         },
     ],
+    "adjoint_gated": [
+        {**CLIMB, "last_steps": None, "sigma_max": 0.8, "early_visits": 0},
+        {
+            "type": "adjoint_target",
+            "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+            "adjoint": "lookahead",
+            "smoothing": {"samples": 2, "sigma": 0.1},
+        },
+        {"type": "adapter_gate", "sigma": 0.8},
+        {"type": "anchor_regularizer", "role": "adapter:b", "weight": 0.1, "adapter": "written by the test"},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -131,9 +142,9 @@ RECIPES = {
     ],
 }
 #: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
-DRAWN = {"anyflow_on_policy", "adjoint_full"}
+DRAWN = {"anyflow_on_policy", "adjoint_full", "adjoint_gated"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
-DRAWING = {"flow_opd", "flow_grpo", "adjoint_matching", "adjoint_full"}
+DRAWING = {"flow_opd", "flow_grpo", "adjoint_matching", "adjoint_full", "adjoint_gated"}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 
@@ -148,13 +159,19 @@ ADAPTERS = {
 
 
 def run_document(recipe: str, adapter: str) -> dict:
-    hooks = [{**block, "teachers": {"b": teacher()}} if "teachers" in block else block for block in RECIPES[recipe]]
+    hooks = [{**block, **_written(block)} for block in RECIPES[recipe]]
     return {
         "model": {"pipeline_arguments": {"max_sequence_length": 8}},
         "adapter": ADAPTERS[adapter],
         "hooks": hooks,
         "training": {"use_ema": "ema" in recipe, "seed": 3},
     }
+
+
+def _written(block: dict) -> dict:
+    """The frozen adapter, wherever a block names one."""
+    found = {"teachers": {"b": teacher()}} if "teachers" in block else {}
+    return {**found, "adapter": teacher()} if "adapter" in block else found
 
 
 @cache

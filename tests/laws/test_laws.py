@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowhooks
+from flowhooks.adapters.fit import adapter_below
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.modules_file import MODULES, save_modules
 from tests.laws.cases import (
@@ -199,7 +200,11 @@ def test_law_6_what_is_trainable_moves_and_survives(recipe, adapter, tmp_path):
     model = tiny_model()
     loaded = load_adapter(model.transformer, tmp_path)
     assert all(torch.equal(saved[name], value) for name, value in loaded.state_dict().items())
-    with flowhooks.attach(model, tmp_path) if (tmp_path / MODULES).is_file() else nullcontext():
+    below = adapter_below(tmp_path)
+    with (
+        flowhooks.attach(model, tmp_path) if (tmp_path / MODULES).is_file() else nullcontext(),
+        nullcontext() if below is None else flowhooks.adapter_gate(model.pipe, below),
+    ):
         assert torch.equal(trained, picture(model.pipe))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import mse_loss
 
 import flowhooks
@@ -14,7 +15,7 @@ from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
-from flowhooks.probe.levels import Levels, Mix
+from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import Entry
 from flowhooks.testing import PIPELINES, matrix, tiny
@@ -189,7 +190,7 @@ def test_another_resolution_is_learnt_when_it_is_met(name, side):
     noisy = torch.randn(2, *layout.sample_shape)
     tokens = model.tokens(noisy)
     told = TokenSigma(sigmas=torch.tensor([[0.8, 0.3], [0.2, 0.7]]), index=torch.randint(0, 2, (2, tokens.count)))
-    condition = model.encode_prompts(["a photo of two"], height=side, width=2 * side).take([0, 0])
+    condition = model.at(side, 2 * side).encode_prompts(["a photo of two"]).take([0, 0])
     close(mixed(model, noisy, condition, told), merged_prediction(model, name, noisy, condition, told))
 
 
@@ -201,7 +202,7 @@ def test_tokens_hold_patches(name):
     if name == "flux":
         assert torch.equal(tokens.of_element, torch.arange(16)[:, None].expand(16, 16))
         return
-    *_, height, width = model.layout(**model._size).vae_shape
+    *_, height, width = model.layout(**model.size).vae_shape
     map_ = tokens.of_element.movedim(-1, 0) if name == "kandinsky5-video" else tokens.of_element
     assert bool((map_ == map_[:1]).all()), "all channels of a patch are one token's"
     patch = 8 if name == "hidream-image" else 2
@@ -267,7 +268,7 @@ def test_learning_and_failing_leave_no_trace():
 def test_a_meeting_that_was_not_learnt_is_refused():
     model, noisy, condition, told = state("sd3")
     tokens = model.tokens(noisy)
-    model._tokens[tuple(noisy.shape[1:])] = dataclasses.replace(tokens, places={})
+    model._tokens[model._size] = dataclasses.replace(tokens, places={})
     with pytest.raises(ModelError, match="did not occur when its tokens were learnt, after transformer_blocks.0.norm1"):
         mixed(model, noisy, condition, told)
 
@@ -282,7 +283,7 @@ def test_a_network_that_reads_its_time_elsewhere_is_refused(monkeypatch):
     )
     block.attn.to_out[0].register_forward_hook(lambda m, args, out: out + stolen["time"][:, None, None] / 100)
     with pytest.raises(ModelError, match="cannot be given a time per token: .*mixed times.*apart"):
-        learn_tokens(model, model.layout(**model._size))
+        learn_tokens(model, model.layout(**model.size))
 
 
 def test_tables_are_no_tokens():
@@ -291,7 +292,7 @@ def test_tables_are_no_tokens():
         index=torch.tensor([[0, 1, 1], [1, 0, 0]]),
         count=2,
         places=lambda meeting: "all" if len(meeting.other) == 2 else None,
-        names={},
+        names=WeightNames(nn.Identity),
     )
     levels = Levels(rows, mix)
     for table in (torch.ones(1, 6, 2), torch.ones(6, 2)):
@@ -306,7 +307,9 @@ def test_tables_are_no_tokens():
 
 
 def test_what_levels_cannot_do_is_refused():
-    mix = Mix(index=torch.zeros(2, 3, dtype=torch.long), count=2, places=lambda meeting: "all", names={})
+    mix = Mix(
+        index=torch.zeros(2, 3, dtype=torch.long), count=2, places=lambda meeting: "all", names=WeightNames(nn.Identity)
+    )
     levels = Levels(torch.zeros(4, 6), mix)
     for wrong in (
         lambda: levels[0],
@@ -327,3 +330,16 @@ def test_an_entry_names_a_module_and_its_calls():
     entries = {name: m.tokens(torch.zeros(1, *m.sample_shape)).entry for name, m in tokens.items()}
     assert entries["anyflow"] == Entry(name="condition_embedder.timesteps_proj", calls=2)
     assert entries["cosmos25"] == Entry(name="time_embed.time_proj", calls=1)
+
+
+def test_names_follow_the_weights_that_come_and_go():
+    """As a walk of the whole network gives them, whatever was asked before."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = WeightNames(lambda: network)
+    for _ in range(50):
+        assert [names.of(p) for p in network.parameters()] == [name for name, _ in network.named_parameters()]
+        assert names.of(network[0].weight.detach()) is None and names.of(nn.Parameter(torch.zeros(1))) is None
+        # What is let go here leaves its id to what comes next.
+        network[1] = None
+        network.insert(0, nn.Linear(2, 2))
+        del network[2]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flowhooks.cli import main
 from flowhooks.errors import CheckpointError, ConfigError
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
+from flowhooks.train.load import load_pipeline
 from tests.train.runs import document, history, weights
 from tests.train.test_resume import equal, killed_at
 
@@ -140,3 +144,44 @@ def test_a_run_without_prompts_needs_data(new_run, tmp_path):
     sections = taught(tmp_path / "nowhere", tmp_path, prompts=None)
     with pytest.raises(ConfigError, match="there is no data to train on"):
         train(new_run("out", **sections), progress=False)
+
+
+def test_a_gate_is_in_the_file_and_is_obeyed_from_then_on(new_run, model, tmp_path, capsys):
+    """By validation, by `flowhooks sample`, and by the lines of the card in stock Diffusers."""
+    gated = {**ADJOINT, "early": "gate", "truncate": {"sigma_max": 0.8}, "control_ratio": 1.0}
+    drawn = {"height": 16, "width": 16, "guidance_scale": 1.0, "num_inference_steps": 4, "prompts": ["one"]}
+    training = {"learning_rate": 0.05}
+    sections = {**DRAWN, "validation": drawn, "training": training, "method": {"adjoint_matching": gated}}
+    folder = train(new_run("gated", **sections), progress=False).output_dir
+    seen = np.asarray(Image.open(folder / "validation" / "step_000004.png"))
+
+    size = ["--height", "16", "--width", "16", "--steps", "4", "--guidance-scale", "1", "--prompt", "one"]
+    for name, more in (("noted", []), ("everywhere", ["--adapter-below", "1"])):
+        assert main(["sample", str(folder), *size, "--output", str(tmp_path / f"{name}.png"), *more]) == 0
+    said = capsys.readouterr().out
+    assert "off in steps that start above sigma 0.8\n" in said and "above sigma 1\n" in said
+    noted, everywhere = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("noted", "everywhere"))
+    assert (noted == seen).all() and (noted != everywhere).any()
+
+    section = {"pretrained_model_name_or_path": str(model), "revision": None, "variant": None, "dtype": "fp32"}
+    pipe = load_pipeline(section)
+    pipe.load_lora_weights(folder, weight_name="pytorch_lora_weights.safetensors")
+    pipe.disable_lora()
+    card = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+    own: dict = {}
+    exec(card[card.index("def gate") : card.index("pipe.disable_lora")], own)  # our own card
+    call = {"height": 16, "width": 16, "num_inference_steps": 4, "guidance_scale": 1.0, "max_sequence_length": 8}
+    generator = torch.Generator().manual_seed(0)
+    stock = pipe("one", generator=generator, callback_on_step_end=own["gate"], **call).images[0]
+    assert (np.asarray(stock) == noted).all()
+
+
+def test_the_anchor_of_a_climbing_run_may_be_an_adapter(new_run, model, data, teacher, tmp_path, capsys):
+    block = {**ADJOINT, "anchor": str(teacher), "anchor_weight": 0.5}
+    folder = train(new_run("anchored", **DRAWN, method={"adjoint_matching": block}), progress=False).output_dir
+    assert all(line["anchor_adapter_anchor_loss"] > 0 for line in history(folder) if "loss" in line)
+    lost = {**DRAWN, "method": {"adjoint_matching": {**block, "anchor": str(tmp_path / "nowhere")}}}
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(document(model, data, tmp_path / "out", **lost)), encoding="utf-8")
+    assert main(["check", str(file)]) == 2
+    assert re.search(r"\$\.method\.adjoint_matching: .*nowhere: no such file or folder", capsys.readouterr().err)
