@@ -46,7 +46,7 @@ def _line(records: Sequence[Record], stream: Stream, draw: int) -> str:
     shares = ", ".join(f"{number:,} of {name!r}" for name, number in sets.items())
     line = f"{named(held[0].bucket)}: {count(len(held), 'sample')} ({shares})"
     if len(held) >= draw:
-        return f"{line}, {len(held) / draw:.3g} draws an epoch"
+        return f"{line}, {len(held) / draw:,.1f} draws an epoch"
     distinct = len(set(held))
     low, high = draw // distinct, math.ceil(draw / distinct)
     often = f"{low}" if low == high else f"{low} or {high}"

@@ -220,4 +220,5 @@ def _writing(path: Path, size: int = 0) -> Iterator[None]:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    # A number from itself is 0, NaN or infinity NaN; several times quicker on small tensors than to ask for each.
+    return not tensor.is_floating_point() or float((tensor - tensor).sum()) == 0

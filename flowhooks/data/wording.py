@@ -75,10 +75,10 @@ def _orders(line: str, block: Mapping[str, Any]) -> list[str]:
 
     They follow from the line alone, so that every run finds them in the cache.
     """
+    if not block["caption_shuffle"]:
+        return [line]
     tags = [tag for tag in map(str.strip, line.split(",")) if tag]
     kept, free = tags[: block["keep_tags"]], tags[block["keep_tags"] :]
-    if not block["caption_shuffle"] or len(free) < 2:
-        return [line]
     found = {tuple(free): line}
     for order in _shuffles(free, block["caption_variants"]):
         if len(found) == block["caption_variants"]:

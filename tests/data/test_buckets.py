@@ -14,11 +14,11 @@ def test_the_report_tells_what_a_step_draws_and_how_small_buckets_repeat(tmp_pat
     assert bucket_report(found.records, 2, 1) == [
         "a step draws 2 samples of one bucket once",
         "16x16: 5 samples (5 of 'win'), 2.5 draws an epoch",
-        "32x16: 2 samples (2 of 'win'), 1 draws an epoch",
+        "32x16: 2 samples (2 of 'win'), 1.0 draws an epoch",
     ]
     assert bucket_report(found.records, 1, 4, processes=5) == [
         "a step draws 5 samples of one bucket 4 times on 5 processes",
-        "16x16: 5 samples (5 of 'win'), 1 draws an epoch",
+        "16x16: 5 samples (5 of 'win'), 1.0 draws an epoch",
         "32x16: 2 samples (2 of 'win'), fewer than a draw: each is in it 2 or 3 times; `repeats` 2 in 'win' makes it "
         "6, or lower `training.train_batch_size`",
     ]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from diffusers.training_utils import generate_aspect_ratio_buckets
@@ -8,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhooks.data.sizing import Sizing, aspect_buckets
+from flowhooks.errors import ConfigError
 from tests.data.folders import TRIPLE, audit_in, image_set, partner_set, problems_in, write_image, write_pairs
+from tests.data.moving import write_clip
 
 edges = st.integers(16, 5000)
 multiples = st.sampled_from([1, 16, 32, 64])
@@ -107,3 +111,59 @@ def test_small_images_are_an_error_or_left_out_by_name(tmp_path):
     larger = image_set("win", small_images="leave_out", **{**keys, "resolution": 64})
     (problem,) = problems_in(tmp_path, [larger, partner])
     assert problem.startswith("$[0].small_images: leaves out every image")
+
+
+NUMBERS = st.one_of(
+    st.integers(4, 40),
+    st.floats(0.0001, 0.003),
+    st.sampled_from([0, -1, 0.5, math.inf, math.nan, 1e308, 10**400, True]),
+)
+BLOCKS = st.fixed_dictionaries(
+    {},
+    optional={
+        "resolution": st.one_of(st.none(), NUMBERS, st.lists(NUMBERS, max_size=3)),
+        "resolution_type": st.sampled_from(["pixel", "area", "pixel_area"]),
+        "aspect": st.sampled_from(["crop", "bucket", None]),
+        "resolution_multiple": st.integers(0, 24),
+        "minimum_image_size": st.one_of(st.none(), st.just(8), NUMBERS),
+        "small_images": st.sampled_from(["leave_out", "leave_out", "error"]),
+        "allow_upscale": st.booleans(),
+        "crop": st.sampled_from(["center", "random", "corner"]),
+        "num_frames": st.sampled_from([0, 1, 4, 4, 4, 5, 6]),
+        "frame_selection": st.sampled_from(["first", "center", "random", "uniform"]),
+    },
+)
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory) -> Iterator[Path]:
+    """Pictures and clips of several shapes, with a rejected side that is a little smaller."""
+    root = tmp_path_factory.mktemp("mixed")
+    for i, size in enumerate([(64, 64), (90, 60), (30, 60), (7, 70)]):
+        write_image(root / "win" / f"still{i}.png", size, i)
+        write_image(root / "lose" / f"still{i}.png", (size[0], size[1]), i + 10)
+        write_clip(root / "moving" / f"clip{i}.webp", 4 + i, size, i)
+    yield root
+
+
+@given(keys=BLOCKS, folder=st.sampled_from(["win", "moving"]), paired=st.booleans())
+def test_any_keys_give_a_sound_plan_or_clear_problems_and_no_image_is_lost_untold(mixed, keys, folder, paired):
+    blocks = [image_set("a", instance_data_dir=folder, caption_strategy="filename", **keys)]
+    if paired and folder == "win":
+        blocks.append(partner_set("lose", "reference_strict", source_dataset_id="a"))
+    try:
+        found = audit_in(mixed, blocks)
+    except ConfigError as error:
+        assert all(problem.file and problem.message for problem in error.problems)
+        return
+    assert found.records and sum(found.buckets.values()) == len(found.records)
+    told = "\n".join(found.report)
+    left = {path.stem for path in (mixed / folder).iterdir()} - {record.key for record in found.records}
+    assert all(name in told for name in left)
+    for record in found.records:
+        left_edge, top, right, bottom = record.geometry.box
+        assert 0 <= left_edge < right <= 1 + 1e-9 and 0 <= top < bottom <= 1 + 1e-9
+        assert record.geometry.frames == keys.get("num_frames", 1)
+        assert all(0 <= position < record.image.frames for position in record.geometry.shown)
+        if not keys.get("allow_upscale"):
+            assert not record.geometry.enlarges(record.image.width, record.image.height)

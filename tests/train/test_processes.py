@@ -47,8 +47,13 @@ def run_files(model, data, tmp_path_factory):
         "flow_timesteps_mode": "round-robin",
     }
     files = {}
+    blocks = json.loads(data.read_text())
+    again = {**blocks[0], "id": "again", "probability": 2, "caption_dropout": 0.5, "start_step": 1}
+    drawn = [
+        {**block, "instance_data_dir": str(data.parent / block["instance_data_dir"])} for block in (*blocks, again)
+    ]
     for name, batch in (("one", 4), ("two", 2)):
-        run = document(model, data, root / name, hooks=[*hooks, times], validation={"holdout": 1})
+        run = document(model, data, root / name, data=drawn, hooks=[*hooks, times], validation={"holdout": 1})
         run["cache_dir"] = str(root / f"cache_{name}")
         run["training"] = {**training, **optimizer, "train_batch_size": batch}
         files[name] = root / f"{name}.json"

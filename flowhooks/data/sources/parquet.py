@@ -102,14 +102,14 @@ class ParquetTable:
 
     def columns(self) -> list[str]:
         """The columns of the first file. Raises BadTable or OSError."""
-        return list(self._file(0).schema_arrow.names)
+        return self._names(0)
 
     def check(self, columns: Columns) -> None:
         """Raises BadTable for a file without one of the columns, or with pictures of another type."""
         for index, name in enumerate(self.names):
-            schema = self._file(index).schema_arrow
+            schema, named = self._file(index).schema_arrow, self._names(index)
             for column in columns.all:
-                if column not in schema.names:
+                if column not in named:
                     raise BadTable(f"{name} has no column {column!r}, other files of this data set have one")
             for column in columns.pictures:
                 if not _holds_pictures(kind := schema.field(column).type):
@@ -118,6 +118,13 @@ class ParquetTable:
     @property
     def home(self) -> str:
         return f"{self.place.name}/"
+
+    def _names(self, index: int) -> list[str]:
+        names = list(self._file(index).schema_arrow.names)
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise BadTable(f"{self.names[index]} has two columns {twice[0]!r}; rename one")
+        return names
 
     def row_name(self, row: int) -> str:
         file, at = self._locate(row)
@@ -150,7 +157,7 @@ class ParquetTable:
             )
         try:
             values = file.read_row_group(group, columns=[column], use_threads=False).column(column)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, KeyError) as error:
             raise BadTable(f"{self.names[index]}: {column!r} is damaged near row {at} ({error})") from None
         if len(values) != len(rows):
             raise BadTable(f"{self.names[index]}: {column!r} has {len(values)} of {len(rows)} rows near row {at}")

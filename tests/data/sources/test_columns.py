@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flowhooks.config import load_datasets
@@ -111,6 +113,15 @@ def test_a_column_that_is_not_there_is_told_with_those_that_are(tmp_path, keys, 
     block = listing(tmp_path, "file_name,text,rejected_file_name", *each("@.png,x,bad/@.png"))
     (problem,) = problems_in(tmp_path, [{**block, **keys}])
     assert problem.startswith(words) and "the columns are: 'file_name', 'text', 'rejected_file_name'" in problem
+
+
+@pytest.mark.parametrize("place", ["set", "set/metadata.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path, place):
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a.png"])] * 2, ["image"] * 2), tmp_path / "set/metadata.parquet")
+    kind = "imagefolder" if place == "set" else "parquet"
+    (problem,) = problems_in(tmp_path, [{"id": "win", "type": kind, "instance_data_dir": place}])
+    assert "metadata.parquet has two columns 'image'; rename one" in problem
 
 
 def test_columns_that_cannot_be_found_are_asked_for(tmp_path):

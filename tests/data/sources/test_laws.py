@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -126,3 +128,15 @@ def test_the_document_is_read_from_anywhere(tmp_path, keep):
     assert [seen(each) for each in audit_in(tmp_path / "elsewhere", data.document()).records] == [
         seen(each) for each in audit_in(tmp_path, data.document()).records
     ]
+
+
+@pytest.mark.parametrize("name", ["local", "csv", "imagefolder, jsonl", "webdataset"])
+def test_a_quick_audit_imports_no_more_than_it_needs(tmp_path, name):
+    load(tmp_path, KEEPERS[name](tmp_path, samples(KEYS)))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom flowhooks.config import load_datasets\n"
+        "from flowhooks.data import audit\n"
+        f"audit(load_datasets('data.json', Path({str(tmp_path)!r})))\n"
+        "assert not {'torch', 'datasets', 'pyarrow', 'pandas', 'fsspec'} & sys.modules.keys()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
