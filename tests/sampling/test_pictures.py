@@ -88,6 +88,7 @@ def arguments(tmp_path, tiny_sd3):
         height=None,
         width=None,
         dtype="fp32",
+        adapter_below=None,
         lora=None,
         steps=[1],
         guidance_scale=1.0,
