@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from torch import Tensor
 
 from flowhooks.commands.planning import forwards, plan_run
 from flowhooks.config import Run, load_run
@@ -45,12 +46,19 @@ class Measured:
     Args:
         rewards: task -> mean of its reward over the pictures of its prompts.
         frechet: distance to the pictures that the base was trained on, in the judge's features.
+        own_frechet: task -> that of the pictures of its prompts to those that the base was trained on with them.
         digit_accuracy: share of pictures whose digit is the one asked for.
     """
 
     rewards: Mapping[str, float]
     frechet: float
+    own_frechet: Mapping[str, float]
     digit_accuracy: float
+
+    @property
+    def drift(self) -> float:
+        """Mean over tasks of ``own_frechet``."""
+        return statistics.mean(self.own_frechet.values())
 
 
 class Ruler:
@@ -61,7 +69,14 @@ class Ruler:
         self.digits = asked_digits(SAMPLES)
         self.prompts = [caption(int(digit)) for digit in self.digits]
         self.rows = {task: [i for i, prompt in enumerate(self.prompts) if prompt in own] for task, own in tasks.items()}
-        self.data = gaussian(infer(judge.network, read_pixels(Path(resolve_data("digits:base"))))[2])
+        folder = Path(resolve_data("digits:base"))
+        features = infer(judge.network, read_pixels(folder))[2]
+        shown = [file.with_suffix(".txt").read_text(encoding="utf-8").strip() for file in sorted(folder.glob("*.png"))]
+        self.data = gaussian(features)
+        self.own = {
+            task: gaussian(features[[i for i, words in enumerate(shown) if words in own]])
+            for task, own in tasks.items()
+        }
 
     def __call__(self, pipe: Any, title: str) -> Measured:
         pixels = draw(pipe, title=title, first_seed=self.first_seed)
@@ -71,12 +86,18 @@ class Ruler:
         for task, rows in self.rows.items():
             values = self.rewards[task](shown[rows], [self.prompts[i] for i in rows], [{}] * len(rows))
             means[task] = float(values.mean())
-        (mean, covariance), data = gaussian(features), self.data
         return Measured(
             rewards=means,
-            frechet=frechet_distance(mean.numpy(), covariance.numpy(), data[0].numpy(), data[1].numpy()),
+            frechet=_distance(features, self.data),
+            own_frechet={task: _distance(features[rows], self.own[task]) for task, rows in self.rows.items()},
             digit_accuracy=float((logits.argmax(1) == self.digits).double().mean()),
         )
+
+
+def _distance(features: Tensor, data: tuple[Tensor, Tensor]) -> float:
+    """Fréchet distance of pictures of ``features`` ``[N, D]`` to data of this mean and covariance."""
+    mean, covariance = gaussian(features)
+    return frechet_distance(mean.numpy(), covariance.numpy(), data[0].numpy(), data[1].numpy())
 
 
 def measure(output: Path, docs: Path, seeds: Sequence[int], arms: Sequence[str] | None) -> None:
@@ -139,7 +160,8 @@ def fractions(before: Measured, found: Mapping[str, Sequence[Measured]], row: st
 
 
 def verdict(before: Measured, found: Mapping[str, Sequence[Measured]]) -> tuple[bool, list[str]]:
-    """Whether the medians reach the goal, and a sentence for each part of it."""
+    """Whether the goal is reached, shares in the median and the anchor's effect at every seed, and a sentence for each
+    part of it."""
     student, reached, sentences = fractions(before, found, WITH), True, []
     for task in before.rewards:
         share = statistics.median(each[task] for each in student)
@@ -154,15 +176,15 @@ def verdict(before: Measured, found: Mapping[str, Sequence[Measured]]) -> tuple[
             f"on the average of both it is at {statistics.median(own):.0%}, {rival} at "
             f"{statistics.median(other):.0%} ({wins} of {len(other)} seeds)"
         )
-    near, far = ([each.frechet for each in found[row]] for row in (WITH, WITHOUT))
-    reached &= statistics.median(near) < statistics.median(far)
-    wins = sum(a < b for a, b in zip(near, far, strict=True))
-    gap, spread = statistics.median(far) - statistics.median(near), max(near) - min(near)
-    note = ", a difference smaller than the spread over seeds" if 0 < gap < spread else ""
-    sentences.append(
-        f"with the anchor its Fréchet distance is {statistics.median(near):.1f}, without {statistics.median(far):.1f} "
-        f"({wins} of {len(near)} seeds){note}"
-    )
+    for what, of in (("by task", lambda each: each.drift), ("of all pictures", lambda each: each.frechet)):
+        near, far = ([of(each) for each in found[row]] for row in (WITH, WITHOUT))
+        closer = [b - a for a, b in zip(near, far, strict=True)]
+        if what == "by task":
+            reached &= min(closer) > 0
+        sentences.append(
+            f"the Fréchet distance {what} is {statistics.median(near):.1f} with the anchor and "
+            f"{statistics.median(far):.1f} without, of one seed {_spread(closer, '.1f')} less"
+        )
     return reached, sentences
 
 
@@ -243,7 +265,7 @@ def _page(
     seeds: Sequence[int],
 ) -> str:
     cells = " | ".join(f"{before.rewards[task]:.3f} (0 %)" for task in TEACHERS)
-    rows = [f"| base | {cells} | 0 % | {before.frechet:.1f} | {before.digit_accuracy:.1%} | |"]
+    rows = [f"| base | {cells} | 0 % | {before.drift:.1f} | {before.frechet:.1f} | {before.digit_accuracy:.1%} | |"]
     for row, measured in found.items():
         shares = fractions(before, found, row)
         cells = " | ".join(
@@ -254,6 +276,7 @@ def _page(
         name = row if len(measured) == len(seeds) else f"{row} ({len(measured)} of {len(seeds)} seeds)"
         rows.append(
             f"| {name} | {cells} | {_spread(average(shares), '.0%')} | "
+            f"{_spread([each.drift for each in measured], '.1f')} | "
             f"{_spread([each.frechet for each in measured], '.1f')} | "
             f"{_spread([each.digit_accuracy for each in measured], '.1%')} | {costs[row] / 1000:.0f} |"
         )
@@ -269,14 +292,16 @@ Two teachers want opposite things of the pictures: *legible* was rewarded for di
 (log-probability at temperature 4), which takes blots away; *bold* for ink on the paper, which adds some. Each was
 trained by Flow-GRPO on all ten digits. The student is asked for odd digits by *legible* and for even ones by *bold*.
 
-| | legible, on odd digits | bold, on even digits | average | Fréchet distance | digit accuracy | 1000 forwards |
-| --- | --- | --- | --- | --- | --- | --- |
+| | legible, on odd digits | bold, on even digits | average | Fréchet by task | of all | digit accuracy | 10³ forwards |
+| --- | --- | --- | --- | --- | --- | --- | --- |
 {body}
 
 Mean reward, and in brackets the share of the gain of the task's own teacher of the same training seed; the *average* is
 of the two shares, each counted up to 100 %, so that overshooting one task does not pay for losing the other. The
-Fréchet distance is to the pictures that the base was trained on, in the judge's features. Median (lowest to highest)
-over training seeds {numbers}. Every row draws the same {SAMPLES} pictures from the same seeds ({UNSEEN} and up),
+Fréchet distance is to the pictures that the base was trained on, in the judge's features: *by task* the mean of that of
+the odd digits and that of the even ones, each to the scans of these digits; *of all* that of all pictures at once, in
+which the blots that one task takes away make up for those that the other adds. Median (lowest to highest) over training
+seeds {numbers}. Every row draws the same {SAMPLES} pictures from the same seeds ({UNSEEN} and up),
 {STEPS} steps, no guidance, with the stock pipeline. *student* is `examples/{STUDENT}` as it stands; *no anchor* has
 `anchor_weight` 0; *merge* is the mean of the teachers' changes, exactly; *mixed rewards* is one Flow-GRPO run on both
 rewards, each divided by its spread among pictures of one prompt, for as many forwards as both teachers together, and
@@ -284,13 +309,17 @@ rewards, each divided by its spread among pictures of one prompt, for as many fo
 Forwards are of single pictures, in training; those of merge and students include the teachers'.
 
 Settings of teachers and students were chosen on training seed 0 and other sampling seeds. Three things were changed in
-favour of a fair comparison after the mixed run of seed 0 had been seen, in the table's own pictures: it has the lower
-rate of the two teachers (at the other it came to 0.76 in boldness), the short one was added, and shares above 100 % no
-longer enter the average.
+favour of a fair comparison after an earlier mixed run of seed 0 had been seen, in the table's own pictures: it has the
+lower rate of the two teachers, the short one was added, and shares above 100 % no longer enter the average. An earlier
+table had the distance of all pictures only, where the anchor made no difference that three seeds could show; the
+distance by task and the anchor's weight were then chosen on training seed 0 and other sampling seeds. There an anchor
+of 0.05 cost more than 5 % of boldness, and an adapter trained on the base's own pictures by plain SFT, mixed in at the
+anchor's share, did no better than the base.
 
-Goal, for *student*, in the median. {goal}: {"; ".join(sentences)}.
+Goal, for *student*: shares in the median, and a lower distance by task with the anchor at every seed. {goal}:
+{"; ".join(sentences)}.
 
-![Share of each teacher's gain, and Fréchet distance](flow_opd.png)
+![Share of each teacher's gain, and Fréchet distance by task](flow_opd.png)
 
 Reproduce: `python -m benchmarks.evidence flow_opd`. Measured on: {where}. Numbers: `flow_opd.json`.
 """
@@ -309,9 +338,9 @@ def _plot(before: Measured, found: Mapping[str, Sequence[Measured]], file: Path)
         across, up = ([min(max(share[task], -0.75), 1.55) for share in shares] for task in TEACHERS)
         left.plot(across, up, "o", color=f"C{place}", alpha=0.7, label=row)
         right.plot(
-            [place] * len(measured), [min(each.frechet, 295) for each in measured], "o", color=f"C{place}", alpha=0.6
+            [place] * len(measured), [min(each.drift, 295) for each in measured], "o", color=f"C{place}", alpha=0.6
         )
-        middle = min(statistics.median(each.frechet for each in measured), 295)
+        middle = min(statistics.median(each.drift for each in measured), 295)
         right.plot([place - 0.2, place + 0.2], [middle] * 2, color=f"C{place}", linewidth=2)
     left.plot(0, 0, "o", color="grey", label=BASE)
     for line in (left.axhline, left.axvline):
@@ -321,9 +350,9 @@ def _plot(before: Measured, found: Mapping[str, Sequence[Measured]], file: Path)
     left.set_xlabel("share of the gain in legibility, odd digits")
     left.set_ylabel("share of the gain in boldness, even digits")
     left.legend(frameon=False, loc="lower left")
-    right.axhline(before.frechet, color="grey", linestyle="--")
+    right.axhline(before.drift, color="grey", linestyle="--")
     right.set_xticks(range(len(found)), list(found), rotation=30, ha="right")
-    right.set_title("Fréchet distance (cut off at 300)")
+    right.set_title("Fréchet distance by task (cut off at 300)")
     right.set_ylim(0, 300)
     figure.savefig(file, dpi=150)
     plt.close(figure)

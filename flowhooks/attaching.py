@@ -81,11 +81,11 @@ def attach(
         yield _session(model, resolved, hooks, fitted, seed, stack, start=_start(resolved, adapter))
 
 
-def _probed(pipe: Any, run: Run, height: int | None, width: int | None) -> FlowModel:
+def _probed(pipe: Any, run: Run, height: int | None, width: int | None, frames: int | None = None) -> FlowModel:
     if isinstance(pipe, FlowModel):
         return pipe
     arguments, component = run.model["pipeline_arguments"], run.model["component"]
-    return probe(pipe, height=height, width=width, arguments=arguments, component=component)
+    return probe(pipe, height=height, width=width, frames=frames, arguments=arguments, component=component)
 
 
 def _session(
@@ -135,7 +135,8 @@ def _restored(pipe: Any, folder: Path, *, seed: int | None, height: int | None, 
     section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
     run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, folder / RUN)
     with ExitStack() as stack:
-        model = _probed(pipe, run, height or manifest["size"]["height"], width or manifest["size"]["width"])
+        size = manifest["size"]
+        model = _probed(pipe, run, height or size["height"], width or size["width"], size.get("frames"))
         network = model.transformer
         if manifest["network"] != type(network).__name__:
             raise ModelError(

@@ -18,10 +18,24 @@ from types import FrameType
 from typing import NoReturn
 
 from flowhooks import __version__
-from flowhooks.commands import check, demo, env, explain, export, merge, probe, push, sample, schema, train
+from flowhooks.commands import (
+    check,
+    demo,
+    env,
+    explain,
+    export,
+    inspect,
+    merge,
+    pairs,
+    probe,
+    push,
+    sample,
+    schema,
+    train,
+)
 from flowhooks.errors import FlowhooksError
 
-COMMANDS = (check, explain, train, sample, export, merge, push, schema, env, demo, probe)
+COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
 
 class _Parser(argparse.ArgumentParser):

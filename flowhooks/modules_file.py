@@ -50,7 +50,7 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
         "network": type(model.transformer).__name__,
         "component": model.component,
         "pipeline_arguments": model.arguments,
-        "size": model.size,
+        "size": {**model.size, "frames": model.length},
         "hooks": blocks,
     }
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}

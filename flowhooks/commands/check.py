@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_run
@@ -23,6 +24,8 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.commands.planning import forwards, trained, unused
     from flowhooks.config import load_run
+    from flowhooks.data.buckets import bucket_report
+    from flowhooks.data.shards import told_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True)
     audited, planned = examine(configured)
@@ -34,6 +37,10 @@ def run(args: Namespace) -> int:
     )
     for line in audited.report:
         print(f"data       {line}")
+    for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
+        print(f"buckets    {line}")
+    if audited.records:
+        print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     print(f"trains     {trained(configured)}")
@@ -58,7 +65,7 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
     problems = list(machine_problems(configured))
     given = configured.provides
     try:
-        audited = audit(configured.data)
+        audited = audit(configured.data, configured.cache_dir)
         given = frozenset(f"data:{each}" for each in audited.provides)
     except ConfigError as error:
         problems += error.problems

@@ -19,6 +19,9 @@ HELP = "train a run; also under accelerate launch"
 def add(parser: ArgumentParser) -> None:
     add_run(parser)
     parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint of this run")
+    parser.add_argument(
+        "--rebuild-cache", action="store_true", help="make the cached latents, masks and texts of this run again"
+    )
     add_quiet(parser)
 
 
@@ -38,7 +41,7 @@ def run(args: Namespace) -> int:
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
     from flowhooks.train import train
 
-    result = train(configured, resume=args.resume, progress=args.progress)
+    result = train(configured, resume=args.resume, progress=args.progress, rebuild_cache=args.rebuild_cache)
     print(f"step {result.step:,}; results are in {result.output_dir}")
     return 0
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config.document import json_path, read_json, without_remarks
+from flowhooks.config.drawing import drawing_problems
 from flowhooks.config.secrets import take_out
 from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, Problem
 
 MASK_TYPES = ("mask", "segmentation")
+REJECTED_TYPES = ("reference_strict", "reference_loose")
 Block = dict[str, Any]
 
 
@@ -24,7 +26,8 @@ class Datasets:
     Args:
         source: the file the blocks came from; ``instance_data_dir`` is relative to its folder.
         blocks: one dict per data set, complete, in order, disabled ones included. An enabled image block's
-            ``conditioning_data`` lists every set that applies to it, whichever side stated the link.
+            ``conditioning_data`` lists every set that applies to it, whichever side stated the link; its
+            ``rejected_column`` and ``mask_column`` list the columns of its own that do.
         root: JSON path of the list of blocks in ``source``.
     """
 
@@ -50,9 +53,9 @@ class Datasets:
             and (b["id"] in listed or b["source_dataset_id"] in ids)
         }
         given = {"data:image"}
-        if "reference_strict" in kinds:
+        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] for b in images):
             given.add("data:rejected")
-        if kinds.intersection(MASK_TYPES):
+        if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
         return frozenset(given)
 
@@ -61,10 +64,13 @@ class Datasets:
         return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}
 
     def _anywhere(self, block: Block) -> str:
-        folder = block["instance_data_dir"]
-        if folder.startswith("digits:"):
-            return folder
-        return str((self.source.parent / Path(folder).expanduser()).resolve())
+        named = block["instance_data_dir"]
+        if named.startswith("digits:") or "://" in named:
+            return named
+        place = self.source.parent / Path(named).expanduser()
+        if block["type"] == "huggingface" and not place.exists():
+            return named
+        return str(place.resolve())
 
 
 def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *, root: str = "$") -> Datasets:
@@ -105,13 +111,17 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
     # Imported here: the room of data imports this module for its types.
     from flowhooks.data.findings import Findings
     from flowhooks.data.links import link
+    from flowhooks.data.sources import complete_block
 
     found = Findings(source, root=root)
+    for i, block in enumerate(blocks):
+        complete_block(block, found.at(i), found)
     links = link(blocks, found)
     problems = _circles(blocks, str(source), root)
     # A circle also shows as links to the wrong kind of set; that it is a circle is the cause.
     told = {problem.path for problem in problems}
     problems += (problem for problem in found.problems if problem.path not in told)
+    problems += drawing_problems(blocks, str(source), root)
     if problems:
         raise DataError(problems)
     for i, partners in links.items():

@@ -11,6 +11,7 @@ from flowhooks.config import overrides as command_line
 from flowhooks.config.crepa import KEYS, settle_average
 from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
+from flowhooks.config.drawing import idle_steps
 from flowhooks.config.hooks import HookConfig, resolve_hook
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.secrets import take_out
@@ -97,6 +98,7 @@ def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = F
     filled = with_defaults(cleaned, "run")
     problems += settle_average(filled, cleaned, file)
     problems += contradictions(filled, file)
+    problems += [] if data is None else idle_steps(data, filled["training"]["max_train_steps"])
     hooks = _hooks(filled, data, file, problems)
     if complete:
         problems += incomplete(filled, hooks, file)

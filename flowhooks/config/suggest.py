@@ -18,6 +18,8 @@ _ELSEWHERE = {
     "lr": "learning_rate",
     "batch_size": "train_batch_size",
     "path": "instance_data_dir",
+    "dataset_name": "instance_data_dir",
+    "repo_id": "instance_data_dir",
     "sdpa": "native",
 }
 

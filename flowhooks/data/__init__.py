@@ -13,12 +13,17 @@ _ROOMS = {
     "Audit": "flowhooks.data.records",
     "CachedDataset": "flowhooks.data.dataset",
     "Record": "flowhooks.data.records",
+    "Schedule": "flowhooks.data.schedule",
+    "Stream": "flowhooks.data.schedule",
+    "Survey": "flowhooks.data.pairing",
     "audit": "flowhooks.data.pairing",
     "batch_plan": "flowhooks.data.sampler",
+    "bucket_report": "flowhooks.data.buckets",
     "build_cache": "flowhooks.data.cache",
     "collate": "flowhooks.data.dataset",
     "data_loader": "flowhooks.data.loader",
-    "epoch_at": "flowhooks.data.sampler",
+    "streams": "flowhooks.data.schedule",
+    "survey": "flowhooks.data.pairing",
 }
 __all__ = sorted(_ROOMS)
 

@@ -6,85 +6,136 @@ another entry is made; the old one is never read by mistake, nor removed.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from flowhooks.data.dataset import CachedDataset, Entries
-from flowhooks.data.encode import Captions, Encoder, Masks, Pictures
-from flowhooks.data.records import Audit
-from flowhooks.data.store import DamagedEntry, Store, entry_key
-from flowhooks.errors import DataError, Problem
+from flowhooks.data.dataset import CachedDataset
+from flowhooks.data.encode import Captions, Encoder, Masks, Pictures, told_at
+from flowhooks.data.records import Audit, distinct_captions
+from flowhooks.data.shards import entry_key, lots, shard_name
+from flowhooks.data.sizes import latent_grids
+from flowhooks.data.store import Entries, Entry, Store
+from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
+    from flowhooks.data.shards import Place
     from flowhooks.probe import FlowModel
 
 
 def build_cache(
-    audit: Audit, model: FlowModel, cache_dir: Path | str, *, progress: bool = True, batch_size: int = 8
+    audit: Audit,
+    model: FlowModel,
+    cache_dir: Path | str,
+    *,
+    progress: bool = True,
+    batch_size: int = 8,
+    rebuild: bool = False,
+    together: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CachedDataset:
-    """Make every entry that is missing and check every entry that is there, `batch_size` at a time.
+    """Make every entry that is missing, `batch_size` at a time.
 
-    Several processes may build one cache at once; it is quicker to let the first one finish before the others start.
+    Any number of processes may build one cache at once: each makes what no other is making, and waits for the rest.
+    Processes that were killed leave nothing to clear up, and the cache that is finished after them is the same to the
+    last byte.
 
-    Raises DataError naming every image that cannot be decoded or that the model turns into NaN, every cache file that
-    holds NaN, or the file that the disk refused.
+    Args:
+        rebuild: make every entry of `audit` again, in a folder beside the old ones, which are replaced when all are
+            there. A rebuild that was killed goes on where it stopped.
+        together: a block that the processes of a run leave together, or not at all.
+
+    Raises DataError naming every image that cannot be decoded or that the model turns into NaN, or the file that the
+    disk refused.
     """
-    entries = Entries(Store(Path(cache_dir).expanduser()))
-    entries.store.sweep()
+    store = Store(Path(cache_dir).expanduser())
+    work = Store(store.folder / "rebuilding") if rebuild else store
     records = audit.records
-    sides = ((path, record.geometry) for record in records for path in (record.image, record.rejected) if path)
-    grids = {size: _latent_grid(model, *size) for size in {(record.height, record.width) for record in records}}
-    latents = _fill(entries, Pictures(model, audit.digests), sides, progress, batch_size)
-    captions = Captions(model, (records[0].height, records[0].width))
-    pairs = ((path, record.geometry) for record in records for path in record.masks)
+    sides = (side for record in records for side in record.sides)
+    grids = latent_grids(model, sorted({record.geometry.size for record in records}))
+    told = (
+        told_at(model, caption, record.geometry.size) for record in records for caption in distinct_captions([record])
+    )
+    pairs = ((mask, record.geometry) for record in records for mask in record.masks)
+    wanted = [
+        _Wanted(Pictures(model), sides),
+        _Wanted(Masks(grids), pairs),
+        _Wanted(Captions(model), told),
+    ]
+    with together():
+        work.sweep()
+        places = {each.encoder.kind: _filled(work, each, progress, batch_size) for each in wanted}
+    if rebuild:
+        with together():
+            store.replace(work)
+            places = {each.encoder.kind: store.find(each.encoder.kind, each.items) for each in wanted}
+    latents, masks, captions = wanted
     return CachedDataset(
         records=records,
-        entries=entries,
-        latents=latents,
-        masks=_fill(entries, Masks(grids, audit.digests), pairs, progress, batch_size),
-        captions=_fill(entries, captions, ("", *audit.captions), progress, batch_size),
+        entries=Entries(places),
+        latents=latents.keys,
+        masks=masks.keys,
+        captions=captions.keys,
+        grids=grids,
         provides=audit.provides,
     )
 
 
-def _latent_grid(model: FlowModel, height: int, width: int) -> tuple[int, int]:
-    try:
-        shape = model.layout(height, width).vae_shape
-    except ValueError as error:  # the pipeline's own check of its arguments
-        message = f"the pipeline refuses pictures of {width}x{height}: {error}; set `resolution` to a size it takes"
-        raise DataError(message) from None
-    return shape[-2], shape[-1]
+class _Wanted:
+    """The items of one kind, their keys, and what is known of each entry."""
+
+    def __init__(self, encoder: Encoder, items: Iterable[Any]):
+        self.encoder = encoder
+        abouts = {item: encoder.about(item) for item in dict.fromkeys(items)}
+        self.keys = {item: entry_key(about) for item, about in abouts.items()}
+        # One content under several names is one entry.
+        self.items = {key: item for item, key in self.keys.items()}
+        self.abouts = {key: abouts[item] for key, item in self.items.items()}
+
+    def lots(self, there: Mapping[str, Any]) -> list[tuple[str, ...]]:
+        """What is not there, in the portions that become shards. Pictures of one size stand together."""
+        missing = self.items.keys() - there.keys()
+        return lots(sorted(missing, key=lambda key: (_size(self.abouts[key]), key)))
 
 
-def _fill(entries: Entries, encoder: Encoder, items: Iterable[Any], progress: bool, batch_size: int) -> dict[Any, str]:
-    abouts = {item: encoder.about(item) for item in dict.fromkeys(items)}
-    keys = {item: entry_key(about) for item, about in abouts.items()}
-    problems: list[Problem] = []
-    # One content under several names is one entry.
-    items_by_key = {key: item for item, key in keys.items()}
-    waiting = [item for key, item in items_by_key.items() if not _is_there(entries, encoder.kind, key, problems)]
-    with tqdm(total=len(waiting), desc=encoder.title, unit="", disable=not (progress and waiting)) as bar:
-        for at in range(0, len(waiting), batch_size):
-            chunk = waiting[at : at + batch_size]
-            for item, tensors in encoder.encode(chunk):
-                entries.add(encoder.kind, keys[item], tensors, abouts[item])
-            bar.update(len(chunk))
-    problems += encoder.problems
-    if problems:
-        raise DataError(problems)
-    return keys
+def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
+    geometry = about.get("geometry", {})
+    return len(geometry.get("shown", ())), geometry.get("height", 0), geometry.get("width", 0)
 
 
-def _is_there(entries: Entries, kind: str, key: str, problems: list[Problem]) -> bool:
-    try:
-        return entries.find(kind, key) is not None
-    except DamagedEntry as error:
-        warnings.warn(f"the cache entry {error} is damaged; it is made again", stacklevel=4)
+def _filled(store: Store, wanted: _Wanted, progress: bool, batch_size: int) -> dict[str, Place]:
+    encoder = wanted.encoder
+    places = store.find(encoder.kind, wanted.items)
+    todo = wanted.lots(places)
+    if not todo:
+        return places
+    with tqdm(total=sum(map(len, todo)), desc=encoder.title, unit="", disable=not progress) as bar:
+        # First what nobody else is making; then wait for the others, and make what they leave unmade.
+        for wait in (False, True):
+            todo = [lot for lot in todo if not _made(store, wanted, lot, wait, batch_size, bar)]
+    if encoder.problems:
+        raise DataError(encoder.problems)
+    return store.find(encoder.kind, wanted.items)
+
+
+def _made(store: Store, wanted: _Wanted, lot: Sequence[str], wait: bool, batch_size: int, bar: tqdm) -> bool:
+    """Make a shard, unless it has been made. False if another process is at it."""
+    kind, name = wanted.encoder.kind, shard_name(lot)
+    claim = store.claim(kind, name, wait=wait)
+    if claim is None:
         return False
-    except DataError as error:
-        problems += error.problems
-        return True
+    with claim:
+        if store.path(kind, name).exists():
+            bar.update(len(lot))
+            return True
+        entries: dict[str, Entry] = {}
+        for at in range(0, len(lot), batch_size):
+            chunk = [wanted.items[key] for key in lot[at : at + batch_size]]
+            entries |= {wanted.keys[item]: tensors for item, tensors in wanted.encoder.encode(chunk)}
+            bar.update(len(chunk))
+        # A shard with a gap would have another name; what is in it is made again when the fault is mended.
+        if len(entries) == len(lot):
+            store.write(claim, kind, entries, wanted.abouts)
+    return True

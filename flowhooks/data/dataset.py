@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,52 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.inspection import Picture
 from flowhooks.data.records import Record
-from flowhooks.data.store import DamagedEntry, Store
-from flowhooks.errors import DataError, Problem
+from flowhooks.data.store import Entries
 from flowhooks.kernel import Batch
-
-IN_MEMORY_BYTES = 512 * 2**20
-
-
-class Entries:
-    """Cache entries, the first `limit` bytes of them kept in memory."""
-
-    def __init__(self, store: Store, limit: int = IN_MEMORY_BYTES):
-        self.store = store
-        self._left = limit
-        self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
-
-    def find(self, kind: str, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry, None if there is none. Raises like Store.read."""
-        kept = self._kept.get((kind, key))
-        if kept is None and (kept := self.store.read(kind, key)) is not None:
-            self._keep(kind, key, kept)
-        return kept
-
-    def read(self, kind: str, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry that was there when the run began. Raises DataError if it is gone or damaged."""
-        try:
-            found = self.find(kind, key)
-        except DamagedEntry as error:
-            message = f"the cache entry {error} was damaged during the run; start again with `--resume latest`"
-            raise DataError(message) from None
-        if found is None:
-            message = "was removed during the run; start again with `--resume latest` and it is made again"
-            raise DataError(Problem(message, str(self.store.path(kind, key))))
-        return found
-
-    def add(self, kind: str, key: str, tensors: dict[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write an entry. Raises like Store.write."""
-        self.store.write(kind, key, tensors, about)
-        self._keep(kind, key, tensors)
-
-    def _keep(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
-        size = sum(tensor.nbytes for tensor in tensors.values())
-        if size <= self._left:
-            self._left -= size
-            # A slice of a batch would keep the whole batch alive.
-            self._kept[kind, key] = {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 class CachedDataset(Dataset):
@@ -65,8 +22,10 @@ class CachedDataset(Dataset):
     Args:
         records: the audit's.
         entries: where the tensors are.
-        latents, masks: (file, geometry) -> entry key.
-        captions: caption -> entry key; the empty caption is among them.
+        latents, masks: (picture, geometry) -> entry key.
+        captions: caption -> entry key, as :func:`~flowhooks.data.encode.told_at`, for every caption that a visit may
+            take.
+        grids: height, width and frames of samples -> (h, w) of their masks.
         provides: the audit's; what is not in it is left out of every sample.
     """
 
@@ -75,62 +34,76 @@ class CachedDataset(Dataset):
         *,
         records: Sequence[Record],
         entries: Entries,
-        latents: Mapping[tuple[Path, Geometry], str],
-        masks: Mapping[tuple[Path, Geometry], str],
-        captions: Mapping[str, str],
+        latents: Mapping[tuple[Picture, Geometry], str],
+        masks: Mapping[tuple[Picture, Geometry], str],
+        captions: Mapping[tuple[str, tuple[int, int, int] | None], str],
+        grids: Mapping[tuple[int, int, int], tuple[int, int]],
         provides: frozenset[str],
     ):
         self.records = records
         self.provides = provides
-        self._entries = entries
+        self.entries = entries
         self._latents = latents
         self._masks = masks
         self._captions = captions
+        self._grids = grids
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of a record under its first caption, see `sample`."""
+        return self.sample(index, self.records[index].caption)
+
+    def sample(self, index: int, caption: str) -> dict[str, Any]:
         """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
         """
         record = self.records[index]
         return {
-            "clean": self._picture(record.image, record.geometry),
+            "clean": self._side(record.image, record.geometry),
             "rejected": self._rejected(record),
             "mask": self._mask(record),
-            "condition": self.condition(record.caption),
-            "file": str(record.image),
-            "caption": record.caption,
+            "condition": self.condition(caption, record.geometry.size),
+            "size": record.geometry.size,
+            "file": record.image.asset.name,
+            "caption": caption,
         }
 
-    def condition(self, caption: str) -> Any:
-        """The condition of one caption of the data set, or of the empty one; size 1, on the CPU."""
+    def condition(self, caption: str, size: tuple[int, int, int]) -> Any:
+        """The condition of one caption of the data set at a size; of one sample, on the CPU."""
         from flowhooks.probe import Condition
 
-        return Condition.unflatten(self._entries.read("text", self._captions[caption]))
+        key = self._captions.get((caption, size)) or self._captions[caption, None]
+        return Condition.unflatten(self.entries.read("text", key))
 
-    def _picture(self, path: Path, geometry: Geometry) -> Tensor:
-        return self._entries.read("latents", self._latents[path, geometry])["latents"]
+    def _side(self, picture: Picture, geometry: Geometry) -> Tensor:
+        return self.entries.read("latents", self._latents[picture, geometry])["latents"]
 
     def _rejected(self, record: Record) -> Tensor | None:
         if record.rejected is None or "rejected" not in self.provides:
             return None
-        return self._picture(record.rejected, record.geometry)
+        return self._side(record.rejected, record.rejected_geometry or record.geometry)
 
     def _mask(self, record: Record) -> Tensor | None:
         if "mask" not in self.provides:
             return None
-        masks = [self._entries.read("masks", self._masks[path, record.geometry])["mask"] for path in record.masks]
+        masks = [self.entries.read("masks", self._masks[mask, record.geometry])["mask"] for mask in record.masks]
         if masks:
             return torch.stack(masks).prod(0)
-        # Where other samples have masks, one without trains everywhere; all have one size, so any mask tells the grid.
-        return torch.ones_like(self._entries.read("masks", next(iter(self._masks.values())))["mask"])
+        # Where other samples have masks, one without trains everywhere.
+        return torch.ones(1, *self._grids[record.geometry.size])
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`."""
+    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`.
+
+    Raises ValueError for items of several sizes, which may be packed to one shape.
+    """
+    size = items[0]["size"]
+    if any(item["size"] != size for item in items):
+        raise ValueError(f"a batch holds samples of one size, not of {sorted({item['size'] for item in items})}")
     condition = items[0]["condition"]
     return Batch(
         clean=torch.stack([item["clean"] for item in items]),
@@ -139,6 +112,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
         mask=_stack([item["mask"] for item in items]),
         files=tuple(item["file"] for item in items),
         prompts=tuple(item["caption"] for item in items),
+        size=size,
     )
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -14,9 +13,9 @@ import torch
 from torch import Tensor
 
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage
+from flowhooks.data.inspection import BadImage, Picture
 from flowhooks.data.store import is_finite
-from flowhooks.data.transform import load_mask, load_pixels
+from flowhooks.data.transform import load_clip, load_mask, load_pixels
 from flowhooks.errors import Problem
 
 if TYPE_CHECKING:
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
 # Raised whenever the arithmetic of a kind changes, so that entries of an older release are left alone.
 FORMAT = 2
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
-Picture = tuple[Path, Geometry]
+Cut = tuple[Picture, Geometry]
+Size = tuple[int, int, int]
+Told = tuple[str, Size | None]
 
 
 class Encoder(Protocol):
@@ -56,111 +57,121 @@ class Pictures:
     kind = "latents"
     title = "Encoding images"
 
-    def __init__(self, model: FlowModel, digests: dict[Path, str]):
+    def __init__(self, model: FlowModel):
         self.model = model
-        self.digests = digests
         self.problems: list[Problem] = []
         self._made_by = _identity(model)
 
-    def about(self, item: Picture) -> dict[str, Any]:
-        path, geometry = item
-        return {"format": FORMAT, "file": self.digests[path], "geometry": asdict(geometry), **self._made_by}
+    def about(self, item: Cut) -> dict[str, Any]:
+        picture, geometry = item
+        return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **self._made_by}
 
-    def encode(self, items: Sequence[Picture]) -> Iterator[tuple[Picture, dict[str, Tensor]]]:
+    def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         decoded = {}
         for item in items:
-            pixels = _decode(item[0], self.digests, self.problems, partial(load_pixels, geometry=item[1]))
+            pixels = _decode(
+                item[0], self.problems, partial(load_clip if item[1].shown else load_pixels, geometry=item[1])
+            )
             if pixels is not None:
                 decoded[item] = pixels
-        if not decoded:
-            return
-        batch = torch.from_numpy(np.stack(list(decoded.values()))).to(self.model.device)
-        with torch.no_grad():
-            encoded = self.model.encode_images(batch).float().cpu()
-        for item, latents in zip(decoded, encoded, strict=True):
-            if is_finite(latents):
-                yield item, {"latents": latents}
-            else:
-                self.problems.append(Problem(f"the VAE turns this image into NaN or infinity; {REMEDY}", str(item[0])))
+        for size in dict.fromkeys(geometry.size for _, geometry in decoded):
+            alike = [item for item in decoded if item[1].size == size]
+            for item, latents in zip(alike, self._encoded([decoded[item] for item in alike], size), strict=True):
+                if is_finite(latents):
+                    yield item, {"latents": latents}
+                else:
+                    self.problems.append(
+                        Problem(f"the VAE turns this image into NaN or infinity; {REMEDY}", item[0].asset.name)
+                    )
+
+    @torch.no_grad()
+    def _encoded(self, pixels: list[np.ndarray], size: Size) -> Tensor:
+        batch = torch.from_numpy(np.stack(pixels)).to(self.model.device)
+        return self.model.at(*size).encode_images(batch).float().cpu()
 
 
 class Masks:
     """Masks -> `mask`, float32 `[1, h, w]` on the VAE's latent grid.
 
     Args:
-        grids: (height, width) in pixels -> (h, w) of the grid.
-        digests: file -> sha256 of its content when it was audited.
+        grids: height, width and frames of a sample -> (h, w) of the grid.
     """
 
     kind = "masks"
     title = "Shrinking masks"
 
-    def __init__(self, grids: dict[tuple[int, int], tuple[int, int]], digests: dict[Path, str]):
+    def __init__(self, grids: Mapping[Size, tuple[int, int]]):
         self.grids = grids
-        self.digests = digests
         self.problems: list[Problem] = []
 
-    def about(self, item: Picture) -> dict[str, Any]:
-        path, geometry = item
+    def about(self, item: Cut) -> dict[str, Any]:
+        picture, geometry = item
         return {
             "format": FORMAT,
-            "file": self.digests[path],
+            "file": picture.digest,
             "geometry": asdict(geometry),
-            "grid": list(self.grids[geometry.height, geometry.width]),
+            "grid": list(self.grids[geometry.size]),
         }
 
-    def encode(self, items: Sequence[Picture]) -> Iterator[tuple[Picture, dict[str, Tensor]]]:
+    def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         for item in items:
-            path, geometry = item
-            height, width = self.grids[geometry.height, geometry.width]
+            picture, geometry = item
+            height, width = self.grids[geometry.size]
             read = partial(load_mask, geometry=geometry, height=height, width=width)
-            mask = _decode(path, self.digests, self.problems, read)
+            mask = _decode(picture, self.problems, read)
             if mask is not None:
                 yield item, {"mask": torch.from_numpy(mask)}
 
 
+def told_at(model: FlowModel, caption: str, size: Size) -> Told:
+    """A caption as a sample of this size has it: where arguments follow prompt and resolution both, it is another one
+    at another size."""
+    return caption, size if model.contract.joint else None
+
+
 class Captions:
-    """Captions -> the tensors of their condition."""
+    """Captions, each with the size it is told at, -> the tensors of their condition."""
 
     kind = "text"
     title = "Encoding captions"
 
-    def __init__(self, model: FlowModel, size: tuple[int, int]):
+    def __init__(self, model: FlowModel):
         self.model = model
-        self.size = dict(zip(("height", "width"), size, strict=True))
         self.problems: list[Problem] = []
-        # Where arguments follow prompt and resolution both, a caption is another one at another size.
-        self._made_by = {**_identity(model), **(self.size if model.contract.joint else {})}
+        self._made_by = _identity(model)
 
-    def about(self, item: str) -> dict[str, Any]:
-        return {"format": FORMAT, "caption": item, **self._made_by}
+    def about(self, item: Told) -> dict[str, Any]:
+        caption, size = item
+        at = {} if size is None else {"size": list(size)}
+        return {"format": FORMAT, "caption": caption, **at, **self._made_by}
 
-    def encode(self, items: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        with torch.no_grad():
-            conditions = self.model.encode_prompts(list(items), **self.size)
-        for i, caption in enumerate(items):
-            tensors = conditions[i : i + 1].to("cpu").flatten()
-            if all(map(is_finite, tensors.values())):
-                yield caption, tensors
-            else:
-                what = f"the text encoders turn the caption {caption!r} into NaN or infinity"
-                self.problems.append(Problem(f"{what}; {REMEDY}"))
+    def encode(self, items: Sequence[Told]) -> Iterator[tuple[Told, dict[str, Tensor]]]:
+        for size in dict.fromkeys(size for _, size in items):
+            model = self.model if size is None else self.model.at(*size)
+            alike = [item for item in items if item[1] == size]
+            with torch.no_grad():
+                conditions = model.encode_prompts([caption for caption, _ in alike])
+            for i, item in enumerate(alike):
+                tensors = conditions[i : i + 1].to("cpu").flatten()
+                if all(map(is_finite, tensors.values())):
+                    yield item, tensors
+                else:
+                    what = f"the text encoders turn the caption {item[0]!r} into NaN or infinity"
+                    self.problems.append(Problem(f"{what}; {REMEDY}"))
 
 
 def _identity(model: FlowModel) -> dict[str, str]:
     return {"model": model.fingerprint, "dtype": str(model.dtype)}
 
 
-def _decode(
-    path: Path, digests: dict[Path, str], problems: list[Problem], read: Callable[[bytes], np.ndarray]
-) -> np.ndarray | None:
+def _decode(picture: Picture, problems: list[Problem], read: Callable[[bytes], np.ndarray]) -> np.ndarray | None:
     try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != digests[path]:
+        data = picture.asset.read()
+        if hashlib.sha256(data).hexdigest() != picture.digest:
             raise BadImage("changed while the run was starting; start again")
         return read(data)
     except BadImage as error:
-        problems.append(Problem(str(error), str(path)))
+        problems.append(Problem(str(error), picture.asset.name))
     except OSError as error:
-        problems.append(Problem(f"cannot be read ({error.strerror})", str(path)))
+        problems.append(Problem(f"cannot be read ({error.strerror})", picture.asset.name))
     return None

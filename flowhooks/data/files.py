@@ -1,67 +1,109 @@
-"""Which image files a data set folder holds, by relative path stem."""
+"""Which files a folder on this machine holds, without leaving it."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flowhooks.data.assets import Asset, FileAsset
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
-    """The image files of one data set folder.
+class Tree:
+    """Every file below one folder.
 
     Args:
-        root: the folder itself.
-        images: relative path stem (`sub/win` for `sub/win.jpg`) -> file, in sorted order.
+        files: path relative to the folder, with `/` -> where it is; sorted.
+        refused: relative paths that are not followed, each with the reason.
+    """
+
+    files: Mapping[str, Asset]
+    refused: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The image files among others.
+
+    Args:
+        images: relative path stem (`sub/win` for `sub/win.jpg`) -> relative path, sorted.
         duplicates: stems that several files share, each with those files; the stem is in `images` too.
-        refused: names that are not followed, each with the reason.
         ignored: suffix -> number of files that are neither images nor captions.
     """
 
-    root: Path
-    images: dict[str, Path]
-    duplicates: dict[str, tuple[Path, ...]]
-    refused: tuple[tuple[str, str], ...]
+    images: dict[str, str]
+    duplicates: dict[str, tuple[str, ...]]
     ignored: dict[str, int]
 
 
-def list_images(root: Path) -> Folder:
+def stem_of(path: str) -> str:
+    """`sub/win` for `sub/win.jpg`."""
+    plain = PurePosixPath(path)
+    return plain.with_suffix("").as_posix() if plain.name else path
+
+
+def is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def suffixes_of(block: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of the files that a data set holds: images, and clips where the block trains on some."""
+    return (*IMAGE_SUFFIXES, *CLIP_SUFFIXES) if block["num_frames"] > 1 else IMAGE_SUFFIXES
+
+
+def among(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:
+    """Sort out the image files of a listing."""
+    found: dict[str, list[str]] = {}
+    ignored: Counter[str] = Counter()
+    for path in paths:
+        suffix = PurePosixPath(path).suffix.lower()
+        if suffix in suffixes:
+            found.setdefault(stem_of(path), []).append(path)
+        elif suffix != ".txt":
+            ignored[suffix or "(no suffix)"] += 1
+    return Images(
+        images={stem: min(found[stem]) for stem in sorted(found)},
+        duplicates={stem: tuple(sorted(each)) for stem, each in sorted(found.items()) if len(each) > 1},
+        ignored=dict(ignored),
+    )
+
+
+def walk(root: Path) -> Tree:
     """List `root` and its sub-folders. Names that begin with a dot are not looked at.
 
     Symbolic links are followed only while they stay inside `root`: a run must not read what its data set does not name.
     Raises OSError if a folder cannot be listed.
     """
-    found: dict[str, list[Path]] = {}
     refused: list[tuple[str, str]] = []
-    ignored: Counter[str] = Counter()
-    for path in _walk(root, root.resolve(), refused):
-        suffix = path.suffix.lower()
-        if suffix in IMAGE_SUFFIXES:
-            found.setdefault(path.relative_to(root).with_suffix("").as_posix(), []).append(path)
-        elif suffix != ".txt":
-            ignored[suffix or "(no suffix)"] += 1
-    return Folder(
-        root=root,
-        images={stem: min(found[stem]) for stem in sorted(found)},
-        duplicates={stem: tuple(sorted(paths)) for stem, paths in sorted(found.items()) if len(paths) > 1},
-        refused=tuple(sorted(refused)),
-        ignored=dict(ignored),
-    )
+    found = {path.relative_to(root).as_posix(): FileAsset(path) for path in _walk(root, real(root), refused)}
+    named = tuple((Path(name).relative_to(root).as_posix(), reason) for name, reason in sorted(refused))
+    return Tree(files=dict(sorted(found.items())), refused=named)
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, links followed; unlike Path.resolve it takes a link to itself."""
+    return Path(os.path.realpath(path))
 
 
 def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    above = (*above, folder.resolve())
+    above = (*above, real(folder))
     with os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
         path = folder / entry.name
+        if not is_text(entry.name):
+            printable = os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            refused.append((str(folder / printable), "has a name that is not UTF-8"))
+            continue
         if entry.is_symlink():
-            target = path.resolve()
+            target = real(path)
             if not target.exists():
                 refused.append((str(path), f"is a symbolic link to {target}, which does not exist"))
                 continue
@@ -75,3 +117,12 @@ def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tup
             yield from _walk(path, inside, refused, above)
         elif entry.is_file():
             yield path
+
+
+def is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: names and captions from damaged bytes cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from flowhooks.embedded.places import home
 from flowhooks.errors import Problem
 
 NAMED = 20
@@ -16,11 +17,13 @@ class Findings:
     Args:
         source: the file that the data set blocks came from.
         root: JSON path of the list of blocks.
+        cache: where what has to be fetched is kept; None is the cache folder of flowhooks.
     """
 
-    def __init__(self, source: Path, root: str = "$"):
+    def __init__(self, source: Path, root: str = "$", cache: Path | None = None):
         self.source = source
         self.root = root
+        self.cache = home() / "cache" if cache is None else cache
         self.problems: list[Problem] = []
         self.warnings: list[str] = []
         self.notes: list[str] = []

@@ -19,11 +19,23 @@ class Geometry:
         width: pixels of the result.
         height: pixels of the result.
         box: left, top, right, bottom of the region to keep, as fractions in [0, 1] of the upright source.
+        shown: positions of the frames to keep of a clip, rising; none for a picture.
     """
 
     width: int
     height: int
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    shown: tuple[int, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Of the result; 1 for a picture."""
+        return len(self.shown) or 1
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Height, width and frames, as a model takes them."""
+        return self.height, self.width, self.frames
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
         """The box in pixels of a source of `width` x `height`."""
@@ -37,20 +49,13 @@ class Geometry:
         return right - left < self.width - 0.5 or bottom - top < self.height - 0.5
 
 
-def target_size(resolution: int | list[int] | None, width: int, height: int) -> tuple[int, int]:
-    """Width and height to train at: a square for an int, `[height, width]` for a pair, the image's own for None."""
-    if resolution is None:
-        return width, height
-    if isinstance(resolution, int):
-        return resolution, resolution
-    target_height, target_width = resolution
-    return target_width, target_height
-
-
-def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, key: str) -> Geometry:
+def plan_geometry(
+    width: int, height: int, target: tuple[int, int], crop: str, key: str, shown: tuple[int, ...] = ()
+) -> Geometry:
     """The largest region of a `width` x `height` image with the aspect of `target` (width, height).
 
-    `crop` is `center` or `random`; a random crop depends on `key` alone, so that it is the same in every run and epoch.
+    `crop` is `center`, `corner` (the upper left one) or `random`, which depends on `key` alone, so that it is the same
+    in every run and epoch.
     """
     target_width, target_height = target
     scale = max(target_width / width, target_height / height)
@@ -60,6 +65,7 @@ def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, k
     return Geometry(
         width=target_width,
         height=target_height,
+        shown=shown,
         box=(left / width, top / height, (left + kept_width) / width, (top + kept_height) / height),
     )
 
@@ -67,6 +73,13 @@ def plan_geometry(width: int, height: int, target: tuple[int, int], crop: str, k
 def _offset(spare: float, crop: str, key: str) -> int:
     # Whole pixels, so that a crop without a resize leaves the pixels as they are.
     whole = math.floor(spare + 1e-9)
+    if crop == "corner":
+        return 0
     if crop == "center":
         return whole // 2
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % (whole + 1)
+    return chance(key) % (whole + 1)
+
+
+def chance(key: str) -> int:
+    """A large number that looks drawn and follows from the key alone."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])

@@ -7,14 +7,15 @@ a WebP and a BMP declare. What only a decoder can notice is caught when the late
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import warnings
 from dataclasses import dataclass
+from hashlib import sha256
 from io import BytesIO
-from pathlib import Path
 
 from PIL import Image
+
+from flowhooks.data.assets import Asset
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 # Pillow's own threshold for a probable decompression bomb, fixed here because a caller may have switched Pillow's off.
@@ -29,20 +30,24 @@ class BadImage(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageFacts:
-    """What the audit knows of one image file.
+class Picture:
+    """What the audit knows of one image.
 
     Args:
-        path: the file.
+        asset: where its bytes are.
         width: pixels, after the EXIF orientation is applied.
         height: pixels, after the EXIF orientation is applied.
-        digest: sha256 of the file's bytes, hexadecimal.
+        digest: sha256 of its bytes, hexadecimal.
+        frames: of a clip; 1 for a picture.
+        rate: frames per second of a clip, where its file says so.
     """
 
-    path: Path
+    asset: Asset
     width: int
     height: int
     digest: str
+    frames: int = 1
+    rate: float | None = None
 
     @property
     def size(self) -> str:
@@ -50,25 +55,36 @@ class ImageFacts:
         return f"{self.width}x{self.height}"
 
 
-def inspect_image(path: Path) -> ImageFacts:
-    """Read the file once; return its upright size and digest.
+def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
+    """Read it once; return its upright size and digest.
+
+    Args:
+        clips: take what moves too: animated PNG, WebP and GIF, and video files.
 
     Raises BadImage if it is empty, no PNG, JPEG, WebP or BMP, damaged, animated, or too large to decode safely; OSError
     if it cannot be read.
     """
-    data = path.read_bytes()
+    data = asset.read()
     if not data:
         raise BadImage("is empty (0 bytes)")
+    formats: tuple[str, ...] = FORMATS
     try:
+        if clips:
+            from flowhooks.data.clips import MOVING, container_of, video_facts
+
+            formats = MOVING
+            if demuxer := container_of(data):
+                return Picture(asset=asset, digest=sha256(data).hexdigest(), **video_facts(data, demuxer))
         with warnings.catch_warnings():
             # The bomb limit is checked below, as an error; Pillow's warnings on metadata do not concern training.
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
-                return _facts(path, data, image)
+            with Image.open(BytesIO(data), formats=formats) as image:
+                return _facts(asset, data, image, clips)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
-        what = "is not a PNG, JPEG, WebP or BMP image, or damaged in its first bytes"
+        kinds = "PNG, JPEG, WebP, BMP or GIF image, or video file" if clips else "PNG, JPEG, WebP or BMP image"
+        what = f"is not a {kinds}, or damaged in its first bytes"
         raise BadImage(f"{what} (it begins with {data[:12]!r})") from None
     except Image.DecompressionBombError:
         raise BadImage(f"declares more than {2 * MAX_PIXELS:,} pixels, like a decompression bomb") from None
@@ -76,32 +92,51 @@ def inspect_image(path: Path) -> ImageFacts:
         raise BadImage(f"is damaged ({error})") from None
 
 
-def _facts(path: Path, data: bytes, image: Image.Image) -> ImageFacts:
+def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Picture:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"has {width * height:,} pixels; more than {MAX_PIXELS:,} is refused as a decompression bomb")
     # A phone's JPEG may carry a second picture (MPO) without being an animation.
-    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
-        raise BadImage("is animated; save the frame to train on as a still image")
-    turned = _orientation(data, image) in SIDEWAYS
+    moves = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
+    if moves and not clips:
+        raise BadImage("is animated; save the frame to train on as a still image, or train on clips with `num_frames`")
+    frames = int(getattr(image, "n_frames", 1)) if moves else 1
+    if moves and image.format == "WEBP":
+        image.load()  # which tells how long its frame stands
+    pause = image.info.get("duration") if moves else None
+    orientation = _orientation(data, image)
     match image.format:
         case "PNG":
-            Image.open(BytesIO(data), formats=("PNG",)).verify()
+            # Looking for the orientation may have decoded it, and a decoded picture is not verified any more.
+            fresh = image if orientation is None else Image.open(BytesIO(data), formats=("PNG",))
+            fresh.verify()
+            if moves and data.count(b"fcTL") < frames:
+                raise BadImage(f"declares {frames:,} frames and does not hold them")
+        case "GIF":
+            if not data.rstrip(b"\0").endswith(b";"):
+                raise BadImage("is cut off: the GIF end marker is missing")
         case "WEBP":
             _check_length(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
         case "BMP":
             _check_bmp(data, image)
         case _:
             _check_jpeg(data)
-    if turned:
+    if orientation in SIDEWAYS:
         width, height = height, width
-    return ImageFacts(path=path, width=width, height=height, digest=hashlib.sha256(data).hexdigest())
+    return Picture(
+        asset=asset,
+        width=width,
+        height=height,
+        frames=frames,
+        rate=1000 / pause if pause else None,
+        digest=sha256(data).hexdigest(),
+    )
 
 
-def _orientation(data: bytes, image: Image.Image) -> int:
+def _orientation(data: bytes, image: Image.Image) -> int | None:
     # Pillow decodes a whole PNG to look for EXIF behind the pixels, so look for it only where there is some.
     if image.format == "PNG" and b"eXIf" not in data and b"Raw profile type exif" not in data:
-        return 1
+        return None
     return image.getexif().get(ORIENTATION, 1)
 
 

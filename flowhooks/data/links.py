@@ -62,7 +62,8 @@ class _Linker:
 
     def _check_conditioning(self, j: int) -> None:
         if self.blocks[j]["conditioning_type"] is None:
-            message = "is missing; say what the set holds: 'reference_strict', 'mask' or 'segmentation'"
+            kinds = "'reference_strict', 'reference_loose', 'mask' or 'segmentation'"
+            message = f"is missing; say what the set holds: {kinds}"
             self.found.problem(f"{self.found.at(j)}.conditioning_type", message)
         if self.blocks[j]["conditioning_data"] is not None:
             message = "belongs to an image set; name the image set in `source_dataset_id` instead"

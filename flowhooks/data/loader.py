@@ -1,46 +1,52 @@
-"""The endless stream of batches for one process."""
+"""The batches of one process, as the schedule says."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flowhooks.data.dataset import CachedDataset, collate
-from flowhooks.data.sampler import batch_plan
+from flowhooks.data.schedule import Schedule, Visit
+from flowhooks.data.wording import caption_of
 
 
-class _Plan(Sampler[list[int]]):
-    """batch_plan, from `start` again each time it is iterated."""
+class _Batches(Sampler[list[Visit]]):
+    """Those of one process, from `start` again each time it is iterated."""
 
-    def __init__(self, *arguments: int):
-        self._arguments = arguments
+    def __init__(self, schedule: Schedule, rank: int, start: int):
+        self._schedule, self._rank, self._start = schedule, rank, start
 
-    def __iter__(self) -> Iterator[list[int]]:
-        return batch_plan(*self._arguments)
+    def __iter__(self) -> Iterator[list[Visit]]:
+        return self._schedule.batches(self._rank, self._start)
+
+
+class _Visited(Dataset):
+    """Samples under the captions that visits give them."""
+
+    def __init__(self, dataset: CachedDataset, seed: int):
+        self._dataset, self._seed = dataset, seed
+
+    def __getitem__(self, visit: Visit) -> dict[str, Any]:
+        caption = caption_of(self._dataset.records[visit.record], self._seed, visit.place)
+        return self._dataset.sample(visit.record, caption)
 
 
 def data_loader(
-    dataset: CachedDataset | Subset,
-    *,
-    batch_size: int,
-    seed: int,
-    world_size: int = 1,
-    rank: int = 0,
-    start: int = 0,
-    num_workers: int = 0,
+    dataset: CachedDataset, schedule: Schedule, *, rank: int = 0, start: int = 0, num_workers: int = 0
 ) -> DataLoader:
-    """Batches of `batch_size` samples of a CachedDataset, or a Subset of one, from micro-step `start` on, without end.
+    """The batches of a schedule over a CachedDataset for one process, from micro-step `start` on.
 
-    The order does not depend on `num_workers`. Each process already gets its own slice, so the loader must not be given
-    to accelerate's `prepare`, which would slice it again.
+    Neither order nor captions depend on `num_workers`. Each process already gets its own slice, so the loader must not
+    be given to accelerate's `prepare`, which would slice it again.
     """
     return DataLoader(
-        dataset,
-        batch_sampler=_Plan(len(dataset), batch_size, seed, world_size, rank, start),
+        _Visited(dataset, schedule.seed),
+        batch_sampler=_Batches(schedule, rank, start),
         collate_fn=collate,
         num_workers=num_workers,
         # A generator of its own: otherwise every loader draws from torch's global one, and a resumed run differs.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(schedule.seed),
     )

@@ -2,89 +2,121 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.captions import read_captions
-from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.folders import DataSet, read_folder
+from flowhooks.data.findings import Findings, count
+from flowhooks.data.frames import MASK_TYPES, told_of_clips
 from flowhooks.data.links import link
+from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
-from flowhooks.data.records import Audit, Record
+from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
+from flowhooks.data.schedule import report
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources import read_set
+from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
     from flowhooks.config import Datasets
 
-MASK_TYPES = ("mask", "segmentation")
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """All that could be read, and all that is wrong with it.
+
+    Args:
+        sets: one per block, in order.
+        links: index of each image set -> indices of the sets that belong to it.
+        records: the samples that are whole.
+        lines: one an image set, for the terminal.
+        found: problems, warnings and notes.
+    """
+
+    sets: tuple[DataSet, ...]
+    links: dict[int, tuple[int, ...]]
+    records: tuple[Record, ...]
+    lines: tuple[str, ...]
+    found: Findings
+
+    def partners(self, image_set: int) -> tuple[DataSet, ...]:
+        """The sets that belong to an image set, linked ones before the columns of its own."""
+        return (*(self.sets[j] for j in self.links[image_set]), *self.sets[image_set].columns)
+
+    def audit(self) -> Audit:
+        """Raises DataError with every problem, if there is one."""
+        if self.found.problems:
+            raise DataError(self.found.problems)
+        return _conclude(list(self.records), list(self.lines), self.found)
 
 
-def audit(datasets: Datasets | None) -> Audit:
+def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
     `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
-    every linked set applies to every sample. A partner must be there and have the image's aspect (within 1 %); its size
-    may differ. Files in a conditioning set that no image asks for are a warning.
+    every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
+    and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, then
+    that pair is left out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
 
-    None is a run that draws what it trains on: an audit of nothing. Raises DataError with every problem found.
+    None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
+    default the cache folder of flowhooks. Raises DataError with every problem found.
     """
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
         line = "none: this run draws what it trains on"
-        return Audit(records=(), digests={}, counts=nothing, provides=frozenset(), report=(line,), warnings=())
-    found = Findings(datasets.source, datasets.root)
+        return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
+    return survey(datasets, cache_dir).audit()
+
+
+def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
+    """What `audit` looks at, also where it would raise."""
+    found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
     links = link(datasets.blocks, found)
-    sets = [read_folder(block, found.at(i), found) for i, block in enumerate(datasets.blocks)]
+    blocks = told_of_clips(datasets.blocks, links, found)
+    sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
-        partners = [sets[j] for j in linked]
+        partners = [*(sets[j] for j in linked), *sets[i].columns]
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
-    _check_one_size(records, sets, found)
-    if found.problems:
-        raise DataError(found.problems)
-    return _conclude(records, sets, lines, found)
+    return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
-    captions = read_captions(images.block, images.path, {stem: f.path for stem, f in images.images.items()}, found)
-    for partner in partners:
+    strict = [each for each in partners if not is_loose(each)]
+    for partner in strict:
         check_partner(images, partner, found)
     geometries = plan_geometries(images, partners, found)
-    rejected_sets = [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
-    mask_sets = [each for each in partners if each.block["conditioning_type"] in MASK_TYPES]
+    rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
+    own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
+    mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
+    drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
-    for stem, facts in images.images.items():
-        if stem not in captions or any(stem not in each.images for each in partners):
+    for stem, picture in images.images.items():
+        if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in strict):
             continue
+        caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
+            if rejected is not None and stem not in own.get(rejected.id, geometries):
+                continue
             records.append(
                 Record(
                     key=stem,
                     dataset=images.id,
-                    image=facts.path,
-                    caption=captions[stem],
-                    rejected=rejected.images[stem].path if rejected else None,
-                    masks=tuple(each.images[stem].path for each in mask_sets),
+                    image=picture,
+                    caption=caption,
+                    wordings=tuple(others),
+                    rejected=rejected.images[stem] if rejected else None,
+                    masks=tuple(each.images[stem] for each in mask_sets),
                     geometry=geometries[stem],
+                    rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
+                    drawing=drawing,
                 )
             )
     return records * (1 + images.block["repeats"])
-
-
-def _check_one_size(records: list[Record], sets: list[DataSet], found: Findings) -> None:
-    example: dict[tuple[int, int], Record] = {}
-    for record in records:
-        example.setdefault((record.width, record.height), record)
-    if len(example) > 1:
-        shown = [f"{w}x{h} ({record.dataset}: {record.key})" for (w, h), record in sorted(example.items())]
-        path = next(each.path for each in sets if each.id == records[0].dataset)
-        found.problem(
-            f"{path}.resolution",
-            f"the samples come in {len(example):,} sizes: {some(shown)}; a batch needs one: set `resolution` to it in "
-            "every image data set",
-        )
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:
@@ -93,20 +125,18 @@ def _line(images: DataSet, partners: list[DataSet]) -> str:
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
 
 
-def _conclude(records: list[Record], sets: list[DataSet], lines: list[str], found: Findings) -> Audit:
-    digests = {facts.path: facts.digest for each in sets for facts in each.images.values()}
+def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
     files: dict[str, set[Any]] = {
         "images": {record.image for record in records},
         "rejected": {record.rejected for record in records if record.rejected},
         "masks": {mask for record in records for mask in record.masks},
-        "captions": {record.caption for record in records},
+        "captions": distinct_captions(records),
     }
     return Audit(
         records=tuple(records),
-        digests=digests,
         counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
         provides=_provided(records, found),
-        report=(*lines, *found.notes),
+        report=(*lines, *report(records), *found.notes),
         warnings=tuple(found.warnings),
     )
 
@@ -118,8 +148,11 @@ def _provided(records: list[Record], found: Findings) -> frozenset[str]:
     if not unpaired:
         provides.add("rejected")
     elif unpaired < len(records):
-        share = f"{unpaired:,} of {len(records):,}"
-        found.warnings.append(f"{share} samples have no rejected side, so none is offered to hooks")
+        names = ", ".join(repr(name) for name in dict.fromkeys(r.dataset for r in records if r.rejected is None))
+        found.warnings.append(
+            f"{unpaired:,} of {len(records):,} samples have no rejected side, those of {names}, so none is offered to "
+            "hooks; give every image set one, or train those sets in a run of their own"
+        )
     if unmasked < len(records):
         provides.add("mask")
         if unmasked:

@@ -6,9 +6,11 @@ import unicodedata
 from collections import defaultdict
 
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.folders import DataSet
-from flowhooks.data.geometry import Geometry, plan_geometry, target_size
-from flowhooks.data.inspection import ImageFacts
+from flowhooks.data.frames import plan_frames
+from flowhooks.data.geometry import Geometry, plan_geometry
+from flowhooks.data.inspection import Picture
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sizing import Sizing, check_sizing
 
 ASPECT_TOLERANCE = 0.01
 
@@ -17,7 +19,7 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
     """Every image has a partner, of its aspect ratio."""
     if not (images.usable and partner.usable):
         return
-    where = f"{partner.path}.instance_data_dir"
+    where = partner.where
     present = partner.images.keys() | partner.unusable
     missing = [stem for stem in images.images if stem not in present]
     if missing:
@@ -28,12 +30,12 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
             f"{_near_miss(missing, partner)}: add what is missing, or move these images out of the folder",
         )
     askew, resized = [], 0
-    for stem, facts in images.images.items():
+    for stem, picture in images.images.items():
         other = partner.images.get(stem)
-        if other is None or (other.width, other.height) == (facts.width, facts.height):
+        if other is None or (other.width, other.height) == (picture.width, picture.height):
             continue
-        if abs(facts.width * other.height / (facts.height * other.width) - 1) > ASPECT_TOLERANCE:
-            askew.append(f"{stem} ({facts.size} image, {other.size} partner)")
+        if abs(picture.width * other.height / (picture.height * other.width) - 1) > ASPECT_TOLERANCE:
+            askew.append(f"{stem} ({picture.size} image, {other.size} partner)")
         else:
             resized += 1
     remedy = f"crop them like the images of {images.id!r}"
@@ -56,23 +58,56 @@ def _fold(stem: str) -> str:
 
 
 def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -> dict[str, Geometry]:
-    """Stem -> how the image and all its partners are cut; none is enlarged unless the block allows it."""
+    """Stem -> how the image and all its partners are cut; none is enlarged unless the block allows it.
+
+    Images that are too small are a problem, or stand in no geometry and are noted where the block leaves them out.
+    """
     block = images.block
-    geometries, small = {}, []
-    shown = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
-    for stem, facts in images.images.items():
-        target = target_size(block["resolution"], facts.width, facts.height)
-        geometry = plan_geometry(facts.width, facts.height, target, block["crop"], stem)
-        geometries[stem] = geometry
-        small += [_too_small(each, stem, geometry) for each in shown if _enlarged(each.images.get(stem), geometry)]
-    if not block["allow_upscale"]:
-        remedy = "lower `resolution`, remove the files, or set `allow_upscale` to true"
-        found.listing(f"{images.path}.resolution", small, "files smaller than what is trained", remedy)
+    if not check_sizing(block, images.path, found):
+        return {}
+    sizing = Sizing.of(block)
+    geometries: dict[str, Geometry] = {}
+    below: dict[str, list[str]] = {}
+    small: dict[str, list[str]] = {}
+    sides = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
+    for stem, shown in plan_frames(images, partners, found).items():
+        picture = images.images[stem]
+        target = sizing.target(picture.width, picture.height)
+        geometries[stem] = geometry = plan_geometry(picture.width, picture.height, target, block["crop"], stem, shown)
+        if sizing.too_small(picture.width, picture.height):
+            below[stem] = [f"{stem} ({picture.size})"]
+        elif not block["allow_upscale"]:
+            enlarged = [
+                _too_small(each, stem, geometry) for each in sides if _enlarged(each.images.get(stem), geometry)
+            ]
+            if enlarged:
+                small[stem] = enlarged
+    _tell_small(images, below, small, found)
+    if block["small_images"] == "leave_out":
+        geometries = {stem: each for stem, each in geometries.items() if stem not in below and stem not in small}
+        if images.images and not geometries:
+            found.problem(f"{images.path}.small_images", "leaves out every image; lower `resolution`")
     return geometries
 
 
-def _enlarged(facts: ImageFacts | None, geometry: Geometry) -> bool:
-    return facts is not None and geometry.enlarges(facts.width, facts.height)
+def _tell_small(images: DataSet, below: dict[str, list[str]], small: dict[str, list[str]], found: Findings) -> None:
+    listed = [
+        ("minimum_image_size", "images smaller than `minimum_image_size`", below, "lower it, remove the files"),
+        ("resolution", "files smaller than what is trained", small, "lower `resolution`, remove the files"),
+    ]
+    for key, what, stems, remedy in listed:
+        names = [name for each in stems.values() for name in each]
+        if names and images.block["small_images"] == "leave_out":
+            found.notes.append(f"{images.id}: {count(len(stems), 'image')} left out, {what}: {some(names)}")
+        elif key == "resolution":
+            remedy = f"{remedy}, set `allow_upscale` to true, or `small_images` to 'leave_out'"
+            found.listing(f"{images.path}.{key}", names, what, remedy)
+        else:
+            found.listing(f"{images.path}.{key}", names, what, f"{remedy}, or set `small_images` to 'leave_out'")
+
+
+def _enlarged(picture: Picture | None, geometry: Geometry) -> bool:
+    return picture is not None and geometry.enlarges(picture.width, picture.height)
 
 
 def _too_small(data: DataSet, stem: str, geometry: Geometry) -> str:

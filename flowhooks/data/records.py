@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.inspection import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a data set is drawn from.
+
+    Args:
+        probability: relative weight of each of its samples, above 0.
+        start_step: optimiser steps done before it is drawn.
+        end_step: optimiser steps done after which it is not; None: to the end.
+        caption_dropout: share of visits, in [0, 1], with the empty caption.
+    """
+
+    probability: float = 1.0
+    start_step: int = 0
+    end_step: int | None = None
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,18 +36,41 @@ class Record:
         dataset: `id` of the image data set.
         image: the preferred image.
         caption: its prompt.
+        wordings: other prompts, of which each visit takes this or one of those.
         rejected: the rejected partner, if there is one.
         masks: every mask of the sample; they multiply.
         geometry: how the image, the rejected image and the masks are cut.
+        rejected_geometry: how the rejected image is cut where it has a box of its own, of the same size.
+        drawing: how often and when; its data set's.
     """
 
     key: str
     dataset: str
-    image: Path
+    image: Picture
     caption: str
-    rejected: Path | None = None
-    masks: tuple[Path, ...] = ()
+    wordings: tuple[str, ...] = ()
+    rejected: Picture | None = None
+    masks: tuple[Picture, ...] = ()
     geometry: Geometry
+    rejected_geometry: Geometry | None = None
+    drawing: Drawing = Drawing()
+
+    @property
+    def sides(self) -> tuple[tuple[Picture, Geometry], ...]:
+        """The image, and the rejected one if there is one, each with how it is cut."""
+        if self.rejected is None:
+            return ((self.image, self.geometry),)
+        return (self.image, self.geometry), (self.rejected, self.rejected_geometry or self.geometry)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What a visit chooses from, aside from the empty caption."""
+        return (self.caption, *self.wordings)
+
+    @property
+    def bucket(self) -> tuple[int, int, int]:
+        """Width, height and frames, as trained on; a batch holds records of one bucket."""
+        return self.geometry.width, self.geometry.height, self.geometry.frames
 
     @property
     def width(self) -> int:
@@ -47,21 +89,34 @@ class Audit:
 
     Args:
         records: every sample of an epoch; one with repeats stands here several times.
-        digests: file -> sha256 of its content, hexadecimal, for every file that a record names.
-        counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct files; `captions` as distinct texts.
+        counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct ones; `captions` as distinct texts.
         provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere).
         report: one line a data set and what was noticed, for the terminal.
         warnings: what is allowed and likely not meant.
     """
 
     records: tuple[Record, ...]
-    digests: dict[Path, str]
     counts: dict[str, int]
     provides: frozenset[str]
     report: tuple[str, ...]
     warnings: tuple[str, ...]
 
     @property
+    def buckets(self) -> dict[tuple[int, int, int], int]:
+        """Width, height and frames -> samples of an epoch, sorted by size."""
+        return dict(sorted(Counter(record.bucket for record in self.records).items()))
+
+    @property
     def captions(self) -> tuple[str, ...]:
-        """The distinct captions, sorted."""
-        return tuple(sorted({record.caption for record in self.records}))
+        """Every caption that a visit may take, sorted; the empty one only where captions are dropped."""
+        return tuple(sorted(distinct_captions(self.records)))
+
+
+def distinct_captions(records: Iterable[Record]) -> set[str]:
+    """Every caption that a visit of the records may take."""
+    distinct: set[str] = set()
+    for record in records:
+        distinct.update(record.captions)
+        if record.drawing.caption_dropout:
+            distinct.add("")
+    return distinct

@@ -1,8 +1,8 @@
-"""Which samples make up which batch: a function of the seed and the micro-step, with no state to save.
+"""The endless order of one stream of samples: a function of the seed and the place in it, with no state to save.
 
-The run reads one endless stream of samples, epoch after epoch, each epoch a permutation of its own. A micro-step takes
-the next `batch_size * world_size` of them and every process its slice. So a resumed run starts at its micro-step, no
-sample is dropped at an epoch's end, and one process with the global batch sees the order that several see together.
+The stream goes epoch after epoch, each a permutation of its own. A micro-step takes the next `batch_size * world_size`
+samples and every process its slice. So a resumed run starts at its micro-step, no sample is dropped at an epoch's end,
+and one process with the global batch sees the order that several see together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,27 @@ from functools import lru_cache
 
 import numpy as np
 
+# The first number of every random generator's key, so that no two purposes draw the same numbers.
+TURNS, ORDER, WORDING = range(3)
+
+
+class Order:
+    """The endless order of `n` samples.
+
+    Args:
+        stream: tells streams of one seed apart.
+    """
+
+    def __init__(self, n: int, seed: int, stream: int = 0):
+        self.n = n
+        # A batch reads one epoch's end and the next one's beginning.
+        self._permutation = lru_cache(maxsize=2)(lambda epoch: _permutation(n, seed, stream, epoch))
+
+    def samples(self, first: int, count: int) -> list[int]:
+        """Those at the places from `first` on, as indices below `n`."""
+        n, permutation = self.n, self._permutation
+        return [int(permutation(at // n)[at % n]) for at in range(first, first + count)]
+
 
 def batch_plan(
     n: int, batch_size: int, seed: int, world_size: int = 1, rank: int = 0, start: int = 0
@@ -20,26 +41,30 @@ def batch_plan(
 
     A data set smaller than a batch fills it from the next epochs. Raises ValueError for numbers out of range.
     """
+    check_numbers(n=n, batch_size=batch_size, world_size=world_size, rank=rank, start=start)
+    return _plan(Order(n, seed), batch_size, world_size, rank, start)
+
+
+def check_numbers(*, n: int, batch_size: int, world_size: int, rank: int = 0, start: int = 0) -> None:
+    """Raises ValueError for numbers out of range."""
     if n < 1 or batch_size < 1 or world_size < 1 or start < 0 or not 0 <= rank < world_size:
         raise ValueError(
             f"expected n, batch_size, world_size >= 1, start >= 0, 0 <= rank < world_size; found {n=}, {batch_size=}, "
             f"{world_size=}, {start=}, {rank=}"
         )
-    return _plan(n, batch_size, seed, world_size, rank, start)
 
 
-def epoch_at(n: int, batch_size: int, world_size: int, micro_step: int) -> float:
-    """How many epochs have been read when `micro_step` micro-steps are done."""
-    return micro_step * batch_size * world_size / n
+def generator(seed: int, *key: int) -> np.random.PCG64:
+    """Random bits for one purpose: `key` begins with TURNS, ORDER or WORDING."""
+    return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _plan(n: int, batch_size: int, seed: int, world_size: int, rank: int, micro_step: int) -> Iterator[list[int]]:
-    permutation = lru_cache(maxsize=2)(lambda epoch: _permutation(n, seed, epoch))
+def _plan(order: Order, batch_size: int, world_size: int, rank: int, micro_step: int) -> Iterator[list[int]]:
     while True:
-        first = (micro_step * world_size + rank) * batch_size
-        yield [int(permutation(at // n)[at % n]) for at in range(first, first + batch_size)]
+        yield order.samples((micro_step * world_size + rank) * batch_size, batch_size)
         micro_step += 1
 
 
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(n)
+def _permutation(n: int, seed: int, stream: int, epoch: int) -> np.ndarray:
+    bits = generator(seed, ORDER, stream, epoch) if stream else np.random.PCG64([seed, epoch])
+    return np.random.Generator(bits).permutation(n)

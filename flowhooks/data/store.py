@@ -1,15 +1,13 @@
-"""Files of tensors named by what they were made from. Written aside and renamed, so a file that exists is whole."""
+"""Tensors on disk, named by what they were made from. How they lie there is told in flowhooks.data.shards."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import time
-import uuid
-from collections.abc import Mapping
-from contextlib import suppress
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,99 +16,209 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from flowhooks.data.shards import (
+    SUFFIX,
+    Claim,
+    DamagedShard,
+    Place,
+    claim,
+    contents,
+    shard_name,
+    shards_in,
+    sweep,
+    tensor_name,
+)
 from flowhooks.errors import DataError, Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-ABANDONED_AFTER_SECONDS = 3600
-
-
-class DamagedEntry(Exception):
-    """The entry is there and is no whole safetensors file."""
+REMEDY = (
+    "delete this file, or start with `--rebuild-cache`, and what it holds is made again from the images and captions"
+)
+IN_MEMORY_BYTES = 512 * 2**20
+Entry = Mapping[str, Tensor]
 
 
 class Store:
-    """Entries under `folder/<kind>/<first two digits>/<key>.safetensors`.
+    """Shards under `folder/<kind>/<name>.safetensors`. Any number of processes may read and write them at once.
 
-    Several processes may write one entry; each writes the same content and the last rename wins.
+    All methods raise DataError for a file that cannot be read or written.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
-    def path(self, kind: str, key: str) -> Path:
-        """Where the entry lies, or would lie."""
-        return self.folder / kind / key[:2] / f"{key}.safetensors"
+    def path(self, kind: str, name: str) -> Path:
+        """Where the shard lies, or would lie."""
+        return self.folder / kind / f"{name}{SUFFIX}"
 
-    def read(self, kind: str, key: str) -> dict[str, Tensor] | None:
-        """The tensors of an entry, None if there is none.
+    def find(self, kind: str, wanted: Collection[str]) -> dict[str, Place]:
+        """Key -> place, of the entries of `wanted` that are there; only headers are read.
 
-        Raises DamagedEntry for a file cut short or overwritten, DataError for values that are not finite: no
-        interruption made those, so they are not silently made again.
+        A damaged shard is removed with a warning that names it.
         """
-        path = self.path(kind, key)
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise DataError(Problem(f"cannot be read ({error.strerror})", str(path))) from None
-        try:
-            tensors = load(data)
-        except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-            raise DamagedEntry(f"{path} ({error})") from None
-        broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
-        if broken:
-            message = (
-                f"holds NaN or infinity in {', '.join(map(repr, broken))}; delete this file, or choose another "
-                "`cache_dir`, and it is made again from the image or caption"
-            )
-            raise DataError(Problem(message, str(path)))
-        return tensors
+        places: dict[str, Place] = {}
+        for path in shards_in(self.folder / kind):
+            for key, place in self._contents(kind, path).items():
+                if key in wanted:
+                    places.setdefault(key, place)
+        return places
 
-    def write(self, kind: str, key: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-        """Write an entry; `about` goes into its metadata, for people. Raises DataError if the disk refuses it."""
-        path = self.path(kind, key)
-        partial = self._partial / f"{key}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"flowhooks": json.dumps(about)})
-        try:
+    def claim(self, kind: str, name: str, *, wait: bool) -> Claim | None:
+        """The right to write this shard; None if another process has it and `wait` is false."""
+        path = self.folder / "partial" / f"{kind}.{name}"
+        with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._partial.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            os.replace(partial, path)
-        except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
-            raise DataError(Problem(self._refusal(error, len(data)), str(path))) from None
+            return claim(path, wait=wait)
+
+    def write(self, mine: Claim, kind: str, entries: Mapping[str, Entry], about: Mapping[str, Any]) -> None:
+        """Write the shard of these entries; `about` of each goes into its metadata, for people."""
+        # A copy each: safetensors refuses tensors that share memory, and entries may.
+        named = {
+            tensor_name(key, name): tensor.clone(memory_format=torch.contiguous_format)
+            for key, tensors in entries.items()
+            for name, tensor in tensors.items()
+        }
+        data = save(named, {"flowhooks": json.dumps({key: about[key] for key in entries})})
+        path = self.path(kind, shard_name(entries))
+        with _writing(path, len(data)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            mine.publish(data, path)
 
     def sweep(self) -> None:
-        """Remove the half-written files of writers that were killed. A live writer's file is younger than an hour."""
-        if not self._partial.is_dir():
-            return
-        for partial in self._partial.iterdir():
+        """Remove what killed writers left half-written."""
+        with _writing(self.folder):
+            sweep(self.folder / "partial")
+
+    def replace(self, rebuilt: Store) -> None:
+        """Move every shard of another store here, in place of all that hold one of its entries."""
+        with _writing(rebuilt.folder):
+            kinds = sorted(path.name for path in rebuilt.folder.glob("*/"))
+        for kind in kinds:
+            here, new = self.folder / kind, shards_in(rebuilt.folder / kind)
+            names = {path.name for path in new}
+            fresh = {key for path in new for key in rebuilt._contents(kind, path)}
+            with _writing(here):
+                # The old go first: a process killed in between must not leave both. Several processes may be at this.
+                for path in shards_in(here):
+                    if path.name not in names and not fresh.isdisjoint(self._contents(kind, path)):
+                        path.unlink(missing_ok=True)
+                here.mkdir(parents=True, exist_ok=True)
+                for path in new:
+                    with suppress(FileNotFoundError):
+                        os.replace(path, here / path.name)
+            with suppress(OSError):  # not empty: somebody else is rebuilding too
+                (rebuilt.folder / kind).rmdir()
+        with suppress(OSError):
+            rebuilt.folder.rmdir()
+
+    def _contents(self, kind: str, path: Path) -> dict[str, Place]:
+        with _reading(path):
             try:
-                if time.time() - partial.stat().st_mtime > ABANDONED_AFTER_SECONDS:
-                    partial.unlink()
+                return contents(path)
             except FileNotFoundError:
-                continue  # another process was quicker
+                return {}
+            except DamagedShard:
+                pass
+        # Another process may be making it again: look once more when nobody works on it.
+        mine = self.claim(kind, path.stem, wait=True)
+        with mine or nullcontext(), _writing(path):
+            try:
+                return contents(path)
+            except FileNotFoundError:
+                return {}
+            except DamagedShard as error:
+                warnings.warn(f"the cache file {path} is damaged ({error}); it is made again", stacklevel=3)
+                path.unlink()
+                return {}
+
+
+class Entries:
+    """The cache entries of one run. As many as fit into `limit` bytes are read at once and stay in memory, where the
+    workers of a loader share them.
+
+    Args:
+        places: kind -> key -> where it lies.
+
+    Raises DataError naming every shard that holds NaN.
+    """
+
+    def __init__(self, places: Mapping[str, Mapping[str, Place]], limit: int = IN_MEMORY_BYTES):
+        self.places = places
+        self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
+        problems: dict[str | None, Problem] = {}
+        for kind, key, place in ((kind, *each) for kind, of_kind in places.items() for each in of_kind.items()):
+            limit -= place.nbytes
+            if limit < 0:
+                break
+            try:
+                self._kept[kind, key] = _read(place)
+            except DataError as error:
+                problems |= {problem.file: problem for problem in error.problems}
+        if problems:
+            raise DataError(list(problems.values()))
 
     @property
-    def _partial(self) -> Path:
-        return self.folder / "partial"
+    def nbytes(self) -> int:
+        """Of all entries."""
+        return sum(place.nbytes for kind in self.places.values() for place in kind.values())
 
-    def _refusal(self, error: OSError, size: int) -> str:
+    def __len__(self) -> int:
+        return sum(map(len, self.places.values()))
+
+    def read(self, kind: str, key: str) -> dict[str, Tensor]:
+        """The tensors of an entry, not to be changed.
+
+        Raises DataError naming the shard if it is gone or damaged since the run began, or holds NaN.
+        """
+        if (kept := self._kept.get((kind, key))) is not None:
+            return kept
+        place = self.places[kind].get(key)
+        if place is None:
+            raise DataError(f"{kind} were removed from the cache while the run was starting; start again")
+        return _read(place)
+
+
+def _read(place: Place) -> dict[str, Tensor]:
+    with _reading(place.path):
+        try:
+            tensors = load(place.read())
+        except FileNotFoundError:
+            message = "was removed during the run; start again with `--resume latest` and it is made again"
+            raise DataError(Problem(message, str(place.path))) from None
+        except (DamagedShard, SafetensorError) as error:
+            message = f"was damaged during the run ({error}); start again with `--resume latest` and it is made again"
+            raise DataError(Problem(message, str(place.path))) from None
+    broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
+    if broken:
+        names = ", ".join(map(repr, broken))
+        raise DataError(Problem(f"holds NaN or infinity in {names}; {REMEDY}", str(place.path)))
+    return tensors
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(Problem(f"cannot be read ({error.strerror})", str(path))) from None
+
+
+@contextmanager
+def _writing(path: Path, size: int = 0) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         if error.errno in FULL:
-            return (
+            message = (
                 f"cannot be written: {error.strerror} ({size:,} bytes); free some space or point `cache_dir` to a disk "
                 "that has it, then start again: what is cached so far is kept"
             )
-        return f"cannot be written ({error.strerror}); point `cache_dir` to a folder that can be written to"
-
-
-def entry_key(about: Mapping[str, Any]) -> str:
-    """The name of an entry: sha256 of everything that its tensors depend on, hexadecimal."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        else:
+            message = f"cannot be written ({error.strerror}); point `cache_dir` to a folder that can be written to"
+        raise DataError(Problem(message, str(path))) from None
 
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    # A number from itself is 0, NaN or infinity NaN; several times quicker on small tensors than to ask for each.
+    return not tensor.is_floating_point() or float((tensor - tensor).sum()) == 0

@@ -8,6 +8,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageOps
 
+from flowhooks.data.clips import frames_of, moves
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage
 
@@ -29,8 +30,22 @@ def open_upright(data: bytes) -> Image.Image:
 
 
 def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
-    """Image bytes -> float32 `[3, H, W]` in [-1, 1]. Transparency is laid on white. Raises BadImage."""
-    image = _flatten(open_upright(data), background=255).convert("RGB")
+    """Image bytes -> float32 `[3, H, W]` in [-1, 1]; of a clip, the first frame that is kept, or its first.
+
+    Transparency is laid on white. Raises BadImage.
+    """
+    if geometry.shown or moves(data):
+        return _pixels(next(frames_of(data, geometry.shown[:1] or (0,))), geometry)
+    return _pixels(open_upright(data), geometry)
+
+
+def load_clip(data: bytes, geometry: Geometry) -> np.ndarray:
+    """The kept frames of a clip -> float32 `[3, F, H, W]`, each like a picture. Raises BadImage."""
+    return np.stack([_pixels(frame, geometry) for frame in frames_of(data, geometry.shown)], axis=1)
+
+
+def _pixels(upright: Image.Image, geometry: Geometry) -> np.ndarray:
+    image = _flatten(upright, background=255).convert("RGB")
     cut = _cut(image, geometry, (geometry.width, geometry.height), Image.Resampling.LANCZOS)
     return np.asarray(cut, dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 

@@ -93,7 +93,8 @@ class Tap:
 
     def grid(self, step: Step) -> Grid:
         """Frames, rows and columns of the student's tokens."""
-        return self.streams.grid(self.model.layout_of(step.batch.clean).vae_shape)
+        model: Any = step.model
+        return self.streams.grid(model.layout_of(step.batch.clean).vae_shape)
 
     def forget(self) -> None:
         """Let go of a step's features and their graph."""
@@ -147,7 +148,7 @@ class PictureSource:
     @torch.no_grad()
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         frames, *_ = self.tap.grid(step)
-        pixels = self.decoder.frames(step.batch.clean)
+        pixels = self.decoder.frames(step.batch.clean, step.model)
         seen = pixels[:, :, frame_places(pixels.shape[2], frames)]
         features = self.encoder(seen.movedim(2, 1).flatten(0, 1))
         return features.unflatten(0, (-1, frames)).flatten(1, 2), (frames, *self.encoder.grid)

@@ -42,12 +42,16 @@ class Decoder:
             vae.to(device)
 
     @torch.no_grad()
-    def frames(self, clean: Tensor) -> Tensor:
+    def frames(self, clean: Tensor, model: Any = None) -> Tensor:
         """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], one sample at a time, in the VAE's own
-        precision."""
+        precision.
+
+        Args:
+            model: at the size of the latents; default: at the probed one.
+        """
         self._wake()
         with torch.autocast(clean.device.type, enabled=False):
-            return torch.cat([self._one(sample) for sample in clean.split(1)])
+            return torch.cat([self._one(sample, model) for sample in clean.split(1)])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
         """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their pictures, with the VAE in fp32.
@@ -72,8 +76,9 @@ class Decoder:
                 found.append(torch.autograd.grad(picture, leaf, weight)[0])
         return torch.cat(found)
 
-    def _one(self, sample: Tensor, *, gradient: bool = False) -> Tensor:
-        pixels = self.model.decode(sample, gradient=gradient)
+    def _one(self, sample: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
+        model = model or self.model
+        pixels = model.decode(sample, **model.size, gradient=gradient)
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
     def _wake(self) -> None:

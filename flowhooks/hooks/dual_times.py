@@ -66,7 +66,8 @@ class DualTimes(Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
-        model.tokens(torch.empty(1, *model.sample_shape, device=model.device))
+        for each in model.everywhere():
+            each.tokens(torch.empty(1, *each.sample_shape, device=each.device))
         yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:

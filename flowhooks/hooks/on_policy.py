@@ -189,6 +189,7 @@ class OnPolicyRollout(Hook):
             files=tuple(prompt.text for prompt in prompts),
             prompts=tuple(prompt.text for prompt in prompts),
             records=tuple(prompt.record for prompt in prompts),
+            size=(self._player.size["height"], self._player.size["width"]),
         )
         low, high = step.model.sigma_range
         found = []

@@ -75,7 +75,6 @@ class TargetReplacer(Hook):
         self.difference_step, self.difference_ratio = difference_step, difference_ratio
         self.weighting, self.loss_weight = weighting, loss_weight
         self.rescale, self.rescale_floor = rescale, rescale_floor
-        self._null: Any = None
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
@@ -83,7 +82,7 @@ class TargetReplacer(Hook):
             refuse_dropout(session.adapter, "target_mode 'flow_map'")
         if self.guidance_scale != 1:
             model: Any = session.model
-            self._null = model.null_condition
+            model.encode_null_conditions()
         yield
 
     def target(self, step: Step, view: View) -> Tensor | None:
@@ -143,7 +142,8 @@ class TargetReplacer(Hook):
             h = (self.difference_ratio * (t - r)).clamp(min=self.difference_step)
             found = flow_maps.flow_map_target(_field(step, POLICY, condition), v, x, t, r, h)
         if self.guidance_scale != 1:
-            null = self._null.join([self._null] * (len(rows) - 1))
+            model: Any = step.model
+            null = model.null_condition.join([model.null_condition] * (len(rows) - 1))
             found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)
         return whole.index_copy(0, torch.tensor(rows, device=whole.device), found.to(whole.dtype))
 

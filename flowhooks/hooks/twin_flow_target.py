@@ -59,7 +59,6 @@ class TwinFlowTarget(Hook):
             )
         self.estimate_order, self.delta_t = estimate_order, delta_t
         self.target_clamp, self.enhanced_ratio = target_clamp, enhanced_ratio
-        self._null: Any = None
         self._measured: dict[str, Tensor] = {}
 
     @contextmanager
@@ -67,7 +66,7 @@ class TwinFlowTarget(Hook):
         refuse_dropout(session.adapter, f"{self.type!r}")
         if self.enhanced_ratio:
             model: Any = session.model
-            self._null = model.null_condition
+            model.encode_null_conditions()
         yield
 
     def target(self, step: Step, view: View) -> Tensor | None:
@@ -106,7 +105,8 @@ class TwinFlowTarget(Hook):
         if not self.enhanced_ratio:
             return view.velocity
         x, t, size = view.noisy, view.level, len(view.level)
-        both = view.condition.join([self._null] * size)
+        model: Any = step.model
+        both = view.condition.join([model.null_condition] * size)
         t = torch.cat([t, t])
         conditional, unconditional = step.query(EMA, torch.cat([x, x]), t, both, r_sigma=t).chunk(2)
         return enhanced(view.velocity, conditional, unconditional, self.enhanced_ratio).to(view.velocity.dtype)

@@ -153,9 +153,10 @@ class Session:
             self.average.load_state_dict(state["average"])
 
     def _step(self, batch: Batch | None, micro_step: int, *, training: bool) -> Step:
+        size = None if batch is None else batch.size
         return Step(
             assembly=self.assembly,
-            model=self.model,
+            model=self.model if size is None else self.model.at(*size),
             roles=self.roles,
             batch=batch,  # type: ignore[arg-type]
             draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),

@@ -35,6 +35,8 @@ class Model(Protocol):
 
     def tokens(self, sample: Tensor) -> Any: ...
 
+    def at(self, height: int, width: int, frames: int | None = None) -> Model: ...
+
     @property
     def device(self) -> torch.device: ...
 
@@ -48,7 +50,7 @@ class Step:
 
     Args:
         assembly: the hooks.
-        model: predicts velocities in the scheduler's sample space.
+        model: predicts velocities in the scheduler's sample space, at the batch's size.
         roles: role name -> context manager under which the model plays it. ``policy`` is the model as it stands.
         batch: the data.
         draws: the step's random numbers.

@@ -53,6 +53,8 @@ class Batch:
         files: where each sample came from, for error messages.
         prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
         records: what is known of each sample beside its prompt, by column.
+        size: height and width in pixels, and frames of clips, of what the samples were made of, the same for all; None
+            where their shape tells it.
     """
 
     clean: Tensor
@@ -62,6 +64,7 @@ class Batch:
     files: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
+    size: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.rejected is not None and self.rejected.shape != self.clean.shape:

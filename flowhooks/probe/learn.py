@@ -17,6 +17,7 @@ from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import pictures_of, verify_pictures
 from flowhooks.probe.recorder import quiet, run
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
+from flowhooks.probe.sizes import Sizes
 
 PREDICTION = 1e-5
 #: Pixels of the run when none are given; most pipelines take it, and it is cheap on the largest.
@@ -28,6 +29,7 @@ def probe(
     *,
     height: int | None = None,
     width: int | None = None,
+    frames: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
 ) -> FlowModel:
@@ -37,6 +39,7 @@ def probe(
         pipe: a Diffusers flow-matching pipeline.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
             refuses that.
+        frames: of a clip; default: those in ``arguments``, or the pipeline's own. Pictures are of one frame.
         arguments: what every call of the pipeline gets.
         component: which network is trained, of a pipeline with two.
 
@@ -47,16 +50,21 @@ def probe(
     height, width = height or given.pop("height", None), width or given.pop("width", None)
     given = {name: value for name, value in given.items() if name not in ("height", "width")}
     if height is not None and width is not None:
-        return _learnt(pipe, given, {"height": height, "width": width}, component)
+        return _learnt(pipe, given, {"height": height, "width": width}, component, frames)
     try:
-        return _learnt(pipe, given, SMALL, component)
+        return _learnt(pipe, given, SMALL, component, frames)
     except (ModelError, ValueError, RuntimeError):
-        return _learnt(pipe, given, _own_size(pipe, given), component)
+        return _learnt(pipe, given, _own_size(pipe, given), component, frames)
 
 
-def _learnt(pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None) -> FlowModel:
-    wide = {"height": size["height"], "width": 2 * size["width"]}
-    model = FlowModel(pipe, learn_contract(pipe, arguments, (size, wide)), arguments, size, component)
+def _learnt(
+    pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None, frames: int | None
+) -> FlowModel:
+    sizes = Sizes(pipe, arguments)
+    own = sizes.of(size["height"], size["width"], frames)
+    # Arguments that follow one of width and frames must not be taken for constants.
+    both = [sizes.told(each) for each in (own, sizes.larger(own))]
+    model = FlowModel(pipe, learn_contract(pipe, arguments, both), arguments, size, component, frames)
     verify(model)
     return model
 

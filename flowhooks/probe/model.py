@@ -3,9 +3,8 @@ out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
+from flowhooks.probe.fingerprint import fingerprint
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.partial import returned_by
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
-from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times
+from flowhooks.probe.sizes import Size, Sizes
+from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class FlowModel:
         contract: from :func:`flowhooks.probe.probe`.
         arguments: what every call of the pipeline gets, such as ``max_sequence_length``.
         size: ``height`` and ``width`` the contract was learnt at.
+        frames: of a clip, where the pipeline makes clips; default: as many as ``arguments`` or the pipeline say.
         component: which network is trained, of a pipeline with two; default: the first.
     """
 
@@ -50,6 +52,7 @@ class FlowModel:
         arguments: Mapping[str, Any],
         size: Mapping[str, int],
         component: str | None = None,
+        frames: int | None = None,
     ):
         self.pipe = pipe
         self.contract = contract
@@ -59,10 +62,11 @@ class FlowModel:
             raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
         #: A second time that hooks gave the network; None where it has none, or one of its own.
         self.interval: Interval | None = None
-        self._size = dict(size)
-        self._layouts: dict[tuple[int, int], Layout] = {}
-        self._layout_of_shape: dict[tuple[int, ...], Layout] = {}
-        self._tokens: dict[tuple[int, ...], Tokens] = {}
+        self._sizes = Sizes(pipe, self.arguments)
+        self._size = self._sizes.of(size["height"], size["width"], frames)
+        self._bound = False
+        self._tokens: dict[Size, Tokens] = {}
+        self._nulls: dict[Size, Condition] = {}
 
     @property
     def transformer(self) -> Any:
@@ -84,12 +88,37 @@ class FlowModel:
         """The inside of the network, learnt on first use."""
         from flowhooks.probe.anatomy import learn_anatomy
 
-        return learn_anatomy(self)
+        return learn_anatomy(self.at(*self._size))
 
-    @cached_property
+    @property
     def null_condition(self) -> Condition:
         """Conditioning of one sample without a prompt, encoded on first use."""
-        return self.encode_prompts([""])
+        if self._size not in self._nulls:
+            # Only where prompt and resolution are joint is it another one at another size.
+            known = None if self.contract.joint else next(iter(self._nulls.values()), None)
+            self._nulls[self._size] = known or self.encode_prompts([""])
+        return self._nulls[self._size]
+
+    def encode_null_conditions(self) -> None:
+        """Encode the condition without a prompt at every size known so far: later, text encoders may sleep."""
+        for each in self.everywhere():
+            each.null_condition  # noqa: B018
+
+    def at(self, height: int, width: int, frames: int | None = None) -> FlowModel:
+        """This model as if it had been probed at another size. Samples of two sizes may be packed to one shape; here it
+        is known which of the two is meant."""
+        size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
+        self.layout(*size)
+        # Found by a walk through the network, which the copy need not repeat.
+        self._typical_weight  # noqa: B018
+        bound = copy.copy(self)
+        bound._size, bound._bound = size, True
+        return bound
+
+    def everywhere(self) -> Iterator[FlowModel]:
+        """This model at each size that is known so far, the one it was probed at first."""
+        for size in dict.fromkeys((self._size, *self._sizes.layouts)):
+            yield self.at(*size)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
@@ -155,7 +184,7 @@ class FlowModel:
                 "`time_conditioning`"
             )
         if token_sigma is not None:
-            self._check_token_sigma(token_sigma, sigma, r_sigma, self.tokens(noisy))
+            check_token_sigma(token_sigma, sigma, r_sigma, self.tokens(noisy))
         layout = self.layout_of(noisy)
 
         def velocity(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
@@ -204,11 +233,12 @@ class FlowModel:
             ModelError: the network cannot be given a time per token, with the reason.
         """
         layout = self.layout_of(sample)
-        if layout.sample_shape not in self._tokens:
+        size = self._sizes.size_of(layout)
+        if size not in self._tokens:
             from flowhooks.probe.token_learning import learn_tokens
 
-            self._tokens[layout.sample_shape] = learn_tokens(self, layout)
-        return self._tokens[layout.sample_shape]
+            self._tokens[size] = learn_tokens(self.at(*size), layout)
+        return self._tokens[size]
 
     @cached_property
     def example_condition(self) -> Condition:
@@ -217,23 +247,9 @@ class FlowModel:
 
     def example_condition_at(self, layout: Layout) -> Condition:
         """The same at a resolution; only where the two are joint is it encoded anew."""
-        if not self.contract.joint or layout.sample_shape == self.sample_shape:
+        if not self.contract.joint:
             return self.example_condition
-        size = next(size for size, known in self._layouts.items() if known is layout)
-        return self.encode_prompts(PROMPTS[1:], height=size[0], width=size[1])
-
-    def _check_token_sigma(
-        self, token_sigma: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens
-    ) -> None:
-        if r_sigma is not None:
-            raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
-        if token_sigma.index.shape != (len(sigma), tokens.count):
-            raise ModelError(
-                f"`token_sigma.index` is {tuple(token_sigma.index.shape)}; {len(sigma)} samples of {tokens.count} "
-                "tokens were expected"
-            )
-        same = (token_sigma.sigmas[:, 0] == sigma).all()
-        torch._assert_async(same, "`sigma` must be level 0 of `token_sigma`")
+        return self.at(*self._sizes.size_of(layout)).encode_prompts(PROMPTS[1:])
 
     def _forward(
         self,
@@ -251,7 +267,7 @@ class FlowModel:
             if token_sigma is None:
                 output = self.transformer(**arguments)
             else:
-                tokens = self._tokens[layout.sample_shape]
+                tokens = self._tokens[self._sizes.size_of(layout)]
                 output = called_with_token_times(self, layout, tokens, arguments, token_sigma)
         return layout.from_network(output).to(noisy.dtype)
 
@@ -272,20 +288,15 @@ class FlowModel:
         }
 
     @torch.no_grad()
-    def encode_prompts(
-        self, prompts: Sequence[str], *, height: int | None = None, width: int | None = None
-    ) -> Condition:
-        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one picture.
-
-        ``height`` and ``width`` matter only where ``contract.joint``.
-        """
-        size = self._size if height is None or width is None else {"height": height, "width": width}
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one picture
+        of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
         with quiet(self.pipe, find_networks(self.pipe)), self._untold():
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
-                seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call(**size))
+                seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())
                 parts.append(Condition.of_batch(seen, self.contract.rules, len(some)))
         return parts[0].join(parts[1:])
 
@@ -296,7 +307,8 @@ class FlowModel:
         For video, ``[B, 3, F, H, W]``.
         """
         vae = self.pipe.vae
-        layout = self.layout(*pixels.shape[-2:])
+        height, width = pixels.shape[-2:]
+        layout = self.layout(height, width, pixels.shape[2] if pixels.dim() == 5 else None)
         pixels = pixels.to(execution_device(vae), vae.dtype)
         if len(layout.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
@@ -335,66 +347,56 @@ class FlowModel:
             return mask
         return layout.pack(mask.expand(-1, *layout.vae_shape))
 
-    def layout(self, height: int, width: int) -> Layout:
-        """The layout at a resolution in pixels, learnt on first use."""
-        if (height, width) not in self._layouts:
+    def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
+        """The layout at a resolution in pixels, learnt on first use; ``frames`` default to this model's own."""
+        size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
+        if size not in self._sizes.layouts:
             with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe), self._untold():
-                call = self.call(prompt="a", height=height, width=width)
+                call = self.call(prompt="a", **self._sizes.told(size))
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
-                layout = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
-            self._layouts[height, width] = self._layout_of_shape[layout.sample_shape] = layout
-        return self._layouts[height, width]
+                self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
+        return self._sizes.layouts[size]
 
     @property
     def size(self) -> dict[str, int]:
-        """``height`` and ``width`` in pixels that the pipeline was probed at."""
-        return dict(self._size)
+        """``height`` and ``width`` in pixels that the pipeline was probed at, or that this model was made for."""
+        return {"height": self._size.height, "width": self._size.width}
+
+    @property
+    def length(self) -> int | None:
+        """Frames of a clip at that size; None where the pipeline draws pictures only."""
+        return self._size.frames
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """One sample at the probed size, in the scheduler's space."""
-        return self.layout(**self._size).sample_shape
+        """One sample at that size, in the scheduler's space."""
+        return self.layout(**self.size).sample_shape
 
     @property
     def fingerprint(self) -> str:
         """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the
         networks'."""
-        digest = hashlib.sha256(
-            json.dumps([self.contract.pipeline, self.arguments], sort_keys=True, default=str).encode()
-        )
-        for name, part in sorted(self.pipe.components.items()):
-            if isinstance(part, nn.Module) and name not in self.contract.networks:
-                digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
-                for key, weight in part.state_dict().items():
-                    flat = weight.detach().flatten()
-                    digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
-                    digest.update(flat[:: max(1, len(flat) // 64)].double().cpu().numpy().tobytes())
-            elif hasattr(part, "get_vocab"):
-                digest.update(json.dumps(part.get_vocab(), sort_keys=True).encode())
-        return digest.hexdigest()
+        return fingerprint(self.pipe, self.contract, self.arguments)
 
     def call(self, **more: Any) -> dict[str, Any]:
         """Arguments for a call of the pipeline at the probed size, without guidance; ``more`` goes over them."""
-        return {**call_exceptions(self.pipe), **self.arguments, **self.contract.call, **self._size, **more}
+        return {
+            **call_exceptions(self.pipe),
+            **self.arguments,
+            **self.contract.call,
+            **self._sizes.told(self._size),
+            **more,
+        }
 
     def _untold(self) -> AbstractContextManager[None]:
         """Runs of the pipeline in the block know no second time that hooks gave."""
         return nullcontext() if self.interval is None else self.interval.between(None)
 
     def layout_of(self, sample: Tensor) -> Layout:
-        """The layout of samples ``[B, ...]``; raises ModelError for a resolution that was not learnt yet."""
-        shape = tuple(sample.shape[1:])
-        if shape not in self._layout_of_shape:
-            raise ModelError(
-                f"no layout is known for samples of shape {shape}; call `model.layout(height, width)` for their "
-                "resolution first"
-            )
-        return self._layout_of_shape[shape]
+        """The layout of samples ``[B, ...]``.
 
-
-def _settings(part: nn.Module) -> str:
-    """A component's config without what tells where it was loaded from or by which version."""
-    config: Any = part.config
-    config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-    kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}
-    return json.dumps(kept, sort_keys=True, default=str)
+        Raises:
+            ModelError: their resolution was not learnt yet, or two known ones give samples of this shape and the model
+                was not made for either; see :meth:`at`.
+        """
+        return self._sizes.layout_of(tuple(sample.shape[1:]), self._size if self._bound else None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,24 @@ def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output:
                 else "so it changes latents or picture in a way that is no scale, shift or order of the latents"
             )
         )
+
+
+@torch.no_grad()
+def verify_size(model: FlowModel) -> None:
+    """What the pipeline makes of a size is of that size.
+
+    Raises:
+        ModelError: it is of another one, as where a pipeline rounds what it is asked for.
+    """
+    asked = (1, 3, *((model.length,) if (model.length or 1) > 1 else ()), *model.size.values())
+    found = tuple(model.decode(torch.zeros(1, *model.sample_shape, device=model.device)).shape)
+    if found != asked:
+        raise ModelError(f"{model.contract.pipeline} makes {_named(found)} when asked for {_named(asked)}")
+
+
+def _named(shape: Sequence[int]) -> str:
+    frames = f"{shape[2]} frames of " if len(shape) == 5 else ""
+    return f"{frames}{shape[-1]}x{shape[-2]} pixels"
 
 
 def _pixels_shape(model: FlowModel, height: int, width: int) -> tuple[int, ...]:

@@ -100,6 +100,7 @@ class _Call:
 def learn_streams(model: FlowModel) -> Streams:
     """Follow the picture's tokens through the blocks at the probed size: the tokens that change with the noise in the
     first block's input, then the same numbers from output to input."""
+    model = model.at(**model.size)
     generator = torch.Generator().manual_seed(0)
     low, high = model.sigma_range
     sigma = torch.tensor([(low + high) / 2], device=model.device)

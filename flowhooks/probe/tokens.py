@@ -113,6 +113,18 @@ class Tokens:
         return self.places[key]
 
 
+def check_token_sigma(told: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens) -> None:
+    """Raises ModelError when it does not fit the samples, or an interval was given too."""
+    if r_sigma is not None:
+        raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
+    if told.index.shape != (len(sigma), tokens.count):
+        raise ModelError(
+            f"`token_sigma.index` is {tuple(told.index.shape)}; {len(sigma)} samples of {tokens.count} tokens were "
+            "expected"
+        )
+    torch._assert_async((told.sigmas[:, 0] == sigma).all(), "`sigma` must be level 0 of `token_sigma`")
+
+
 def called_with_token_times(
     model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
 ) -> Any:

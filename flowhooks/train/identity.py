@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import astuple
 from typing import Any
 
 from flowhooks.config import Run
@@ -30,10 +31,9 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
     hooks = sorted(json.dumps({"type": hook.type, **hook.options}, sort_keys=True) for hook in run.hooks)
     data = hashlib.sha256()
     for record in audit.records:
-        files = [record.image, record.rejected, *record.masks]
-        data.update(
-            json.dumps([record.key, record.caption, *(audit.digests[f] for f in files if f is not None)]).encode()
-        )
+        pictures = [record.image, record.rejected, *record.masks]
+        drawn = [record.key, record.bucket, record.captions, *astuple(record.drawing)]
+        data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"]},
         "adapter": run.adapter,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from flowhooks.config import Run
-from flowhooks.data import epoch_at
+from flowhooks.data import Schedule
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel import Batch
 from flowhooks.kernel.session import Session
@@ -39,7 +39,7 @@ class Job:
 
     Args:
         identity: what its checkpoints belong to.
-        samples: in one epoch; prompts, in a run that draws.
+        schedule: of its batches, by which epochs are counted; of prompts, in a run that draws.
         step: optimiser steps done.
         values: the metrics logged last.
     """
@@ -51,7 +51,7 @@ class Job:
     validation: Validation
     checkpoints: Checkpoints
     identity: Mapping[str, Any]
-    samples: int
+    schedule: Schedule
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
@@ -92,8 +92,7 @@ class Job:
 
     @property
     def epoch(self) -> float:
-        batch_size = self.run.training["train_batch_size"]
-        return epoch_at(self.samples, batch_size, self.accelerator.num_processes, self.session.micro_step)
+        return self.schedule.epoch_at(self.session.micro_step)
 
     def log(self, norm: Tensor) -> None:
         """Bring the window's metrics to the host, check them, and write them down."""

@@ -25,13 +25,14 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def train(run: Run, *, resume: str | None = None, progress: bool = True) -> TrainResult:
+def train(run: Run, *, resume: str | None = None, progress: bool = True, rebuild_cache: bool = False) -> TrainResult:
     """Train a run to its last step, or on from a checkpoint.
 
     Args:
         resume: ``latest``, or a ``checkpoint-<step>`` folder; None starts at step 0 in an output folder without
             checkpoints.
-        progress: show progress bars.
+        progress: show progress bars and the size of the cache.
+        rebuild_cache: compute latents, masks and text conditions of this run again, whatever is cached.
 
     Returns:
         Where the results lie. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
@@ -46,7 +47,7 @@ def train(run: Run, *, resume: str | None = None, progress: bool = True) -> Trai
     """
     training = run.training
     accumulation = training["gradient_accumulation_steps"]
-    with prepared(run, resume, progress) as job, stop_requests() as stop:
+    with prepared(run, resume, progress, rebuild_cache) as job, stop_requests() as stop:
         batches = job.batches()
         if job.step == 0 and job.validation.due(0):
             job.look()

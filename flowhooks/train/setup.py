@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.config import Run, draws
-from flowhooks.data import Audit, audit, build_cache, data_loader
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_cache, data_loader, streams
+from flowhooks.data.schedule import crowded, phases
+from flowhooks.data.shards import told_bytes, total_bytes
+from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
 from flowhooks.train import holdout, rng
@@ -32,7 +36,7 @@ from flowhooks.train.validation import Validation
 
 
 @contextmanager
-def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
+def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False) -> Iterator[Job]:
     """A job that stands before its next step; on leaving, the pipeline is as it was loaded and trackers are closed.
 
     Raises:
@@ -44,8 +48,9 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         accelerator = stack.enter_context(accelerated(run))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        audited = audit(run.data)
+        audited = audit(run.data, run.cache_dir)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
+        drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
         # Before weights load: a checkpoint of another run, or an output folder that cannot be written to, need no
         # model to tell.
@@ -60,15 +65,23 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
         model = _probed(run, pipe, audited, stack)
         # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
         with others_awake(pipe, model.transformer):
-            dataset: Any = _cached(run, model, audited, accelerator, progress) if audited.records else []
+            dataset: Any = []
+            if audited.records:
+                dataset = _cached(run, model, audited, progress and accelerator.is_main_process, rebuild_cache)
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
             # One seed on every process for what an adapter starts from, then one of its own for dropout.
             rng.seed_all(run.training["seed"])
             session = stack.enter_context(attach(model, run))
         rng.seed_all(run.training["seed"] + accelerator.process_index)
         model.transformer.train()
-        train_set = Subset(dataset, kept)
         batch_size = run.training["train_batch_size"]
+        schedule = Schedule(
+            drawn or (Stream(indices=range(len(rollout_hook(session).prompts))),),
+            batch_size=batch_size,
+            seed=run.training["seed"],
+            world_size=accelerator.num_processes,
+            accumulation=run.training["gradient_accumulation_steps"],
+        )
         job = Job(
             run=run,
             accelerator=accelerator,
@@ -84,18 +97,16 @@ def prepared(run: Run, resume: str | None, progress: bool) -> Iterator[Job]:
             ),
             checkpoints=checkpoints,
             identity=identified,
-            samples=len(train_set) or len(rollout_hook(session).prompts),
+            schedule=schedule,
         )
         if source is not None:
             job.restore(source)
         loader = (
             itertools.repeat(None)
-            if not kept
+            if not drawn
             else data_loader(
-                train_set,
-                batch_size=batch_size,
-                seed=run.training["seed"],
-                world_size=accelerator.num_processes,
+                dataset,
+                schedule,
                 rank=accelerator.process_index,
                 start=session.micro_step,
                 num_workers=run.training["dataloader_num_workers"],
@@ -130,6 +141,20 @@ def check(run: Run) -> None:
     build_assembly(run.hooks, {*run.provides, *(f"role:{name}" for name in roles)}, source)
 
 
+def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
+    """What is trained on. Raises ConfigError where holding samples out leaves steps with none."""
+    drawn = streams(audited.records, kept)
+    last = run.training["max_train_steps"]
+    for phase in phases(drawn):
+        if drawn and not phase.active and phase.start < last:
+            message = f"all samples that would be drawn from step {phase.start:,} on are held out; hold out fewer"
+            raise ConfigError(Problem(message, str(run.source), "$.validation.holdout"))
+    sentence = crowded(drawn, run.training["train_batch_size"] * accelerator.num_processes)
+    if sentence and accelerator.is_main_process:
+        warnings.warn(sentence, stacklevel=2)
+    return drawn
+
+
 def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None:
     if resume is not None:
         found = checkpoints.find(resume)
@@ -154,6 +179,7 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
         pipe,
         height=first.height if first else run.validation["height"],
         width=first.width if first else run.validation["width"],
+        frames=first.geometry.frames if first else None,
         arguments=run.model["pipeline_arguments"],
         component=run.model["component"],
     )
@@ -163,7 +189,17 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     return model
 
 
-def _cached(run: Run, model: FlowModel, audited: Audit, accelerator: Any, progress: bool) -> Any:
-    # One process fills the cache, the others then find it full.
-    with accelerator.main_process_first():
-        return build_cache(audited, model, run.cache_dir, progress=progress and accelerator.is_main_process)
+def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, rebuild: bool) -> CachedDataset:
+    dataset = build_cache(
+        audited,
+        model,
+        run.cache_dir,
+        progress=progress,
+        rebuild=rebuild,
+        together=partial(together, DataError),
+    )
+    if progress:
+        entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
+        line = f"cache: {len(entries):,} entries, {told_bytes(entries.nbytes)}; {told_bytes(whole)} in {run.cache_dir}"
+        print(line, file=sys.stderr)
+    return dataset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from flowhooks.config import Run
-from flowhooks.data import collate
+from flowhooks.data import Record, collate
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.kernel import distributed
@@ -84,16 +84,20 @@ class Validation:
         """Each process measures every other batch on its own, under noise that depends on the batch alone."""
         measured: dict[str, list[Tensor]] = {}
         sizes = []
-        starts = range(0, len(self.held), self.batch_size)
+        batches = held_batches([record.bucket for record in self._records()], self.batch_size)
         with alone(self.session), self.accelerator.autocast():
-            for number in range(distributed.rank(), len(starts), distributed.world_size()):
-                rows = range(starts[number], min(starts[number] + self.batch_size, len(self.held)))
+            for number in range(distributed.rank(), len(batches), distributed.world_size()):
+                rows = batches[number]
                 batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
                 found = self.session.evaluate(batch, micro_step=number)
                 sizes.append(float(len(rows)))
                 for name, value in found.metrics.items():
                     measured.setdefault(name, []).append(value)
         return {f"val/{name}": value for name, value in _everywhere(measured, sizes, self.accelerator.device).items()}
+
+    def _records(self) -> list[Record]:
+        dataset: Any = self.held.dataset
+        return [dataset.records[i] for i in self.held.indices]
 
     def _draw(self, step: int) -> dict[str, float]:
         validation, model = self.run.validation, self.model
@@ -134,6 +138,14 @@ class Validation:
                 tracker.log_images({FOLDER: stacked}, step=step, dataformats="NHWC")
             elif hasattr(tracker, "log_images"):
                 tracker.log_images({FOLDER: list(pictures)}, step=step)
+
+
+def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Positions of samples in batches of at most ``batch_size``, each of one bucket."""
+    rows: dict[Hashable, list[int]] = {}
+    for i, bucket in enumerate(buckets):
+        rows.setdefault(bucket, []).append(i)
+    return [each[at : at + batch_size] for each in rows.values() for at in range(0, len(each), batch_size)]
 
 
 @contextmanager

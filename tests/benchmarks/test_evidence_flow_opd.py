@@ -26,8 +26,13 @@ from flowhooks.config import load_run
 from flowhooks.embedded.model import example
 
 
-def measured(legible: float, bold: float, frechet: float = 30.0) -> Measured:
-    return Measured(rewards={"legible": legible, "bold": bold}, frechet=frechet, digit_accuracy=0.9)
+def measured(legible: float, bold: float, drift: float = 80.0) -> Measured:
+    return Measured(
+        rewards={"legible": legible, "bold": bold},
+        frechet=30.0,
+        own_frechet={"legible": 2 * drift - 20, "bold": 20},
+        digit_accuracy=0.9,
+    )
 
 
 BEFORE = measured(-0.5, 0.3)
@@ -54,7 +59,7 @@ def test_more_than_the_teachers_gain_pays_for_nothing():
 
 def test_the_goal_is_reached_when_every_part_is():
     reached, sentences = verdict(BEFORE, FOUND)
-    assert reached and len(sentences) == 6
+    assert reached and len(sentences) == 7
     assert (
         "merge at 50% (2 of 2 seeds)" in sentences[2] and "mixed rewards, short at 38% (1 of 1 seeds)" in sentences[3]
     )
@@ -73,6 +78,13 @@ def test_the_goal_is_not_reached_when_one_part_is_not(row, instead):
     found = {name: [each[0]] for name, each in FOUND.items()}
     assert verdict(BEFORE, found)[0]
     assert not verdict(BEFORE, {**found, row: [instead]})[0]
+
+
+def test_the_anchor_must_help_at_every_seed():
+    found = {**FOUND, WITH: [measured(-0.1, 0.5, 30.0), measured(-0.3, 0.4, 43.0)]}
+    reached, sentences = verdict(BEFORE, found)
+    assert not reached
+    assert "by task is 36.5 with the anchor and 41.5 without, of one seed 5.0; -1.0 to 11.0 less" in sentences[5]
 
 
 def test_the_mixed_run_takes_both_rewards_and_the_forwards_of_both_teachers():
@@ -102,7 +114,7 @@ def test_table_plot_and_numbers_are_written(tmp_path):
     assert set(FOUND) == set(ROWS)
     publish(tmp_path, BEFORE, FOUND, dict.fromkeys(FOUND, 1000), [0, 1])
     page = (tmp_path / "flow_opd.md").read_text(encoding="utf-8")
-    assert "Goal, for *student*, in the median. Reached: it reaches 100%" in page
+    assert "at every seed. Reached:\nit reaches 100%" in page
     assert page.count("\n| ") == 2 + 1 + len(ROWS)
     assert json.loads((tmp_path / "flow_opd.json").read_text(encoding="utf-8"))["seeds"] == [0, 1]
     assert (tmp_path / "flow_opd.png").stat().st_size > 10_000

@@ -15,7 +15,10 @@ from flowhooks.commands import train as train_command
 from flowhooks.config.schemas import schemas
 from tests.cli.folders import BLOCKS, make_run
 
-COMMANDS = ["check", "explain", "train", "sample", "export", "merge", "push", "schema", "env", "demo", "probe"]
+COMMANDS = [
+    *("check", "explain", "train", "sample", "inspect", "pairs"),
+    *("export", "merge", "push", "schema", "env", "demo", "probe"),
+]
 
 
 def test_check_prints_a_plan_and_ok(tmp_path, capsys):
@@ -25,6 +28,7 @@ def test_check_prints_a_plan_and_ok(tmp_path, capsys):
     assert "timestep_schedule -> mask_reducer -> paired_views -> flow_dpo -> anchor_regularizer" in out
     assert "2 per micro-batch, for main/policy, rejected/policy, main/reference, rejected/reference" in out
     assert "win: 3 images, 3 reference_strict from 'lose', 3 mask from 'mask'" in out
+    assert "buckets    a step draws " in out and re.search(r"buckets    \d+x\d+: 3 samples \(3 of 'win'\)", out)
     assert "lora adapter of rank 16, alpha 16, on the attention projections" in out
     assert not (tmp_path / "out").exists()
 

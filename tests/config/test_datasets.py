@@ -36,12 +36,33 @@ def test_defaults(tmp_path):
         "conditioning_type": None,
         "conditioning_data": [],
         "source_dataset_id": None,
+        "image_column": None,
+        "caption_column": None,
+        "rejected_column": None,
+        "mask_column": None,
+        **dict.fromkeys(("split", "subset", "data_dir", "revision", "streaming", "max_samples")),
         "resolution": None,
+        "resolution_type": "pixel",
+        "aspect": None,
+        "resolution_multiple": 64,
+        "minimum_image_size": None,
+        "small_images": "error",
         "allow_upscale": False,
         "crop": "center",
+        "num_frames": 1,
+        "frame_selection": "first",
         "caption_strategy": "textfile",
         "instance_prompt": None,
+        "caption_template": None,
+        "caption_lines": "one",
+        "caption_shuffle": False,
+        "keep_tags": 0,
+        "caption_variants": 4,
+        "caption_dropout": 0.0,
+        "probability": 1.0,
         "repeats": 0,
+        "start_step": 0,
+        "end_step": None,
         "disabled": False,
     }
 
@@ -112,10 +133,21 @@ def test_paths_of_blocks_made_by_hand():
         (
             [{**IMAGE, "resolution": "512"}],
             "$[0].resolution",
-            "expected an integer, a list or null, found the string '512'",
+            "expected a number, a list or null, found the string '512'",
         ),
         ([{**IMAGE, "resolution": [512]}], "$[0].resolution", "at least 2 entries, found 1"),
         ([{**IMAGE, "repeats": -1}], "$[0].repeats", "at least 0"),
+        ([{**IMAGE, "probability": 0}], "$[0].probability", "above 0"),
+        ([{**IMAGE, "end_step": 5, "start_step": 5}], "$[0].end_step", "5 is not after `start_step` 5"),
+        ([{**IMAGE, "caption_template": "x {y}"}], "$[0].caption_template", "unknown placeholder {y}"),
+        ([{**IMAGE, "caption_template": ["{caption}", "x"]}], "$[0].caption_template[1]", "put {caption} where"),
+        ([{**IMAGE, "keep_tags": 1}], "$[0].keep_tags", "no effect without `caption_shuffle`"),
+        ([{**IMAGE, "caption_dropout": 1.5}], "$[0].caption_dropout", "at most 1"),
+        (
+            [IMAGE, {**REJECTED, "source_dataset_id": "a", "probability": 0.5}],
+            "$[1].probability",
+            "belongs to an image set",
+        ),
         ([IMAGE, IMAGE], "$[1].id", "is the id of $[0] too"),
         (
             [{**IMAGE, "conditioning_data": ["rr"]}, {**REJECTED, "source_dataset_id": "a"}],
@@ -173,3 +205,29 @@ def test_paths_in_messages_follow_the_form_of_the_file(tmp_path):
 def test_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_datasets("nowhere.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "times, faults",
+    [
+        ([(0, None)], []),
+        ([(0, 5), (5, None)], []),
+        ([(0, 50), (3, 7), (50, 100)], []),
+        ([(0, 99)], [("$.data[0].end_step", "from step 99 to 100")]),
+        ([(9, None)], [("$.data[0].start_step", "from step 0 to 9")]),
+        ([(3, 6), (0, 6), (8, 12)], [("$.data[0].end_step", "step 6 to 8"), ("$.data[2].end_step", "step 12 to 100")]),
+    ],
+)
+def test_a_step_at_which_nothing_is_drawn_is_an_error(tmp_path, times, faults):
+    blocks = [{**IMAGE, "id": f"s{i}", "start_step": a, "end_step": b} for i, (a, b) in enumerate(times)]
+    blocks += [{**IMAGE, "id": "off", "disabled": True}, {**REJECTED, "source_dataset_id": "s0"}]
+    document = {"data": blocks, "training": {"max_train_steps": 100}}
+    if not faults:
+        assert resolve_run(document, tmp_path / "run.json").data is not None
+        return
+    with pytest.raises(ConfigError) as caught:
+        resolve_run(document, tmp_path / "run.json")
+    told = [(problem.path, problem.message) for problem in caught.value.problems]
+    assert len(told) == len(faults)
+    for (path, message), (where, words) in zip(told, faults, strict=True):
+        assert path == where and words in message

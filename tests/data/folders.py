@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,14 @@ def write_mask(path: Path, mask: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(mask.astype(np.uint8)).save(path)
     return path
+
+
+def undecodable(png: bytes) -> bytes:
+    """The same PNG with a broken stream of pixels in a chunk whose checksum is right."""
+    at = png.index(b"IDAT")
+    size = int.from_bytes(png[at - 4 : at])
+    chunk = b"IDAT" + b"?" * size
+    return png[:at] + chunk + zlib.crc32(chunk).to_bytes(4) + png[at + 8 + size :]
 
 
 def write_pairs(root: Path, names: Sequence[str], size: tuple[int, int] = (16, 16)) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from flowhooks.data.files import list_images
+import os
+
+from flowhooks.data.files import among, walk
 from tests.data.folders import write_image
 
 
@@ -11,19 +13,21 @@ def test_images_are_known_by_relative_path_without_suffix(tmp_path):
     (tmp_path / "b.txt").write_text("caption")
     (tmp_path / "notes.md").write_text("notes")
     (tmp_path / "._b.png").write_bytes(b"left by another system")
-    folder = list_images(tmp_path)
-    assert list(folder.images) == ["b", "sub/deeper/a.b"]
-    assert folder.images["sub/deeper/a.b"] == tmp_path / "sub/deeper/a.b.webp"
-    assert folder.ignored == {".md": 1}
-    assert not folder.duplicates and not folder.refused
+    tree = walk(tmp_path)
+    assert list(tree.files) == ["b.PNG", "b.txt", "notes.md", "sub/deeper/a.b.webp"]
+    assert tree.files["sub/deeper/a.b.webp"].path == tmp_path / "sub/deeper/a.b.webp"
+    found = among(tree.files)
+    assert found.images == {"b": "b.PNG", "sub/deeper/a.b": "sub/deeper/a.b.webp"}
+    assert found.ignored == {".md": 1}
+    assert not found.duplicates and not tree.refused
 
 
 def test_two_files_of_one_stem_are_duplicates_and_case_matters(tmp_path):
     for name in ("a.png", "a.jpg", "A.png"):
         write_image(tmp_path / name)
-    folder = list_images(tmp_path)
-    assert list(folder.images) == ["A", "a"]
-    assert folder.duplicates == {"a": (tmp_path / "a.jpg", tmp_path / "a.png")}
+    found = among(walk(tmp_path).files)
+    assert list(found.images) == ["A", "a"]
+    assert found.duplicates == {"a": ("a.jpg", "a.png")}
 
 
 def test_links_are_followed_only_inside_the_folder(tmp_path):
@@ -36,19 +40,24 @@ def test_links_are_followed_only_inside_the_folder(tmp_path):
     (root / "folder").symlink_to(outside.parent, target_is_directory=True)
     (root / "real/loop").symlink_to(root, target_is_directory=True)
     (root / "gone.png").symlink_to(root / "nothing.png")
-    folder = list_images(root)
-    assert list(folder.images) == ["again/a", "inside", "real/a"]
-    reasons = dict(folder.refused)
-    assert set(reasons) == {
-        str(root / name) for name in ("escape.png", "folder", "again/loop", "real/loop", "gone.png")
-    }
-    assert "outside the data set folder" in reasons[str(root / "escape.png")]
-    assert "outside the data set folder" in reasons[str(root / "folder")]
-    assert "contains it" in reasons[str(root / "real/loop")]
-    assert "does not exist" in reasons[str(root / "gone.png")]
+    (root / "self.png").symlink_to(root / "self.png")
+    tree = walk(root)
+    assert list(tree.files) == ["again/a.png", "inside.png", "real/a.png"]
+    reasons = dict(tree.refused)
+    assert set(reasons) == {"escape.png", "folder", "again/loop", "real/loop", "gone.png", "self.png"}
+    assert "outside the data set folder" in reasons["escape.png"]
+    assert "outside the data set folder" in reasons["folder"]
+    assert "contains it" in reasons["real/loop"]
+    assert "does not exist" in reasons["gone.png"] and "does not exist" in reasons["self.png"]
+
+
+def test_a_name_that_is_not_utf8_is_refused_and_printable(tmp_path):
+    write_image(tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png"))
+    tree = walk(tmp_path)
+    assert not tree.files and tree.refused == (("\\xff.png", "has a name that is not UTF-8"),)
 
 
 def test_a_folder_that_is_itself_a_link_is_read(tmp_path):
     write_image(tmp_path / "real/a.png")
     (tmp_path / "set").symlink_to(tmp_path / "real", target_is_directory=True)
-    assert list(list_images(tmp_path / "set").images) == ["a"]
+    assert list(walk(tmp_path / "set").files) == ["a.png"]

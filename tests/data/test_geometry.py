@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowhooks.data.geometry import plan_geometry, target_size
+from flowhooks.data.geometry import plan_geometry
 
 edges = st.integers(1, 5000)
-crops = st.sampled_from(["center", "random"])
+crops = st.sampled_from(["center", "random", "corner"])
 
 
 @given(width=edges, height=edges, target=st.tuples(edges, edges), crop=crops, key=st.text(max_size=8))
@@ -31,9 +31,8 @@ def test_a_center_crop_is_in_the_middle():
     assert plan_geometry(300, 100, (100, 100), "center", "a").pixels(300, 100) == pytest.approx((100, 0, 200, 100))
 
 
-@pytest.mark.parametrize(("resolution", "expected"), [(None, (30, 20)), (64, (64, 64)), ([96, 64], (64, 96))])
-def test_target_size_is_width_by_height(resolution, expected):
-    assert target_size(resolution, 30, 20) == expected
+def test_a_corner_crop_is_the_upper_left_one():
+    assert plan_geometry(300, 100, (100, 100), "corner", "a").pixels(300, 100) == pytest.approx((0, 0, 100, 100))
 
 
 def test_what_would_be_enlarged():

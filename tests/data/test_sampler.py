@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowhooks.data import batch_plan, epoch_at
+from flowhooks.data import batch_plan
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**32)
@@ -60,7 +60,3 @@ def test_two_ranks_never_share_a_sample_within_an_epoch():
 def test_numbers_out_of_range_are_refused_at_once(numbers):
     with pytest.raises(ValueError, match="expected n, batch_size"):
         batch_plan(**{"n": 4, "batch_size": 2, "seed": 0, "world_size": 2, "rank": 0, "start": 0, **numbers})
-
-
-def test_epoch_counts_what_all_processes_read():
-    assert epoch_at(n=100, batch_size=5, world_size=4, micro_step=10) == 2.0

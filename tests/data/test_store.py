@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import multiprocessing
 import os
 import resource
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from flowhooks.data.store import DamagedEntry, Store, entry_key
+from flowhooks.data.shards import ENTRIES, entry_key, lots, shard_name, total_bytes
+from flowhooks.data.store import Entries, Store
 from flowhooks.errors import DataError
 
-KEY = entry_key({"file": "a"})
+KEY, OTHER = entry_key({"file": "a"}), entry_key({"file": "b"})
 TENSORS = {"latents": torch.arange(12.0).reshape(3, 4)}
 
 
@@ -23,23 +26,37 @@ def store(tmp_path):
     return Store(tmp_path / "cache")
 
 
-def test_an_entry_comes_back_as_it_was(store):
-    assert store.read("latents", KEY) is None
-    tensors = {"latents": torch.randn(4, 8, 8), "ids": torch.arange(3), "half": torch.randn(2, dtype=torch.bfloat16)}
-    store.write("latents", KEY, tensors, {"file": "a"})
-    found = store.read("latents", KEY)
-    assert found is not None and found.keys() == tensors.keys()
-    assert all(
-        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
-    )
-    with safe_open(store.path("latents", KEY), "pt") as file:
-        assert file.metadata() == {"flowhooks": '{"file": "a"}'}
+def write(store, entries, about=None) -> Path:
+    with store.claim("latents", shard_name(entries), wait=False) as claim:
+        store.write(claim, "latents", entries, about or dict.fromkeys(entries, {}))
+    return store.path("latents", shard_name(entries))
+
+
+def read(store, key=KEY):
+    places = store.find("latents", {key})
+    return Entries({"latents": places}).read("latents", key) if places else None
+
+
+def test_entries_come_back_as_they_were(store):
+    assert read(store) is None
+    kinds = {"latents": torch.randn(4, 8, 8), "ids": torch.arange(3), "half": torch.randn(2, dtype=torch.bfloat16)}
+    other = {"latents": torch.randn(2, 8), "mask": torch.tensor([True, False, True]), "one": torch.tensor(2.5)}
+    path = write(store, {KEY: kinds, OTHER: other}, {KEY: {"file": "a"}, OTHER: {"file": "b"}})
+    for key, tensors in ((KEY, kinds), (OTHER, other)):
+        found = read(store, key)
+        assert found is not None and found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype
+    with safe_open(path, "pt") as file:
+        assert f'"{KEY}": {{"file": "a"}}' in file.metadata()["flowhooks"]
+    assert store.find("latents", {KEY, "c" * 64}).keys() == {KEY}
+    assert Entries({"latents": store.find("latents", {KEY})}).nbytes == 4 * 8 * 8 * 4 + 3 * 8 + 2 * 2
 
 
 def test_a_slice_is_stored_as_itself(store):
-    store.write("latents", KEY, {"latents": torch.arange(1000.0).reshape(10, 100)[:, 3]}, {})
-    assert store.read("latents", KEY)["latents"].tolist() == [3 + 100 * i for i in range(10)]
-    assert store.path("latents", KEY).stat().st_size < 400
+    path = write(store, {KEY: {"latents": torch.arange(1000.0).reshape(10, 100)[:, 3]}})
+    assert read(store)["latents"].tolist() == [3 + 100 * i for i in range(10)]
+    assert path.stat().st_size < 500
 
 
 def test_a_key_depends_on_every_part_and_not_on_their_order():
@@ -47,25 +64,49 @@ def test_a_key_depends_on_every_part_and_not_on_their_order():
     assert entry_key({"a": 1, "b": 2}) != entry_key({"a": 1, "b": 3})
 
 
+def test_without_some_lots_the_rest_is_cut_the_same():
+    keys = [f"{i:03}" for i in range(5 * ENTRIES + 3)]
+    whole = lots(keys)
+    assert [len(each) for each in whole] == [ENTRIES] * 5 + [3]
+    for gone in ({0}, {1, 3}, {0, 2, 4}, {5}):
+        rest = [lot for i, lot in enumerate(whole) if i not in gone]
+        assert lots([key for lot in rest for key in lot]) == rest
+
+
 @pytest.mark.parametrize("kept", [0, 4, 40, -1])
-def test_a_file_cut_short_is_damaged(store, kept):
-    store.write("latents", KEY, TENSORS, {})
-    path = store.path("latents", KEY)
+def test_a_shard_cut_short_is_removed_with_a_warning(store, kept):
+    path = write(store, {KEY: TENSORS})
     path.write_bytes(path.read_bytes()[:kept])
-    with pytest.raises(DamagedEntry, match=KEY):
-        store.read("latents", KEY)
+    with pytest.warns(UserWarning, match=f"{path} is damaged .*; it is made again"):
+        assert store.find("latents", {KEY}) == {}
+    assert not path.exists() and files_under(store.folder) == []
+
+
+def test_a_shard_overwritten_by_another_is_damaged(store):
+    path, other = write(store, {KEY: TENSORS}), write(store, {OTHER: TENSORS})
+    path.write_bytes(other.read_bytes())
+    with pytest.warns(UserWarning, match="holds other entries than its name says"):
+        assert store.find("latents", {KEY, OTHER}).keys() == {OTHER}
+
+
+def test_files_of_others_in_the_cache_are_left_alone(store):
+    write(store, {KEY: TENSORS})
+    mine = [store.folder / "latents/mine.safetensors", store.folder / f"latents/{KEY[:2]}/{KEY}.safetensors"]
+    for path in mine:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no shard")
+    assert store.find("latents", {KEY}).keys() == {KEY}
+    assert all(path.read_bytes() == b"no shard" for path in mine)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_value_that_is_not_finite_names_the_file_and_what_to_do(store, value):
-    store.write("latents", KEY, {"latents": torch.tensor([1.0, value])}, {})
-    before = store.path("latents", KEY).read_bytes()
+    path = write(store, {KEY: {"latents": torch.tensor([1.0, value])}})
     with pytest.raises(DataError) as caught:
-        store.read("latents", KEY)
+        read(store)
     (problem,) = caught.value.problems
-    assert problem.file == str(store.path("latents", KEY))
-    assert "holds NaN or infinity in 'latents'; delete this file, or choose another `cache_dir`" in problem.message
-    assert store.path("latents", KEY).read_bytes() == before
+    assert problem.file == str(path)
+    assert "holds NaN or infinity in 'latents'; delete this file, or start with `--rebuild-cache`" in problem.message
 
 
 def files_under(folder: Path) -> list[Path]:
@@ -84,13 +125,13 @@ def largest_file(size: int):
 
 def test_a_disk_that_takes_no_more_is_one_clear_error_and_leaves_nothing(store):
     with largest_file(1000), pytest.raises(DataError) as caught:
-        store.write("latents", KEY, {"latents": torch.zeros(5000)}, {})
+        write(store, {KEY: {"latents": torch.zeros(5000)}})
     (problem,) = caught.value.problems
-    assert problem.file == str(store.path("latents", KEY))
+    assert problem.file == str(store.path("latents", shard_name([KEY])))
     assert "free some space or point `cache_dir` to a disk that has it" in problem.message
     assert files_under(store.folder) == []
-    store.write("latents", KEY, TENSORS, {})
-    assert store.read("latents", KEY) is not None
+    write(store, {KEY: TENSORS})
+    assert read(store) is not None
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -100,24 +141,96 @@ def test_a_full_disk_says_so(store, monkeypatch, number):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DataError, match=os.strerror(number) + ".*free some space"):
-        store.write("latents", KEY, TENSORS, {})
+        write(store, {KEY: TENSORS})
     assert files_under(store.folder) == []
 
 
 def test_a_cache_folder_that_is_a_file(tmp_path):
     (tmp_path / "cache").write_text("mine")
     with pytest.raises(DataError, match="point `cache_dir` to a folder that can be written to"):
-        Store(tmp_path / "cache").write("latents", KEY, TENSORS, {})
+        write(Store(tmp_path / "cache"), {KEY: TENSORS})
     assert (tmp_path / "cache").read_text() == "mine"
 
 
-def test_what_a_killed_writer_left_is_never_read_and_swept_later(store):
-    store.write("latents", KEY, TENSORS, {})
-    left = store.folder / "partial" / f"{KEY}.1.abc"
+def test_one_writer_at_a_time_and_the_next_gets_a_file_of_its_own(store):
+    name = shard_name([KEY])
+    first = store.claim("latents", name, wait=False)
+    with first:
+        assert store.claim("latents", name, wait=False) is None
+        store.sweep()
+        assert files_under(store.folder)
+        store.write(first, "latents", {KEY: TENSORS}, {KEY: {}})
+        # The lock went along with the file that is now the shard.
+        with store.claim("latents", name, wait=False) as second:
+            assert second is not None
+    assert files_under(store.folder) == [store.path("latents", name)]
+    assert torch.equal(read(store)["latents"], TENSORS["latents"])
+
+
+def test_what_a_killed_writer_left_is_never_read_and_swept(store):
+    write(store, {KEY: TENSORS})
+    left = store.folder / "partial" / f"latents.{shard_name([OTHER])}"
     left.write_bytes(b"half")
-    young = store.folder / "partial" / f"{KEY}.2.def"
-    young.write_bytes(b"half")
-    os.utime(left, (time.time() - 7200,) * 2)
+    assert store.find("latents", {OTHER}) == {}
     store.sweep()
-    assert not left.exists() and young.exists()
-    assert torch.equal(store.read("latents", KEY)["latents"], TENSORS["latents"])
+    assert not left.exists()
+
+
+def test_a_disk_without_locks_gives_every_writer_its_own_file(store, monkeypatch):
+    def refused(*args):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    name = shard_name([KEY])
+    with store.claim("latents", name, wait=False) as one, store.claim("latents", name, wait=False) as other:
+        assert one is not None and other is not None
+        store.write(one, "latents", {KEY: TENSORS}, {KEY: {}})
+        store.write(other, "latents", {KEY: TENSORS}, {KEY: {}})
+    assert torch.equal(read(store)["latents"], TENSORS["latents"])
+
+
+def _take_and_die(folder: Path, name: str) -> None:
+    Store(folder).claim("latents", name, wait=True)
+    os._exit(9)
+
+
+def test_the_claim_of_a_process_that_died_is_free(store):
+    name = shard_name([KEY])
+    child = multiprocessing.get_context("forkserver").Process(target=_take_and_die, args=(store.folder, name))
+    child.start()
+    child.join()
+    assert child.exitcode == 9 and files_under(store.folder)
+    with store.claim("latents", name, wait=False) as claim:
+        assert claim is not None
+
+
+def test_what_was_rebuilt_replaces_every_shard_that_holds_it(store):
+    third = entry_key({"file": "c"})
+    both, alone = write(store, {KEY: TENSORS, OTHER: TENSORS}), write(store, {third: TENSORS})
+    rebuilt = Store(store.folder / "rebuilding")
+    new = {"latents": -TENSORS["latents"]}
+    write(rebuilt, {KEY: new})
+    store.replace(rebuilt)
+    assert not both.exists() and alone.exists() and not rebuilt.folder.exists()
+    assert torch.equal(read(store)["latents"], new["latents"])
+    assert store.find("latents", {KEY, OTHER, third}).keys() == {KEY, third}
+    store.replace(rebuilt)
+    assert read(store) is not None
+
+
+def test_a_shard_is_an_ordinary_safetensors_file(store):
+    path = write(store, {KEY: TENSORS})
+    assert load_file(path).keys() == {f"{KEY}/latents"}
+    save_file(load_file(path), path)
+    assert torch.equal(read(store)["latents"], TENSORS["latents"])
+    assert total_bytes(store.folder) == path.stat().st_size
+    assert total_bytes(store.folder / "nowhere") == 0
+
+
+def test_entries_beyond_the_limit_are_read_again(store):
+    write(store, {key: TENSORS for key in (KEY, OTHER)})
+    entries = Entries({"latents": store.find("latents", {KEY, OTHER})}, limit=TENSORS["latents"].nbytes)
+    first = {key: entries.read("latents", key)["latents"] for key in (KEY, OTHER)}
+    again = {key: entries.read("latents", key)["latents"] for key in (KEY, OTHER)}
+    assert [again[key] is first[key] for key in sorted((KEY, OTHER))] == [True, False]
+    assert torch.equal(again[KEY], first[KEY]) and torch.equal(again[OTHER], first[OTHER])

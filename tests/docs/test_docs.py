@@ -16,6 +16,7 @@ from flowhooks.commands.planning import forwards, plan_run
 from flowhooks.config import load_datasets, resolve_hook, resolve_reward, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
+from flowhooks.pairs.degradations import KINDS
 from flowhooks.rewards.registry import REWARDS
 from flowhooks.testing import tiny
 from tests.docs import pages
@@ -63,6 +64,11 @@ def test_every_reward_has_a_row_and_a_table(name: str) -> None:
     assert ("docs/rewards.md", f"rewards/{name}") in {(page, about) for page, about, _ in TABLES}
 
 
+def test_every_degradation_has_a_row_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `([\d.]+)` \|", pages.read("docs/data.md"), re.MULTILINE)
+    assert rows == [(name, f"{kind.default:g}") for name, kind in KINDS.items()]
+
+
 @pytest.mark.parametrize(("page", "name", "rows"), TABLES, ids=[f"{page}:{name}" for page, name, _ in TABLES])
 def test_tables_of_options_are_complete_and_print_the_schemas_defaults(page: str, name: str, rows: dict) -> None:
     assert rows == {key: pages.as_printed(schema) for key, schema in section(name).items()}
@@ -81,7 +87,7 @@ def test_json_is_valid(page: str) -> None:
             assert [resolve_reward(block, "$") for block in document]
             continue
         if isinstance(document, list) or "datasets" in document:
-            assert "data:rejected" in load_datasets(document, ROOT / "docs").provides
+            assert "data:image" in load_datasets(document, ROOT / "docs").provides
             continue
         if not (ROOT / str(document.get("data"))).is_file():
             document.pop("data", None)

@@ -51,6 +51,11 @@ def test_schemas_examples_and_data_configs_are_in_the_wheel(folder: str, members
     assert files <= members, f"not in the wheel: {sorted(files - members)}"
 
 
+def test_what_the_page_is_made_of_is_in_the_wheel(members: set[str]) -> None:
+    files = {*tracked("flowhooks", "*.css"), *tracked("flowhooks", "*.js")}
+    assert files and files <= members, f"not in the wheel: {sorted(files - members)}"
+
+
 def test_nothing_but_the_package_is_in_the_wheel(members: set[str]) -> None:
     tops = {member.split("/")[0] for member in members}
     assert "flowhooks" in tops

@@ -28,7 +28,7 @@ def test_tokens_hold_the_sample(name):
     model = matrix.learnt(name)
     anatomy = learn_anatomy(model)
     numbers, rest = divmod(math.prod(model.sample_shape), anatomy.tokens)
-    channels = model.layout(**model._size).vae_shape[0]
+    channels = model.layout(**model.size).vae_shape[0]
     assert rest == 0 and numbers % channels == 0
     patch = numbers // channels
     assert math.isqrt(patch) ** 2 == patch, "patches are square, one frame deep, in all of these"

@@ -189,7 +189,7 @@ def test_another_resolution_is_learnt_when_it_is_met(name, side):
     noisy = torch.randn(2, *layout.sample_shape)
     tokens = model.tokens(noisy)
     told = TokenSigma(sigmas=torch.tensor([[0.8, 0.3], [0.2, 0.7]]), index=torch.randint(0, 2, (2, tokens.count)))
-    condition = model.encode_prompts(["a photo of two"], height=side, width=2 * side).take([0, 0])
+    condition = model.at(side, 2 * side).encode_prompts(["a photo of two"]).take([0, 0])
     close(mixed(model, noisy, condition, told), merged_prediction(model, name, noisy, condition, told))
 
 
@@ -201,7 +201,7 @@ def test_tokens_hold_patches(name):
     if name == "flux":
         assert torch.equal(tokens.of_element, torch.arange(16)[:, None].expand(16, 16))
         return
-    *_, height, width = model.layout(**model._size).vae_shape
+    *_, height, width = model.layout(**model.size).vae_shape
     map_ = tokens.of_element.movedim(-1, 0) if name == "kandinsky5-video" else tokens.of_element
     assert bool((map_ == map_[:1]).all()), "all channels of a patch are one token's"
     patch = 8 if name == "hidream-image" else 2
@@ -267,7 +267,7 @@ def test_learning_and_failing_leave_no_trace():
 def test_a_meeting_that_was_not_learnt_is_refused():
     model, noisy, condition, told = state("sd3")
     tokens = model.tokens(noisy)
-    model._tokens[tuple(noisy.shape[1:])] = dataclasses.replace(tokens, places={})
+    model._tokens[model._size] = dataclasses.replace(tokens, places={})
     with pytest.raises(ModelError, match="did not occur when its tokens were learnt, after transformer_blocks.0.norm1"):
         mixed(model, noisy, condition, told)
 
@@ -282,7 +282,7 @@ def test_a_network_that_reads_its_time_elsewhere_is_refused(monkeypatch):
     )
     block.attn.to_out[0].register_forward_hook(lambda m, args, out: out + stolen["time"][:, None, None] / 100)
     with pytest.raises(ModelError, match="cannot be given a time per token: .*mixed times.*apart"):
-        learn_tokens(model, model.layout(**model._size))
+        learn_tokens(model, model.layout(**model.size))
 
 
 def test_tables_are_no_tokens():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from flowhooks.train.checkpoint import read
+from tests.data.folders import snapshot
 from tests.train.runs import FLOW_DPO, document, history, weights
 
 #: Sums of four samples in another order, in float32, through four AdamW steps.
@@ -32,7 +33,7 @@ def start(run, *resume, processes=1):
 
 
 @pytest.fixture(scope="module")
-def run_files(model, data, cache, tmp_path_factory):
+def run_files(model, data, tmp_path_factory):
     """A run for one process with four samples a batch, and one for two processes with two each."""
     root = tmp_path_factory.mktemp("processes")
     training = {"max_train_steps": 4, "gradient_accumulation_steps": 2, "checkpointing_steps": 2, "log_every_steps": 1}
@@ -46,8 +47,14 @@ def run_files(model, data, cache, tmp_path_factory):
         "flow_timesteps_mode": "round-robin",
     }
     files = {}
+    blocks = json.loads(data.read_text())
+    again = {**blocks[0], "id": "again", "probability": 2, "caption_dropout": 0.5, "start_step": 1}
+    drawn = [
+        {**block, "instance_data_dir": str(data.parent / block["instance_data_dir"])} for block in (*blocks, again)
+    ]
     for name, batch in (("one", 4), ("two", 2)):
-        run = document(model, data, root / name, hooks=[*hooks, times], cache_dir=str(cache), validation={"holdout": 1})
+        run = document(model, data, root / name, data=drawn, hooks=[*hooks, times], validation={"holdout": 1})
+        run["cache_dir"] = str(root / f"cache_{name}")
         run["training"] = {**training, **optimizer, "train_batch_size": batch}
         files[name] = root / f"{name}.json"
         files[name].write_text(json.dumps(run))
@@ -58,6 +65,10 @@ def test_two_processes_train_as_one_and_resume_exactly(run_files):
     root, files = run_files
     start(files["one"])
     start(files["two"], processes=2)
+    # Two processes that fill an empty cache at once write what one writes.
+    caches = [snapshot(root / f"cache_{name}") for name in files]
+    one, two = ({path.relative_to(root).parts[1:]: data for path, data in each.items()} for each in caches)
+    assert one == two and len(one) == 3
     one, two = (weights(root / name / "checkpoint-4") for name in ("one", "two"))
     moved = max(value.abs().max().item() for name, value in one.items() if "lora_B" in name)
     assert moved > 1000 * TOLERANCE

@@ -1,0 +1,46 @@
+"""``flowhooks inspect``: a data set as a page to look at."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flowhooks.commands.arguments import add_quiet, whole_number
+
+NAME = "inspect"
+HELP = "show a data set as an HTML page and a contact sheet, problems first"
+
+
+def add(parser: ArgumentParser) -> None:
+    parser.add_argument("source", metavar="DATASET.json", help="a data set file, or a run file that names one")
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        type=Path,
+        help="for inspect.html and inspect.png (default: runs/inspect-NAME)",
+    )
+    parser.add_argument(
+        "--sample",
+        metavar="N",
+        type=whole_number(1),
+        default=200,
+        help="the most samples to show; those with problems come first (default: %(default)s)",
+    )
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="draws the sample (default: %(default)s)")
+    add_quiet(parser)
+
+
+def run(args: Namespace) -> int:
+    from flowhooks.data.findings import count
+    from flowhooks.gallery import write_gallery
+
+    output = args.output or Path("runs", f"inspect-{Path(args.source).stem}")
+    made = write_gallery(args.source, output, sample=args.sample, seed=args.seed, progress=args.progress)
+    for problem in made.problems:
+        print(f"problem    {problem}")
+    for line in made.warnings:
+        print(f"warning    {line}")
+    print(f"shows      {made.shown:,} of {count(made.of, 'sample')}")
+    print(f"page       {made.page}")
+    print(f"sheet      {made.sheet}")
+    return 0

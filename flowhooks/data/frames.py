@@ -1,0 +1,71 @@
+"""Which frames of a clip are trained on, and do its partners have them too?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flowhooks.data.clips import select
+from flowhooks.data.findings import Findings
+from flowhooks.data.geometry import chance
+from flowhooks.data.sets import DataSet
+
+MASK_TYPES = ("mask", "segmentation")
+
+
+def told_of_clips(
+    blocks: Sequence[dict[str, Any]], links: Mapping[int, Sequence[int]], found: Findings
+) -> list[dict[str, Any]]:
+    """The blocks, a `reference_strict` set with the `num_frames` of the image set that it belongs to."""
+    told = [dict(block) for block in blocks]
+    for i, linked in links.items():
+        for j in linked:
+            own, wanted = blocks[j]["num_frames"], blocks[i]["num_frames"]
+            if own not in (1, wanted):
+                message = f"is {own:,}, that of {blocks[i]['id']!r} is {wanted:,}; leave it out here"
+                found.problem(f"{found.at(j)}.num_frames", message)
+            if blocks[j]["conditioning_type"] not in MASK_TYPES:
+                told[j]["num_frames"] = max(told[j]["num_frames"], wanted)
+            elif own > 1:
+                found.problem(f"{found.at(j)}.num_frames", "is for clips, and a mask is one picture for all frames")
+    return told
+
+
+def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -> dict[str, tuple[int, ...]]:
+    """Stem -> positions of the frames that are kept, of image and rejected side alike; of pictures none.
+
+    A clip with too few frames is a problem: none is shown twice to make up for it.
+    """
+    block = images.block
+    count = block["num_frames"]
+    if count == 1:
+        return dict.fromkeys(images.images, ())
+    shown: dict[str, tuple[int, ...]] = {}
+    short, apart = [], []
+    sides = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
+    for stem, picture in images.images.items():
+        if picture.frames < count:
+            short.append(f"{stem} ({picture.frames:,})")
+            continue
+        shown[stem] = select(picture.frames, count, block["frame_selection"], chance(f"{stem}/t"))
+        others = [each for each in sides if stem in each.images and each.images[stem].frames != picture.frames]
+        apart += [f"{stem} of {each.id!r} ({each.images[stem].frames:,}, not {picture.frames:,})" for each in others]
+    where = f"{images.path}.num_frames"
+    remedy = "lower `num_frames`, or take these files out; no frame is shown twice"
+    found.listing(where, short, f"clips with fewer than {count:,} frames", remedy)
+    remedy = "cut them like the clips they belong to"
+    found.listing(where, apart, "rejected sides with another number of frames", remedy)
+    if shown:
+        found.notes.append(_told(images, shown))
+    return shown
+
+
+def _told(images: DataSet, shown: Mapping[str, Sequence[int]]) -> str:
+    block = images.block
+    numbers = [images.images[stem].frames for stem in shown]
+    rates = [rate for stem in shown if (rate := images.images[stem].rate) is not None]
+    lengths = f"{min(numbers):,}" if min(numbers) == max(numbers) else f"{min(numbers):,} to {max(numbers):,}"
+    line = f"{images.id}: clips of {lengths} frames"
+    if rates:
+        line += f" at {min(rates):.3g}" + ("" if min(rates) == max(rates) else f" to {max(rates):.3g}") + " a second"
+    return f"{line}; {block['num_frames']:,} are trained on, {block['frame_selection']!r}"

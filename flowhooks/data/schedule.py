@@ -1,0 +1,263 @@
+"""Which samples make up which batch, where there are several data sets, sizes and times: no state to save here either.
+
+Samples that may stand in one batch form a stream: one size, and one probability and time of their data sets. Every
+micro-step draws from one stream, the same on all processes, so that a batch holds one size. Streams take turns at
+random, yet evenly, by their weight: `probability` times samples. Each goes through its own epochs, see `sampler`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from flowhooks.data.records import Record
+from flowhooks.data.sampler import TURNS, Order, check_numbers, generator
+
+
+class Visit(NamedTuple):
+    """One sample of a batch.
+
+    Args:
+        record: its index.
+        place: in the run's global stream of samples; what is random about a visit follows from it and the seed.
+    """
+
+    record: int
+    place: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stream:
+    """Samples that are drawn together.
+
+    Args:
+        indices: of their records.
+        probability: relative weight of each sample.
+        start_step: optimiser steps done before it is drawn.
+        end_step: optimiser steps done after which it is not; None: to the end.
+    """
+
+    indices: Sequence[int]
+    probability: float = 1.0
+    start_step: int = 0
+    end_step: int | None = None
+
+    @property
+    def weight(self) -> float:
+        return self.probability * len(self.indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Steps between two changes of what is drawn: from `start` to before `end`, None being never.
+
+    Args:
+        active: numbers of the streams that are drawn.
+    """
+
+    start: int
+    end: int | None
+    active: tuple[int, ...]
+
+
+def streams(records: Sequence[Record], kept: Sequence[int] | None = None) -> tuple[Stream, ...]:
+    """The streams of the records with the indices `kept`, or of all, in the order in which they first appear."""
+    grouped: dict[tuple, list[int]] = {}
+    for i in range(len(records)) if kept is None else kept:
+        drawn = records[i].drawing
+        key = (records[i].bucket, drawn.probability, drawn.start_step, drawn.end_step)
+        grouped.setdefault(key, []).append(i)
+    return tuple(
+        Stream(indices=indices, probability=probability, start_step=start, end_step=end)
+        for (_, probability, start, end), indices in grouped.items()
+    )
+
+
+def phases(streams: Sequence[Stream]) -> list[Phase]:
+    """From step 0 on, without end; a phase may have no active stream."""
+    changes = sorted({0, *(s.start_step for s in streams), *(s.end_step for s in streams if s.end_step is not None)})
+    return [
+        Phase(
+            start=start,
+            end=end,
+            active=tuple(
+                i for i, s in enumerate(streams) if s.start_step <= start and (s.end_step is None or start < s.end_step)
+            ),
+        )
+        for start, end in zip(changes, [*changes[1:], None], strict=True)
+    ]
+
+
+class Turns:
+    """Which of S streams has its turn: one of share p has one in every interval of length 1/p, at a random time of it.
+
+    After m turns it has had p m, give or take 1 + p (S - 2). Streams of equal share come in rounds, each in an order of
+    its own, so that no stream falls into step with what else takes turns in a run.
+
+    Args:
+        weights: of the streams, above 0.
+        key: tells the turns of one seed apart.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int, key: int = 0):
+        total = sum(weights)
+        self._shares = [weight / total for weight in weights]
+        self._seed, self._key = seed, key
+
+    def after(self, done: int) -> tuple[list[int], Iterator[int]]:
+        """How often each has had its turn when `done` turns are, and the numbers of those whose turns follow."""
+        # By this time at most `done` turns can have been, and few are left to count one by one.
+        early = max(0, done - len(self._shares))
+        times = [self._times(number, early) for number in range(len(self._shares))]
+        counts, heap = [], []
+        for number, stream in enumerate(times):
+            index, time = next(each for each in stream if each[1] >= early)
+            counts.append(index)
+            heap.append((time, number))
+        heapq.heapify(heap)
+        following = self._following(heap, times)
+        for _ in range(done - sum(counts)):
+            counts[next(following)] += 1
+        return counts, following
+
+    def _times(self, number: int, early: int) -> Iterator[tuple[int, float]]:
+        """Number and time of the stream's turns, from one before `early`, or its first, on."""
+        share = self._shares[number]
+        index = max(0, int(share * early) - 1)
+        draw = np.random.Generator(generator(self._seed, TURNS, self._key, number).advance(index))
+        while True:
+            yield index, (index + draw.random()) / share
+            index += 1
+
+    def _following(self, heap: list[tuple[float, int]], times: list[Iterator[tuple[int, float]]]) -> Iterator[int]:
+        while True:
+            number = heap[0][1]
+            heapq.heapreplace(heap, (next(times[number])[1], number))
+            yield number
+
+
+class Schedule:
+    """The batches of a run.
+
+    Args:
+        batch_size: samples of a micro-step on each process.
+        accumulation: micro-steps of an optimiser step.
+
+    Raises:
+        ValueError: there is no stream, an empty one, or a number out of range.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], *, batch_size: int, seed: int, world_size: int = 1, accumulation: int = 1
+    ):
+        n = min((len(stream.indices) for stream in streams), default=0)
+        check_numbers(n=n, batch_size=batch_size, world_size=world_size)
+        self.streams = tuple(streams)
+        self.batch_size, self.world_size = batch_size, world_size
+        self.seed = seed
+        self._spans = [
+            _Span(
+                phase=phase,
+                first=phase.start * accumulation,
+                end=None if phase.end is None else phase.end * accumulation,
+                turns=Turns([self.streams[i].weight for i in phase.active], seed, key),
+            )
+            for key, phase in enumerate(phases(self.streams))
+        ]
+
+    def batches(self, rank: int = 0, start: int = 0) -> Iterator[list[Visit]]:
+        """Those of one process, from micro-step `start` on; they end only where no stream is drawn any more.
+
+        A stream smaller than a batch fills it from its next epochs. Raises ValueError for numbers out of range.
+        """
+        check_numbers(n=1, batch_size=self.batch_size, world_size=self.world_size, rank=rank, start=start)
+        return self._batches(rank, start)
+
+    def epoch_at(self, micro_step: int) -> float:
+        """How many epochs have been read when `micro_step` micro-steps are done.
+
+        One is as many samples as there are records, repeats included, in the streams that are drawn at the time.
+        """
+        epochs = 0.0
+        for span in self._spans:
+            steps = (micro_step if span.end is None else min(micro_step, span.end)) - span.first
+            samples = sum(len(self.streams[i].indices) for i in span.phase.active)
+            if steps > 0 and samples:
+                epochs += steps * self.batch_size * self.world_size / samples
+        return epochs
+
+    def _batches(self, rank: int, micro_step: int) -> Iterator[list[Visit]]:
+        done = [0] * len(self.streams)
+        orders = [Order(len(stream.indices), self.seed, i) for i, stream in enumerate(self.streams)]
+        size = self.batch_size
+        for span in self._spans:
+            if not span.phase.active:
+                return
+            if span.end is not None and span.end <= micro_step:
+                span.count(done, span.end)
+                continue
+            turns = span.count(done, micro_step)
+            while span.end is None or micro_step < span.end:
+                stream = span.phase.active[next(turns)]
+                samples = orders[stream].samples((done[stream] * self.world_size + rank) * size, size)
+                place = (micro_step * self.world_size + rank) * size
+                indices = self.streams[stream].indices
+                yield [Visit(int(indices[sample]), place + i) for i, sample in enumerate(samples)]
+                done[stream] += 1
+                micro_step += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Span:
+    """A phase in micro-steps, from `first` to before `end`."""
+
+    phase: Phase
+    first: int
+    end: int | None
+    turns: Turns
+
+    def count(self, done: list[int], micro_step: int) -> Iterator[int]:
+        """Add to each stream's `done` turns those up to `micro_step`; returns the turns that follow."""
+        counts, following = self.turns.after(micro_step - self.first)
+        for stream, turns in zip(self.phase.active, counts, strict=True):
+            done[stream] += turns
+        return following
+
+
+def crowded(streams: Sequence[Stream], samples: int) -> str | None:
+    """That some streams hold fewer samples than a micro-step draws over all processes, for a warning; None if none."""
+    small = [len(stream.indices) for stream in streams if len(stream.indices) < samples]
+    if not small:
+        return None
+    return (
+        f"a micro-step draws {samples:,} samples of one size, and {len(small):,} of {len(streams):,} groups of samples "
+        f"that are drawn together hold fewer, the smallest {min(small):,}: there a batch holds samples more than once, "
+        "and processes share them; lower `training.train_batch_size`, or add images of these sizes"
+    )
+
+
+def report(records: Sequence[Record]) -> list[str]:
+    """A line for each phase: the share of each data set in what is drawn; none where that is one data set throughout.
+
+    For the terminal; the share of a data set is that of its samples in what a long run of steps draws.
+    """
+    drawn = streams(records)
+    changing = phases(drawn)
+    if len(changing) == 1 and len({record.dataset for record in records}) < 2:
+        return []
+    lines = []
+    for phase in changing:
+        weights: dict[str, float] = {}
+        for i in phase.active:
+            for name, count in Counter(records[index].dataset for index in drawn[i].indices).items():
+                weights[name] = weights.get(name, 0.0) + drawn[i].probability * count
+        total = sum(weights.values())
+        shares = ", ".join(f"{name} {weight / total:.1%}" for name, weight in weights.items())
+        when = "" if len(changing) == 1 else f" from step {phase.start:,}" + (f" to {phase.end:,}" if phase.end else "")
+        lines.append(f"drawn{when}: {shares or 'nothing'}")
+    return lines

@@ -1,0 +1,130 @@
+"""Where data sets are read from, by the `type` of their block. Readers are imported when a block needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from flowhooks.data.findings import Findings
+from flowhooks.data.places import Refused
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources.columns import usual_partners
+
+_COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column")
+_HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A way to keep a data set.
+
+    Args:
+        reader: `module:function` of (block, JSON path, Findings) -> DataSet.
+        columns: `module:function` of (block, Findings) -> names of columns, read quickly; None where there are none.
+        strategies: the caption strategies it takes.
+        options: the keys of a block that only some types take.
+    """
+
+    reader: str
+    columns: str | None = None
+    strategies: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+_LISTED = "flowhooks.data.sources.listed"
+_TABLE = ("column", "filename", "instanceprompt")
+SOURCES = {
+    "local": Source(
+        reader="flowhooks.data.sources.local:read_local", strategies=("textfile", "filename", "instanceprompt")
+    ),
+    "imagefolder": Source(
+        reader=f"{_LISTED}:read_imagefolder",
+        columns=f"{_LISTED}:imagefolder_columns",
+        strategies=_TABLE,
+        options=_COLUMNS,
+    ),
+    "csv": Source(
+        reader=f"{_LISTED}:read_csv",
+        columns=f"{_LISTED}:csv_columns",
+        strategies=_TABLE,
+        options=_COLUMNS,
+    ),
+    "parquet": Source(
+        reader="flowhooks.data.sources.parquet:read_parquet",
+        columns="flowhooks.data.sources.parquet:parquet_columns",
+        strategies=_TABLE,
+        options=_COLUMNS,
+    ),
+    "huggingface": Source(
+        reader="flowhooks.data.sources.hub:read_huggingface",
+        columns="flowhooks.data.sources.hub:huggingface_columns",
+        strategies=_TABLE,
+        options=(*_COLUMNS, *_HUB),
+    ),
+    "webdataset": Source(
+        reader="flowhooks.data.sources.webdataset:read_webdataset",
+        columns="flowhooks.data.sources.webdataset:webdataset_columns",
+        strategies=("textfile", *_TABLE),
+        options=_COLUMNS,
+    ),
+}
+_OPTIONAL = {option for source in SOURCES.values() for option in source.options}
+
+
+def read_set(block: dict[str, Any], path: str, found: Findings) -> DataSet:
+    """Look at every picture and caption of a block; problems go to `found`. A disabled block is not looked at."""
+    if block["disabled"]:
+        return DataSet(block=block, path=path, images={}, usable=False)
+    return _function(SOURCES[block["type"]].reader)(block, path, found)
+
+
+def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
+    """Name the columns of partners that the block leaves to be found, and refuse keys that its type does not take.
+
+    Only the names of columns are read, so that a run's plan knows whether there are pairs and masks before the audit.
+    What cannot be read is left for the audit to tell.
+    """
+    kind = SOURCES[block["type"]]
+    for key in sorted(_OPTIONAL.difference(kind.options)):
+        if block[key] is not None:
+            types = ", ".join(repr(name) for name, each in SOURCES.items() if key in each.options)
+            found.problem(f"{path}.{key}", f"does nothing for type {block['type']!r}, only for {types}; remove it")
+    if block["dataset_type"] == "image" and block["caption_strategy"] not in kind.strategies:
+        choices = ", ".join(map(repr, kind.strategies))
+        message = f"{block['caption_strategy']!r} is not for type {block['type']!r}, which takes {choices}"
+        found.problem(f"{path}.caption_strategy", message)
+    if kind.columns is None or block["disabled"]:
+        return
+    if block["dataset_type"] == "conditioning":
+        _refuse_partners(block, path, found)
+    else:
+        for key, names in usual_partners(_available(kind.columns, block, found)).items():
+            block[key] = names if block[key] is None else _as_list(block[key])
+
+
+def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str]:
+    from flowhooks.data.sources.tables import BadTable
+
+    if None not in (block["rejected_column"], block["mask_column"]):
+        return []
+    try:
+        return _function(columns)(block, found)
+    except (BadTable, Refused, OSError):
+        return []
+
+
+def _refuse_partners(block: dict[str, Any], path: str, found: Findings) -> None:
+    for key in ("rejected_column", "mask_column"):
+        if block[key]:
+            message = "belongs to an image set; a conditioning set names its pictures in `image_column`"
+            found.problem(f"{path}.{key}", message)
+
+
+def _as_list(named: str | list[str]) -> list[str]:
+    return [named] if isinstance(named, str) else named
+
+
+def _function(spec: str) -> Any:
+    module, name = spec.split(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,118 @@
+"""Pictures in the cells of a table that holds them itself, or that holds their paths."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from flowhooks.data.assets import Asset, refuse_large
+from flowhooks.data.files import stem_of
+from flowhooks.data.places import Refused, inside
+from flowhooks.data.sources.columns import Columns
+from flowhooks.data.sources.inspecting import Fault
+from flowhooks.data.sources.rows import Row
+from flowhooks.data.sources.tables import BadTable
+
+
+class Cells(Protocol):
+    """A table with random access; hashable and small when pickled."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def home(self) -> str:
+        """What goes before the name of a row to say where it is on this machine: `/data/`."""
+        ...
+
+    def row_name(self, row: int) -> str:
+        """For people: `train.parquet row 17`."""
+        ...
+
+    def key(self, row: int) -> str:
+        """What a row pairs by where its picture has no name of its own: `train/17`."""
+        ...
+
+    def value(self, row: int, column: str) -> Any:
+        """None, text, bytes, or a dict of `bytes` and `path`. Raises BadTable or OSError."""
+        ...
+
+    def file(self, row: int, path: str) -> Asset:
+        """The picture that a cell names. Raises Refused for a path that leads out of the data set."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CellAsset:
+    """The bytes in one cell."""
+
+    table: Cells
+    row: int
+    column: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.table.home}{self.table.row_name(self.row)}, {self.column!r}"
+
+    def read(self) -> bytes:
+        try:
+            value = self.table.value(self.row, self.column)
+        except BadTable as error:
+            raise OSError(errno.EIO, str(error)) from None
+        data = value["bytes"] if isinstance(value, dict) else value
+        refuse_large(len(data))
+        return data
+
+
+def rows_of(cells: Cells, columns: Columns) -> Iterator[Row]:
+    """Every row of a table. Raises BadTable or OSError where it cannot be read on."""
+    for row in range(len(cells)):
+        values = {column: cells.value(row, column) for column in columns.all}
+        pictures = {column: _asset(cells, row, column, values[column]) for column in columns.pictures}
+        name, own = cells.row_name(row), _path(values[columns.image])
+        yield Row(
+            name=f"{name} ({own})" if own else name,
+            key=stem_of(own) if own else cells.key(row),
+            pictures=pictures,
+            caption=values[columns.caption] if columns.caption else None,
+        )
+
+
+def _asset(cells: Cells, row: int, column: str, value: Any) -> Asset | Fault | None:
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if value is None or value == "":
+        return None
+    if isinstance(value, bytes):
+        return CellAsset(cells, row, column)
+    if not isinstance(value, str):
+        return Fault(f"holds a {type(value).__name__}, not a picture")
+    try:
+        return cells.file(row, value)
+    except Refused as error:
+        return Fault(f"names {value!r:.200}, which {error}")
+
+
+def _path(value: Any) -> str | None:
+    """The relative path that a picture had when the table was made, if it tells."""
+    path = value.get("path") if isinstance(value, dict) else value
+    if not isinstance(path, str) or not path:
+        return None
+    try:
+        return inside(path)
+    except Refused:
+        return None
+
+
+def plain(scalar: Any) -> Any:
+    """A cell as Python has it; text that is not UTF-8 with lone surrogates, for the one who reads it to refuse."""
+    if not scalar.is_valid:
+        return None
+    if isinstance(scalar, pa.StructScalar):
+        return {name: plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
+    if isinstance(scalar, (pa.StringScalar, pa.LargeStringScalar)):
+        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
+    return scalar.as_py()

@@ -1,0 +1,67 @@
+"""Looks at the pictures of a data set, one after another, and keeps what is wrong with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowhooks.data.assets import Asset, why
+from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.inspection import BadImage, Picture, inspect_image
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What stands where a picture should be, and why it cannot be used."""
+
+    reason: str
+
+
+class Inspector:
+    """Remembers every picture, so that one in several rows is read once.
+
+    Args:
+        clips: take what moves too.
+    """
+
+    def __init__(self, *, clips: bool = False) -> None:
+        self._clips = clips
+        self._seen: dict[Asset, Picture | str] = {}
+        self._faults: list[str] = []
+
+    def look(self, asset: Asset | Fault, name: str) -> Picture | None:
+        """What is known of a picture that people call `name`; None if it cannot be used."""
+        seen = asset.reason if isinstance(asset, Fault) else self._seen.get(asset)
+        if seen is None:
+            assert not isinstance(asset, Fault)
+            seen = self._seen[asset] = _inspect(asset, self._clips)
+        if isinstance(seen, str):
+            self._faults.append(f"{name} {seen}")
+            return None
+        return seen
+
+    def report(self, where: str, found: Findings) -> None:
+        """Tell the faults as one problem at the JSON path `where`."""
+        remedy = "replace them or take them out of the data set; nothing was changed"
+        found.listing(where, self._faults, "files that cannot be used", remedy)
+
+
+def _inspect(asset: Asset, clips: bool) -> Picture | str:
+    try:
+        return inspect_image(asset, clips=clips)
+    except BadImage as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({why(error)})"
+
+
+def note_copies(name: str, images: Mapping[str, Picture], found: Findings) -> None:
+    """Note files that have the content of another of the same set."""
+    first: dict[str, str] = {}
+    copies = []
+    for stem, picture in images.items():
+        original = first.setdefault(picture.digest, stem)
+        if original != stem:
+            copies.append(f"{stem} = {original}")
+    if copies:
+        found.notes.append(f"{name}: {count(len(copies), 'file')} with the content of another: {some(copies)}")

@@ -1,0 +1,68 @@
+"""`local`: a folder of images, each with a text file beside it. Every file is looked at, every fault is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from flowhooks.data.captions import Captions, captions_without_text
+from flowhooks.data.files import Images, Tree, among, suffixes_of
+from flowhooks.data.findings import Findings
+from flowhooks.data.inspection import Picture
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources.inspecting import Inspector, note_copies
+from flowhooks.data.sources.opening import open_folder
+
+
+def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
+    """List and inspect the folder of `block`; problems go to `found`."""
+    where = f"{path}.instance_data_dir"
+    listed = _list(block, where, found)
+    if listed is None:
+        return DataSet(block=block, path=path, images={}, usable=False)
+    tree, named = listed
+    shared = [" and ".join(paths) for paths in named.duplicates.values()]
+    found.listing(
+        where, shared, "several files of one name without suffix", "keep one of each: which one pairs is not guessed"
+    )
+    inspector = Inspector(clips=block["num_frames"] > 1)
+    images: dict[str, Picture] = {}
+    for stem, file in named.images.items():
+        if picture := inspector.look(tree.files[file], file):
+            images[stem] = picture
+    inspector.report(where, found)
+    note_copies(block["id"], images, found)
+    captions = {}
+    if block["dataset_type"] == "image":
+        captions = _captions(block, path, images, tree, found)
+    unusable = frozenset(named.images).difference(images)
+    return DataSet(block=block, path=path, images=images, captions=captions, unusable=unusable)
+
+
+def _captions(block: dict[str, Any], path: str, stems: Iterable[str], tree: Tree, found: Findings) -> dict[str, str]:
+    given = captions_without_text(block, path, stems, found)
+    if given is not None:
+        return given
+    remedy = "write the captions, or set `caption_strategy` to 'filename' or 'instanceprompt'"
+    captions = Captions(f"{path}.caption_strategy", remedy)
+    for stem in stems:
+        captions.read(stem, tree.files.get(f"{stem}.txt"), f"{stem}.txt")
+    captions.report(found)
+    return captions.found
+
+
+def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Images] | None:
+    folder = open_folder(block, where, found)
+    if folder is None:
+        return None
+    place, tree = folder
+    images = among(tree.files, suffixes_of(block))
+    others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(images.ignored.items()))
+    if not images.images and not tree.refused:
+        seen = f"; it holds {others} instead" if others else ""
+        remedy = "put images there, name another folder, or set `disabled` to true"
+        found.problem(where, f"{place.name} holds no image ({', '.join(suffixes_of(block))}){seen}; {remedy}")
+        return None
+    if others:
+        found.notes.append(f"{place.name}: not images, left alone: {others}")
+    return tree, images

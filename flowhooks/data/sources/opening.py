@@ -1,0 +1,71 @@
+"""Finds the folder and the files of a data set block; what is not there is a problem, not an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from flowhooks.data.assets import why
+from flowhooks.data.files import Tree
+from flowhooks.data.findings import Findings
+from flowhooks.data.places import Place, Refused, open_place
+
+T = TypeVar("T")
+
+
+def opened(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
+    """The answer; None where a place cannot be read, which is then a problem about `name`."""
+    try:
+        return question()
+    except Refused as error:
+        found.problem(where, f"{name} {error}")
+    except OSError as error:
+        found.problem(where, f"{error.filename or name} cannot be read ({why(error)})")
+    return None
+
+
+def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Place, Tree] | None:
+    """The folder of a block and all files below it."""
+    located = _locate(block, where, found)
+    if located is None:
+        return None
+    place, file = located
+    if file is not None:
+        found.problem(where, f"{place.name}/{file} is a file, not a folder; name the folder that holds it")
+        return None
+    tree = opened(place.tree, place.name, where, found)
+    if tree is None:
+        return None
+    refused = [f"{name} {reason}" for name, reason in tree.refused]
+    remedy = "copy what links lead to into the folder, rename the others, or remove them"
+    found.listing(where, refused, "links and names that are not followed", remedy)
+    return place, tree
+
+
+def open_files(
+    block: dict[str, Any], where: str, suffixes: Sequence[str], found: Findings
+) -> tuple[Place, list[str]] | None:
+    """The folder of a block and the files of these suffixes directly in it, or the one file that the block names."""
+    located = _locate(block, where, found)
+    if located is None:
+        return None
+    place, file = located
+    names = opened(lambda: place.matching(file or "*"), place.name, where, found)
+    if names is None:
+        return None
+    fitting = [name for name in names if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")]
+    if not fitting:
+        wanted = " or ".join(suffixes)
+        found.problem(where, f"{place.name}{f'/{file}' if file else ''} holds no {wanted} file; name one, or a folder")
+        return None
+    return place, fitting
+
+
+def _locate(block: dict[str, Any], where: str, found: Findings) -> tuple[Place, str | None] | None:
+    try:
+        return open_place(block["instance_data_dir"], found.source)
+    except Refused as error:
+        found.problem(where, str(error))
+    except OSError as error:
+        found.problem(where, f"{block['instance_data_dir']!r} cannot be opened ({why(error)})")
+    return None

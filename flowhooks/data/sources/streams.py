@@ -1,0 +1,133 @@
+"""A streamed data set: read once, from the first row on, and kept as Parquet in the cache folder.
+
+The audit looks at every row and the cache of latents comes back to them, so what was streamed must be kept. Streaming
+spares the rows behind `max_samples`, and the second copy that loading in full makes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flowhooks.data.assets import refuse_large, why
+from flowhooks.data.files import walk
+from flowhooks.data.findings import Findings, count
+from flowhooks.data.places import LocalPlace, Refused
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sources.cells import plain
+from flowhooks.data.sources.columns import Columns
+from flowhooks.data.sources.hub import Origin, asked
+from flowhooks.data.sources.parquet import ParquetTable, read_tables
+from flowhooks.data.sources.tables import BadTable
+from flowhooks.embedded.places import whole
+
+_FILE = "rows.parquet"
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+# Rows are written in groups, each of which is decoded at once when it is read.
+_GROUP_ROWS = 100
+_GROUP_BYTES = 64 * 2**20
+
+
+def read_stream(
+    data: Any, origin: Origin, columns: Columns, block: dict[str, Any], path: str, found: Findings
+) -> DataSet:
+    """The rows of a stream; those kept earlier are taken where nothing has changed.
+
+    Raises Refused, BadTable or OSError if the stream breaks off; then nothing is kept.
+    """
+    folder = found.cache / "streams" / _key(origin, columns, block)
+    if not folder.is_dir():
+        with whole(folder) as aside:
+            _write(_batches(data, origin, columns, block["max_samples"]), columns, aside / _FILE)
+    table = ParquetTable(LocalPlace(folder), [_FILE])
+    found.notes.append(f"{block['id']}: {count(len(table), 'row')} of {origin.name}, streamed and kept in {folder}")
+    named = {
+        "image_column": columns.image,
+        "rejected_column": list(columns.rejected),
+        "mask_column": list(columns.masks),
+        "caption_column": columns.caption,
+    }
+    return read_tables(table, {**block, **named}, path, found, about=origin.name)
+
+
+def _key(origin: Origin, columns: Columns, block: dict[str, Any]) -> str:
+    """Names everything that what is kept depends on."""
+    if origin.folder is not None:
+        files = [(name, (origin.folder / name).stat()) for name in walk(origin.folder).files]
+        version: Any = [(name, about.st_size, about.st_mtime_ns) for name, about in files]
+    elif block["revision"] is not None and _COMMIT.match(block["revision"]):
+        version = block["revision"]
+    else:
+        from huggingface_hub import HfApi
+
+        version = asked(lambda: HfApi().dataset_info(origin.name, revision=block["revision"]).sha, origin.name)
+    asked_for = {key: block[key] for key in ("subset", "split", "data_dir", "max_samples")}
+    document = json.dumps([origin.name, version, asked_for, columns.all], sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:24]
+
+
+def _batches(data: Any, origin: Origin, columns: Columns, most: int | None) -> Iterator[list[dict[str, Any]]]:
+    batch, size = list[dict[str, Any]](), 0
+    rows = islice(data.with_format("arrow"), most)
+    number = 0
+    while (row := asked(lambda: next(rows, None), origin.name)) is not None:
+        kept = {name: _picture(_cell(row, name), origin, f"row {number}, {name!r}") for name in columns.pictures}
+        size += sum(len(each["bytes"]) for each in kept.values() if each)
+        if columns.caption is not None:
+            kept[columns.caption] = _text(_cell(row, columns.caption), f"row {number}, {columns.caption!r}")
+        batch.append(kept)
+        number += 1
+        if len(batch) == _GROUP_ROWS or size >= _GROUP_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _cell(row: Any, name: str) -> Any:
+    return plain(row.column(name)[0]) if name in row.column_names else None
+
+
+def _picture(value: Any, origin: Origin, name: str) -> Any:
+    path = None
+    if isinstance(value, dict):
+        value, path = value.get("bytes"), value.get("path")
+    try:
+        if value is None and path:
+            value = origin.file(path).read()
+        if value is None:
+            return None
+        if not isinstance(value, bytes):
+            raise BadTable(f"{origin.name} {name} holds a {type(value).__name__}, not a picture")
+        refuse_large(len(value))
+    except Refused as error:
+        raise BadTable(f"{origin.name} {name} names {path!r:.200}, which {error}") from None
+    except OSError as error:
+        raise BadTable(f"{origin.name} {name} cannot be read ({why(error)})") from None
+    return {"bytes": value, "path": path}
+
+
+def _text(value: Any, name: str) -> bytes | None:
+    """What is no UTF-8 is kept as it is, for the audit to tell."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise BadTable(f"{name} holds a {type(value).__name__}, not text")
+    return value.encode("utf-8", "surrogateescape")
+
+
+def _write(batches: Iterator[list[dict[str, Any]]], columns: Columns, file: Path) -> None:
+    fields = [(name, _PICTURE) for name in dict.fromkeys(columns.pictures)]
+    schema = pa.schema(fields + ([(columns.caption, pa.binary())] if columns.caption else []))
+    with pq.ParquetWriter(file, schema) as writer:
+        for batch in batches:
+            writer.write_table(pa.Table.from_pylist(batch, schema))

@@ -1,0 +1,116 @@
+"""Tables of text: CSV, TSV and JSON Lines, read row by row so that a fault names its line.
+
+The readers of pandas and pyarrow guess types: `001` becomes a number and a caption `NA` an empty cell. These do not.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from flowhooks.data.places import Place, as_text
+
+SUFFIXES = (".csv", ".tsv")
+
+
+class BadTable(Exception):
+    """A table that cannot be read to its end; the message says where and why."""
+
+
+class Table(Protocol):
+    """Rows with named columns."""
+
+    def columns(self) -> list[str]:
+        """Raises BadTable, Refused or OSError."""
+        ...
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        """(name of the row for people, its cells by column or what is wrong with it). Raises like `columns`."""
+        ...
+
+
+def open_table(place: Place, name: str) -> Table:
+    """The table in the file `name`, by its suffix."""
+    match PurePosixPath(name).suffix.lower():
+        case ".jsonl":
+            return JsonLines(place, name)
+        case ".parquet":
+            from flowhooks.data.sources.parquet import ParquetText
+
+            return ParquetText(place, name)
+        case ".tsv":
+            return Separated(place, name, "\t")
+        case _:
+            return Separated(place, name, ",")
+
+
+@dataclass(frozen=True)
+class Separated:
+    """A CSV or TSV file with its columns named in the first line; every cell is text."""
+
+    place: Place
+    name: str
+    separator: str
+
+    def columns(self) -> list[str]:
+        with as_text(self.place.open(self.name)) as file:
+            return self._header(csv.reader(file, delimiter=self.separator))
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        with as_text(self.place.open(self.name)) as file:
+            lines = csv.reader(file, delimiter=self.separator, strict=True)
+            header = self._header(lines)
+            try:
+                for cells in lines:
+                    if not cells:
+                        continue
+                    row = f"{self.name} line {lines.line_num}"
+                    if len(cells) != len(header):
+                        yield row, f"has {len(cells)} cells, the header has {len(header)}; quote cells with commas"
+                        continue
+                    yield row, {column: cell or None for column, cell in zip(header, cells, strict=True)}
+            except csv.Error as error:
+                raise BadTable(f"{self.name} line {lines.line_num} cannot be read ({error})") from None
+
+    def _header(self, lines: Any) -> list[str]:
+        try:
+            header = [name.strip() for name in next(lines, [])]
+        except csv.Error as error:
+            raise BadTable(f"{self.name} line 1 cannot be read ({error})") from None
+        twice = sorted({name for name in header if header.count(name) > 1})
+        if twice:
+            raise BadTable(f"{self.name} has two columns {twice[0]!r}; rename one")
+        return header
+
+
+@dataclass(frozen=True)
+class JsonLines:
+    """One JSON object a line."""
+
+    place: Place
+    name: str
+
+    def columns(self) -> list[str]:
+        found: dict[str, None] = {}
+        for _, cells in self.rows():
+            if isinstance(cells, dict):
+                found.update(dict.fromkeys(cells))
+        return list(found)
+
+    def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
+        with as_text(self.place.open(self.name)) as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield f"{self.name} line {number}", _object(line)
+
+
+def _object(line: str) -> dict[str, Any] | str:
+    try:
+        cells = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return f"is no JSON ({error})"
+    return cells if isinstance(cells, dict) else 'is no JSON object, such as {"file_name": "a.png"}'

@@ -1,0 +1,14 @@
+"""Shows data sets: one page in a browser, one contact sheet. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.lazy import lazily
+
+_ROOMS = {"Gallery": "flowhooks.gallery.write", "write_gallery": "flowhooks.gallery.write"}
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    return lazily(__name__, _ROOMS, name)

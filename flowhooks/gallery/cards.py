@@ -1,0 +1,164 @@
+"""One card a sample: what belongs together, what is wrong with it, and which samples are shown."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flowhooks.data import Record, Survey
+from flowhooks.data.geometry import Geometry
+from flowhooks.data.inspection import Picture
+from flowhooks.data.loose import is_loose
+from flowhooks.data.pairing import MASK_TYPES
+from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.sets import DataSet
+from flowhooks.data.sizing import Sizing
+
+SAME = "both sides are the same file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One sample, whole or not.
+
+    Args:
+        key: of the sample in its data set.
+        dataset: id of the image data set.
+        image: None if its file cannot be used.
+        caption: None if there is none.
+        wordings: other captions that a visit may take.
+        rejected: the worse side, if there is one.
+        paired: whether there should be one.
+        masks: they multiply.
+        geometry: how it is cut; None shows all of it.
+        rejected_geometry: how the worse side is cut where it has a box of its own.
+        times: how often it comes in an epoch; 0 for a sample that is not whole.
+        problems: why a run refuses it.
+        warnings: what is likely not meant.
+    """
+
+    key: str
+    dataset: str
+    image: Picture | None
+    caption: str | None
+    wordings: tuple[str, ...] = ()
+    rejected: Picture | None = None
+    paired: bool = False
+    masks: tuple[Picture, ...] = ()
+    geometry: Geometry | None = None
+    rejected_geometry: Geometry | None = None
+    times: int = 0
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def bucket(self) -> str:
+        """Size as trained on; empty for a sample that is not whole."""
+        if self.geometry is None:
+            return ""
+        clip = f"x{self.geometry.frames}" if self.geometry.frames > 1 else ""
+        return f"{self.geometry.width}x{self.geometry.height}{clip}"
+
+    @property
+    def state(self) -> str:
+        return "problem" if self.problems else "warning" if self.warnings else "fine"
+
+
+def all_cards(survey: Survey) -> list[Card]:
+    """Every sample of every image data set, in order."""
+    cards: list[Card] = []
+    for i in survey.links:
+        images, partners = survey.sets[i], survey.partners(i)
+        times = Counter(record for record in survey.records if record.dataset == images.id)
+        sizing, originals = Sizing.of(images.block), dict[str, str]()
+        for record, number in times.items():
+            cards.append(_whole(record, number, images, sizing, originals))
+        cards += _broken(images, partners, {record.key for record in times})
+    return cards
+
+
+def chosen(cards: Sequence[Card], number: int, seed: int) -> list[Card]:
+    """At most `number` cards: those with problems, then those with warnings, then others drawn by `seed`."""
+    rng = random.Random(seed)
+    kept: list[Card] = []
+    for state in ("problem", "warning", "fine"):
+        places = [i for i, card in enumerate(cards) if card.state == state]
+        room = min(len(places), number - len(kept))
+        kept += [cards[i] for i in sorted(rng.sample(places, room))]
+    return kept
+
+
+def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, originals: dict[str, str]) -> Card:
+    problems = []
+    if sizing.too_small(record.image.width, record.image.height):
+        problems.append(f"{record.image.size} is below `minimum_image_size`")
+    elif not images.block["allow_upscale"]:
+        problems += [
+            f"{each.size} is smaller than what is trained"
+            for each, geometry in record.sides
+            if geometry.enlarges(each.width, each.height)
+        ]
+    strict = None if record.rejected_geometry else record.rejected
+    for each, kind in [(strict, "rejected side"), *((mask, "mask") for mask in record.masks)]:
+        if each is not None and abs(_aspect(record.image) / _aspect(each) - 1) > ASPECT_TOLERANCE:
+            problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
+    warnings = []
+    if record.rejected is not None and record.rejected.digest == record.image.digest:
+        warnings.append(SAME)
+    original = originals.setdefault(record.image.digest, record.key)
+    if original != record.key:
+        warnings.append(f"the same image as {original}")
+    return Card(
+        key=record.key,
+        dataset=record.dataset,
+        image=record.image,
+        caption=record.caption,
+        wordings=record.wordings,
+        rejected=record.rejected,
+        paired=record.rejected is not None,
+        masks=record.masks,
+        geometry=record.geometry,
+        rejected_geometry=record.rejected_geometry,
+        times=times,
+        problems=tuple(problems),
+        warnings=tuple(warnings),
+    )
+
+
+def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> Iterator[Card]:
+    """Samples that lack something."""
+    for stem in sorted((images.images.keys() | images.unusable) - whole):
+        problems = ["the file cannot be used"] if stem in images.unusable else []
+        if stem in images.images and stem not in images.captions:
+            problems.append("no caption")
+        rejected: list[Picture] = []
+        masks: list[Picture] = []
+        warnings: list[str] = []
+        for partner in partners:
+            if stem in partner.images:
+                (masks if partner.block["conditioning_type"] in MASK_TYPES else rejected).append(partner.images[stem])
+            elif stem in partner.unusable:
+                problems.append(f"the file in {partner.id!r} cannot be used")
+            else:
+                (warnings if is_loose(partner) else problems).append(f"no partner in {partner.id!r}")
+        if not problems and not warnings:
+            small = images.block["small_images"] == "leave_out"
+            warnings += ["left out: smaller than what is trained"] if small else []
+            problems += [] if small else ["has no size to be trained at"]
+        yield Card(
+            key=stem,
+            dataset=images.id,
+            image=images.images.get(stem),
+            caption=images.captions.get(stem),
+            rejected=next(iter(rejected), None),
+            paired=any(partner.block["conditioning_type"] not in MASK_TYPES for partner in partners),
+            masks=tuple(masks),
+            problems=tuple(problems),
+            warnings=tuple(warnings),
+        )
+
+
+def _aspect(picture: Picture) -> float:
+    return picture.width / picture.height

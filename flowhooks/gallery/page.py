@@ -1,0 +1,207 @@
+"""One HTML page that needs nothing else: pictures as `data:` URLs, and a policy under which nothing can be fetched and
+no script but ours runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib.resources import files
+from io import BytesIO
+
+from PIL import Image
+
+from flowhooks.data.findings import count
+from flowhooks.errors import Problem
+from flowhooks.gallery.cards import Card
+from flowhooks.gallery.thumbs import SIDE, Thumbs, overlay
+
+MARK = "<!-- flowhooks inspect -->"
+STATES = {"problem": "with problems", "warning": "with warnings", "fine": "fine"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What stands above the cards.
+
+    Args:
+        title: the file that was looked at.
+        facts: word -> number.
+        problems: why a run refuses the data.
+        warnings: what is likely not meant.
+        notes: what else is remarkable.
+        buckets: (data set, size) -> samples in an epoch.
+        of: how many cards there are altogether.
+    """
+
+    title: str
+    facts: Mapping[str, int]
+    problems: Sequence[Problem]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+    buckets: Mapping[tuple[str, str], int]
+    of: int
+
+
+def page(found: Findings, cards: Sequence[tuple[Card, Thumbs]]) -> str:
+    """The whole page."""
+    script, style = _own("page.js"), _own("page.css")
+    policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
+    body = [*_head(found), *_filters(found, [card for card, _ in cards]), '<section id="cards" aria-label="samples">']
+    several = len({card.dataset for card, _ in cards}) > 1
+    body += [_card(card, thumbs, several) for card, thumbs in cards]
+    body += ["</section>", *_foot(found, len(cards))]
+    return (
+        f'<!doctype html>{MARK}\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
+        f"<title>{escape(found.title)}</title><style>{style}</style></head>\n<body>"
+        + "\n".join(body)
+        + f"\n<script>{script}</script></body></html>\n"
+    )
+
+
+@cache
+def _own(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _head(found: Findings) -> Iterator[str]:
+    facts = "".join(f"<li><b>{number:,}</b> {escape(word)}</li>" for word, number in found.facts.items())
+    yield f'<header><h1>{escape(found.title)}</h1><ul class="facts">{facts}</ul></header><main>'
+    problems = [(" ".join(filter(None, (each.file, each.path))), each.message) for each in found.problems]
+    yield _told("problem", "A run would refuse this", problems)
+    yield _told("warning", "Warnings", [("", each) for each in found.warnings])
+    if found.buckets:
+        yield '<section aria-label="buckets"><h2>Buckets</h2><ul class="buckets">'
+        largest = max(found.buckets.values())
+        for (dataset, size), number in found.buckets.items():
+            yield (
+                f'<li><button type="button" data-bucket="{escape(size)}" aria-pressed="false"><b>{escape(size)}</b>'
+                f"<span>{count(number, 'sample')}</span>"
+                f'<progress max="{largest}" value="{number}" aria-hidden="true"></progress>'
+                f'<span class="set">{escape(dataset)}</span></button></li>'
+            )
+        yield "</ul></section>"
+
+
+def _told(kind: str, title: str, lines: Sequence[tuple[str, str]]) -> str:
+    if not lines:
+        return ""
+    rows = "".join(
+        "<li>" + (f'<code class="where">{escape(place)}</code>' if place else "") + f"{escape(message)}</li>"
+        for place, message in lines
+    )
+    return f'<section><h2 class="{kind}">{escape(title)}</h2><ul class="told {kind}">{rows}</ul></section>'
+
+
+def _filters(found: Findings, cards: Sequence[Card]) -> Iterator[str]:
+    yield '<div id="bar"><form id="filters" role="search" hidden>'
+    yield '<input type="search" name="search" placeholder="Search captions and names" aria-label="Search">'
+    sets = Counter(card.dataset for card in cards)
+    buckets = Counter(card.bucket for card in cards if card.bucket)
+    states = Counter(card.state for card in cards)
+    yield _select("dataset", "All data sets", [(name, name, number) for name, number in sets.items()])
+    yield _select("bucket", "All sizes", [(name, name, number) for name, number in sorted(buckets.items())])
+    known = [(state, words, states[state]) for state, words in STATES.items() if states[state]]
+    yield _select("state", "All samples", known)
+    yield (
+        '<select name="size" aria-label="Size of the pictures"><option value="small">small</option>'
+        '<option value="medium" selected>medium</option><option value="large">large</option></select>'
+    )
+    masked = any(card.masks for card in cards)
+    yield f'<label class="check"{"" if masked else " hidden"}><input type="checkbox" name="mask" checked> Masks</label>'
+    yield '<button type="button" class="clear">Clear</button>'
+    yield '<output id="shown"></output></form></div>'
+    yield "<noscript><p>Searching and filtering need JavaScript; all samples are below.</p></noscript>"
+
+
+def _select(name: str, title: str, options: Sequence[tuple[str, str, int]]) -> str:
+    """A choice, hidden where there is none."""
+    rows = "".join(
+        f'<option value="{escape(value)}">{escape(words)} ({number:,})</option>' for value, words, number in options
+    )
+    hidden = "" if len(options) > 1 else " hidden"
+    return f'<select name="{name}" aria-label="{title}"{hidden}><option value="">{title}</option>{rows}</select>'
+
+
+def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
+    text = escape("\n".join((card.key, card.caption or "", *card.wordings)).lower())
+    sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask)]
+    if card.paired:
+        sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask))
+    chips = _chips(card, thumbs, several)
+    missing = card.caption is None
+    caption = "no caption" if missing else card.caption or ""
+    return (
+        f'<article aria-label="{escape(card.key)}" data-text="{text}"'
+        f' data-dataset="{escape(card.dataset)}" data-bucket="{escape(card.bucket)}" data-state="{card.state}">'
+        f'<div class="sides">{"".join(sides)}</div><div class="words">{chips}'
+        f'<p class="caption{" none" if missing else ""}" dir="auto">{escape(caption)}</p>{_others(card.wordings)}'
+        f"<h3>{escape(card.key)}</h3></div></article>"
+    )
+
+
+def _chips(card: Card, thumbs: Thumbs, several: bool) -> str:
+    chips = [("problem", each) for each in card.problems] + [("warning", each) for each in card.warnings]
+    if several:
+        chips.append(("", card.dataset))
+    if card.image is not None:
+        cut = f"{card.image.size} \N{RIGHTWARDS ARROW} {card.bucket}"
+        chips.append(("", cut if card.bucket and card.bucket != card.image.size else card.image.size))
+    if thumbs.everywhere:
+        chips.append(("", "mask is white all over"))
+    if card.times > 1:
+        chips.append(("", f"{card.times} times an epoch"))
+    rows = "".join(f'<li class="{kind}">{escape(words)}</li>' for kind, words in chips)
+    return f'<ul class="chips">{rows}</ul>'
+
+
+def _others(wordings: Sequence[str]) -> str:
+    if not wordings:
+        return ""
+    rows = "".join(f'<li dir="auto">{escape(each)}</li>' for each in wordings)
+    return f"<details><summary>or one of {count(len(wordings), 'other wording')}</summary><ul>{rows}</ul></details>"
+
+
+def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Image | None) -> str:
+    if picture is None:
+        shown = '<span class="gone">missing</span>'
+    else:
+        shown = _img(picture, f"{side}: {card.key}")
+        if mask is not None:
+            # Enlarged first where pictures are tiny, or its line would be as wide as their pixels.
+            factor = max(1, SIDE // max(mask.size))
+            enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
+            shown += _img(overlay(enlarged), "", "mask")
+    return f'<figure><div class="frame">{shown}</div><figcaption>{side}</figcaption></figure>'
+
+
+def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
+    tiny = max(picture.size) < SIDE // 2
+    file = BytesIO()
+    picture.save(file, "WEBP", lossless=tiny or picture.mode == "RGBA", quality=78)
+    data = base64.b64encode(file.getvalue()).decode()
+    classes = " ".join(filter(None, (kind, "tiny" if tiny else "")))
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img class="{classes}" {size} alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
+
+
+def _foot(found: Findings, shown: int) -> Iterator[str]:
+    yield '<p id="nothing" hidden>Nothing fits. <button type="button" class="clear">Clear the filters</button></p>'
+    if not shown:
+        yield "<p>No sample could be read.</p>"
+    yield _told("note", "Notes", [("", each) for each in found.notes])
+    yield "</main><footer><p>"
+    if shown < found.of:
+        yield f"{shown:,} of {found.of:,} samples are on this page; <code>--sample</code> takes more. "
+    yield "Tint: where the mask is white, so where it trains; point at a picture to see it without. "
+    yield "<kbd>/</kbd> searches, <kbd>m</kbd> shows or hides masks, <kbd>Esc</kbd> clears.</p></footer>"

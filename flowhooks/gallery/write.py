@@ -1,0 +1,168 @@
+"""Looks at a data set, draws it, and writes the page and the sheet."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import PngImagePlugin
+from tqdm import tqdm
+
+from flowhooks.config import Datasets, load_datasets
+from flowhooks.config.document import read_json, without_remarks
+from flowhooks.data import Survey, survey
+from flowhooks.data.findings import some
+from flowhooks.errors import ConfigError, DataError, Problem
+from flowhooks.gallery.cards import SAME, Card, all_cards, chosen
+from flowhooks.gallery.page import MARK, Findings, page
+from flowhooks.gallery.sheet import sheet
+from flowhooks.gallery.thumbs import BLACK, Thumbs, draw
+
+PAGE, SHEET = "inspect.html", "inspect.png"
+SOFTWARE = "flowhooks inspect"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """What was written.
+
+    Args:
+        page: the HTML file.
+        sheet: the PNG.
+        shown: samples on the page.
+        of: samples there are.
+        problems: why a run would refuse the data.
+        warnings: what is likely not meant.
+    """
+
+    page: Path
+    sheet: Path
+    shown: int
+    of: int
+    problems: tuple[Problem, ...]
+    warnings: tuple[str, ...]
+
+
+def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0, progress: bool = False) -> Gallery:
+    """Write `inspect.html` and `inspect.png`, problems first, also for data that a run would refuse.
+
+    Args:
+        source: a data set file, or a run file that names one.
+        output: the folder. What an earlier call wrote there is replaced; other files of these names are not.
+        sample: the most samples to show, >= 1.
+        seed: draws them.
+        progress: show a bar.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not valid; or the output folder is no place to write.
+    """
+    datasets = load(source)
+    problem = next((each for each in map(_refusal, (output / PAGE, output / SHEET)) if each), None)
+    if problem is not None:
+        raise ConfigError(problem)
+    looked = survey(datasets)
+    cards = all_cards(looked)
+    shown = chosen(cards, sample, seed)
+    drawn = [_drawn(card) for card in tqdm(shown, desc="pictures", unit="", disable=not progress)]
+    drawn.sort(key=lambda each: ("problem", "warning", "fine").index(each[0].state))
+    found = _findings(source, looked, cards, drawn)
+    text = page(found, drawn).encode("utf-8", "backslashreplace")
+    output.mkdir(parents=True, exist_ok=True)
+    _replace(output / PAGE, text)
+    _replace(output / SHEET, _png(drawn))
+    return Gallery(
+        page=output / PAGE,
+        sheet=output / SHEET,
+        shown=len(drawn),
+        of=len(cards),
+        problems=tuple(found.problems),
+        warnings=tuple(found.warnings),
+    )
+
+
+def load(source: str) -> Datasets:
+    """The data sets of a data set file or a run file. Raises ConfigError."""
+    path = Path(source).expanduser()
+    document = without_remarks(read_json(path))
+    if not isinstance(document, dict) or "datasets" in document:
+        return load_datasets(source, Path())
+    data: Any = document.get("data")
+    if data is None:
+        raise DataError(Problem("names no `data`; give a data set file, or a run file that names one", source))
+    return load_datasets(data, path, root="$.data")
+
+
+def _drawn(card: Card) -> tuple[Card, Thumbs]:
+    thumbs = draw(card)
+    problems, warnings = (*card.problems, *thumbs.problems), (*card.warnings, *thumbs.warnings)
+    return replace(card, problems=problems, warnings=warnings), thumbs
+
+
+def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequence[tuple[Card, Thumbs]]) -> Findings:
+    facts = {
+        "samples": len(looked.records),
+        "images": sum(len(looked.sets[i].images) for i in looked.links),
+        "rejected": len({record.rejected for record in looked.records if record.rejected}),
+        "masks": len({mask for record in looked.records for mask in record.masks}),
+        "captions": len({caption for record in looked.records for caption in record.captions}),
+    }
+    buckets: Counter[tuple[str, str]] = Counter()
+    for card in cards:
+        if card.bucket:
+            buckets[card.dataset, card.bucket] += card.times
+    problems, warnings, notes = list(looked.found.problems), list(looked.found.warnings), list(looked.found.notes)
+    if not problems:
+        audited = looked.audit()
+        warnings, notes = list(audited.warnings), list(audited.report)
+    broken = [f"{card.key}: {', '.join(thumbs.problems)}" for card, thumbs in drawn if thumbs.problems]
+    if broken:
+        problems.append(Problem(f"pictures that cannot be decoded ({len(broken):,}): {some(broken)}", source))
+    for what in (SAME, BLACK):
+        names = [card.key for card in cards if what in card.warnings]
+        names = names or [card.key for card, thumbs in drawn if what in thumbs.warnings]
+        if names:
+            warnings.append(f"{what} ({len(names):,}): {some(names)}")
+    return Findings(
+        title=Path(source).name,
+        facts={word: number for word, number in facts.items() if number or word == "samples"},
+        problems=problems,
+        warnings=warnings,
+        notes=notes,
+        buckets=dict(sorted(buckets.items(), key=lambda each: (each[0][0], -each[1]))),
+        of=len(cards),
+    )
+
+
+def _png(drawn: Sequence[tuple[Card, Thumbs]]) -> bytes:
+    marks = PngImagePlugin.PngInfo()
+    marks.add_text("Software", SOFTWARE)
+    file = BytesIO()
+    sheet(drawn).save(file, "PNG", pnginfo=marks)
+    return file.getvalue()
+
+
+def _refusal(file: Path) -> Problem | None:
+    """Why `file` may not be written: it is there and not ours."""
+    if not file.exists() and not file.is_symlink():
+        return None
+    if file.is_file() and not file.is_symlink():
+        with file.open("rb") as opened:
+            head = opened.read(400)
+        if MARK.encode() in head or SOFTWARE.encode() in head:
+            return None
+    return Problem("this file is there and was not written by `flowhooks inspect`; name another --output", str(file))
+
+
+def _replace(file: Path, content: bytes) -> None:
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        aside.write_bytes(content)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,18 @@
+"""Makes data sets of pairs: from good images by stated degradations, or from images with scores. Free of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flowhooks.lazy import lazily
+
+_ROOMS = {
+    "Made": "flowhooks.pairs.folder",
+    "make_pairs": "flowhooks.pairs.make",
+    "pairs_from_scores": "flowhooks.pairs.choose",
+}
+__all__ = sorted(_ROOMS)
+
+
+def __getattr__(name: str) -> Any:
+    return lazily(__name__, _ROOMS, name)

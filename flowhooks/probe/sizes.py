@@ -1,0 +1,85 @@
+"""The sizes a pipeline was asked to work at, and what was learnt at each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.layout import Layout
+
+FRAMES = ("num_frames", "frames")
+#: Frames by which a clip can be longer: a multiple of how many any autoencoder takes together (4, 6, 8).
+ALIKE = 24
+
+
+class Size(NamedTuple):
+    """Pixels, and frames of a clip; None where the pipeline draws pictures only."""
+
+    height: int
+    width: int
+    frames: int | None
+
+
+class Sizes:
+    """Layouts by size.
+
+    Args:
+        pipe: the pipeline; whether it makes clips is read off its call.
+        arguments: what every call of it gets.
+    """
+
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any]):
+        known = inspect.signature(type(pipe).__call__).parameters
+        self._pipeline = type(pipe).__name__
+        self._argument = next((name for name in FRAMES if name in known), None)
+        self._frames: int | None = None
+        if self._argument is not None:
+            self._frames = arguments.get(self._argument, known[self._argument].default)
+        self.layouts: dict[Size, Layout] = {}
+
+    def of(self, height: int, width: int, frames: int | None = None) -> Size:
+        """A size, with the pipeline's own number of frames where none is given. Raises ModelError for a clip where it
+        makes none."""
+        if self._argument is None and frames not in (None, 1):
+            raise ModelError(f"{self._pipeline} draws pictures, not clips of {frames} frames; set `num_frames` to 1")
+        return Size(height, width, None if self._argument is None else frames or self._frames)
+
+    def told(self, size: Size) -> dict[str, int]:
+        """The size as arguments of the pipeline."""
+        told = {"height": size.height, "width": size.width}
+        if self._argument is not None and size.frames is not None:
+            told[self._argument] = size.frames
+        return told
+
+    def larger(self, size: Size) -> Size:
+        """Twice as wide, and a clip longer by a number of frames that any autoencoder takes together."""
+        frames = size.frames if size.frames is None else size.frames + ALIKE
+        return Size(size.height, 2 * size.width, frames)
+
+    def size_of(self, layout: Layout) -> Size:
+        """Where a layout was learnt."""
+        return next(size for size, known in self.layouts.items() if known is layout)
+
+    def layout_of(self, shape: tuple[int, ...], size: Size | None) -> Layout:
+        """The layout of samples of a shape, at ``size`` if that is known.
+
+        Raises:
+            ModelError: none is known, or more than one.
+        """
+        fitting = [at for at in self.layouts if self.layouts[at].sample_shape == shape]
+        if size in fitting:
+            return self.layouts[size]
+        if not fitting:
+            raise ModelError(
+                f"no layout is known for samples of shape {shape}; call `model.layout(height, width)` for their "
+                "resolution first"
+            )
+        if len(fitting) > 1:
+            named = ", ".join(f"{at.width}x{at.height}" + (f"x{at.frames}" if at.frames else "") for at in fitting)
+            raise ModelError(
+                f"samples of shape {shape} may be of {named}; say which with `Batch(size=(height, width, frames))`, or "
+                "use `model.at(height, width)`"
+            )
+        return self.layouts[fitting[0]]
