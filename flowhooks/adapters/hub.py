@@ -23,7 +23,8 @@ _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?P<inside>(?:/{_PART})*)")
 
 def fetch(source: Path | str) -> Path:
     """The local path of what ``source`` names: a file, a folder, or a Hub id ``owner/name`` or ``owner/name/file``,
-    of which only the adapter and its configuration are downloaded. What is on this disk comes first.
+    of which only the adapter and its configuration are downloaded. What is on this disk comes first: where there is a
+    folder ``owner``, the rest is a path in it.
 
     Raises:
         AdapterError: it is neither here nor to be had from the Hub.
@@ -33,6 +34,12 @@ def fetch(source: Path | str) -> Path:
     # A repository is not named like a weights file: that is a local one which is missing.
     if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):
         return path
+    owner = path.parts[0]
+    if Path(owner).is_dir():
+        raise AdapterError(
+            f"{source}: no such file or folder, though {owner!r} is a folder here, so it is not looked for on the Hub. "
+            "Correct the path; what it names may not have been trained yet."
+        )
     inside = match["inside"].strip("/")
     if inside and path.suffix and path.suffix != ".safetensors":
         # `find_file` says why such a file is refused; nothing is downloaded.

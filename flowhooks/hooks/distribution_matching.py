@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.adapters.second import SecondAdapter, build_second
-from flowhooks.errors import ModelError
 from flowhooks.hooks.dmd import carried, critic_error, direction, jump_times, jumped, noising_times, pull
+from flowhooks.hooks.experts import require_whole_path
 from flowhooks.hooks.flow_maps import over
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
@@ -79,11 +79,7 @@ class DistributionMatching(Hook):
         if not self.weight:
             yield
             return
-        if session.model.sigma_range != (0.0, 1.0):
-            raise ModelError(
-                f"'{self.type}' draws samples from pure noise, but the network that is trained is only called at sigma "
-                f"{session.model.sigma_range}; train pipelines of two experts without this hook"
-            )
+        require_whole_path(self.type, session.model)
         alpha = self.critic_rank if self.critic_alpha is None else self.critic_alpha
         self._critic = critic = build_second(session.adapter, name=CRITIC, rank=self.critic_rank, alpha=alpha)
 

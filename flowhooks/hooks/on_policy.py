@@ -215,7 +215,7 @@ class OnPolicyRollout(Hook):
     def _asked(self, step: Step) -> list[Prompt]:
         """The prompts of this process's rows, each as often as a group has members."""
         if self.prompts is None:
-            if step.batch is None or not step.batch.prompts:
+            if step.given is None or not step.given.prompts:
                 raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
             records = step.batch.records or ({},) * len(step.batch.prompts)
             asked = [Prompt(text, record) for text, record in zip(step.batch.prompts, records, strict=True)]

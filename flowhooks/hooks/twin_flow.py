@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from flowhooks.errors import ModelError
 from flowhooks.hooks.dmd import critic_error, jumped, noising_times, pull
+from flowhooks.hooks.experts import require_whole_path
 from flowhooks.hooks.flow_maps import over
 from flowhooks.hooks.twin_trajectories import branch_difference
 from flowhooks.kernel.hook import Hook
@@ -74,11 +74,8 @@ class TwinFlow(Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        if self.adversarial_weight and session.model.sigma_range != (0.0, 1.0):
-            raise ModelError(
-                f"'{self.type}' draws samples from pure noise, but the network that is trained is only called at sigma "
-                f"{session.model.sigma_range}; train pipelines of two experts without this hook"
-            )
+        if self.adversarial_weight:
+            require_whole_path(self.type, session.model)
         yield
 
     def penalty(self, step: Step) -> dict[str, Tensor]:

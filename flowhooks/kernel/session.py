@@ -158,7 +158,7 @@ class Session:
             assembly=self.assembly,
             model=self.model if size is None else self.model.at(*size),
             roles=self.roles,
-            batch=batch,  # type: ignore[arg-type]
+            given=batch,
             draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
             training=training,
             fresh=training and self.fresh and micro_step == 0,

@@ -52,7 +52,7 @@ class Step:
         assembly: the hooks.
         model: predicts velocities in the scheduler's sample space, at the batch's size.
         roles: role name -> context manager under which the model plays it. ``policy`` is the model as it stands.
-        batch: the data.
+        given: the data; None in a run without any, until its source has drawn.
         draws: the step's random numbers.
         training: false when held-out data is measured; hooks then leave their state alone.
         fresh: true on the very first step of an adapter that starts as the identity.
@@ -63,7 +63,7 @@ class Step:
     assembly: Assembly
     model: Model
     roles: Mapping[str, Callable[[], AbstractContextManager]]
-    batch: Batch
+    given: Batch | None
     draws: Draws
     training: bool
     fresh: bool
@@ -75,6 +75,13 @@ class Step:
     _errors: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     _targets: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def batch(self) -> Batch:
+        """The data, or what the source has drawn. Raises ValueError where there is neither."""
+        if self.given is None:
+            raise ValueError("this step was given no batch, and no hook draws one; pass a `Batch` to the session")
+        return self.given
 
     def predict(self, view: str, role: str = POLICY) -> Tensor:
         """``[B, ...]`` velocity of ``role`` on ``view``. Computed once; views of one role that fit go in one batch."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import call_exceptions
-from flowhooks.probe.guidance import without_guidance
+from flowhooks.probe.guidance import scale_argument, without_guidance
 from flowhooks.probe.recorder import Recording, answering, quiet, recording_calls, recording_steps, run
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
@@ -32,6 +32,7 @@ class PipelineContract:
         constants: all other arguments, as the pipeline passes them.
         call: pipeline arguments that switch guidance off.
         guidance: kinds the pipeline knows: ``embedded``, ``classifier-free``.
+        scale: the pipeline argument that a run's ``guidance_scale`` goes to.
         fixed_text: whether prompts of different lengths give arguments of one shape.
         joint: whether an argument follows prompt and resolution both, so that a prompt is encoded anew for each
             resolution.
@@ -46,6 +47,7 @@ class PipelineContract:
     constants: Mapping[str, Any]
     call: Mapping[str, Any]
     guidance: tuple[str, ...]
+    scale: str
     fixed_text: bool
     joint: bool
 
@@ -61,6 +63,7 @@ class PipelineContract:
             "constants": {name: _shown(value) for name, value in self.constants.items()},
             "call_without_guidance": dict(self.call),
             "guidance": list(self.guidance),
+            "guidance_argument": self.scale,
             "fixed_text": self.fixed_text,
             "joint": self.joint,
         }
@@ -82,7 +85,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
     with quiet(pipe, networks):
         base = {**call_exceptions(pipe), **arguments}
         known: dict[Any, Any] = {}
-        call, guidance = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
+        call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
         one, other, two, wide = (
             recorded_arguments(pipe, networks, prompts, {**base, **size, **call})
             for prompts, size in (
@@ -109,7 +112,8 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             resolution_rules={},
             constants={},
             call=call,
-            guidance=guidance,
+            guidance=tuple(sorted(set(guided.values()))),
+            scale=scale_argument(guided),
             fixed_text=True,
             joint=False,
         )

@@ -14,12 +14,33 @@ from flowhooks.probe.recorder import Recording, first_of
 from flowhooks.probe.runs import PROMPTS, SHORTEST, recorded_arguments, walked
 from flowhooks.probe.values import same
 
+#: The argument that most pipelines have, which may do nothing.
+SCALE = "guidance_scale"
+EMBEDDED, CLASSIFIER_FREE = "embedded", "classifier-free"
+#: Of a pipeline that guides by a component of its own.
+GUIDER = "guider"
+
+
+def scales(pipe: Any) -> list[str]:
+    """Arguments of the pipeline's call that look as if they guided."""
+    return [name for name in inspect.signature(type(pipe).__call__).parameters if SCALE in name or "cfg_scale" in name]
+
+
+def scale_argument(guided: Mapping[str, str]) -> str:
+    """The argument that stands for guidance: the one of that name unless it does nothing and another one guides.
+
+    Args:
+        guided: argument that guides -> how, as :func:`without_guidance` finds them.
+    """
+    free = [name for name, kind in guided.items() if kind == CLASSIFIER_FREE and name != GUIDER]
+    return free[0] if SCALE not in guided and len(free) == 1 else SCALE
+
 
 def without_guidance(
     pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any], known: dict[Any, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The pipeline arguments under which one prompt goes through the network once a step, alone; and the kinds of
-    guidance.
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The pipeline arguments under which one prompt goes through the network once a step, alone; and what guides, an
+    argument or the pipeline's ``guider``, with its kind, ``embedded`` or ``classifier-free``.
 
     Args:
         known: what the networks returned, by name and shapes; grows by a forward or two.
@@ -27,13 +48,12 @@ def without_guidance(
     Raises:
         ModelError: the pipeline runs under none of them, or guides under all.
     """
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    scales = [name for name in accepted if "guidance_scale" in name or "cfg_scale" in name]
+    accepted = scales(pipe)
     guided: Recording | None = None
     failure: Exception | None = None
-    plain = [name for name in scales if not name[-1].isdigit()]
+    plain = [name for name in accepted if not name[-1].isdigit()]
     tried: list[dict[str, Any]] = []
-    for names, value in product((scales, plain, ["guidance_scale"]), (1.0, 0.0)):
+    for names, value in product((accepted, plain, [SCALE]), (1.0, 0.0)):
         call: dict[str, Any] = {name: value for name in names if name in accepted}
         if call in tried:
             continue
@@ -44,7 +64,7 @@ def without_guidance(
             failure = failure or error
             continue
         if len(walk.calls) == len(walk.steps) and _alone(walk):
-            return call, _guidance_kinds(pipe, networks, arguments, call, known)
+            return call, _what_guides(pipe, networks, arguments, call, known)
         guided = walk
     if guided is None:
         raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}: {failure}") from failure
@@ -60,14 +80,14 @@ def without_guidance(
     ) from failure
 
 
-def _guidance_kinds(
+def _what_guides(
     pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any], known: dict[Any, Any]
-) -> tuple[str, ...]:
-    """What another scale changes: the number of predictions, an argument, or nothing."""
-    if getattr(pipe, "guider", None) is not None:
-        return ("classifier-free",)
+) -> dict[str, str]:
+    """What another scale changes: the number of predictions, an argument of the network, or nothing."""
+    if getattr(pipe, GUIDER, None) is not None:
+        return {GUIDER: CLASSIFIER_FREE}
     one = recorded_arguments(pipe, networks, PROMPTS[:1], {**arguments, **off})
-    kinds = []
+    guided = {}
     for name in off:
         call = {**arguments, **off, name: 3.0, "prompt": PROMPTS[0]}
         if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
@@ -78,10 +98,10 @@ def _guidance_kinds(
             continue
         # A call of shapes that no plain run has ends the walk before its step: a batch of two, or another prompt.
         if len(walk.calls) > len(walk.steps) or not _alone(walk):
-            kinds.append("classifier-free")
+            guided[name] = CLASSIFIER_FREE
         elif any(not same(one[n], walk.calls[0].get(n)) for n in one if "guidance" in n):
-            kinds.append("embedded")
-    return tuple(sorted(set(kinds)))
+            guided[name] = EMBEDDED
+    return guided
 
 
 def _alone(walk: Recording) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +72,14 @@ class Mix:
         index: ``[B, N]``, the level of each picture token.
         count: K, how many levels there are.
         places: where the picture is among the tokens of a meeting.
-        names: id of a weight -> its name.
+        names: of weights.
         moves: where the batch's axis went, by what moved it, where it was and the shape.
     """
 
     index: Tensor
     count: int
     places: Places
-    names: Mapping[int, str]
+    names: WeightNames
     moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -103,9 +104,25 @@ class Mix:
         return self._rows[place, tokens]
 
 
-def weight_names(network: nn.Module) -> dict[int, str]:
-    """id of a weight -> its name, whatever adapter wraps its layer."""
-    return {id(p): name.replace(".base_layer", "") for name, p in network.named_parameters()}
+class WeightNames:
+    """Names of the weights of what ``network()`` gives, whatever adapter wraps their layer; that is walked only where a
+    weight is new."""
+
+    def __init__(self, network: Callable[[], nn.Module]):
+        self.network = network
+        self._known: dict[int, tuple[ref[Tensor], str]] = {}
+
+    def of(self, tensor: Tensor) -> str | None:
+        """The name of ``tensor``, None if it is no weight of the network."""
+        if not isinstance(tensor, nn.Parameter):
+            return None
+        known = self._known.get(id(tensor))
+        # The id of a weight that was let go may be another's by now.
+        if known is None or known[0]() is not tensor:
+            weights = self.network().named_parameters()
+            self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
+            known = self._known.get(id(tensor))
+        return None if known is None else known[1]
 
 
 class Levels:
@@ -171,7 +188,7 @@ class Levels:
         path = first.path
         if name in LAYERS or name in CASTS:
             lift: Callable[[Tensor], Tensor] = lambda other: other  # noqa: E731
-            named = [first.mix.names[id(other)] for other in others if id(other) in first.mix.names]
+            named = [weight for weight in map(first.mix.names.of, others) if weight is not None]
             if name in LAYERS:
                 path = (named[0],) if named else (*path, name)
         elif others:

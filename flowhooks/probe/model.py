@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.fingerprint import fingerprint
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
+from flowhooks.probe.levels import WeightNames
 from flowhooks.probe.partial import returned_by
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
 from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
@@ -62,6 +63,7 @@ class FlowModel:
             raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
         #: A second time that hooks gave the network; None where it has none, or one of its own.
         self.interval: Interval | None = None
+        self.weight_names = WeightNames(partial(getattr, pipe, self.component))
         self._sizes = Sizes(pipe, self.arguments)
         self._size = self._sizes.of(size["height"], size["width"], frames)
         self._bound = False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import Levels, Meeting, Mix, Path, weight_names
+from flowhooks.probe.levels import Levels, Meeting, Mix, Path
 from flowhooks.probe.partial import given_to
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def leveled(
         for sigma in told.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)
-    mix = Mix(index=told.index, count=count, places=places, names=weight_names(network))
+    mix = Mix(index=told.index, count=count, places=places, names=model.weight_names)
 
     def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, form = tree_flatten((args, kwargs))

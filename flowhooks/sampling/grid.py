@@ -9,10 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.sampling.dataset import save_dataset
 
 GAP = 2
+SCALE = "guidance_scale"
 #: One list of pictures for each step count.
 Pictures = list[list[Image.Image]]
 
@@ -55,12 +56,13 @@ def sample_command(args: Namespace) -> int:
 
     restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below)
     own = restored.pipe.scheduler
+    scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
     with restored.trained() as pipe:
         scheduler = pipe.scheduler
-        rows = [_drawn(pipe, restored.arguments, args)]
+        rows = [_drawn(pipe, restored.arguments, scale, args)]
     if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
         with scheduled(pipe, scheduler):
-            rows.insert(0, _drawn(pipe, restored.arguments, args))
+            rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
     if restored.below is not None:
         print(f"The adapter is off in steps that start above sigma {restored.below:g}")
     if scheduler is not own:
@@ -81,7 +83,7 @@ def sample_command(args: Namespace) -> int:
     return 0
 
 
-def _drawn(pipe: Any, arguments: Mapping[str, Any], args: Namespace) -> Pictures:
+def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
     """The pictures at every step count."""
     from flowhooks.sampling.images import sample_images
 
@@ -91,6 +93,7 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], args: Namespace) -> Pictures
             args.prompt,
             num_inference_steps=steps,
             guidance_scale=args.guidance_scale,
+            scale_argument=scale,
             negative_prompt=args.negative_prompt,
             seed=args.seed,
             num_images_per_prompt=args.num_images,
@@ -100,6 +103,20 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], args: Namespace) -> Pictures
         )
         for steps in args.steps
     ]
+
+
+def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    """The argument that guides; learnt by running a pipeline that has several which might."""
+    from flowhooks.probe import probe
+    from flowhooks.probe.guidance import scales
+
+    if len(scales(pipe)) < 2:
+        return SCALE
+    try:
+        return probe(pipe, arguments=arguments).contract.scale
+    except ModelError:
+        # One that cannot be learnt is sampled all the same.
+        return SCALE
 
 
 def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:

@@ -22,6 +22,7 @@ def sample_images(
     *,
     num_inference_steps: int,
     guidance_scale: float | None = None,
+    scale_argument: str = "guidance_scale",
     negative_prompt: str = "",
     seed: int = 0,
     num_images_per_prompt: int = 1,
@@ -38,16 +39,19 @@ def sample_images(
 
     Args:
         guidance_scale: None takes the pipeline's own. Of a pipeline that has a guider it is the guider's.
+        scale_argument: the argument of the pipeline's call that takes it.
         height, width: pixels; None takes the pipeline's own.
         arguments: more arguments of the pipeline's call, such as ``max_sequence_length``.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     call: dict[str, Any] = {**(arguments or {}), "num_inference_steps": num_inference_steps, "output_type": "pil"}
+    # A pipeline with a scale of another name guides only where it is given a negative prompt, be it empty.
+    guided = scale_argument != "guidance_scale" and guidance_scale is not None and guidance_scale > 1
     optional = {
-        "guidance_scale": guidance_scale,
+        scale_argument: guidance_scale,
         "height": height,
         "width": width,
-        "negative_prompt": negative_prompt or None,
+        "negative_prompt": negative_prompt if guided else negative_prompt or None,
     }
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
     pictures: list[Image.Image] = []

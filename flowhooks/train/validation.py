@@ -112,6 +112,7 @@ class Validation:
                     validation["prompts"],
                     num_inference_steps=count,
                     **options,
+                    scale_argument=model.contract.scale,
                     arguments=self.run.model["pipeline_arguments"],
                 )
                 for count in counts

@@ -90,7 +90,7 @@ def _fresh(session: Session, batch: flowhooks.Batch):
         assembly=session.assembly,
         model=session.model,
         roles=session.roles,
-        batch=batch,
+        given=batch,
         draws=Draws(seed=0, micro_step=session.micro_step),
         training=True,
         fresh=False,

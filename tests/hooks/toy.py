@@ -9,7 +9,7 @@ from torch import nn
 
 from flowhooks.hooks.build import build_assembly
 from flowhooks.kernel.session import Session
-from flowhooks.kernel.view import Batch
+from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.testing import GaussianFlow, GaussianModel, NoCondition
 
 FLOW = GaussianFlow(mean=0.5, std=0.7)
@@ -79,3 +79,15 @@ def toy_session(model: GaussianModel, *hooks, **options) -> Session:
     for hook in session.assembly.hooks:
         hook.attached(session).__enter__()
     return session
+
+
+def targeted(session, batch) -> tuple[dict, StepResult]:
+    """The main view of a step, its target and the prediction, and the step's result."""
+    found, target = {}, session.assembly.target
+
+    def seen(step, view):
+        found.update(view=view, target=target(step, view), student=step.predict("main"))
+        return found["target"]
+
+    session.assembly.target = seen
+    return found, session.step(batch)

@@ -6,8 +6,9 @@ import operator
 
 import pytest
 import torch
+from torch import nn
 
-from flowhooks.probe.levels import Levels, Mix
+from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.picking import plus_picked, times_picked
 
 #: Two samples of four tokens, three rows each.
@@ -68,7 +69,7 @@ def test_nothing_that_was_picked_is_kept(function, _, wanted):
 def test_levels_meet_tokens_that_way(combine, tokens, monkeypatch):
     others, rows = tensors(5)
     others = others.reshape(2, *tokens, 5)
-    mix = Mix(index=LEVEL, count=3, places=lambda meeting: "all", names={})
+    mix = Mix(index=LEVEL, count=3, places=lambda meeting: "all", names=WeightNames(nn.Identity))
     levels = Levels(rows.reshape(6, *[1] * len(tokens), 5), mix)
     monkeypatch.setattr(Levels, "_pick", None)
     found = combine(others, levels)
@@ -82,7 +83,7 @@ def test_other_axes_are_picked_too(others):
     size = 1 if len(others) == 1 else 2
     levels = Levels(
         rows[: 3 * size].unsqueeze(1),
-        Mix(index=LEVEL[:size], count=3, places=lambda meeting: "all", names={}),
+        Mix(index=LEVEL[:size], count=3, places=lambda meeting: "all", names=WeightNames(nn.Identity)),
     )
     expected = rows[INDEX[:size]]
     if len(others) == 4:

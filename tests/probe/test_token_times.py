@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import mse_loss
 
 import flowhooks
@@ -14,7 +15,7 @@ from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
-from flowhooks.probe.levels import Levels, Mix
+from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import Entry
 from flowhooks.testing import PIPELINES, matrix, tiny
@@ -291,7 +292,7 @@ def test_tables_are_no_tokens():
         index=torch.tensor([[0, 1, 1], [1, 0, 0]]),
         count=2,
         places=lambda meeting: "all" if len(meeting.other) == 2 else None,
-        names={},
+        names=WeightNames(nn.Identity),
     )
     levels = Levels(rows, mix)
     for table in (torch.ones(1, 6, 2), torch.ones(6, 2)):
@@ -306,7 +307,9 @@ def test_tables_are_no_tokens():
 
 
 def test_what_levels_cannot_do_is_refused():
-    mix = Mix(index=torch.zeros(2, 3, dtype=torch.long), count=2, places=lambda meeting: "all", names={})
+    mix = Mix(
+        index=torch.zeros(2, 3, dtype=torch.long), count=2, places=lambda meeting: "all", names=WeightNames(nn.Identity)
+    )
     levels = Levels(torch.zeros(4, 6), mix)
     for wrong in (
         lambda: levels[0],
@@ -327,3 +330,16 @@ def test_an_entry_names_a_module_and_its_calls():
     entries = {name: m.tokens(torch.zeros(1, *m.sample_shape)).entry for name, m in tokens.items()}
     assert entries["anyflow"] == Entry(name="condition_embedder.timesteps_proj", calls=2)
     assert entries["cosmos25"] == Entry(name="time_embed.time_proj", calls=1)
+
+
+def test_names_follow_the_weights_that_come_and_go():
+    """As a walk of the whole network gives them, whatever was asked before."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    names = WeightNames(lambda: network)
+    for _ in range(50):
+        assert [names.of(p) for p in network.parameters()] == [name for name, _ in network.named_parameters()]
+        assert names.of(network[0].weight.detach()) is None and names.of(nn.Parameter(torch.zeros(1))) is None
+        # What is let go here leaves its id to what comes next.
+        network[1] = None
+        network.insert(0, nn.Linear(2, 2))
+        del network[2]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from flowhooks.errors import AdapterError, ConfigError, ModelError
+from flowhooks.probe import probe
 from flowhooks.sampling.grid import picture_grid, sample_command
 from flowhooks.sampling.images import sample_images
 from flowhooks.testing import tiny
@@ -44,6 +45,28 @@ def test_a_guider_is_told_the_scale_and_left_as_found():
     assert (own == same).all() and (own != plain).any()
 
 
+def test_a_scale_of_another_name_is_learnt_and_told():
+    """Qwen-Image has a `guidance_scale` too, which does nothing on a network that is told none."""
+    pipe, arguments = tiny("qwen-image"), PIPELINES["qwen-image"].arguments
+    scale = probe(pipe, arguments=arguments).contract.scale
+    assert scale == "true_cfg_scale"
+    options = {"num_inference_steps": 2, "arguments": arguments}
+    drawn = {
+        value: pixels(*sample_images(pipe, ["one"], guidance_scale=value, scale_argument=scale, **options)).astype(int)
+        for value in (1.0, 8.0)
+    }
+    call = {"num_inference_steps": 2, "generator": [torch.Generator().manual_seed(0)], **arguments}
+    (stock,) = pipe("one", true_cfg_scale=8.0, negative_prompt="", **call).images
+    assert (drawn[8.0] == pixels(stock)).all() and (drawn[8.0] != drawn[1.0]).any()
+    unheard = [pixels(*sample_images(pipe, ["one"], guidance_scale=value, **options)) for value in (1.0, 8.0)]
+    assert (unheard[0] == unheard[1]).all()
+
+
+@pytest.mark.parametrize(("name", "scale"), [("flux", "guidance_scale"), ("sd3", "guidance_scale")])
+def test_a_guidance_scale_that_does_something_stays(name, scale):
+    assert probe(tiny(name), arguments=PIPELINES[name].arguments).contract.scale == scale
+
+
 def test_a_grid_keeps_every_picture_in_its_cell():
     colours = ["red", "lime", "blue"]
     grid = picture_grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2)
@@ -65,6 +88,7 @@ def arguments(tmp_path, tiny_sd3):
         height=None,
         width=None,
         dtype="fp32",
+        adapter_below=None,
         lora=None,
         steps=[1],
         guidance_scale=1.0,

@@ -1,0 +1,22 @@
+"""Hooks that draw from pure noise refuse one network of two experts."""
+
+from __future__ import annotations
+
+import pytest
+
+import flowhooks
+from flowhooks.errors import ModelError
+from flowhooks.probe import probe
+from flowhooks.testing import tiny
+
+
+@pytest.fixture(scope="module")
+def expert():
+    return probe(tiny("wan-two-experts"), arguments={"max_sequence_length": 16, "num_frames": 5})
+
+
+@pytest.mark.parametrize("kind", ["distribution_matching", "twin_flow"])
+def test_one_of_two_experts_is_refused(kind, expert):
+    run = {"adapter": {"rank": 2}, "hooks": [{"type": kind}], "training": {"use_ema": True}}
+    with pytest.raises(ModelError, match=f"'{kind}' draws .* only called at sigma"), flowhooks.attach(expert, run):
+        pass
