@@ -6,7 +6,6 @@ files: playlists could otherwise name anything on this machine or the network.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage
+from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding
 
 MOVING = (*FORMATS, "GIF")
 NEEDS_AV = "is a video file, which needs PyAV; run `pip install 'flowhooks[video]'`"
@@ -57,14 +56,8 @@ def video_facts(data: bytes, demuxer: str) -> dict[str, Any]:
 def frames_of(data: bytes, positions: Sequence[int]) -> Iterator[Image.Image]:
     """The frames at these rising positions, upright. Raises BadImage where one is not there or cannot be decoded."""
     demuxer = container_of(data)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield from _moving(data, positions) if demuxer is None else _video(data, demuxer, positions)
-    except BadImage:
-        raise
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BadImage(f"cannot be decoded ({error})") from None
+    with decoding():
+        yield from _moving(data, positions) if demuxer is None else _video(data, demuxer, positions)
 
 
 def select(total: int, count: int, how: str, chance: int) -> tuple[int, ...]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flowhooks.config.datasets import MASK_TYPES
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
 from flowhooks.data.geometry import chance
 from flowhooks.data.sets import DataSet
-
-MASK_TYPES = ("mask", "segmentation")
 
 
 def told_of_clips(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
@@ -27,6 +29,19 @@ JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 class BadImage(Exception):
     """The file is not an image that flowhooks can train on; the message says why."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Quietly; whatever goes wrong is a BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadImage:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise BadImage(f"cannot be decoded ({error})") from None
 
 
 @dataclass(frozen=True, kw_only=True)

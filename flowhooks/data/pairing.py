@@ -6,8 +6,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowhooks.config.datasets import MASK_TYPES
 from flowhooks.data.findings import Findings, count
-from flowhooks.data.frames import MASK_TYPES, told_of_clips
+from flowhooks.data.frames import told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans

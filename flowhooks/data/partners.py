@@ -15,6 +15,11 @@ from flowhooks.data.sizing import Sizing, check_sizing
 ASPECT_TOLERANCE = 0.01
 
 
+def same_aspect(one: Picture, other: Picture) -> bool:
+    """Whether one box can cut both: their aspects agree within 1 %."""
+    return abs(one.width * other.height / (one.height * other.width) - 1) <= ASPECT_TOLERANCE
+
+
 def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
     """Every image has a partner, of its aspect ratio."""
     if not (images.usable and partner.usable):
@@ -34,7 +39,7 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
         other = partner.images.get(stem)
         if other is None or (other.width, other.height) == (picture.width, picture.height):
             continue
-        if abs(picture.width * other.height / (picture.height * other.width) - 1) > ASPECT_TOLERANCE:
+        if not same_aspect(picture, other):
             askew.append(f"{stem} ({picture.size} image, {other.size} partner)")
         else:
             resized += 1

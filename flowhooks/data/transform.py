@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from io import BytesIO
 
 import numpy as np
@@ -10,23 +9,17 @@ from PIL import Image, ImageOps
 
 from flowhooks.data.clips import frames_of, moves
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage
+from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding
 
 
 def open_upright(data: bytes) -> Image.Image:
     """Decode an image and apply its EXIF orientation. Raises BadImage if it cannot be decoded."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise BadImage(f"has more than {MAX_PIXELS:,} pixels")
-            image.load()
-            return ImageOps.exif_transpose(image)
-    except BadImage:
-        raise
-    except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BadImage(f"cannot be decoded ({error})") from None
+    with decoding():
+        image = Image.open(BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise BadImage(f"has more than {MAX_PIXELS:,} pixels")
+        image.load()
+        return ImageOps.exif_transpose(image)
 
 
 def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:

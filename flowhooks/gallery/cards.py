@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flowhooks.config.datasets import MASK_TYPES
 from flowhooks.data import Record, Survey
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.loose import is_loose
-from flowhooks.data.pairing import MASK_TYPES
-from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.partners import same_aspect
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sizing import Sizing
 
@@ -102,7 +102,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
         ]
     strict = None if record.rejected_geometry else record.rejected
     for each, kind in [(strict, "rejected side"), *((mask, "mask") for mask in record.masks)]:
-        if each is not None and abs(_aspect(record.image) / _aspect(each) - 1) > ASPECT_TOLERANCE:
+        if each is not None and not same_aspect(record.image, each):
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
     if record.rejected is not None and record.rejected.digest == record.image.digest:
@@ -158,7 +158,3 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
             problems=tuple(problems),
             warnings=tuple(warnings),
         )
-
-
-def _aspect(picture: Picture) -> float:
-    return picture.width / picture.height

@@ -11,7 +11,7 @@ from typing import Any
 from flowhooks.data import Audit
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.geometry import plan_geometry
-from flowhooks.data.partners import ASPECT_TOLERANCE
+from flowhooks.data.partners import same_aspect
 from flowhooks.data.sizing import Sizing, check_sizing
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.pairs.folder import DATASET, Made, pair_folder, refusals
@@ -107,7 +107,7 @@ def _check(file: Path, scored: Sequence[Scored], pairs: Sequence[Pair], min_gap:
     problems = []
     for better, worse in pairs:
         one, other = better.picture, worse.picture
-        if abs(one.width * other.height / (one.height * other.width) - 1) > ASPECT_TOLERANCE:
+        if not same_aspect(one, other):
             what = f"{worse.image!r} is {other.size}, its partner {better.image!r} of line {better.line} is {one.size}"
             problems.append(at_line(file, worse.line, f"{what}; crop them to one aspect ratio"))
     raise_some(file, problems)
