@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.config import Run, draws
 from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_cache, data_loader, streams
+from flowhooks.data.records import partly_rejected
 from flowhooks.data.schedule import crowded, phases
 from flowhooks.data.shards import told_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, Problem
@@ -49,6 +50,7 @@ def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool =
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
         audited = audit(run.data, run.cache_dir)
+        _check_offered(run, audited)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
@@ -137,8 +139,23 @@ def check(run: Run) -> None:
         )
         raise ConfigError(Problem(message, source, "$.model.dtype"))
     make_optimizer(run, [nn.Parameter(torch.zeros(1))])
-    roles = {name for name, there in (("reference", run.adapter), ("ema", training["use_ema"])) if there}
-    build_assembly(run.hooks, {*run.provides, *(f"role:{name}" for name in roles)}, source)
+    _check_plan(run, run.provides)
+
+
+def _check_plan(run: Run, given: frozenset[str]) -> None:
+    roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
+    build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
+
+
+def _check_offered(run: Run, audited: Audit) -> None:
+    """The plan again where the audit found less than the data set file promises. Raises ConfigError."""
+    why = partly_rejected(audited.records)
+    if run.data is None or why is None:
+        return
+    try:
+        _check_plan(run, frozenset(f"data:{each}" for each in audited.provides))
+    except ConfigError as error:
+        raise ConfigError([*error.problems, Problem(why, str(run.data.source), run.data.root)]) from None
 
 
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:

@@ -70,6 +70,18 @@ def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, ki
         assert "data.json: $[0].instance_data_dir: " in line
 
 
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_set_that_takes_the_rejected_sides_from_all_is_named(tmp_path, capsys, command):
+    """Before weights load: the pipeline's folder of this run holds none."""
+    run = make_run(tmp_path)
+    plain = {"id": "plain", "instance_data_dir": "lose"}
+    (tmp_path / "data.json").write_text(json.dumps([*BLOCKS, plain]))
+    assert main([command, str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "'paired_views' needs 'data:rejected'" in err
+    assert "data.json: $: 3 of 6 samples have no rejected side, those of 'plain', so none is offered" in err
+
+
 def test_check_warns_of_data_that_no_hook_uses(tmp_path, capsys):
     run = make_run(tmp_path, hooks=[{"type": "flow_dpo"}])
     assert main(["check", str(run)]) == 0
