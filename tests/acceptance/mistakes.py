@@ -64,7 +64,7 @@ def _twice(user: User) -> None:
 
 _UNUSABLE = "files that cannot be used (1)"
 _ADD = "add what is missing, or move these images out"
-_REPLACE = "replace them or move them out of the folder; nothing was changed"
+_REPLACE = "replace them or take them out of the data set; nothing was changed"
 
 MISTAKES: dict[str, Mistake] = {
     "no run file": Mistake(lambda user: user.run.rename(user.mine / "runs.json"), ("run.json", "no such file")),
