@@ -21,7 +21,7 @@ from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_
 from flowhooks.data.records import partly_rejected
 from flowhooks.data.schedule import crowded, phases
 from flowhooks.data.shards import told_bytes, total_bytes
-from flowhooks.errors import ConfigError, DataError, Problem
+from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, Problem
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
 from flowhooks.train import holdout, rng
@@ -51,6 +51,8 @@ def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool =
         source = _starting_point(checkpoints, resume)
         audited = audit(run.data, run.cache_dir)
         _check_offered(run, audited)
+        for line in audited.warnings if accelerator.is_main_process else ():
+            warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
@@ -168,7 +170,7 @@ def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) ->
             raise ConfigError(Problem(message, str(run.source), "$.validation.holdout"))
     sentence = crowded(drawn, run.training["train_batch_size"] * accelerator.num_processes)
     if sentence and accelerator.is_main_process:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, FlowhooksWarning, stacklevel=2)
     return drawn
 
 
@@ -176,7 +178,8 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
     if resume is not None:
         found = checkpoints.find(resume)
         if found is None:
-            warnings.warn(f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0", stacklevel=2)
+            message = f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0"
+            warnings.warn(message, FlowhooksWarning, stacklevel=2)
         return found
     existing = checkpoints.all()
     if existing:

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from flowhooks.cli import main, parser
 from flowhooks.commands import train as train_command
 from flowhooks.config.schemas import schemas
+from flowhooks.errors import FlowhooksWarning
 from tests.cli.folders import BLOCKS, make_run
 
 COMMANDS = [
@@ -68,6 +70,18 @@ def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, ki
         assert main([command, str(run)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "data.json: $[0].instance_data_dir: " in line
+
+
+def test_our_own_warnings_are_one_line_without_code(monkeypatch, capsys):
+    def warn(args):
+        for kind in (FlowhooksWarning, UserWarning):
+            print(warnings.formatwarning(kind("look here"), kind, "code.py", 3, "code"), end="")
+        return 0
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("flowhooks.commands.env.run", warn)
+    assert main(["env"]) == 0 and warnings.formatwarning is usual
+    assert capsys.readouterr().out == "warning: look here\ncode.py:3: UserWarning: look here\n  code\n"
 
 
 @pytest.mark.parametrize("command", ["check", "train"])
