@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -33,7 +34,7 @@ from flowhooks.commands import (
     schema,
     train,
 )
-from flowhooks.errors import FlowhooksError
+from flowhooks.errors import FlowhooksError, FlowhooksWarning
 
 COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     interrupts: list[int] = []
     try:
-        with _signals(interrupts):
+        with _signals(interrupts), _plain_warnings():
             code = args.run_command(args)
         sys.stdout.flush()
         return code
@@ -104,6 +105,25 @@ def _without_secrets(message: str) -> str:
     from flowhooks.config.secrets import hide
 
     return hide(message)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Our own warnings without the line of code that Python adds."""
+    usual = warnings.formatwarning
+
+    def told(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, FlowhooksWarning):
+            return f"warning: {message}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 @contextmanager

@@ -13,6 +13,10 @@ class FlowhooksError(Exception):
     exit_code = 1
 
 
+class FlowhooksWarning(UserWarning):
+    """What is allowed and likely not meant; the command line prints the message alone."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong, with its place.

@@ -60,7 +60,8 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
     """
     from flowhooks.commands.planning import machine_problems, plan_run
     from flowhooks.data import audit
-    from flowhooks.errors import ConfigError
+    from flowhooks.data.records import partly_rejected
+    from flowhooks.errors import ConfigError, Problem
 
     problems = list(machine_problems(configured))
     given = configured.provides
@@ -76,6 +77,9 @@ def examine(configured: Run) -> tuple[Audit, Plan]:
         planned = plan_run(configured, given)
     except ConfigError as error:
         problems += error.problems
+        lost = "data:rejected" in configured.provides - given
+        if configured.data is not None and lost and (why := partly_rejected(audited.records)):
+            problems.append(Problem(why, str(configured.data.source), configured.data.root))
     if problems:
         raise ConfigError(problems)
     return audited, planned

@@ -12,7 +12,7 @@ from flowhooks.data.frames import told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
-from flowhooks.data.records import Audit, Drawing, Record, distinct_captions
+from flowhooks.data.records import Audit, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.schedule import report
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources import read_set
@@ -144,16 +144,11 @@ def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit
 
 def _provided(records: list[Record], found: Findings) -> frozenset[str]:
     provides = {"image"}
-    unpaired = sum(record.rejected is None for record in records)
     unmasked = sum(not record.masks for record in records)
-    if not unpaired:
+    if all(record.rejected for record in records):
         provides.add("rejected")
-    elif unpaired < len(records):
-        names = ", ".join(repr(name) for name in dict.fromkeys(r.dataset for r in records if r.rejected is None))
-        found.warnings.append(
-            f"{unpaired:,} of {len(records):,} samples have no rejected side, those of {names}, so none is offered to "
-            "hooks; give every image set one, or train those sets in a run of their own"
-        )
+    elif why := partly_rejected(records):
+        found.warnings.append(why)
     if unmasked < len(records):
         provides.add("mask")
         if unmasked:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flowhooks.data.geometry import Geometry
@@ -110,6 +110,18 @@ class Audit:
     def captions(self) -> tuple[str, ...]:
         """Every caption that a visit may take, sorted; the empty one only where captions are dropped."""
         return tuple(sorted(distinct_captions(self.records)))
+
+
+def partly_rejected(records: Sequence[Record]) -> str | None:
+    """Why no rejected side is offered to hooks although some records have one; None where all or none have."""
+    lacking = [record for record in records if record.rejected is None]
+    if len(lacking) in (0, len(records)):
+        return None
+    names = ", ".join(repr(name) for name in dict.fromkeys(record.dataset for record in lacking))
+    return (
+        f"{len(lacking):,} of {len(records):,} samples have no rejected side, those of {names}, so none is offered to "
+        "hooks; give every image set one, or train those sets in a run of their own"
+    )
 
 
 def distinct_captions(records: Iterable[Record]) -> set[str]:

@@ -28,7 +28,7 @@ from flowhooks.data.shards import (
     sweep,
     tensor_name,
 )
-from flowhooks.errors import DataError, Problem
+from flowhooks.errors import DataError, FlowhooksWarning, Problem
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDY = (
@@ -127,7 +127,8 @@ class Store:
             except FileNotFoundError:
                 return {}
             except DamagedShard as error:
-                warnings.warn(f"the cache file {path} is damaged ({error}); it is made again", stacklevel=3)
+                message = f"the cache file {path} is damaged ({error}); it is made again"
+                warnings.warn(message, FlowhooksWarning, stacklevel=3)
                 path.unlink()
                 return {}
 

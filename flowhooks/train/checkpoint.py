@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowhooks.errors import CheckpointError, UnusableCheckpoint
+from flowhooks.errors import CheckpointError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.kernel import distributed
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
@@ -65,7 +65,7 @@ class Checkpoints:
                 return folder
             except CheckpointError as error:
                 damaged.append(str(error))
-                warnings.warn(f"skipped a damaged checkpoint: {error}", stacklevel=2)
+                warnings.warn(f"skipped a damaged checkpoint: {error}", FlowhooksWarning, stacklevel=2)
         if damaged:
             raise UnusableCheckpoint(
                 "no checkpoint is whole: " + "; ".join(damaged) + "; start anew in another `output_dir`"

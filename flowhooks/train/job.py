@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from flowhooks.config import Run
 from flowhooks.data import Schedule
-from flowhooks.errors import CheckpointError
+from flowhooks.errors import CheckpointError, FlowhooksWarning
 from flowhooks.kernel import Batch
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
@@ -140,9 +140,8 @@ class Job:
     def restore(self, folder: Path) -> None:
         """Take back what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
         if not same_data(read_manifest(folder).identity, self.identity):
-            warnings.warn(
-                f"{folder}: the data sets have changed since; from here on samples come in another order", stacklevel=2
-            )
+            message = f"{folder}: the data sets have changed since; from here on samples come in another order"
+            warnings.warn(message, FlowhooksWarning, stacklevel=2)
         parameters, saved = self.session.parameters(), read(folder, "parameters")
         wrong = [
             f"`{name}`"

@@ -18,9 +18,10 @@ from torch.utils.data import Subset
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.config import Run, draws
 from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_cache, data_loader, streams
+from flowhooks.data.records import partly_rejected
 from flowhooks.data.schedule import crowded, phases
 from flowhooks.data.shards import told_bytes, total_bytes
-from flowhooks.errors import ConfigError, DataError, Problem
+from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, Problem
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
 from flowhooks.train import holdout, rng
@@ -49,6 +50,9 @@ def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool =
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
         audited = audit(run.data, run.cache_dir)
+        _check_offered(run, audited)
+        for line in audited.warnings if accelerator.is_main_process else ():
+            warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
@@ -137,8 +141,23 @@ def check(run: Run) -> None:
         )
         raise ConfigError(Problem(message, source, "$.model.dtype"))
     make_optimizer(run, [nn.Parameter(torch.zeros(1))])
-    roles = {name for name, there in (("reference", run.adapter), ("ema", training["use_ema"])) if there}
-    build_assembly(run.hooks, {*run.provides, *(f"role:{name}" for name in roles)}, source)
+    _check_plan(run, run.provides)
+
+
+def _check_plan(run: Run, given: frozenset[str]) -> None:
+    roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
+    build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
+
+
+def _check_offered(run: Run, audited: Audit) -> None:
+    """The plan again where the audit found less than the data set file promises. Raises ConfigError."""
+    why = partly_rejected(audited.records)
+    if run.data is None or why is None:
+        return
+    try:
+        _check_plan(run, frozenset(f"data:{each}" for each in audited.provides))
+    except ConfigError as error:
+        raise ConfigError([*error.problems, Problem(why, str(run.data.source), run.data.root)]) from None
 
 
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
@@ -151,7 +170,7 @@ def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) ->
             raise ConfigError(Problem(message, str(run.source), "$.validation.holdout"))
     sentence = crowded(drawn, run.training["train_batch_size"] * accelerator.num_processes)
     if sentence and accelerator.is_main_process:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, FlowhooksWarning, stacklevel=2)
     return drawn
 
 
@@ -159,7 +178,8 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
     if resume is not None:
         found = checkpoints.find(resume)
         if found is None:
-            warnings.warn(f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0", stacklevel=2)
+            message = f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0"
+            warnings.warn(message, FlowhooksWarning, stacklevel=2)
         return found
     existing = checkpoints.all()
     if existing:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flowhooks.errors import FlowhooksWarning
 from tests.acceptance.user import User
 from tests.train.runs import NAMES
 
@@ -57,3 +60,15 @@ def test_from_check_to_a_rebuilt_cache(user):
     assert user.train("--set", elsewhere, "--rebuild-cache").code == 0
     assert cached(user) == before
     assert user.state() == mine
+
+
+def test_train_tells_the_warnings_of_the_data(user):
+    """As `check` does, and that a run goes on over other data."""
+    shutil.copy(user.data / "lose/one.png", user.data / "lose/orphan.png")
+    told = re.search(r"^warning +(lose: 1 file .* orphan)$", user.command("check", str(user.run)).out, re.MULTILINE)
+    assert told
+    with pytest.warns(FlowhooksWarning, match=f"^{re.escape(told[1])}$"):
+        assert user.train("--set", "training.max_train_steps=2").code == 0
+    user.edit_blocks(lambda blocks: blocks[0].update(repeats=1))
+    with pytest.warns(FlowhooksWarning, match="the data sets have changed since"):
+        assert user.train("--resume", "latest").code == 0

@@ -7,6 +7,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from itertools import product
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from flowhooks.cli import main, parser
 from flowhooks.commands import train as train_command
 from flowhooks.config.schemas import schemas
+from flowhooks.errors import FlowhooksWarning
 from tests.cli.folders import BLOCKS, make_run
 
 COMMANDS = [
@@ -68,6 +70,30 @@ def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, ki
         assert main([command, str(run)]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert "data.json: $[0].instance_data_dir: " in line
+
+
+def test_our_own_warnings_are_one_line_without_code(monkeypatch, capsys):
+    def warn(args):
+        for kind in (FlowhooksWarning, UserWarning):
+            print(warnings.formatwarning(kind("look here"), kind, "code.py", 3, "code"), end="")
+        return 0
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("flowhooks.commands.env.run", warn)
+    assert main(["env"]) == 0 and warnings.formatwarning is usual
+    assert capsys.readouterr().out == "warning: look here\ncode.py:3: UserWarning: look here\n  code\n"
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_set_that_takes_the_rejected_sides_from_all_is_named(tmp_path, capsys, command):
+    """Before weights load: the pipeline's folder of this run holds none."""
+    run = make_run(tmp_path)
+    plain = {"id": "plain", "instance_data_dir": "lose"}
+    (tmp_path / "data.json").write_text(json.dumps([*BLOCKS, plain]))
+    assert main([command, str(run)]) == 2
+    err = capsys.readouterr().err
+    assert "'paired_views' needs 'data:rejected'" in err
+    assert "data.json: $: 3 of 6 samples have no rejected side, those of 'plain', so none is offered" in err
 
 
 def test_check_warns_of_data_that_no_hook_uses(tmp_path, capsys):

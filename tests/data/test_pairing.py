@@ -182,6 +182,19 @@ def test_a_missing_and_an_empty_folder(root):
     assert "is a file, not a folder" in file
 
 
+def test_a_folder_that_another_type_reads_is_told_that_type(tmp_path):
+    for named in ("a.parquet", "b/x.tar"):
+        (tmp_path / named).parent.mkdir(exist_ok=True)
+        (tmp_path / named).write_bytes(b"x")
+    write_image(tmp_path / "c/a.png", (16, 16))
+    (tmp_path / "c/metadata.jsonl").write_text("{}")
+    blocks = [{"id": each[0], "instance_data_dir": each} for each in ("a.parquet", "b", "c")]
+    table, shards, listed = problems_in(tmp_path, blocks)
+    assert "a.parquet is a file, not a folder; set `type` to 'parquet'" in table
+    assert "it holds 1 .tar instead; set `type` to 'webdataset', put images there" in shards
+    assert "or `type` to 'imagefolder', which takes them from metadata.jsonl" in listed
+
+
 def test_links_out_of_the_folder_are_refused_by_name(root):
     outside = write_image(root / "elsewhere/a.png", seed=30)
     (root / "win/z.png").symlink_to(outside)

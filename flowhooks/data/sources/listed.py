@@ -13,11 +13,9 @@ from flowhooks.data.places import Place, Refused, inside, open_place
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
-from flowhooks.data.sources.opening import open_files, open_folder
+from flowhooks.data.sources.opening import METADATA, open_files, open_folder
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import SUFFIXES, BadTable, open_table
-
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
 def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataSet:

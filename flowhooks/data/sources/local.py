@@ -11,7 +11,7 @@ from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.inspecting import Inspector, note_copies
-from flowhooks.data.sources.opening import open_folder
+from flowhooks.data.sources.opening import KINDS, METADATA, open_folder
 
 
 def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
@@ -44,6 +44,9 @@ def _captions(block: dict[str, Any], path: str, stems: Iterable[str], tree: Tree
     if given is not None:
         return given
     remedy = "write the captions, or set `caption_strategy` to 'filename' or 'instanceprompt'"
+    tables = [name for name in METADATA if name in tree.files]
+    if tables:
+        remedy += f", or `type` to 'imagefolder', which takes them from {tables[0]}"
     captions = Captions(f"{path}.caption_strategy", remedy)
     for stem in stems:
         captions.read(stem, tree.files.get(f"{stem}.txt"), f"{stem}.txt")
@@ -60,7 +63,9 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
     others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(images.ignored.items()))
     if not images.images and not tree.refused:
         seen = f"; it holds {others} instead" if others else ""
-        remedy = "put images there, name another folder, or set `disabled` to true"
+        kind = next((KINDS[suffix] for suffix in sorted(images.ignored) if suffix in KINDS), None)
+        typed = f"set `type` to {kind!r}, " if kind else ""
+        remedy = f"{typed}put images there, name another folder, or set `disabled` to true"
         found.problem(where, f"{place.name} holds no image ({', '.join(suffixes_of(block))}){seen}; {remedy}")
         return None
     if others:

@@ -12,6 +12,9 @@ from flowhooks.data.findings import Findings
 from flowhooks.data.places import Place, Refused, open_place
 
 T = TypeVar("T")
+#: The tables of an `imagefolder`.
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+#: Suffix -> the type that reads such files.
 KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "webdataset"}
 
 
