@@ -109,14 +109,10 @@ def _elsewhere(key: str) -> str | None:
 
 def _type_remedy(wanted: list[str], found: Any) -> str:
     if isinstance(found, str):
-        if (
-            {"integer", "number"} & set(wanted)
-            and _is_number(found)
-            or "boolean" in wanted
-            and found in ("true", "false")
-        ):
+        numbers = {"integer", "number"} & set(wanted)
+        if numbers and _is_number(found) or "boolean" in wanted and found in ("true", "false"):
             return "; remove the quotes"
-        if "array" in wanted:
+        if "array" in wanted and not numbers:
             return "; put it in brackets"
         if "null" in wanted and found in ("null", "None", "none"):
             return "; write null without quotes"

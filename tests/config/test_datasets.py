@@ -133,7 +133,7 @@ def test_paths_of_blocks_made_by_hand():
         (
             [{**IMAGE, "resolution": "512"}],
             "$[0].resolution",
-            "expected a number, a list or null, found the string '512'",
+            "expected a number, a list or null, found the string '512'; remove the quotes",
         ),
         ([{**IMAGE, "resolution": [512]}], "$[0].resolution", "at least 2 entries, found 1"),
         ([{**IMAGE, "repeats": -1}], "$[0].repeats", "at least 0"),
