@@ -19,7 +19,7 @@ import torch
 
 import flowhooks
 from benchmarks.measure import interleaved, machine, ratio
-from benchmarks.step import RUN, adapted, batch_of, clock_of, probed
+from benchmarks.step import RUN, adapted, batch_of, clock_of, drawn_step, probed
 from benchmarks.token_times import peak_bytes
 
 SIZE = {"layers": 8, "heads": 8}
@@ -50,16 +50,7 @@ def updating(
     with flowhooks.attach(probed(device, **size), run) as session:
         optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-5)
 
-        def update() -> int:
-            made = 0
-            for result in session.steps(None, log=False):
-                result.loss.backward()
-                made += result.passes
-            optimizer.step()
-            optimizer.zero_grad()
-            return made
-
-        yield update
+        yield partial(drawn_step, session, optimizer)
 
 
 def bare(steps: int, batch_size: int, device: str, size: Mapping[str, int] = SIZE) -> Callable[[int], None]:

@@ -179,6 +179,17 @@ def batch_of(model: Any, size: int, device: str) -> Batch:
     )
 
 
+def drawn_step(session: Any, optimizer: torch.optim.Optimizer) -> int:
+    """A step of a run that draws what it trains on, down to the optimizer; returns how many forwards it made."""
+    made = 0
+    for result in session.steps(None, log=False):
+        result.loss.backward()
+        made += result.passes
+    optimizer.step()
+    optimizer.zero_grad()
+    return made
+
+
 def clock_of(device: str) -> Callable[[], float]:
     """Of what a step takes: on the CPU the time that this process computes, whatever else the machine does."""
     return time.process_time if device == "cpu" else time.perf_counter
@@ -284,13 +295,7 @@ def flow_opd(rounds: int, batch_size: int, device: str) -> dict[str, Any]:
     passes: list[int] = []
 
     def step() -> None:
-        made = 0
-        for result in session.steps(None, log=False):
-            result.loss.backward()
-            made += result.passes
-        optimizer.step()
-        optimizer.zero_grad()
-        passes.append(made)
+        passes.append(drawn_step(session, optimizer))
 
     model, layers, other = adapted(device, **size)
     batch = batch_of(model, batch_size, device)

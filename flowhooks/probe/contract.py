@@ -51,6 +51,12 @@ class PipelineContract:
     fixed_text: bool
     joint: bool
 
+    def sigma_range(self, network: str) -> tuple[float, float]:
+        """Where this network is the one that is called: all of [0, 1], or one side of the boundary of two experts."""
+        if self.boundary is None:
+            return 0.0, 1.0
+        return (self.boundary, 1.0) if network == self.networks[0] else (0.0, self.boundary)
+
     def describe(self) -> dict[str, Any]:
         """The contract as JSON, for ``flowhooks probe``."""
         return {

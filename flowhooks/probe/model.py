@@ -124,15 +124,8 @@ class FlowModel:
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Where the trained network is the one that is called: all of [0, 1], or one side of the boundary of two
-        experts."""
-        if self.contract.boundary is None:
-            return 0.0, 1.0
-        return (
-            (self.contract.boundary, 1.0)
-            if self.component == self.contract.networks[0]
-            else (0.0, self.contract.boundary)
-        )
+        """Where the trained network is the one that is called, see :meth:`PipelineContract.sigma_range`."""
+        return self.contract.sigma_range(self.component)
 
     @property
     def device(self) -> torch.device:

@@ -26,10 +26,10 @@ from flowhooks.config import load_run
 from flowhooks.embedded.model import example
 
 
-def measured(legible: float, bold: float, drift: float = 80.0) -> Measured:
+def measured(legible: float, bold: float, drift: float = 80.0, frechet: float | None = None) -> Measured:
     return Measured(
         rewards={"legible": legible, "bold": bold},
-        frechet=30.0,
+        frechet=drift if frechet is None else frechet,
         own_frechet={"legible": 2 * drift - 20, "bold": 20},
         digit_accuracy=0.9,
     )
@@ -69,7 +69,8 @@ def test_the_goal_is_reached_when_every_part_is():
     "row, instead",
     [
         (WITH, measured(-0.13, 0.5, 40.0)),
-        (WITH, measured(-0.1, 0.5, 43.0)),
+        (WITH, measured(-0.1, 0.5, 43.0, frechet=40.0)),
+        (WITH, measured(-0.1, 0.5, 40.0, frechet=43.0)),
         (MERGE, measured(-0.1, 0.5)),
         (MIXED, measured(-0.1, 0.5)),
     ],
