@@ -24,13 +24,14 @@ from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
 from flowhooks.errors import ConfigError, ModelError, Problem
-from flowhooks.hooks.build import build_assembly
+from flowhooks.hooks.build import build_assembly, resolved_hooks
+from flowhooks.hooks.registry import hook_class
 from flowhooks.kernel import distributed
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
-from flowhooks.modules_file import MODULES, RUN, load_modules, read_manifest
+from flowhooks.modules_file import MODULES, load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
@@ -45,6 +46,7 @@ def attach(
     seed: int | None = None,
     height: int | None = None,
     width: int | None = None,
+    allow_imports: bool = False,
 ) -> Iterator[Session]:
     """Attach a run's hooks and adapter to a pipeline; detach both, without a trace, on leaving.
 
@@ -57,9 +59,12 @@ def attach(
             finished run it cannot be given.
         seed: of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
+        allow_imports: the run, or the folder, may name code by import paths; a :class:`flowhooks.config.Run` was
+            allowed it, or refused, when it was read.
 
     Raises:
-        ConfigError: the run is not valid, or its hooks conflict; an ``adapter`` for a finished run.
+        ConfigError: the run is not valid, names code without leave, or its hooks conflict; an ``adapter`` for a
+            finished run.
         ModelError: the pipeline cannot be learnt.
         AdapterError: the adapter does not fit.
     """
@@ -70,11 +75,14 @@ def attach(
                 "out"
             )
             raise ConfigError(Problem(message, str(run)))
-        with _restored(pipe, Path(run), seed=seed, height=height, width=width) as session:
+        with _restored(pipe, Path(run), seed=seed, height=height, width=width, allow_imports=allow_imports) as session:
             yield session
         return
-    resolved = _resolve(run, adapter)
-    hooks: Sequence[Any] = run if isinstance(run, Sequence) and _is_hooks(run) else resolved.hooks
+    resolved = _resolve(run, adapter, allow_imports)
+    hooks: Sequence[Any] = resolved.hooks
+    if isinstance(run, Sequence) and _is_hooks(run):
+        # Before the pipeline runs: a block that is not valid, or names code, is told at once.
+        hooks = resolved_hooks(run, allow_imports=allow_imports)
     with ExitStack() as stack:
         model = _probed(pipe, resolved, height, width)
         fitted = _fit_adapter(model, resolved, adapter, stack)
@@ -129,11 +137,11 @@ def _session(
 
 
 @contextmanager
-def _restored(pipe: Any, folder: Path, *, seed: int | None, height: int | None, width: int | None) -> Iterator[Session]:
+def _restored(
+    pipe: Any, folder: Path, *, seed: int | None, height: int | None, width: int | None, allow_imports: bool
+) -> Iterator[Session]:
     """The hooks of a finished run that trained modules, with those, and its adapter unless one is on."""
-    manifest = read_manifest(folder / MODULES)
-    section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
-    run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, folder / RUN)
+    run, manifest = trained_hooks(folder, allow_imports=allow_imports)
     with ExitStack() as stack:
         size = manifest["size"]
         model = _probed(pipe, run, height or size["height"], width or size["width"], size.get("frames"))
@@ -152,6 +160,36 @@ def _restored(pipe: Any, folder: Path, *, seed: int | None, height: int | None, 
         yield session
 
 
+def trained_hooks(folder: Path, *, allow_imports: bool) -> tuple[Run, dict[str, Any]]:
+    """The hooks that trained modules in a finished run, as a run of them alone, and the manifest of their file.
+
+    The folder may be a stranger's: nothing is built from it here, and nothing that it names is imported unless that is
+    allowed.
+
+    Args:
+        folder: that holds ``flowhooks_modules.safetensors``.
+        allow_imports: it may list hooks by import paths.
+
+    Raises:
+        ModelError: the file is missing, or is none of ours.
+        ConfigError: it lists a hook that is not valid, or trains nothing, or is named by an import path without leave.
+    """
+    file = folder / MODULES
+    manifest = read_manifest(file)
+    section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
+    run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, file, allow_imports=allow_imports)
+    # No run has written others there, so there is no reason to build one.
+    idle = [hook for hook in run.hooks if hook_class(hook.type, hook.where).modules is Hook.modules]
+    if idle:
+        raise ConfigError(
+            [
+                Problem(f"{hook.type!r} trains nothing of its own, so no run wrote it here", str(file), hook.where)
+                for hook in idle
+            ]
+        )
+    return run, manifest
+
+
 @contextmanager
 def _base(adapter: Adapter, assembly: Assembly) -> Iterator[None]:
     """The model as it was before anything was attached to it."""
@@ -163,15 +201,15 @@ def _is_hooks(run: Any) -> bool:
     return isinstance(run, Sequence) and not isinstance(run, (str, bytes))
 
 
-def _resolve(run: Any, adapter: Any) -> Run:
+def _resolve(run: Any, adapter: Any, allow_imports: bool) -> Run:
     if isinstance(run, Run):
         return run
     if isinstance(run, (str, Path)):
-        return config.load_run(Path(run))
+        return config.load_run(Path(run), allow_imports=allow_imports)
     document = {"hooks": []} if _is_hooks(run) else dict(run)
     if isinstance(adapter, Mapping):
         document["adapter"] = dict(adapter)
-    return config.resolve_run(document, Path("attach()"))
+    return config.resolve_run(document, Path("attach()"), allow_imports=allow_imports)
 
 
 def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> Adapter | None:

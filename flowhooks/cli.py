@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -63,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    args = parser().parse_args(argv)
+    given = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(given)
     interrupts: list[int] = []
     try:
         with _signals(interrupts), _plain_warnings():
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         # Ctrl-C in the middle of an import can surface as whatever the half-imported package stumbles over.
         message, code = _told(error) if not interrupts else ("interrupted", 128 + signal.SIGINT)
-        return _failed(args, message, code)
+        return _failed(args, message + _leave(message, given), code)
 
 
 def _told(error: Exception) -> tuple[str, int]:
@@ -90,6 +92,15 @@ def _told(error: Exception) -> tuple[str, int]:
         remedy = "; free some space, then start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
         return f"{error.filename or 'error'}: {error.strerror or error}{remedy}", 1
     return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
+
+
+def _leave(message: str, given: Sequence[str]) -> str:
+    """The command that allows what was refused for want of leave."""
+    from flowhooks.config.imports import FLAG
+
+    if FLAG not in message or FLAG in given:
+        return ""
+    return f"\nto allow it: flowhooks {shlex.join(given)} {FLAG}"
 
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:

@@ -5,9 +5,9 @@ Code that comes with a model is never run, and only safetensors are read.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from flowhooks.config.imports import imported
 from flowhooks.errors import ModelError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -76,14 +77,17 @@ def import_network(path: str, dtype: str, option: str = "model") -> nn.Module:
     Raises:
         ModelError: it cannot be imported, or gives no module.
     """
-    module, _, name = path.partition(":")
     try:
-        made = getattr(import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
+        made = imported(path, _gives_network, "subclass of torch.nn.Module, and no function in Python")()
+    except (ImportError, TypeError) as error:
         raise ModelError(f"`{option}` {path!r} cannot be imported and called: {short(error)}") from error
     if not isinstance(made, nn.Module):
         raise ModelError(f"`{option}` {path!r} gives a {type(made).__name__}, expected a torch module")
     return frozen(made.to(DTYPES[dtype]))
+
+
+def _gives_network(found: Any) -> bool:
+    return inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, nn.Module))
 
 
 @contextmanager

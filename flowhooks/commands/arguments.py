@@ -17,6 +17,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="change a value, as in training.learning_rate=1e-3 or hooks[0].beta=500; may be given again",
     )
+    add_imports(parser)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-imports", action="store_true", help="let it name code of yours by its import path, which training runs"
+    )
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:

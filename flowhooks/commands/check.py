@@ -22,12 +22,12 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.commands.planning import forwards, trained, unused
+    from flowhooks.commands.planning import forwards, trained, unread, unused
     from flowhooks.config import load_run
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import told_bytes, total_bytes
 
-    configured = load_run(args.run, args.overrides, complete=True)
+    configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     audited, planned = examine(configured)
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
@@ -45,6 +45,8 @@ def run(args: Namespace) -> int:
     print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     print(f"trains     {trained(configured)}")
     print(f"steps      {training['max_train_steps']:,} of {batch} samples per process, into {configured.output_dir}")
+    for line in unread(configured):
+        print(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
     for line in [*audited.warnings, *unused(planned, frozenset(given))]:
         print(f"warning    {line}")

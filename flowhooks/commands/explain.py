@@ -20,10 +20,10 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.commands.planning import forwards, plan_run, trained
+    from flowhooks.commands.planning import forwards, plan_run, trained, unread
     from flowhooks.config import load_run
 
-    configured = load_run(args.run, args.overrides)
+    configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
     # Without data, what the hooks ask of it is up to the loop they are attached in.
     given = {"data:image", "data:rejected", "data:mask"} if configured.data is None else configured.provides
     planned = plan_run(configured, given)
@@ -43,6 +43,8 @@ def run(args: Namespace) -> int:
     for each in planned.order:
         if each.queries:
             print(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may ask again")
+    for line in unread(configured):
+        print(f"\nimports     {line}")
     print(f"\ntrainable   {trained(configured)}")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":

@@ -11,20 +11,23 @@ from typing import Any
 
 from flowhooks.adapters.fit import check_file
 from flowhooks.config import HookConfig, Run, hook_defaults
+from flowhooks.config.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem
-from flowhooks.hooks.registry import declare, imply
-from flowhooks.kernel.plan import Plan, plan
+from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
+from flowhooks.kernel.plan import Declaration, Plan, plan
 from flowhooks.machine import backend_refusal, has_accelerator
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 EMBEDDED = "digits"
 
 
-def plan_run(run: Run, data: Iterable[str]) -> Plan:
+def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     """The hooks of a run in order, with those they imply.
 
     Args:
         data: what the data gives, such as ``data:rejected``.
+        imports: import the hooks that are named by an import path, to be told what they declare. Else they are taken
+            to fill no slot, and to give whatever the others miss.
 
     Raises:
         ConfigError: conflicts and unmet needs, all at once.
@@ -34,8 +37,50 @@ def plan_run(run: Run, data: Iterable[str]) -> Plan:
         provides.add("role:reference")
     if run.training["use_ema"]:
         provides.add("role:ema")
-    declarations = [declare(hook.type, hook.options, hook.where) for hook in run.hooks]
+    declarations = [
+        declare(hook.type, hook.options, hook.where)
+        if imports or hook.type in HOOKS
+        else undeclared(hook.type, hook.where)
+        for hook in run.hooks
+    ]
+    if not imports and any(hook.type not in HOOKS for hook in run.hooks):
+        provides |= _missed(declarations, provides)
     return plan(declarations, provides, imply=imply(hook_defaults), where=str(run.source))
+
+
+def unread(run: Run) -> Iterator[str]:
+    """Sentences about the code that a run names, which is read by training alone."""
+    optimizer = run.training["optimizer"]
+    found = [("$.training.optimizer", optimizer)] if imports_optimizer(optimizer) else []
+    for hook in run.hooks:
+        if hook.type not in HOOKS:
+            yield (
+                f"{hook.where}: {hook.type!r} is not imported here; `train` reads its options, its slots and what it "
+                "needs and gives, and plans anew"
+            )
+        inside = {key: value for key, value in hook.options.items() if key != "type"}
+        found += imports_in_block({"type": hook.type, **inside}, hook.where)
+    for place, path in found:
+        if not any(place == f"{hook.where}.type" for hook in run.hooks):
+            yield f"{place}: {path!r} is not imported here; `train` imports it and says whether it is what is needed"
+
+
+def _missed(declarations: list[Declaration], provides: set[str]) -> set[str]:
+    """What these hooks need and nobody is known to give."""
+    known = set(provides).union(*(each.gives for each in declarations))
+    pending = [(need, each.where) for each in declarations for need in sorted(each.needs)]
+    missed: set[str] = set()
+    while pending:
+        need, who = pending.pop(0)
+        if need in known | missed:
+            continue
+        implied = imply(hook_defaults)(need, who)
+        if implied is None:
+            missed.add(need)
+        else:
+            known |= implied.gives
+            pending += [(each, implied.where) for each in sorted(implied.needs)]
+    return missed
 
 
 def machine_problems(run: Run) -> Iterator[Problem]:

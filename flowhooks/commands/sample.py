@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import whole_number, whole_numbers
+from flowhooks.commands.arguments import add_imports, whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
@@ -58,6 +58,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output", metavar="FOLDER", default="samples", help="where pictures are written (default: %(default)s)"
     )
+    add_imports(parser)
 
 
 def run(args: Namespace) -> int:

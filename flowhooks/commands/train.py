@@ -31,10 +31,10 @@ def run(args: Namespace) -> int:
     from flowhooks.config import load_run
     from flowhooks.errors import ConfigError
 
-    configured = load_run(args.run, args.overrides, complete=True)
+    configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     problems = [*machine_problems(configured), *_resume_problems(args.resume)]
     try:
-        plan_run(configured, configured.provides)
+        plan_run(configured, configured.provides, imports=True)
     except ConfigError as error:
         problems += _cause(configured) or error.problems
     if problems:

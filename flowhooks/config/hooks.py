@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from flowhooks.config.document import without_remarks
+from flowhooks.config.imports import refuse_imports
 from flowhooks.config.schemas import hook_types
 from flowhooks.config.timing import MODE, settled_mode, timing_problems
 from flowhooks.config.validation import problems_in, with_defaults
@@ -19,7 +20,7 @@ class HookConfig:
 
     Args:
         type: name of a shipped hook, or ``package.module:Class``.
-        options: complete keyword arguments of its class.
+        options: complete keyword arguments of its class; of a class of the user's own, those that are written.
         where: JSON path of what the user wrote it as.
     """
 
@@ -33,16 +34,24 @@ def hook_defaults(type: str) -> dict[str, Any]:
     return resolve_hook({"type": type}, f"the defaults of {type!r}").options
 
 
-def resolve_hook(block: Mapping[str, Any], where: str, *, file: str | None = None, valid: bool = False) -> HookConfig:
-    """Validate and complete one hook block.
+def resolve_hook(
+    block: Mapping[str, Any],
+    where: str,
+    *,
+    file: str | None = None,
+    valid: bool = False,
+    allow_imports: bool = False,
+) -> HookConfig:
+    """Validate and complete one hook block. Nothing is imported for it.
 
-    A class of the user's own is checked where it has a ``schema`` attribute, a JSON Schema of its options; else its
-    options are passed on as they are.
+    Options of a class of the user's own are passed on as they are; where it has a ``schema`` attribute, they are
+    checked and completed when it is imported, see :func:`foreign_options`.
 
     Args:
         where: JSON path of the block.
         file: named in errors.
         valid: the block was checked against its schema already.
+        allow_imports: it may name classes and functions by an import path.
 
     Raises:
         ConfigError: with every problem of the block.
@@ -51,9 +60,10 @@ def resolve_hook(block: Mapping[str, Any], where: str, *, file: str | None = Non
     problems = [] if valid else problems_in(written, "hook", file=file, root=where)
     if problems:
         raise ConfigError(problems)
+    refuse_imports(written, where, file=file, allow_imports=allow_imports)
     type = written["type"]
     if type not in hook_types():
-        return HookConfig(type=type, options=_foreign_options(type, written, file, where), where=where)
+        return HookConfig(type=type, options={k: v for k, v in written.items() if k != "type"}, where=where)
     options = {key: value for key, value in with_defaults(written, "hook").items() if key != "type"}
     problems = _contradictions(options, file, where)
     if problems:
@@ -87,23 +97,14 @@ def _contradictions(options: dict[str, Any], file: str | None, where: str) -> li
     return problems + (beta_problems(options, file, where) if "auto_beta_min" in options else [])
 
 
-def _foreign_options(type: str, written: dict[str, Any], file: str | None, where: str) -> dict[str, Any]:
-    from flowhooks.hooks.registry import hook_class
-
-    options = {key: value for key, value in written.items() if key != "type"}
-    return foreign_options(options, lambda: hook_class(type, where), file, where)
-
-
-def foreign_options(options: dict[str, Any], load: Callable[[], Any], file: str | None, where: str) -> dict[str, Any]:
-    """Options of a class of the user's own, checked and completed where it has a ``schema``.
+def foreign_options(options: dict[str, Any], cls: Any, file: str | None, where: str) -> dict[str, Any]:
+    """Options of an imported class of the user's own, checked and completed where it has an attribute ``schema``, a
+    JSON Schema of them; else as they are.
 
     Raises:
-        ConfigError: with every problem, or because ``load`` does not find the class.
+        ConfigError: with every problem.
     """
-    try:
-        schema = getattr(load(), "schema", None)
-    except ConfigError as error:
-        raise ConfigError([Problem(p.message, p.file or file, p.path) for p in error.problems]) from error
+    schema = getattr(cls, "schema", None)
     if not isinstance(schema, Mapping):
         return options
     problems = problems_in(options, schema, file=file, root=where)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowhooks.config.document import without_remarks
-from flowhooks.config.hooks import foreign_options
-from flowhooks.config.schemas import reward_types
+from flowhooks.config.imports import refuse_imports
 from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 
@@ -19,7 +18,7 @@ class RewardConfig:
 
     Args:
         type: name of a shipped reward, or ``package.module:Class``.
-        options: complete keyword arguments of its class.
+        options: complete keyword arguments of its class; of a class of the user's own, those that are written.
         weight: factor in the weighted sum.
         where: JSON path of what the user wrote it as.
     """
@@ -30,34 +29,34 @@ class RewardConfig:
     where: str
 
 
-def resolve_reward(block: Mapping[str, Any], where: str, *, file: str | None = None) -> RewardConfig:
-    """Validate and complete one reward block.
+def resolve_reward(
+    block: Mapping[str, Any], where: str, *, file: str | None = None, allow_imports: bool = False
+) -> RewardConfig:
+    """Validate and complete one reward block. Nothing is imported for it.
 
-    A class of the user's own is checked where it has a ``schema`` attribute, a JSON Schema of its options without
-    ``type`` and ``weight``; else its options are passed on as they are.
+    Options of a class of the user's own are passed on as they are; where it has a ``schema`` attribute, a JSON Schema
+    of its options without ``type`` and ``weight``, they are checked and completed when it is imported.
 
     Args:
         where: JSON path of the block.
         file: named in errors.
+        allow_imports: it may name classes and functions by an import path.
 
     Raises:
         ConfigError: with every problem of the block.
     """
-    from flowhooks.rewards.registry import reward_class
-
     written = without_remarks(dict(block))
     problems = problems_in(written, "reward", file=file, root=where)
     if problems:
         raise ConfigError(problems)
+    refuse_imports(written, where, file=file, allow_imports=allow_imports)
     options = with_defaults(written, "reward")
     type, weight = options.pop("type"), float(options.pop("weight"))
-    if type not in reward_types():
-        options = foreign_options(options, lambda: reward_class(type, where), file, where)
     return RewardConfig(type=type, options=options, weight=weight, where=where)
 
 
 def resolve_rewards(
-    blocks: Sequence[Mapping[str, Any]], where: str, *, file: str | None = None
+    blocks: Sequence[Mapping[str, Any]], where: str, *, file: str | None = None, allow_imports: bool = False
 ) -> tuple[RewardConfig, ...]:
     """As :func:`resolve_reward` for a list of blocks, whose names must differ.
 
@@ -68,7 +67,7 @@ def resolve_rewards(
     resolved: list[RewardConfig] = []
     for i, block in enumerate(blocks):
         try:
-            resolved.append(resolve_reward(block, f"{where}[{i}]", file=file))
+            resolved.append(resolve_reward(block, f"{where}[{i}]", file=file, allow_imports=allow_imports))
         except ConfigError as error:
             problems += error.problems
     first: dict[str, str] = {}

@@ -13,6 +13,7 @@ from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
 from flowhooks.config.drawing import idle_steps
 from flowhooks.config.hooks import HookConfig, resolve_hook
+from flowhooks.config.imports import imports_optimizer, refusals
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.secrets import take_out
 from flowhooks.config.shorthand import expand_shorthand
@@ -54,12 +55,16 @@ class Run:
         return self.data.provides if self.data is not None else frozenset()
 
 
-def load_run(path: str | Path, overrides: Sequence[str] = (), *, complete: bool = False) -> Run:
-    """Read a run file.
+def load_run(
+    path: str | Path, overrides: Sequence[str] = (), *, complete: bool = False, allow_imports: bool = False
+) -> Run:
+    """Read a run file. Nothing that it names is imported.
 
     Args:
         overrides: ``a.b[0].c=value``; a value is JSON, or a string where it is none.
         complete: refuse a run that names no model or no data, and so cannot train.
+        allow_imports: it may name hooks, rewards, an optimiser and functions by their import paths. They are imported
+            when the run is attached or trained.
 
     Raises:
         ConfigError: with every problem found.
@@ -73,7 +78,7 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), *, complete: bool 
         # On the command line a path is relative to where one types it.
         written["data"] = str(Path(written["data"]).expanduser().absolute())
     try:
-        run = resolve_run(written, path, complete=complete)
+        run = resolve_run(written, path, complete=complete, allow_imports=allow_imports)
     except ConfigError as error:
         problems += command_line.blame(error.problems, str(path), places)
     if problems:
@@ -81,7 +86,9 @@ def load_run(path: str | Path, overrides: Sequence[str] = (), *, complete: bool 
     return run
 
 
-def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = False) -> Run:
+def resolve_run(
+    document: Mapping[str, Any], source: Path, *, complete: bool = False, allow_imports: bool = False
+) -> Run:
     """The same from a document; ``source`` is named in errors, and ``data`` is relative to its folder.
 
     Raises:
@@ -99,7 +106,10 @@ def resolve_run(document: Mapping[str, Any], source: Path, *, complete: bool = F
     problems += settle_average(filled, cleaned, file)
     problems += contradictions(filled, file)
     problems += [] if data is None else idle_steps(data, filled["training"]["max_train_steps"])
-    hooks = _hooks(filled, data, file, problems)
+    optimizer = filled["training"]["optimizer"]
+    if imports_optimizer(optimizer) and not allow_imports:
+        problems += refusals([("$.training.optimizer", optimizer)], file)
+    hooks = _hooks(filled, data, file, problems, allow_imports)
     if complete:
         problems += incomplete(filled, hooks, file)
     problems += disagreements(filled, hooks, file)
@@ -127,7 +137,7 @@ def _load_data(written: Any, source: Path, problems: list[Problem]) -> Datasets 
 
 
 def _hooks(
-    document: dict[str, Any], data: Datasets | None, file: str, problems: list[Problem]
+    document: dict[str, Any], data: Datasets | None, file: str, problems: list[Problem], allow_imports: bool
 ) -> tuple[HookConfig, ...]:
     masked = None if data is None else "data:mask" in data.provides
     expanded, mistakes = expand_shorthand(document, masked, file)
@@ -136,7 +146,7 @@ def _hooks(
     hooks = []
     for where, block in [*written, *([] if mistakes else expanded)]:
         try:
-            hooks.append(resolve_hook(block, where, file=file, valid=True))
+            hooks.append(resolve_hook(block, where, file=file, valid=True, allow_imports=allow_imports))
         except ConfigError as error:
             problems += error.problems
     return tuple(hooks)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowhooks import config
+from flowhooks.config.hooks import foreign_options
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.registry import declare, hook_class, imply
+from flowhooks.hooks.registry import HOOKS, declare, hook_class, imply
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import Declaration, plan
@@ -22,10 +23,10 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
         provides: what the surroundings give.
         where: file named in errors.
     """
-    made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(given)]
+    made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
     planned = plan([m.declaration for m in made], provides, imply=imply(config.hook_defaults), where=where)
     ordered = [
-        made[source] if source is not None else _made({"type": d.type}, d.where)
+        made[source] if source is not None else _made(config.resolve_hook({"type": d.type}, d.where), d.where)
         for d, source in zip(planned.order, planned.sources, strict=True)
     ]
     return Assembly(planned, [m.hook for m in ordered], [m.block for m in ordered])
@@ -40,14 +41,36 @@ class Made:
     block: dict[str, Any] | None
 
 
+def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list[Any]:
+    """The same hooks, blocks among them validated and completed; nothing is imported.
+
+    Args:
+        given: HookConfig, Hook or ``{"type": ...}`` entries.
+        allow_imports: a block may name code by an import path. HookConfig entries were allowed it, or refused, when
+            they were resolved.
+
+    Raises:
+        ConfigError: a block is not valid, or names code without leave.
+    """
+    return [
+        config.resolve_hook(dict(entry), f"$.hooks[{i}]", allow_imports=allow_imports)
+        if isinstance(entry, Mapping)
+        else entry
+        for i, entry in enumerate(given)
+    ]
+
+
 def _made(entry: Any, where: str) -> Made:
     if isinstance(entry, Hook):
         name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
         return Made(entry, declare(name, vars(entry), where, type(entry)), None)
-    if isinstance(entry, Mapping):
-        entry = config.resolve_hook(dict(entry), where)
+    cls, options = hook_class(entry.type, entry.where), entry.options
+    foreign = entry.type not in HOOKS
+    if foreign:
+        options = foreign_options(dict(options), cls, None, entry.where)
     try:
-        hook = hook_class(entry.type, entry.where)(**entry.options)
+        hook = cls(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
-    return Made(hook, declare(entry.type, entry.options, entry.where), {"type": entry.type, **entry.options})
+    declaration = declare(entry.type, options, entry.where, cls if foreign else None)
+    return Made(hook, declaration, {"type": entry.type, **options})

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
+from flowhooks.config.hooks import foreign_options
+from flowhooks.config.imports import imported, subclass_of
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.prompts import visited_places
 from flowhooks.kernel.plan import EVERY_VIEW, POLICY, Declaration
@@ -244,13 +245,17 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
         cls: the class of a hook that is not in the registry; imported from ``type`` when left out.
 
     Raises:
-        ConfigError: the type is neither shipped nor an import path ``package.module:Class``.
+        ConfigError: the type is neither shipped nor the import path ``package.module:Class`` of a hook, or that hook's
+            schema does not accept the options.
     """
     if type in HOOKS:
         fields = HOOKS[type].declare(options)
         place = list(HOOKS).index(type)
     else:
-        fields = (cls or hook_class(type, where)).declaration(options)
+        if cls is None:
+            cls = hook_class(type, where)
+            options = foreign_options(dict(options), cls, None, where)
+        fields = cls.declaration(options)
         place = len(HOOKS)
     frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives", "excludes")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
@@ -278,20 +283,27 @@ def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaratio
     return default_hook
 
 
+def undeclared(type: str, where: str) -> Declaration:
+    """What stands for a hook of the user's own where nothing may be imported: a hook in no slot."""
+    return Declaration(type=type, where=where, rank=(len(HOOKS), ""))
+
+
 def hook_class(type: str, where: str) -> Any:
     """Import the class of a hook, shipped or third-party.
 
     Raises:
-        ConfigError: no such hook; the module or the class cannot be imported.
+        ConfigError: no such hook; it cannot be imported, or is no subclass of :class:`flowhooks.Hook`.
     """
+    # Needs torch, as every hook does.
+    from flowhooks.kernel.hook import Hook
+
     path = HOOKS[type].path if type in HOOKS else type
-    module, _, name = path.partition(":")
-    if not name:
+    if ":" not in path:
         known = ", ".join(repr(t) for t in HOOKS)
         raise ConfigError(
             Problem(f"{type!r} is not a hook; known: {known}; or an import path 'package.module:Class'", path=where)
         )
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        return imported(path, subclass_of(Hook), "subclass of flowhooks.Hook")
+    except ImportError as error:
         raise ConfigError(Problem(f"cannot import the hook {type!r}: {error}", path=where)) from error

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowhooks.adapters.frozen import FrozenAdapter
+from flowhooks.config.imports import imported
 from flowhooks.errors import ModelError
 from flowhooks.hooks.frozen_role import check_digests, frozen_role
 from flowhooks.hooks.on_policy import rollout_hook
@@ -191,8 +192,18 @@ class TeacherVelocity(Hook):
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.partition(":")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        return imported(path, _routes, "function of a prompt and its columns")
+    except ImportError as error:
         raise ValueError(f"`route` {path!r} cannot be imported: {error}; expected 'package.module:function'") from error
+
+
+def _routes(found: Any) -> bool:
+    """Whether this is a function, written in Python, that two arguments can be given to."""
+    if not inspect.isfunction(found):
+        return False
+    try:
+        inspect.signature(found).bind("a prompt", {})
+    except TypeError:
+        return False
+    return True

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flowhooks import config
 from flowhooks.config import RewardConfig
+from flowhooks.config.hooks import foreign_options
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.rewards.base import Reward
-from flowhooks.rewards.registry import reward_class
+from flowhooks.rewards.registry import REWARDS, reward_class
 
 
-def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$") -> Reward:
+def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$", *, allow_imports: bool = False) -> Reward:
     """The reward of a block ``{"type": ..., ...}``, on the CPU; its ``weight`` is left to :func:`build_rewards`.
 
     Args:
         where: JSON path of the block.
+        allow_imports: it may name code by an import path; a RewardConfig was allowed it when it was resolved.
 
     Raises:
         ConfigError: the block is not valid, or its class cannot be built from it or is no reward.
         ModelError: a model cannot be loaded.
     """
-    entry = block if isinstance(block, RewardConfig) else config.resolve_reward(block, where)
+    if not isinstance(block, RewardConfig):
+        block = config.resolve_reward(block, where, allow_imports=allow_imports)
+    return _built(*_classed(block))
+
+
+def _classed(entry: RewardConfig) -> tuple[Any, RewardConfig]:
+    """The class of a reward, and its block with complete options."""
     cls = reward_class(entry.type, entry.where)
+    if entry.type in REWARDS:
+        return cls, entry
+    return cls, replace(entry, options=foreign_options(entry.options, cls, None, entry.where))
+
+
+def _built(cls: Any, entry: RewardConfig) -> Reward:
     try:
         reward = cls(**entry.options)
     except (TypeError, ValueError) as error:
@@ -38,9 +53,16 @@ def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$") -> R
 
 
 def build_rewards(
-    blocks: Sequence[Mapping[str, Any]] | Sequence[RewardConfig], where: str = "$.rewards"
+    blocks: Sequence[Mapping[str, Any]] | Sequence[RewardConfig],
+    where: str = "$.rewards",
+    *,
+    allow_imports: bool = False,
 ) -> tuple[list[Reward], list[float]]:
     """Rewards and their weights. All blocks are checked before the first model is loaded.
+
+    Args:
+        where: JSON path of the list.
+        allow_imports: they may name code by import paths.
 
     Raises:
         ConfigError: blocks are not valid, or two rewards have one name.
@@ -48,8 +70,9 @@ def build_rewards(
     """
     entries = [block for block in blocks if isinstance(block, RewardConfig)]
     if not entries:
-        entries = list(config.resolve_rewards([block for block in blocks if isinstance(block, Mapping)], where))
-    rewards = [build_reward(entry) for entry in entries]
+        given = [block for block in blocks if isinstance(block, Mapping)]
+        entries = list(config.resolve_rewards(given, where, allow_imports=allow_imports))
+    rewards = [_built(*each) for each in [_classed(entry) for entry in entries]]
     seen: dict[str, str] = {}
     for reward, entry in zip(rewards, entries, strict=True):
         if reward.name in seen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
+from flowhooks.config.imports import PATH
 from flowhooks.config.suggest import hint, listed
 from flowhooks.errors import RewardError
 from flowhooks.pretrained import import_network, load_network
@@ -19,7 +19,6 @@ from flowhooks.rewards.models import ModelReward
 from flowhooks.rewards.pictures import load_preprocessing
 
 TARGETS = ("log_probability", "probability")
-_IMPORT_PATH = re.compile(r"^[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_]\w*$")
 
 
 def label_score(logits: Tensor, labels: Tensor, target: str) -> Tensor:
@@ -85,7 +84,7 @@ class Classifier(ModelReward):
         self.range = (0.0, 1.0) if target == "probability" else (None, 0.0)
         self._labels: Mapping[str, int] = {}
         self._prepare: Any = None
-        if _IMPORT_PATH.match(model):
+        if PATH.fullmatch(model):
             self.network = import_network(model, dtype)
         else:
             self._prepare = load_preprocessing(model, "model")

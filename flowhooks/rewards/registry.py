@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
+from flowhooks.config.imports import imported
 from flowhooks.config.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
 
@@ -22,13 +23,20 @@ def reward_class(type: str, where: str) -> Any:
     """Import the class of a reward, shipped or third-party.
 
     Raises:
-        ConfigError: no such reward; the module or the class cannot be imported.
+        ConfigError: no such reward; it cannot be imported, or is no class whose objects can be called and moved.
     """
-    module, _, name = REWARDS.get(type, type).partition(":")
-    if not name:
+    path = REWARDS.get(type, type)
+    if ":" not in path:
         message = f"{type!r} is not a reward; known: {listed(REWARDS)}; or an import path 'package.module:Class'"
         raise ConfigError(Problem(message + hint(type, REWARDS), path=where))
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        return imported(path, _judges, "reward: a class with `to` and `__call__`, see docs/rewards.md")
+    except ImportError as error:
         raise ConfigError(Problem(f"cannot import the reward {type!r}: {error}", path=where)) from error
+
+
+def _judges(found: Any) -> bool:
+    """Whether a class has the two methods of a reward; the rest an object may get when it is built."""
+    if not inspect.isclass(found):
+        return False
+    return all(any(name in vars(base) for base in found.__mro__[:-1]) for name in ("to", "__call__"))

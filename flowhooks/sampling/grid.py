@@ -44,8 +44,9 @@ def sample_command(args: Namespace) -> int:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
             None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
-            ``height``, ``width``, ``dtype``, ``output``: a folder for the grid and every picture, or a ``.png`` for the
-            grid alone; ``save_dataset``: a new folder for a data set of the pictures, in place of all that, or None.
+            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every picture, or
+            a ``.png`` for the grid alone; ``save_dataset``: a new folder for a data set of the pictures, in place of
+            all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
@@ -54,7 +55,7 @@ def sample_command(args: Namespace) -> int:
     from flowhooks.sampling.flow_map_proxy import scheduled
     from flowhooks.sampling.restore import restore_pipeline
 
-    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below)
+    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, allow_imports=args.allow_imports)
     own = restored.pipe.scheduler
     scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
     with restored.trained() as pipe:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.adapters.names import ADAPTER_FILES
-from flowhooks.attaching import attach
+from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
+from flowhooks.config.document import read_json
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.modules_file import MODULES, RUN
 from flowhooks.sampling.adapter_gate import adapter_gate
@@ -34,6 +35,7 @@ class Restored:
         adapter: file or folder of an adapter, if any.
         modules: folder of trained hook modules, if any.
         below: the adapter is off in steps that start above this sigma; None: it never is.
+        allow_imports: the modules may be of hooks that are named by an import path.
     """
 
     pipe: Any
@@ -42,6 +44,7 @@ class Restored:
     adapter: Path | None
     modules: Path | None
     below: float | None
+    allow_imports: bool
 
     @contextmanager
     def trained(self) -> Iterator[Any]:
@@ -52,18 +55,25 @@ class Restored:
         """
         with ExitStack() as stack:
             if self.adapter is not None:
-                network = getattr(self.pipe, self.component)
+                network = getattr(self.pipe, self.component, None)
+                if not isinstance(network, nn.Module):
+                    raise ModelError(
+                        f"a {type(self.pipe).__name__} has no network {self.component!r}, which this run "
+                        "trained; its base model was another"
+                    )
                 stack.callback(load_adapter(network, self.adapter).detach)
             if self.below is not None:
                 stack.enter_context(adapter_gate(self.pipe, self.below))
             if self.modules is not None:
-                session: Any = stack.enter_context(attach(self.pipe, self.modules))
+                session: Any = stack.enter_context(attach(self.pipe, self.modules, allow_imports=self.allow_imports))
                 if session.model.interval is not None:
                     stack.enter_context(first_order(self.pipe))
             yield self.pipe
 
 
-def restore_pipeline(model_or_run: str, lora: str | None, dtype: str, below: float | None = None) -> Restored:
+def restore_pipeline(
+    model_or_run: str, lora: str | None, dtype: str, below: float | None = None, *, allow_imports: bool = False
+) -> Restored:
     """Load what a name stands for.
 
     Args:
@@ -72,13 +82,19 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str, below: flo
         lora: an adapter to use, in place of the run's own.
         dtype: fp32, bf16 or fp16.
         below: sigma of the adapter's gate; None: what its file says.
+        allow_imports: the run's modules may be of hooks that are named by an import path.
 
     Raises:
+        ConfigError: the run's own files are not valid, or name code without leave.
         ModelError, AdapterError: not there, or it does not fit.
     """
     folder = Path(model_or_run).expanduser()
     is_run = (folder / RUN).is_file()
     section, own = read_run(folder) if is_run else (_defaults(model_or_run), None)
+    modules = folder if is_run and lora is None and (folder / MODULES).is_file() else None
+    if modules is not None:
+        # Before the weights, which take their time, or have to be fetched.
+        trained_hooks(modules, allow_imports=allow_imports)
     pipe = load_pipeline({**section, "dtype": dtype})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     adapter = Path(lora) if lora is not None else own
@@ -87,8 +103,9 @@ def restore_pipeline(model_or_run: str, lora: str | None, dtype: str, below: flo
         arguments=section["pipeline_arguments"],
         component=section["component"] or "transformer",
         adapter=adapter,
-        modules=folder if is_run and lora is None and (folder / MODULES).is_file() else None,
+        modules=modules,
         below=adapter_below(adapter) if below is None and adapter is not None else below,
+        allow_imports=allow_imports,
     )
 
 
@@ -101,13 +118,13 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
         ModelError: no weights yet.
     """
     file = folder / RUN
-    try:
-        section = json.loads(file.read_text(encoding="utf-8"))["model"]
-        filled = {**_defaults(section["pretrained_model_name_or_path"]), **section}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    document = read_json(file)
+    section = document.get("model") if isinstance(document, dict) else None
+    if not isinstance(section, dict):
         raise ConfigError(
-            Problem(f"is no run file of flowhooks ({error}); give a run's output folder", str(file))
-        ) from error
+            Problem("is no run file of flowhooks, it has no `model`; give a run's output folder", str(file))
+        )
+    filled = dict(resolve_run({"model": section, "hooks": []}, file).model)
     if (folder / PIPELINE).is_dir():
         return {
             **filled,

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, pipelines
 from torch import nn
+from transformers import dynamic_module_utils
 
 from flowhooks.errors import ModelError
 from flowhooks.sampling.splice import untouched
@@ -21,7 +23,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_pipeline(section: Mapping[str, Any]) -> Any:
     """The pipeline that the ``model`` section names, on the CPU, with its modules in eval mode.
 
-    Code that comes with a model is never run, and only safetensors weights are read.
+    Code that comes with a model is never run, no other package than Diffusers and Transformers is imported for it, and
+    only safetensors weights are read.
 
     Raises:
         ModelError: nothing there, no network to fetch it, or files that Diffusers cannot load.
@@ -35,16 +38,19 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
     place = _place(name)
     try:
         index = DiffusionPipeline.load_config(place, revision=section["revision"])
+        _refuse_code(index, name)
         # What a pipeline was saved without has to be passed as None, or Diffusers takes it for lost.
         absent = {part: None for part, found in index.items() if found == [None, None]}
-        return DiffusionPipeline.from_pretrained(
-            place,
-            dtype=DTYPES[section["dtype"]],
-            revision=section["revision"],
-            variant=section["variant"],
-            use_safetensors=True,
-            **absent,
-        )
+        with _never_asked():
+            return DiffusionPipeline.from_pretrained(
+                place,
+                dtype=DTYPES[section["dtype"]],
+                revision=section["revision"],
+                variant=section["variant"],
+                use_safetensors=True,
+                trust_remote_code=False,
+                **absent,
+            )
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise ModelError(
             f"{name!r} cannot be loaded as a Diffusers pipeline: {_first_lines(error)}; {_remedy(place)}"
@@ -131,6 +137,34 @@ def _place(name: str) -> str:
             f"`model.pretrained_model_name_or_path`"
         )
     return name
+
+
+def _refuse_code(index: Mapping[str, Any], name: str) -> None:
+    """Raises ModelError for a pipeline whose index names code other than Diffusers' and Transformers'."""
+    written = index.get("_class_name")
+    foreign = [] if isinstance(written, str) else [("_class_name", written)]
+    for part, found in index.items():
+        if isinstance(found, (list, tuple)) and part != "_class_name":
+            library = found[0] if found else None
+            # Beside the two, Diffusers has components in the modules of its pipelines.
+            known = library in (None, "diffusers", "transformers") or (
+                isinstance(library, str) and hasattr(pipelines, library)
+            )
+            foreign += [] if known else [(part, list(found))]
+    if foreign:
+        part, found = foreign[0]
+        raise ModelError(
+            f"{name!r}: model_index.json has {part!r} made by {found!r}, code that comes with neither Diffusers nor "
+            "Transformers, and no such code is run; use a pipeline of theirs"
+        )
+
+
+@contextmanager
+def _never_asked() -> Iterator[None]:
+    """Transformers refuses code that comes with a model, where it would ask at the terminal whether to run it, since
+    Diffusers does not tell it that this is settled."""
+    with patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
+        yield
 
 
 def _first_lines(error: Exception) -> str:

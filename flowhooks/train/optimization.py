@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from flowhooks.config import Run
+from flowhooks.config.imports import imported, subclass_of
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.kernel.distributed import average_gradients
 from flowhooks.train.guard import FiniteGuard
@@ -100,7 +100,7 @@ class Optimization:
 
 
 def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """``adamw``, or any class ``package.module:Class``. Raises ConfigError with the place of what is wrong."""
+    """``adamw``, or any optimiser ``package.module:Class``. Raises ConfigError with the place of what is wrong."""
     path = run.training["optimizer"]
     made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
     try:
@@ -111,12 +111,9 @@ def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.
 
 
 def _imported(path: str, source: str) -> Any:
-    module, _, name = path.partition(":")
     try:
-        if not name:
-            raise ImportError("no ':' between module and class")
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+        return imported(path, subclass_of(torch.optim.Optimizer), "subclass of torch.optim.Optimizer")
+    except ImportError as error:
         message = (
             f"cannot import {path!r}: {error}; expected 'adamw', or 'package.module:Class' of an installed package"
         )
