@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 
 class FlowhooksError(Exception):
@@ -45,6 +46,15 @@ class ConfigError(FlowhooksError):
             problems = Problem(problems)
         self.problems: tuple[Problem, ...] = (problems,) if isinstance(problems, Problem) else tuple(problems)
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+@contextmanager
+def in_file(file: str) -> Iterator[None]:
+    """Name ``file`` in every problem of the block that names none."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([replace(problem, file=problem.file or file) for problem in error.problems]) from error
 
 
 class DataError(ConfigError):

@@ -73,7 +73,13 @@ def read_manifest(file: Path) -> dict[str, Any]:
         raise ModelError(
             f"{file}: is of format {manifest.get('format')}, this release reads {FORMAT}; update flowhooks"
         )
-    kinds: dict[str, Any] = {"network": str, "component": (str, type(None)), "pipeline_arguments": dict, "size": dict, "hooks": list}
+    kinds: dict[str, Any] = {
+        "network": str,
+        "component": (str, type(None)),
+        "pipeline_arguments": dict,
+        "size": dict,
+        "hooks": list,
+    }
     wrong = [key for key, kind in kinds.items() if key not in manifest or not isinstance(manifest[key], kind)]
     if wrong:
         raise ModelError(f"{file}: is no modules file of flowhooks (`{wrong[0]}` is missing or of another kind)")

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 import flowhooks
-from flowhooks.adapters.files import write_tensors
+from flowhooks.adapters.files import read_tensors, write_tensors
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.modules_file import MANIFEST, MODULES, load_modules, read_manifest, save_modules
+from flowhooks.modules_file import MANIFEST, MODULES, RUN, load_modules, read_manifest, save_modules
+from flowhooks.sampling.restore import restore_pipeline
 from flowhooks.testing.matrix import learnt
 from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE
@@ -79,7 +80,7 @@ def folder(model, tmp_path):
 def started(model, start, hooks, **more) -> dict:
     """What a run trains that starts from there; its average too, if it keeps one."""
     run = {"adapter": {**LORA, "init_from": str(start)}, "hooks": hooks, **more}
-    with flowhooks.attach(model, run) as session, averaged(session):
+    with flowhooks.attach(model, run, allow_imports=True) as session, averaged(session):
         return {name: value.detach().clone() for name, value in session.parameters().items()}
 
 
@@ -111,3 +112,71 @@ def test_a_hook_that_the_finished_run_had_not_begins_afresh(model, folder):
     found = started(model, place, [SECOND, projected, BESIDE])
     assert all(torch.equal(found[name], value) for name, value in trained.items())
     assert any("projector" in name for name in found) and any("Beside" in name for name in found)
+
+
+def rewritten(folder, change):
+    """The folder's modules file with another manifest, as anybody can write it."""
+    file = folder / MODULES
+    tensors, header = read_tensors(file)
+    manifest = json.loads(header[MANIFEST])
+    change(manifest)
+    write_tensors(file, tensors, {**header, MANIFEST: json.dumps(manifest)})
+    (folder / RUN).write_text(json.dumps({"model": {"pretrained_model_name_or_path": "no/such-model"}}))
+
+
+FOREIGN = {"type": "subprocess:Popen", "args": ["touch", "pwned"]}
+JUDGED = {"type": "flow_grpo", "rewards": [{"type": "subprocess:Popen", "args": ["touch", "pwned"]}]}
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        (FOREIGN, r"\$\.hooks\[1\]\.type: 'subprocess:Popen' is code"),
+        (JUDGED, r"\$\.hooks\[1\]\.rewards\[0\]\.type: 'subprocess:Popen' is code"),
+        ({"type": "time_conditioning", "gate": 1}, r"\$\.hooks\[1\]\.gate: unknown key"),
+        ({"type": "on_policy_rollout", "prompts": "/etc/hostname"}, r"\$\.hooks\[1\]: 'on_policy_rollout' trains nothing of its own"),
+        ({"type": "nothing_of_ours"}, r"\$\.hooks\[1\]\.type: .* is not one of"),
+        ("flow_dpo", r"\$\.hooks\[1\]: expected an object"),
+    ],
+)
+def test_a_folder_of_a_stranger_runs_nothing(model, folder, block, sentence, monkeypatch):
+    """Attached or sampled: told by its file and place, before anything is built or fetched."""
+    place, _ = folder
+    monkeypatch.chdir(place)
+    rewritten(place, lambda manifest: manifest["hooks"].append(block))
+    built: list = []
+    monkeypatch.setattr(TimeConditioningEnabler, "attached", lambda *_: built.append(1))
+    with pytest.raises(ConfigError, match=f"{MODULES}: {sentence}"), flowhooks.attach(model, place):
+        pass
+    with pytest.raises(ConfigError, match=f"{MODULES}: {sentence}"):
+        restore_pipeline(str(place), None, "fp32")
+    assert not built and not (place / "pwned").exists()
+
+
+def test_with_leave_it_still_has_to_be_a_hook(model, folder, monkeypatch):
+    place, _ = folder
+    monkeypatch.chdir(place)
+    rewritten(place, lambda manifest: manifest["hooks"].append(FOREIGN))
+    with (
+        pytest.raises(ConfigError, match="is no subclass of flowhooks.Hook, but the class subprocess.Popen"),
+        flowhooks.attach(model, place, allow_imports=True),
+    ):
+        pass
+    assert not (place / "pwned").exists()
+
+
+def test_a_finished_run_of_ones_own_hook_is_attached_with_leave(model, tmp_path):
+    with flowhooks.attach(model, {"hooks": [SECOND, BESIDE]}, allow_imports=True) as session:
+        save_modules(tmp_path, session.assembly, model, {})
+    with pytest.raises(ConfigError, match=f"'{BESIDE['type']}' is code"), flowhooks.attach(model, tmp_path):
+        pass
+    with flowhooks.attach(model, tmp_path, allow_imports=True) as session:
+        assert BESIDE["type"] in session.assembly.blocks
+
+
+@pytest.mark.parametrize("key", ["network", "component", "pipeline_arguments", "size", "hooks"])
+def test_a_manifest_that_lacks_a_part(folder, key):
+    place, _ = folder
+    rewritten(place, lambda manifest: manifest.update({key: 3}))
+    with pytest.raises(ModelError, match=f"is no modules file of flowhooks .`{key}`"):
+        read_manifest(place / MODULES)

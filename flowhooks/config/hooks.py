@@ -95,19 +95,3 @@ def gate_problems(options: Mapping[str, Any], file: str | None, where: str) -> l
 def _contradictions(options: dict[str, Any], file: str | None, where: str) -> list[Problem]:
     problems = timing_problems(options, file, where) if MODE in options else []
     return problems + (beta_problems(options, file, where) if "auto_beta_min" in options else [])
-
-
-def foreign_options(options: dict[str, Any], cls: Any, file: str | None, where: str) -> dict[str, Any]:
-    """Options of an imported class of the user's own, checked and completed where it has an attribute ``schema``, a
-    JSON Schema of them; else as they are.
-
-    Raises:
-        ConfigError: with every problem.
-    """
-    schema = getattr(cls, "schema", None)
-    if not isinstance(schema, Mapping):
-        return options
-    problems = problems_in(options, schema, file=file, root=where)
-    if problems:
-        raise ConfigError(problems)
-    return with_defaults(options, schema)

@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from flowhooks.config.document import json_path
+from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 
 PATH = re.compile(r"[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*:[A-Za-z_][A-Za-z_0-9]*")
@@ -96,6 +97,22 @@ def imported(path: str, right: Callable[[Any], bool], kind: str) -> Any:
 def subclass_of(base: type) -> Callable[[Any], bool]:
     """Whether something is a class below ``base``."""
     return lambda found: isinstance(found, type) and issubclass(found, base)
+
+
+def foreign_options(options: dict[str, Any], cls: Any, file: str | None, where: str) -> dict[str, Any]:
+    """Options of an imported class of the user's own, checked and completed where it has an attribute ``schema``, a
+    JSON Schema of them; else as they are.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    schema = getattr(cls, "schema", None)
+    if not isinstance(schema, Mapping):
+        return options
+    problems = problems_in(options, schema, file=file, root=where)
+    if problems:
+        raise ConfigError(problems)
+    return with_defaults(options, schema)
 
 
 def _told(found: Any) -> str:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowhooks import config
-from flowhooks.config.hooks import foreign_options
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.config.imports import foreign_options
+from flowhooks.errors import ConfigError, Problem, in_file
 from flowhooks.hooks.registry import HOOKS, declare, hook_class, imply
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
@@ -23,7 +23,8 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
         provides: what the surroundings give.
         where: file named in errors.
     """
-    made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
+    with in_file(where):
+        made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
     planned = plan([m.declaration for m in made], provides, imply=imply(config.hook_defaults), where=where)
     ordered = [
         made[source] if source is not None else _made(config.resolve_hook({"type": d.type}, d.where), d.where)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.config.hooks import foreign_options
-from flowhooks.config.imports import imported, subclass_of
+from flowhooks.config.imports import foreign_options, imported, subclass_of
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.prompts import visited_places
 from flowhooks.kernel.plan import EVERY_VIEW, POLICY, Declaration

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowhooks import config
 from flowhooks.config import RewardConfig
-from flowhooks.config.hooks import foreign_options
+from flowhooks.config.imports import foreign_options
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.rewards.base import Reward
 from flowhooks.rewards.registry import REWARDS, reward_class

@@ -10,7 +10,9 @@ import pytest
 from flowhooks.config import hook_defaults, load_run, parse_timesteps, resolve_hook, resolve_run
 from flowhooks.config.schemas import hook_types
 from flowhooks.errors import ConfigError
+from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
+from flowhooks.kernel.hook import Hook
 from tests.config.writing import SEED_CONFIG, SEED_DATASETS, written
 from tests.hooks.required import REQUIRED
 
@@ -183,26 +185,28 @@ def test_the_caller_keeps_its_document(tmp_path):
     assert json.dumps(document) == before
 
 
-class OwnHook:
+class OwnHook(Hook):
     schema = {
         "type": "object",
         "properties": {"strength": {"type": "number", "minimum": 0, "default": 0.5}},
         "additionalProperties": False,
     }
 
+    def __init__(self, *, strength):
+        self.strength = strength
 
-class FreeHook:
-    pass
 
-
-def test_a_hook_of_ones_own_is_checked_by_its_schema():
+def test_a_hook_of_ones_own_is_checked_by_its_schema_when_it_is_built():
     own = f"{__name__}:OwnHook"
-    assert resolve_hook({"type": own}, "$.hooks[0]").options == {"strength": 0.5}
+    assert resolve_hook({"type": own}, "$.hooks[0]", allow_imports=True).options == {}
+    assembly = build_assembly(resolved_hooks([{"type": own}], allow_imports=True), {"data:image"}, "a.json")
+    assert assembly.hooks[-1].strength == 0.5 and assembly.blocks[own] == {"type": own, "strength": 0.5}
+    wrong = resolved_hooks([{"type": own, "strenght": 1}], allow_imports=True)
     with pytest.raises(ConfigError, match=r"\$\.hooks\[0\]\.strenght.*did you mean 'strength'"):
-        resolve_hook({"type": own, "strenght": 1}, "$.hooks[0]")
-    assert resolve_hook({"type": f"{__name__}:FreeHook", "any": [1]}, "$").options == {"any": [1]}
+        build_assembly(wrong, {"data:image"}, "a.json")
 
 
 def test_a_hook_of_ones_own_that_is_not_there(tmp_path):
+    run = resolve_run({"hooks": [{"type": "no_such_package:Hook"}]}, tmp_path / "a.json", allow_imports=True)
     with pytest.raises(ConfigError, match=r"a\.json: \$\.hooks\[0\]: cannot import"):
-        resolve_run({"hooks": [{"type": "no_such_package:Hook"}]}, tmp_path / "a.json")
+        build_assembly(run.hooks, {"data:image"}, "a.json")

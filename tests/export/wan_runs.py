@@ -74,6 +74,7 @@ def finished(
             **sections,
         },
         output / "given.json",
+        allow_imports=True,
     )
     pipe = load_pipeline(run.model)
     torch.manual_seed(0)

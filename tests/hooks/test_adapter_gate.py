@@ -22,7 +22,7 @@ GATE = {"type": "adapter_gate", "sigma": SIGMA}
 def test_the_rollout_is_the_bases_above_the_gate_and_the_policys_below(name):
     model = learnt(name)
     torch.manual_seed(0)
-    with flowhooks.attach(model, document(GATED, target(), GATE)) as session:
+    with flowhooks.attach(model, document(GATED, target(), GATE), allow_imports=True) as session:
         moved(session)
         steps = run_through(session)
         drawn = steps[-1].views["main"].visit.rollout
@@ -35,7 +35,7 @@ def test_the_rollout_is_the_bases_above_the_gate_and_the_policys_below(name):
     early = [k for k in every if drawn.transitions[k].start > SIGMA]
     assert early and len(early) + len(steps) == STEPS
     torch.manual_seed(0)
-    with flowhooks.attach(model, {"adapter": {"rank": 4}, "hooks": []}) as session:
+    with flowhooks.attach(model, {"adapter": {"rank": 4}, "hooks": []}, allow_imports=True) as session:
         moved(session)
         hand = ByHand(session, steps)
         for k in every:
@@ -50,11 +50,11 @@ def test_the_rollout_is_the_bases_above_the_gate_and_the_policys_below(name):
 
 def test_its_file_says_so(tmp_path):
     model = learnt("sd3")
-    with flowhooks.attach(model, document(GATED, target(), GATE)) as session:
+    with flowhooks.attach(model, document(GATED, target(), GATE), allow_imports=True) as session:
         moved(session)
         file = session.adapter.save(tmp_path, {})
     assert adapter_below(file) == adapter_below(tmp_path) == SIGMA
-    with flowhooks.attach(model, document(GATED, target())) as session:
+    with flowhooks.attach(model, document(GATED, target()), allow_imports=True) as session:
         file = session.adapter.save(tmp_path / "plain", {})
     assert adapter_below(file) is None
 
@@ -63,7 +63,7 @@ def test_its_file_says_so(tmp_path):
 def test_visits_above_it_are_refused(changes):
     with (
         pytest.raises(ModelError, match="keeps the adapter off above sigma 0.7, so nothing is trained there"),
-        flowhooks.attach(learnt("sd3"), document({**GATED, **changes}, target(), GATE)),
+        flowhooks.attach(learnt("sd3"), document({**GATED, **changes}, target(), GATE), allow_imports=True),
     ):
         pass
 
@@ -82,7 +82,7 @@ def test_a_gate_of_the_method_is_the_sigma_it_is_truncated_at(tmp_path):
 
 
 def test_a_header_that_is_no_number(tmp_path):
-    with flowhooks.attach(learnt("sd3"), {"adapter": {"rank": 2}, "hooks": []}) as session:
+    with flowhooks.attach(learnt("sd3"), {"adapter": {"rank": 2}, "hooks": []}, allow_imports=True) as session:
         file = session.adapter.save(tmp_path, {"flowhooks.adapter_below": "half"})
     with pytest.raises(AdapterError, match="'half' is no number"):
         adapter_below(file)

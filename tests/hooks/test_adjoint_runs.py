@@ -23,7 +23,7 @@ from tests.hooks.test_on_policy import document
 def test_forwards_are_counted(options, queries):
     """N to draw, K to train, and the base at each of K: all but the first with a backward that carries back."""
     model = learnt("sd3")
-    with flowhooks.attach(model, document(ROLLOUT, target(**options))) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target(**options)), allow_imports=True) as session:
         calls = []
         handle = model.transformer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
         passes = sum(result.passes for result in session.steps(None, log=False))
@@ -37,7 +37,9 @@ def test_one_graph_at_a_time():
     model = learnt("sd3")
     most = {}
     for last in (2, 5):
-        with flowhooks.attach(model, document({**ROLLOUT, "last_steps": last}, target(adjoint="full"))) as session:
+        with flowhooks.attach(
+            model, document({**ROLLOUT, "last_steps": last}, target(adjoint="full")), allow_imports=True
+        ) as session:
             held = Held()
             with torch.autograd.graph.saved_tensors_hooks(held.pack, lambda kept: kept.tensor):
                 for result in session.steps(None):
@@ -73,7 +75,7 @@ def test_rewards_rise(adjoint):
     model = learnt("sd3")
     torch.manual_seed(0)
     options = {"adjoint": adjoint, "reward_scale": None, "control_ratio": 0.3}
-    with flowhooks.attach(model, document(ROLLOUT, target(**options))) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target(**options)), allow_imports=True) as session:
         optimizer = torch.optim.AdamW(session.parameters().values(), lr=2e-3)
         found = []
         for _ in range(6):
@@ -90,7 +92,7 @@ def test_rewards_rise(adjoint):
 
 def test_the_reward_is_scaled_once_and_the_scale_survives():
     model = learnt("sd3")
-    with flowhooks.attach(model, document(ROLLOUT, target(reward_scale=None))) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target(reward_scale=None)), allow_imports=True) as session:
         *_, last = session.steps(None)
         assert float(last.metrics["adjoint_control"]) == pytest.approx(0.05, rel=0.2), "a mean of shares, not the share"
         first = session.state_dict()
@@ -98,7 +100,7 @@ def test_the_reward_is_scaled_once_and_the_scale_survives():
         list(session.steps(None))
         again = session.state_dict()["hooks"]["adjoint_target"]["scale"]
         assert torch.equal(first["hooks"]["adjoint_target"]["scale"], again)
-    with flowhooks.attach(model, document(ROLLOUT, target(reward_scale=None))) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target(reward_scale=None)), allow_imports=True) as session:
         session.load_state_dict(first)
         (result, *_) = session.steps(None)
         assert float(result.metrics["adjoint_reward_scale"]) == float(again)
@@ -109,7 +111,7 @@ def test_samples_that_are_not_finite_are_left_out_and_counted():
     gradients = {}
     for broken in (False, True):
         torch.manual_seed(0)
-        with flowhooks.attach(model, document(ROLLOUT, target())) as session:
+        with flowhooks.attach(model, document(ROLLOUT, target()), allow_imports=True) as session:
             (hook,) = (hook for hook in session.assembly.hooks if hook.type == "adjoint_target")
             gradient = hook._decoder.gradient
 
@@ -131,7 +133,9 @@ def test_samples_that_are_not_finite_are_left_out_and_counted():
 
 def test_large_costates_are_brought_to_the_running_quantile():
     model = learnt("sd3")
-    with flowhooks.attach(model, document(ROLLOUT, target(clip_quantile=0.5, clip_decay=0.5))) as session:
+    with flowhooks.attach(
+        model, document(ROLLOUT, target(clip_quantile=0.5, clip_decay=0.5)), allow_imports=True
+    ) as session:
         (hook,) = (hook for hook in session.assembly.hooks if hook.type == "adjoint_target")
         *_, last = session.steps(None)
         sizes = torch.stack([each.square().flatten(1).mean(1) for each in hook._costates.values()]).mean(0).sqrt()
@@ -150,7 +154,7 @@ def test_large_costates_are_brought_to_the_running_quantile():
 def test_a_reward_without_a_gradient_stops_the_run_by_name(kind, message):
     with (
         pytest.raises(RewardError, match=message),
-        flowhooks.attach(learnt("sd3"), document(ROLLOUT, target(kind))) as session,
+        flowhooks.attach(learnt("sd3"), document(ROLLOUT, target(kind)), allow_imports=True) as session,
     ):
         list(session.steps(None))
 
@@ -163,7 +167,7 @@ def test_a_reward_without_a_gradient_stops_the_run_by_name(kind, message):
 def test_other_rollouts_are_refused(changes):
     with (
         pytest.raises(FlowhooksError, match="carries gradients back from the end of a rollout"),
-        flowhooks.attach(learnt("sd3"), document({**ROLLOUT, **changes}, target())),
+        flowhooks.attach(learnt("sd3"), document({**ROLLOUT, **changes}, target()), allow_imports=True),
     ):
         pass
 
@@ -180,7 +184,7 @@ def test_other_rollouts_are_refused(changes):
 def test_ends_that_contradict(changes, message):
     with (
         pytest.raises(ConfigError, match=message),
-        flowhooks.attach(learnt("sd3"), document({**ROLLOUT, **changes}, target())),
+        flowhooks.attach(learnt("sd3"), document({**ROLLOUT, **changes}, target()), allow_imports=True),
     ):
         pass
 
@@ -188,12 +192,12 @@ def test_ends_that_contradict(changes, message):
 def test_the_end_by_sigma():
     model = learnt("sd3")
     by_sigma = {**ROLLOUT, "last_steps": None, "sigma_max": 0.6}
-    with flowhooks.attach(model, document(by_sigma, target())) as session:
+    with flowhooks.attach(model, document(by_sigma, target()), allow_imports=True) as session:
         steps = run_through(session)
         starts = [step.views["main"].visit.transition.start for step in steps]
         assert starts == [t.start for t in steps[0].views["main"].visit.rollout.transitions if t.start <= 0.6]
     with (
-        flowhooks.attach(model, document({**by_sigma, "sigma_max": 0.001}, target())) as session,
+        flowhooks.attach(model, document({**by_sigma, "sigma_max": 0.001}, target()), allow_imports=True) as session,
         pytest.raises(FlowhooksError, match="no step starts at or below `sigma_max` 0.001"),
     ):
         list(session.steps(None))
@@ -204,7 +208,7 @@ def test_a_vae_in_half_precision_is_as_it_was(name):
     model = learnt(name)
     model.pipe.vae.to(torch.bfloat16)
     before = {key: value.clone() for key, value in model.pipe.vae.state_dict().items()}
-    with flowhooks.attach(model, document(ROLLOUT, target())) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target()), allow_imports=True) as session:
         run_through(session)
     after = model.pipe.vae.state_dict()
     assert all(torch.equal(value, after[key]) and value.dtype == after[key].dtype for key, value in before.items())
@@ -244,7 +248,7 @@ def test_gradient_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         (model.transformer.enable_gradient_checkpointing if checkpointing else lambda: None)()
         torch.manual_seed(0)
-        with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full"))) as session:
+        with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full")), allow_imports=True) as session:
             moved(session)
             found[checkpointing] = [step.target("main") for step in run_through(session)]
     for plain, again in zip(found[False], found[True], strict=True):
@@ -258,7 +262,9 @@ def test_smoothing_averages_the_gradient_over_noisy_copies(adjoint):
     smoothing = {"samples": 2, "sigma": 0.3}
     found = []
     for _ in range(2):
-        with flowhooks.attach(model, document(ROLLOUT, target(adjoint=adjoint, smoothing=smoothing))) as session:
+        with flowhooks.attach(
+            model, document(ROLLOUT, target(adjoint=adjoint, smoothing=smoothing)), allow_imports=True
+        ) as session:
             steps = run_through(session)
             (hook,) = (hook for hook in session.assembly.hooks if hook.type == "adjoint_target")
             found.append([step.target("main") for step in steps])

@@ -34,7 +34,7 @@ def test_lean_targets(name, guided):
     rollout = {**ROLLOUT, "pipeline_arguments": GUIDED[name]} if guided else ROLLOUT
     if guided and name == "flux":
         rollout["pipeline_arguments"] = {key: v for key, v in GUIDED[name].items() if key != "guidance_scale"}
-    with flowhooks.attach(model, document(rollout, target())) as session:
+    with flowhooks.attach(model, document(rollout, target()), allow_imports=True) as session:
         moved(session)
         steps = run_through(session)
         assert [step.views["main"].visit.index for step in steps] == [2, 3, 4]
@@ -49,7 +49,9 @@ def test_lean_targets(name, guided):
 @pytest.mark.parametrize("powers", [{"2": 1.0}, {"2": 1.0, "4": 0.3}], ids=["square", "mixed"])
 def test_full_targets(name, powers):
     model = learnt(name)
-    with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full", regularizer=powers))) as session:
+    with flowhooks.attach(
+        model, document(ROLLOUT, target(adjoint="full", regularizer=powers)), allow_imports=True
+    ) as session:
         moved(session)
         steps = run_through(session)
         hand, powers = ByHand(session, steps), {float(p): weight for p, weight in powers.items()}
@@ -59,7 +61,7 @@ def test_full_targets(name, powers):
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan"])
 def test_lookahead_targets(name):
     model = learnt(name)
-    with flowhooks.attach(model, document(ROLLOUT, target(adjoint="lookahead"))) as session:
+    with flowhooks.attach(model, document(ROLLOUT, target(adjoint="lookahead")), allow_imports=True) as session:
         moved(session)
         steps = run_through(session)
         hand = ByHand(session, steps)
@@ -69,7 +71,7 @@ def test_lookahead_targets(name):
 @pytest.mark.parametrize("early", [0, 2])
 def test_states_before_the_end_are_held_at_the_base(early):
     model = learnt("sd3")
-    with flowhooks.attach(model, document({**ROLLOUT, "early_visits": early}, target())) as session:
+    with flowhooks.attach(model, document({**ROLLOUT, "early_visits": early}, target()), allow_imports=True) as session:
         moved(session)
         with watched(session) as steps:
             results = list(session.steps(None))
@@ -93,7 +95,9 @@ def test_full_costates_give_the_gradient_of_the_last_steps(name, weight):
     """Back-propagation through the last 3 steps of the policy's rollout, the control's cost included, to one factor;
     where that cost is next to nothing this is DRaFT-K."""
     model = learnt(name)
-    with flowhooks.attach(model, document(ROLLOUT, target(adjoint="full", regularizer={"2": weight}))) as session:
+    with flowhooks.attach(
+        model, document(ROLLOUT, target(adjoint="full", regularizer={"2": weight})), allow_imports=True
+    ) as session:
         moved(session)
         steps = run_through(session)
         parameters = session.parameters().values()
@@ -119,7 +123,7 @@ def test_an_anchor_at_a_frozen_adapter_on_guided_rollouts(tmp_path):
     source = teachers(model, tmp_path)["b"]
     anchor = {"type": "anchor_regularizer", "role": "adapter:kind", "adapter": source, "weight": 0.5}
     guided = {**ROLLOUT, "pipeline_arguments": GUIDED["sd3"]}
-    with flowhooks.attach(model, document(guided, target(), anchor)) as session:
+    with flowhooks.attach(model, document(guided, target(), anchor), allow_imports=True) as session:
         moved(session)
         with watched(session) as steps:
             results = list(session.steps(None))
@@ -137,7 +141,7 @@ def test_an_anchor_at_a_frozen_adapter_on_guided_rollouts(tmp_path):
     assert "adapter:kind" not in session.roles
     changed = {**anchor, "adapter": teachers(model, tmp_path)["a"]}
     with (
-        flowhooks.attach(model, document(guided, target(), changed)) as session,
+        flowhooks.attach(model, document(guided, target(), changed), allow_imports=True) as session,
         pytest.raises(CheckpointError, match="the anchor 'kind' .* is not the file that the checkpoint was"),
     ):
         session.load_state_dict(saved)

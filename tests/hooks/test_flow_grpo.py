@@ -52,7 +52,7 @@ def test_before_the_first_update_the_ratio_is_one():
 def test_a_step_pushes_what_was_drawn_by_its_advantage(name):
     """Gradient of a chunk against one made by hand from the visit and the rewards of the decoded pictures."""
     model = learnt(name)
-    with flowhooks.attach(model, document(GROUPED, grpo(), batch_size=1)) as session:
+    with flowhooks.attach(model, document(GROUPED, grpo(), batch_size=1), allow_imports=True) as session:
         with watched(session) as steps:
             result = next(session.steps(None))
             result.loss.backward()
@@ -76,7 +76,7 @@ def test_a_step_pushes_what_was_drawn_by_its_advantage(name):
 
 def test_a_reward_is_asked_once_a_rollout():
     model = learnt("sd3")
-    with flowhooks.attach(model, document(GROUPED, grpo(), batch_size=2)) as session:
+    with flowhooks.attach(model, document(GROUPED, grpo(), batch_size=2), allow_imports=True) as session:
         (hook,) = (h for h in session.assembly.hooks if h.type == "flow_grpo")
         results = list(session.steps(None))
         assert len(results) == 2
@@ -87,7 +87,7 @@ def test_rewards_rise():
     model = learnt("sd3")
     torch.manual_seed(0)
     run = document({**GROUPED, "group_size": 8, "visits": 3}, grpo(), batch_size=1)
-    with flowhooks.attach(model, run) as session:
+    with flowhooks.attach(model, run, allow_imports=True) as session:
         optimizer = torch.optim.AdamW(session.parameters().values(), lr=2e-3)
         found = []
         for _ in range(40):
@@ -103,14 +103,14 @@ def test_rewards_rise():
 def test_nothing_to_compare_is_refused(changes):
     with (
         pytest.raises(ModelError, match="compares pictures of one prompt along steps with chance"),
-        flowhooks.attach(learnt("sd3"), document({**GROUPED, **changes}, grpo())),
+        flowhooks.attach(learnt("sd3"), document({**GROUPED, **changes}, grpo()), allow_imports=True),
     ):
         pass
 
 
 def test_a_reward_that_gives_nan_is_named():
     with (
-        flowhooks.attach(learnt("sd3"), document(GROUPED, grpo(nan=True))) as session,
+        flowhooks.attach(learnt("sd3"), document(GROUPED, grpo(nan=True)), allow_imports=True) as session,
         pytest.raises(RewardError, match="'mean'.*one|one.*'mean'"),
     ):
         list(session.steps(None))
@@ -119,5 +119,8 @@ def test_a_reward_that_gives_nan_is_named():
 def test_a_pipeline_without_a_vae_is_refused():
     model = learnt("sd3")
     model.pipe.vae = None
-    with pytest.raises(FlowhooksError, match="no `vae`"), flowhooks.attach(model, document(GROUPED, grpo())):
+    with (
+        pytest.raises(FlowhooksError, match="no `vae`"),
+        flowhooks.attach(model, document(GROUPED, grpo()), allow_imports=True),
+    ):
         pass

@@ -12,6 +12,7 @@ import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import TwinFlow, TwinFlowTarget
+from flowhooks.hooks.build import resolved_hooks
 from flowhooks.kernel.hook import Hook
 from flowhooks.probe import probe
 from flowhooks.probe.times import Time
@@ -229,7 +230,7 @@ class PerToken(Hook):
 
 @pytest.mark.parametrize("block", [TARGET, TWIN])
 def test_a_hook_may_refuse_both(block):
-    given = [{"type": f"{__name__}:PerToken"}, block]
+    given = resolved_hooks([{"type": f"{__name__}:PerToken"}, block], allow_imports=True)
     with pytest.raises(ConfigError) as caught:
         build_assembly(given, {*EVERYTHING, "role:ema"}, "run.json")
     text = str(caught.value)

@@ -95,7 +95,7 @@ def test_every_registered_reward_has_a_schema_and_the_other_way_round():
 )
 def test_errors_name_the_place(block, message):
     with pytest.raises(ConfigError, match=message):
-        build_rewards([block])
+        build_rewards([block], allow_imports=True)
 
 
 def test_all_problems_at_once_and_before_a_model_loads():
@@ -110,11 +110,13 @@ def test_names_differ():
         resolve_rewards([{"type": "pickscore"}, {"type": "pickscore", "model": "m"}], "$.rewards")
     resolve_rewards([{"type": "pickscore"}, {"type": "pickscore", "name": "other"}], "$.rewards")
     with pytest.raises(ConfigError, match=r"\$.rewards\[1\]: 'share_1' is the name of \$.rewards\[0\] too"):
-        build_rewards([{"type": SHARE}, {"type": SHARE}])
+        build_rewards([{"type": SHARE}, {"type": SHARE}], allow_imports=True)
 
 
 def test_a_class_of_ones_own():
-    rewards, weights = build_rewards([{"type": SHARE, "weight": -2}, {"type": SHARE, "channel": 0, "_comment": "red"}])
+    rewards, weights = build_rewards(
+        [{"type": SHARE, "weight": -2}, {"type": SHARE, "channel": 0, "_comment": "red"}], allow_imports=True
+    )
     assert weights == [-2.0, 1.0]
     on = torch.rand(2, 3, 4, 4)
     total, each = scored(rewards, weights, on, ["a", "b"], [{}, {}])
@@ -124,13 +126,14 @@ def test_a_class_of_ones_own():
 
 def test_a_class_that_is_no_reward():
     with pytest.raises(
-        ConfigError, match=r"\$: .*Bare' is no reward, for it has no `name`, `range`, .*docs/rewards.md"
+        ConfigError,
+        match=r"\$: cannot import the reward .*Bare': is no reward: .*docs/rewards.md.*nothing of it was called",
     ):
-        build_reward({"type": BARE, "anything": 1})
+        build_reward({"type": BARE, "anything": 1}, allow_imports=True)
 
 
 def test_resolved_rewards_are_built_as_they_are():
-    entries = resolve_rewards([{"type": SHARE, "weight": 0.5}], "$.hooks[0].rewards")
+    entries = resolve_rewards([{"type": SHARE, "weight": 0.5}], "$.hooks[0].rewards", allow_imports=True)
     rewards, weights = build_rewards(entries)
     assert weights == [0.5] and rewards[0].name == "share_1"
 

@@ -67,7 +67,7 @@ DIFFERENTIABLE = ["classifier", "clip_score", "siglip", "pickscore", "aesthetic"
 
 
 def judged(block, records=NOTHING, on=None):
-    reward = build_reward(block)
+    reward = build_reward(block, allow_imports=True)
     return scored([reward], [1.0], pixels_of(photos()) if on is None else on, PROMPTS, records)[0]
 
 
@@ -323,10 +323,10 @@ def test_a_model_that_is_not_there(tmp_path):
 def test_a_module_that_cannot_be_imported():
     for path, message in (
         ("no_such_module:Model", "cannot be imported"),
-        ("builtins:dict", "a dict, expected a torch"),
+        ("builtins:dict", "is no subclass of torch.nn.Module.*but the class builtins.dict"),
     ):
         with pytest.raises(ModelError, match=message):
-            build_reward({"type": "classifier", "model": path})
+            build_reward({"type": "classifier", "model": path}, allow_imports=True)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def document(model: Path, data: Path, output: Path, /, **sections: Any) -> dict[
 
 
 def make_run(*places: Path, **sections: Any) -> Run:
-    return resolve_run(document(*places, **sections), Path("run.json"))
+    return resolve_run(document(*places, **sections), Path("run.json"), allow_imports=True)
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

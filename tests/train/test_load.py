@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -20,8 +23,6 @@ def test_a_saved_pipeline_without_a_third_encoder_loads(model, new_run):
 
 
 def test_pickled_weights_are_refused(model, new_run, tmp_path):
-    import shutil
-
     shutil.copytree(model, tmp_path / "sd3")
     weights = tmp_path / "sd3" / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
@@ -75,3 +76,26 @@ def test_random_states_come_back_and_a_block_leaves_no_trace():
     with rng.preserved(cpu):
         draw()
     assert draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "maker"),
+    [
+        ("_class_name", ["my_pipeline", "Mine"]),
+        ("vae", ["stranger_of_load", "Thing"]),
+        ("vae", ["os", "system"]),
+        ("scheduler", [3, "Thing"]),
+    ],
+)
+def test_a_pipeline_made_of_other_code_is_refused(new_run, part, maker, tmp_path, monkeypatch):
+    """Diffusers would import a package of that name, or a file of the folder."""
+    folder = tmp_path / "pipeline"
+    shutil.copytree(new_run().model["pretrained_model_name_or_path"], folder)
+    for file in (tmp_path / "stranger_of_load.py", folder / "my_pipeline.py", folder / "vae" / "stranger_of_load.py"):
+        file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, part: maker}))
+    with pytest.raises(ModelError, match=f"model_index.json has '{part}' made by .*no such code is run"):
+        load_pipeline({**new_run().model, "pretrained_model_name_or_path": str(folder)})
+    assert not (tmp_path / "ran").exists()
