@@ -16,6 +16,8 @@ from torch import Tensor
 
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.files import read_tensors, write_tensors
+from flowhooks.adapters.fit import number_types
+from flowhooks.adapters.names import refuse_integers
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel.assembly import Assembly
 
@@ -65,7 +67,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
             "(`load_lora_weights`)"
         )
     try:
-        _, header = read_tensors(file)
+        _, header = read_tensors(file, integers=True)
         manifest = dict(json.loads(header[MANIFEST]))
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file}: is no modules file of flowhooks ({error})") from error
@@ -98,11 +100,13 @@ def load_modules(file: Path, assembly: Assembly, *, whole: bool = True) -> None:
     """
     own: dict[str, Tensor] = {}
     try:
-        tensors, _ = read_tensors(file)
+        tensors, _ = read_tensors(file, integers=True)
         for name, module in assembly.exported().items():
             if whole or any(key.startswith(f"{name}.") for key in tensors):
                 own |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
         check_fit(own, tensors, kind="set of modules", origin=str(file))
+        floats = [key for key, tensor in own.items() if tensor.is_floating_point()]
+        refuse_integers(file, {key: type for key, type in number_types(file).items() if key in floats})
     except AdapterError as error:
         raise ModelError(str(error)) from error
     for key, tensor in own.items():

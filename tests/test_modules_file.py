@@ -125,6 +125,7 @@ def rewritten(folder, change):
 
 
 FOREIGN = {"type": "subprocess:Popen", "args": ["touch", "pwned"]}
+DRAWN = {"type": "on_policy_rollout", "prompts": "/etc/hostname"}
 JUDGED = {"type": "flow_grpo", "rewards": [{"type": "subprocess:Popen", "args": ["touch", "pwned"]}]}
 
 
@@ -134,7 +135,10 @@ JUDGED = {"type": "flow_grpo", "rewards": [{"type": "subprocess:Popen", "args": 
         (FOREIGN, r"\$\.hooks\[1\]\.type: 'subprocess:Popen' is code"),
         (JUDGED, r"\$\.hooks\[1\]\.rewards\[0\]\.type: 'subprocess:Popen' is code"),
         ({"type": "time_conditioning", "gate": 1}, r"\$\.hooks\[1\]\.gate: unknown key"),
-        ({"type": "on_policy_rollout", "prompts": "/etc/hostname"}, r"\$\.hooks\[1\]: 'on_policy_rollout' trains nothing of its own"),
+        (
+            {"type": "on_policy_rollout", "prompts": "/etc/hostname"},
+            r"\$\.hooks\[1\]: 'on_policy_rollout' trains nothing of its own",
+        ),
         ({"type": "nothing_of_ours"}, r"\$\.hooks\[1\]\.type: .* is not one of"),
         ("flow_dpo", r"\$\.hooks\[1\]: expected an object"),
     ],

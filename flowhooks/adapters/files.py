@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from flowhooks import files
+from flowhooks.adapters.fit import number_types
 from flowhooks.adapters.names import (
     CONFIG_KEY,
     LORA_FILE,
@@ -21,6 +21,7 @@ from flowhooks.adapters.names import (
     TRANSFORMER_KEY,
     find_file,
     read_json,
+    refuse_integers,
     unreadable,
 )
 from flowhooks.errors import AdapterError
@@ -40,10 +41,18 @@ __all__ = [
 ]
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on the CPU) and header of a safetensors file. Raises `AdapterError` when it is damaged, empty or holds
-    NaN or infinity."""
+def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (on the CPU) and header of a safetensors file.
+
+    Args:
+        integers: whether some may be no plain floats, such as counters that a module keeps.
+
+    Raises:
+        AdapterError: it is damaged, empty, holds NaN or infinity, or numbers that are no plain floats.
+    """
     try:
+        if not integers:
+            refuse_integers(file, number_types(file))
         with safe_open(file, framework="pt", device="cpu") as handle:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
             metadata = dict(handle.metadata() or {})
@@ -64,17 +73,10 @@ def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
-    """Call ``write`` with a temporary path beside ``file``, then rename it over ``file``: a reader never sees half of
-    it."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    """As :func:`flowhooks.files.write_aside`. Raises `AdapterError` when the disk refuses."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        os.replace(aside, file)
+        return files.write_aside(file, write)
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{file}: cannot be written ({error}). Check the free space and the folder's permissions."
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return file

@@ -20,6 +20,7 @@ from flowhooks.adapters.names import (
     format_of,
     layer_name,
     read_json,
+    refuse_integers,
     unreadable,
 )
 from flowhooks.errors import AdapterError
@@ -46,10 +47,12 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     file = find_file(path)
     try:
         shapes, metadata = _header(file)
+        types = number_types(file)
     except (SafetensorError, OSError) as error:
         raise AdapterError(unreadable(file, error)) from None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
+    refuse_integers(file, types)
     kind, prefix = format_of(file, shapes)
     if section is not None:
         _check_section(file, kind, metadata, section)
@@ -134,6 +137,12 @@ def transformer_shapes(pipeline: Path) -> Shapes:
     except (SafetensorError, OSError):
         return {}
     return shapes
+
+
+def number_types(file: Path) -> dict[str, str]:
+    """Key -> number type of a safetensors file's tensors, from its header. Raises SafetensorError, OSError."""
+    with safe_open(file, framework="numpy") as handle:
+        return {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _header(file: Path) -> tuple[Shapes, dict[str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ DIFFUSERS_PREFIX = "transformer"
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
 
+#: What safetensors calls the number types that weights of an adapter have.
+FLOATS = ("F64", "F32", "F16", "BF16")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -85,6 +87,25 @@ def unreadable(file: Path, error: Exception) -> str:
     return (
         f"{file}: cannot be read as safetensors ({error}). It is damaged or was cut short: copy or download it again."
     )
+
+
+def refuse_integers(file: Path, types: Mapping[str, str]) -> None:
+    """Raises `AdapterError` for a file whose tensors are no plain floats: read as such, numbers of a quantised file are
+    other weights than it was made from.
+
+    Args:
+        types: key -> number type, as safetensors calls it. A whole number as a layer's alpha is taken for what it says.
+    """
+    other = [
+        key
+        for key, type in types.items()
+        if type not in FLOATS and not (key.endswith(".alpha") and type.startswith(("I", "U")))
+    ]
+    if other:
+        raise AdapterError(
+            f"{file}: {first_few(other, 1)} is stored as {types[other[0]]}; expected {', '.join(FLOATS)}. A quantised "
+            "or converted file does not hold the trained weights: use the one it was made from, or save it in bf16."
+        )
 
 
 def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def run(args: Namespace) -> int:
 def _write(folder: Path, force: bool) -> int:
     from flowhooks.config.schemas import SUFFIX, schemas
     from flowhooks.errors import ConfigError, Problem
+    from flowhooks.files import write_aside
 
     files = {folder / f"{name}{SUFFIX}": _text(schema) for name, schema in schemas().items()}
     changed = {
@@ -55,10 +57,7 @@ def _write(folder: Path, force: bool) -> int:
             ]
         )
     for file, text in changed.items():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        aside = file.with_name(f".{file.name}.part")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(file)
+        write_aside(file, partial(Path.write_text, data=text, encoding="utf-8"))
     print(f"{len(changed)} of {len(files)} schemas written to {folder}")
     return 0
 

@@ -22,6 +22,7 @@ from flowhooks.embedded.places import place, whole
 from flowhooks.embedded.progress import bar
 from flowhooks.embedded.scans import RECIPE as DATA_RECIPE
 from flowhooks.embedded.scans import ensure_data, load_scans
+from flowhooks.files import share
 
 FEATURES = 32
 RECIPE: dict[str, Any] = {
@@ -138,6 +139,7 @@ def train_judge(
     save_file(
         {**network.state_dict(), "clean_mean": mean, "clean_covariance": covariance}, folder / "judge.safetensors"
     )
+    share(folder / "judge.safetensors")
     (folder / "judge.json").write_text(json.dumps(held_out, indent=2) + "\n", encoding="utf-8")
 
 

@@ -15,6 +15,7 @@ from flowhooks.embedded.places import place, whole
 from flowhooks.embedded.progress import bar, wanted
 from flowhooks.embedded.scans import ensure_data
 from flowhooks.errors import ModelError
+from flowhooks.files import share
 
 
 def resolve_model(name: str) -> Path:
@@ -83,6 +84,7 @@ def build(folder: Path, pixels: Tensor, steps: int, progress: bool | None = None
     with bar("Autoencoder", steps, progress) as advance:
         vae = train_autoencoder(pixels, steps=steps, seed=pipeline.RECIPE["seed"], after_step=advance)
     pipeline.assemble(vae).save_pretrained(folder, safe_serialization=True)
+    share(folder)
 
 
 def example(name: str) -> Path:

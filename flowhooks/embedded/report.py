@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from flowhooks.embedded.judge import Judge, Score
 from flowhooks.embedded.measure import FIRST_SEED, STEPS
+from flowhooks.files import write_aside
 
 PAPER, GAP = (214, 218, 226), 6
 _ROWS = (
@@ -62,9 +63,7 @@ def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns:
             row, column = place % 10, place // 10
             enlarged = Image.fromarray(pixels[place]).resize((side, side), Image.Resampling.NEAREST)
             canvas.paste(enlarged, (left + column * cell, head + row * cell))
-    aside = file.with_name(f".{file.name}")
-    canvas.save(aside, format="PNG")
-    aside.replace(file)
+    write_aside(file, lambda aside: canvas.save(aside, format="PNG"))
 
 
 def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: Mapping[str, Any]) -> Path:
@@ -96,7 +95,4 @@ and of all clean scans; at {before.count} pictures it is biased upwards, alike o
 
 
 def _write(file: Path, text: str) -> Path:
-    aside = file.with_name(f".{file.name}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)
-    return file
+    return write_aside(file, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -34,6 +34,7 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
+from flowhooks.files import share
 from flowhooks.modules_file import MODULES, read_manifest
 from flowhooks.sampling.restore import read_run
 from flowhooks.train.files import REFUSALS
@@ -184,6 +185,7 @@ def _save(pipe: AnyFlowPipeline, target: Path) -> Path:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         pipe.save_pretrained(aside, safe_serialization=True)
+        share(aside)
         aside.rename(target)
     except REFUSALS as error:
         raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from flowhooks.config.document import read_json, without_remarks
 from flowhooks.data import Survey, survey
 from flowhooks.data.findings import some
 from flowhooks.errors import ConfigError, DataError, Problem
+from flowhooks.files import write_aside
 from flowhooks.gallery.cards import SAME, Card, all_cards, chosen
 from flowhooks.gallery.page import MARK, Findings, page
 from flowhooks.gallery.sheet import sheet
@@ -74,8 +74,8 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
     found = _findings(source, looked, cards, drawn)
     text = page(found, drawn).encode("utf-8", "backslashreplace")
     output.mkdir(parents=True, exist_ok=True)
-    _replace(output / PAGE, text)
-    _replace(output / SHEET, _png(drawn))
+    for name, content in ((PAGE, text), (SHEET, _png(drawn))):
+        write_aside(output / name, partial(Path.write_bytes, data=content))
     return Gallery(
         page=output / PAGE,
         sheet=output / SHEET,
@@ -157,12 +157,3 @@ def _refusal(file: Path) -> Problem | None:
         if MARK.encode() in head or SOFTWARE.encode() in head:
             return None
     return Problem("this file is there and was not written by `flowhooks inspect`; name another --output", str(file))
-
-
-def _replace(file: Path, content: bytes) -> None:
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        aside.write_bytes(content)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)

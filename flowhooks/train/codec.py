@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowhooks.errors import CheckpointError
+from flowhooks.files import share
 
 _HEADER = "flowhooks.state"
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
@@ -68,6 +69,7 @@ def write_state(file: Path, state: Any) -> None:
     """Raises OSError or SafetensorError when the disk refuses, TypeError for a state that is no such tree."""
     tree, tensors = encode(state)
     save_file(tensors, file, metadata={_HEADER: json.dumps(tree)})
+    share(file)
 
 
 def read_state(file: Path) -> Any:

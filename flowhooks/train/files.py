@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from flowhooks import files
 from flowhooks.errors import FlowhooksError
 
 REFUSALS = (OSError, SafetensorError)
@@ -20,17 +19,11 @@ _FULL_WORDS = ("No space left", "Disk quota", "File too large")
 
 
 def write_aside(file: Path, write: Callable[[Path], object], error: type[FlowhooksError]) -> Path:
-    """Let ``write`` fill a hidden file beside ``file``, then rename it. Raises ``error`` when the disk refuses."""
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}")
+    """As :func:`flowhooks.files.write_aside`. Raises ``error`` when the disk refuses."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        os.replace(aside, file)
+        return files.write_aside(file, write)
     except REFUSALS as refusal:
         raise error(refused(file, refusal)) from refusal
-    finally:
-        aside.unlink(missing_ok=True)
-    return file
 
 
 def write_json(file: Path, document: Any, error: type[FlowhooksError]) -> Path:

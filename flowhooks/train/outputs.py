@@ -15,6 +15,7 @@ from flowhooks.config import Run
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.privacy import without_local_paths
+from flowhooks.files import share
 from flowhooks.kernel.session import Session
 from flowhooks.modules_file import RUN, save_modules
 from flowhooks.train.files import REFUSALS, refused, write_json
@@ -75,6 +76,7 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
     aside, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("new", "old"))
     try:
         pipe.save_pretrained(aside, safe_serialization=True)
+        share(aside)
         if target.exists():
             target.rename(old)
         aside.rename(target)

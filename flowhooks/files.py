@@ -1,0 +1,56 @@
+"""How every file for the user is written: aside, renamed when whole, readable by whom the user's umask lets read."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
+    """Call ``write`` with a hidden path beside ``file``, then rename it over ``file``: a reader never sees half of it.
+
+    Raises:
+        OSError: the disk refuses; and whatever ``write`` raises. ``file`` is then as it was.
+    """
+    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(aside)
+        share(aside)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
+    return file
+
+
+def share(path: Path) -> None:
+    """Give a file, or every file in a folder, the permissions that a new file has there.
+
+    safetensors writes files that their owner alone may read; a program of another user has to read them too.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    files = [each for each in path.rglob("*") if each.is_file()] if path.is_dir() else [path]
+    mode = _new_mode(path.parent)
+    for file in files:
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            # Some disks know no permissions.
+            with suppress(OSError):
+                file.chmod(mode)
+
+
+def _new_mode(folder: Path) -> int:
+    """Asked of the disk, since a folder may have rules of its own and a process cannot read its umask without changing
+    it for all its threads."""
+    probe = folder / f".{uuid.uuid4().hex}"
+    file = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(file).st_mode)
+    finally:
+        os.close(file)
+        probe.unlink(missing_ok=True)
