@@ -18,7 +18,7 @@ from flowhooks.data.encode import Captions, Encoder, Masks, Pictures, told_at
 from flowhooks.data.records import Audit, distinct_captions
 from flowhooks.data.shards import entry_key, lots, shard_name
 from flowhooks.data.sizes import latent_grids
-from flowhooks.data.store import Entries, Entry, Store
+from flowhooks.data.store import CHECKED_BYTES, Entries, Entry, Store
 from flowhooks.errors import DataError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _filled(store: Store, wanted: _Wanted, progress: bool, batch_size: int) -> dict[str, Place]:
     encoder = wanted.encoder
-    places = store.find(encoder.kind, wanted.items)
+    places = store.find(encoder.kind, wanted.items, check=CHECKED_BYTES)
     todo = wanted.lots(places)
     if not todo:
         return places

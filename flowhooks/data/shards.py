@@ -29,12 +29,14 @@ from types import TracebackType
 
 ENTRIES = 32
 SUFFIX = ".safetensors"
+#: Key of a shard's metadata.
+DIGESTS = "digests"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class DamagedShard(Exception):
-    """The shard is there and was cut short or overwritten."""
+    """The shard is there and was cut short, overwritten, or changed on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +47,13 @@ class Place:
         path: its shard.
         head: of a safetensors file that holds this entry alone.
         spans: first byte, and that after the last, of each of its tensors.
+        digest: sha256 of all that, in hex; None in a shard of an earlier release.
     """
 
     path: Path
     head: bytes
     spans: tuple[tuple[int, int], ...]
+    digest: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -59,7 +63,7 @@ class Place:
     def read(self) -> bytes:
         """The entry as a safetensors file of its own.
 
-        Raises OSError; DamagedShard if the shard has become shorter.
+        Raises OSError; DamagedShard if it is not what was written.
         """
         file = os.open(self.path, os.O_RDONLY)
         try:
@@ -68,7 +72,10 @@ class Place:
             os.close(file)
         if any(len(part) < stop - start for part, (start, stop) in zip(parts, self.spans, strict=True)):
             raise DamagedShard("is cut off")
-        return b"".join((self.head, *parts))
+        data = b"".join((self.head, *parts))
+        if self.digest is not None and hashlib.sha256(data).hexdigest() != self.digest:
+            raise DamagedShard("its bytes are not those that were written")
+        return data
 
 
 def entry_key(about: dict[str, object]) -> str:
@@ -109,27 +116,46 @@ def contents(path: Path) -> dict[str, Place]:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         text = file.read(length) if length <= size - 8 else b""
+    return _places(path, text, size)
+
+
+def digests(shard: bytes) -> dict[str, str]:
+    """Key -> digest, of every entry of a shard that is not yet on the disk."""
+    length = int.from_bytes(shard[:8], "little")
+    found = {}
+    for key, place in _places(None, shard[8 : 8 + length], len(shard)).items():
+        parts = (shard[start:stop] for start, stop in place.spans)
+        found[key] = hashlib.sha256(b"".join((place.head, *parts))).hexdigest()
+    return found
+
+
+def _places(path: Path | None, text: bytes, size: int) -> dict[str, Place]:
+    """Of a shard's header and its whole size; without a path it is not on the disk yet, and has no name."""
+    length = len(text)
     try:
         header = json.loads(text)
-        header.pop("__metadata__", None)
+        told = header.pop("__metadata__", None) or {}
+        written = json.loads(told.get(DIGESTS, "{}"))
+        written = {key: str(written[key]) for key in written}
         tensors: dict[str, list[tuple[int, int, str, str, tuple[int, ...]]]] = {}
-        for full, told in header.items():
+        for full, about in header.items():
             key, _, name = full.partition("/")
-            start, stop = told["data_offsets"]
-            tensors.setdefault(key, []).append((start, stop, name, told["dtype"], tuple(told["shape"])))
+            start, stop = about["data_offsets"]
+            tensors.setdefault(key, []).append((start, stop, name, about["dtype"], tuple(about["shape"])))
         end = max(stop for each in tensors.values() for _, stop, *_ in each)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedShard("its first bytes are no header of safetensors") from None
     data = 8 + length
     if size != data + end:
         raise DamagedShard(f"has {size:,} of {data + end:,} bytes")
-    if shard_name(tensors) != path.stem:
+    if path is not None and shard_name(tensors) != path.stem:
         raise DamagedShard("holds other entries than its name says")
     places = {}
     for key, unordered in tensors.items():
         parts = sorted(unordered)
         head = _head(tuple((name, dtype, shape, stop - start) for start, stop, name, dtype, shape in parts))
-        places[key] = Place(path, head, tuple((data + start, data + stop) for start, stop, *_ in parts))
+        spans = tuple((data + start, data + stop) for start, stop, *_ in parts)
+        places[key] = Place(path or Path(), head, spans, written.get(key))
     return places
 
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from flowhooks.data.shards import (
+    DIGESTS,
     SUFFIX,
     Claim,
     DamagedShard,
     Place,
     claim,
     contents,
+    digests,
     shard_name,
     shards_in,
     sweep,
@@ -35,6 +37,8 @@ REMEDY = (
     "delete this file, or start with `--rebuild-cache`, and what it holds is made again from the images and captions"
 )
 IN_MEMORY_BYTES = 512 * 2**20
+#: So much of a run's entries is compared with its digests before the run starts; the rest when it is read.
+CHECKED_BYTES = 4 * 2**30
 Entry = Mapping[str, Tensor]
 
 
@@ -51,16 +55,21 @@ class Store:
         """Where the shard lies, or would lie."""
         return self.folder / kind / f"{name}{SUFFIX}"
 
-    def find(self, kind: str, wanted: Collection[str]) -> dict[str, Place]:
-        """Key -> place, of the entries of `wanted` that are there; only headers are read.
+    def find(self, kind: str, wanted: Collection[str], *, check: int = 0) -> dict[str, Place]:
+        """Key -> place, of the entries of `wanted` that are there; only headers are read, and the first `check` bytes
+        of these entries, which are compared with their digests.
 
         A damaged shard is removed with a warning that names it.
         """
         places: dict[str, Place] = {}
         for path in shards_in(self.folder / kind):
-            for key, place in self._contents(kind, path).items():
-                if key in wanted:
-                    places.setdefault(key, place)
+            found = {key: place for key, place in self._contents(kind, path).items() if key in wanted}
+            size = sum(place.nbytes for place in found.values())
+            if found and size <= check:
+                check -= size
+                found = self._sound(kind, path, set(found))
+            for key, place in found.items():
+                places.setdefault(key, place)
         return places
 
     def claim(self, kind: str, name: str, *, wait: bool) -> Claim | None:
@@ -78,7 +87,8 @@ class Store:
             for key, tensors in entries.items()
             for name, tensor in tensors.items()
         }
-        data = save(named, {"flowhooks": json.dumps({key: about[key] for key in entries})})
+        told = {"flowhooks": json.dumps({key: about[key] for key in entries})}
+        data = save(named, {**told, DIGESTS: json.dumps(digests(save(named)))})
         path = self.path(kind, shard_name(entries))
         with _writing(path, len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,9 +122,24 @@ class Store:
             rebuilt.folder.rmdir()
 
     def _contents(self, kind: str, path: Path) -> dict[str, Place]:
+        return self._whole(kind, path, contents)
+
+    def _sound(self, kind: str, path: Path, wanted: Collection[str]) -> dict[str, Place]:
+        """The wanted entries of a shard, each compared with its digest."""
+
+        def look(path: Path) -> dict[str, Place]:
+            places = {key: place for key, place in contents(path).items() if key in wanted}
+            for place in places.values():
+                place.read()
+            return places
+
+        return self._whole(kind, path, look)
+
+    def _whole(self, kind: str, path: Path, look: Callable[[Path], dict[str, Place]]) -> dict[str, Place]:
+        """What `look` finds in a shard; nothing in a damaged one, which is told and removed."""
         with _reading(path):
             try:
-                return contents(path)
+                return look(path)
             except FileNotFoundError:
                 return {}
             except DamagedShard:
@@ -123,12 +148,12 @@ class Store:
         mine = self.claim(kind, path.stem, wait=True)
         with mine or nullcontext(), _writing(path):
             try:
-                return contents(path)
+                return look(path)
             except FileNotFoundError:
                 return {}
             except DamagedShard as error:
                 message = f"the cache file {path} is damaged ({error}); it is made again"
-                warnings.warn(message, FlowhooksWarning, stacklevel=3)
+                warnings.warn(message, FlowhooksWarning, stacklevel=4)
                 path.unlink()
                 return {}
 
@@ -187,6 +212,9 @@ def _read(place: Place) -> dict[str, Tensor]:
             message = "was removed during the run; start again with `--resume latest` and it is made again"
             raise DataError(Problem(message, str(place.path))) from None
         except (DamagedShard, SafetensorError) as error:
+            # Of its size and header nothing may be told: found again, it would be read again.
+            with suppress(OSError):
+                place.path.unlink()
             message = f"was damaged during the run ({error}); start again with `--resume latest` and it is made again"
             raise DataError(Problem(message, str(place.path))) from None
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]

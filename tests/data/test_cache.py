@@ -198,11 +198,13 @@ def test_training_the_transformer_does_not_make_the_cache_stale(root, cache):
 
 
 @pytest.mark.parametrize("kind", ["latents", "masks", "text"])
-def test_a_truncated_shard_is_made_again_with_a_warning(root, model, cache, kind):
+@pytest.mark.parametrize("damage", ["cut short", "a flipped bit"])
+def test_a_damaged_shard_is_made_again_with_a_warning(root, model, cache, kind, damage):
     build(root, model, cache)
     before = snapshot(cache)
     (path,) = shards_of(cache, kind)
-    path.write_bytes(path.read_bytes()[:-7])
+    data = path.read_bytes()
+    path.write_bytes(data[:-7] if damage == "cut short" else data[:-7] + bytes([data[-7] ^ 2]) + data[-6:])
     with pytest.warns(UserWarning, match=f"{path} is damaged .*; it is made again"):
         build(root, model, cache)
     assert snapshot(cache) == before
@@ -233,7 +235,7 @@ def test_an_entry_that_goes_bad_during_the_run_is_named(root, model, cache):
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(DataError, match=f"{path}.*damaged during the run"):
         [dataset[i] for i in range(5)]
-    path.unlink()
+    assert not path.exists(), "so that a resumed run makes it again"
     with pytest.raises(DataError, match=f"{path}.*removed during the run"):
         [dataset[i] for i in range(5)]
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from flowhooks.data.shards import ENTRIES, entry_key, lots, shard_name, total_bytes
 from flowhooks.data.store import Entries, Store
-from flowhooks.errors import DataError
+from flowhooks.errors import DataError, FlowhooksWarning
 
 KEY, OTHER = entry_key({"file": "a"}), entry_key({"file": "b"})
 TENSORS = {"latents": torch.arange(12.0).reshape(3, 4)}
@@ -234,3 +234,40 @@ def test_entries_beyond_the_limit_are_read_again(store):
     again = {key: entries.read("latents", key)["latents"] for key in (KEY, OTHER)}
     assert [again[key] is first[key] for key in sorted((KEY, OTHER))] == [True, False]
     assert torch.equal(again[KEY], first[KEY]) and torch.equal(again[OTHER], first[OTHER])
+
+
+@pytest.mark.parametrize("where", ["data", "shape", "dtype", "digest"])
+def test_a_flipped_bit_is_told_and_the_shard_removed(store, where):
+    entries = {KEY: {"latents": torch.arange(8.0), "ids": torch.arange(4)}, OTHER: {"latents": torch.ones(8)}}
+    path = write(store, entries)
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    at = {
+        "data": len(whole) - 3,
+        "shape": whole.index(b'"shape":[') + len(b'"shape":['),
+        "dtype": whole.index(b'"F32"') + 1,
+        "digest": whole.index(b"digests") + 90,
+    }[where]
+    assert (at > 8 + length) == (where == "data")
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.warns(FlowhooksWarning, match=f"the cache file {path} is damaged .*; it is made again"):
+        assert store.find("latents", {KEY, OTHER}, check=10**6) == {}
+    assert not path.exists()
+
+
+def test_what_is_beyond_the_limit_is_compared_when_it_is_read(store):
+    path = write(store, {KEY: TENSORS})
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 64
+    path.write_bytes(data)
+    places = store.find("latents", {KEY}, check=TENSORS["latents"].nbytes - 1)
+    with pytest.raises(DataError, match=r"was damaged during the run \(its bytes are not those.*`--resume latest`"):
+        Entries({"latents": places}, limit=0).read("latents", KEY)
+    assert not path.exists(), "so that it is made again"
+
+
+def test_a_shard_of_an_earlier_release_has_no_digests_and_is_read(store):
+    path = write(store, {KEY: TENSORS})
+    save_file(load_file(path), path, {"flowhooks": "{}"})
+    assert torch.equal(read(store)["latents"], TENSORS["latents"])
+    assert store.find("latents", {KEY}, check=10**6).keys() == {KEY}
