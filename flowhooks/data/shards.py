@@ -29,8 +29,8 @@ from types import TracebackType
 
 ENTRIES = 32
 SUFFIX = ".safetensors"
-#: Key of a shard's metadata.
-DIGESTS = "digests"
+#: Key of a shard's metadata, JSON: what each entry was made from, and under a key of their own the digests of all.
+METADATA, DIGESTS = "flowhooks", "digests"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -135,7 +135,7 @@ def _places(path: Path | None, text: bytes, size: int) -> dict[str, Place]:
     try:
         header = json.loads(text)
         told = header.pop("__metadata__", None) or {}
-        written = json.loads(told.get(DIGESTS, "{}"))
+        written = json.loads(told.get(METADATA, "{}")).get(DIGESTS, {})
         written = {key: str(written[key]) for key in written}
         tensors: dict[str, list[tuple[int, int, str, str, tuple[int, ...]]]] = {}
         for full, about in header.items():

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flowhooks.data.shards import (
     DIGESTS,
+    METADATA,
     SUFFIX,
     Claim,
     DamagedShard,
@@ -87,8 +88,9 @@ class Store:
             for key, tensors in entries.items()
             for name, tensor in tensors.items()
         }
-        told = {"flowhooks": json.dumps({key: about[key] for key in entries})}
-        data = save(named, {**told, DIGESTS: json.dumps(digests(save(named)))})
+        # One key alone: safetensors writes several in any order, and a shard always comes out the same.
+        told = {**{key: about[key] for key in entries}, DIGESTS: digests(save(named))}
+        data = save(named, {METADATA: json.dumps(told)})
         path = self.path(kind, shard_name(entries))
         with _writing(path, len(data)):
             path.parent.mkdir(parents=True, exist_ok=True)
