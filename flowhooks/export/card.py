@@ -93,7 +93,7 @@ def write_card(
     """
     folder = Path(folder)
     name, hub_id = _base_model(document["model"]["pretrained_model_name_or_path"])
-    shown = [(picture.prompt, _relative(picture.path, folder)) for picture in pictures]
+    shown = [(without_local_paths(picture.prompt), _relative(picture.path, folder)) for picture in pictures]
     data = ModelCardData(
         license="other",
         # The Hub asks for these two beside `other`.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.errors import HubError
-from flowhooks.export.privacy import without_local_paths
+from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
 
 # Everything else in a run folder (checkpoints, caches, logs) stays at home.
 ALLOWED = (
@@ -94,11 +95,15 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
 
 
 def stage(run_dir: Path, files: Iterable[str], staging: Path) -> None:
-    """Copy ``files`` and clean JSON documents and safetensors headers of absolute paths in the copies."""
+    """Copy ``files`` and clean the card, JSON documents and safetensors headers of absolute paths in the copies."""
     for name in files:
         source, copy = run_dir / name, staging / name
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".json"):
+        if name.endswith(".md"):
+            copy.write_text(text_without_local_paths(source.read_text(encoding="utf-8")), encoding="utf-8")
+        elif name.startswith("pipeline/") and name.endswith(".json"):
+            copy.write_text(_cleaned(source.read_text(encoding="utf-8"), without_origins), encoding="utf-8")
+        elif name.endswith(".json"):
             copy.write_text(_cleaned(source.read_text(encoding="utf-8")), encoding="utf-8")
         elif name.endswith(".safetensors"):
             _stage_weights(source, copy)
@@ -116,13 +121,13 @@ def _stage_weights(source: Path, copy: Path) -> None:
         save_file(load_file(source), copy, metadata=cleaned)
 
 
-def _cleaned(text: str) -> str:
-    """A JSON text without absolute paths; other text, and text that has none, as it is."""
+def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> str:
+    """A JSON text without absolute paths; text that has none as it is."""
     try:
         document = json.loads(text)
     except ValueError:
         return without_local_paths(text)
-    cleaned = without_local_paths(document)
+    cleaned = clean(document)
     return text if cleaned == document else json.dumps(cleaned, indent=2, ensure_ascii=False)
 
 

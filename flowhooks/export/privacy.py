@@ -7,6 +7,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 _LOCAL = re.compile(r"(~|file://|[A-Za-z]:[\\/]|[\\/])")
+#: The same within a text. Of the kind with a `/` only what has two parts, for a prompt may say `and /or`.
+_WITHIN = re.compile(
+    r"(?<![\w./\\:~<-])(file://)?(~[\w.-]*/|/(?=[\w.@+-]+/)|[A-Za-z]:[\\/]|\\\\[\w.-]+\\)[^\s\"'`<>|*?,;()\[\]]*"
+)
+#: What the libraries call the places that a part of a pipeline came from. Everything else in its files is the model's,
+#: such as the words of a tokenizer, some of which look like paths.
+_ORIGIN = re.compile(r"(_path|_file|_dir)$")
 
 
 def is_local_path(text: str) -> bool:
@@ -20,11 +27,35 @@ def last_part(text: str) -> str:
 
 
 def without_local_paths(document: Any) -> Any:
-    """A copy of a JSON value in which every absolute path is only its last part; keys too."""
+    """A copy of a JSON value in which every absolute path is only its last part; keys too, and within texts."""
     if isinstance(document, dict):
         return {without_local_paths(key): without_local_paths(value) for key, value in document.items()}
     if isinstance(document, (list, tuple)):
         return [without_local_paths(value) for value in document]
-    if isinstance(document, str) and is_local_path(document):
-        return last_part(document)
+    if isinstance(document, str):
+        return last_part(document) if is_local_path(document) else _WITHIN.sub(_shortened, document)
     return document
+
+
+def text_without_local_paths(text: str) -> str:
+    """A text in which every absolute path is only its last part."""
+    return _WITHIN.sub(_shortened, text)
+
+
+def without_origins(document: Any) -> Any:
+    """A copy of what configures a part of a pipeline, in which the absolute path that it came from is only its last
+    part."""
+    if isinstance(document, dict):
+        return {
+            key: without_local_paths(value) if _ORIGIN.search(key) else without_origins(value)
+            for key, value in document.items()
+        }
+    if isinstance(document, list):
+        return [without_origins(value) for value in document]
+    return document
+
+
+def _shortened(found: re.Match[str]) -> str:
+    # A sentence ends with a dot, and so may a name; it stays with the sentence.
+    path = found[0].rstrip(".:!/\\")
+    return last_part(path) + found[0][len(path) :].strip("/\\")

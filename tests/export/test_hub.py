@@ -14,10 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flowhooks.errors import HubError
-from flowhooks.export import hub, push, push_command
+from flowhooks.export import CardPicture, hub, push, push_command, write_card
 from flowhooks.export.hub import stage, upload_set
 from flowhooks.export.privacy import without_local_paths
-from tests.export.helpers import PRIVATE, run_folder
+from tests.export.helpers import PRIVATE, document, run_folder
 
 PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "run.json", "validation/step_000004_0.png"]
 
@@ -145,6 +145,76 @@ def test_local_paths_of_every_kind():
     assert without_local_paths({"/a/b": [f"{PRIVATE}/x", "~/y", r"C:\z\w", "../sets/d.json", "a/b", 3, None]}) == {
         "b": ["x", "y", "w", "../sets/d.json", "a/b", 3, None]
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"a cat as in {PRIVATE}/cats/tom.png, on a table", "a cat as in tom.png, on a table"),
+        (f"like {PRIVATE}/a.png.", "like a.png."),
+        (f"({PRIVATE}/a.png) or '{PRIVATE}/b c'", "(a.png) or 'b c'"),
+        (f"see file://{PRIVATE}/a.png and ~/b/c.png and ~ann/d.png", "see a.png and c.png and d.png"),
+        (r"as C:\Users\ann\a.png, \\server\share\b.png", "as a.png, b.png"),
+        (f"in {PRIVATE}/ there", "in private there"),
+    ],
+)
+def test_paths_within_a_prompt(text, told):
+    assert without_local_paths({"prompts": [{"prompt": text}]}) == {"prompts": [{"prompt": told}]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "black and/or white, 1/2 size, 24 km/h",
+        "https://huggingface.co/a/b and hf://datasets/a/b",
+        "<p><a href='x/y'>b</a></p>",
+        "owner/name",
+        "a sign that says /imagine",
+        "ratio 16:9, a:b, and so on...",
+    ],
+)
+def test_what_only_looks_like_a_path_in_a_prompt(text):
+    assert without_local_paths(text) == text
+
+
+def test_nothing_of_this_machine_is_uploaded(tmp_path, server, token):
+    """In whatever file and however deep it stands."""
+    folder = run_folder(tmp_path)
+    prompt = f"as in {PRIVATE}/faces/ann.png"
+    run = document(
+        validation={"prompts": [prompt]},
+        hooks=[{"type": "on_policy_rollout", "prompts": [{"prompt": prompt, "image": f"{PRIVATE}/a.png"}]}],
+    )
+    (folder / "run.json").write_text(json.dumps(run))
+    write_card(
+        folder,
+        document={**run, "training": {}},
+        metrics={},
+        pictures=[CardPicture(path=folder / "validation" / "step_000004_0.png", prompt=prompt)],
+    )
+    (folder / "metrics.json").write_text(json.dumps({"note": prompt}))
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": PRIVATE}))
+    part = folder / "pipeline" / "tokenizer"
+    part.mkdir(parents=True)
+    (part / "tokenizer_config.json").write_text(
+        json.dumps({"name_or_path": PRIVATE, "deep": [{"vocab_file": PRIVATE}]})
+    )
+    push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert {"metrics.json", "pipeline/tokenizer/tokenizer_config.json", "adapter_config.json"} < set(server.files)
+    for name, content in server.files.items():
+        assert PRIVATE.encode() not in content and b"somebody" not in content, name
+    assert b"as in ann.png" in server.files["README.md"]
+
+
+def test_the_words_of_a_tokenizer_are_uploaded_as_they_are(tmp_path):
+    """Some of them look like paths."""
+    words = {"/": 0, "~": 1, "/usr/share": 2, "\\": 3, "C:/": 4, "//": 5}
+    part = tmp_path / "run" / "pipeline" / "tokenizer"
+    part.mkdir(parents=True)
+    (part / "vocab.json").write_text(json.dumps(words))
+    name = "pipeline/tokenizer/vocab.json"
+    stage(tmp_path / "run", [name], tmp_path / "staging")
+    assert json.loads((tmp_path / "staging" / name).read_text()) == words
 
 
 def test_without_a_token(tmp_path, monkeypatch, server):
