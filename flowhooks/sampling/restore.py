@@ -118,6 +118,8 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
         ModelError: no weights yet.
     """
     file = folder / RUN
+    if not file.is_file():
+        raise ConfigError(Problem("there is no such file; give a run's output folder", str(file)))
     document = read_json(file)
     section = document.get("model") if isinstance(document, dict) else None
     if not isinstance(section, dict):

@@ -35,7 +35,7 @@ def test_the_rollout_is_the_bases_above_the_gate_and_the_policys_below(name):
     early = [k for k in every if drawn.transitions[k].start > SIGMA]
     assert early and len(early) + len(steps) == STEPS
     torch.manual_seed(0)
-    with flowhooks.attach(model, {"adapter": {"rank": 4}, "hooks": []}, allow_imports=True) as session:
+    with flowhooks.attach(model, {"adapter": {"rank": 4}, "hooks": []}) as session:
         moved(session)
         hand = ByHand(session, steps)
         for k in every:
@@ -72,17 +72,19 @@ def test_a_gate_of_the_method_is_the_sigma_it_is_truncated_at(tmp_path):
     block = {"prompts": ["one"], "rewards": target()["rewards"], "early": "gate"}
     source = tmp_path / "run.json"
     written = {**block, "truncate": {"sigma_max": SIGMA}}
-    run = resolve_run({"data": None, "method": {"adjoint_matching": written}}, source)
+    run = resolve_run({"data": None, "method": {"adjoint_matching": written}}, source, allow_imports=True)
     hooks = {hook.type: hook.options for hook in run.hooks}
     assert hooks["adapter_gate"] == {"sigma": SIGMA}
     assert (hooks["on_policy_rollout"]["sigma_max"], hooks["on_policy_rollout"]["early_visits"]) == (SIGMA, 0)
     for truncate in ({}, {"truncate": {"last_k": 3}}, {"truncate": None}):
         with pytest.raises(ConfigError, match=r"adjoint_matching\.early: 'gate' keeps the adapter off above"):
-            resolve_run({"data": None, "method": {"adjoint_matching": {**block, **truncate}}}, source)
+            resolve_run(
+                {"data": None, "method": {"adjoint_matching": {**block, **truncate}}}, source, allow_imports=True
+            )
 
 
 def test_a_header_that_is_no_number(tmp_path):
-    with flowhooks.attach(learnt("sd3"), {"adapter": {"rank": 2}, "hooks": []}, allow_imports=True) as session:
+    with flowhooks.attach(learnt("sd3"), {"adapter": {"rank": 2}, "hooks": []}) as session:
         file = session.adapter.save(tmp_path, {"flowhooks.adapter_below": "half"})
     with pytest.raises(AdapterError, match="'half' is no number"):
         adapter_below(file)

@@ -83,7 +83,7 @@ def test_states_and_their_order_depend_on_the_seed_alone(tmp_path):
     for seed in (0, 0, 1):
         torch.manual_seed(7)
         hook = teaching(model, tmp_path / str(len(found)))
-        with flowhooks.attach(model, document(ROLLOUT, hook), seed=seed, allow_imports=True) as session:
+        with flowhooks.attach(model, document(ROLLOUT, hook), seed=seed) as session:
             with watched(session) as steps:
                 list(session.steps(None))
             found.append([step.views["main"].state for step in steps])
@@ -170,7 +170,7 @@ def test_training_closes_the_gap(estimator, tmp_path):
     model = learnt("sd3")
     torch.manual_seed(0)
     hook = teaching(model, tmp_path, estimator=estimator)
-    with flowhooks.attach(model, document(ROLLOUT, hook), allow_imports=True) as session:
+    with flowhooks.attach(model, document(ROLLOUT, hook)) as session:
         optimizer = torch.optim.AdamW(session.parameters().values(), lr=5e-3)
         gaps = []
         for _ in range(30):
@@ -189,7 +189,7 @@ def test_teachers_are_in_no_list_of_weights(tmp_path):
     with flowhooks.attach(model, document()) as session:
         plain = sorted(session.parameters())
         state = sorted(model.transformer.state_dict())
-    with flowhooks.attach(model, document(ROLLOUT, hook), allow_imports=True) as session:
+    with flowhooks.attach(model, document(ROLLOUT, hook)) as session:
         assert sorted(session.parameters()) == plain
         assert sorted(model.transformer.state_dict()) == state
         assert {"adapter:a", "adapter:b"} <= set(session.roles)
@@ -200,7 +200,7 @@ def test_teachers_are_in_no_list_of_weights(tmp_path):
 def test_a_teacher_that_changed_stops_a_resumed_run(tmp_path):
     model = learnt("sd3")
     hook = teaching(model, tmp_path)
-    with flowhooks.attach(model, document(ROLLOUT, hook), allow_imports=True) as session:
+    with flowhooks.attach(model, document(ROLLOUT, hook)) as session:
         state = session.state_dict()
         session.load_state_dict(state)
     other = {**hook, "teachers": {"a": hook["teachers"]["b"], "b": hook["teachers"]["b"]}}
@@ -305,10 +305,7 @@ def test_a_hold_out_of_what_is_drawn_is_refused():
 
 def test_a_teacher_of_another_model_is_refused(tmp_path):
     hook = teaching(learnt("flux"), tmp_path)
-    with (
-        pytest.raises(FlowhooksError, match="a"),
-        flowhooks.attach(learnt("sd3"), document(ROLLOUT, hook), allow_imports=True),
-    ):
+    with pytest.raises(FlowhooksError, match="a"), flowhooks.attach(learnt("sd3"), document(ROLLOUT, hook)):
         pass
 
 
