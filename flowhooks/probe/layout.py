@@ -243,7 +243,12 @@ def _send(
         answering(networks, answer),
     ):
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
-    if seen.decoded is None or len(seen.calls) < 2 or not seen.steps:
+    if len(seen.calls) < 2 or not seen.steps:
+        raise ModelError(
+            f"{type(pipe).__name__} calls its network {len(seen.calls)} times in {len(seen.steps)} steps when asked for "
+            "two steps; the probe needs two, so ask for more of them with `arguments` (such as a higher `strength`)"
+        )
+    if seen.decoded is None:
         raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
     return Response(
         arguments=seen.calls[1],
