@@ -183,7 +183,7 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
     """Raise ModelError if the network is given what changes from step to step beside sample and times, and heeds it:
     what a ControlNet adds. Sound that is denoised beside a video and not heard is let pass."""
     first = walk.calls[0]
-    last = next(call for call, name in zip(reversed(walk.calls), reversed(walk.names)) if name == walk.names[0])
+    *_, last = (call for call, name in zip(walk.calls, walk.names, strict=True) if name == walk.names[0])
     drifting = [name for name in first if name not in moving and not same(first[name], last.get(name))]
     if not drifting:
         return

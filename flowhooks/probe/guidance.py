@@ -67,13 +67,14 @@ def without_guidance(
         if len(walk.calls) == len(walk.steps) and _alone(walk):
             return call, _what_guides(pipe, networks, arguments, call, known)
         guided = walk
-    if guided is None and failure is not None:
+    if guided is None:
+        assert failure is not None
         raise PipelineFailed(
-            f"{type(pipe).__name__} cannot be run with {shown(arguments)}: {failure.reason} ({failure.place}); {REMEDY}",
+            f"{type(pipe).__name__} cannot be run with {shown(arguments)}: {failure.reason} ({failure.place}); "
+            + REMEDY,
             reason=failure.reason,
             place=failure.place,
         ) from failure
-    assert guided is not None
     also = f" ({failure.reason})" if failure else ""
     if len(guided.calls) != len(guided.steps):
         raise ModelError(

@@ -245,8 +245,8 @@ def _send(
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
     if len(seen.calls) < 2 or not seen.steps:
         raise ModelError(
-            f"{type(pipe).__name__} calls its network {len(seen.calls)} times in {len(seen.steps)} steps when asked for "
-            "two steps; the probe needs two, so ask for more of them with `arguments` (such as a higher `strength`)"
+            f"{type(pipe).__name__}, asked for two steps, calls its network {len(seen.calls)} times in "
+            f"{len(seen.steps)} steps; the probe needs two, so let it take more with `arguments`"
         )
     if seen.decoded is None:
         raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")

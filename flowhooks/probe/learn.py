@@ -14,8 +14,8 @@ from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import learn_contract
 from flowhooks.probe.exceptions import call_exceptions
-from flowhooks.probe.model import FlowModel
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
+from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, quiet, run
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
@@ -114,11 +114,9 @@ def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict
 def _fitting_sizes(pipe: Any) -> list[dict[str, int]]:
     """Small squares to try where neither 256 pixels nor the pipeline's own size runs: what its network is built for,
     and what any network has positions for."""
-    built = [
-        each * getattr(pipe, "vae_scale_factor", 1)
-        for network in find_networks(pipe).values()
-        if isinstance(each := network.config.get("sample_size"), int)
-    ]
+    configs: list[Any] = [network.config for network in find_networks(pipe).values()]
+    scale = getattr(pipe, "vae_scale_factor", 1)
+    built = [scale * side for config in configs if isinstance(side := config.get("sample_size"), int)]
     return [{"height": side, "width": side} for side in dict.fromkeys([*built, *SMALLER])]
 
 

@@ -82,7 +82,8 @@ def drawn_frames(model: FlowModel) -> int | None:
     """How many frames the pipeline's clips have, whatever it was asked for; None for pictures."""
     if len(model.layout(**model.size).vae_shape) < 4:
         return None
-    drawn = model.decode(torch.zeros(1, *model.sample_shape, device=model.device), **model.size)
+    height, width = model.size.values()
+    drawn = model.decode(torch.zeros(1, *model.sample_shape, device=model.device), height, width)
     return drawn.shape[2] if drawn.dim() == 5 else 1
 
 

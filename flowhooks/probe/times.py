@@ -99,8 +99,8 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
 
 def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
     """Whether an argument holds at each step one time that follows sigma, and one that stays."""
-    held = [call.get(name) for call in walk.calls]
-    if not all(isinstance(value, Tensor) for value in held):
+    held = [value for call in walk.calls if isinstance(value := call.get(name), Tensor)]
+    if len(held) < len(walk.calls):
         return False
     kinds = [set(value.float().flatten().tolist()) for value in held]
     fixed = set.intersection(*kinds)

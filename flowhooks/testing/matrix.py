@@ -284,6 +284,21 @@ CAUSES: Mapping[tuple[str, str], str] = {
 }
 
 
+#: Families that other documents name -> what is to be said of them, where the table has no row.
+WITHOUT_A_ROW: Mapping[str, str] = {
+    "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
+    "omnigen": "OmniGenPipeline packs prompt and picture into one sequence, whose network is given the tokens' ids and "
+    "attention masks of both guidance branches; no tiny one is built yet, so nothing is claimed",
+    "z_image_omni": "ZImageOmniPipeline is asked with pictures of each sample, which flowhooks does not have yet; "
+    "without them it is what `z-image` is",
+    "ace_step": "AceStepPipeline makes sound (`audio_duration`, no height and width); the probe refuses it so",
+    "anima": "Diffusers has AnimaModularPipeline alone, and the probe refuses modular pipelines; with a classic one it "
+    "would be read",
+    "wan_s2v": "Diffusers has no class of it",
+    "longcat_video": "Diffusers has no class of it (its LongCat classes make pictures and sound)",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One pipeline: column -> None when it holds, else the reason."""
@@ -349,6 +364,7 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append(f"no ({reasons.index(reason) + 1})")
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    lines += ["Not in the table:", "", *(f"* `{name}`: {why}." for name, why in WITHOUT_A_ROW.items()), ""]
     return "\n".join(lines)
 
 

@@ -99,7 +99,8 @@ def test_the_rejected_side_never_reaches_the_network_as_a_reference():
     )
     matrix.gradients(model)
     handle.remove()
-    assert set(tokens) == {model.sample_shape[0]}
+    assert set(tokens) == {model.layout(16, 16).into.shape[0]}
+    assert set(tokens) == {2 * model.sample_shape[0]}, "the sample, and the picture the pipeline was called with"
 
 
 def test_prompts_of_different_lengths_share_no_forward_where_the_network_would_see_padding():
