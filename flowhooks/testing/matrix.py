@@ -287,13 +287,12 @@ CAUSES: Mapping[tuple[str, str], str] = {
 #: Families that other documents name -> what is to be said of them, where the table has no row.
 WITHOUT_A_ROW: Mapping[str, str] = {
     "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
-    "omnigen": "OmniGenPipeline packs prompt and picture into one sequence, whose network is given the tokens' ids and "
-    "attention masks of both guidance branches; no tiny one is built yet, so nothing is claimed",
-    "z_image_omni": "ZImageOmniPipeline is asked with pictures of each sample, which flowhooks does not have yet; "
-    "without them it is what `z-image` is",
-    "ace_step": "AceStepPipeline makes sound (`audio_duration`, no height and width); the probe refuses it so",
-    "anima": "Diffusers has AnimaModularPipeline alone, and the probe refuses modular pipelines; with a classic one it "
-    "would be read",
+    "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
+    "guidance scale, and the probe reads pipelines whose guidance can be switched off",
+    "z_image_omni": "the probe refuses ZImageOmniPipeline: its network is given the sample and the pictures beside it "
+    "in one list a sample, and flowhooks has no picture for each sample yet",
+    "ace_step": "AceStepPipeline makes sound; it is asked for `audio_duration`, not for a height and a width",
+    "anima": "Diffusers has AnimaModularPipeline alone, and the probe reads no modular pipelines",
     "wan_s2v": "Diffusers has no class of it",
     "longcat_video": "Diffusers has no class of it (its LongCat classes make pictures and sound)",
 }
