@@ -200,8 +200,8 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
         named = ", ".join(f"`{name}`" for name in drifting)
         raise ModelError(
             f"{type(pipe).__name__} gives its network {named}, which changes from step to step with the noisy sample, "
-            "as what a ControlNet adds does; the probe can follow sigma, prompt and size only: probe the pipeline "
-            "without it"
+            "as what a ControlNet adds or a sound beside a clip does; the probe can follow sigma, prompt and size "
+            "only: probe the pipeline without it"
         )
 
 

@@ -334,7 +334,7 @@ def _reason(error: Exception, cause: str | None) -> str:
     """The first line of an error, whole sentences of it, and whose doing it is."""
     line = str(error).splitlines()[0]
     if len(line) > 200:
-        line = line[:200].rpartition(". ")[0] or line[:200]
+        line = line[:200].rpartition(". ")[0] or line[:200].rpartition(" (")[0] or line[:200]
     return f"{line} ({cause})" if cause else line
 
 
