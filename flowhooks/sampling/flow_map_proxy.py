@@ -73,15 +73,13 @@ def _running(pipe: Any) -> Any:
 
     A network is not told who calls it, and the schedulers of two pipelines that share it know nothing of each other.
     """
-    networks = set(map(id, find_networks(pipe).values()))
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_varnames[:1] == ("self",):
-            caller = frame.f_locals.get("self")
-            if isinstance(caller, DiffusionPipeline) and hasattr(caller, "scheduler"):
-                parts = vars(caller).values()
-                if any(id(part) in networks for part in parts):
-                    return caller
+        caller = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+        if isinstance(caller, DiffusionPipeline) and hasattr(caller, "scheduler"):
+            networks = find_networks(pipe).values()
+            if any(part is network for part in vars(caller).values() for network in networks):
+                return caller
         frame = frame.f_back
     return None
 
