@@ -3,6 +3,8 @@ learnt."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from diffusers import (
@@ -21,6 +23,7 @@ from diffusers import (
     ZImageImg2ImgPipeline,
 )
 
+from flowhooks.cli import main
 from flowhooks.errors import FlowhooksError, FlowhooksWarning, ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.failures import MESSAGE, PipelineFailed, failed, pictures_in, shown
@@ -237,3 +240,8 @@ class Unsized(StableDiffusion3Pipeline):
 def test_what_makes_no_pictures_of_a_size_is_told_as_what_it_is(kind, cause):
     with pytest.raises(ModelError, match=cause):
         probe(built(kind, tiny("sd3").components))
+
+
+def test_the_command_takes_a_number_of_frames(capsys):
+    assert main(["probe", "tiny:wan", "--frames", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sample_shape"] == [4, 3, 4, 4]
