@@ -19,6 +19,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, digits, or tiny:NAME")
     parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    parser.add_argument("--frames", type=whole_number(1), help="of a clip (default: the pipeline's own)")
     parser.add_argument(
         "--arguments",
         type=json.loads,
@@ -47,7 +48,8 @@ def run(args: Namespace) -> int:
     pipe, arguments = _pipeline(args)
     if args.offload:
         _offload(pipe)
-    model = probe(pipe, height=args.height, width=args.width, arguments={**arguments, **args.arguments})
+    told = {**arguments, **args.arguments}
+    model = probe(pipe, height=args.height, width=args.width, frames=args.frames, arguments=told)
     learnt = {
         **model.contract.describe(),
         "sample_shape": list(model.sample_shape),

@@ -6,15 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import call_exceptions
+from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in, shown
 from flowhooks.probe.guidance import scale_argument, without_guidance
-from flowhooks.probe.recorder import Recording, answering, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.recorder import Recording, answering, first_of, quiet, recording_calls, recording_steps, run
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
+
+#: Largest change of a prediction, relative where it exceeds 1, by an argument that the network does not heed.
+HEEDED = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,8 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
 
     Args:
         arguments: what every call of this pipeline gets, such as ``max_sequence_length``.
-        sizes: two different ``height``/``width``, to tell what follows the resolution.
+        sizes: the ``height``/``width`` (and frames) to learn at, then others, the first of which that the pipeline
+            takes tells what follows the resolution.
 
     Raises:
         ModelError: what could not be learnt.
@@ -92,15 +98,11 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
         base = {**call_exceptions(pipe), **arguments}
         known: dict[Any, Any] = {}
         call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
-        one, other, two, wide = (
-            recorded_arguments(pipe, networks, prompts, {**base, **size, **call})
-            for prompts, size in (
-                (PROMPTS[:1], sizes[0]),
-                (PROMPTS[1:], sizes[0]),
-                (PROMPTS[:1] * 2, sizes[0]),
-                (PROMPTS[:1], sizes[1]),
-            )
+        one, other = (
+            recorded_arguments(pipe, networks, prompts, {**base, **sizes[0], **call})
+            for prompts in (PROMPTS[:1], PROMPTS[1:])
         )
+        two = _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
         walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS, known)
         times, sample = learn_times(pipe, walk)
         if learn_rule(one[sample], two[sample], sample) is None:
@@ -108,7 +110,9 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
                 f"{type(pipe).__name__} makes one sample a call: of two prompts its network gets the first alone; the "
                 "probe needs a batch"
             )
+        wide = _at_another_size(pipe, networks, {**base, **call}, sizes, one[sample], sample, arguments)
         moving = {sample, *(time.name for time in times)}
+        _refuse_drifting(pipe, networks, walk, moving)
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
             networks=tuple(networks),
@@ -124,6 +128,81 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             joint=False,
         )
         return _sorted_arguments(contract, moving, one, other, two, wide)
+
+
+def _of_two_prompts(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The network's arguments for two prompts in one call."""
+    try:
+        return recorded_arguments(pipe, networks, PROMPTS[:1] * 2, call)
+    except PipelineFailed as error:
+        given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
+        raise ModelError(
+            f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
+            + (
+                f"it wants a picture or clip for each prompt, and what {given} gives is one; flowhooks has no picture "
+                "for each sample yet"
+                if given
+                else "the probe learns from two how a batch is put together"
+            )
+        ) from error
+
+
+def _at_another_size(
+    pipe: Any,
+    networks: Mapping[str, nn.Module],
+    call: Mapping[str, Any],
+    sizes: Sequence[Mapping[str, int]],
+    held: Any,
+    sample: str,
+    arguments: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The network's arguments at the first of the other sizes that the pipeline takes and does not round to the first
+    one; ``held`` is its argument ``sample`` there."""
+    failure: PipelineFailed | None = None
+    for size in sizes[1:]:
+        try:
+            found = recorded_arguments(pipe, networks, PROMPTS[:1], {**call, **size})
+        except PipelineFailed as error:
+            failure = failure or error
+            continue
+        if _shapes(found[sample]) != _shapes(held):
+            return found
+    first = f"{sizes[0]['width']}x{sizes[0]['height']} pixels"
+    given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
+    raise ModelError(
+        f"{type(pipe).__name__} runs at {first} and at no other size that was tried, so what follows the size cannot "
+        "be told"
+        + (f": {failure.reason} ({failure.place})" if failure else "")
+        + (f"; the picture of {given} fixes its size" if given else "; give another `height` and `width`")
+    ) from failure
+
+
+def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recording, moving: set[str]) -> None:
+    """Raise ModelError if the network is given what changes from step to step beside sample and times, and heeds it:
+    what a ControlNet adds. Sound that is denoised beside a video and not heard is let pass."""
+    first = walk.calls[0]
+    *_, last = (call for call, name in zip(walk.calls, walk.names, strict=True) if name == walk.names[0])
+    drifting = [name for name in first if name not in moving and not same(first[name], last.get(name))]
+    if not drifting:
+        return
+    network = networks[walk.names[0]]
+    try:
+        with torch.no_grad(), named_failures(pipe):
+            before, after = (
+                first_of(network(**{**first, **{name: call[name] for name in drifting}})) for call in (first, last)
+            )
+    finally:
+        pipe.maybe_free_model_hooks()
+    moved = float((after - before).float().abs().max() / before.float().abs().max().clamp(min=1))
+    if moved > HEEDED:
+        named = ", ".join(f"`{name}`" for name in drifting)
+        raise ModelError(
+            f"{type(pipe).__name__} gives its network {named}, which changes from step to step with the noisy sample, "
+            "as what a ControlNet adds or a sound beside a clip does; the probe can follow sigma, prompt and size "
+            "only: probe the pipeline without it"
+        )
 
 
 def _sorted_arguments(
@@ -178,6 +257,4 @@ def _shapes(value: Any) -> Any:
 
 
 def _shown(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return f"tensor {tuple(value.shape)}"
-    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else shown(value)

@@ -4,6 +4,7 @@ entry."""
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,14 +19,27 @@ CALL: Mapping[str, Any] = {
     "audio_modality_scale": 1.0,
 }
 
-#: Pipeline class -> network argument -> value, in place of what the pipeline passes.
-FIXED_ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
-    # The video part alone: without this, the prediction depends on a sound that is denoised beside it.
-    "LTX2Pipeline": {"isolate_modalities": True},
+#: Network argument -> value, in place of what the pipeline passes, for every network that has it.
+FIXED_ARGUMENTS: Mapping[str, Any] = {
+    # LTX-2's video part alone: without this, the prediction depends on a sound that is denoised beside it.
+    "isolate_modalities": True,
 }
+#: The pipeline argument that leaves out the first steps, of those that start from a picture or a clip.
+STRENGTH = "strength"
 
 
 def call_exceptions(pipe: Any) -> dict[str, Any]:
     """The entries of :data:`CALL` that this pipeline knows."""
     known = inspect.signature(type(pipe).__call__).parameters
     return {name: value for name, value in CALL.items() if name in known}
+
+
+def steps_to_ask(pipe: Any, call: Mapping[str, Any], steps: int) -> int:
+    """The ``num_inference_steps`` under which the pipeline takes ``steps`` steps, those left out counted."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    if STRENGTH not in known:
+        return steps
+    share = call.get(STRENGTH, known[STRENGTH].default)
+    if not isinstance(share, (int, float)) or not 0 < share < 1:
+        return steps
+    return math.ceil(steps / share)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.failures import REMEDY, PipelineFailed, shown
 from flowhooks.probe.recorder import Recording, first_of
 from flowhooks.probe.runs import PROMPTS, SHORTEST, recorded_arguments, walked
 from flowhooks.probe.values import same
@@ -50,7 +51,7 @@ def without_guidance(
     """
     accepted = scales(pipe)
     guided: Recording | None = None
-    failure: Exception | None = None
+    failure: PipelineFailed | None = None
     plain = [name for name in accepted if not name[-1].isdigit()]
     tried: list[dict[str, Any]] = []
     for names, value in product((accepted, plain, [SCALE]), (1.0, 0.0)):
@@ -60,22 +61,28 @@ def without_guidance(
         tried.append(call)
         try:
             walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST, known)
-        except (ValueError, RuntimeError, TypeError, AttributeError) as error:
+        except PipelineFailed as error:
             failure = failure or error
             continue
         if len(walk.calls) == len(walk.steps) and _alone(walk):
             return call, _what_guides(pipe, networks, arguments, call, known)
         guided = walk
     if guided is None:
-        raise ModelError(f"{type(pipe).__name__} cannot be run with {dict(arguments)}: {failure}") from failure
-    also = f" ({failure})" if failure else ""
+        assert failure is not None
+        raise PipelineFailed(
+            f"{type(pipe).__name__} cannot be run with {shown(arguments)}: {failure.reason} ({failure.place}); "
+            + REMEDY,
+            reason=failure.reason,
+            place=failure.place,
+        ) from failure
+    also = f" ({failure.reason})" if failure else ""
     if len(guided.calls) != len(guided.steps):
         raise ModelError(
             f"{type(pipe).__name__} calls its network {len(guided.calls)} times in {len(guided.steps)} steps with "
             f"guidance off{also}; the probe reads pipelines that call it once a step"
         )
     raise ModelError(
-        f"{type(pipe).__name__} cannot be run with {dict(arguments)} and one sample a call: classifier-free guidance "
+        f"{type(pipe).__name__} cannot be run with {shown(arguments)} and one sample a call: classifier-free guidance "
         f"cannot be switched off{also}"
     ) from failure
 
@@ -94,7 +101,7 @@ def _what_guides(
             call["negative_prompt"] = ""
         try:
             walk = walked(pipe, networks, call, SHORTEST, known, computing=False)
-        except (ValueError, RuntimeError, TypeError, AttributeError):
+        except PipelineFailed:
             continue
         # A call of shapes that no plain run has ends the walk before its step: a batch of two, or another prompt.
         if len(walk.calls) > len(walk.steps) or not _alone(walk):

@@ -243,7 +243,12 @@ def _send(
         answering(networks, answer),
     ):
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
-    if seen.decoded is None or len(seen.calls) < 2 or not seen.steps:
+    if len(seen.calls) < 2 or not seen.steps:
+        raise ModelError(
+            f"{type(pipe).__name__}, asked for two steps, calls its network {len(seen.calls)} times in "
+            f"{len(seen.steps)} steps; the probe needs two, so let it take more with `arguments`"
+        )
+    if seen.decoded is None:
         raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
     return Response(
         arguments=seen.calls[1],

@@ -77,6 +77,16 @@ def verify_size(model: FlowModel) -> None:
         raise ModelError(f"{model.contract.pipeline} makes {_named(found)} when asked for {_named(asked)}")
 
 
+@torch.no_grad()
+def drawn_frames(model: FlowModel) -> int | None:
+    """How many frames the pipeline's clips have, whatever it was asked for; None for pictures."""
+    if len(model.layout(**model.size).vae_shape) < 4:
+        return None
+    height, width = model.size.values()
+    drawn = model.decode(torch.zeros(1, *model.sample_shape, device=model.device), height, width)
+    return drawn.shape[2] if drawn.dim() == 5 else 1
+
+
 def _named(shape: Sequence[int]) -> str:
     frames = f"{shape[2]} frames of " if len(shape) == 5 else ""
     return f"{frames}{shape[-1]}x{shape[-2]} pixels"
@@ -139,7 +149,10 @@ def pictures_of(returned: Any) -> Tensor:
     if isinstance(pictures, (list, tuple)) and pictures and isinstance(pictures[0], Tensor):
         pictures = torch.stack(list(pictures))
     if not isinstance(pictures, Tensor) or pictures.dim() not in (4, 5):
-        raise ModelError(f"`output_type='pt'` gives {type(pictures).__name__}, not pictures as tensors")
+        found = type(pictures).__name__
+        if isinstance(pictures, Tensor):
+            found = f"a tensor of shape {tuple(pictures.shape)}" + (", as sound has" if pictures.dim() < 4 else "")
+        raise ModelError(f"`output_type='pt'` gives {found}, not pictures `[B, 3, H, W]` or clips")
     if pictures.dim() == 5:
         pictures = pictures.transpose(1, 2)
         return pictures[:, :, 0] if pictures.shape[2] == 1 else pictures

@@ -13,8 +13,9 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from flowhooks.errors import ModelError
-from flowhooks.probe.exceptions import FIXED_ARGUMENTS
+from flowhooks.errors import FlowhooksError, ModelError
+from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
+from flowhooks.probe.failures import failed
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.splice import splice, untouched
 
@@ -81,7 +82,6 @@ def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
 
     The networks see the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
     """
-    fixed = FIXED_ARGUMENTS.get(type(pipe).__name__, {})
     guider = getattr(pipe, "guider", None)
     with ExitStack() as stack:
         # The components too: a run ends by taking offload hooks off and putting new ones on.
@@ -92,6 +92,8 @@ def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
         if guider is not None:
             guider.disable()
         for network in networks.values():
+            taken = _signature(type(network).forward).parameters
+            fixed = {name: value for name, value in FIXED_ARGUMENTS.items() if name in taken}
             if fixed:
                 override = partial(_overridden, fixed)
                 stack.callback(network.register_forward_pre_hook(override, with_kwargs=True).remove)
@@ -99,7 +101,7 @@ def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
 
 
 def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    return args, {**kwargs, **{name: value for name, value in fixed.items() if name in kwargs}}
+    return args, {**kwargs, **fixed}
 
 
 def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +156,7 @@ def recording_steps(
             seen.copies += 1
             return super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:
+            _begin(self, timestep)
             self._init_step_index(timestep)
         start, end = (float(self.sigmas[self.step_index + k]) for k in (0, 1))
         if start > 1 + 1e-3:
@@ -187,6 +190,13 @@ def recording_steps(
         methods["time_shift"] = time_shift
     with splice(scheduler, **methods):
         yield
+
+
+def _begin(scheduler: Any, timestep: Any) -> None:
+    """Say that the first step begins a schedule whose rounded timesteps coincide: the scheduler would take the second
+    of two equal ones, and step beyond its last sigma."""
+    if scheduler.begin_index is None and float(timestep) == float(scheduler.timesteps[0]):
+        scheduler.set_begin_index(0)
 
 
 @contextmanager
@@ -280,16 +290,23 @@ def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
     A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a whole
-    one.
+    one. ``num_inference_steps`` are steps that are taken, also where a pipeline leaves the first ones out.
+
+    Raises:
+        PipelineFailed: the pipeline raised an exception.
     """
+    if "num_inference_steps" in call:
+        call["num_inference_steps"] = steps_to_ask(pipe, call, call["num_inference_steps"])
     try:
         return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
     except Enough:
         pipe.maybe_free_model_hooks()
         return None
-    except Exception:
+    except Exception as error:
         pipe.maybe_free_model_hooks()
-        raise
+        if isinstance(error, FlowhooksError):
+            raise
+        raise failed(pipe, error) from error
 
 
 def first_of(output: Any) -> Any:

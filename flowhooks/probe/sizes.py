@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from diffusers import ModularPipeline
+
 from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
 
@@ -20,6 +22,28 @@ class Size(NamedTuple):
     height: int
     width: int
     frames: int | None
+
+
+def require_sizes(pipe: Any) -> None:
+    """Raise ModelError for a pipeline that is not asked for pictures of a height and a width, with what it is."""
+    name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    if isinstance(pipe, ModularPipeline):
+        raise ModelError(
+            f"{name} is a modular pipeline, built from blocks; flowhooks reads pipelines whose call is one loop, so "
+            "load the classic pipeline of the same model"
+        )
+    if {"height", "width"} <= known.keys():
+        return
+    sound = [argument for argument in known if "audio" in argument or "waveform" in argument]
+    if sound:
+        raise ModelError(
+            f"{name} makes sound: it is asked for `{sound[0]}`, not for a height and a width; flowhooks trains "
+            "pipelines that make pictures or clips"
+        )
+    raise ModelError(
+        f"{name} takes no `height` and `width`, so its size cannot be chosen; flowhooks trains pipelines that make "
+        "pictures or clips of a size they are asked for"
+    )
 
 
 class Sizes:
@@ -46,6 +70,11 @@ class Sizes:
             raise ModelError(f"{self._pipeline} draws pictures, not clips of {frames} frames; set `num_frames` to 1")
         return Size(height, width, None if self._argument is None else frames or self._frames)
 
+    @property
+    def argument(self) -> str | None:
+        """The pipeline argument for the number of frames."""
+        return self._argument
+
     def told(self, size: Size) -> dict[str, int]:
         """The size as arguments of the pipeline."""
         told = {"height": size.height, "width": size.width}
@@ -53,10 +82,14 @@ class Sizes:
             told[self._argument] = size.frames
         return told
 
-    def larger(self, size: Size) -> Size:
-        """Twice as wide, and a clip longer by a number of frames that any autoencoder takes together."""
-        frames = size.frames if size.frames is None else size.frames + ALIKE
-        return Size(size.height, 2 * size.width, frames)
+    def others(self, size: Size) -> list[Size]:
+        """Other sizes to compare with, the likeliest first: twice as wide or half as wide, for networks near the most
+        positions they have, and a clip longer or shorter by frames that any autoencoder takes together."""
+        widths = (2 * size.width, size.width // 2)
+        if size.frames is None:
+            return [Size(size.height, width, None) for width in widths]
+        lengths = (size.frames + ALIKE, max(1, size.frames - ALIKE))
+        return [Size(size.height, width, frames) for frames in lengths for width in widths if frames != size.frames]
 
     def size_of(self, layout: Layout) -> Size:
         """Where a layout was learnt."""

@@ -85,9 +85,29 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
                 f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas "
                 f"{starts}; its unit of time cannot be learnt"
             )
+    spread = [name for name in sorted(samples) if _of_some(walk, name, starts)]
+    if spread and not any(not time.second for time in times):
+        raise ModelError(
+            f"{type(pipe).__name__} tells its network in {spread[0]!r} one time for some frames or tokens and another, "
+            "fixed one for the rest, as where the first frame of a clip is a given picture; flowhooks has no picture "
+            "for each sample yet, so use the pipeline that makes clips from text"
+        )
     if not any(not time.second for time in times):
         raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
     return tuple(sorted(times, key=lambda time: time.second)), _holder(samples, walk)
+
+
+def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
+    """Whether an argument holds at each step one time that follows sigma, and one that stays."""
+    held = [value for call in walk.calls if isinstance(value := call.get(name), Tensor)]
+    if len(held) < len(walk.calls):
+        return False
+    kinds = [set(value.float().flatten().tolist()) for value in held]
+    fixed = set.intersection(*kinds)
+    if len(fixed) != 1 or any(len(kind) != 2 for kind in kinds):
+        return False
+    values = [next(iter(kind - fixed)) for kind in kinds]
+    return _linear(Time(name=name, scale=1.0, offset=0.0, dtype=torch.float32), values, levels) is not None
 
 
 def _holder(samples: set[str], walk: Recording) -> str:

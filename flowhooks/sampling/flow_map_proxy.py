@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.interval import Interval, Span
+from flowhooks.probe.runs import find_networks
 from flowhooks.probe.times import Time
 
 
@@ -25,7 +26,8 @@ class FlowMapSchedulerProxy:
     """Reads the interval of the step that a pipeline is about to take.
 
     Args:
-        pipe: its scheduler is looked up anew at every step, so another may be put in its place at any time.
+        pipe: its scheduler is looked up anew at every step, so another may be put in its place at any time. Where
+            another pipeline that shares a network with it is running, that one's scheduler is read.
         times: of the network's contract.
     """
 
@@ -39,7 +41,7 @@ class FlowMapSchedulerProxy:
         Raises:
             ModelError: the scheduler's step is no flow-map step.
         """
-        scheduler = self.pipe.scheduler
+        scheduler = (_running(self.pipe) or self.pipe).scheduler
         if getattr(scheduler, "num_inference_steps", None) is None:
             return None
         require_first_order(scheduler)
@@ -63,6 +65,23 @@ class FlowMapSchedulerProxy:
         if scheduler.config.get("invert_sigmas"):
             levels = 1 - levels
         return int((self.time.of(levels, _shift(scheduler)) - asked).abs().argmin())
+
+
+def _running(pipe: Any) -> Any:
+    """The innermost pipeline on the call stack that has a scheduler and a network of ``pipe``; None where the network
+    is called by other code.
+
+    A network is not told who calls it, and the schedulers of two pipelines that share it know nothing of each other.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self") if frame.f_code.co_varnames[:1] == ("self",) else None
+        if isinstance(caller, DiffusionPipeline) and hasattr(caller, "scheduler"):
+            networks = find_networks(pipe).values()
+            if any(part is network for part in vars(caller).values() for network in networks):
+                return caller
+        frame = frame.f_back
+    return None
 
 
 @contextmanager

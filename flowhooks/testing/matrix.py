@@ -284,6 +284,20 @@ CAUSES: Mapping[tuple[str, str], str] = {
 }
 
 
+#: Families that other documents name -> what is to be said of them, where the table has no row.
+WITHOUT_A_ROW: Mapping[str, str] = {
+    "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
+    "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
+    "guidance scale, and the probe reads pipelines whose guidance can be switched off",
+    "z_image_omni": "the probe refuses ZImageOmniPipeline: its network is given the sample and the pictures beside it "
+    "in one list a sample, and flowhooks has no picture for each sample yet",
+    "ace_step": "AceStepPipeline makes sound; it is asked for `audio_duration`, not for a height and a width",
+    "anima": "Diffusers has AnimaModularPipeline alone, and the probe reads no modular pipelines",
+    "wan_s2v": "Diffusers has no class of it",
+    "longcat_video": "Diffusers has no class of it (its LongCat classes make pictures and sound)",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """One pipeline: column -> None when it holds, else the reason."""
@@ -320,7 +334,7 @@ def _reason(error: Exception, cause: str | None) -> str:
     """The first line of an error, whole sentences of it, and whose doing it is."""
     line = str(error).splitlines()[0]
     if len(line) > 200:
-        line = line[:200].rpartition(". ")[0] or line[:200]
+        line = line[:200].rpartition(". ")[0] or line[:200].rpartition(" (")[0] or line[:200]
     return f"{line} ({cause})" if cause else line
 
 
@@ -349,6 +363,7 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append(f"no ({reasons.index(reason) + 1})")
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    lines += ["Not in the table:", "", *(f"* `{name}`: {why}." for name, why in WITHOUT_A_ROW.items()), ""]
     return "\n".join(lines)
 
 

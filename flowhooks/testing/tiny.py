@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,24 @@ class Tiny:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
+def picture(width: int, height: int) -> Image.Image:
+    """A smooth picture of this many pixels, for pipelines that are called with one."""
+    return Image.linear_gradient("L").resize((width, height)).convert("RGB")
+
+
 PIPELINES: Mapping[str, Tiny] = {
     "sd3": Tiny("sd3:sd3", {"height": 16, "width": 16, "max_sequence_length": 8}),
     "flux": Tiny("flux:flux", {"height": 16, "width": 16, "max_sequence_length": 8}),
     "flux-kontext": Tiny(
-        "flux:flux_kontext", {"height": 16, "width": 16, "max_area": 16 * 16, "max_sequence_length": 8}
+        "flux:flux_kontext",
+        {
+            "height": 16,
+            "width": 16,
+            "max_area": 16 * 16,
+            "max_sequence_length": 8,
+            "image": picture(16, 16),
+            "_auto_resize": False,
+        },
     ),
     "flux2": Tiny("flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}),
     "flux2-klein": Tiny("flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowhooks.cli import main
+from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.recorder import execution_device, quiet, run
 from flowhooks.probe.runs import find_networks
@@ -65,7 +66,7 @@ def test_neither_does_one_that_failed(monkeypatch):
     free = type(pipe).maybe_free_model_hooks
     monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: (freed.append(1), free(self)))
     before = hooks(pipe)
-    with pytest.raises(ValueError, match="divisible by"), quiet(pipe, find_networks(pipe)):
+    with pytest.raises(ModelError, match="divisible by"), quiet(pipe, find_networks(pipe)):
         run(pipe, prompt="one", height=17, width=16)
     assert freed and hooks(pipe) == before
 

@@ -22,6 +22,10 @@ from flowhooks.testing import PIPELINES, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
+#: Of two pictures side by side, the sample's tokens cannot be told from the given one's at other sizes.
+BESIDE = "flux-kontext"
+TIMED = [name for name in LEARNT if name != BESIDE]
+
 #: The layers that make modulations, of a few kinds of network.
 MODULATIONS = {
     "sd3": ["norm1.linear", "norm1_context.linear"],
@@ -68,7 +72,7 @@ def adapted(model, name, **changes):
     return adapter
 
 
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("name", TIMED)
 @torch.no_grad()
 def test_mixed_levels_are_those_of_two_copies(name):
     model, noisy, condition, told = state(name)
@@ -79,9 +83,14 @@ def test_mixed_levels_are_those_of_two_copies(name):
     close(alone, found[1:], 1e-4)
 
 
-@pytest.mark.parametrize("name", LEARNT)
+@pytest.mark.parametrize("name", TIMED)
 def test_what_the_matrix_claims(name):
     matrix.check_token_times(name)
+
+
+def test_tokens_beside_those_of_a_given_picture_are_refused_with_the_reason():
+    with pytest.raises(ModelError, match="time per token: the picture's tokens stand between others"):
+        matrix.check_token_times(BESIDE)
 
 
 @pytest.mark.parametrize("name", [n for n in LEARNT if n in ("wan", "wan-two-experts", "ltx", "sana-video")])

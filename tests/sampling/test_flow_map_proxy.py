@@ -187,6 +187,26 @@ def test_image_to_image_starts_in_the_middle():
         assert ends.seen == [round(1000 * float(s)) for s in pipe.scheduler.sigmas[3:]]
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_the_schedule_is_that_of_the_pipeline_that_runs(before):
+    """Image to image shares the network and has a scheduler of its own: what the other's holds, or never held, does not
+    matter."""
+    pipe = tiny("sd3")
+    model = probe(pipe, arguments=SHORT)
+    own = FlowMatchEulerDiscreteScheduler(shift=7.0)
+    pictures = StableDiffusion3Img2ImgPipeline(**{**pipe.components, "scheduler": own})
+    with flowhooks.attach(model, [{"type": "time_conditioning"}]) as session:
+        if before:
+            draw(pipe, num_inference_steps=5)
+        ends = Ends(session)
+        image = torch.rand(1, 3, 16, 16)
+        draw(pictures, num_inference_steps=4, image=image, strength=0.5, height=16, width=16)
+        assert ends.seen == [round(1000 * float(s)) for s in own.sigmas[3:]] and len(ends.seen) == 2
+        ends.seen.clear()
+        draw(pipe, num_inference_steps=3)
+        assert ends.seen == [round(1000 * float(s)) for s in pipe.scheduler.sigmas[1:]]
+
+
 def test_a_pipeline_saved_while_attached_is_the_stock_one(tmp_path):
     pipe = tiny("sd3")
     with flowhooks.attach(probe(pipe, arguments=SHORT), [{"type": "time_conditioning"}]):

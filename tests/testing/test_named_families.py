@@ -1,0 +1,91 @@
+"""Every family that a user may have read about has a row or a sentence in docs/pipelines.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import pytest
+
+from flowhooks.errors import ModelError
+from flowhooks.probe import probe
+from flowhooks.testing import PIPELINES
+from flowhooks.testing.matrix import WITHOUT_A_ROW
+from flowhooks.testing.tiny import tiny
+
+PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
+IMAGES = [
+    "flux",
+    "flux2",
+    "sd3",
+    "pixart",
+    "sana",
+    "qwen_image",
+    "chroma",
+    "hidream",
+    "auraflow",
+    "lumina2",
+    "z_image",
+    "z_image_omni",
+    "kandinsky5_image",
+    "longcat_image",
+    "omnigen",
+    "ace_step",
+]
+VIDEOS = [
+    "wan",
+    "wan_s2v",
+    "ltxvideo",
+    "ltxvideo2",
+    "sanavideo",
+    "kandinsky5_video",
+    "hunyuanvideo",
+    "longcat_video",
+    "cosmos",
+    "anima",
+]
+#: Where the table has another name than theirs with its underscores as hyphens.
+ROWS = {
+    "hidream": "hidream-image",
+    "auraflow": "aura-flow",
+    "ltxvideo": "ltx",
+    "ltxvideo2": "ltx2",
+    "sanavideo": "sana-video",
+    "hunyuanvideo": "hunyuan-video",
+}
+
+
+@pytest.mark.parametrize("family", [*IMAGES, *VIDEOS])
+def test_the_page_tells_of_it(family):
+    if family in WITHOUT_A_ROW:
+        assert f"* `{family}`: {WITHOUT_A_ROW[family]}." in PAGE
+    else:
+        row = ROWS.get(family, family.replace("_", "-"))
+        assert row in PIPELINES and f"| `{row}` |" in PAGE
+
+
+def test_every_tiny_pipeline_has_a_row():
+    assert [name for name in PIPELINES if f"| `{name}` |" not in PAGE] == []
+
+
+def test_what_is_said_of_diffusers_holds():
+    """A class that appears makes its sentence untrue."""
+    names = dir(diffusers)
+    assert not [name for name in names if "S2V" in name or "SpeechToVideo" in name or "LongCatVideo" in name]
+    assert "AnimaModularPipeline" in names and "AnimaPipeline" not in names
+
+
+@pytest.mark.parametrize(
+    ("kind", "cause"), [("AceStepPipeline", "asked for `audio_duration`"), ("AnimaModularPipeline", "modular pipeline")]
+)
+def test_sound_and_blocks_are_refused_before_anything_runs(kind, cause):
+    made = getattr(diffusers, kind)
+    with pytest.raises(ModelError, match=f"{kind} .*{cause}"):
+        probe(made.__new__(made))
+
+
+def test_z_image_omni_is_refused():
+    pipe = diffusers.ZImageOmniPipeline(**tiny("z-image").components, siglip=None, siglip_processor=None)
+    pipe.set_progress_bar_config(disable=True)
+    with pytest.raises(ModelError, match="ZImageOmniPipeline"):
+        probe(pipe, arguments=PIPELINES["z-image"].arguments)
