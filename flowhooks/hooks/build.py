@@ -50,4 +50,8 @@ def _made(entry: Any, where: str) -> Made:
         hook = hook_class(entry.type, entry.where)(**entry.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
-    return Made(hook, declare(entry.type, entry.options, entry.where), {"type": entry.type, **entry.options})
+    return Made(
+        hook,
+        declare(entry.type, entry.options, entry.where, method=entry.method),
+        {"type": entry.type, **entry.options},
+    )
