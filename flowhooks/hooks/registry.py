@@ -260,7 +260,9 @@ HOOKS: Mapping[str, Entry] = {
             "slots": {"objective", "metrics"},
             "needs": {"rollout"},
             "excludes": {
-                "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do nothing"
+                "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do "
+                "nothing",
+                "adapter_gate": "{name} draws with chance, and a gate goes with steps that have none",
             },
             "passes": (("main", POLICY),),
         },

@@ -11,8 +11,8 @@
     metrics   = every hook.metrics(step)                    sum      only on logged steps
 
 Only what a hook asks for is computed: a view nobody predicts costs no forward. A hook in the slot ``source`` stands
-before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own. In such a run
-a hook in the slot ``data`` adds the batch of the data as one more chunk, with a loss of its own.
+before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own. Beside
+it a hook in the slot ``data`` adds the batch of the data as one more chunk, with a loss of its own.
 """
 
 from __future__ import annotations

@@ -241,10 +241,10 @@ class Step:
             if view.r_sigma is not None:
                 ordered = (view.r_sigma <= view.level) & (view.level > 0)
                 torch._assert_async(ordered.all(), f"view {view.name!r}: an interval must end at or below its start")
-        levels: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
+        tokens: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
         times = {
             "r_sigma": batch_of(ends) if ends else None,
-            "token_sigma": levels[0].join(levels[1:]) if levels else None,
+            "token_sigma": tokens[0].join(tokens[1:]) if tokens else None,
         }
         if views[0].visit is not None:
             self.forwards += 1

@@ -105,9 +105,9 @@ def page() -> str:
 
 _INTRODUCTION = """# Methods together
 
-Several methods may stand in one run, side by side in `method`. Either both losses are in the total, each with a gradient
-of its own, or `flowhooks check` refuses the two and says why. This page is made from the plan that `check` makes
-(`python -m flowhooks.testing.composition`), and a test holds every row to what a step really computes."""
+Several methods may stand in one run, side by side in `method`. Either both losses are in the total, each with a
+gradient of its own, or `flowhooks check` refuses the two and says why. This page is made from the plan that `check`
+makes (`python -m flowhooks.testing.composition`), and a test holds every row to what a step really computes."""
 
 _REST = """
 What is refused in one run can be trained in two, one after the other: the second run starts from the first one's result
@@ -130,9 +130,9 @@ data, `weight` times (1 unless you write it), masked where the data has masks:
 * Beside `flow_dpo` it scores the prediction of the preferred side that is made anyway, and costs no forward.
 * Beside `anyflow` and `self_flow` it asks the network once more, at one noise level for the whole sample.
 * Beside a method that draws its samples, a step has one more chunk: the batch of the data, at the noise levels of
-  `timestep_schedule` with its defaults. The losses of the drawn chunks are shares of the method's loss, as without `sft`;
-  the loss of the data is added to them whole, times `weight`. Such a run needs `data` as well as prompts; with `prompts` in
-  the method the data's own captions are used for its images only. The logged `loss` is the sum.
+  `timestep_schedule` with its defaults. The losses of the drawn chunks are shares of the method's loss, as without
+  `sft`; the loss of the data is added to them whole, times `weight`. Such a run needs `data`. Where the method has
+  `prompts` of its own, captions of the data are used for its images only. The logged `loss` is the sum.
 
 `sft_loss` in the logs is the weighted term. In a run that is written as hooks, the same is the hook
 [`flow_matching_loss`](hooks.md#the-hooks), and beside a hook of your own that replaces the loss, name it yourself.

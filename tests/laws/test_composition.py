@@ -13,7 +13,7 @@ import torch
 import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError
-from flowhooks.hooks.registry import HOOKS, PROVIDERS
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.plan import SLOTS
 from flowhooks.kernel.session import Session
 from flowhooks.testing import composition
@@ -251,10 +251,6 @@ def has_loss_slot(name: str) -> bool:
     """Whether a hook has a slot that a step must come by; others only attach something."""
     slots = {slot.split(":")[0] for slot in HOOKS[name].declare(composition_options(name)).get("slots", ())}
     return bool(slots - {"metrics"})
-
-
-def test_what_is_implied_is_a_hook_of_the_registry():
-    assert set(PROVIDERS.values()) <= set(HOOKS)
 
 
 def test_the_page_is_what_the_plan_says():
