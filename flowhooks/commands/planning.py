@@ -38,7 +38,7 @@ def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     if run.training["use_ema"]:
         provides.add("role:ema")
     declarations = [
-        declare(hook.type, hook.options, hook.where)
+        declare(hook.type, hook.options, hook.where, method=hook.method)
         if imports or hook.type in HOOKS
         else undeclared(hook.type, hook.where)
         for hook in run.hooks
@@ -119,9 +119,10 @@ def machine_problems(run: Run) -> Iterator[Problem]:
 
 def forwards(run: Run, planned: Plan) -> int:
     """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not
-    batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing."""
+    batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing, and
+    of the data beside it."""
     passes = len(planned.roles) if run.training["batch_views"] else len(planned.passes)
-    return planned.drawing + planned.chunks * (passes + planned.queries)
+    return planned.drawing + planned.chunks * (passes + planned.queries) + planned.on_data
 
 
 def unused(planned: Plan, data: frozenset[str]) -> list[str]:

@@ -22,11 +22,13 @@ class HookConfig:
         type: name of a shipped hook, or ``package.module:Class``.
         options: complete keyword arguments of its class; of a class of the user's own, those that are written.
         where: JSON path of what the user wrote it as.
+        method: the method that stands for it; empty for a hook that was written itself.
     """
 
     type: str
     options: dict[str, Any]
     where: str
+    method: str = ""
 
 
 def hook_defaults(type: str) -> dict[str, Any]:

@@ -75,7 +75,9 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
 
 
 def draws(hooks: Sequence[HookConfig]) -> bool:
-    """Whether a run draws what it trains on from prompts of its own, and so needs no data."""
+    """Whether a run draws all that it trains on from prompts of its own, and so needs no data."""
+    if any(hook.type == "flow_matching_loss" for hook in hooks):
+        return False
     return any(hook.options.get("prompts") is not None for hook in hooks if hook.type == "on_policy_rollout")
 
 

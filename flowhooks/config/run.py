@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,11 +142,12 @@ def _hooks(
     masked = None if data is None else "data:mask" in data.provides
     expanded, mistakes = expand_shorthand(document, masked, file)
     problems += mistakes
-    written = [(f"$.hooks[{i}]", block) for i, block in enumerate(document["hooks"])]
+    written = [(f"$.hooks[{i}]", "", block) for i, block in enumerate(document["hooks"])]
     hooks = []
-    for where, block in [*written, *([] if mistakes else expanded)]:
+    for where, method, block in [*written, *([] if mistakes else expanded)]:
         try:
-            hooks.append(resolve_hook(block, where, file=file, valid=True, allow_imports=allow_imports))
+            resolved = resolve_hook(block, where, file=file, valid=True, allow_imports=allow_imports)
+            hooks.append(replace(resolved, method=method))
         except ConfigError as error:
             problems += error.problems
     return tuple(hooks)

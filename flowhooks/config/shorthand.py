@@ -11,11 +11,16 @@ from flowhooks.config.validation import with_defaults
 from flowhooks.errors import Problem
 from flowhooks.methods import Context, expand
 
-Blocks = list[tuple[str, dict[str, Any]]]
+#: JSON path, the method that stands for the block or an empty string, and the block.
+Blocks = list[tuple[str, str, dict[str, Any]]]
+
+
+#: The method that is expanded after all others.
+_LAST = "sft"
 
 
 def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -> tuple[Blocks, list[Problem]]:
-    """Hook blocks with the JSON path of what they come from.
+    """Hook blocks with the JSON path of what they come from, and the method.
 
     Args:
         document: a complete run document.
@@ -24,16 +29,22 @@ def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -
     """
     problems = [*_alias_problems(document, file), *timing_problems(document, file, "$")]
     blocks: Blocks = []
-    for where, name, options in _methods(document):
+    # Plain flow matching asks what it stands beside.
+    methods = sorted(_methods(document), key=lambda each: each[1] == _LAST)
+    for where, name, options in methods:
         if "auto_beta_min" in options:
             problems += beta_problems(options, file, where)
         if "early" in options:
             problems += gate_problems(options, file, where)
-        blocks += [(where, block) for block in expand(name, options, Context(masked=masked))]
+        if name == _LAST and len(methods) + len(document["hooks"]) == 1 and options["weight"] != 1:
+            message = "weighs this loss against that of another method, and there is none; leave it out"
+            problems.append(Problem(message, file, f"{where}.weight"))
+        others = (*document["hooks"], *(block for _, _, block in blocks))
+        blocks += [(where, name, block) for block in expand(name, options, Context(masked=masked, others=others))]
     if document[LIST] is not None:
-        blocks.append((f"$.{LIST}", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))
+        blocks.append((f"$.{LIST}", "", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))
     aligned, mistakes = crepa_blocks(document, file)
-    return [*blocks, *aligned], [*problems, *mistakes]
+    return [*blocks, *((where, "", block) for where, block in aligned)], [*problems, *mistakes]
 
 
 def _methods(document: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

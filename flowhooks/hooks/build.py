@@ -73,5 +73,5 @@ def _made(entry: Any, where: str) -> Made:
         hook = cls(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
-    declaration = declare(entry.type, options, entry.where, cls if foreign else None)
+    declaration = declare(entry.type, options, entry.where, cls if foreign else None, method=entry.method)
     return Made(hook, declaration, {"type": entry.type, **options})

@@ -10,7 +10,8 @@ sides::
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from flowhooks.errors import TrainingError
 from flowhooks.hooks.flow_dpo_detectors import detect, warn
 from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
@@ -135,6 +137,7 @@ class FlowDPO(Hook):
         if auto_beta_min is not None and auto_beta_max is not None and auto_beta_min > auto_beta_max:
             raise ValueError(f"`auto_beta_min` {auto_beta_min} is above `auto_beta_max` {auto_beta_max}")
         self.fixed_beta, self.norm_type, self.sft_loss_weight = beta, norm_type, sft_loss_weight
+        self._adapter: Any = None
         self.auto_beta: AutoBeta | None = None
         if auto_beta:
             self.auto_beta = AutoBeta(
@@ -144,6 +147,14 @@ class FlowDPO(Hook):
                 low=auto_beta_min,
                 high=auto_beta_max,
             )
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        self._adapter = session.adapter
+        try:
+            yield
+        finally:
+            self._adapter = None
 
     def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
         return reduce_error(error, self.norm_type, view.mask)
@@ -156,8 +167,8 @@ class FlowDPO(Hook):
             sizes = torch.stack([step.mean(margin.detach().abs(), weight), step.mean(scale, weight)])
             self.auto_beta.update(*(step.all_reduce(sizes) / step.draws.world_size))
         loss = step.mean(dpo_loss(margin, self._beta(margin)), weight)
-        if step.fresh:
-            self._self_test(margin.detach())
+        if step.first:
+            self._self_test(step, margin.detach())
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(self._plain_error(step), weight)
         return loss
@@ -210,13 +221,47 @@ class FlowDPO(Hook):
     def _plain_error(self, step: Step) -> Tensor:
         return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
 
-    def _self_test(self, margin: Tensor) -> None:
-        """Before the first update policy and reference are one model: every margin is exactly 0 and every loss ln 2."""
+    def _self_test(self, step: Step, margin: Tensor) -> None:
+        """Check, on the first step, that the policy without its adapter is the reference.
+
+        A new adapter changes nothing yet, so its margins must be exactly 0 and the loss ln 2. One that starts from a
+        file is switched off, and the predictions must be the same to the bit.
+        """
         loss = dpo_loss(margin, self._beta(margin)).mean()
-        if bool((margin != 0).any()) or not math.isclose(float(loss), math.log(2), rel_tol=1e-6):
-            raise TrainingError(
-                "Flow-DPO self-test: before the first update the margin must be exactly 0 and the loss ln 2, found a "
-                f"margin of up to {float(margin.abs().max()):.3g} and a loss of {float(loss):.6g}; the reference is "
-                "not the base model. Something else changes the model between two passes (dropout in the base, "
-                "another adapter, a random layer)"
+        if step.fresh:
+            sound = not bool((margin != 0).any()) and math.isclose(float(loss), math.log(2), rel_tol=1e-6)
+        else:
+            sound = self._is_reference(step, nullcontext())
+        if sound:
+            return
+        culprits = [
+            key
+            for key, hook in zip(step.assembly.keys, step.assembly.hooks, strict=True)
+            if self._is_reference(step, hook.disabled())
+        ]
+        if self._is_reference(step, nullcontext()):
+            cause = "the reference is not the base model: the adapter changes predictions though it is new"
+        elif culprits:
+            named = " and ".join(f"`{key}`" for key in culprits)
+            cause = f"the reference is not the base model: {named} changes the policy alone; take it out of this run"
+        else:
+            cause = (
+                "the reference is not the base model: something else changes it between two passes (dropout in the "
+                "base, another adapter, a random layer)"
             )
+        found = (
+            f"the margin must be exactly 0 and the loss ln 2, found a margin of up to {float(margin.abs().max()):.3g} "
+            f"and a loss of {float(loss):.6g}"
+            if step.fresh
+            else "the policy with its adapter off must predict what the reference predicts, and does not"
+        )
+        raise TrainingError(f"Flow-DPO self-test: before the first update {found}; {cause}")
+
+    def _is_reference(self, step: Step, without: AbstractContextManager) -> bool:
+        """Whether the policy, its adapter off and whatever ``without`` leaves out, predicts what the reference does."""
+        with ExitStack() as off:
+            if self._adapter is not None:
+                off.enter_context(self._adapter.disabled())
+            off.enter_context(without)
+            found = step.predict_again((WIN, LOSE))
+        return all(torch.equal(found[view], step.predict(view, "reference")) for view in (WIN, LOSE))

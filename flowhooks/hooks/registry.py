@@ -28,6 +28,18 @@ class Entry:
     declare: Callable[[Options], dict[str, Any]]
 
 
+_PAIRS = "pairs come from the data, and {other} trains on samples that it draws"
+_FLOW_MAP = (
+    "a flow map is learned on intervals between noise and an image of the data, and {other} trains on samples that it "
+    "draws, step by step"
+)
+_FEATURES = (
+    "features are compared at the noisy images of the data, and {other} trains on samples that the pipeline draws with "
+    "its own guidance"
+)
+_TWIN = "Self-Flow gives every token a time of its own, TwinFlow each sample one interval"
+
+
 def _anchor(options: Options) -> dict[str, Any]:
     if not options["weight"]:
         return {"slots": {"penalty", "metrics"}}
@@ -44,6 +56,7 @@ def _intervals(options: Options) -> dict[str, Any]:
     own_sigma = options["r_timestep_sampler"] == "mixture"
     return {
         "slots": {"views", "metrics"},
+        "excludes": {"rollout": _FLOW_MAP},
         "needs": {"second_time"} | (set() if own_sigma else {"sigma"}),
         "gives": {"r_sigma"} | ({"sigma"} if own_sigma else set()),
     }
@@ -58,6 +71,7 @@ def _target(options: Options) -> dict[str, Any]:
     asked = {"linear": 0, "online_teacher": options["teacher_rollout_steps"], "flow_map": 1, "shortcut": 2}[mode]
     return {
         "slots": {"target:main", "error", "metrics"},
+        "excludes": {"rollout": _FLOW_MAP},
         "needs": {"r_sigma", *roles},
         "passes": (("main", POLICY),),
         "queries": asked + (built and on_reference) + (options["guidance_scale"] != 1),
@@ -69,6 +83,7 @@ def _matching(options: Options) -> dict[str, Any]:
         return {"slots": {"penalty", "metrics"}}
     return {
         "slots": {"penalty", "metrics"},
+        "excludes": {"rollout": _FLOW_MAP},
         "needs": {"second_time", "role:reference"},
         "gives": {"role:critic"},
         # The jumps, the teacher, the critic, and the critic again where it is trained.
@@ -79,6 +94,7 @@ def _matching(options: Options) -> dict[str, Any]:
 def _trajectory(options: Options) -> dict[str, Any]:
     return {
         "slots": {"target:main", "metrics"},
+        "excludes": {"rollout": _FLOW_MAP},
         "needs": {"r_sigma", "role:ema"},
         "passes": (("main", POLICY),),
         # The average's jumps, the policy in full precision, and with guidance the average at t.
@@ -91,6 +107,7 @@ def _twin(options: Options) -> dict[str, Any]:
         return {"slots": {"penalty", "metrics"}}
     return {
         "slots": {"penalty", "metrics"},
+        "excludes": {"rollout": _FLOW_MAP},
         "needs": {"second_time"},
         "gives": {"negative_times"},
         # The sample, the negative branch, and where samples are corrected both branches at once.
@@ -109,8 +126,7 @@ def _alignment(options: Options) -> dict[str, Any]:
         "gives": {"alignment_loss"},
         "passes": (("main", POLICY), *([("main", "reference")] if on_base else [])),
         "queries": int(on_average),
-        "excludes": {"twin_flow", "twin_flow_target"} if on_average else set(),
-        "because": "Self-Flow gives every token a time of its own, TwinFlow each sample one interval",
+        "excludes": {"rollout": _FEATURES, **({"twin_flow": _TWIN, "twin_flow_target": _TWIN} if on_average else {})},
     }
 
 
@@ -155,6 +171,23 @@ def _adjoint(options: Options) -> dict[str, Any]:
     }
 
 
+def _data_loss(options: Options) -> dict[str, Any]:
+    needs = {"data:image"} | ({"data:mask"} if options["masked"] else set())
+    shared = {"slots": {"data", "penalty"}}
+    if options["prediction"] == "data":
+        return {**shared, "needs": {*needs, "rollout"}, "queries": 1}
+    drawn = {"rollout": "it reads a prediction on the data; beside {other} set its `prediction` to 'data'"}
+    if options["prediction"] == "own":
+        return {**shared, "needs": {*needs, "sigma"}, "wants": {"r_sigma"}, "queries": 1, "excludes": drawn}
+    times = "beside {other} the prediction on `main` is not made at one noise level; set its `prediction` to 'own'"
+    return {
+        **shared,
+        "needs": {*needs, "sigma"},
+        "passes": (("main", POLICY),),
+        "excludes": {**drawn, "r_sigma": times, "token_sigma": times},
+    }
+
+
 HOOKS: Mapping[str, Entry] = {
     "on_policy_rollout": Entry("flowhooks.hooks.on_policy:OnPolicyRollout", _rollout),
     "timestep_schedule": Entry(
@@ -173,13 +206,23 @@ HOOKS: Mapping[str, Entry] = {
             "slots": {"views"},
             "needs": {"density"},
             "gives": {"token_sigma"},
-            "excludes": {"interval_times"},
-            "because": "an interval starts at one time, and tokens have two",
+            "excludes": {
+                "interval_times": "an interval starts at one noise level, and {name} gives the tokens of a sample two",
+                "rollout": "two noise levels are put on an image of the data, and {other} trains on samples that it "
+                "draws, at the levels that its sampler goes through",
+            },
         },
     ),
     "mask_reducer": Entry(
         "flowhooks.hooks.mask_reducer:MaskReducer",
-        lambda options: {"slots": {"views", "error", "metrics"}, "needs": {"data:mask"}, "gives": {"mask"}},
+        lambda options: {
+            "slots": {"views", "error", "metrics"},
+            "needs": {"data:mask"},
+            "gives": {"mask"},
+            "excludes": {
+                "rollout": "a mask belongs to an image of the data, and {other} trains on samples that it draws"
+            },
+        },
     ),
     "paired_views": Entry(
         "flowhooks.hooks.paired_views:PairedViews",
@@ -188,6 +231,7 @@ HOOKS: Mapping[str, Entry] = {
             "needs": {"sigma", "data:rejected"},
             "wants": {"mask", "r_sigma", "token_sigma"},
             "gives": {"view:rejected"},
+            "excludes": {"rollout": _PAIRS},
         },
     ),
     "flow_dpo": Entry(
@@ -196,6 +240,11 @@ HOOKS: Mapping[str, Entry] = {
             "slots": {"reduce", "objective", "metrics"},
             "needs": {"view:rejected", "role:reference"},
             "wants": {"mask"},
+            "excludes": {
+                "rollout": _PAIRS,
+                "target:main": "a pair is scored against one target, `e - x0`, on both sides and under both models, "
+                "and {other} replaces it on the preferred side of the policy",
+            },
             "passes": (
                 ("main", POLICY),
                 ("rejected", POLICY),
@@ -210,6 +259,11 @@ HOOKS: Mapping[str, Entry] = {
         lambda options: {
             "slots": {"objective", "metrics"},
             "needs": {"rollout"},
+            "excludes": {
+                "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do "
+                "nothing",
+                "adapter_gate": "{name} draws with chance, and a gate goes with steps that have none",
+            },
             "passes": (("main", POLICY),),
         },
     ),
@@ -219,6 +273,7 @@ HOOKS: Mapping[str, Entry] = {
         lambda options: {"needs": {"rollout", "role:reference"}},
     ),
     "anchor_regularizer": Entry("flowhooks.hooks.anchor_regularizer:AnchorRegularizer", _anchor),
+    "flow_matching_loss": Entry("flowhooks.hooks.flow_matching_loss:FlowMatchingLoss", _data_loss),
     "distribution_matching": Entry("flowhooks.hooks.distribution_matching:DistributionMatching", _matching),
     "twin_flow_target": Entry("flowhooks.hooks.twin_flow_target:TwinFlowTarget", _trajectory),
     "twin_flow": Entry("flowhooks.hooks.twin_flow:TwinFlow", _twin),
@@ -237,10 +292,11 @@ PROVIDERS: Mapping[str, str] = {
 }
 
 
-def declare(type: str, options: Options, where: str, cls: Any = None) -> Declaration:
+def declare(type: str, options: Options, where: str, cls: Any = None, *, method: str = "") -> Declaration:
     """The declaration of a hook under its (validated, complete) options.
 
     Args:
+        method: the method that stands for the hook; empty for one that was written itself.
         cls: the class of a hook that is not in the registry; imported from ``type`` when left out.
 
     Raises:
@@ -256,16 +312,17 @@ def declare(type: str, options: Options, where: str, cls: Any = None) -> Declara
             options = foreign_options(dict(options), cls, None, where)
         fields = cls.declaration(options)
         place = len(HOOKS)
-    frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives", "excludes")}
+    frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
     return Declaration(
         type=type,
         where=where,
+        method=method,
         rank=rank,
         passes=tuple(fields.get("passes", ())),
         queries=int(fields.get("queries", 0)),
         chunks=int(fields.get("chunks", 1)),
-        because=str(fields.get("because", "")),
+        excludes=dict(fields.get("excludes", {})),
         **frozen,
     )
 

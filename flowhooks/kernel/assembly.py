@@ -64,10 +64,12 @@ class Assembly:
         return "source" in self._slots
 
     def chunks(self, step: Step) -> list[Chunk]:
-        """What a step goes through, one after the other."""
+        """What a step goes through, one after the other: what was drawn, and then the data that is trained on beside
+        it."""
         owner = self._one("source")
         if owner is not None:
-            return owner.source(step)  # type: ignore[attr-defined]
+            beside = self._one("data")
+            return owner.source(step) + ([beside.data(step)] if beside is not None else [])  # type: ignore[attr-defined]
         view = View(name=MAIN_VIEW, clean=step.batch.clean, noise=None, sigma=None, condition=step.batch.condition)
         return [Chunk(batch=step.batch, views={MAIN_VIEW: view})]
 

@@ -22,6 +22,7 @@ class Hook:
     A subclass is built with its options as keyword arguments and defines methods named after the slots it fills::
 
         source(step) -> list[Chunk]                  one      what the step goes through, in place of its batch
+        data(step) -> Chunk                          one      beside a source: the data, with a loss of its own
         views(step, views) -> views                  chain    add views, or replace them by refined ones
         target(step, view) -> Tensor | None          one      what the prediction of a view should match; None: not mine
         error(step, view, error) -> error            chain    the per-element error [B, ...]
@@ -38,8 +39,10 @@ class Hook:
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``slots``, ``needs``, ``wants``, ``gives``, ``excludes`` and ``because``, ``passes``, ``queries`` under these
-        options. Shipped hooks are declared in the registry."""
+        """``slots``, ``needs``, ``wants``, ``gives``, ``excludes``, ``passes``, ``queries`` under these options.
+
+        Shipped hooks are declared in the registry.
+        """
         return {"slots": defined_slots(cls)}
 
     @contextmanager

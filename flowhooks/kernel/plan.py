@@ -7,7 +7,7 @@ changes nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from flowhooks.errors import ConfigError, Problem
 
@@ -15,6 +15,7 @@ from flowhooks.errors import ConfigError, Problem
 #: added.
 SLOTS: Mapping[str, str] = {
     "source": "one",
+    "data": "one",
     "views": "chain",
     "target": "one",
     "error": "chain",
@@ -36,12 +37,13 @@ class Declaration:
     Args:
         type: the hook's name in JSON.
         where: JSON path the user wrote it at, or how it was implied.
+        method: the method that stands for the hook, as written in JSON; empty for a hook that was written itself.
         slots: names out of :data:`SLOTS`; ``target`` names its view, ``target:main``.
         needs: what somebody must give, such as ``sigma``, ``view:rejected``, ``data:mask``, ``role:reference``.
         wants: what this hook comes after when somebody gives it.
         gives: what this hook provides; only one hook may give a thing.
-        excludes: types of hooks that cannot be in one run with this one.
-        because: why not, a sentence.
+        excludes: what cannot be in one run with this hook, and why: a hook's type, a thing that is given, or a slot ->
+            a clause in which ``{name}`` stands for this method or hook and ``{other}`` for the other one.
         passes: (view, role) pairs whose prediction it reads; view ``*`` stands for every view.
         queries: forwards beyond those, at most: what a target or a penalty asks at states of its own; of a source, what
             it takes to draw.
@@ -51,16 +53,21 @@ class Declaration:
 
     type: str
     where: str
+    method: str = ""
     slots: frozenset[str] = frozenset()
     needs: frozenset[str] = frozenset()
     wants: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset()
-    excludes: frozenset[str] = frozenset()
-    because: str = ""
+    excludes: Mapping[str, str] = field(default_factory=dict, hash=False)
     passes: tuple[tuple[str, str], ...] = ()
     queries: int = 0
     chunks: int = 1
     rank: tuple = ()
+
+    @property
+    def name(self) -> str:
+        """What the user knows the hook as: its method, or its own type."""
+        return f"`{self.method or self.type}`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +94,19 @@ class Plan:
     @property
     def queries(self) -> int:
         """Forwards of a chunk beyond its passes, at most."""
-        return sum(declaration.queries for declaration in self.order if "source" not in declaration.slots)
+        return sum(each.queries for each in self.order if "source" not in each.slots) - self.on_data
 
     @property
     def drawing(self) -> int:
         """Forwards of a step before its chunks: what it takes to draw."""
         return sum(declaration.queries for declaration in self.order if "source" in declaration.slots)
+
+    @property
+    def on_data(self) -> int:
+        """Forwards of the chunk that a run which draws spends on its data; 0 where nothing is drawn."""
+        if not any("source" in each.slots for each in self.order):
+            return 0
+        return sum(each.queries for each in self.order if "data" in each.slots)
 
     @property
     def chunks(self) -> int:
@@ -131,7 +145,7 @@ def plan(
     given = frozenset(provides)
     hooks, sources = list(declarations), list(range(len(declarations)))
     _add_implied(hooks, sources, given, imply)
-    problems = [*_conflicts(hooks, where), *_excluded(hooks, where), *_unmet(hooks, given, where)]
+    problems = [*_clashes(hooks, where), *_unmet(hooks, given, where), *_idle(hooks, where)]
     if problems:
         raise ConfigError(problems)
     ranking = _order(hooks, where)
@@ -143,44 +157,84 @@ def plan(
 
 def _add_implied(hooks: list[Declaration], sources: list[int], given: frozenset[str], imply: Callable) -> None:
     """Append the default giver of each unmet need; a source hook brings its own sigma, everything else needs one."""
-    pending = [("sigma", "every run")] if not any("source" in d.slots for d in hooks) else []
-    pending += [(need, d.where) for d in hooks for need in sorted(d.needs)]
+    pending = [("sigma", "every run", "")] if not any("source" in d.slots for d in hooks) else []
+    pending += [(need, d.where, d.method) for d in hooks for need in sorted(d.needs)]
     while pending:
-        need, who = pending.pop(0)
+        need, who, method = pending.pop(0)
         if need in given or any(need in d.gives for d in hooks):
             continue
         implied = imply(need, who)
         if implied is not None:
-            hooks.append(implied)
+            hooks.append(replace(implied, method=method))
             sources.append(-1)
-            pending += [(n, implied.where) for n in sorted(implied.needs)]
+            pending += [(n, implied.where, method) for n in sorted(implied.needs)]
 
 
-def _conflicts(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
-    claims: dict[str, Declaration] = {}
-    problems = []
-    for hook in hooks:
-        singles = {f"slot {s!r}" for s in hook.slots if SLOTS[s.split(":")[0]] == "one"}
-        for claim in sorted(singles | {f"{g!r}" for g in hook.gives}):
-            first = claims.setdefault(claim, hook)
-            if first is not hook:
-                message = (
-                    f"{hook.type!r} and {first.type!r} (at {first.where}) both write {claim}, which takes one writer; "
-                    "remove one of the two"
-                )
-                problems.append(Problem(message, file=where, path=hook.where))
-    return problems
+#: What two hooks clash over, in the order in which a reason is preferred -> the reason, when neither hook states one.
+_CLASHES: Mapping[str, str] = {
+    "objective": "each brings a loss that takes the place of the ordinary one, and a run has one such loss",
+    "target": "each says what the network should predict, and a prediction has one target",
+    "reduce": "each says how the error of a sample becomes one number, and a run has one way",
+    "source": "each draws the samples that it trains on, and a step has one rollout",
+    "data": "each trains on the data beside a rollout, and a step has one such part",
+    "sigma": "each chooses the noise levels of the samples, and a sample has one",
+}
 
 
-def _excluded(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
-    problems = []
-    for hook in hooks:
-        for other in (each for each in hooks if each is not hook and each.type in hook.excludes):
-            message = f"{hook.type!r} cannot run beside {other.type!r} (at {other.where}): {hook.because}; remove one"
-            problems.append(Problem(message, file=where, path=hook.where))
-    return problems
+def _clashes(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
+    """One problem for each two methods, or hooks, that cannot be in one run; a reason that a hook states goes first."""
+    problems: dict[frozenset[str], Problem] = {}
+    pairs = [(first, second) for i, second in enumerate(hooks) for first in hooks[:i]]
+    for first, second in pairs:
+        for hook, other in ((second, first), (first, second)):
+            reason = _stated(hook, other)
+            if reason is not None:
+                problems.setdefault(_pair(first, second), _clash(other, hook, reason, where))
+    over = {pair: _claims(pair[0]) & _claims(pair[1]) for pair in pairs}
+    for slot, reason in [*_CLASHES.items(), ("", "")]:
+        for (first, second), claims in over.items():
+            taken = sorted(claim for claim in claims if not slot or claim.split(":")[0] == slot)
+            if taken:
+                words = reason or f"each gives {taken[0]!r}, and a run has one"
+                problems.setdefault(_pair(first, second), _clash(first, second, words, where))
+    return list(problems.values())
 
 
+def _pair(first: Declaration, second: Declaration) -> frozenset[str]:
+    return frozenset({first.method or first.where, second.method or second.where})
+
+
+def _claims(hook: Declaration) -> frozenset[str]:
+    """What only one hook of a run may write or give."""
+    return frozenset(s for s in hook.slots if SLOTS[s.split(":")[0]] == "one") | hook.gives
+
+
+def _stated(hook: Declaration, other: Declaration) -> str | None:
+    """Why ``hook`` says that it cannot be in one run with ``other``."""
+    for what, reason in hook.excludes.items():
+        if what == other.type or what in other.gives or what in other.slots:
+            return reason.format(name=hook.name, other=other.name)
+    return None
+
+
+def _clash(first: Declaration, second: Declaration, reason: str, where: str | None) -> Problem:
+    if first.method and second.method:
+        message = (
+            f"{first.name} and {second.name} cannot be trained in one run: {reason}; train one after the other, the "
+            "second run with the first one's result as `adapter.init_from`"
+        )
+    else:
+        message = f"{second.name} cannot be in one run with {first.name} (at {first.where}): {reason}; remove one"
+    return Problem(message, file=where, path=second.where)
+
+
+_WORDS = {
+    "data:image": "images",
+    "data:rejected": "a rejected side of the data",
+    "data:mask": "masks in the data",
+    "role:reference": "a reference",
+    "role:ema": "an average of the weights",
+}
 _REMEDY = {
     "data:rejected": "add a conditioning data set with conditioning_type 'reference_strict' and name it in "
     "conditioning_data, or name a column of the images' own table in rejected_column",
@@ -198,9 +252,20 @@ def _unmet(hooks: Sequence[Declaration], given: frozenset[str], where: str | Non
     for d in hooks:
         for need in sorted(d.needs - available):
             remedy = _REMEDY.get(need, _REMEDY.get(need.rpartition(":")[0], "add a hook that gives it"))
-            message = f"{d.type!r} needs {need!r}, which nothing in this run gives; {remedy}"
+            message = f"{d.name} needs {_WORDS.get(need, repr(need))}, which nothing in this run gives; {remedy}"
             problems.append(Problem(message, file=where, path=d.where))
     return problems
+
+
+def _idle(hooks: Sequence[Declaration], where: str | None) -> list[Problem]:
+    """A drawn state has no clean image and noise, so somebody must say what to learn from it."""
+    if any(slot in ("objective", "target:main") for d in hooks for slot in d.slots):
+        return []
+    message = (
+        "draws samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo or "
+        "adjoint_matching"
+    )
+    return [Problem(f"{d.name} {message}", file=where, path=d.where) for d in hooks if "source" in d.slots]
 
 
 def _order(hooks: Sequence[Declaration], where: str | None) -> list[int]:

@@ -11,7 +11,8 @@
     metrics   = every hook.metrics(step)                    sum      only on logged steps
 
 Only what a hook asks for is computed: a view nobody predicts costs no forward. A hook in the slot ``source`` stands
-before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own.
+before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own. Beside
+it a hook in the slot ``data`` adds the batch of the data as one more chunk, with a loss of its own.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Model, Step
-from flowhooks.kernel.view import Batch, StepResult, View
+from flowhooks.kernel.view import Batch, Chunk, StepResult
 
 
 class Session:
@@ -104,7 +105,7 @@ class Session:
         for chunk in chunks:
             step = self._step(chunk.batch, self.micro_step, training=True)
             step.forwards, spent = spent, 0
-            yield self._run(step, chunk.views, log=log, share=chunk.share)
+            yield self._run(step, chunk, log=log)
         self.micro_step += 1
 
     @torch.no_grad()
@@ -113,7 +114,7 @@ class Session:
         changed."""
         step = self._step(batch, micro_step, training=False)
         (chunk,) = self.assembly.chunks(step)
-        return self._run(step, chunk.views, log=True, share=1.0)
+        return self._run(step, chunk, log=True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by unique name."""
@@ -161,13 +162,24 @@ class Session:
             given=batch,
             draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
             training=training,
+            first=training and micro_step == 0,
             fresh=training and self.fresh and micro_step == 0,
             batch_views=self.batch_views,
             all_reduce=self.all_reduce,
         )
 
-    def _run(self, step: Step, views: dict[str, View], *, log: bool, share: float) -> StepResult:
-        step.views = self.assembly.views(step, views)
+    def _run(self, step: Step, chunk: Chunk, *, log: bool) -> StepResult:
+        if chunk.loss is not None:
+            step.views = chunk.views
+            terms = chunk.loss(step)
+            return StepResult(
+                loss=sum(terms.values(), start=torch.zeros((), device=self.model.device)),
+                metrics={name: value.detach() for name, value in terms.items()} if log else {},
+                passes=step.forwards,
+                files=step.batch.files,
+                added=True,
+            )
+        step.views = self.assembly.views(step, chunk.views)
         objective = self.assembly.objective(step)
         penalties = self.assembly.penalties(step)
         loss = sum(penalties.values(), start=objective)
@@ -177,9 +189,9 @@ class Session:
             with torch.no_grad():
                 metrics.update(self.assembly.metrics(step))
         return StepResult(
-            loss=loss if share == 1 else share * loss,
+            loss=loss if chunk.share == 1 else chunk.share * loss,
             metrics=metrics,
             passes=passes,
-            share=share,
+            share=chunk.share,
             files=step.batch.files,
         )

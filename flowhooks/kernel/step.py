@@ -55,7 +55,8 @@ class Step:
         given: the data; None in a run without any, until its source has drawn.
         draws: the step's random numbers.
         training: false when held-out data is measured; hooks then leave their state alone.
-        fresh: true on the very first step of an adapter that starts as the identity.
+        first: true on the very first step of a run.
+        fresh: true on that step where the adapter starts as the identity.
         batch_views: run the views of one role in one forward.
         all_reduce: sums a tensor over processes.
     """
@@ -66,6 +67,7 @@ class Step:
     given: Batch | None
     draws: Draws
     training: bool
+    first: bool
     fresh: bool
     batch_views: bool
     all_reduce: Callable[[Tensor], Tensor]
@@ -92,9 +94,18 @@ class Step:
                 raise KeyError(
                     f"nobody declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`"
                 )
-            group = [n for n in pending if self._fits(n, view)] if self.batch_views else [view]
-            self._forward(group, role)
+            self._forward(self._group(view, pending), role)
         return self._predictions[view, role]
+
+    @torch.no_grad()
+    def predict_again(self, views: Sequence[str]) -> dict[str, Tensor]:
+        """``[B, ...]`` velocities of the model as it stands, in the batches that :meth:`predict` makes and without its
+        memory; each batch is one of a hook's `queries`."""
+        found: dict[str, Tensor] = {}
+        while pending := [name for name in views if name not in found]:
+            group = self._group(pending[0], pending)
+            found |= dict(zip(group, self._joint(group, POLICY), strict=True))
+        return found
 
     @torch.no_grad()
     def query(
@@ -211,29 +222,35 @@ class Step:
             and (a.token_sigma is None) == (b.token_sigma is None)
         )
 
+    def _group(self, view: str, pending: Sequence[str]) -> list[str]:
+        """Those of ``pending`` that go through the network together with ``view``."""
+        return [name for name in pending if self._fits(name, view)] if self.batch_views else [view]
+
     def _forward(self, names: Sequence[str], role: str) -> None:
+        gradient = torch.is_grad_enabled() and role == POLICY
+        watched = self.assembly.watching(self, names, role)
+        with self.roles[role](), torch.set_grad_enabled(gradient), watched:
+            for name, prediction in zip(names, self._joint(names, role), strict=True):
+                self._predictions[name, role] = prediction
+
+    def _joint(self, names: Sequence[str], role: str) -> Sequence[Tensor]:
+        """``[B, ...]`` of each view, in one forward of the model as it stands; a visit is guided as ``role`` is."""
         views = [self.views[name] for name in names]
         ends = [v.r_sigma for v in views if v.r_sigma is not None]
         for view in views:
             if view.r_sigma is not None:
                 ordered = (view.r_sigma <= view.level) & (view.level > 0)
                 torch._assert_async(ordered.all(), f"view {view.name!r}: an interval must end at or below its start")
-        levels: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
+        tokens: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
         times = {
             "r_sigma": batch_of(ends) if ends else None,
-            "token_sigma": levels[0].join(levels[1:]) if levels else None,
+            "token_sigma": tokens[0].join(tokens[1:]) if tokens else None,
         }
+        if views[0].visit is not None:
+            self.forwards += 1
+            return [views[0].visit.velocity(role)]
         condition = views[0].condition.join([v.condition for v in views[1:]])
-        gradient = torch.is_grad_enabled() and role == POLICY
-        watched = self.assembly.watching(self, names, role)
-        with self.roles[role](), torch.set_grad_enabled(gradient), watched:
-            if views[0].visit is not None:
-                self.forwards += 1
-                self._predictions[names[0], role] = views[0].visit.velocity(role)
-                return
-            joint = self.velocity(
-                batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **times
-            )
-        sizes = [v.shape[0] for v in views]
-        for name, prediction in zip(names, joint.split(sizes), strict=True):
-            self._predictions[name, role] = prediction
+        joint = self.velocity(
+            batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **times
+        )
+        return joint.split([v.shape[0] for v in views])

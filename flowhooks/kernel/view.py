@@ -158,11 +158,14 @@ class Chunk:
         batch: what it is about.
         views: by name, the main one among them.
         share: of the step's loss.
+        loss: names and values of this chunk's own loss terms, which are added to the step's loss whole; None for the
+            objective and the penalties of the run.
     """
 
     batch: Batch
     views: dict[str, View]
     share: float = 1.0
+    loss: Callable[[Any], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,6 +178,7 @@ class StepResult:
         passes: forwards of the transformer that it made.
         share: of the step, 1 for a whole one.
         files: where its samples came from.
+        added: whether the loss stands beside the shares of other chunks, as that of the data in a run that draws.
     """
 
     loss: Tensor
@@ -182,6 +186,7 @@ class StepResult:
     passes: int
     share: float = 1.0
     files: tuple[str, ...] = ()
+    added: bool = False
 
 
 def batch_of(values: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +13,11 @@ class Context:
 
     Args:
         masked: whether the data has masks; None when the data is not known, as in somebody's own loop.
+        others: the hook blocks of the other methods in the run, and of the hooks that were written themselves.
     """
 
     masked: bool | None
+    others: tuple[Mapping[str, Any], ...] = ()
 
 
 def mask_blocks(dilate: int, wanted: bool, context: Context) -> list[dict[str, Any]]:

@@ -20,6 +20,8 @@ from flowhooks.kernel.view import StepResult
 from flowhooks.train.files import write_aside
 
 HISTORY = "metrics.jsonl"
+#: Of what stands beside the other losses of a step; no metric's name.
+_ADDED = "loss, added"
 
 
 class MetricWindow:
@@ -33,6 +35,7 @@ class MetricWindow:
     def __init__(self, every: int, last: int):
         self.every, self.last = every, last
         self._losses: list[Tensor] = []
+        self._added: list[Tensor] = []
         self._measured: dict[str, list[Tensor]] = {}
         self._steps, self._since = 0, time.perf_counter()
 
@@ -42,7 +45,7 @@ class MetricWindow:
 
     def add(self, result: StepResult) -> None:
         """Take in one micro-batch, without waiting for the device."""
-        self._losses.append(result.loss.detach() / result.share)
+        (self._added if result.added else self._losses).append(result.loss.detach() / result.share)
         for name, value in result.metrics.items():
             if name != "loss":
                 self._measured.setdefault(name, []).append(value.detach())
@@ -55,17 +58,18 @@ class MetricWindow:
         """Means without NaN over micro-batches and processes: the loss over the whole window, the rest over its
         logged steps.
         """
-        values = mean_over_processes({"loss": self._losses, **self._measured})
+        values = mean_over_processes({"loss": self._losses, _ADDED: self._added, **self._measured})
+        values["loss"] += values.pop(_ADDED, 0.0)
         now = time.perf_counter()
         values["seconds_per_step"] = (now - self._since) / max(1, self._steps)
-        self._losses, self._measured = [], {}
+        self._losses, self._added, self._measured = [], [], {}
         self._steps, self._since = 0, now
         return values
 
 
 def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[float] | None = None) -> dict[str, float]:
     """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none."""
-    names = sorted(measured)
+    names = sorted(name for name, values in measured.items() if values)
     sums = []
     for name in names:
         values = torch.stack([value.double().reshape(()) for value in measured[name]])

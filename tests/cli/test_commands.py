@@ -46,7 +46,7 @@ def test_check_tells_problems_of_machine_data_and_plan_together(tmp_path, capsys
     lines = captured.err.splitlines()
     assert any("$.model.attention_backend: 'sage' cannot be used: it has no backward pass" in line for line in lines)
     assert any("$.model.pretrained_model_name_or_path: there is no folder 'digit'" in line for line in lines)
-    assert any("$.hooks[1]: 'flow_dpo' and 'flow_dpo' (at $.hooks[0]) both write slot" in line for line in lines)
+    assert any("$.hooks[1]: `flow_dpo` cannot be in one run with `flow_dpo` (at $.hooks[0])" in line for line in lines)
     assert any("data.json: $[1]" in line for line in lines)
     assert "Traceback" not in captured.err
 
@@ -56,9 +56,9 @@ def test_check_names_what_a_hook_needs_and_the_data_lacks(tmp_path, capsys):
     (tmp_path / "data.json").write_text(json.dumps([{**BLOCKS[0], "conditioning_data": []}]))
     assert main(["check", str(run), "--set", "adapter=null", "--set", "training.trainable=transformer"]) == 2
     err = capsys.readouterr().err
-    assert "$.hooks[1]: 'mask_reducer' needs 'data:mask'" in err
-    assert "$.hooks[2]: 'flow_dpo' needs 'role:reference'" in err
-    assert "'paired_views' needs 'data:rejected'" in err
+    assert "$.hooks[1]: `mask_reducer` needs masks in the data" in err
+    assert "$.hooks[2]: `flow_dpo` needs a reference" in err
+    assert "`paired_views` needs a rejected side of the data" in err
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "imagefolder", "webdataset", "huggingface"])
@@ -92,7 +92,7 @@ def test_a_set_that_takes_the_rejected_sides_from_all_is_named(tmp_path, capsys,
     (tmp_path / "data.json").write_text(json.dumps([*BLOCKS, plain]))
     assert main([command, str(run)]) == 2
     err = capsys.readouterr().err
-    assert "'paired_views' needs 'data:rejected'" in err
+    assert "`paired_views` needs a rejected side of the data" in err
     assert "data.json: $: 3 of 6 samples have no rejected side, those of 'plain', so none is offered" in err
 
 

@@ -323,7 +323,7 @@ def test_a_failing_attach_leaves_nothing(model):
 
 def test_full_training_is_refused(model):
     whole = document(MATCHING, adapter=None, training={"trainable": "transformer"})
-    with pytest.raises(ConfigError, match="needs 'role:reference'.*'adapter' section"), flowhooks.attach(model, whole):
+    with pytest.raises(ConfigError, match="needs a reference, .*'adapter' section"), flowhooks.attach(model, whole):
         pass
 
 

@@ -153,7 +153,7 @@ def test_no_average_is_an_error():
     model = learnt("sd3")
     run = document(training={"use_ema": False})
     with (
-        pytest.raises(ConfigError, match="needs 'role:ema'.*set training.use_ema to true"),
+        pytest.raises(ConfigError, match="needs an average of the weights, .*set training.use_ema to true"),
         flowhooks.attach(model, run),
     ):
         pass

@@ -156,7 +156,7 @@ def test_held_out_data_is_measured_without_gradient(model):
 
 def test_without_an_average_it_names_the_setting(model):
     with (
-        pytest.raises(ConfigError, match=r"'twin_flow_target' needs 'role:ema'.*training.use_ema"),
+        pytest.raises(ConfigError, match=r"`twin_flow_target` needs an average of the weights.*training.use_ema"),
         flowhooks.attach(model, document(TARGET, training={"use_ema": False})),
     ):
         pass
@@ -208,10 +208,11 @@ def test_a_weight_of_zero_asks_for_nothing(model):
 
 
 @pytest.mark.parametrize(
-    ("hooks", "what"), [((TARGET, LINEAR), "slot 'target:main'"), ((TWIN, TWIN), "negative_times")]
+    ("hooks", "what"),
+    [((TARGET, LINEAR), "says what the network should predict"), ((TWIN, TWIN), "gives 'negative_times'")],
 )
 def test_one_of_each_a_run(hooks, what):
-    with pytest.raises(ConfigError, match=f"both write '?{what}"):
+    with pytest.raises(ConfigError, match=f"each {what}"):
         build_assembly(hooks, {*EVERYTHING, "role:ema"}, "run.json")
     build_assembly([TARGET, TWIN], {*EVERYTHING, "role:ema"}, "run.json")
 
@@ -225,7 +226,7 @@ class PerToken(Hook):
     @classmethod
     def declaration(cls, options):
         why = "Self-Flow and TwinFlow cannot run together: a network takes a time for every token, or one interval"
-        return {"slots": {"metrics"}, "excludes": {"twin_flow", "twin_flow_target"}, "because": why}
+        return {"slots": {"metrics"}, "excludes": dict.fromkeys(("twin_flow", "twin_flow_target"), why)}
 
 
 @pytest.mark.parametrize("block", [TARGET, TWIN])
@@ -234,7 +235,7 @@ def test_a_hook_may_refuse_both(block):
     with pytest.raises(ConfigError) as caught:
         build_assembly(given, {*EVERYTHING, "role:ema"}, "run.json")
     text = str(caught.value)
-    assert "$.hooks[0]" in text and f"{block['type']!r} (at $.hooks[1])" in text
+    assert "$.hooks[0]" in text and f"`{block['type']}` (at $.hooks[1])" in text
     assert "Self-Flow and TwinFlow cannot run together: a network takes" in text
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -76,8 +78,10 @@ def toy_session(model: GaussianModel, *hooks, **options) -> Session:
         parameters=dict(model.named_parameters()),
         **{"fresh": False, **options},
     )
-    for hook in session.assembly.hooks:
-        hook.attached(session).__enter__()
+    session.adapter = SimpleNamespace(disabled=model.disabled, config={})
+    # Held by the session: what is let go of detaches.
+    session.attachments = ExitStack()
+    session.assembly.attach(session, session.attachments)
     return session
 
 

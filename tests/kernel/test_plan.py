@@ -70,12 +70,12 @@ def test_two_writers_of_a_one_slot_are_named_with_both_places():
     with pytest.raises(ConfigError) as caught:
         planned("flow_dpo", "flow_dpo")
     text = str(caught.value)
-    assert "run.json: $.hooks[1]" in text and "$.hooks[0]" in text and "slot 'objective'" in text
+    assert "run.json: $.hooks[1]" in text and "$.hooks[0]" in text and "each brings a loss" in text
 
 
 def test_hooks_that_exclude_each_other_are_named_with_both_places_and_the_reason():
     def hooks(*types):
-        loner = {"excludes": frozenset({"b", "c"}), "because": "One of them is enough"}
+        loner = {"excludes": dict.fromkeys(("b", "c"), "one of them is enough, and {other} is there")}
         return [
             Declaration(type=t, where=f"$.hooks[{i}]", gives=frozenset({t}), **(loner if t == "a" else {}))
             for i, t in enumerate(("sigma", *types))
@@ -88,7 +88,8 @@ def test_hooks_that_exclude_each_other_are_named_with_both_places_and_the_reason
             plan(hooks(*types), (), where="run.json")
         (problem,) = caught.value.problems
         assert problem.path == f"$.hooks[{place}]"
-        assert f"'a' cannot run beside 'b' (at $.hooks[{other}]): One of them is enough; remove" in str(problem)
+        said = f"`a` cannot be in one run with `b` (at $.hooks[{other}]): one of them is enough, and `b` is there"
+        assert said in str(problem)
     with pytest.raises(ConfigError) as caught:
         plan(hooks("a", "b", "c"), ())
     assert len(caught.value.problems) == 2
@@ -118,7 +119,7 @@ def test_target_slots_are_one_per_view():
 
     sigma = Declaration(type="s", where="-", gives=frozenset({"sigma"}))
     plan([target("main", 0), target("rejected", 1), sigma], ())
-    with pytest.raises(ConfigError, match="'target:main'"):
+    with pytest.raises(ConfigError, match="each says what the network should predict"):
         plan([target("main", 0), target("main", 1), sigma], ())
 
 

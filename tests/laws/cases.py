@@ -121,6 +121,11 @@ RECIPES = {
         {"type": "adapter_gate", "sigma": 0.8},
         {"type": "anchor_regularizer", "role": "adapter:b", "weight": 0.1, "adapter": "written by the test"},
     ],
+    "flow_grpo_sft": [
+        {**ROLLOUT, "group_size": 2},
+        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+        {"type": "flow_matching_loss", "prediction": "data", "weight": 0.5, "masked": True},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -144,7 +149,7 @@ RECIPES = {
 #: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
 DRAWN = {"anyflow_on_policy", "adjoint_full", "adjoint_gated"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
-DRAWING = {"flow_opd", "flow_grpo", "adjoint_matching", "adjoint_full", "adjoint_gated"}
+DRAWING = {"flow_opd", "flow_grpo", "flow_grpo_sft", "adjoint_matching", "adjoint_full", "adjoint_gated"}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 

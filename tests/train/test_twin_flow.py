@@ -52,5 +52,5 @@ def test_a_resumed_run_equals_an_uninterrupted_one(new_run):
 
 
 def test_without_an_average_the_run_is_refused(new_run):
-    with pytest.raises(ConfigError, match=r"\$\.hooks\[0\]: 'twin_flow_target' needs 'role:ema'.*training.use_ema"):
+    with pytest.raises(ConfigError, match=r"hooks\[0\]: `twin_flow_target` needs an average of the weights.*use_ema"):
         train(new_run(hooks=HOOKS), progress=False)
