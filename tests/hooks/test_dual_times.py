@@ -93,6 +93,7 @@ def _fresh(session: Session, batch: flowhooks.Batch):
         given=batch,
         draws=Draws(seed=0, micro_step=session.micro_step),
         training=True,
+        first=False,
         fresh=False,
         batch_views=True,
         all_reduce=session.all_reduce,

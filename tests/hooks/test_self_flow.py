@@ -180,7 +180,7 @@ def test_twin_flow_cannot_run_beside_it(other):
     run = document(hooks=[SELF_FLOW, {"type": other}])
     with (
         pytest.raises(
-            ConfigError, match=rf"\$\.hooks\[0\].*'feature_alignment' cannot run beside '{other}'.*Self-Flow"
+            ConfigError, match=rf"\$\.hooks\[0\].*`feature_alignment` cannot be in one run with `{other}`.*Self-Flow"
         ),
         flowhooks.attach(learnt("sd3"), run),
     ):
