@@ -41,6 +41,15 @@ def checkpoints_gradients(network: str) -> bool | None:
     return bool(ast.literal_eval(told.value)) if isinstance(told, ast.Assign) else False
 
 
+def is_foreign(library: str) -> bool:
+    """Whether a part of a pipeline is made by code that comes with neither Diffusers nor Transformers. Diffusers has
+    components in the folders of its pipelines too."""
+    if library in ("diffusers", "transformers"):
+        return False
+    root = _root()
+    return root is not None and not (library.isidentifier() and (root / "pipelines" / library).is_dir())
+
+
 def _class(name: str, pattern: str) -> ast.ClassDef | None:
     head = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
     root = _root()

@@ -191,6 +191,9 @@ REFUSALS: dict[str, Refusal] = {
         make=_index(_class_name="StableDifusion3Pipeline"),
         words=("is a StableDifusion3Pipeline", "did you mean 'StableDiffusion3Pipeline'?"),
     ),
+    "a part made by code of a stranger": Refusal(
+        make=_index(vae=["stranger", "AutoencoderKL"]), words=("'vae' made by 'stranger'", "no such code is run")
+    ),
     "a part that is not there": Refusal(
         make=_model(lambda model: shutil.rmtree(model / "text_encoder")), words=("has no folder 'text_encoder'", _AGAIN)
     ),
@@ -351,6 +354,7 @@ REFUSALS: dict[str, Refusal] = {
     "an optimiser that is not installed": Refusal(
         make=_written(training={"optimizer": "no_such_package:Lion"}),
         words=("$.training.optimizer: ", "'no_such_package'", "'adamw'"),
+        more=("--allow-imports",),
     ),
     "an anchor that is not there": Refusal(
         make=_written(hooks=[{"type": "anchor_regularizer", "weight": 1, "role": "adapter:x", "adapter": "./no"}]),

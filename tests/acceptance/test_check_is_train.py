@@ -31,6 +31,7 @@ ELSEWHERE = {
     "checks/pipeline.py: model_told: ": "tests/checks/test_hub.py",
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/planning.py: trained: ": "words of `check`",
+    "checks/planning.py: unread: ": "words of `check`",
     "checks/models.py: helper_told: ": "tests/checks/test_hub.py",
     "checks/library.py: _text: ": "a file of Diffusers that cannot be read",
 }
@@ -74,8 +75,8 @@ def sites(file: Path) -> Iterator[tuple[int, int, str]]:
     for function in (each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)):
         for each in ast.walk(function):
             inside = each.value if isinstance(each, (ast.Return, ast.Expr)) else None
-            sentence = isinstance(each, ast.Return) and isinstance(inside, (ast.JoinedStr, ast.Constant))
-            sentence = sentence and getattr(inside, "value", "") is not None
+            text = isinstance(inside, ast.JoinedStr) or isinstance(getattr(inside, "value", None), str)
+            sentence = isinstance(each, ast.Return) and text
             if isinstance(each, ast.Raise) or isinstance(inside, (ast.Yield, ast.YieldFrom)) or sentence:
                 yield each.lineno, each.end_lineno or each.lineno, f"{function.name}: {ast.unparse(each)}"
 
