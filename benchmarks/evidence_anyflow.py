@@ -12,7 +12,7 @@ import matplotlib
 import torch
 
 import flowhooks
-from flowhooks.commands.planning import forwards, plan_run
+from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.demo import trained_lora
 from flowhooks.embedded.autoencoder import read_pixels
 from flowhooks.embedded.judge import Judge, ensure_judge, frechet_distance, gaussian, infer

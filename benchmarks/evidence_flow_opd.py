@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 from torch import Tensor
 
-from flowhooks.commands.planning import forwards, plan_run
+from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.config import Run, load_run
 from flowhooks.demo import LORA, trained_lora
 from flowhooks.embedded.autoencoder import read_pixels

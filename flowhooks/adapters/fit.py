@@ -128,11 +128,11 @@ def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool)
         )
 
 
-def transformer_shapes(pipeline: Path) -> Shapes:
-    """Shapes of the transformer's weights; none where they cannot be told, which loading them will say better."""
+def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:
+    """Shapes of a network's weights; none where they cannot be told, which loading them will say better."""
     shapes: Shapes = {}
     try:
-        for file in sorted((pipeline / "transformer").glob("*.safetensors")):
+        for file in sorted((pipeline / component).glob("*.safetensors")):
             shapes.update(_header(file)[0])
     except (SafetensorError, OSError):
         return {}

@@ -29,21 +29,11 @@ def fetch(source: Path | str) -> Path:
     Raises:
         AdapterError: it is neither here nor to be had from the Hub.
     """
-    path = Path(source).expanduser()
-    match = _ID.fullmatch(str(source))
-    # A repository is not named like a weights file: that is a local one which is missing.
-    if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):
+    path, match = Path(source).expanduser(), _ID.fullmatch(str(source))
+    local = on_disk(source)
+    if local is not None or match is None:
         return path
-    owner = path.parts[0]
-    if Path(owner).is_dir():
-        raise AdapterError(
-            f"{source}: no such file or folder, though {owner!r} is a folder here, so it is not looked for on the Hub. "
-            "Correct the path; what it names may not have been trained yet."
-        )
     inside = match["inside"].strip("/")
-    if inside and path.suffix and path.suffix != ".safetensors":
-        # `find_file` says why such a file is refused; nothing is downloaded.
-        return path
     if path.suffix == ".safetensors":
         folder, _, name = inside.rpartition("/")
         names: tuple[str, ...] = (name, PEFT_CONFIG_FILE)
@@ -58,6 +48,26 @@ def fetch(source: Path | str) -> Path:
             f"{f' in {folder!r}' if folder else ''}. Name the file, as in owner/name/file.safetensors."
         )
     return found / names[0] if path.suffix == ".safetensors" else found
+
+
+def on_disk(source: Path | str) -> Path | None:
+    """The local path of what ``source`` names, or would name if it were there; None for what is asked of the Hub.
+
+    Raises:
+        AdapterError: it is not here, though the folder that it begins with is.
+    """
+    path = Path(source).expanduser()
+    match = _ID.fullmatch(str(source))
+    # A repository is not named like a weights file: that is a local one which is missing.
+    if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):
+        return path
+    if Path(path.parts[0]).is_dir():
+        raise AdapterError(
+            f"{source}: no such file or folder, though {path.parts[0]!r} is a folder here, so it is not looked for on "
+            "the Hub. Correct the path; what it names may not have been trained yet."
+        )
+    # `find_file` says why a file of another kind is refused; nothing is downloaded.
+    return path if match["inside"] and path.suffix and path.suffix != ".safetensors" else None
 
 
 def _download(source: str, repo: str, patterns: list[str]) -> Path:

@@ -33,6 +33,21 @@ LYCORIS_PREFIX = "lycoris"
 
 #: What safetensors calls the number types that weights of an adapter have.
 FLOATS = ("F64", "F32", "F16", "BF16")
+
+# What Diffusers' models call the layers of their attention.
+PROJECTIONS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_qkv",
+    "to_out",
+    "to_out.0",
+    "to_add_out",
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+)
+
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -125,6 +140,11 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
         f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Convert the file to the Diffusers "
         "format first."
     )
+
+
+def named_by(name: str, entry: str) -> bool:
+    """Whether an entry of ``target_modules`` names a layer, as PEFT has it: whole, or by its last parts."""
+    return name == entry or name.endswith(f".{entry}")
 
 
 def layer_name(key: str) -> str:

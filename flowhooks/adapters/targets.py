@@ -9,21 +9,10 @@ from diffusers.models.attention_processor import Attention
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from flowhooks.adapters.names import PROJECTIONS, named_by
 from flowhooks.errors import AdapterError
 
 _ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PROJECTIONS = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_qkv",
-    "to_out",
-    "to_out.0",
-    "to_add_out",
-    "add_q_proj",
-    "add_k_proj",
-    "add_v_proj",
-)
 
 
 def check_bare(transformer: nn.Module) -> None:
@@ -65,7 +54,7 @@ def find_targets(transformer: nn.Module, target_modules: Sequence[str] | None) -
             )
         return targets
     matches = {
-        entry: [name for name, _ in transformer.named_modules() if _matches(name, entry)] for entry in target_modules
+        entry: [name for name, _ in transformer.named_modules() if named_by(name, entry)] for entry in target_modules
     }
     empty = [entry for entry, names in matches.items() if not names]
     if empty or not matches:
@@ -85,10 +74,6 @@ def find_targets(transformer: nn.Module, target_modules: Sequence[str] | None) -
     return tuple(name for name, _ in transformer.named_modules() if name in selected)
 
 
-def _matches(name: str, entry: str) -> bool:
-    return name == entry or name.endswith(f".{entry}")
-
-
 def _attention_projections(transformer: nn.Module) -> Iterator[str]:
     attention = {
         name: module
@@ -99,7 +84,7 @@ def _attention_projections(transformer: nn.Module) -> Iterator[str]:
         if not isinstance(module, nn.Linear):
             continue
         owner = next((parent for parent in _parents(name) if parent in attention), None)
-        if owner is None and not any(_matches(name, projection) for projection in _PROJECTIONS):
+        if owner is None and not any(named_by(name, projection) for projection in PROJECTIONS):
             continue
         # The text side of a last joint block is computed and thrown away; its query decides nothing, so it would
         # never get a gradient.

@@ -26,6 +26,10 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint of this run")
+
+
 def add_quiet(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress bars")
 

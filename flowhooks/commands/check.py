@@ -1,4 +1,4 @@
-"""``flowhooks check``: everything that can be known of a run without weights, GPU or network."""
+"""``flowhooks check``: everything that can be known of a run without loading weights, or of a data set alone."""
 
 from __future__ import annotations
 
@@ -6,37 +6,62 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowhooks.commands.arguments import add_run
+from flowhooks.commands.arguments import add_resume, add_run
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
     from flowhooks.data import Audit
-    from flowhooks.kernel.plan import Plan
 
 NAME = "check"
-HELP = "check a run file, its data and its plan; loads no weights"
+HELP = "check a run file, its data and its plan, or a data set file alone; loads no weights"
 
 
 def add(parser: ArgumentParser) -> None:
     add_run(parser)
+    add_resume(parser)
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.commands.planning import forwards, trained, unread, unused
+    from flowhooks.config import read_datasets
+
+    datasets = read_datasets(args.run)
+    if datasets is None:
+        return _run(args)
+    from flowhooks.data import audit
+
+    if args.overrides or args.resume is not None:
+        from flowhooks.errors import ConfigError, Problem
+
+        raise ConfigError(Problem("is a data set file; --set and --resume go with a run file", args.run))
+    audited = audit(datasets)
+    _print_data(audited)
+    _print_warnings(audited.warnings)
+    return 0
+
+
+def _run(args: Namespace) -> int:
+    from flowhooks.checks import examine
+    from flowhooks.checks.models import helper_told
+    from flowhooks.checks.pipeline import model_told
+    from flowhooks.checks.planning import forwards, trained, unread, unused
     from flowhooks.config import load_run
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import told_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
-    audited, planned = examine(configured)
+    examined = examine(configured, args.resume)
+    audited, planned = examined.audit, examined.plan
+    _check_with_torch(configured, audited, args.resume)
+    fetched = [*model_told(configured), *helper_told(configured)]
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
     batch = training["train_batch_size"] * training["gradient_accumulation_steps"]
     print(
         f"model      {model['pretrained_model_name_or_path']}, {model['dtype']}, attention {model['attention_backend']}"
     )
-    for line in audited.report:
-        print(f"data       {line}")
+    for line in fetched:
+        print(f"download   {line}")
+    _print_data(audited)
     for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
         print(f"buckets    {line}")
     if audited.records:
@@ -48,40 +73,35 @@ def run(args: Namespace) -> int:
     for line in unread(configured):
         print(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
-    for line in [*audited.warnings, *unused(planned, frozenset(given))]:
-        print(f"warning    {line}")
-    print("ok")
+    _print_warnings([*audited.warnings, *unused(planned, frozenset(given))])
     return 0
 
 
-def examine(configured: Run) -> tuple[Audit, Plan]:
-    """The data's audit and the plan.
+def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> None:
+    """What only torch can say, for the few runs that ask for it. Raises ConfigError or CheckpointError."""
+    if run.training["optimizer"] == "adamw" and run.training["optimizer_args"]:
+        import torch
 
-    Raises:
-        ConfigError: with the problems of machine, data and plan together.
-    """
-    from flowhooks.commands.planning import machine_problems, plan_run
-    from flowhooks.data import audit
-    from flowhooks.data.records import partly_rejected
-    from flowhooks.errors import ConfigError, Problem
+        from flowhooks.train.optimization import make_optimizer
 
-    problems = list(machine_problems(configured))
-    given = configured.provides
-    try:
-        audited = audit(configured.data, configured.cache_dir)
-        given = frozenset(f"data:{each}" for each in audited.provides)
-    except ConfigError as error:
-        problems += error.problems
-        if configured.data is not None and configured.data.unread:
-            # That the table cannot be read is the cause; what its columns would give is not missing.
-            given |= {"data:rejected", "data:mask"}
-    try:
-        planned = plan_run(configured, given)
-    except ConfigError as error:
-        problems += error.problems
-        lost = "data:rejected" in configured.provides - given
-        if configured.data is not None and lost and (why := partly_rejected(audited.records)):
-            problems.append(Problem(why, str(configured.data.source), configured.data.root))
-    if problems:
-        raise ConfigError(problems)
-    return audited, planned
+        make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
+    if resume is not None:
+        from flowhooks.train.checkpoint import Checkpoints, read_manifest
+        from flowhooks.train.identity import identity, require_same
+
+        source = Checkpoints(Path(run.output_dir)).find(resume)
+        if source is not None:
+            found = read_manifest(source).identity
+            # How many processes will train is not known here.
+            require_same(found, identity(run, audited, found.get("processes", 1)), str(source))
+
+
+def _print_data(audited: Audit) -> None:
+    for line in audited.report:
+        print(f"data       {line}")
+
+
+def _print_warnings(lines: list[str] | tuple[str, ...]) -> None:
+    for line in lines:
+        print(f"warning    {line}")
+    print("ok")

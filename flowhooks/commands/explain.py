@@ -20,7 +20,7 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.commands.planning import forwards, plan_run, trained, unread
+    from flowhooks.checks.planning import forwards, plan_run, trained, unread
     from flowhooks.config import load_run
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)

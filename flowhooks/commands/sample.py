@@ -70,10 +70,11 @@ def run(args: Namespace) -> int:
         from flowhooks.sampling.dataset import check_dataset
 
         check_dataset(Path(args.save_dataset), args.steps)
+    # Before the imports and the weights, which take their time.
+    _check_model(args.model)
     if args.lora is not None:
         from flowhooks.adapters.fit import check_file
 
-        # Before the imports and the weights, which take their time.
         check_file(Path(args.lora), _base(args.model))
     from flowhooks.sampling.grid import sample_command
 
@@ -90,9 +91,26 @@ def _sigma(text: str) -> float:
     return sigma
 
 
+def _check_model(model_or_run: str) -> None:
+    """Raises ConfigError for what is neither a model nor a run, on this disk or by its name."""
+    from flowhooks.checks.pipeline import no_pipeline
+    from flowhooks.errors import ConfigError, Problem
+
+    path = Path(model_or_run).expanduser()
+    if (path / "run.json").is_file():
+        return
+    if path.is_dir():
+        if not (path / "model_index.json").is_file():
+            message = "holds no run.json and no model_index.json; give a run's output folder, or a pipeline's"
+            raise ConfigError(Problem(message, str(path)))
+        return
+    if (refusal := no_pipeline(model_or_run, None)) is not None:
+        raise ConfigError(refusal)
+
+
 def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
-    from flowhooks.commands.planning import local_pipeline
+    from flowhooks.checks.pipeline import local_pipeline
     from flowhooks.config.document import read_json
 
     file = Path(model_or_run).expanduser() / "run.json"

@@ -6,7 +6,7 @@ Every problem of a run is told at once, with its file and JSON path. Defaults li
 
 from __future__ import annotations
 
-from flowhooks.config.datasets import Datasets, load_datasets
+from flowhooks.config.datasets import Datasets, is_datasets, load_datasets, read_datasets
 from flowhooks.config.hooks import HookConfig, hook_defaults, resolve_hook
 from flowhooks.config.rewards import RewardConfig, resolve_reward, resolve_rewards
 from flowhooks.config.rules import draws
@@ -20,9 +20,11 @@ __all__ = [
     "Run",
     "draws",
     "hook_defaults",
+    "is_datasets",
     "load_datasets",
     "load_run",
     "parse_timesteps",
+    "read_datasets",
     "resolve_hook",
     "resolve_reward",
     "resolve_rewards",

@@ -110,6 +110,21 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     return _linked(tuple(complete), source, root)
 
 
+def is_datasets(document: Any) -> bool:
+    """Whether what a file holds is data sets, in either of their two forms, and no run."""
+    return not isinstance(document, dict) or "datasets" in document
+
+
+def read_datasets(path: str | Path) -> Datasets | None:
+    """The data sets of a data set file; None for any other JSON file.
+
+    Raises:
+        DataError: with every problem found.
+        ConfigError: the file is missing or no JSON.
+    """
+    return load_datasets(path, Path()) if is_datasets(read_json(Path(path))) else None
+
+
 def _tidy(path: Path) -> Path:
     """Without ``..`` where that leads to the same file, which it need not do beside symbolic links."""
     plain = Path(os.path.normpath(path))

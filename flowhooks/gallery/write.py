@@ -13,7 +13,7 @@ from typing import Any
 from PIL import PngImagePlugin
 from tqdm import tqdm
 
-from flowhooks.config import Datasets, load_datasets
+from flowhooks.config import Datasets, is_datasets, load_datasets
 from flowhooks.config.document import read_json, without_remarks
 from flowhooks.data import Survey, survey
 from flowhooks.data.findings import some
@@ -90,7 +90,7 @@ def load(source: str) -> Datasets:
     """The data sets of a data set file or a run file. Raises ConfigError."""
     path = Path(source).expanduser()
     document = without_remarks(read_json(path))
-    if not isinstance(document, dict) or "datasets" in document:
+    if is_datasets(document):
         return load_datasets(source, Path())
     data: Any = document.get("data")
     if data is None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from flowhooks.hooks.rules import refuse
 from flowhooks.hooks.timestep_schedule import shift_sigma
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.random import Draws
@@ -68,10 +69,7 @@ class IntervalTimes(Hook):
             raise ValueError(f"`r_timestep_sampler` must be uniform, zero or mixture, got {r_timestep_sampler!r}")
         if not 0 <= min_interval_ratio < 1:
             raise ValueError(f"`min_interval_ratio` must be in [0, 1), got {min_interval_ratio}")
-        if diffusion_ratio < 0 or zero_ratio < 0 or diffusion_ratio + zero_ratio > 1:
-            raise ValueError(
-                f"`diffusion_ratio` and `zero_ratio` are shares of one batch, got {diffusion_ratio} and {zero_ratio}"
-            )
+        refuse(self.type, diffusion_ratio=diffusion_ratio, zero_ratio=zero_ratio)
         self.r_timestep_sampler, self.min_interval_ratio, self.shift = r_timestep_sampler, min_interval_ratio, shift
         self.shares = diffusion_ratio, zero_ratio
 

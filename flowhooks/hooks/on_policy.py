@@ -10,7 +10,8 @@ import torch
 
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
-from flowhooks.hooks.prompts import Prompt, last_steps, read_prompts, visited_places
+from flowhooks.hooks.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
+from flowhooks.hooks.rules import refuse
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
@@ -94,17 +95,20 @@ class OnPolicyRollout(Hook):
             )
         if noise_level <= 0:
             raise ValueError(f"`noise_level` must be above 0, got {noise_level}; take the sampler 'ode' for no noise")
-        if window is not None and not 0 <= window[0] < window[1] <= num_inference_steps:
-            raise ValueError(f"`window` must be two indices of steps, the first below the second, got {list(window)}")
+        if early_visits < 0 or (last_steps or 1) < 1 or not 0 < (1.0 if sigma_max is None else sigma_max) <= 1:
+            raise ValueError("`last_steps` must be at least 1, `early_visits` at least 0, and `sigma_max` in (0, 1]")
+        refuse(
+            self.type,
+            prompts=None,
+            sampler=sampler,
+            num_inference_steps=num_inference_steps,
+            window=window,
+            visits=visits,
+            last_steps=last_steps,
+            sigma_max=sigma_max,
+            early_visits=early_visits,
+        )
         self.from_the_end = last_steps is not None or sigma_max is not None
-        if self.from_the_end and (sampler != ODE or visits is not None):
-            raise ValueError("`last_steps` and `sigma_max` go with the sampler 'ode', and in place of `visits`")
-        if last_steps is not None and sigma_max is not None:
-            raise ValueError("`last_steps` and `sigma_max` both say where the end starts; give one of them")
-        if early_visits < 0 or (early_visits and not self.from_the_end):
-            raise ValueError("`early_visits` counts states before those of `last_steps` or `sigma_max`; give one")
-        if (last_steps or 1) < 1 or not 0 < (1.0 if sigma_max is None else sigma_max) <= 1:
-            raise ValueError("`last_steps` must be at least 1, and `sigma_max` in (0, 1]")
         self.last_steps, self.sigma_max, self.early_visits = last_steps, sigma_max, early_visits
         self.prompts = None if prompts is None else read_prompts(prompts)
         self.group_size, self.weighting = group_size, weighting
@@ -118,7 +122,7 @@ class OnPolicyRollout(Hook):
         self.places = visited_places(num_inference_steps, train_fraction, None if sampler == ODE else window)
         self.visits = min(visits or len(self.places), len(self.places))
         self.offload_states = offload_states
-        self._tasks = _by_task(self.prompts, task_column) if self.prompts is not None else []
+        self._tasks = by_task(self.prompts, task_column) if self.prompts is not None else []
         self._shapes: dict[str, Any] = {}
 
     @contextmanager
@@ -249,15 +253,3 @@ def rollout_hook(session: Session) -> Any:
 def _kept(places: Sequence[int]) -> list[int]:
     """The states that visits start from and go to."""
     return sorted({index for place in places for index in (place, place + 1)})
-
-
-def _by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]:
-    """Prompts of each task, in the order in which tasks first appear."""
-    if column is None:
-        return [list(prompts)]
-    tasks: dict[Any, list[Prompt]] = {}
-    for prompt in prompts:
-        if column not in prompt.record:
-            raise ValueError(f"the prompt {prompt.text!r} has no column {column!r}, which `task_column` names")
-        tasks.setdefault(prompt.record[column], []).append(prompt)
-    return list(tasks.values())

@@ -48,6 +48,18 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
     return found
 
 
+def by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]:
+    """Prompts of each task, in the order in which tasks first appear. Raises ValueError for one without the column."""
+    if column is None:
+        return [list(prompts)]
+    tasks: dict[Any, list[Prompt]] = {}
+    for prompt in prompts:
+        if column not in prompt.record:
+            raise ValueError(f"the prompt {prompt.text!r} has no column {column!r}, which `task_column` names")
+        tasks.setdefault(prompt.record[column], []).append(prompt)
+    return list(tasks.values())
+
+
 def _parsed(line: str, where: str) -> Any:
     try:
         return json.loads(line)

@@ -17,6 +17,7 @@ from flowhooks.config.imports import imported
 from flowhooks.errors import ModelError
 from flowhooks.hooks.frozen_role import check_digests, frozen_role
 from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.hooks.rules import BASE, refuse
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
@@ -24,8 +25,6 @@ from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
 DIRECT, PG_LOGRATIO = "direct", "pg_logratio"
-#: A teacher's name that stands for the model without any adapter.
-BASE = "base"
 
 
 def log_ratio_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -75,11 +74,7 @@ class TeacherVelocity(Hook):
     ):
         if estimator not in (DIRECT, PG_LOGRATIO):
             raise ValueError(f"`estimator` must be {DIRECT} or {PG_LOGRATIO}, got {estimator!r}")
-        if not teachers or BASE in teachers:
-            raise ValueError(f"`teachers` must name one or more adapters, none of them {BASE!r}; got {list(teachers)}")
-        unknown = sorted(set((routes or {}).values()) - {*teachers, BASE})
-        if unknown:
-            raise ValueError(f"`routes` lead to {unknown[0]!r}, which is none of the teachers {sorted(teachers)}")
+        refuse(self.type, teachers=teachers, routes=routes)
         self.sources = {
             name: {"pipeline_arguments": None, "parked": False, **({"path": told} if isinstance(told, str) else told)}
             for name, told in teachers.items()

@@ -15,6 +15,7 @@ from torch import Tensor
 from flowhooks.hooks.dmd import critic_error, jumped, noising_times, pull
 from flowhooks.hooks.experts import require_whole_path
 from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.rules import refuse
 from flowhooks.hooks.twin_trajectories import branch_difference
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
@@ -59,11 +60,7 @@ class TwinFlow(Hook):
                 "`adversarial_weight` and `rectification_weight` must be at least 0, got "
                 f"{adversarial_weight} and {rectification_weight}"
             )
-        if rectification_weight and not adversarial_weight:
-            raise ValueError(
-                f"`rectification_weight` is {rectification_weight}, but with an `adversarial_weight` of 0 nothing "
-                "trains the branch it corrects by; set both to 0, or neither"
-            )
+        refuse(self.type, adversarial_weight=adversarial_weight, rectification_weight=rectification_weight)
         if shift != SCHEDULER and not float(shift) > 0:
             raise ValueError(f"`shift` must be above 0, or '{SCHEDULER}', got {shift}")
         if difference_clamp is not None and difference_clamp <= 0:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowhooks.commands.planning import plan_run
+from flowhooks.checks.planning import plan_run
 from flowhooks.config import resolve_run
 from flowhooks.config.schemas import method_names
 from flowhooks.errors import ConfigError

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from flowhooks.train.loop import TrainResult, train
+from typing import TYPE_CHECKING, Any
+
+from flowhooks.lazy import lazily
+
+if TYPE_CHECKING:
+    from flowhooks.train.loop import TrainResult, train
 
 __all__ = ["TrainResult", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    return lazily(__name__, dict.fromkeys(__all__, "flowhooks.train.loop"), name)

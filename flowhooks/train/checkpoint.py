@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import uuid
 import warnings
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowhooks.checks.output import CHECKPOINT, LATEST, checkpoints_in
 from flowhooks.errors import CheckpointError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.kernel import distributed
 from flowhooks.train.agreement import together
@@ -22,8 +22,6 @@ from flowhooks.train.files import REFUSALS, refused
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-LATEST = "latest"
-_NAME = re.compile(r"checkpoint-(\d+)")
 _PARTIAL = ".checkpoint-{step}.partial"
 
 
@@ -44,10 +42,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Folders named like checkpoints, oldest first, whole or not."""
-        if not self.folder.is_dir():
-            return []
-        found = [p for p in self.folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink()]
-        return sorted(found, key=_step_of)
+        return checkpoints_in(self.folder)
 
     def find(self, resume: str) -> Path | None:
         """The checkpoint that ``--resume`` names: ``latest`` or a folder. None when there is none to be the latest.
@@ -194,7 +189,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _step_of(folder: Path) -> int:
-    match = _NAME.fullmatch(folder.name)
+    match = CHECKPOINT.fullmatch(folder.name)
     return int(match[1]) if match else -1
 
 

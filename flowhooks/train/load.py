@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, pipelines
 from torch import nn
 from transformers import dynamic_module_utils
 
+from flowhooks.checks.pipeline import no_pipeline
 from flowhooks.errors import ModelError
 from flowhooks.sampling.splice import untouched
 
@@ -58,11 +59,11 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def attention_backend(transformer: Any, name: str) -> Iterator[None]:
-    """Compute attention with a backend of Diffusers inside the block.
+def attention_backend(networks: Iterable[Any], name: str) -> Iterator[None]:
+    """Compute the attention of these networks with a backend of Diffusers inside the block.
 
     Raises:
-        ModelError: the model has no choice of backends, or this machine cannot run this one.
+        ModelError: a network has no choice of backends, or this machine cannot run this one.
     """
     # Diffusers keeps the active backend in this registry only, and setting one on a model changes it for all.
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
@@ -71,11 +72,14 @@ def attention_backend(transformer: Any, name: str) -> Iterator[None]:
     if name == active.value:
         yield
         return
-    processors = [module.processor for module in transformer.modules() if hasattr(module, "processor")]
+    networks = list(networks)
+    modules = (module for network in networks for module in network.modules())
+    processors = [module.processor for module in modules if hasattr(module, "processor")]
     try:
         with untouched(*processors):
             try:
-                transformer.set_attention_backend(name)
+                for network in networks:
+                    network.set_attention_backend(name)
             except (ValueError, RuntimeError, ImportError, AttributeError) as error:
                 message = (
                     f"the attention backend {name!r} cannot be used: {error}; set `model.attention_backend` to 'native'"
@@ -123,20 +127,10 @@ def _place(name: str) -> str:
         from flowhooks.embedded import resolve_model
 
         return str(resolve_model(name))
+    if (refusal := no_pipeline(name, None)) is not None:
+        raise ModelError(refusal)
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"{name}: this folder has no model_index.json, so it is no Diffusers pipeline; give the folder that "
-                f"holds one"
-            )
-        return str(folder)
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
-        raise ModelError(
-            f"{name}: there is no such folder, and it is no Hub id of the form owner/name; correct "
-            f"`model.pretrained_model_name_or_path`"
-        )
-    return name
+    return str(folder) if folder.is_dir() else name
 
 
 def _refuse_code(index: Mapping[str, Any], name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from flowhooks.checks import Examined
 from flowhooks.config import Run
 from flowhooks.train.setup import prepared
 from flowhooks.train.signals import leave, stop_requests
@@ -25,7 +26,14 @@ class TrainResult:
     metrics: dict[str, float]
 
 
-def train(run: Run, *, resume: str | None = None, progress: bool = True, rebuild_cache: bool = False) -> TrainResult:
+def train(
+    run: Run,
+    *,
+    resume: str | None = None,
+    progress: bool = True,
+    rebuild_cache: bool = False,
+    examined: Examined | None = None,
+) -> TrainResult:
     """Train a run to its last step, or on from a checkpoint.
 
     Args:
@@ -33,6 +41,7 @@ def train(run: Run, *, resume: str | None = None, progress: bool = True, rebuild
             checkpoints.
         progress: show progress bars and the size of the cache.
         rebuild_cache: compute latents, masks and text conditions of this run again, whatever is cached.
+        examined: what :func:`flowhooks.checks.examine` made of this run and ``resume``, where it was asked already.
 
     Returns:
         Where the results lie. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
@@ -47,7 +56,7 @@ def train(run: Run, *, resume: str | None = None, progress: bool = True, rebuild
     """
     training = run.training
     accumulation = training["gradient_accumulation_steps"]
-    with prepared(run, resume, progress, rebuild_cache) as job, stop_requests() as stop:
+    with prepared(run, resume, progress, rebuild_cache, examined) as job, stop_requests() as stop:
         batches = job.batches()
         if job.step == 0 and job.validation.due(0):
             job.look()

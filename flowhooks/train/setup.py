@@ -16,20 +16,30 @@ from torch import nn
 from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
-from flowhooks.config import Run, draws
-from flowhooks.data import Audit, CachedDataset, Schedule, Stream, audit, build_cache, data_loader, streams
-from flowhooks.data.records import partly_rejected
-from flowhooks.data.schedule import crowded, phases
+from flowhooks.checks import Examined, examine
+from flowhooks.config import Run
+from flowhooks.data import (
+    Audit,
+    CachedDataset,
+    Schedule,
+    Stream,
+    build_cache,
+    data_loader,
+    holdout,
+    streams,
+)
+from flowhooks.data.schedule import crowded
 from flowhooks.data.shards import told_bytes, total_bytes
-from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, Problem
+from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.probe import FlowModel, probe
-from flowhooks.train import holdout, rng
+from flowhooks.probe.runs import find_networks
+from flowhooks.train import rng
 from flowhooks.train.agreement import together
-from flowhooks.train.checkpoint import LATEST, Checkpoints, read_manifest
+from flowhooks.train.checkpoint import Checkpoints, read_manifest
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
-from flowhooks.train.launch import accelerated, check_trackers, refuse_sharding
+from flowhooks.train.launch import accelerated
 from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline, others_awake
 from flowhooks.train.optimization import Optimization, make_optimizer
 from flowhooks.train.outputs import write_run
@@ -37,20 +47,24 @@ from flowhooks.train.validation import Validation
 
 
 @contextmanager
-def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False) -> Iterator[Job]:
+def prepared(
+    run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False, examined: Examined | None = None
+) -> Iterator[Job]:
     """A job that stands before its next step; on leaving, the pipeline is as it was loaded and trackers are closed.
+
+    Args:
+        examined: what :func:`flowhooks.checks.examine` made of the run, where it was asked already.
 
     Raises:
         ConfigError, DataError, ModelError, AdapterError, CheckpointError: what is wrong, as far as possible before
             weights load.
     """
-    check(run)
+    audited = (examined or examine(run, resume)).audit
+    _build(run, frozenset(f"data:{each}" for each in audited.provides) if run.data is not None else run.provides)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(run))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        audited = audit(run.data, run.cache_dir)
-        _check_offered(run, audited)
         for line in audited.warnings if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
@@ -120,54 +134,16 @@ def prepared(run: Run, resume: str | None, progress: bool, rebuild_cache: bool =
             yield job
 
 
-def check(run: Run) -> None:
-    """What can be told wrong without data or weights. Raises ConfigError."""
-    source = str(run.source)
-    refuse_sharding(source)
-    check_trackers(run)
-    if run.data is None and not draws(run.hooks):
-        raise ConfigError(Problem("there is no data to train on; name a data set file", source, "$.data"))
-    training = run.training
-    if training["trainable"] == "adapter" and run.adapter is None:
-        message = "nothing is trained: add an adapter section, or set `training.trainable` to 'transformer'"
-        raise ConfigError(Problem(message, source, "$.adapter"))
-    if training["trainable"] == "transformer" and run.adapter is not None:
-        message = 'a transformer that is trained whole takes no adapter; write "adapter": null'
-        raise ConfigError(Problem(message, source, "$.adapter"))
-    if training["trainable"] == "transformer" and run.model["dtype"] != "fp32":
-        message = (
-            f"trained weights must be in fp32, small updates to {run.model['dtype']} round away; set it to 'fp32', "
-            "and `training.mixed_precision` to compute in less"
-        )
-        raise ConfigError(Problem(message, source, "$.model.dtype"))
+def _build(run: Run, given: frozenset[str]) -> None:
+    """Make optimiser and hooks once, for what only their classes can say. Raises ConfigError."""
     make_optimizer(run, [nn.Parameter(torch.zeros(1))])
-    _check_plan(run, run.provides)
-
-
-def _check_plan(run: Run, given: frozenset[str]) -> None:
     roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
     build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
 
 
-def _check_offered(run: Run, audited: Audit) -> None:
-    """The plan again where the audit found less than the data set file promises. Raises ConfigError."""
-    why = partly_rejected(audited.records)
-    if run.data is None or why is None:
-        return
-    try:
-        _check_plan(run, frozenset(f"data:{each}" for each in audited.provides))
-    except ConfigError as error:
-        raise ConfigError([*error.problems, Problem(why, str(run.data.source), run.data.root)]) from None
-
-
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
-    """What is trained on. Raises ConfigError where holding samples out leaves steps with none."""
+    """What is trained on, with a warning where there is little of a size."""
     drawn = streams(audited.records, kept)
-    last = run.training["max_train_steps"]
-    for phase in phases(drawn):
-        if drawn and not phase.active and phase.start < last:
-            message = f"all samples that would be drawn from step {phase.start:,} on are held out; hold out fewer"
-            raise ConfigError(Problem(message, str(run.source), "$.validation.holdout"))
     sentence = crowded(drawn, run.training["train_batch_size"] * accelerator.num_processes)
     if sentence and accelerator.is_main_process:
         warnings.warn(sentence, FlowhooksWarning, stacklevel=2)
@@ -181,20 +157,12 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
             message = f"{checkpoints.folder}: no checkpoint to resume from; starting at step 0"
             warnings.warn(message, FlowhooksWarning, stacklevel=2)
         return found
-    existing = checkpoints.all()
-    if existing:
-        message = (
-            f"holds {existing[-1].name} of an earlier run; go on from it with `--resume {LATEST}`, choose another "
-            f"`output_dir`, or "
-            "move that folder away"
-        )
-        raise ConfigError(Problem(message, str(checkpoints.folder)))
     return None
 
 
 def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     first = audited.records[0] if audited.records else None
-    stack.enter_context(attention_backend(pipe.transformer, run.model["attention_backend"]))
+    stack.enter_context(attention_backend(find_networks(pipe).values(), run.model["attention_backend"]))
     model = probe(
         pipe,
         height=first.height if first else run.validation["height"],

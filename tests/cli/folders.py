@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 BLOCKS = [
     {"id": "win", "instance_data_dir": "win", "conditioning_data": ["lose", "mask"]},
@@ -20,6 +22,25 @@ BLOCKS = [
 ]
 
 
+def write_pipeline(folder: Path) -> None:
+    """What `check` reads of a pipeline like Stable Diffusion 3: its index, its settings, and headers of its weights."""
+    settings = {
+        "transformer": {"_class_name": "SD3Transformer2DModel", "patch_size": 2, "in_channels": 4},
+        "vae": {"_class_name": "AutoencoderKL", "block_out_channels": [8, 8], "latent_channels": 4},
+    }
+    index: dict[str, Any] = {"_class_name": "StableDiffusion3Pipeline", "text_encoder": [None, None]}
+    for part, config in settings.items():
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text(json.dumps(config))
+        layer = {"block.to_q.weight": np.zeros((4, 4), np.float32)}
+        save_file(layer, folder / part / "diffusion_pytorch_model.safetensors")
+        index[part] = ["diffusers", config["_class_name"]]
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}")
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
 def make_run(folder: Path, **changes: Any) -> Path:
     """Write everything; ``changes`` replace sections of the run."""
     for i, name in enumerate(("win", "lose", "mask")):
@@ -27,8 +48,7 @@ def make_run(folder: Path, **changes: Any) -> Path:
         for number in range(3):
             Image.new("RGB", (16, 16), (80 * i, 40 * number, 10)).save(folder / name / f"{number}.png")
             (folder / name / f"{number}.txt").write_text("a square")
-    (folder / "model").mkdir()
-    (folder / "model" / "model_index.json").write_text("{}")
+    write_pipeline(folder / "model")
     (folder / "data.json").write_text(json.dumps(BLOCKS))
     document = {
         "model": {"pretrained_model_name_or_path": str(folder / "model")},

@@ -61,6 +61,48 @@ def test_check_names_what_a_hook_needs_and_the_data_lacks(tmp_path, capsys):
     assert "`paired_views` needs a rejected side of the data" in err
 
 
+def test_check_audits_a_data_set_file(tmp_path, capsys):
+    make_run(tmp_path)
+    file = tmp_path / "data.json"
+    assert main(["check", str(file)]) == 0
+    out = capsys.readouterr().out
+    assert "data       win: 3 images, 3 reference_strict from 'lose', 3 mask from 'mask'" in out and out.endswith(
+        "ok\n"
+    )
+    assert "model" not in out
+    assert main(["check", str(file), "--set", "training.seed=1"]) == 2
+    assert "--set and --resume go with a run file" in capsys.readouterr().err
+    (tmp_path / "lose" / "1.png").unlink()
+    assert main(["check", str(file)]) == 2
+    alone = capsys.readouterr()
+    assert alone.out == "" and "data.json: $[1].instance_data_dir: 1 of 3 images of 'win'" in alone.err
+    assert main(["check", str(tmp_path / "run.json")]) == 2
+    assert capsys.readouterr().err == alone.err
+
+
+@pytest.mark.parametrize("form", ["list", "object"])
+def test_check_tells_what_is_wrong_with_a_data_set_file(tmp_path, capsys, form):
+    blocks = [{**BLOCKS[0], "captoin_strategy": "filename"}]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps(blocks if form == "list" else {"datasets": blocks}))
+    assert main(["check", str(file)]) == 2
+    assert "unknown key 'captoin_strategy'; did you mean 'caption_strategy'?" in capsys.readouterr().err
+
+
+def test_sample_looks_on_the_disk_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    for name, words in (
+        ("runs/digist", ("there is no folder 'runs/digist', though 'runs' is here; did you mean 'digits'?",)),
+        ("runs/digits", ("runs/digits: holds no run.json and no model_index.json", "a run's output folder")),
+        ("digist", ("there is no folder 'digist'", "no Hub id")),
+        ("digits:smal", ("'digits:smal' is no embedded pipeline",)),
+    ):
+        assert main(["sample", name, "--prompt", "a"]) == 2
+        err = capsys.readouterr().err
+        assert all(word in err for word in words) and len(err.splitlines()) == 1, err
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet", "imagefolder", "webdataset", "huggingface"])
 def test_of_a_table_that_cannot_be_read_no_column_is_missed(tmp_path, capsys, kind):
     run = make_run(tmp_path)
@@ -133,7 +175,7 @@ def test_check_takes_a_hub_id_without_looking_it_up(tmp_path):
 
 
 def test_fp16_needs_a_gpu(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("flowhooks.commands.planning.has_accelerator", lambda: False)
+    monkeypatch.setattr("flowhooks.checks.machine.has_accelerator", lambda: False)
     assert main(["check", str(make_run(tmp_path)), "--set", "training.mixed_precision=fp16"]) == 2
     assert "'fp16' needs a GPU" in capsys.readouterr().err
 

@@ -72,7 +72,7 @@ def test_allowed_code_is_still_not_imported(stranger, command, capsys):
 def test_what_others_write_is_told_beside_code_too(stranger, capsys):
     run = make_run(stranger, hooks=[{"type": "stranger:Hook"}, {"type": "flow_dpo"}, {"type": "flow_dpo", "beta": 2}])
     assert main(["check", str(run), "--allow-imports"]) == 2
-    assert "each brings a loss" in capsys.readouterr().err
+    assert "`flow_dpo` cannot be in one run with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

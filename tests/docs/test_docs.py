@@ -12,7 +12,7 @@ import torch
 
 import flowhooks
 from flowhooks import cli
-from flowhooks.commands.planning import forwards, plan_run
+from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.config import load_datasets, resolve_hook, resolve_reward, resolve_run
 from flowhooks.config.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare

@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+PLAIN = ("-q", "-p", "no:xdist", "--override-ini=addopts=")
+COMMAND = re.compile(r"^    \.venv/bin/flowhooks (.+)$", re.MULTILINE)
 
 
 def insert(file: Path, after: str, text: str) -> None:
@@ -37,6 +39,8 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert(tree / "flowhooks/hooks/registry.py", '    "anchor_regularizer": Entry(', entry)
     insert(tree / "docs/hooks.md", "| `anchor_regularizer`", row)
     insert(tree / "tests/laws/cases.py", "RECIPES = {", law)
+    for command in COMMAND.findall(recipe):
+        python(tree, "-m", "flowhooks", *command.split())
     return tree
 
 
@@ -51,7 +55,15 @@ def python(tree: Path, *arguments: str) -> str:
 
 def test_the_new_hook_obeys_the_laws(followed: Path) -> None:
     laws = "sigma_weighted or every_hook"
-    said = python(followed, "-m", "pytest", "tests/laws", "-k", laws, "-q", "-p", "no:xdist", "--override-ini=addopts=")
+    said = python(followed, "-m", "pytest", "tests/laws", "-k", laws, *PLAIN)
+    assert re.search(r"\b[1-9]\d* passed", said), said
+
+
+def test_the_tests_of_the_schemas_and_of_the_docs_pass(followed: Path) -> None:
+    """What the recipe leaves in the tree is whole: no list of hooks is stale, and every hook has its row."""
+    for folder in ("examples", "dataset_configs"):
+        shutil.copytree(ROOT / folder, followed / folder, dirs_exist_ok=True)
+    said = python(followed, "-m", "pytest", "tests/config/test_schemas.py", "tests/hooks/test_defaults.py", *PLAIN)
     assert re.search(r"\b[1-9]\d* passed", said), said
 
 

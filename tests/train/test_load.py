@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
 
-from flowhooks.errors import ConfigError, ModelError
+from flowhooks.checks.machine import sharding_problems
+from flowhooks.config import resolve_run
+from flowhooks.data import audit
+from flowhooks.errors import ModelError
+from flowhooks.testing import PIPELINES, tiny
 from flowhooks.train import rng
-from flowhooks.train.launch import refuse_sharding
 from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline
+from flowhooks.train.setup import _probed
 
 
 def traces(transformer):
@@ -35,12 +42,28 @@ def test_an_attention_backend_is_used_and_put_back(tiny_sd3):
 
     transformer = tiny_sd3.transformer
     before, active = traces(transformer), registry.get_active_backend()[0]
-    with attention_backend(transformer, "_native_math"):
+    with attention_backend([transformer], "_native_math"):
         assert registry.get_active_backend()[0].value == "_native_math"
     assert traces(transformer) == before and registry.get_active_backend()[0] is active
-    with pytest.raises(ModelError, match="'flash' cannot be used"), attention_backend(transformer, "flash"):
+    with pytest.raises(ModelError, match="'flash' cannot be used"), attention_backend([transformer], "flash"):
         pass
     assert traces(transformer) == before and registry.get_active_backend()[0] is active
+
+
+def test_both_experts_of_a_run_get_the_attention_backend():
+    pipe = tiny("wan-two-experts")
+    experts = [pipe.transformer, pipe.transformer_2]
+    before = [traces(each) for each in experts]
+    arguments = {**PIPELINES["wan-two-experts"].arguments}
+    size = {key: arguments.pop(key) for key in ("height", "width")}
+    model = {"attention_backend": "_native_math", "pipeline_arguments": arguments}
+    run = resolve_run({"model": model, "validation": size}, Path("run.json"))
+    with ExitStack() as stack:
+        _probed(run, pipe, audit(None), stack)
+        for expert in experts:
+            chosen = {m.processor._attention_backend for m in expert.modules() if hasattr(m, "processor")}
+            assert {each.value for each in chosen} == {"_native_math"}
+    assert [traces(each) for each in experts] == before
 
 
 def test_gradient_checkpointing_is_used_and_put_back(tiny_sd3):
@@ -53,10 +76,11 @@ def test_gradient_checkpointing_is_used_and_put_back(tiny_sd3):
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
 def test_a_launcher_that_splits_the_model_is_refused_by_name(monkeypatch, name):
-    refuse_sharding("run.json")
+    run = resolve_run({"hooks": []}, Path("run.json"))
+    assert list(sharding_problems(run)) == []
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(ConfigError, match=rf"(?i){name}.*--multi_gpu"):
-        refuse_sharding("run.json")
+    (problem,) = sharding_problems(run)
+    assert re.search(rf"(?i){name}.*--multi_gpu", problem.message)
 
 
 def test_random_states_come_back_and_a_block_leaves_no_trace():

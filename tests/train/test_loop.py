@@ -139,9 +139,9 @@ def test_nan_stops_the_run_and_names_the_files_and_the_weights_stay_finite(new_r
 
 
 def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp_path):
-    for place, message in ((tmp_path / "nowhere", "there is no such folder"), (tmp_path, "has no model_index.json")):
+    for place, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "has no model_index.json")):
         run = new_run(model={"pretrained_model_name_or_path": str(place)})
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ConfigError, match=message):
             train(run, progress=False)
     run = new_run(model={"pretrained_model_name_or_path": "somebody/something"})
     with pytest.raises(ModelError, match="check the name, your network"):
@@ -149,8 +149,8 @@ def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp
 
 
 def test_a_lora_for_another_model_is_refused(new_run, finished):
-    for section in ({"rank": 4}, {"target_modules": ["to_q"]}):
-        with pytest.raises(AdapterError, match="pytorch_lora_weights.safetensors"):
+    for section, error in (({"rank": 4}, ConfigError), ({"target_modules": ["to_q"]}, AdapterError)):
+        with pytest.raises(error, match="pytorch_lora_weights.safetensors"):
             train(new_run(adapter={**section, "init_from": str(finished)}), progress=False)
 
 
@@ -167,7 +167,7 @@ def test_a_pair_without_partner_ends_the_run_before_weights_load(new_run, tmp_pa
     data = write_data(tmp_path / "pairs")
     (tmp_path / "pairs" / "lose" / "two.png").unlink()
     run = new_run(data=str(data), model={"pretrained_model_name_or_path": str(tmp_path / "nowhere")})
-    with pytest.raises(DataError, match="two"):
+    with pytest.raises(ConfigError, match="two"):
         train(run, progress=False)
 
 
@@ -192,7 +192,9 @@ def test_nan_in_a_cache_file_names_that_file(new_run, tmp_path):
         ({"logging": {"trackers": ["comet_ml"]}}, r"\$\.logging\.trackers.*comet_ml"),
     ],
 )
-def test_mistakes_are_told_before_weights_load(new_run, tmp_path, sections, message):
+def test_mistakes_are_told_before_weights_load(new_run, monkeypatch, sections, message):
+    loads = []
+    monkeypatch.setattr("flowhooks.train.setup.load_pipeline", loads.append)
     with pytest.raises(ConfigError, match=message) as found:
-        train(new_run(model={"pretrained_model_name_or_path": str(tmp_path / "nowhere")}, **sections), progress=False)
-    assert found.value.exit_code == 2
+        train(new_run(**sections), progress=False)
+    assert found.value.exit_code == 2 and loads == []

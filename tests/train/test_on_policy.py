@@ -142,7 +142,7 @@ def test_mistakes_are_told_before_the_model_is_loaded(new_run, tmp_path, changes
 
 def test_a_run_without_prompts_needs_data(new_run, tmp_path):
     sections = taught(tmp_path / "nowhere", tmp_path, prompts=None)
-    with pytest.raises(ConfigError, match="there is no data to train on"):
+    with pytest.raises(ConfigError, match=r"\$\.data: is missing"):
         train(new_run("out", **sections), progress=False)
 
 

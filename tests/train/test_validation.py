@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from flowhooks.config import resolve_run
-from flowhooks.data import audit
+from flowhooks.data import audit, holdout
 from flowhooks.errors import ConfigError
 from flowhooks.kernel import Hook
-from flowhooks.train import holdout, train
+from flowhooks.train import train
 from flowhooks.train.setup import prepared
 from tests.train.runs import FLOW_DPO, history, weights
 

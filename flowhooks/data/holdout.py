@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flowhooks.data import Record
+from flowhooks.data.records import Record
 from flowhooks.errors import ConfigError, Problem
 
 

@@ -1,24 +1,19 @@
-"""A run's plan and what else can be known before any weight loads. Free of torch."""
+"""A run's plan, what it trains, and the adapters it starts from. Free of torch."""
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.fit import check_file
+from flowhooks.adapters.hub import on_disk
+from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.config.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan, plan
-from flowhooks.machine import backend_refusal, has_accelerator
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-EMBEDDED = "digits"
 
 
 def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
@@ -83,40 +78,6 @@ def _missed(declarations: list[Declaration], provides: set[str]) -> set[str]:
     return missed
 
 
-def machine_problems(run: Run) -> Iterator[Problem]:
-    """What this machine, or its disk, cannot do of a run."""
-    file = str(run.source)
-    model, mixed = run.model, run.training["mixed_precision"]
-    refusal = backend_refusal(model["attention_backend"], dtype=model["dtype"], mixed_precision=mixed)
-    if refusal:
-        message = f"{model['attention_backend']!r} cannot be used: {refusal}; 'native' works everywhere"
-        yield Problem(message, file, "$.model.attention_backend")
-    if mixed == "fp16" and not has_accelerator():
-        yield Problem(
-            "'fp16' needs a GPU, and this machine has none that answers; use 'no' or 'bf16'",
-            file,
-            "$.training.mixed_precision",
-        )
-    for i, tracker in enumerate(run.logging["trackers"]):
-        if find_spec(tracker) is None:
-            message = f"{tracker!r} is not installed; run `pip install {tracker}`, or take it out of the list"
-            yield Problem(message, file, f"$.logging.trackers[{i}]")
-    module = run.training["optimizer"].partition(":")[0].partition(".")[0]
-    if run.training["optimizer"] != "adamw" and find_spec(module) is None:
-        message = f"the package {module!r} of the optimiser is not installed; install it, or use 'adamw'"
-        yield Problem(message, file, "$.training.optimizer")
-    name = model["pretrained_model_name_or_path"]
-    if name is not None:
-        yield from _model_problems(name, file)
-    if run.adapter is not None and run.adapter["init_from"] is not None:
-        yield from _start_problems(run.adapter, name, file)
-    for hook in run.hooks:
-        for place, source in _frozen_adapters(hook):
-            yield from _source_problems(source, name, file, place)
-    for key, folder in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
-        yield from _place_problems(Path(folder), file, key)
-
-
 def forwards(run: Run, planned: Plan) -> int:
     """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not
     batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing, and
@@ -146,13 +107,23 @@ def trained(run: Run) -> str:
     return f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
 
 
-def _start_problems(adapter: dict[str, Any], model: str | None, file: str) -> Iterator[Problem]:
+def adapter_problems(run: Run) -> Iterator[Problem]:
+    """Adapter files of a run that are missing, damaged, or for another model."""
+    file, model = str(run.source), pipeline_folder(run.model)
+    if run.adapter is not None and run.adapter["init_from"] is not None:
+        yield from _start_problems(run.adapter, model, file)
+    for hook in run.hooks:
+        for place, source in _frozen_adapters(hook):
+            yield from _source_problems(source, model, file, place)
+
+
+def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> Iterator[Problem]:
     start, path = Path(adapter["init_from"]), "$.adapter.init_from"
     if not start.exists():
         yield Problem(f"there is no {str(start)!r}; paths are relative to the working directory", file, path)
         return
     try:
-        check_file(start, local_pipeline(model), adapter)
+        check_file(start, model, adapter)
     except AdapterError as error:
         yield Problem(str(error), file, path)
 
@@ -166,51 +137,12 @@ def _frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
         yield hook.where, hook.options["adapter"]
 
 
-def _source_problems(source: str, model: str | None, file: str, place: str) -> Iterator[Problem]:
-    path = Path(source).expanduser()
-    if not path.exists() and (_HUB_ID.match(source) and "/" in source):
-        # Of a Hub id nothing is known before it is fetched.
-        return
+def _source_problems(source: str, model: Path | None, file: str, place: str) -> Iterator[Problem]:
     try:
-        check_file(path, local_pipeline(model))
+        path = on_disk(source)
+        if path is None:
+            # Of what the Hub has nothing is known before it is fetched.
+            return
+        check_file(path, model)
     except AdapterError as error:
         yield Problem(str(error), file, place)
-
-
-def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        yield Problem(f"{place} is a file, so no folder can be made there; name another `{key}`", file, f"$.{key}")
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield Problem(
-            f"{place} cannot be written to; name another `{key}`, or change its permissions", file, f"$.{key}"
-        )
-
-
-def local_pipeline(name: Any) -> Path | None:
-    """The folder of a pipeline, if what is named is one on this disk."""
-    folder = Path(name).expanduser() if isinstance(name, str) else None
-    return folder if folder is not None and (folder / "model_index.json").is_file() else None
-
-
-def _model_problems(name: str, file: str) -> Iterator[Problem]:
-    folder, path = Path(name).expanduser(), "$.model.pretrained_model_name_or_path"
-    if name.partition(":")[0] == EMBEDDED:
-        return
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            yield Problem(
-                f"{name!r} has no model_index.json, so it is no Diffusers pipeline; save one with save_pretrained",
-                file,
-                path,
-            )
-    elif folder.exists():
-        yield Problem(f"{name!r} is a file; expected the folder of a Diffusers pipeline", file, path)
-    elif name.count("/") != 1 or not _HUB_ID.fullmatch(name):
-        message = (
-            f"there is no folder {name!r}, and it is no Hub id like owner/name; correct it (a path is relative to the "
-            f"working directory), or use {EMBEDDED!r}, the embedded pipeline"
-        )
-        yield Problem(message, file, path)

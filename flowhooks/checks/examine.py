@@ -1,0 +1,120 @@
+"""All checks of a run, and what they found out on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flowhooks.checks.layers import target_problems
+from flowhooks.checks.machine import machine_problems, sharding_problems
+from flowhooks.checks.models import helper_problems
+from flowhooks.checks.output import output_problems
+from flowhooks.checks.pipeline import model_problems
+from flowhooks.checks.planning import adapter_problems, plan_run
+from flowhooks.checks.sizes import size_problems
+from flowhooks.config.rules import incomplete
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.rules import refused
+
+if TYPE_CHECKING:
+    from flowhooks.config import Run
+    from flowhooks.data import Audit
+    from flowhooks.kernel.plan import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examined:
+    """A run without faults, as far as can be told before weights load.
+
+    Args:
+        audit: its data.
+        plan: its hooks, in order.
+    """
+
+    audit: Audit
+    plan: Plan
+
+
+def examine(run: Run, resume: str | None = None) -> Examined:
+    """Look at machine, disk, data, pipeline and plan of a run. Nothing is written, fetched, or loaded.
+
+    Args:
+        resume: ``latest``, or a ``checkpoint-<step>`` folder to go on from; None starts at step 0.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    problems = [
+        *incomplete(run.document, run.hooks, str(run.source)),
+        *sharding_problems(run),
+        *machine_problems(run),
+        *model_problems(run),
+        *adapter_problems(run),
+        *helper_problems(run),
+        *output_problems(run, resume),
+        *_option_problems(run),
+    ]
+    audited, data_problems = _audited(run)
+    problems += data_problems
+    # A pipeline that cannot be trained, or whose files are not there, has nothing to say of layers and sizes.
+    if not any((problem.path or "").startswith("$.model") for problem in problems):
+        problems += [*target_problems(run), *size_problems(run, audited)]
+    planned, plan_problems = _planned(run, audited)
+    problems += plan_problems
+    if problems or audited is None or planned is None:
+        raise ConfigError(problems)
+    return Examined(audit=audited, plan=planned)
+
+
+def _option_problems(run: Run) -> Iterator[Problem]:
+    for hook in run.hooks:
+        if (message := refused(hook.type, hook.options)) is not None:
+            yield Problem(message, str(run.source), hook.where)
+
+
+def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:
+    from flowhooks.data import audit
+
+    try:
+        audited = audit(run.data, run.cache_dir)
+    except ConfigError as error:
+        return None, list(error.problems)
+    return audited, list(_held_out(run, audited))
+
+
+def _held_out(run: Run, audited: Audit) -> Iterator[Problem]:
+    """Whether holding samples out leaves nothing to train on, or steps with nothing."""
+    from flowhooks.data import holdout
+    from flowhooks.data.schedule import phases, streams
+
+    source, count = str(run.source), run.validation["holdout"]
+    try:
+        kept, _ = holdout.split(audited.records, count, run.training["seed"], source)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    drawn = streams(audited.records, kept)
+    for phase in phases(drawn):
+        if drawn and not phase.active and phase.start < run.training["max_train_steps"]:
+            message = f"all samples that would be drawn from step {phase.start:,} on are held out; hold out fewer"
+            yield Problem(message, source, "$.validation.holdout")
+
+
+def _planned(run: Run, audited: Audit | None) -> tuple[Plan | None, list[Problem]]:
+    from flowhooks.data.records import partly_rejected
+
+    given = run.provides
+    if audited is not None:
+        given = frozenset(f"data:{each}" for each in audited.provides)
+    elif run.data is not None and run.data.unread:
+        # That the table cannot be read is the cause; what its columns would give is not missing.
+        given |= {"data:rejected", "data:mask"}
+    try:
+        return plan_run(run, given), []
+    except ConfigError as error:
+        problems = list(error.problems)
+    lost = "data:rejected" in run.provides - given
+    if audited is not None and run.data is not None and lost and (why := partly_rejected(audited.records)):
+        problems.append(Problem(why, str(run.data.source), run.data.root))
+    return None, problems

@@ -1,0 +1,76 @@
+"""Whether a network has the layers that an adapter is to go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flowhooks.adapters.fit import Shapes, transformer_shapes
+from flowhooks.adapters.names import PROJECTIONS, named_by
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.config import Run
+from flowhooks.errors import AdapterError, ConfigError, Problem
+
+
+def target_problems(run: Run) -> Iterator[Problem]:
+    """Why ``adapter.target_modules`` does not select layers of the network.
+
+    The headers of its weights settle most runs. Where they do not, the network is built from its configuration without
+    weights, which imports torch and Diffusers.
+    """
+    folder = None if run.adapter is None else pipeline_folder(run.model)
+    if run.adapter is None or folder is None:
+        return
+    try:
+        parts = read_index(folder)[0]
+    except ConfigError:
+        return
+    network = run.model["component"] or next((part for part in NETWORKS if part in parts), None)
+    if network not in parts or not (folder / network / "config.json").is_file():
+        return
+    entries = run.adapter["target_modules"]
+    if not _sure(transformer_shapes(folder, network), entries):
+        message = _refusal(folder / network, parts[network], entries)
+        if message is not None:
+            yield Problem(message, str(run.source), "$.adapter.target_modules")
+
+
+def _sure(shapes: Shapes, entries: Sequence[str] | None) -> bool:
+    """Whether headers prove that every entry names layers, and layers alone.
+
+    A weight of two sides with a bias beside it is a Linear layer's, one with more sides a convolution's; without a bias
+    it may be an embedding's, unless it has the name of an attention projection.
+    """
+    modules = {".".join(key.split(".")[:i]) for key in shapes for i in range(1, key.count(".") + 1)}
+
+    def is_layer(name: str) -> bool:
+        sides = len(shapes.get(f"{name}.weight", ()))
+        projects = any(named_by(name, each) for each in PROJECTIONS)
+        return sides in (3, 4, 5) or (sides == 2 and (projects or f"{name}.bias" in shapes))
+
+    if entries is None:
+        return any(is_layer(name) and any(named_by(name, each) for each in PROJECTIONS) for name in modules)
+    named = {entry: [name for name in modules if named_by(name, entry)] for entry in entries}
+    return bool(named) and all(names and all(map(is_layer, names)) for names in named.values())
+
+
+def _refusal(folder: Path, part: tuple[str, str], entries: Sequence[str] | None) -> str | None:
+    """What choosing layers says of the network of a configuration; None for nothing, or where it cannot be built."""
+    import diffusers
+    import torch
+
+    from flowhooks.adapters.targets import find_targets
+
+    kind = getattr(diffusers, part[1], None)
+    if part[0] != "diffusers" or kind is None:
+        return None
+    try:
+        with torch.device("meta"):
+            network = kind.from_config(kind.load_config(folder))
+    except Exception:  # a configuration that builds no network is told when its weights load
+        return None
+    try:
+        find_targets(network, entries)
+    except AdapterError as error:
+        return str(error)
+    return None

@@ -1,0 +1,87 @@
+"""What Diffusers' own source says of its classes. Reading it takes milliseconds, importing it brings torch along.
+
+Every function gives None where the source does not tell, as for a class that takes it from another file.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+
+@cache
+def exported() -> frozenset[str] | None:
+    """The classes that Diffusers has."""
+    root = _root()
+    names = frozenset(re.findall(r'"([A-Z]\w+)"', _text(root / "__init__.py"))) if root else frozenset()
+    return names if "DiffusionPipeline" in names else None
+
+
+@cache
+def call_arguments(pipeline: str) -> frozenset[str] | None:
+    """The keyword arguments of a pipeline's call."""
+    found = _class(pipeline, "pipelines/*/pipeline_*.py")
+    call = _member(found, "__call__")
+    if not isinstance(call, ast.FunctionDef) or call.args.kwarg is not None:
+        return None
+    return frozenset(each.arg for each in (*call.args.args, *call.args.kwonlyargs)) - {"self"}
+
+
+@cache
+def checkpoints_gradients(network: str) -> bool | None:
+    """Whether a network can recompute activations in the backward pass."""
+    found = _class(network, "models/transformers/*.py")
+    if found is None or not {"ModelMixin"} & {getattr(base, "id", "") for base in found.bases}:
+        return None
+    told = _member(found, "_supports_gradient_checkpointing")
+    return bool(ast.literal_eval(told.value)) if isinstance(told, ast.Assign) else False
+
+
+def is_foreign(library: str) -> bool:
+    """Whether a part of a pipeline is made by code that comes with neither Diffusers nor Transformers. Diffusers has
+    components in the folders of its pipelines too."""
+    if library in ("diffusers", "transformers"):
+        return False
+    root = _root()
+    return root is not None and not (library.isidentifier() and (root / "pipelines" / library).is_dir())
+
+
+def _class(name: str, pattern: str) -> ast.ClassDef | None:
+    head = re.compile(rf"^class {re.escape(name)}\b", re.MULTILINE)
+    root = _root()
+    for file in root.glob(pattern) if root else ():
+        text = _text(file)
+        if head.search(text):
+            try:
+                body: Iterable[ast.stmt] = ast.parse(text).body
+            except SyntaxError:
+                return None
+            return next((each for each in body if isinstance(each, ast.ClassDef) and each.name == name), None)
+    return None
+
+
+def _member(found: ast.ClassDef | None, name: str) -> ast.stmt | None:
+    """A method or an attribute by its name."""
+
+    for each in found.body if found else ():
+        if isinstance(each, ast.FunctionDef) and each.name == name:
+            return each
+        if isinstance(each, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in each.targets):
+            return each
+    return None
+
+
+def _root() -> Path | None:
+    found = find_spec("diffusers")
+    return None if found is None or found.origin is None else Path(found.origin).parent
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""

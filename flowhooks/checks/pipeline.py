@@ -1,0 +1,297 @@
+"""What the files of a pipeline say before its weights are read: which parts it has, and whether they are all there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from flowhooks.checks import hub
+from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, is_foreign
+from flowhooks.config import Run
+from flowhooks.config.suggest import hint
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.rules import WHOLE_PATH
+
+EMBEDDED = ("digits", "digits:untrained")
+INDEX = "model_index.json"
+#: The networks that can be trained, by their names in a pipeline.
+NETWORKS = ("transformer", "transformer_2")
+#: Library -> how it calls its weights.
+_STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+_NAME = "$.model.pretrained_model_name_or_path"
+#: Schedulers of Diffusers whose noise comes from a schedule of betas; some can be told to be flow matching.
+FROM_BETAS = frozenset(
+    f"{name}Scheduler"
+    for name in (
+        *("CogVideoXDDIM", "CogVideoXDPM", "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel"),
+        *("DEISMultistep", "DPMSolverMultistep", "DPMSolverMultistepInverse", "DPMSolverSDE", "DPMSolverSinglestep"),
+        *("EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete"),
+        *("LCM", "LMSDiscrete", "PNDM", "RePaint", "SASolver", "TCD", "UniPCMultistep"),
+    )
+)
+
+
+def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
+    """The folder of the pipeline that a ``model`` section names, if it is on this disk: one of the user's, or the
+    snapshot in the Hub's cache."""
+    name = section["pretrained_model_name_or_path"]
+    if (local := local_pipeline(name)) is not None:
+        return local
+    if not isinstance(name, str) or Path(name).expanduser().exists() or not hub.is_hub_id(name):
+        return None
+    return hub.cached(name, [INDEX], section["revision"])
+
+
+def local_pipeline(name: Any) -> Path | None:
+    """The folder of a pipeline, if what is named is one."""
+    folder = Path(name).expanduser() if isinstance(name, str) else None
+    return folder if folder is not None and (folder / INDEX).is_file() else None
+
+
+def model_problems(run: Run) -> Iterator[Problem]:
+    """Why the pipeline of a run cannot be loaded, or cannot be trained."""
+    file, section = str(run.source), run.model
+    name = section["pretrained_model_name_or_path"]
+    if name is None:
+        return
+    if (message := no_pipeline(name, section["revision"])) is not None:
+        yield Problem(message, file, _NAME)
+        return
+    folder = pipeline_folder(section)
+    if folder is None:
+        return
+    try:
+        parts, pipeline = read_index(folder)
+    except ConfigError as error:
+        yield from error.problems
+        return
+    missing = list(_missing(folder, parts, section["variant"]))
+    # What is not in the Hub's cache yet is fetched, where there is a network.
+    if local_pipeline(name) is not None or hub.is_offline():
+        yield from (Problem(f"{name!r} {what}", file, path) for what, path in missing)
+    yield from (Problem(f"{name!r} {what}", file, path) for what, path in _unfit(folder, parts, pipeline, run))
+
+
+def model_told(run: Run) -> Iterator[str]:
+    """Sentences about what has to be fetched. Asks the Hub for a size, and waits for it no longer than some seconds.
+
+    Raises:
+        ConfigError: the Hub answers that it has no such pipeline.
+    """
+    section = run.model
+    name = section["pretrained_model_name_or_path"]
+    if name is None or name in EMBEDDED or local_pipeline(name) is not None or not hub.is_hub_id(name):
+        return
+    folder = pipeline_folder(section)
+    if folder is None:
+        try:
+            yield hub.told_size(name, section["revision"], section["variant"])
+        except hub.Unknown as error:
+            raise ConfigError(Problem(str(error), str(run.source), _NAME)) from None
+        return
+    missing = list(_missing(folder, read_index(folder)[0], section["variant"]))
+    if missing:
+        parts = ", ".join(what for what, _ in missing[:3])
+        yield f"{name} is in the Hub's cache in part only ({parts}); `train` fetches the rest first"
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """An object that Diffusers wrote: in its JSON a number may be infinite. Raises ConfigError."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"cannot be read ({error}); save the pipeline with save_pretrained again"
+        raise ConfigError(Problem(message, str(file))) from None
+    if not isinstance(found, dict):
+        raise ConfigError(Problem("expected an object; save the pipeline with save_pretrained again", str(file)))
+    return found
+
+
+def no_pipeline(name: str, revision: str | None) -> str | None:
+    """Why a name is no pipeline, on this disk or by its form.
+
+    None for a folder that may be one, for ``digits``, and for a Hub id that can be asked for.
+    """
+    folder = Path(name).expanduser()
+    if name.partition(":")[0] == EMBEDDED[0]:
+        return None if name in EMBEDDED else f"{name!r} is no embedded pipeline; use {' or '.join(map(repr, EMBEDDED))}"
+    if folder.is_dir():
+        if (folder / INDEX).is_file():
+            return None
+        return f"{name!r} has no {INDEX}, so it is no Diffusers pipeline; save one with save_pretrained"
+    if folder.exists():
+        return f"{name!r} is a file; expected the folder of a Diffusers pipeline"
+    if folder.parent != Path() and folder.parent.is_dir():
+        # What is on this disk comes first: where there is a folder `runs`, `runs/mine` is no Hub id.
+        there = [each.name for each in folder.parent.iterdir() if each.is_dir()]
+        near = hint(folder.name, there)
+        return f"there is no folder {name!r}, though {str(folder.parent)!r} is here{near}; correct it"
+    if not hub.is_hub_id(name):
+        return (
+            f"there is no folder {name!r}, and it is no Hub id like owner/name; correct it (a path is relative to the "
+            f"working directory), or use {EMBEDDED[0]!r}, the embedded pipeline"
+        )
+    if hub.is_offline() and hub.cached(name, [INDEX], revision) is None:
+        return (
+            f"{name!r} is no folder here and not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it; correct "
+            "the path, or fetch it once with a network"
+        )
+    return None
+
+
+def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
+    """The parts of a pipeline, as name -> (library, class), and the name of its own class.
+
+    Raises:
+        ConfigError: its index cannot be read.
+    """
+    file = folder / INDEX
+    index = read_settings(file)
+    if not isinstance(index.get("_class_name"), str):
+        message = "is no index of a Diffusers pipeline, it has no `_class_name`; save the pipeline with save_pretrained"
+        raise ConfigError(Problem(message, str(file)))
+    parts = {
+        name: (str(found[0]), str(found[1]))
+        for name, found in index.items()
+        if isinstance(found, list) and len(found) == 2 and found[1] is not None
+    }
+    return parts, index["_class_name"]
+
+
+def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | None) -> Iterator[tuple[str, str]]:
+    """(what, JSON path) of files that loading asks for."""
+    varied = False
+    for part, (library, kind) in parts.items():
+        place = folder / part
+        if not place.is_dir():
+            yield f"has no folder {part!r}, which its {INDEX} names; save it again with save_pretrained", _NAME
+            continue
+        if part == "scheduler" and not (place / "scheduler_config.json").is_file():
+            yield "has no scheduler/scheduler_config.json; save it again with save_pretrained", _NAME
+        if not _has_weights(part, kind, place):
+            continue
+        if not (place / "config.json").is_file():
+            yield f"has no {part}/config.json; save it again with save_pretrained", _NAME
+        names = sorted(each.name for each in place.iterdir())
+        here = variant is not None and any(f".{variant}." in name or f".{variant}-" in name for name in names)
+        varied |= here
+        stem = _STEMS.get(library)
+        if stem is not None and (what := _weights(place, names, stem, variant if here else None)) is not None:
+            yield f"{what}; save it again with save_pretrained", _NAME
+    if variant is not None and not varied:
+        yield f"has no file of the variant {variant!r}; leave it out, or get the files of it", "$.model.variant"
+
+
+def _has_weights(part: str, kind: str, place: Path) -> bool:
+    """Whether a part is a model, and no scheduler, tokenizer or processor."""
+    if re.search(r"(Scheduler|Tokenizer|TokenizerFast|Processor\w*|FeatureExtractor|Guidance)$", kind):
+        return False
+    return part in (*NETWORKS, "vae") or (place / "config.json").is_file()
+
+
+def _weights(place: Path, names: Sequence[str], stem: str, variant: str | None) -> str | None:
+    """What is wrong with the weights of one part; None for nothing."""
+    infix = f".{variant}" if variant else ""
+    index = f"{stem}.safetensors.index{infix}.json"
+    files = [f"{stem}{infix}.safetensors"]
+    if index in names:
+        try:
+            files = sorted(set(read_settings(place / index)["weight_map"].values()))
+        except (ConfigError, KeyError, TypeError, AttributeError):
+            return f"has a {place.name}/{index} that cannot be read"
+    absent = [name for name in files if name not in names]
+    if absent:
+        pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+        only = f" (only {pickled[0]}, and pickled weights are not read)" if pickled else ""
+        return f"has no {place.name}/{absent[0]}{only}"
+    for name in files:
+        try:
+            with safe_open(place / name, framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"has a {place.name}/{name} that is damaged or was cut short ({error})"
+    return None
+
+
+def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, run: Run) -> Iterator[tuple[str, str]]:
+    """(what, JSON path) of a pipeline that can be loaded and not be trained."""
+    section, known = run.model, exported()
+    if known is not None:
+        for name, what in [
+            (pipeline, "is"),
+            *((kind, f"has in {part!r}") for part, (lib, kind) in parts.items() if lib == "diffusers"),
+        ]:
+            if name not in known:
+                yield (
+                    f"{what} a {name}, which the Diffusers installed here does not have{hint(name, known)}; update "
+                    "Diffusers, or use a pipeline of its own",
+                    _NAME,
+                )
+    for part, (library, _) in parts.items():
+        if is_foreign(library):
+            yield (
+                f"has {part!r} made by {library!r}, code that comes with neither Diffusers nor Transformers, and no "
+                "such code is run; use a pipeline of theirs",
+                _NAME,
+            )
+    networks = [part for part in NETWORKS if part in parts]
+    if not networks:
+        others = [
+            part for part, (lib, kind) in parts.items() if lib == "diffusers" and part not in ("vae", "scheduler")
+        ]
+        named = f"its network is {others[0]!r}, a {parts[others[0]][1]}" if others else "it has no network"
+        yield (
+            f"cannot be trained here: {named}, and what is trained is the `transformer` of a flow-matching pipeline; "
+            "use such a pipeline",
+            _NAME,
+        )
+        return
+    if section["component"] is not None and section["component"] not in networks:
+        listed = " and ".join(map(repr, networks))
+        yield f"has no network {section['component']!r}; it has {listed}", "$.model.component"
+        return
+    if "vae" not in parts:
+        yield "has no `vae`; what is trained on is latents, so use a pipeline that works in them", _NAME
+    yield from _no_flow(folder, parts)
+    network = section["component"] or networks[0]
+    kind = parts[network][1]
+    if section["gradient_checkpointing"] and checkpoints_gradients(kind) is False:
+        message = f"has a {kind}, which cannot recompute activations; set it to false"
+        yield message, "$.model.gradient_checkpointing"
+    arguments = call_arguments(pipeline)
+    for name in section["pipeline_arguments"] if arguments is not None else ():
+        if arguments is not None and name not in arguments:
+            message = f"is a {pipeline}, which takes no argument {name!r}{hint(name, arguments)}; remove it"
+            yield message, f"$.model.pipeline_arguments.{name}"
+    if len(networks) > 1:
+        for hook in run.hooks:
+            if hook.type in WHOLE_PATH and hook.options[WHOLE_PATH[hook.type]]:
+                yield (
+                    f"has two networks, each for a part of the noise levels, and {hook.type!r} draws samples from pure "
+                    "noise to data with one; train it without this hook",
+                    hook.where,
+                )
+
+
+def _no_flow(folder: Path, parts: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    if "scheduler" not in parts:
+        yield "has no `scheduler`; save it again with save_pretrained", _NAME
+        return
+    kind = parts["scheduler"][1]
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        settings = read_settings(file) if file.is_file() else {}
+    except ConfigError as error:
+        yield f"has a scheduler whose settings cannot be read: {error}", _NAME
+        return
+    if (kind in FROM_BETAS or "beta_start" in settings) and not settings.get("use_flow_sigmas"):
+        yield (
+            f"has a {kind}, whose noise levels come from betas, and that is no flow matching; use a flow-matching "
+            "pipeline, such as one with a FlowMatchEulerDiscreteScheduler",
+            _NAME,
+        )

@@ -1,0 +1,86 @@
+"""Whether a pipeline takes the sizes of a run, as far as its configuration says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowhooks.checks.library import call_arguments
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
+from flowhooks.config import Run
+from flowhooks.data import Audit
+from flowhooks.errors import ConfigError, Problem
+
+FRAMES = ("num_frames", "frames")
+Settings = Mapping[str, Any]
+
+
+def _levels(settings: Settings) -> int:
+    return 2 ** (len(settings["block_out_channels"]) - 1)
+
+
+#: Class of a VAE -> pixels along an edge that become one of its latents, read off its configuration.
+_SCALES: Mapping[str, Callable[[Settings], int]] = {
+    "AutoencoderKL": _levels,
+    "AutoencoderKLFlux2": _levels,
+    "AutoencoderKLWan": lambda settings: int(settings["scale_factor_spatial"]),
+    "AutoencoderKLQwenImage": lambda settings: 2 ** len(settings["temperal_downsample"]),
+}
+
+
+def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
+    """Sizes of the data and of validation pictures that are no multiple of what the pipeline's edges are multiples of,
+    and clips where it makes pictures."""
+    folder = pipeline_folder(run.model)
+    if folder is None:
+        return
+    try:
+        parts, pipeline = read_index(folder)
+    except ConfigError:
+        return
+    step = edge_step(folder, parts)
+    for key in ("height", "width"):
+        pixels = run.validation[key]
+        if step is not None and pixels is not None and pixels % step:
+            message = f"{pixels} pixels do not fit the pipeline, whose edges are multiples of {step}; use one"
+            yield Problem(message, str(run.source), f"$.validation.{key}")
+    if audited is None or run.data is None:
+        return
+    arguments = call_arguments(pipeline)
+    pictures_only = arguments is not None and not arguments.intersection(FRAMES)
+    places = {block["id"]: path for block, path in zip(run.data.blocks, run.data.paths, strict=True)}
+    for name, width, height, frames in dict.fromkeys((each.dataset, *each.bucket) for each in audited.records):
+        place, file = places[name], str(run.data.source)
+        if frames > 1 and pictures_only:
+            message = f"{pipeline} draws pictures, not clips of {frames} frames; set it to 1"
+            yield Problem(message, file, f"{place}.num_frames")
+        if step is not None and (width % step or height % step):
+            yield Problem(
+                f"pictures of {width}x{height} do not fit the pipeline, whose edges are multiples of {step}; set it to "
+                "a size that fits; where sizes follow the aspect, `resolution_multiple` is what edges are rounded to",
+                file,
+                f"{place}.resolution",
+            )
+
+
+def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
+    """What every edge must be a multiple of, in pixels: those of a latent, times the latents of a patch.
+
+    None for VAEs whose configuration is not known here. The pipeline may ask for more than this, and never for less.
+    """
+    network = next((part for part in NETWORKS if part in parts), None)
+    kind = parts.get("vae", ("", ""))[1]
+    if network is None or kind not in _SCALES:
+        return None
+    try:
+        vae, settings = read_settings(folder / "vae" / "config.json"), read_settings(folder / network / "config.json")
+        patch = settings.get("patch_size") or 1
+        side = int(patch[-1] if isinstance(patch, list) else patch)
+        # Flux and its kin fold squares of latents into channels before the network sees them.
+        folded = settings.get("in_channels", 0) / (vae.get("latent_channels") or vae.get("z_dim") or 1)
+        packed = math.isqrt(int(folded)) if folded.is_integer() and math.isqrt(int(folded)) ** 2 == folded else 1
+        return _SCALES[kind](vae) * max(side, packed, 1)
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None

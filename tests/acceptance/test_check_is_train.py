@@ -1,0 +1,124 @@
+"""`check` says what `train` will say: the same problems in the same words, for every reason to refuse a run."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+import flowhooks
+from flowhooks import machine
+from tests.acceptance.refusals import REFUSALS, Refusal
+from tests.acceptance.user import User, assert_one_error
+
+PACKAGE = Path(flowhooks.__file__).parent
+#: What refuses a run before weights load, file by file. The rest of config/ and data/ is behind the two calls that both
+#: commands share, `load_run` and `examine`.
+REFUSING = [
+    *sorted((PACKAGE / "checks").glob("*.py")),
+    PACKAGE / "config" / "rules.py",
+    PACKAGE / "data" / "holdout.py",
+]
+#: Places that no case reaches -> where they are tested, or what they are.
+ELSEWHERE = {
+    "checks/machine.py: _place_problems: yield Problem(f'{place} cannot be written": "root may write everywhere",
+    "checks/sizes.py: size_problems: yield Problem(message, file, f'{place}.num_frames')": "tests/checks/test_sizes.py",
+    "checks/pipeline.py: model_told: ": "tests/checks/test_hub.py",
+    "checks/hub.py: ": "tests/checks/test_hub.py",
+    "checks/planning.py: trained: ": "words of `check`",
+    "checks/planning.py: unread: ": "words of `check`",
+    "checks/models.py: helper_told: ": "tests/checks/test_hub.py",
+    "checks/library.py: _text: ": "a file of Diffusers that cannot be read",
+}
+
+
+def met(refusal: Refusal, user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bring about what is refused."""
+    refusal.make(user)
+    for name, value in refusal.environment.items():
+        monkeypatch.setenv(name, value)
+    # Read by that library when it is imported.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", "HF_HUB_OFFLINE" in refusal.environment)
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("flowhooks.checks.machine.has_accelerator", lambda: False)
+    machine.cuda_capabilities.cache_clear()
+    yield
+    machine.cuda_capabilities.cache_clear()
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_check_and_train_refuse_it_in_the_same_words(user, loads, monkeypatch, name):
+    refusal = REFUSALS[name]
+    met(refusal, user, monkeypatch)
+    before = user.state()
+    checked, trained = user.command("check", str(user.run), *refusal.more), user.train(*refusal.more)
+    assert_one_error(checked, 2, refusal.words)
+    assert checked.out == trained.out == ""
+    assert (trained.code, trained.err) == (checked.code, checked.err)
+    assert loads == [] and user.state() == before
+    assert not user.cache.exists()
+
+
+def sites(file: Path) -> Iterator[tuple[int, int, str]]:
+    """(first line, last line, what) of every place in a file that may refuse a run: what is raised, yielded, or
+    returned as a sentence."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for function in (each for each in ast.walk(tree) if isinstance(each, ast.FunctionDef)):
+        for each in ast.walk(function):
+            inside = each.value if isinstance(each, (ast.Return, ast.Expr)) else None
+            text = isinstance(inside, ast.JoinedStr) or isinstance(getattr(inside, "value", None), str)
+            sentence = isinstance(each, ast.Return) and text
+            if isinstance(each, ast.Raise) or isinstance(inside, (ast.Yield, ast.YieldFrom)) or sentence:
+                yield each.lineno, each.end_lineno or each.lineno, f"{function.name}: {ast.unparse(each)}"
+
+
+def lines_run(run) -> set[tuple[str, int]]:
+    """(file, line) of what ran in the files that refuse."""
+    watched, seen = {str(file) for file in REFUSING}, set()
+
+    def local(frame, event, _):
+        seen.add((frame.f_code.co_filename, frame.f_lineno))
+        return local
+
+    before = sys.gettrace()
+    sys.settrace(lambda frame, event, _: local if frame.f_code.co_filename in watched else None)
+    try:
+        run()
+    finally:
+        sys.settrace(before)
+    return seen
+
+
+def test_every_place_that_refuses_has_its_case(template, tmp_path_factory, capsys):
+    reached: set[tuple[str, int]] = set()
+    for refusal in REFUSALS.values():
+        folder = tmp_path_factory.mktemp("user")
+        shutil.copytree(template, folder / "mine")
+        user = User(folder, lambda: tuple(capsys.readouterr()))
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            met(refusal, user, monkeypatch)
+            reached |= lines_run(lambda user=user, more=refusal.more: user.command("check", str(user.run), *more))
+    missed = [
+        f"{file.relative_to(PACKAGE).as_posix()}: {what}"
+        for file in REFUSING
+        for first, last, what in sites(file)
+        if not any((str(file), line) in reached for line in range(first, last + 1))
+    ]
+    assert [what for what in missed if not what.startswith(tuple(ELSEWHERE))] == []
+    assert [known for known in ELSEWHERE if not any(what.startswith(known) for what in missed)] == []
+
+
+@pytest.mark.parametrize("file", ["commands/train.py", "train/setup.py", "train/loop.py"])
+def test_train_has_no_refusals_of_its_own(file):
+    """Whatever is refused before weights load is refused by what `check` calls too."""
+    raised = [what for _, _, what in sites(PACKAGE / file) if "raise" in what]
+    assert raised == []

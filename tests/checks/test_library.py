@@ -1,0 +1,54 @@
+"""What is read off Diffusers' source is what its classes are."""
+
+from __future__ import annotations
+
+import inspect
+
+import diffusers
+import pytest
+from diffusers.schedulers import scheduling_utils
+
+from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported
+from flowhooks.checks.pipeline import FROM_BETAS
+
+
+def test_the_classes_are_those_that_can_be_imported():
+    names = exported()
+    assert names is not None and {"DiffusionPipeline", "FluxPipeline", "WanTransformer3DModel"} <= names
+    assert [name for name in sorted(names) if "Scheduler" in name and not hasattr(diffusers, name)] == []
+
+
+@pytest.mark.parametrize("pipeline", ["StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "QwenImagePipeline"])
+def test_arguments_of_a_call(pipeline):
+    parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
+    assert call_arguments(pipeline) == set(parameters) - {"self"}
+
+
+def test_of_a_call_that_takes_anything_or_is_not_there_nothing_is_known():
+    assert call_arguments("HiDreamImagePipeline") is None
+    assert call_arguments("NoPipeline") is None and checkpoints_gradients("NoModel") is None
+
+
+@pytest.mark.parametrize(
+    "network", ["SD3Transformer2DModel", "FluxTransformer2DModel", "WanTransformer3DModel", "LuminaNextDiT2DModel"]
+)
+def test_recomputing_activations(network):
+    assert checkpoints_gradients(network) == getattr(diffusers, network)._supports_gradient_checkpointing
+
+
+def test_schedulers_of_betas():
+    """Those of Diffusers that are built from betas; JAX's and old ones aside."""
+    schedulers = {
+        name: getattr(diffusers, name)
+        for name in exported() or ()
+        if name.endswith("Scheduler") and not name.startswith("Flax")
+    }
+    found = {
+        name
+        for name, kind in schedulers.items()
+        if isinstance(kind, type)
+        and issubclass(kind, scheduling_utils.SchedulerMixin)
+        and "beta_start" in inspect.signature(kind.__init__).parameters
+    }
+    # One is a stand-in where the package that it needs is not installed.
+    assert found <= FROM_BETAS <= found | {"DPMSolverSDEScheduler"}
