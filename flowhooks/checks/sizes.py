@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,15 @@ FRAMES = ("num_frames", "frames")
 Settings = Mapping[str, Any]
 
 
-def _levels(settings: Settings) -> int:
-    return 2 ** (len(settings["block_out_channels"]) - 1)
-
-
-#: Class of a VAE -> pixels along an edge that become one of its latents, read off its configuration.
-_SCALES: Mapping[str, Callable[[Settings], int]] = {
-    "AutoencoderKL": _levels,
-    "AutoencoderKLFlux2": _levels,
-    "AutoencoderKLWan": lambda settings: int(settings["scale_factor_spatial"]),
-    "AutoencoderKLQwenImage": lambda settings: 2 ** len(settings["temperal_downsample"]),
-}
+def _scale(vae: Settings) -> int | None:
+    """Pixels along an edge that become one latent, as far as a VAE's configuration says; None where it does not."""
+    if "scale_factor_spatial" in vae:
+        return int(vae["scale_factor_spatial"])
+    if "temperal_downsample" in vae:
+        return 2 ** len(vae["temperal_downsample"])
+    if set(vae.get("down_block_types", ())) == {"DownEncoderBlock2D"}:
+        return 2 ** (len(vae["block_out_channels"]) - 1)
+    return None
 
 
 def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
@@ -71,16 +69,16 @@ def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
     None for VAEs whose configuration is not known here. The pipeline may ask for more than this, and never for less.
     """
     network = next((part for part in NETWORKS if part in parts), None)
-    kind = parts.get("vae", ("", ""))[1]
-    if network is None or kind not in _SCALES:
+    if network is None or "vae" not in parts:
         return None
     try:
         vae, settings = read_settings(folder / "vae" / "config.json"), read_settings(folder / network / "config.json")
         patch = settings.get("patch_size") or 1
         side = int(patch[-1] if isinstance(patch, list) else patch)
-        # Flux and its kin fold squares of latents into channels before the network sees them.
+        # Some pipelines fold squares of latents into channels before the network sees them.
         folded = settings.get("in_channels", 0) / (vae.get("latent_channels") or vae.get("z_dim") or 1)
         packed = math.isqrt(int(folded)) if folded.is_integer() and math.isqrt(int(folded)) ** 2 == folded else 1
-        return _SCALES[kind](vae) * max(side, packed, 1)
+        scale = _scale(vae)
+        return None if scale is None else scale * max(side, packed, 1)
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError, IndexError):
         return None

@@ -104,6 +104,7 @@ class AdjointTarget(Hook):
             )
         model: Any = session.model
         self._source = source
+        self._capacity = session.batch_size * source.group_size
         self._decoder = Decoder(model, "`adjoint_target`")
         # A run that names code was refused when it was read, unless it may.
         rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
@@ -280,17 +281,22 @@ class AdjointTarget(Hook):
         }
         if self.clip_quantile == 1:
             return
-        found = torch.nanquantile(torch.where(fine, sizes, torch.full_like(sizes, float("nan"))), self.clip_quantile)
-        some = found.isfinite().to(found.dtype)
-        total, processes = step.all_reduce(torch.stack([found.nan_to_num(), some]))
-        if bool(processes):
-            now = total / processes
+        everyone = self._of_all_processes(step, torch.where(fine, sizes, torch.full_like(sizes, float("nan"))))
+        now = torch.nanquantile(everyone, self.clip_quantile)
+        if bool(now.isfinite()):
             old = None if self._limit is None else self._limit.to(now.device)
             self._limit = now if old is None else self.clip_decay * old + (1 - self.clip_decay) * now
             factors = maths.clipped_at(sizes, self._limit)
             for index, costate in self._costates.items():
                 self._costates[index] = costate * factors.reshape(-1, *[1] * (costate.dim() - 1))
             self._values["adjoint_clipped"] = (factors < 1).float().mean()
+
+    def _of_all_processes(self, step: Step, sizes: Tensor) -> Tensor:
+        """``[processes * capacity]``: the sizes ``[B]`` of every process, NaN where one has fewer than it may have."""
+        places = torch.zeros(step.draws.world_size, self._capacity, dtype=sizes.dtype, device=sizes.device)
+        places[step.draws.rank] = float("nan")
+        places[step.draws.rank, : len(sizes)] = sizes
+        return step.all_reduce(places).flatten()
 
     def _control(self, index: int) -> Tensor:
         return maths.optimal_control(self._costates[index], self.powers)

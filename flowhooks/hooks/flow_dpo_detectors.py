@@ -4,32 +4,40 @@ a run."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from flowhooks.kernel.step import Step
 
+#: Adds a tensor over processes.
+Total = Callable[[Tensor], Tensor]
 SIGMA_BUCKETS = 4
 SATURATED = 0.05
 
 
-def drift(policy: Tensor, reference: Tensor, where: Tensor) -> Tensor:
+def drift(policy: Tensor, reference: Tensor, where: Tensor, total: Total = Tensor.detach) -> Tensor:
     """``|policy - reference| / |reference|`` over the elements weighed by ``where`` ``[B, ...]``; 0-dim, NaN when
-    there are none."""
-    return (where * (policy - reference).square()).sum().sqrt() / (where * reference.square()).sum().sqrt()
+    there are none. ``total`` adds sums over processes."""
+    moved, size = total(
+        torch.stack([(where * (policy - reference).square()).sum(), (where * reference.square()).sum()])
+    )
+    return (moved / size).sqrt()
 
 
-def margin_by_sigma(margin: Tensor, sigma: Tensor, weight: Tensor | None = None) -> dict[str, Tensor]:
-    """Mean margin in each quarter of sigma, NaN where no sample fell."""
+def margin_by_sigma(
+    margin: Tensor, sigma: Tensor, weight: Tensor | None = None, total: Total = Tensor.detach
+) -> dict[str, Tensor]:
+    """Mean margin in each quarter of sigma, NaN where no sample fell. ``total`` adds sums over processes."""
     bucket = (sigma * SIGMA_BUCKETS).long().clamp(max=SIGMA_BUCKETS - 1)
     counted = torch.ones_like(margin) if weight is None else (weight > 0).to(margin.dtype)
     found = {}
     for k in range(SIGMA_BUCKETS):
         here = counted * (bucket == k)
         name = f"margin_sigma_{k / SIGMA_BUCKETS:.2f}_{(k + 1) / SIGMA_BUCKETS:.2f}"
-        found[name] = (here * margin).sum() / here.sum()
+        whole, count = total(torch.stack([(here * margin).sum(), here.sum()]))
+        found[name] = whole / count
     return found
 
 
@@ -44,18 +52,24 @@ def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
     hacked = (win_adv < 0) & (margin > 0)
     found = {
         "lose_only_pct": step.mean(100.0 * hacked.to(margin.dtype), main.weight),
-        "lose_share": step.mean(lose_adv, main.weight) / step.mean(margin, main.weight),
-        **margin_by_sigma(margin, main.level, main.weight),
+        "lose_share": _ratio(step, lose_adv, margin, main.weight),
+        **margin_by_sigma(margin, main.level, main.weight, step.all_reduce),
     }
     pairs = [(step.predict(name), step.predict(name, "reference")) for name in ("main", "rejected")]
     policy, reference = (torch.cat(side) for side in zip(*pairs, strict=True))
     if main.mask is None:
-        found["drift"] = drift(policy, reference, torch.ones_like(policy))
+        found["drift"] = drift(policy, reference, torch.ones_like(policy), step.all_reduce)
     else:
         inside = torch.cat([main.mask.expand_as(policy[: len(margin)])] * 2).clamp(max=1)
-        found["drift_inside"] = drift(policy, reference, inside)
-        found["drift_outside"] = drift(policy, reference, 1 - inside)
+        found["drift_inside"] = drift(policy, reference, inside, step.all_reduce)
+        found["drift_outside"] = drift(policy, reference, 1 - inside, step.all_reduce)
     return found
+
+
+def _ratio(step: Step, part: Tensor, whole: Tensor, weight: Tensor | None) -> Tensor:
+    """The mean of ``part`` by that of ``whole`` ``[]``, both of the global batch: a mean of ratios says nothing."""
+    above, below = step.all_reduce(torch.stack([step.mean(part, weight), step.mean(whole, weight)]))
+    return above / below
 
 
 def warn(metrics: Mapping[str, float]) -> list[str]:

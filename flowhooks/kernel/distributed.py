@@ -19,6 +19,13 @@ def world_size() -> int:
     return dist.get_world_size() if running() else 1
 
 
+def device() -> torch.device:
+    """Where tensors lie that processes exchange: the current GPU under NCCL, else the CPU."""
+    if running() and dist.get_backend() == dist.Backend.NCCL:
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def all_reduce(tensor: Tensor) -> Tensor:
     """The sum over processes, detached; the tensor itself when alone."""
     if world_size() == 1:
@@ -33,8 +40,8 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over processes, in one flat exchange.
 
     One call before the optimiser step: any number of forwards and backwards may have filled the gradients, which a
-        wrapped module
-    that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient counts as zero.
+    wrapped module that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient
+    counts as zero.
     """
     if world_size() == 1:
         return

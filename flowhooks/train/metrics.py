@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from flowhooks.errors import TrainingError
 from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
+from flowhooks.train.agreement import gather
 from flowhooks.train.files import write_aside
 
 HISTORY = "metrics.jsonl"
@@ -68,14 +69,19 @@ class MetricWindow:
 
 
 def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[float] | None = None) -> dict[str, float]:
-    """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none."""
-    names = sorted(name for name, values in measured.items() if values)
+    """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none.
+
+    Every process calls this, whatever names it has.
+    """
+    device = next((values[0].device for values in measured.values() if values), distributed.device())
     sums = []
+    names = _agreed(name for name, values in measured.items() if values)
     for name in names:
-        values = torch.stack([value.double().reshape(()) for value in measured[name]])
+        found = measured.get(name) or [torch.full((), math.nan, device=device)]
+        values = torch.stack([value.double().reshape(()) for value in found])
         weight = (
             torch.ones_like(values)
-            if weights is None
+            if weights is None or not measured.get(name)
             else torch.tensor(weights, dtype=torch.float64, device=values.device)
         )
         counted = ~values.isnan()
@@ -91,6 +97,11 @@ def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[floa
         return {}
     total = distributed.all_reduce(torch.stack(sums)).tolist()
     return {name: value / count if count else math.nan for name, (value, count) in zip(names, total, strict=True)}
+
+
+def _agreed(names: Iterable[str]) -> list[str]:
+    """The names that any process has, in one order: a metric may be measured on some processes only."""
+    return sorted({name for said in gather(json.dumps(sorted(names))) for name in json.loads(said)})
 
 
 class History:

@@ -148,14 +148,17 @@ def test_held_out_steps_leave_auto_beta_alone():
 def test_an_empty_mask_leaves_its_pair_out():
     """The loss of a batch with an empty mask equals the loss of the batch without that pair."""
     model, batch = toy_model(), toy_batch(size=3)
-    hooks = [
-        FlowDPO(beta=0.7, norm_type="masked_mean"),
-        MaskReducer(),
-        TimestepSchedule(flow_custom_timesteps=SIGMAS, flow_timesteps_mode="round-robin"),
-    ]
-    whole = toy_session(model, *hooks).step(batch)
+
+    def hooks() -> list:
+        return [
+            FlowDPO(beta=0.7, norm_type="masked_mean"),
+            MaskReducer(),
+            TimestepSchedule(flow_custom_timesteps=SIGMAS, flow_timesteps_mode="round-robin"),
+        ]
+
+    whole = toy_session(model, *hooks()).step(batch)
     two = Batch(clean=batch.clean[:2], rejected=batch.rejected[:2], mask=batch.mask[:2], condition=NoCondition(2))
-    torch.testing.assert_close(whole.loss, toy_session(model, *hooks).step(two).loss)
+    torch.testing.assert_close(whole.loss, toy_session(model, *hooks()).step(two).loss)
     assert float(whole.metrics["mask_empty_pct"]) == pytest.approx(100 / 3)
 
 

@@ -149,7 +149,7 @@ def test_a_teacher_needs_an_adapter(model, data, tmp_path):
         adapter=None,
         training={"trainable": "transformer"},
     )
-    with pytest.raises(ConfigError, match="role:reference"):
+    with pytest.raises(ConfigError, match="needs a reference"):
         train(resolve_run(whole, Path("run.json")), progress=False)
 
 
