@@ -120,7 +120,8 @@ def _stage_weights(source: Path, copy: Path) -> None:
     # Safetensors' own writer orders a header at random; the Hub knows a large file that it has by all its bytes.
     with source.open("rb") as old, copy.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
-        written = json.dumps({**header, "__metadata__": cleaned}, ensure_ascii=False).encode()
+        header["__metadata__"] = {key: cleaned[key] for key in header["__metadata__"]}
+        written = json.dumps(header, ensure_ascii=False).encode()
         # Tensors start at a multiple of 8.
         written += b" " * (-len(written) % 8)
         new.write(len(written).to_bytes(8, "little") + written)

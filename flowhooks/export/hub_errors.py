@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 
-#: What the Hub's client raises. A file that cannot be sent is a RuntimeError there, a card that is refused a ValueError.
+#: What the Hub's client raises: of a file that cannot be sent a RuntimeError, of a card that is refused a ValueError.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
 
 _TOKEN = "Check that your token may write there (`hf auth whoami`)"
@@ -59,8 +59,8 @@ class Upload:
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError) and refusal is not None:
             return (
                 f"The Hub refused the model card {self.run_dir / 'README.md'} ({_line(str(error))}). Nothing was "
-                f"uploaded and {untouched}; correct the block between the two `---` at the card's head, then go on with "
-                f"`{self.command}`"
+                f"uploaded and {untouched}; correct the block between the two `---` at the card's head, then go on "
+                f"with `{self.command}`."
             )
         if refusal is not None:
             status = None if refusal.response is None else refusal.response.status_code
@@ -100,4 +100,4 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _line(text: str) -> str:
     """The lines of a text, and the items of its lists, as one line."""
     lines = [line.strip().removeprefix("- ").rstrip(".") for line in text.splitlines() if line.strip()]
-    return "; ".join(lines)
+    return "; ".join(lines).replace(":; ", ": ")
