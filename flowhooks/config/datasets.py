@@ -41,6 +41,17 @@ class Datasets:
         return tuple(json_path([i], self.root) for i in range(len(self.blocks)))
 
     @property
+    def instance_prompts(self) -> tuple[str, ...]:
+        """The prompts of enabled sets whose every image has the same one."""
+        return tuple(
+            block["instance_prompt"].strip()
+            for block in self.blocks
+            if not block["disabled"]
+            and block.get("caption_strategy") == "instanceprompt"
+            and (block.get("instance_prompt") or "").strip()
+        )
+
+    @property
     def provides(self) -> frozenset[str]:
         """``data:image``, and ``data:rejected`` and ``data:mask`` where an enabled, linked set gives them."""
         images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]

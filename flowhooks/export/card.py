@@ -13,51 +13,17 @@ from typing import Any
 from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
-from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE, write_aside
+from flowhooks.adapters.files import write_aside
+from flowhooks.export.card_code import below, card_code
 from flowhooks.export.papers import cited
+from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.modules_file import MODULES
 
 CARD_FILE = "README.md"
-# Where a run that trains the whole transformer puts its pipeline.
-PIPELINE_FOLDER = "pipeline"
-
-_START = """import torch
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)
-"""
-_LYCORIS = """from lycoris import create_lycoris_from_weights
-
-network, _ = create_lycoris_from_weights(1.0, "FOLDER/{file}", pipe.{network})
-network.apply_to()
-network.to(pipe.{network}.device, pipe.{network}.dtype)
-"""
-_PEFT = """from peft import PeftModel
-
-PeftModel.from_pretrained(pipe.{network}, "FOLDER")
-"""
-_MODULES = """import flowhooks
-
-with flowhooks.attach(pipe, "FOLDER"):
-    image = pipe("your prompt", num_inference_steps=4).images[0]
-"""
-_END = """image = pipe("your prompt").images[0]
-"""
-_GATE = """def gate(pipe, step, timestep, state):
-    if pipe.scheduler.sigmas[step + 1] <= {below}:
-        pipe.enable_lora()
-    return state
-
-
-pipe.disable_lora()
-image = pipe("your prompt", callback_on_step_end=gate).images[0]
-"""
-_GATED = """import flowhooks
-
-with flowhooks.adapter_gate(pipe, {below}):
-    image = pipe("your prompt").images[0]
-"""
+#: The words of those metrics that the card shows; every one is in metrics.json.
+_HEADLINES = re.compile(r"^loss$|_loss$|accuracy|margin|reward|held_out|validation")
+_SHOWN = 8
 _GATE_NOTE = (
     "The adapter was trained for steps that start at or below sigma {below}, and off above it; keep it off there."
 )
@@ -79,6 +45,8 @@ def write_card(
     document: Mapping[str, Any],
     metrics: Mapping[str, float],
     pictures: Sequence[CardPicture] = (),
+    pipe: Any = None,
+    instance_prompts: Sequence[str] = (),
 ) -> Path:
     """Write ``folder/README.md``. Returns its path.
 
@@ -87,6 +55,8 @@ def write_card(
         document: the resolved run; printed in the card without absolute paths.
         metrics: final values by name.
         pictures: pictures inside ``folder``; linked relative to it.
+        pipe: the pipeline that was trained; without it the card names the loader that every pipeline has, flowhooks'.
+        instance_prompts: prompts that stood for whole data sets; the first becomes the card's trigger words.
 
     Raises:
         AdapterError: the disk refuses.
@@ -94,6 +64,8 @@ def write_card(
     folder = Path(folder)
     name, hub_id = _base_model(document["model"]["pretrained_model_name_or_path"])
     shown = [(without_local_paths(picture.prompt), _relative(picture.path, folder)) for picture in pictures]
+    kind = UNKNOWN if pipe is None else pipeline_kind(pipe, document["model"].get("component") or "transformer")
+    prompts = list(dict.fromkeys(without_local_paths(prompt) for prompt in instance_prompts))
     data = ModelCardData(
         license="other",
         # The Hub asks for these two beside `other`.
@@ -102,10 +74,13 @@ def write_card(
         library_name="diffusers",
         base_model=hub_id,
         widget=[{"text": prompt, "output": {"url": url}} for prompt, url in shown] or None,
-        tags=["text-to-image"],
+        pipeline_tag=kind.task,
+        instance_prompt=prompts[0] if prompts else None,
+        tags=[kind.task],
     )
     title = last_part(os.fspath(document["output_dir"])) or "flowhooks run"
-    body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown, (folder / MODULES).is_file()))
+    code = _usage(document, name, hub_id, (folder / MODULES).is_file(), kind, *prompts[:1])
+    body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown, prompts, code))
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     tags = ["diffusers", "flowhooks", "flow-matching", *_adapter_tags(document["adapter"]), *_hook_types(document)]
     card = populate_model_card(card, tags=list(dict.fromkeys(tags)))
@@ -119,7 +94,8 @@ def _sections(
     document: Mapping[str, Any],
     metrics: Mapping[str, float],
     pictures: Sequence[tuple[str, str]],
-    modules: bool,
+    prompts: Sequence[str],
+    usage: str,
 ) -> list[str]:
     link = f"[{base}](https://huggingface.co/{hub_id})" if hub_id else f"`{base}`"
     methods = ", ".join(f"`{hook}`" for hook in _hook_types(document)) or "plain flow matching"
@@ -127,10 +103,11 @@ def _sections(
     if pictures:
         gallery = "\n".join(f"![{_one_line(prompt)}]({url})" for prompt, url in pictures)
         sections += ["<Gallery />", gallery]
-    sections += ["## Use", _usage(document, base, hub_id, modules)]
+    if prompts:
+        sections += ["## Trigger words", "\n".join(f"* {_one_line(prompt)}" for prompt in prompts)]
+    sections += ["## Use", usage]
     if metrics:
-        rows = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(metrics.items()))
-        sections += ["## Final metrics", f"| metric | value |\n| --- | --- |\n{rows}"]
+        sections += ["## Final metrics", _metrics(metrics)]
     config = json.dumps(without_local_paths(document), indent=2, ensure_ascii=False)
     sections += ["## Run", f"```json\n{config}\n```"]
     papers = cited(document.get("hooks", ()))
@@ -140,35 +117,29 @@ def _sections(
     return sections
 
 
-def _usage(document: Mapping[str, Any], base: str, hub_id: str | None, modules: bool) -> str:
-    """Stock code that loads the weights; where hooks trained ``modules`` beside them, flowhooks puts both on."""
-    adapter, network = document["adapter"], document["model"].get("component") or "transformer"
-    start = _START.format(base=base if adapter is not None else f"FOLDER/{PIPELINE_FOLDER}")
-    if adapter is None or modules:
-        load = ""
-    elif adapter["type"] == "lora":
-        second = ", load_into_transformer_2=True" if network == "transformer_2" else ""
-        load = f'pipe.load_lora_weights("FOLDER", weight_name="{LORA_FILE}"{second})\n'
-    elif adapter["type"] == "lycoris":
-        load = _LYCORIS.format(file=LYCORIS_FILE, network=network)
-    else:
-        load = _PEFT.format(network=network)
-    below = _gate(document)
-    if modules:
-        end = _MODULES
-    elif below is None:
-        end = _END
-    else:
-        end = (_GATE if adapter is not None and adapter["type"] == "lora" else _GATED).format(below=below)
-    notes = [_DOWNLOADED] if hub_id or adapter is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
-    if below is not None:
-        notes.append(_GATE_NOTE.format(below=below))
-    return f"```python\n{start}{load}{end}```\n\n{' '.join(notes)}"
+def _usage(
+    document: Mapping[str, Any],
+    base: str,
+    hub_id: str | None,
+    modules: bool,
+    kind: PipelineKind = UNKNOWN,
+    prompt: str = "your prompt",
+) -> str:
+    """The code that loads the weights, and what has to be known beside it."""
+    code, gate = card_code(document, base, kind, modules=modules, prompt=prompt), below(document)
+    notes = [_DOWNLOADED] if hub_id or document["adapter"] is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
+    if gate is not None:
+        notes.append(_GATE_NOTE.format(below=gate))
+    return f"```python\n{code}```\n\n{' '.join(notes)}"
 
 
-def _gate(document: Mapping[str, Any]) -> float | None:
-    """The sigma above which the adapter was off."""
-    return next((hook["sigma"] for hook in document["hooks"] if hook["type"] == "adapter_gate"), None)
+def _metrics(metrics: Mapping[str, float]) -> str:
+    """A table of the few values that say how the run went."""
+    # The loss first, and the rest by name.
+    headlines = sorted(filter(_HEADLINES.search, metrics), key=lambda name: (name != "loss", name))
+    rows = "".join(f"| {name} | {metrics[name]:.4g} |\n" for name in headlines[:_SHOWN])
+    table = f"| metric | value |\n| --- | --- |\n{rows}\n" if rows else ""
+    return f"{table}Every value, in full, is in `metrics.json`."
 
 
 def _base_model(location: str) -> tuple[str, str | None]:

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 
 from flowhooks.errors import HubError
+from flowhooks.export.hub_errors import FAILURES, Upload
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
 
 # Everything else in a run folder (checkpoints, caches, logs) stays at home.
@@ -58,7 +57,8 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
         endpoint: another Hub than the configured one.
 
     Raises:
-        HubError: there is nothing to publish, no token, no network, or the Hub refuses.
+        HubError: there is nothing to publish, no token, no network, the connection is cut, or the Hub refuses; the
+            message says how to go on.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -73,24 +73,23 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
         )
     api = HfApi(endpoint=endpoint, token=token)
     with tempfile.TemporaryDirectory(prefix="flowhooks-push-") as staging:
-        stage(run_dir, files, Path(staging))
+        try:
+            stage(run_dir, files, Path(staging))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise HubError(
+                f"{run_dir}: cannot be copied to a temporary folder to be cleaned ({error}); nothing was uploaded. "
+                f"Check the file, and the free space for temporary files."
+            ) from error
+        begun = False
         try:
             repo = api.create_repo(repo_id, private=private, exist_ok=True)
+            begun = True
             api.upload_folder(
                 repo_id=repo.repo_id, folder_path=staging, commit_message="Upload a flowhooks run", allow_patterns=files
             )
-        except HfHubHTTPError as error:
-            raise HubError(
-                f"The Hub refused {repo_id!r} ({_status(error)}). Check that your token may write there (`hf auth "
-                f"whoami`); the files in {run_dir} are untouched."
-            ) from error
-        except HFValidationError as error:
-            raise HubError(f"`repo_id` {repo_id!r} is not a valid name: {error}") from error
-        except (HTTPError, OSError) as error:
-            raise HubError(
-                f"Cannot reach the Hub at {api.endpoint} ({error}). Check the network and try again; the files in "
-                f"{run_dir} are untouched."
-            ) from error
+        except FAILURES as error:
+            upload = Upload(run_dir=run_dir, repo_id=repo_id, private=private, endpoint=api.endpoint)
+            raise HubError(upload.told(error, begun=begun)) from error
     return str(repo)
 
 
@@ -117,8 +116,16 @@ def _stage_weights(source: Path, copy: Path) -> None:
     cleaned = {key: _cleaned(value) for key, value in metadata.items()}
     if cleaned == metadata:
         shutil.copyfile(source, copy)
-    else:
-        save_file(load_file(source), copy, metadata=cleaned)
+        return
+    # Safetensors' own writer orders a header at random; the Hub knows a large file that it has by all its bytes.
+    with source.open("rb") as old, copy.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header["__metadata__"] = {key: cleaned[key] for key in header["__metadata__"]}
+        written = json.dumps(header, ensure_ascii=False).encode()
+        # Tensors start at a multiple of 8.
+        written += b" " * (-len(written) % 8)
+        new.write(len(written).to_bytes(8, "little") + written)
+        shutil.copyfileobj(old, new)
 
 
 def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> str:
@@ -129,8 +136,3 @@ def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> st
         return without_local_paths(text)
     cleaned = clean(document)
     return text if cleaned == document else json.dumps(cleaned, indent=2, ensure_ascii=False)
-
-
-def _status(error: HfHubHTTPError) -> str:
-    message = error.server_message or str(error).splitlines()[0]
-    return f"{error.response.status_code}: {message}" if error.response is not None else message

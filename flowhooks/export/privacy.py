@@ -7,9 +7,14 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 _LOCAL = re.compile(r"(~|file://|[A-Za-z]:[\\/]|[\\/])")
-#: The same within a text. Of the kind with a `/` only what has two parts, for a prompt may say `and /or`.
+_WORD = r"[^\s\"'`<>|*?,;()\[\]/\\~:]+"
+_REST = r"[^\s\"'`<>|*?,;()\[\]]*"
+_ENDING = r"(?:(?<=\.\w\w)|(?<=\.\w\w\w)|(?<=\.\w\w\w\w))(?!\w)"
+#: The same within a text. Of the kind with a `/` only what has two parts, for a prompt may say `and /or`. Behind a
+#: space a path goes on where it has no file's ending yet, a few words lead to the next `/`, and it comes to an ending.
 _WITHIN = re.compile(
-    r"(?<![\w./\\:~<-])(file://)?(~[\w.-]*/|/(?=[\w.@+-]+/)|[A-Za-z]:[\\/]|\\\\[\w.-]+\\)[^\s\"'`<>|*?,;()\[\]]*"
+    r"(?<![\w./\\:~<-])(file://)?(~[\w.-]*/|/(?=[\w.@+-]+/)|[A-Za-z]:[\\/]|\\\\[\w.-]+\\)"
+    rf"{_REST}(?:(?:(?!{_ENDING})(?: {_WORD}){{1,3}}[/\\]{_REST})+(?:(?!{_ENDING})(?: {_WORD}){{1,3}})?{_ENDING})?"
 )
 #: What the libraries call the places that a part of a pipeline came from. Everything else in its files is the model's,
 #: such as the words of a tokenizer, some of which look like paths.

@@ -57,7 +57,8 @@ def write_outputs(
         save_modules(folder, session.assembly, session.model, header)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     write_json(folder / METRICS, finite, TrainingError)
-    write_card(folder, document=run.document, metrics=finite, pictures=pictures)
+    prompts = () if run.data is None else run.data.instance_prompts
+    write_card(folder, document=run.document, metrics=finite, pictures=pictures, pipe=pipe, instance_prompts=prompts)
 
 
 def versions() -> dict[str, str]:

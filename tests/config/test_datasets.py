@@ -231,3 +231,11 @@ def test_a_step_at_which_nothing_is_drawn_is_an_error(tmp_path, times, faults):
     assert len(told) == len(faults)
     for (path, message), (where, words) in zip(told, faults, strict=True):
         assert path == where and words in message
+
+
+def test_instance_prompts_are_those_of_sets_that_have_one_for_every_image(tmp_path):
+    told = {"caption_strategy": "instanceprompt", "instance_prompt": " a photo of xyz "}
+    off = {**IMAGE, **told, "id": "b", "instance_prompt": "off", "disabled": True}
+    unused = {**IMAGE, "id": "c", "caption_strategy": "filename", "instance_prompt": "unused"}
+    assert load_datasets([{**IMAGE, **told}, off, unused], tmp_path).instance_prompts == ("a photo of xyz",)
+    assert load_datasets([IMAGE], tmp_path).instance_prompts == ()

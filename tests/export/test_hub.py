@@ -9,9 +9,10 @@ from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 from huggingface_hub import constants
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flowhooks.errors import HubError
 from flowhooks.export import CardPicture, hub, push, push_command, write_card
@@ -23,11 +24,17 @@ PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "run.json", "valid
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """As much of the Hub's API as creating a repository and committing small files needs."""
+    """As much of the Hub's API as creating a repository and committing files needs.
+
+    The server's ``refusals`` answer paths that contain a key with a status and a document; ``cut`` are parts of paths
+    at which it hangs up; with ``large`` it asks for weights to be sent beforehand, and keeps them by their hash.
+    """
 
     def do_POST(self):  # noqa: N802
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.server.requests.append((self.path, self.headers.get("Authorization")))
+        if self._hindered():
+            return None
         if self.server.status != 200:
             return self._answer({"error": "You do not have the rights"}, self.server.status)
         if self.path == "/api/repos/create":
@@ -37,13 +44,21 @@ class FakeHub(BaseHTTPRequestHandler):
         if "/preupload/" in self.path:
             files = json.loads(body)["files"]
             return self._answer(
-                {"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]}
+                {
+                    "files": [
+                        {"path": f["path"], "uploadMode": self._mode(f["path"]), "shouldIgnore": False} for f in files
+                    ]
+                }
             )
+        if "/objects/batch" in self.path:
+            return self._answer({"transfer": "basic", "objects": [self._place(f) for f in json.loads(body)["objects"]]})
         if "/commit/" in self.path:
             for line in body.decode().splitlines():
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+                elif entry["key"] == "lfsFile":
+                    self.server.files[entry["value"]["path"]] = self.server.stored[entry["value"]["oid"]]
             return self._answer(
                 {"commitUrl": f"{self.server.address}/me/my-dpo/commit/{'0' * 40}", "commitOid": "0" * 40}
             )
@@ -51,11 +66,37 @@ class FakeHub(BaseHTTPRequestHandler):
             return self._answer([])
         return self._answer({"errors": [], "warnings": []})
 
+    def do_PUT(self):  # noqa: N802
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.requests.append((self.path, self.headers.get("Authorization")))
+        if not self._hindered():
+            self.server.stored[self.path.rpartition("/")[2]] = body
+            self._answer({})
+
     def do_GET(self):  # noqa: N802
         self.server.requests.append((self.path, self.headers.get("Authorization")))
         if self.server.status != 200:
             return self._answer({"error": "Repository not found"}, 404)
         self._answer({"id": "me/my-dpo", "sha": "0" * 40, "siblings": [], "private": True, "tags": []})
+
+    def _hindered(self):
+        if any(part in self.path for part in self.server.cut):
+            # Half an answer.
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+            self.close_connection = True
+            return True
+        for part, (status, answer) in self.server.refusals.items():
+            if part in self.path:
+                self._answer(answer, status)
+                return True
+        return False
+
+    def _mode(self, path):
+        return "lfs" if self.server.large and path.endswith(".safetensors") else "regular"
+
+    def _place(self, asked):
+        place = {"upload": {"href": f"{self.server.address}/storage/{asked['oid']}", "header": {}}}
+        return {**asked, **({} if asked["oid"] in self.server.stored else {"actions": place})}
 
     def _answer(self, document, status=200):
         content = json.dumps(document).encode()
@@ -74,6 +115,7 @@ def server():
     instance = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     instance.address = f"http://127.0.0.1:{instance.server_port}"
     instance.requests, instance.files, instance.created, instance.status = [], {}, None, 200
+    instance.refusals, instance.cut, instance.large, instance.stored = {}, [], False, {}
     thread = threading.Thread(target=instance.serve_forever, daemon=True)
     thread.start()
     yield instance
@@ -86,6 +128,10 @@ def token(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_not_a_real_one")
     # Read from the environment at import, which other tests set.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    # Its client asks the Hub for another server.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # The client waits before it tries again.
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _seconds: None)
 
 
 def contents(folder):
@@ -156,6 +202,12 @@ def test_local_paths_of_every_kind():
         (f"see file://{PRIVATE}/a.png and ~/b/c.png and ~ann/d.png", "see a.png and c.png and d.png"),
         (r"as C:\Users\ann\a.png, \\server\share\b.png", "as a.png, b.png"),
         (f"in {PRIVATE}/ there", "in private there"),
+        (f"like {PRIVATE}/my cats/tom.png, on a table", "like tom.png, on a table"),
+        (f"like {PRIVATE}/my big cats/old ones/my tom.png.", "like my tom.png."),
+        (r"as C:\Users\ann b\My Pictures\a.jpeg on a wall", "as a.jpeg on a wall"),
+        (f"see {PRIVATE}/a.png and black and/or b/c.png", "see a.png and black and/or b/c.png"),
+        (f"in {PRIVATE}/cats in black and/or white", "in cats in black and/or white"),
+        (f"in {PRIVATE}/cats or {PRIVATE}/my dogs/b.png or ~/c/d.png", "in cats or b.png or d.png"),
     ],
 )
 def test_paths_within_a_prompt(text, told):
@@ -241,6 +293,114 @@ def test_a_refusal(tmp_path, server, token, status):
     with pytest.raises(HubError, match=f"refused 'me/my-dpo'.*{status}.*untouched"):
         push(run_folder(tmp_path), "me/my-dpo", private=True, endpoint=server.address)
     assert server.files == {}
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "document", "told"),
+    [
+        (
+            "/preupload/",
+            403,
+            {"error": "Storage limit\nreached"},
+            r"\(403: Storage limit; reached\)\. .*hf auth whoami",
+        ),
+        ("/commit/", 400, {"error": "Bad name"}, r"\(400: Bad name\)\. Correct what it names"),
+        ("/commit/", 409, {"error": "Concurrent commit"}, r"\(409: Concurrent commit\)\. .*wait"),
+        ("/commit/", 412, {"error": "Moved on"}, r"\(412: Moved on\)\. .*wait"),
+        ("/commit/", 413, {"error": "Too large"}, r"\(413: Too large\)\. .*larger"),
+        ("/commit/", 429, {"error": "Slow down"}, r"\(429: Slow down\)\. Wait"),
+        ("/commit/", 503, {"error": "Busy"}, r"\(503: Busy\)\. The trouble is the Hub's"),
+        ("/objects/batch", 403, {"error": "No quota"}, r"\(403: No quota\)\."),
+        ("/storage/", 403, {"error": "Expired"}, r"\(403: Expired\)\."),
+    ],
+)
+def test_what_the_hub_refuses_during_the_upload(tmp_path, server, token, part, status, document, told):
+    folder = run_folder(tmp_path / "my run")
+    before = contents(folder)
+    server.large, server.refusals = True, {part: (status, document)}
+    with pytest.raises(HubError, match=f"^The Hub refused 'me/my-dpo' {told}.*untouched") as found:
+        push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert f"`flowhooks push '{folder}' --repo-id me/my-dpo --private`" in str(found.value)
+    assert "\n" not in str(found.value) and "hf_not_a_real_one" not in str(found.value)
+    assert server.files == {} and contents(folder) == before
+
+
+def test_a_file_that_the_storage_refuses(tmp_path, server, token):
+    server.large = True
+    refused = {"oid": "1" * 64, "size": 1, "error": {"message": "No space", "code": 422}}
+    server.refusals = {"/objects/batch": (200, {"objects": [refused]})}
+    with pytest.raises(HubError, match="^The Hub refused 'me/my-dpo' .*No space.* Go on with `flowhooks push") as found:
+        push(run_folder(tmp_path), "me/my-dpo", private=True, endpoint=server.address)
+    assert "model card" not in str(found.value) and "\n" not in str(found.value)
+
+
+def test_a_card_that_the_hub_refuses(tmp_path, server, token):
+    reasons = {
+        "errors": [{"message": '"license" must be one of [mit].'}, {"message": '"tags" is no list'}],
+        "warnings": [],
+    }
+    server.refusals = {"/validate-yaml": (400, reasons)}
+    folder = run_folder(tmp_path)
+    with pytest.raises(HubError) as found:
+        push(folder, "me/my-dpo", private=False, endpoint=server.address)
+    told = str(found.value)
+    assert told.startswith(f"The Hub refused the model card {folder / 'README.md'} (")
+    assert '"license" must be one of [mit]; "tags" is no list' in told and "\n" not in told
+    assert told.endswith(f"go on with `flowhooks push {folder} --repo-id me/my-dpo --no-private`.")
+    assert server.files == {}
+    server.refusals = {}
+    push(folder, "me/my-dpo", private=False, endpoint=server.address)
+    assert sorted(server.files) == PUBLISHED
+
+
+@pytest.mark.parametrize("part", ["/validate-yaml", "/preupload/", "/objects/batch", "/storage/", "/commit/"])
+def test_a_connection_cut_during_the_upload(tmp_path, server, token, part):
+    folder = run_folder(tmp_path)
+    before = contents(folder)
+    server.large, server.cut = True, [part]
+    with pytest.raises(HubError) as found:
+        push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    told = str(found.value)
+    assert told.startswith(f"The connection to the Hub at {server.address} was cut during the upload to 'me/my-dpo' (")
+    assert f"go on with `flowhooks push {folder} --repo-id me/my-dpo --private`" in told
+    assert "\n" not in told and "hf_not_a_real_one" not in told
+    assert server.files == {} and contents(folder) == before
+    sent = sum("/storage/" in path for path, _ in server.requests)
+    server.cut, server.requests = [], []
+    push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert sorted(server.files) == PUBLISHED
+    # What arrived whole the first time is not sent again.
+    again = sum("/storage/" in path for path, _ in server.requests)
+    assert (sent, again) == (1, 0) if part == "/commit/" else again == 1
+
+
+def test_staged_weights_are_the_same_at_each_push(tmp_path):
+    """The Hub knows a file by its hash."""
+    name = "pytorch_lora_weights.safetensors"
+    folder = run_folder(tmp_path / "run")
+    header = {"format": "pt", **{f"note {i}": f"at {PRIVATE}/{i}.png" for i in range(9)}}
+    save_file({"a": torch.ones(3), "b": torch.arange(4.0)}, folder / name, header)
+    for staging in ("one", "two"):
+        stage(folder, [name], tmp_path / staging)
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    with safe_open(tmp_path / "one" / name, "pt") as handle:
+        order = list(json.loads(_header(folder / name))["__metadata__"])
+        assert list(json.loads(_header(tmp_path / "one" / name))["__metadata__"]) == order
+        assert handle.metadata()["note 3"] == "at 3.png"
+        assert torch.equal(handle.get_tensor("b"), torch.arange(4.0))
+
+
+def _header(file):
+    content = file.read_bytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def test_damaged_weights_are_not_published(tmp_path, server, token):
+    folder = run_folder(tmp_path)
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(b"no weights")
+    with pytest.raises(HubError, match="cannot be copied.*nothing was uploaded"):
+        push(folder, "me/my-dpo", private=True, endpoint=server.address)
+    assert server.requests == []
 
 
 def test_what_cannot_be_pushed(tmp_path, token, server):

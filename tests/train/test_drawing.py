@@ -71,6 +71,7 @@ def test_a_resumed_run_draws_what_the_run_draws_with_another_number_of_workers(n
     rest, _ = told("stopped", 1, 7, resume="latest")
     assert [step for step, _, _ in whole] == list(range(12)) and len(first) == 8
     assert first + rest == whole
+    assert "instance_prompt: a, b, c, d\n" in (folder / "README.md").read_text()
     a, b = (weights(path / "checkpoint-6") for path in (folder, stopped))
     assert all(torch.equal(a[name], b[name]) for name in a)
 

@@ -58,7 +58,9 @@ def test_a_run_leaves_a_lora_that_stock_diffusers_draws_with(new_run):
         assert str(out.parent) not in json.dumps(file.metadata())
     assert json.loads((out / "run.json").read_text())["hooks"][0]["type"] == "flow_dpo"
     assert json.loads((out / "metrics.json").read_text())["loss"] == result.metrics["loss"]
-    assert "step_000004.png" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "step_000004.png" in card and 'pipe.load_lora_weights("FOLDER"' in card
+    assert "pipeline_tag: text-to-image" in card
     assert [line["step"] for line in history(out)] == [1, 2, 4]
     assert list((out / "logs").rglob("events.out.tfevents.*"))
     assert not [p for p in out.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"} or "partial" in p.name]

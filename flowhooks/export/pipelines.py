@@ -1,0 +1,66 @@
+"""What the card says of a pipeline's class: the Hub's name of its task, and who loads a LoRA onto its network."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+#: Pipelines that start from a picture though its argument may be left out.
+_FROM_PICTURE = re.compile(r"ImageToVideo|Image2Video|I2V|I2I|Img2Img|Edit|Kontext|Layered")
+_CLIPS = re.compile(r"Video|Animate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineKind:
+    """What a pipeline makes, from what, and how its network takes a LoRA.
+
+    Args:
+        makes: ``image``, ``video`` or ``audio``.
+        from_picture: whether it starts from a picture beside the prompt.
+        loader: the ``pipeline`` loads LoRA files, its ``network`` does, or nothing of Diffusers does (None).
+    """
+
+    makes: Literal["image", "video", "audio"]
+    from_picture: bool
+    loader: Literal["pipeline", "network"] | None
+
+    @property
+    def task(self) -> str:
+        """The Hub's ``pipeline_tag``."""
+        return f"{'image' if self.from_picture else 'text'}-to-{self.makes}"
+
+
+#: Of a pipeline that nobody has: what flowhooks itself loads holds for every class.
+UNKNOWN = PipelineKind(makes="image", from_picture=False, loader=None)
+
+
+def pipeline_kind(pipe: Any, component: str) -> PipelineKind:
+    """Tell what a pipeline is by its class, without running it.
+
+    Args:
+        pipe: a Diffusers pipeline.
+        component: the name of its network that was trained.
+    """
+    name, arguments = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    if arguments.keys() & {"num_frames", "frames"} or _CLIPS.search(name):
+        makes: Literal["image", "video", "audio"] = "video"
+    elif "height" not in arguments and ("Audio" in name or any("audio" in argument for argument in arguments)):
+        makes = "audio"
+    else:
+        makes = "image"
+    picture = arguments.get("image")
+    needed = picture is not None and picture.default is inspect.Parameter.empty
+    return PipelineKind(
+        makes=makes,
+        from_picture=makes != "audio" and picture is not None and (needed or bool(_FROM_PICTURE.search(name))),
+        loader=_loader(pipe, component),
+    )
+
+
+def _loader(pipe: Any, component: str) -> Literal["pipeline", "network"] | None:
+    # A class may have `load_lora_weights` for its text encoder alone.
+    if hasattr(pipe, "load_lora_weights") and component in getattr(pipe, "_lora_loadable_modules", ()):
+        return "pipeline"
+    return "network" if hasattr(getattr(pipe, component, None), "load_lora_adapter") else None
