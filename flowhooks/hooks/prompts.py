@@ -21,7 +21,7 @@ class Prompt:
 
 def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
     """From a ``.jsonl`` file of objects with the key ``prompt``, a text file with one prompt a line, or a list of
-    prompts or such objects.
+    prompts or such objects, written in place or in a ``.json`` file.
 
     Raises:
         ValueError: no such file, nothing in it, or a line that is no prompt; with file and line.
@@ -32,6 +32,8 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
             raise ValueError("`prompts` is an empty list; name a file, or write prompts into it")
         return found
     path = Path(given).expanduser()
+    if path.suffix == ".json":
+        return _listed(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -46,6 +48,19 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
     if not found:
         raise ValueError(f"`prompts`: {path} holds no prompt; write one a line")
     return found
+
+
+def _listed(path: Path) -> list[Prompt]:
+    """The entries of a ``.json`` file, which holds one list."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"`prompts`: {path} cannot be read ({error.strerror}); name a text or jsonl file") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`prompts`: {path} is no JSON: {error}") from error
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"`prompts`: {path} must hold a list of prompts, or of objects with the key `prompt`")
+    return [_prompt(entry, f"{path}, entry {i + 1}") for i, entry in enumerate(found)]
 
 
 def by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]:

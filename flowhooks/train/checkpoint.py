@@ -21,6 +21,8 @@ from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import REFUSALS, refused
 
 MANIFEST = "manifest.json"
+#: The metrics of a run, a line a logged step.
+HISTORY = "metrics.jsonl"
 FORMAT = 1
 _PARTIAL = ".checkpoint-{step}.partial"
 
@@ -66,6 +68,33 @@ class Checkpoints:
                 "no checkpoint is whole: " + "; ".join(damaged) + "; start anew in another `output_dir`"
             )
         return None
+
+    def go_back(self, source: Path) -> None:
+        """Move the checkpoints after ``source``, one of this folder, and the metrics so far into a folder of their own:
+        the run leaves them behind, and its `latest` is what it writes from here on. Nothing is deleted.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        if source.resolve().parent != self.folder.resolve():
+            return
+        step = _step_of(source.resolve())
+        later = [folder for folder in self.all() if _step_of(folder) > step]
+        if not later:
+            return
+        aside = self.folder / f"set-aside-{uuid.uuid4().hex[:6]}"
+        try:
+            aside.mkdir()
+            history = self.folder / HISTORY
+            if history.is_file():
+                shutil.copyfile(history, aside / HISTORY)
+            for folder in later:
+                folder.rename(aside / folder.name)
+        except OSError as error:
+            raise CheckpointError(refused(aside, error)) from error
+        names = ", ".join(folder.name for folder in later)
+        message = f"{self.folder}: going on from {source.name}; what came after it is in {aside.name}: {names}"
+        warnings.warn(message, FlowhooksWarning, stacklevel=2)
 
     def sweep(self) -> None:
         """Remove what a killed writer left. Only names that this class writes are touched."""

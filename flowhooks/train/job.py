@@ -56,12 +56,16 @@ class Job:
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
     _saved: int = field(default=-1, init=False)
+    #: What a checkpoint says of the metrics that were measured since the last logged step.
+    _window: Mapping[str, Any] | None = field(default=None, init=False)
 
     @contextmanager
     def open(self, loader: Iterable[Batch | None], progress: bool) -> Iterator[None]:
         """Trackers, history and progress bar are open inside the block."""
         training, main = self.run.training, self.accelerator.is_main_process
         self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
+        if self._window is not None:
+            self.window.load_state_dict(self._window)
         self.voice = Voice(main)
         self._loader = loader
         if main:
@@ -115,9 +119,19 @@ class Job:
     def publish(self, values: Mapping[str, float]) -> None:
         """To trackers and history, under this step."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        self.accelerator.log(finite, step=self.step)
+        with self._told("the trackers"):
+            self.accelerator.log(finite, step=self.step)
         if self.accelerator.is_main_process:
-            self._history.append(self.step, values)
+            with self._told(str(self._history.file)):
+                self._history.append(self.step, values)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """A log that cannot be written is worth a warning, and never a run."""
+        try:
+            yield
+        except Exception as error:
+            self.voice.say(f"{what} did not take a step's metrics ({type(error).__name__}: {error}); training goes on")
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless the run was just resumed from it. Raises TrainingError,
@@ -132,7 +146,7 @@ class Job:
             "session": self.session.state_dict(),
             "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
         }
-        own = {"random": rng.capture(self.accelerator.device)}
+        own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
         self.checkpoints.save(self.step, states, own, self.identity)
         self._saved = self.step
 
@@ -162,6 +176,15 @@ class Job:
         self.step, self.values = progress["step"], progress["values"]
         own = read(folder, f"process_{self.accelerator.process_index}")
         rng.restore(own["random"], self.accelerator.device)
+        # Checkpoints of older versions hold none.
+        self._window = own.get("window")
+        last = self.run.training["max_train_steps"]
+        if self.step > last:
+            message = (
+                f"{folder}: is at step {self.step:,}, after the last step {last:,} of this run; nothing is left to "
+                "train. Raise `training.max_train_steps`"
+            )
+            warnings.warn(message, FlowhooksWarning, stacklevel=2)
         self._saved = self.step
 
     def finish(self) -> None:

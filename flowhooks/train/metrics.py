@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +19,9 @@ from flowhooks.errors import TrainingError
 from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
 from flowhooks.train.agreement import gather
+from flowhooks.train.checkpoint import HISTORY
 from flowhooks.train.files import write_aside
 
-HISTORY = "metrics.jsonl"
 #: Of what stands beside the other losses of a step; no metric's name.
 _ADDED = "loss, added"
 
@@ -54,6 +55,19 @@ class MetricWindow:
     def step(self) -> None:
         """One optimiser step is done."""
         self._steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured since the last fetch, of this process."""
+        lists = {"losses": self._losses, "added": self._added, **{f"metric {n}": v for n, v in self._measured.items()}}
+        found = {name: torch.stack([v.reshape(()) for v in values]) for name, values in lists.items() if values}
+        return {"values": found, "steps": self._steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave, so that a resumed run logs what an uninterrupted one does."""
+        lists = {name: list(values.unbind()) for name, values in state["values"].items()}
+        self._losses, self._added = lists.pop("losses", []), lists.pop("added", [])
+        self._measured = {name.removeprefix("metric "): values for name, values in lists.items()}
+        self._steps = int(state["steps"])
 
     def fetch(self) -> dict[str, float]:
         """Means without NaN over micro-batches and processes: the loss over the whole window, the rest over its
@@ -121,7 +135,9 @@ class History:
             stream.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def _lines(self) -> list[str]:
-        return self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        # A byte that is no text spoils its line only.
+        text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
+        return text.splitlines()
 
 
 class Voice:
@@ -141,5 +157,5 @@ class Voice:
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return sys.maxsize  # cut short by a killed writer

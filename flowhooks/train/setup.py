@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.checks import Examined, examine
+from flowhooks.checks.output import LATEST
 from flowhooks.config import Run
 from flowhooks.data import (
     Audit,
@@ -41,6 +42,7 @@ from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated
 from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline, others_awake
+from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization, make_optimizer
 from flowhooks.train.outputs import write_run
 from flowhooks.train.validation import Validation
@@ -63,6 +65,9 @@ def prepared(
     _build(run, frozenset(f"data:{each}" for each in audited.provides) if run.data is not None else run.provides)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(run))
+        with together(ConfigError):
+            if accelerator.is_main_process:
+                stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
         for line in audited.warnings if accelerator.is_main_process else ():
@@ -77,6 +82,8 @@ def prepared(
         with together(ConfigError):
             if accelerator.is_main_process:
                 checkpoints.sweep()
+                if source is not None and resume != LATEST:
+                    checkpoints.go_back(source)
                 write_run(run)
 
         pipe = load_pipeline(run.model).to(accelerator.device)

@@ -1,0 +1,101 @@
+"""Going on from an older checkpoint, and logs that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import pytest
+import torch
+
+from flowhooks.errors import FlowhooksWarning
+from flowhooks.hooks.prompts import read_prompts
+from flowhooks.kernel.view import StepResult
+from flowhooks.train import train
+from flowhooks.train.checkpoint import HISTORY
+from flowhooks.train.metrics import History, MetricWindow
+from tests.train.runs import history
+
+
+def test_what_came_after_an_older_checkpoint_is_set_aside_and_latest_is_of_the_new_branch(new_run):
+    training = {"max_train_steps": 3, "checkpointing_steps": 1, "log_every_steps": 2}
+    run = new_run(training=training)
+    folder = train(run, progress=False).output_dir
+    before = {path.name: (path / "manifest.json").read_bytes() for path in folder.glob("checkpoint-*")}
+    lines = (folder / HISTORY).read_text()
+    # The first step's logged window holds step 2 alone: what the checkpoint of step 1 knows must not be lost.
+    with pytest.warns(FlowhooksWarning, match="going on from checkpoint-1; what came after it is in set-aside-"):
+        train(run, resume=str(folder / "checkpoint-1"), progress=False)
+    (aside,) = folder.glob("set-aside-*")
+    assert {path.name for path in aside.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
+    for path in aside.glob("checkpoint-*"):
+        assert (path / "manifest.json").read_bytes() == before[path.name]
+    assert (aside / HISTORY).read_text() == lines
+    again = [{k: v for k, v in line.items() if k != "seconds_per_step"} for line in history(folder)]
+    assert again == [
+        {k: v for k, v in json.loads(line).items() if k != "seconds_per_step"} for line in lines.splitlines()
+    ]
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+
+
+def test_a_last_step_that_is_behind_is_told(new_run):
+    run = new_run(training={"max_train_steps": 2, "checkpointing_steps": 1})
+    folder = train(run, progress=False).output_dir
+    shorter = new_run(training={"max_train_steps": 1, "checkpointing_steps": 1}, output_dir=str(folder))
+    with pytest.warns(FlowhooksWarning, match="at step 2, after the last step 1 of this run"):
+        assert train(shorter, resume="latest", progress=False).step == 2
+
+
+def test_a_tracker_that_raises_ends_no_run(new_run, monkeypatch, capsys):
+    from accelerate import Accelerator
+
+    def broken(self, values, step=None, **kwargs):
+        raise RuntimeError("the server has gone")
+
+    monkeypatch.setattr(Accelerator, "log", broken)
+    result = train(new_run(training={"max_train_steps": 2, "log_every_steps": 1}), progress=False)
+    said = capsys.readouterr().err
+    assert result.step == 2 and said.count("the server has gone") == 1 and "training goes on" in said
+    assert [line["step"] for line in history(result.output_dir)][-1] == 2
+
+
+def test_a_window_is_what_it_was_after_a_resume():
+    def result(value: float) -> StepResult:
+        return StepResult(loss=torch.tensor(2 * value), metrics={"a": torch.tensor(value)}, passes=1, share=2.0)
+
+    whole, first, second = (MetricWindow(4, 8) for _ in range(3))
+    for value in (1.0, 5.0):
+        whole.add(result(value))
+    first.add(result(1.0))
+    second.load_state_dict(first.state_dict())
+    second.add(result(5.0))
+    one, other = whole.fetch(), second.fetch()
+    assert one.pop("seconds_per_step") >= 0 and other.pop("seconds_per_step") >= 0
+    assert one == other == {"loss": 3.0, "a": 3.0}
+
+
+def test_lines_that_cannot_be_read_stand_in_no_way(tmp_path):
+    good = json.dumps({"step": 1, "loss": 0.5}).encode()
+    (tmp_path / HISTORY).write_bytes(b"\n".join([good, b"\xff\xfe{", b"[]", b'{"step": 1e999}', b"[" * 50000, b""]))
+    kept = History(tmp_path, 3)
+    kept.append(4, {"loss": 1.0})
+    assert [json.loads(line)["step"] for line in (tmp_path / HISTORY).read_text().splitlines()] == [1, 4]
+
+
+def test_a_json_file_of_prompts_is_a_list_of_them(tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps(["one", {"prompt": "two", "task": "b"}]))
+    assert [(p.text, dict(p.record)) for p in read_prompts(str(file))] == [("one", {}), ("two", {"task": "b"})]
+    for text in ('{"prompt": "one"}', "[]", "one\ntwo", "[" * 100000):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"prompts.json"):
+            read_prompts(str(file))
+
+
+def test_nothing_is_warned_of_a_run_that_goes_on(new_run):
+    run = new_run(training={"max_train_steps": 2, "checkpointing_steps": 1})
+    train(run, progress=False)
+    longer = new_run(training={"max_train_steps": 3, "checkpointing_steps": 1}, output_dir=run.output_dir)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FlowhooksWarning)
+        assert train(longer, resume="latest", progress=False).step == 3
