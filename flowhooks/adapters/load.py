@@ -198,7 +198,7 @@ def _peft_config(read: AdapterFile) -> PeftConfig:
     unknown = [key for key in document if key not in known]
     if unknown:
         warnings.warn(
-            f"{origin}: this PEFT knows no {first_few(unknown)}; left out. The file was written by a newer PEFT: if the "
+            f"{origin}: this PEFT knows no {first_few(unknown)}; left out. A newer PEFT wrote the file: if the "
             "adapter looks wrong, update PEFT.",
             FlowhooksWarning,
             stacklevel=2,
