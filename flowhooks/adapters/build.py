@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from flowhooks.adapters.base import Adapter
-from flowhooks.adapters.load import load_values
+from flowhooks.adapters.load import load_values, read_adapter, starting_config
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter, build_network
 from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config
 from flowhooks.adapters.targets import check_bare, find_targets
@@ -19,7 +19,8 @@ def build_adapter(transformer: nn.Module, config: Mapping[str, Any]) -> Adapter:
     """Freeze ``transformer`` and put a fresh adapter on it, which changes nothing until it is trained.
 
     ``config`` is the validated adapter section: type, algo (LyCORIS), rank, alpha, dropout, target_modules, init_from.
-    With ``init_from`` the values come from that file or folder, which must fit the section.
+    With ``init_from`` the values come from that file or folder, which must fit the section; ranks and strengths
+    that differ between layers, and rank-stabilised scaling, are the file's.
 
     Raises:
         AdapterError: no layer matches, the transformer already carries an adapter, or ``init_from`` does not fit.
@@ -28,14 +29,16 @@ def build_adapter(transformer: nn.Module, config: Mapping[str, Any]) -> Adapter:
     if config["type"] == "lycoris" and config["algo"] is None:
         config = {**config, "algo": "locon"}
     targets = find_targets(transformer, config["target_modules"])
+    start = None if config["init_from"] is None else read_adapter(Path(config["init_from"]))
     adapter: PeftAdapter | LycorisAdapter
     if config["type"] == "lycoris":
         adapter = LycorisAdapter(transformer, config, build_network(transformer, config, targets), targets)
     else:
-        adapter = PeftAdapter(transformer, config, peft_config(config, targets), targets)
-    if config["init_from"] is not None:
+        peft = peft_config(config, targets) if start is None else starting_config(start, config, targets)
+        adapter = PeftAdapter(transformer, config, peft, targets)
+    if start is not None:
         try:
-            load_values(adapter, Path(config["init_from"]))
+            load_values(adapter, start)
         except BaseException:
             adapter.detach()
             raise

@@ -15,12 +15,14 @@ from flowhooks.adapters.names import (
     CONFIG_KEY,
     GATE_KEY,
     LYCORIS_PREFIX,
+    PEFT_CONFIG_FILE,
     find_file,
     first_few,
     format_of,
     layer_name,
     read_json,
     refuse_integers,
+    refuse_whole_modules,
     unreadable,
 )
 from flowhooks.errors import AdapterError
@@ -56,6 +58,9 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     kind, prefix = format_of(file, shapes)
     if section is not None:
         _check_section(file, kind, metadata, section)
+    if kind == "peft" and file.with_name(PEFT_CONFIG_FILE).is_file():
+        beside = file.with_name(PEFT_CONFIG_FILE)
+        refuse_whole_modules(read_json(beside.read_text(encoding="utf-8"), origin=str(beside)), str(beside))
     weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import math
+import re
+import warnings
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils.peft_utils import get_peft_kwargs
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
 from torch import Tensor, nn
 
 from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
 from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, find_file, read_json, read_tensors
 from flowhooks.adapters.fit import check_kind, check_scale
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, network_from_weights
-from flowhooks.adapters.names import DIFFUSERS_PREFIX, first_few, format_of, layer_name
-from flowhooks.adapters.peft_adapter import PeftAdapter, selected_targets
+from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few, format_of, layer_name, refuse_whole_modules
+from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
-from flowhooks.errors import AdapterError
+from flowhooks.errors import AdapterError, FlowhooksWarning
 
 _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
     "LORA": ("lora", LoraConfig),
     "LOHA": ("loha", LoHaConfig),
     "LOKR": ("lokr", LoKrConfig),
 }
+# What decides the rank of a layer and how strongly it acts, as PEFT's configurations call it.
+_STRENGTH = ("rank_pattern", "alpha_pattern", "use_rslora")
 # Ways to start a LoRA that subtract it from the base's weights: it is no change of the base as it is published.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -39,12 +46,14 @@ class AdapterFile:
         kind: its format: ``diffusers``, ``peft`` or ``lycoris``.
         tensors: on the CPU, their names without the format's prefix.
         header: what was written beside them.
+        alphas: layer -> alpha, of a LoRA that holds them as tensors.
     """
 
     path: Path
     kind: str
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str]
+    alphas: Mapping[str, float] = field(default_factory=dict)
 
 
 def read_adapter(path: Path | str) -> AdapterFile:
@@ -54,7 +63,8 @@ def read_adapter(path: Path | str) -> AdapterFile:
     tensors, header = read_tensors(file)
     kind, prefix = format_of(file, tensors)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header)
+    alphas = {} if kind == "lycoris" else split_alphas(file, stripped)
+    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header, alphas=alphas)
 
 
 def load_adapter(transformer: nn.Module, path: Path | str) -> Adapter:
@@ -102,14 +112,48 @@ def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True
     return adapter
 
 
-def load_values(adapter: AttachedAdapter, path: Path) -> None:
-    """Start ``adapter`` from the values at ``path``. Raises `AdapterError` unless kind, layers, shapes and scale are
-    the same."""
-    file = read_adapter(path)
+def starting_config(file: AdapterFile, section: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConfig:
+    """The PEFT configuration of an adapter that starts from ``file``: the section's, with the file's rank and strength
+    of every layer, whether its patterns or rank-stabilised scaling say them.
+
+    Raises:
+        AdapterError: the file's type, rank or alpha is not the section's.
+    """
+    check_kind(file.path, file.kind, section)
+    found, config = _peft_config(file), peft_config(section, targets)
+    check_scale(file.path, _peft_section(file.path, {}, found), section)
+    for key in _STRENGTH:
+        if hasattr(config, key):
+            setattr(config, key, getattr(found, key))
+    return config
+
+
+def load_values(adapter: AttachedAdapter, file: AdapterFile) -> None:
+    """Start ``adapter`` from the values of ``file``. Raises `AdapterError` unless kind, layers, shapes and the scale of
+    every layer are the same."""
     check_kind(file.path, file.kind, adapter.config)
     if isinstance(adapter, PeftAdapter):
-        check_scale(file.path, _peft_section(file.path, {}, _peft_config(file)), adapter.config)
+        _check_scales(adapter, file)
     adapter.load_state_dict(file.tensors, origin=str(file.path))
+
+
+def _check_scales(adapter: PeftAdapter, file: AdapterFile) -> None:
+    config = _peft_config(file)
+    for name, layer in zip(adapter.targets, adapter.layers, strict=True):
+        found, built = scale_of(config, name), float(vars(layer)["scaling"][adapter.name])
+        if not math.isclose(found, built, rel_tol=1e-6):
+            raise AdapterError(
+                f"{file.path}: scales the change of `{name}` by {found:g}, the adapter section by {built:g}. Set "
+                "`adapter.rank` and `adapter.alpha` to the file's."
+            )
+
+
+def scale_of(config: Any, layer: str) -> float:
+    """What PEFT multiplies the product of a layer's matrices by."""
+    rank = (config.rank_pattern or {}).get(get_pattern_key(config.rank_pattern or {}, layer), config.r)
+    alpha = config.lora_alpha if isinstance(config, LoraConfig) else config.alpha
+    alpha = (config.alpha_pattern or {}).get(get_pattern_key(config.alpha_pattern or {}, layer), alpha)
+    return float(alpha / (math.sqrt(rank) if getattr(config, "use_rslora", False) else rank))
 
 
 def _targets(transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> tuple[str, ...]:
@@ -143,19 +187,77 @@ def _peft_config(read: AdapterFile) -> PeftConfig:
         if not ranks:
             raise AdapterError(f"{file}: has no `lora_B` weights; expected a LoRA in the Diffusers format.")
         document = {"peft_type": "LORA", **get_peft_kwargs(ranks, None, dict(tensors))}
+    if read.alphas:
+        _take_alphas(read, document, origin)
     kind_name = document.pop("peft_type", "LORA")
     if kind_name not in _PEFT_CONFIGS:
         raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
     _check_plain(document, origin)
+    config_class = _PEFT_CONFIGS[kind_name][1]
+    known = {option.name for option in fields(config_class)}
+    unknown = [key for key in document if key not in known]
+    if unknown:
+        warnings.warn(
+            f"{origin}: this PEFT knows no {first_few(unknown)}; left out. A newer PEFT wrote the file: if the "
+            "adapter looks wrong, update PEFT.",
+            FlowhooksWarning,
+            stacklevel=2,
+        )
+        document = {key: value for key, value in document.items() if key in known}
     try:
-        return _PEFT_CONFIGS[kind_name][1](**{**document, "inference_mode": False, "base_model_name_or_path": None})
+        return config_class(**{**document, "inference_mode": False, "base_model_name_or_path": None})
     except (TypeError, ValueError) as error:
         raise AdapterError(
             f"{origin}: PEFT does not accept this configuration ({error}). Was it written by a newer PEFT?"
         ) from error
 
 
+def split_alphas(file: Path, tensors: dict[str, Tensor]) -> dict[str, float]:
+    """Take the alphas out of a LoRA's tensors: layer -> alpha. Raises `AdapterError` for one that is no number."""
+    alphas: dict[str, float] = {}
+    for key in [key for key in tensors if key.endswith(ALPHA)]:
+        value = tensors.pop(key)
+        if value.numel() != 1:
+            raise AdapterError(f"{file}: `{key}` has shape {list(value.shape)}; expected one number.")
+        alphas[key.removesuffix(ALPHA)] = float(value)
+    return alphas
+
+
+def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> None:
+    """Put a file's alphas into its configuration. Where that says another strength, the two cannot both be right."""
+    layers = dict.fromkeys(layer_name(key) for key in read.tensors)
+    lost = [name for name in read.alphas if name not in layers]
+    if lost:
+        raise AdapterError(f"{read.path}: has an alpha, but no matrices, for {first_few(lost)}. It is incomplete.")
+    if read.kind == "peft" or LORA_ADAPTER_METADATA_KEY in read.header:
+        patterns, base = document.get("alpha_pattern") or {}, document.get("lora_alpha", document.get("alpha"))
+        for name, alpha in read.alphas.items():
+            stated = patterns.get(get_pattern_key(patterns, name), base)
+            if document.get("use_rslora") or stated is None or not math.isclose(stated, alpha, rel_tol=1e-3):
+                raise AdapterError(
+                    f"{read.path}: `{name}{ALPHA}` is {alpha:g}, {origin} says {stated}"
+                    f"{' with `use_rslora`' if document.get('use_rslora') else ''}. One of them is wrong: take the "
+                    "file as its trainer wrote it."
+                )
+        return
+    # A layer without an alpha keeps Diffusers' reading, its rank.
+    ranks = {name: tensor.shape[0] for name, tensor in _downs(read.tensors)}
+    alphas = {name: read.alphas.get(name, float(rank)) for name, rank in ranks.items()}
+    if not alphas:
+        return
+    counts = Counter(alphas.values())
+    common = max(counts, key=lambda alpha: (counts[alpha], alpha))
+    document["lora_alpha"] = common
+    # Anchored: a layer's whole name can be the end of another's.
+    document["alpha_pattern"] = {f"^{re.escape(name)}": alpha for name, alpha in alphas.items() if alpha != common}
+
+
+def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [(layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight")]
+
+
 def _check_plain(document: Mapping[str, Any], origin: str) -> None:
+    refuse_whole_modules(document, origin)
     if document.get("use_dora"):
         raise AdapterError(
             f"{origin}: is a DoRA, which scales the base's weights themselves. Only plain LoRA can be loaded."

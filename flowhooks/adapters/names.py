@@ -31,6 +31,9 @@ DIFFUSERS_PREFIX = "transformer"
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
 
+#: What the key of a layer's alpha ends with, in files that hold it as a tensor.
+ALPHA = ".alpha"
+
 #: What safetensors calls the number types that weights of an adapter have.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -147,12 +150,23 @@ def named_by(name: str, entry: str) -> bool:
     return name == entry or name.endswith(f".{entry}")
 
 
+def refuse_whole_modules(document: Mapping[str, Any], origin: str) -> None:
+    """Raises `AdapterError` for a PEFT configuration with ``modules_to_save``."""
+    whole = document.get("modules_to_save")
+    if whole:
+        raise AdapterError(
+            f"{origin}: `modules_to_save` is {whole!r}: beside the adapter the file replaces whole layers of the base, "
+            "which flowhooks neither trains nor loads. Train without it, or merge the adapter into the base with "
+            "PEFT's `merge_and_unload` and use the result as the base model."
+        )
+
+
 def layer_name(key: str) -> str:
     """The layer that a key of a Diffusers or PEFT file, without its prefix, belongs to."""
     for part in (".lora_", ".hada_", ".lokr_"):
         if part in key:
             return key.rsplit(part, 1)[0]
-    return key
+    return key.removesuffix(ALPHA)
 
 
 def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:

@@ -13,6 +13,7 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from flowhooks.adapters.files import TRANSFORMER_KEY, read_json, read_tensors
+from flowhooks.adapters.load import split_alphas
 from flowhooks.adapters.names import first_few
 from flowhooks.errors import AdapterError
 
@@ -63,10 +64,11 @@ class LoraFile:
 def read_lora(file: Path) -> LoraFile:
     """Read a LoRA in the Diffusers format. Raises `AdapterError` when it is something else or is damaged.
 
-    Rank and alpha come from Diffusers' metadata, patterns and rank-stabilised scaling included; without it alpha is
-    the rank, as Diffusers has it.
+    Rank and alpha come from Diffusers' metadata, patterns and rank-stabilised scaling included; without it from
+    `.alpha` tensors, and where there are none alpha is the rank, as Diffusers has it.
     """
     tensors, metadata = read_tensors(file)
+    alphas = {name.removeprefix(_PREFIX): alpha for name, alpha in split_alphas(file, tensors).items()}
     foreign = [key for key in tensors if not (key.startswith(_PREFIX) and key.endswith((_DOWN, _UP)))]
     names = dict.fromkeys(key.removesuffix(_DOWN).removesuffix(_UP).removeprefix(_PREFIX) for key in tensors)
     if foreign:
@@ -81,11 +83,13 @@ def read_lora(file: Path) -> LoraFile:
             metadata[LORA_ADAPTER_METADATA_KEY], origin=f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
         )
         settings = {key.removeprefix(_PREFIX): value for key, value in document.items()}
-    layers = tuple(_layer(file, name, tensors, settings) for name in names)
+    layers = tuple(_layer(file, name, tensors, settings, alphas) for name in names)
     return LoraFile(layers=layers, transformer=metadata.get(TRANSFORMER_KEY), metadata=metadata)
 
 
-def _layer(file: Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LoraLayer:
+def _layer(
+    file: Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], alphas: Mapping[str, float]
+) -> LoraLayer:
     down, up = tensors.get(f"{_PREFIX}{name}{_DOWN}"), tensors.get(f"{_PREFIX}{name}{_UP}")
     if down is None or up is None:
         raise AdapterError(
@@ -98,7 +102,7 @@ def _layer(file: Path, name: str, tensors: Mapping[str, Tensor], settings: Mappi
         )
     rank = down.shape[0]
     if not settings:
-        return LoraLayer(name=name, down=down, up=up, alpha=float(rank))
+        return LoraLayer(name=name, down=down, up=up, alpha=alphas.get(name, float(rank)))
     patterns = settings.get("alpha_pattern") or {}
     alpha = float(patterns.get(get_pattern_key(patterns.keys(), name), settings["lora_alpha"]))
     if settings.get("use_rslora"):

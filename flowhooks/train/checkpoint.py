@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.checks.output import CHECKPOINT, LATEST, checkpoints_in
-from flowhooks.errors import CheckpointError, FlowhooksWarning, UnusableCheckpoint
+from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.kernel import distributed
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
@@ -101,13 +101,21 @@ class Checkpoints:
         for aside in self.folder.glob(_PARTIAL.format(step="*")):
             shutil.rmtree(aside, ignore_errors=True)
 
-    def save(self, step: int, states: Mapping[str, Any], own: Mapping[str, Any], identity: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        states: Mapping[str, Any],
+        own: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        beside: Callable[[Path], object] | None = None,
+    ) -> Path:
         """Write ``checkpoint-<step>``, on all processes together, then remove the oldest ones over the limit.
 
         Args:
             states: file stem -> state, written by the main process.
             own: this process's state, such as its random generators.
             identity: what the checkpoint belongs to; goes into the manifest.
+            beside: writes more files into the folder it is given, on the main process.
 
         Raises:
             CheckpointError: on every process, when the disk refuses one of them. Nothing half-written is left and the
@@ -126,6 +134,8 @@ class Checkpoints:
                     _guarded(final, partial(write_state, aside / f"{stem}.safetensors", state))
             with together(CheckpointError):
                 if main:
+                    if beside is not None:
+                        _guarded(final, partial(_unwrapped, beside, aside))
                     _guarded(final, lambda: self._publish(aside, final, step, identity))
         except BaseException:
             if main:
@@ -199,6 +209,16 @@ def verify(folder: Path) -> None:
 def read(folder: Path, stem: str) -> Any:
     """One state of a verified checkpoint. Raises CheckpointError."""
     return read_state(folder / f"{stem}.safetensors")
+
+
+def _unwrapped(write: Callable[[Path], object], folder: Path) -> None:
+    """Writers of other rooms have errors of their own: what the disk said is told as a checkpoint's."""
+    try:
+        write(folder)
+    except FlowhooksError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise CheckpointError(str(error)) from error
 
 
 def _guarded(final: Path, write: Callable[[], object]) -> None:

@@ -29,7 +29,7 @@ from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import same_data
 from flowhooks.train.metrics import History, MetricWindow, Voice
 from flowhooks.train.optimization import Optimization
-from flowhooks.train.outputs import write_outputs
+from flowhooks.train.outputs import write_intermediate, write_outputs
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -147,7 +147,9 @@ class Job:
             "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
         }
         own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
-        self.checkpoints.save(self.step, states, own, self.identity)
+        self.checkpoints.save(
+            self.step, states, own, self.identity, lambda folder: write_intermediate(self.run, self.session, folder)
+        )
         self._saved = self.step
 
     @torch.no_grad()

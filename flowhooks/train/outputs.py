@@ -44,11 +44,7 @@ def write_outputs(
     Raises:
         TrainingError, AdapterError: the disk refuses.
     """
-    folder = Path(run.output_dir)
-    header = {
-        "flowhooks.run": json.dumps(without_local_paths(run.document)),
-        "flowhooks.versions": json.dumps(versions()),
-    }
+    folder, header = Path(run.output_dir), _header(run)
     with averaged(session):
         if session.adapter is not None:
             session.adapter.save(folder, header)
@@ -59,6 +55,29 @@ def write_outputs(
     write_json(folder / METRICS, finite, TrainingError)
     prompts = () if run.data is None else run.data.instance_prompts
     write_card(folder, document=run.document, metrics=finite, pictures=pictures, pipe=pipe, instance_prompts=prompts)
+
+
+def write_intermediate(run: Run, session: Session, folder: Path) -> None:
+    """What a checkpoint can be drawn with, exported from and started from: the run, its adapter and modules of hooks
+    as they would be written at the end. Under ``use_ema`` these are the *averaged* weights. Of a run that trains the
+    whole transformer nothing is written: it would be a second copy of the model.
+
+    Raises:
+        TrainingError, AdapterError: the disk refuses.
+    """
+    if session.adapter is None:
+        return
+    write_json(folder / RUN, run.document, TrainingError)
+    with averaged(session):
+        session.adapter.save(folder, _header(run))
+        save_modules(folder, session.assembly, session.model, _header(run))
+
+
+def _header(run: Run) -> dict[str, str]:
+    return {
+        "flowhooks.run": json.dumps(without_local_paths(run.document)),
+        "flowhooks.versions": json.dumps(versions()),
+    }
 
 
 def versions() -> dict[str, str]:
