@@ -57,7 +57,11 @@ def test_a_run_that_was_really_killed(tmp_path):
         pass
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", holder(host="another"), holder(pid="x"), "[" * 100000])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", holder(host="another"), holder(pid="x"), "[" * 100000],
+    ids=["empty", "a list", "cut short", "another host", "no number", "deep"],
+)
 def test_of_what_is_not_known_nothing_is_taken(tmp_path, text):
     (tmp_path / LOCK).write_text(text)
     with pytest.raises(ConfigError, match=f"remove {LOCK}|remove that file"), locked(tmp_path):

@@ -1,0 +1,64 @@
+"""What ``flowhooks train`` says in the end: what was written, how to look at it, or how to go on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowhooks.adapters.names import ADAPTER_FILES
+from flowhooks.checks.output import LATEST, checkpoints_in
+from flowhooks.errors import FlowhooksError
+
+if TYPE_CHECKING:
+    from flowhooks.config import Run
+
+#: Exit code of whatever is refused before training.
+REFUSED = 2
+
+
+def what_next(run: Run) -> list[str]:
+    """What a finished run wrote, and how to look at it: only what is there."""
+    # Training has imported it by now.
+    from flowhooks.train.launch import LOGS
+
+    folder = Path(run.output_dir)
+    found = [f"  {what:<10} {path}" for what, path in _written(folder)]
+    if "tensorboard" in run.logging["trackers"]:
+        found.append(f"  {'curves':<10} tensorboard --logdir {shlex.quote(str(folder / LOGS))}")
+    return [*found, f"  {'pictures':<10} flowhooks sample {shlex.quote(str(folder))}"]
+
+
+@contextmanager
+def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
+    """Print the command that goes on with a run that stops inside the block, by a signal or by a failure of training.
+
+    Nothing is printed of a refusal, which going on would meet again, or where no checkpoint was written.
+    """
+    try:
+        yield
+    except BaseException as error:
+        refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
+        main = os.environ.get("RANK", "0") == "0"
+        if main and not refused and checkpoints_in(Path(run.output_dir)):
+            print(f"to go on: {shlex.join(_again(args))}", file=sys.stderr)
+        raise
+
+
+def _again(args: Namespace) -> list[str]:
+    overrides = [part for override in args.overrides for part in ("--set", override)]
+    imports = ["--allow-imports"] if args.allow_imports else []
+    return ["flowhooks", "train", args.run, *overrides, *imports, "--resume", LATEST]
+
+
+def _written(folder: Path) -> list[tuple[str, Path]]:
+    from flowhooks.train.outputs import PIPELINE
+
+    candidates = (("adapter", name) for name in ADAPTER_FILES)
+    named = [*candidates, ("pipeline", PIPELINE), ("validation", "validation")]
+    return [(what, folder / name) for what, name in named if (folder / name).exists()]
