@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowhooks.errors import AdapterError
+from flowhooks.reading import parse, user_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
@@ -53,7 +53,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 def find_file(path: Path) -> Path:
     """The adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix.lower() in _PICKLES:
         raise AdapterError(
             f"{path}: pickled weights are refused, they can run code when opened. Convert the file to .safetensors "
@@ -89,7 +89,7 @@ def short_name(file: Path) -> str:
 def read_json(text: str, *, origin: str) -> dict[str, Any]:
     """Parse a JSON object. Raises `AdapterError` naming ``origin``."""
     try:
-        value = json.loads(text)
+        value = parse(text)
     except ValueError as error:
         raise AdapterError(f"{origin}: not valid JSON ({error}).") from error
     if not isinstance(value, dict):

@@ -13,6 +13,7 @@ from flowhooks.config.drawing import drawing_problems
 from flowhooks.config.secrets import take_out
 from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, Problem
+from flowhooks.reading import user_path
 
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
@@ -76,7 +77,7 @@ class Datasets:
         named = block["instance_data_dir"]
         if named.startswith("digits:") or "://" in named:
             return named
-        place = self.source.parent / Path(named).expanduser()
+        place = self.source.parent / user_path(named)
         if block["type"] == "huggingface" and not place.exists():
             return named
         return str(place.resolve())
@@ -96,7 +97,7 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     """
     folder = base if base.is_dir() else base.parent
     if isinstance(given, (str, Path)):
-        source = _tidy(folder / Path(given).expanduser())
+        source = _tidy(folder / user_path(given))
         given, root = read_json(source), "$"
     else:
         source = base / "<inline>" if base.is_dir() else base

@@ -16,6 +16,7 @@ from typing import Any
 from flowhooks.checks.output import CHECKPOINT, LATEST, checkpoints_in
 from flowhooks.errors import CheckpointError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.kernel import distributed
+from flowhooks.reading import parse, read_text, user_path
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import REFUSALS, refused
@@ -51,8 +52,8 @@ class Checkpoints:
             CheckpointError: the named one is missing or damaged, or every one is.
         """
         if resume != LATEST:
-            verify(Path(resume).expanduser())
-            return Path(resume).expanduser()
+            verify(user_path(resume))
+            return user_path(resume)
         damaged = []
         for folder in reversed(self.all()):
             try:
@@ -140,7 +141,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UnusableCheckpoint(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
     try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        document = parse(read_text(folder / MANIFEST))
         version = document["format"]
         if version != FORMAT:
             message = (

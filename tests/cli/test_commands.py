@@ -291,11 +291,22 @@ def test_arguments_reach_their_commands():
     )
 
 
+def test_without_a_command_the_help_is_printed_and_nothing_was_done(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["flowhooks"])
+    for argv in ([], None):
+        assert main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and all(f"    {name} " in captured.err for name in COMMANDS)
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
-        ([], "required"),
-        (["chek"], "invalid choice"),
+        (["chek"], "there is no command 'chek'; did you mean 'check'?"),
+        (["zzz"], "there is no command 'zzz'; `flowhooks --help` lists them"),
+        (["probe", "m", "--dtype", "bf61"], "did you mean 'bf16'?"),
+        (["probe", "m", "--arguments", "{'a': 1}"], "single quotes"),
+        (["probe", "m", "--arguments", "[1]"], "expected an object"),
         (["sample", "m"], "--prompt"),
         (["sample", "m", "--prompt", "a", "--steps", "0"], "expected at least 1, found 0"),
         (["export", "l", "--format", "a1111"], "invalid choice"),
