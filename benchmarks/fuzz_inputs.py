@@ -9,17 +9,19 @@ from typing import Any
 
 #: What people, and strangers, write in the wrong place.
 VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"),
-    "", " ", "0", "1e-4", "nan", "true", "null", "\x00", "a\x00b", "\ud800", "\x1b[2J", "\u202e", "n" * 300, "n/" * 3000,
-    "~nosuchuser", "~nosuchuser/a", "~", "..", "/", "/dev/zero", "/dev/null", "/proc/self/mem", "${HOME}/a", "C:\\new",
-    "no_such_module:Thing", "a:b:c", "a.b", "memory://nowhere/a", "[", "*", "digits:", "digits:nothing", "a\nb", "\ufeff",
-    [], {}, [[]], [{}], [None], {"": {}}, {"type": None}, {"type": []}, {"$ref": "a"}, ["a"] * 3, [1, 1], [0.5, "x", None],
-)  # fmt: skip
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan")),
+    *(float("inf"), "", " ", "0", "1e-4", "nan", "true", "null", "\x00", "a\x00b", "\ud800", "\x1b[2J", "\u202e"),
+    *("n" * 300, "n/" * 3000, "~nosuchuser", "~nosuchuser/a", "~", "..", "/", "/dev/zero", "/dev/null"),
+    *("/proc/self/mem", "${HOME}/a", "C:\\new", "no_such_module:Thing", "a:b:c", "a.b", "memory://nowhere/a", "["),
+    *("*", "digits:", "digits:nothing", "a\nb", "\ufeff", [], {}, [[]], [{}], [None], {"": {}}, {"type": None}),
+    *({"type": []}, {"$ref": "a"}, ["a"] * 3, [1, 1], [0.5, "x", None]),
+)
 _TOKENS = (
-    b"{", b"}", b"[", b"]", b",", b",}", b":", b'"', b"'", b"//", b"/*", b"#", b"\\", b"\\u", b"\\ud800", b"NaN",
-    b"Infinity", b"1e999", b"9" * 500, b"9" * 5000, b"-", b"0x10", b"True", b"None", b"${HOME}", b"\xff\xfe", b"\xef\xbb\xbf",
-    b"\x00", b"\xe9", b"\r", b"\n", b"\t", b"[" * 5000, b'{"a":' * 3000, b"---\n", b"\x1b[2J", b"\xff" * 8, b"\x7f" * 8,
-)  # fmt: skip
+    *(b"{", b"}", b"[", b"]", b",", b",}", b":", b'"', b"'", b"//", b"/*", b"#", b"\\", b"\\u", b"\\ud800", b"NaN"),
+    *(b"Infinity", b"1e999", b"9" * 500, b"9" * 5000, b"-", b"0x10", b"True", b"None", b"${HOME}", b"\xff\xfe"),
+    *(b"\xef\xbb\xbf", b"\x00", b"\xe9", b"\r", b"\n", b"\t", b"[" * 5000, b'{"a":' * 3000, b"---\n", b"\x1b[2J"),
+    *(b"\xff" * 8, b"\x7f" * 8),
+)
 
 
 def bent(value: Any, draw: random.Random) -> Any:
@@ -95,7 +97,9 @@ def safetensors_bent(data: bytes, draw: random.Random) -> bytes:
     return len(text).to_bytes(8, "little") + text + body
 
 
-_TENSORS = tuple({"dtype": dtype} for dtype in ("F8_E4M3", "F8_E5M2", "I8", "BOOL", "I64", "F64", "BF16", "U64", "F4")) + (
+_KEYS = ("", "typo", "token", "a\x00b", "\ud800", "\x1b[2J", "k" * 5000)
+_DTYPES = ("F8_E4M3", "F8_E5M2", "I8", "BOOL", "I64", "F64", "BF16", "U64", "F4")
+_TENSORS = tuple({"dtype": dtype} for dtype in _DTYPES) + (
     {"shape": []}, {"shape": [0]}, {"shape": [2**40, 2**40]}, {"shape": [-1]}, {"data_offsets": [0, 0]},
     {"data_offsets": [0, 2**62]}, {"data_offsets": [10, 2]},
 )  # fmt: skip
@@ -124,9 +128,7 @@ def _changed(value: Any, draw: random.Random) -> Any:
             case 0:
                 del holder[key]
             case 1:
-                holder[draw.choice(("", "typo", "token", "a\x00b", "\ud800", "\x1b[2J", "k" * 5000, f"{key}x"))] = (
-                    holder[key]
-                )
+                holder[draw.choice((*_KEYS, f"{key}x"))] = holder[key]
             case _:
                 holder[key] = copy.deepcopy(draw.choice(VALUES))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,45 @@ def read_json(text: str, *, origin: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise AdapterError(f"{origin}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def read_section(text: str, *, origin: str) -> dict[str, Any]:
+    """Parse an adapter section from a file's header. Raises `AdapterError` naming ``origin`` for values that no section
+    has; which keys there are is not asked."""
+    section = read_json(text, origin=origin)
+    for key, (fits, expected) in _SECTION.items():
+        if key in section and not fits(section[key]):
+            raise AdapterError(
+                f"{origin}: `{key}` is {_shown(section[key])}, expected {expected}. The file is damaged."
+            )
+    return section
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "type": (lambda value: isinstance(value, str), "a string"),
+    "algo": (lambda value: value is None or isinstance(value, str), "a string or null"),
+    "rank": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    "alpha": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "target_modules": (_is_names, "a list of names or null"),
+}
+
+
+def _shown(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
 
 
 def unreadable(file: Path, error: Exception) -> str:

@@ -112,7 +112,8 @@ class History:
             stream.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def _lines(self) -> list[str]:
-        return self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []
+        # A byte that is no UTF-8 spoils its own line, which is then none.
+        return self.file.read_bytes().decode("utf-8", "replace").splitlines() if self.file.is_file() else []
 
 
 class Voice:
