@@ -128,7 +128,7 @@ def _leave(message: str, given: Sequence[str]) -> str:
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:
     if args.debug:
-        traceback.print_exc()
+        print(printable(_without_secrets(traceback.format_exc())), file=sys.stderr)
     print(printable(_without_secrets(message)), file=sys.stderr)
     return code
 

@@ -236,7 +236,7 @@ def _check_plain(document: Mapping[str, Any], origin: str) -> None:
 
 def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
     if CONFIG_KEY in header:
-        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
     kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
     targets = peft.target_modules
     return {
@@ -252,7 +252,7 @@ def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> di
 
 def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dict[str, Any]:
     if CONFIG_KEY in header:
-        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
     first = network.loras[0]
     return {
         "type": "lycoris",

@@ -97,10 +97,19 @@ def read_json(text: str, *, origin: str) -> dict[str, Any]:
     return value
 
 
-def read_section(text: str, *, origin: str) -> dict[str, Any]:
-    """Parse an adapter section from a file's header. Raises `AdapterError` naming ``origin`` for values that no section
-    has; which keys there are is not asked."""
+def read_section(text: str, *, origin: str, whole: bool = False) -> dict[str, Any]:
+    """Parse an adapter section from a file's header.
+
+    Args:
+        whole: every key has to be there.
+
+    Raises:
+        AdapterError: naming ``origin``, for a value that no section has, or a key that is missing.
+    """
     section = read_json(text, origin=origin)
+    missing = [key for key in _SECTION if whole and key not in section]
+    if missing:
+        raise AdapterError(f"{origin}: has no {first_few(missing)}. Take the file as it was saved.")
     for key, (fits, expected) in _SECTION.items():
         if key in section and not fits(section[key]):
             raise AdapterError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 import warnings
@@ -23,6 +24,8 @@ from flowhooks.train.files import REFUSALS, refused
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+#: Names of the files that it lists: in its own folder, and nowhere else.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _PARTIAL = ".checkpoint-{step}.partial"
 
 
@@ -149,6 +152,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
             raise UnusableCheckpoint(message)
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        for name in files:
+            if not _PLAIN.fullmatch(name):
+                raise ValueError(f"it names a file {name[:60]!r}")
         return Manifest(step=int(document["step"]), files=files, identity=dict(document["identity"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnusableCheckpoint(
