@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import shlex
 import signal
 import sys
@@ -36,13 +37,31 @@ from flowhooks.commands import (
     train,
 )
 from flowhooks.errors import FlowhooksError, FlowhooksWarning
+from flowhooks.printing import printable, safe_output
 
 COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
 
+_CHOICE = re.compile(r"argument (.+?): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(_without_secrets(message))
+        super().error(printable(_without_secrets(_suggested(message))))
+
+
+def _suggested(message: str) -> str:
+    """A complaint of argparse about a choice, with the choice that was perhaps meant."""
+    told = _CHOICE.fullmatch(message)
+    if told is None:
+        return message
+    # Imported here, as on the way of every command it would be for nothing.
+    from flowhooks.config.suggest import hint
+
+    what, word, choices = told[1], told[3], [choice.strip(" '\"") for choice in told[4].split(",")]
+    if what == "COMMAND":
+        return f"there is no command {word[:60]!r}{hint(word, choices) or '; `flowhooks --help` lists them'}"
+    return message + hint(word, choices)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -65,10 +84,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    if not given:
+        # Not 0: a script whose command came out empty has done nothing.
+        parser().print_help(sys.stderr)
+        return 2
     args = parser().parse_args(given)
     interrupts: list[int] = []
     try:
-        with _signals(interrupts), _plain_warnings():
+        with _signals(interrupts), _plain_warnings(), safe_output():
             code = args.run_command(args)
         sys.stdout.flush()
         return code
@@ -105,8 +128,8 @@ def _leave(message: str, given: Sequence[str]) -> str:
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:
     if args.debug:
-        traceback.print_exc()
-    print(_without_secrets(message), file=sys.stderr)
+        print(printable(_without_secrets(traceback.format_exc())), file=sys.stderr)
+    print(printable(_without_secrets(message)), file=sys.stderr)
     return code
 
 
@@ -127,8 +150,8 @@ def _plain_warnings() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if issubclass(category, FlowhooksWarning):
-            return f"warning: {message}\n"
-        return usual(message, category, filename, lineno, line)
+            return f"warning: {printable(str(message))}\n"
+        return printable(usual(message, category, filename, lineno, line))
 
     warnings.formatwarning = told
     try:

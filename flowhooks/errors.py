@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from flowhooks.printing import one_line
+
 
 class FlowhooksError(Exception):
     """Base of every error that flowhooks raises on purpose."""
@@ -33,7 +35,8 @@ class Problem:
     path: str | None = None
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.file, self.path, self.message) if part)
+        file = one_line(self.file) if self.file else None
+        return ": ".join(part for part in (file, self.path, self.message) if part)
 
 
 class ConfigError(FlowhooksError):

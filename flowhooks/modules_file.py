@@ -20,6 +20,7 @@ from flowhooks.adapters.fit import number_types
 from flowhooks.adapters.names import refuse_integers
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel.assembly import Assembly
+from flowhooks.reading import parse
 
 MODULES = "flowhooks_modules.safetensors"
 #: The resolved run beside it.
@@ -68,7 +69,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
         )
     try:
         _, header = read_tensors(file, integers=True)
-        manifest = dict(json.loads(header[MANIFEST]))
+        manifest = dict(parse(header[MANIFEST]))
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file}: is no modules file of flowhooks ({error})") from error
     if manifest.get("format") != FORMAT:

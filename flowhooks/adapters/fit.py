@@ -21,6 +21,7 @@ from flowhooks.adapters.names import (
     format_of,
     layer_name,
     read_json,
+    read_section,
     refuse_integers,
     refuse_whole_modules,
     unreadable,
@@ -104,7 +105,7 @@ def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
 def _check_section(file: Path, kind: str, metadata: Mapping[str, str], section: Mapping[str, Any]) -> None:
     check_kind(file, kind, section)
     if kind != "lycoris" and CONFIG_KEY in metadata:
-        found = read_json(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        found = read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
         if {"type", "rank", "alpha"} <= found.keys():
             check_scale(file, found, section)
 

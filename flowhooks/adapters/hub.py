@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
 
 from flowhooks.adapters.names import ADAPTER_FILES, PEFT_CONFIG_FILE
 from flowhooks.errors import AdapterError
+from flowhooks.reading import user_path
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?P<inside>(?:/{_PART})*)")
@@ -29,7 +30,7 @@ def fetch(source: Path | str) -> Path:
     Raises:
         AdapterError: it is neither here nor to be had from the Hub.
     """
-    path, match = Path(source).expanduser(), _ID.fullmatch(str(source))
+    path, match = user_path(source), _ID.fullmatch(str(source))
     local = on_disk(source)
     if local is not None or match is None:
         return path
@@ -56,7 +57,7 @@ def on_disk(source: Path | str) -> Path | None:
     Raises:
         AdapterError: it is not here, though the folder that it begins with is.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     match = _ID.fullmatch(str(source))
     # A repository is not named like a weights file: that is a local one which is missing.
     if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):

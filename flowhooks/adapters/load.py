@@ -6,7 +6,8 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,21 @@ from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
 from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, find_file, read_json, read_tensors
 from flowhooks.adapters.fit import check_kind, check_scale
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, network_from_weights
-from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few, format_of, layer_name, refuse_whole_modules
+from flowhooks.adapters.names import (
+    ALPHA,
+    DIFFUSERS_PREFIX,
+    first_few,
+    format_of,
+    is_number,
+    is_whole,
+    layer_name,
+    read_section,
+    refuse_whole_modules,
+)
 from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
 from flowhooks.errors import AdapterError, FlowhooksWarning
+from flowhooks.reading import MAX_DOCUMENT, read_text
 
 _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
     "LORA": ("lora", LoraConfig),
@@ -101,15 +113,34 @@ def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True
         return loaded
     peft = _peft_config(file)
     targets = _targets(transformer, file.tensors, origin=origin)
+    with _told_by_peft(origin):
+        selected = selected_targets(transformer, peft) if whole else ()
     if whole:
-        check_complete(selected_targets(transformer, peft), targets, origin=origin)
-    adapter = PeftAdapter(transformer, _peft_section(file.path, file.header, peft), peft, targets)
+        check_complete(selected, targets, origin=origin)
+    section = _peft_section(file.path, file.header, peft)
+    with _told_by_peft(origin):
+        adapter = PeftAdapter(transformer, section, peft, targets)
     try:
         adapter.load_state_dict(file.tensors, origin=origin)
     except BaseException:
         adapter.detach()
         raise
     return adapter
+
+
+@contextmanager
+def _told_by_peft(origin: str) -> Iterator[None]:
+    """What PEFT makes of a configuration that it takes at its word, as an `AdapterError`."""
+    try:
+        yield
+    except AdapterError:
+        raise
+    except Exception as error:
+        # Its layers read what they are given in a hundred places, and each fails in its own way.
+        raise AdapterError(
+            f"{origin}: PEFT cannot use this configuration ({type(error).__name__}: {error}). Take the file as it was "
+            "saved."
+        ) from error
 
 
 def starting_config(file: AdapterFile, section: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConfig:
@@ -174,7 +205,11 @@ def _peft_config(read: AdapterFile) -> PeftConfig:
         document_file = file.with_name(PEFT_CONFIG_FILE)
         if not document_file.is_file():
             raise AdapterError(f"{document_file}: missing; PEFT needs it beside {file.name} for rank and alpha.")
-        document = read_json(document_file.read_text(encoding="utf-8"), origin=str(document_file))
+        try:
+            text = read_text(document_file, MAX_DOCUMENT)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{document_file}: cannot be read ({error}). Copy or download it again.") from error
+        document = read_json(text, origin=str(document_file))
         origin = str(document_file)
     elif LORA_ADAPTER_METADATA_KEY in header:
         origin = f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
@@ -190,9 +225,10 @@ def _peft_config(read: AdapterFile) -> PeftConfig:
     if read.alphas:
         _take_alphas(read, document, origin)
     kind_name = document.pop("peft_type", "LORA")
-    if kind_name not in _PEFT_CONFIGS:
+    if not isinstance(kind_name, str) or kind_name not in _PEFT_CONFIGS:
         raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
     _check_plain(document, origin)
+    _check_values(document, origin)
     config_class = _PEFT_CONFIGS[kind_name][1]
     known = {option.name for option in fields(config_class)}
     unknown = [key for key in document if key not in known]
@@ -256,6 +292,38 @@ def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     return [(layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight")]
 
 
+def _is_scales(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(isinstance(key, str) and is_number(item) for key, item in value.items())
+    )
+
+
+def _is_pattern(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+# Of what PEFT takes at its word.
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("r", "rank"), (lambda value: is_whole(value) and value > 0, "a whole number above 0")),
+    **dict.fromkeys(("lora_alpha", "alpha"), (is_number, "a number")),
+    **dict.fromkeys(
+        ("lora_dropout", "rank_dropout", "module_dropout"),
+        (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    ),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (_is_scales, "an object of numbers")),
+    "target_modules": (_is_pattern, "a list of names, or a pattern"),
+    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+}
+
+
+def _check_values(document: Mapping[str, Any], origin: str) -> None:
+    for key, (fits, expected) in _VALUES.items():
+        if key in document and not fits(document[key]):
+            told = repr(document[key])
+            told = told if len(told) <= 60 else f"{told[:57]}..."
+            raise AdapterError(f"{origin}: `{key}` is {told}, expected {expected}. Take the file as it was saved.")
+
+
 def _check_plain(document: Mapping[str, Any], origin: str) -> None:
     refuse_whole_modules(document, origin)
     if document.get("use_dora"):
@@ -272,7 +340,7 @@ def _check_plain(document: Mapping[str, Any], origin: str) -> None:
 
 def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
     if CONFIG_KEY in header:
-        return read_json(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
     kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
     targets = peft.target_modules
     return {
@@ -288,7 +356,7 @@ def _peft_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> di
 
 def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dict[str, Any]:
     if CONFIG_KEY in header:
-        return read_json(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+        return read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
     first = network.loras[0]
     return {
         "type": "lycoris",

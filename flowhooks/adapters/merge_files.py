@@ -19,6 +19,7 @@ from flowhooks.adapters.names import DIFFUSERS_PREFIX, MERGE_KEY, first_few
 from flowhooks.adapters.peft_adapter import diffusers_metadata
 from flowhooks.adapters.sources import Source, read_sources
 from flowhooks.errors import AdapterError
+from flowhooks.reading import user_path
 
 #: Of a factor average, from which on a warning is in place: what differs is no rounding any more.
 TOLERATED = 0.01
@@ -65,7 +66,7 @@ def merge_files(
         AdapterError: a file cannot be read or merged, the adapters are for different models, or the output exists.
     """
     weights = _checked(paths, method, weights, rank)
-    target = Path(output).expanduser() / LORA_FILE
+    target = user_path(output) / LORA_FILE
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     sources = read_sources(paths, model)

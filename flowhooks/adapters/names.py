@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowhooks.errors import AdapterError
+from flowhooks.reading import parse, user_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
@@ -56,7 +56,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 def find_file(path: Path) -> Path:
     """The adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.suffix.lower() in _PICKLES:
         raise AdapterError(
             f"{path}: pickled weights are refused, they can run code when opened. Convert the file to .safetensors "
@@ -92,12 +92,60 @@ def short_name(file: Path) -> str:
 def read_json(text: str, *, origin: str) -> dict[str, Any]:
     """Parse a JSON object. Raises `AdapterError` naming ``origin``."""
     try:
-        value = json.loads(text)
+        value = parse(text)
     except ValueError as error:
         raise AdapterError(f"{origin}: not valid JSON ({error}).") from error
     if not isinstance(value, dict):
         raise AdapterError(f"{origin}: expected a JSON object, found {type(value).__name__}.")
     return value
+
+
+def read_section(text: str, *, origin: str, whole: bool = False) -> dict[str, Any]:
+    """Parse an adapter section from a file's header.
+
+    Args:
+        whole: every key has to be there.
+
+    Raises:
+        AdapterError: naming ``origin``, for a value that no section has, or a key that is missing.
+    """
+    section = read_json(text, origin=origin)
+    missing = [key for key in _SECTION if whole and key not in section]
+    if missing:
+        raise AdapterError(f"{origin}: has no {first_few(missing)}. Take the file as it was saved.")
+    for key, (fits, expected) in _SECTION.items():
+        if key in section and not fits(section[key]):
+            raise AdapterError(
+                f"{origin}: `{key}` is {_shown(section[key])}, expected {expected}. The file is damaged."
+            )
+    return section
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value))
+
+
+_SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "type": (lambda value: isinstance(value, str), "a string"),
+    "algo": (lambda value: value is None or isinstance(value, str), "a string or null"),
+    "rank": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
+    "alpha": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "target_modules": (_is_names, "a list of names or null"),
+}
+
+
+def _shown(value: Any) -> str:
+    told = repr(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
 
 
 def unreadable(file: Path, error: Exception) -> str:

@@ -47,7 +47,7 @@ def is_foreign(library: str) -> bool:
     if library in ("diffusers", "transformers"):
         return False
     root = _root()
-    return root is not None and not (library.isidentifier() and (root / "pipelines" / library).is_dir())
+    return root is not None and library not in {each.name for each in (root / "pipelines").iterdir() if each.is_dir()}
 
 
 def _class(name: str, pattern: str) -> ast.ClassDef | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flowhooks.config import Run
 from flowhooks.errors import Problem
+from flowhooks.reading import user_path
 
 LATEST = "latest"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -35,6 +36,6 @@ def output_problems(run: Run, resume: str | None) -> Iterator[Problem]:
                 "`output_dir`, or move that folder away",
                 str(folder),
             )
-    elif resume != LATEST and not Path(resume).expanduser().is_dir():
+    elif resume != LATEST and not user_path(resume).is_dir():
         message = "there is no such checkpoint; give a checkpoint-<step> folder of this run, or `latest`"
         yield Problem(message, resume)

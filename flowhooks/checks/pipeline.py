@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from flowhooks.config import Run
 from flowhooks.config.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
+from flowhooks.reading import parse, read_text, user_path
 
 EMBEDDED = ("digits", "digits:untrained")
 INDEX = "model_index.json"
@@ -42,14 +42,14 @@ def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
     name = section["pretrained_model_name_or_path"]
     if (local := local_pipeline(name)) is not None:
         return local
-    if not isinstance(name, str) or Path(name).expanduser().exists() or not hub.is_hub_id(name):
+    if not isinstance(name, str) or user_path(name).exists() or not hub.is_hub_id(name):
         return None
     return hub.cached(name, [INDEX], section["revision"])
 
 
 def local_pipeline(name: Any) -> Path | None:
     """The folder of a pipeline, if what is named is one."""
-    folder = Path(name).expanduser() if isinstance(name, str) else None
+    folder = user_path(name) if isinstance(name, str) else None
     return folder if folder is not None and (folder / INDEX).is_file() else None
 
 
@@ -103,7 +103,7 @@ def model_told(run: Run) -> Iterator[str]:
 def read_settings(file: Path) -> dict[str, Any]:
     """An object that Diffusers wrote: in its JSON a number may be infinite. Raises ConfigError."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse(read_text(file), finite=False, largest=float("inf"))
     except (OSError, ValueError, RecursionError) as error:
         message = f"cannot be read ({error}); save the pipeline with save_pretrained again"
         raise ConfigError(Problem(message, str(file))) from None
@@ -117,7 +117,7 @@ def no_pipeline(name: str, revision: str | None) -> str | None:
 
     None for a folder that may be one, for ``digits``, and for a Hub id that can be asked for.
     """
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if name.partition(":")[0] == EMBEDDED[0]:
         return None if name in EMBEDDED else f"{name!r} is no embedded pipeline; use {' or '.join(map(repr, EMBEDDED))}"
     if folder.is_dir():

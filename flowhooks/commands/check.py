@@ -44,7 +44,7 @@ def _run(args: Namespace) -> int:
     from flowhooks.checks.models import helper_told
     from flowhooks.checks.pipeline import model_told
     from flowhooks.checks.planning import forwards, trained, unread, unused
-    from flowhooks.config import load_run
+    from flowhooks.config import load_run, plain
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import told_bytes, total_bytes
 
@@ -66,6 +66,8 @@ def _run(args: Namespace) -> int:
         print(f"buckets    {line}")
     if audited.records:
         print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
+    if sentence := plain(configured.hooks):
+        print(f"method     {sentence}")
     print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     print(f"trains     {trained(configured)}")

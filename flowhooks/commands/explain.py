@@ -21,13 +21,15 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from flowhooks.checks.planning import forwards, plan_run, trained, unread
-    from flowhooks.config import load_run
+    from flowhooks.config import load_run, plain
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
     # Without data, what the hooks ask of it is up to the loop they are attached in.
     given = {"data:image", "data:rejected", "data:mask"} if configured.data is None else configured.provides
     planned = plan_run(configured, given)
     origin = {hook.where: hook for hook in configured.hooks}
+    if sentence := plain(configured.hooks):
+        print(f"{sentence}\n")
     print("hooks")
     for hook in configured.hooks:
         print(f"  {json.dumps({'type': hook.type, **hook.options})}    from {hook.where}")

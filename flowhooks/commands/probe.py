@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--frames", type=whole_number(1), help="of a clip (default: the pipeline's own)")
     parser.add_argument(
         "--arguments",
-        type=json.loads,
+        type=_object,
         default={},
         metavar="JSON",
         help="given to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
@@ -39,6 +39,18 @@ def add(parser: ArgumentParser) -> None:
         help="keep each component off the accelerator until it is used (Diffusers' enable_model_cpu_offload)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _object(text: str) -> dict[str, Any]:
+    from flowhooks.reading import BadJson, parse
+
+    try:
+        found = parse(text)
+    except BadJson as error:
+        raise ArgumentTypeError(f"not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ArgumentTypeError(f'expected an object, such as {{"max_sequence_length": 77}}, found {text[:60]!r}')
+    return found
 
 
 def run(args: Namespace) -> int:

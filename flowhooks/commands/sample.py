@@ -95,8 +95,9 @@ def _check_model(model_or_run: str) -> None:
     """Raises ConfigError for what is neither a model nor a run, on this disk or by its name."""
     from flowhooks.checks.pipeline import no_pipeline
     from flowhooks.errors import ConfigError, Problem
+    from flowhooks.reading import user_path
 
-    path = Path(model_or_run).expanduser()
+    path = user_path(model_or_run)
     if (path / "run.json").is_file():
         return
     if path.is_dir():
@@ -112,8 +113,9 @@ def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import local_pipeline
     from flowhooks.config.document import read_json
+    from flowhooks.reading import user_path
 
-    file = Path(model_or_run).expanduser() / "run.json"
+    file = user_path(model_or_run) / "run.json"
     if not file.is_file():
         return local_pipeline(model_or_run)
     document = read_json(file)

@@ -22,10 +22,12 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from flowhooks.checks import examine
-    from flowhooks.config import load_run
+    from flowhooks.config import load_run, plain
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
+    if sentence := plain(configured.hooks):
+        print(sentence, flush=True)
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
     from flowhooks.train import train
 

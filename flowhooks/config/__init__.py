@@ -9,7 +9,7 @@ from __future__ import annotations
 from flowhooks.config.datasets import Datasets, is_datasets, load_datasets, read_datasets
 from flowhooks.config.hooks import HookConfig, hook_defaults, resolve_hook
 from flowhooks.config.rewards import RewardConfig, resolve_reward, resolve_rewards
-from flowhooks.config.rules import draws
+from flowhooks.config.rules import draws, plain
 from flowhooks.config.run import Run, load_run, resolve_run
 from flowhooks.hooks.timesteps import parse_timesteps
 
@@ -24,6 +24,7 @@ __all__ = [
     "load_datasets",
     "load_run",
     "parse_timesteps",
+    "plain",
     "read_datasets",
     "resolve_hook",
     "resolve_reward",

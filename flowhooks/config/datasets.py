@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any
 
 from flowhooks.config.document import json_path, read_json, without_remarks
 from flowhooks.config.drawing import drawing_problems
+from flowhooks.config.elsewhere import translate
 from flowhooks.config.secrets import take_out
 from flowhooks.config.validation import problems_in, with_defaults
-from flowhooks.errors import DataError, Problem
+from flowhooks.errors import DataError, FlowhooksWarning, Problem
+from flowhooks.reading import user_path
 
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
@@ -87,7 +90,7 @@ class Datasets:
         named = block["instance_data_dir"]
         if named.startswith("digits:") or "://" in named:
             return named
-        place = self.source.parent / Path(named).expanduser()
+        place = self.source.parent / user_path(named)
         if block["type"] == "huggingface" and not place.exists():
             return named
         return str(place.resolve())
@@ -107,14 +110,19 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     """
     folder = base if base.is_dir() else base.parent
     if isinstance(given, (str, Path)):
-        source = _tidy(folder / Path(given).expanduser())
+        source = _tidy(folder / user_path(given))
         given, root = read_json(source), "$"
     else:
         source = base / "<inline>" if base.is_dir() else base
     cleaned, problems = take_out(without_remarks(given), str(source), root)
+    read = translate(cleaned, str(source), root)
+    cleaned = read.document
+    problems += read.problems
     problems += problems_in(cleaned, "dataloader", file=str(source), root=root)
     if problems:
         raise DataError(problems)
+    if read.warning is not None:
+        warnings.warn(f"{source}: {read.warning}", FlowhooksWarning, stacklevel=2)
     complete = with_defaults(cleaned, "dataloader")
     if isinstance(complete, dict):
         complete, root = complete["datasets"], f"{root}.datasets"

@@ -1,14 +1,14 @@
-"""JSON as it stands in a file: strict reading, JSON paths, remarks."""
+"""JSON as it stands in a configuration: its file, JSON paths, remarks."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from flowhooks import reading
 from flowhooks.config.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 
@@ -23,45 +23,17 @@ def json_path(parts: Iterable[str | int], root: str = "$") -> str:
         if isinstance(part, int):
             steps.append(f"[{part}]")
         else:
+            part = part if len(part) <= 80 else f"{part[:77]}..."
             steps.append(f".{part}" if _NAME.fullmatch(part) else f"[{json.dumps(part)}]")
     return root + "".join(steps)
 
 
 def read_json(path: Path) -> Any:
-    """Contents of a JSON file.
-
-    Raises:
-        ConfigError: the file is missing, is no UTF-8 text or no JSON (with line and column), or writes a key twice.
-    """
-    file = str(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(Problem(f"there is no such file{_near(path)}", file=file)) from None
-    except IsADirectoryError:
-        raise ConfigError(Problem("this is a folder; expected a JSON file", file=file)) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(Problem(f"byte {error.start} is not UTF-8; save the file as UTF-8", file=file)) from None
-    except OSError as error:
-        raise ConfigError(Problem(f"cannot be read ({error.strerror})", file=file)) from None
-    try:
-        return parse(text)
-    except json.JSONDecodeError as error:
-        what = "the file is empty" if not text.strip() else f"not valid JSON: {error.msg}"
-        raise ConfigError(Problem(what, file=f"{file}:{error.lineno}:{error.colno}")) from None
-    except RecursionError:
-        raise ConfigError(Problem("nested too deeply to be read", file=file)) from None
-    except ValueError as error:
-        raise ConfigError(Problem(str(error), file=file)) from None
-
-
-def parse(text: str) -> Any:
-    """Strict JSON: no NaN, no number beyond a float, no key twice in one object.
-
-    Raises:
-        ValueError: of which ``json.JSONDecodeError`` has line and column.
-    """
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_constant, parse_float=_float)
+    """Contents of a JSON file. Raises ConfigError like :func:`flowhooks.reading.read_json`, with the file that was
+    perhaps meant where there is none of this name."""
+    if not _exists(path):
+        raise ConfigError(Problem(f"there is no such file{_near(path)}", file=str(path)))
+    return reading.read_json(path)
 
 
 def without_remarks(value: Any) -> Any:
@@ -73,28 +45,20 @@ def without_remarks(value: Any) -> Any:
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found and not _REMARK.match(key):
-            raise ValueError(f"the key {key!r} is written twice in one object; remove one of the two")
-        found[key] = value
-    return found
-
-
-def _constant(name: str) -> float:
-    raise ValueError(f"{name} is not a JSON number; write a finite one")
-
-
-def _float(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is too large for a number")
-    return number
+def _exists(path: Path) -> bool:
+    """Whether there is something; what cannot even be asked for is told by who reads it."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return True
 
 
 def _near(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f", and no folder {str(folder)!r} either"
-    return hint(path.name, (each.name for each in folder.iterdir() if each.suffix == ".json"))
+    try:
+        names = [each.name for each in folder.iterdir() if each.suffix == ".json"]
+    except OSError:
+        return ""
+    return hint(path.name, names)

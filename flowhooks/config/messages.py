@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from jsonschema import ValidationError
 
 from flowhooks.config.schemas import schemas
-from flowhooks.config.suggest import closest, listed
+from flowhooks.config.suggest import closest, listed, nearest
+from flowhooks.reading import path_fault
 
 _KINDS = {
     "array": "a list",
@@ -74,6 +76,8 @@ def _value(error: ValidationError) -> str:
             return f"{shown(twice)} is listed twice; remove one of the two"
         case "minLength":
             return "the string is empty; write a value or remove the key"
+        case "format":
+            return f"{shown(found)} {path_fault(found)}"
         case "pattern":
             return f"{shown(found)} has the wrong form{_examples(error, '; expected something like')}"
     return error.message
@@ -96,7 +100,11 @@ def _unknown(error: ValidationError) -> list[str]:
 def _unknown_key(key: str, error: ValidationError) -> str:
     known = list(error.schema.get("properties", {}))
     close = closest(key, known) or _elsewhere(key)
-    return f"unknown key {key!r}; " + (f"did you mean {close!r}?" if close else f"known here: {listed(known, 40)}")
+    told = f"unknown key {key if len(key) <= 60 else key[:57] + '...'!r}; "
+    if close:
+        return f"{told}did you mean {close!r}?"
+    # A list of all would be a screen long; the schema has them.
+    return told + (f"nearest here: {listed(nearest(key, known))}" if known else "there is none here")
 
 
 def _elsewhere(key: str) -> str | None:
@@ -109,6 +117,8 @@ def _elsewhere(key: str) -> str | None:
 
 def _type_remedy(wanted: list[str], found: Any) -> str:
     if isinstance(found, str):
+        if re.fullmatch(r"\$\{?\w+\}?", found):
+            return "; variables are not expanded in a file, write the value itself, or give it with --set"
         numbers = {"integer", "number"} & set(wanted)
         if numbers and _is_number(found) or "boolean" in wanted and found in ("true", "false"):
             return "; remove the quotes"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowhooks.config.document import json_path, parse
+from flowhooks.config.document import json_path
 from flowhooks.config.secrets import hide
 from flowhooks.errors import Problem
+from flowhooks.reading import MAX_DEPTH, MAX_INTEGER, BadJson, check_sound, parse
 
 FILE = "--set"
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
@@ -26,8 +27,10 @@ def apply(document: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str]
     places: list[str] = []
     for override in overrides:
         try:
-            parts, value = _read(override)
-            places += _put(document, parts, value)
+            parts, text = _read(override)
+            places += _put(document, parts, _value(parts, text))
+        except _BadValue as error:
+            problems.append(Problem(hide(str(error)), FILE, error.path))
         except ValueError as error:
             problems.append(Problem(hide(str(error)), file=FILE))
     return places, problems
@@ -42,7 +45,26 @@ def _within(path: str, places: Sequence[str]) -> bool:
     return any(path == place or path.startswith((f"{place}.", f"{place}[")) for place in places)
 
 
-def _read(override: str) -> tuple[list[str | int], Any]:
+class _BadValue(ValueError):
+    """A value that is JSON and is not taken, at a JSON path."""
+
+    def __init__(self, message: str, path: str):
+        super().__init__(message)
+        self.path = path
+
+
+def _value(parts: list[str | int], text: str) -> Any:
+    """What stands behind the ``=``: JSON, or a string where it is none."""
+    try:
+        return parse(text)
+    except BadJson as error:
+        if error.syntax:
+            return text
+        raise _BadValue(str(error), json_path(parts)) from None
+
+
+def _read(override: str) -> tuple[list[str | int], str]:
+    check_sound(override)
     name, equals, text = override.partition("=")
     name = name.strip().removeprefix("$.")
     if not equals or not name:
@@ -52,14 +74,16 @@ def _read(override: str) -> tuple[list[str | int], Any]:
     for step in _STEP.finditer(name):
         if step.start() != end:
             break
-        parts.append(int(step[2]) if step[2] else step[1])
+        # No list has an entry with so many digits, and Python refuses to read thousands.
+        parts.append(step[1] if not step[2] else int(step[2]) if len(step[2]) < 20 else MAX_INTEGER)
         end = step.end()
     if end != len(name) or not parts:
         raise ValueError(f"{name!r} is not a path; write it like training.learning_rate or hooks[0].beta")
-    try:
-        return parts, parse(text)
-    except ValueError:
-        return parts, text
+    if len(parts) > MAX_DEPTH:
+        raise ValueError(
+            f"a path of {len(parts):,} steps is too long; at most {MAX_DEPTH} lists and objects stand inside each other"
+        )
+    return parts, text
 
 
 def _put(document: Any, parts: list[str | int], value: Any) -> list[str]:

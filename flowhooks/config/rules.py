@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 #: Computing in a precision that the weights cannot hold gains nothing; fp16 without a loss scale loses small gradients.
 _PRECISIONS = {"fp32": ("no", "bf16", "fp16"), "bf16": ("no", "bf16"), "fp16": ("fp16",)}
 _TEXT_ENCODER = re.compile(r"text_?encoder|^train_te$|^te_", re.I)
+#: Hooks that say when and where to learn, not what.
+_SETTINGS = ("timestep_schedule", "mask_reducer", "adapter_gate")
 _SECTIONS = ("model", "adapter", "training")
 
 
@@ -79,6 +81,13 @@ def draws(hooks: Sequence[HookConfig]) -> bool:
     if any(hook.type == "flow_matching_loss" for hook in hooks):
         return False
     return any(hook.options.get("prompts") is not None for hook in hooks if hook.type == "on_policy_rollout")
+
+
+def plain(hooks: Sequence[HookConfig]) -> str | None:
+    """A sentence for a run without any method; None where a hook changes what is learned."""
+    if any(hook.type not in _SETTINGS for hook in hooks):
+        return None
+    return "this is plain flow matching, noise - latents learned from the data; `method` names something else"
 
 
 def incomplete(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:

@@ -20,6 +20,7 @@ from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.config.timing import LIST, MODE
 from flowhooks.config.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.reading import user_path
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
 _SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE, *KEYS)
@@ -76,7 +77,7 @@ def load_run(
     places, problems = command_line.apply(written, overrides)
     if "$.data" in places and isinstance(written["data"], str):
         # On the command line a path is relative to where one types it.
-        written["data"] = str(Path(written["data"]).expanduser().absolute())
+        written["data"] = str(user_path(written["data"]).absolute())
     try:
         run = resolve_run(written, path, complete=complete, allow_imports=allow_imports)
     except ConfigError as error:
@@ -172,7 +173,7 @@ def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfi
         validation=document["validation"],
         logging=document["logging"],
         push=document["push"],
-        output_dir=str(Path(document["output_dir"]).expanduser()),
+        output_dir=str(user_path(document["output_dir"])),
         cache_dir=_cache_dir(document["cache_dir"]),
         document=document,
     )
@@ -180,12 +181,12 @@ def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfi
 
 def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:
     name = section[key]
-    return {**section, key: str(Path(name).expanduser()) if name and name.startswith("~") else name}
+    return {**section, key: str(user_path(name)) if name and name.startswith("~") else name}
 
 
 def _cache_dir(written: str | None) -> str:
     if written is not None:
-        return str(Path(written).expanduser())
+        return str(user_path(written))
     from flowhooks.embedded.places import home
 
     return str(home() / "cache")

@@ -6,7 +6,6 @@ schemas that list them are made here. ``flowhooks schema --write schemas --force
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -14,13 +13,22 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, FormatChecker
 from referencing import Registry, Resource
+
+from flowhooks.reading import parse, path_fault
 
 #: Relative references need a hierarchical base; nothing is ever fetched from it.
 BASE = "file:///flowhooks/schemas/"
 SUFFIX = ".schema.json"
+#: ``"format": "path"`` in a schema: text that can be a path, whether or not there is such a file.
+_FORMATS = FormatChecker(formats=())
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@_FORMATS.checks("path")
+def _is_path(value: object) -> bool:
+    return not isinstance(value, str) or path_fault(value) is None
 
 
 @cache
@@ -67,7 +75,7 @@ def method_names() -> list[str]:
 def validator(schema: str | Mapping[str, Any]) -> Draft202012Validator:
     """Of a schema by name, or of one given whole."""
     contents = {"$ref": uri(schema)} if isinstance(schema, str) else dict(schema)
-    return Draft202012Validator(contents, registry=registry())
+    return Draft202012Validator(contents, registry=registry(), format_checker=_FORMATS)
 
 
 def _home() -> Traversable:
@@ -87,7 +95,7 @@ def _read(folder: Traversable, prefix: str = "") -> list[tuple[str, dict[str, An
         if each.is_dir():
             found += _read(each, f"{prefix}{each.name}/")
         elif each.name.endswith(SUFFIX):
-            found.append((prefix + each.name.removesuffix(SUFFIX), json.loads(each.read_text(encoding="utf-8"))))
+            found.append((prefix + each.name.removesuffix(SUFFIX), parse(each.read_bytes())))
     return found
 
 

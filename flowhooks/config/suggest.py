@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 #: Words that people bring from elsewhere and that no measure of spelling would find.
 _ELSEWHERE = {
@@ -24,8 +24,14 @@ _ELSEWHERE = {
 }
 
 
+#: Letters of a word that is compared; comparing longer ones takes time and finds nothing.
+_LONGEST = 100
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word that ``word`` most likely stands for, or None."""
+    if len(word) > _LONGEST:
+        return None
     names = {name.lower().replace("-", "_"): name for name in known}
     plain = word.lower().replace("-", "_")
     if plain in names:
@@ -34,6 +40,12 @@ def closest(word: str, known: Iterable[str]) -> str | None:
         return names[_ELSEWHERE[plain]]
     close = get_close_matches(plain, names, n=1, cutoff=0.6)
     return names[close[0]] if close else None
+
+
+def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """The known words that look most like ``word``, best first, however little that is."""
+    plain = word[:_LONGEST].lower()
+    return sorted(known, key=lambda name: -SequenceMatcher(None, plain, name.lower()).ratio())[:most]
 
 
 def hint(word: str, known: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from flowhooks.data.shards import entry_key, lots, shard_name
 from flowhooks.data.sizes import latent_grids
 from flowhooks.data.store import CHECKED_BYTES, Entries, Entry, Store
 from flowhooks.errors import DataError
+from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
     from flowhooks.data.shards import Place
@@ -50,7 +51,7 @@ def build_cache(
     Raises DataError naming every image that cannot be decoded or that the model turns into NaN, or the file that the
     disk refused.
     """
-    store = Store(Path(cache_dir).expanduser())
+    store = Store(user_path(cache_dir))
     work = Store(store.folder / "rebuilding") if rebuild else store
     records = audit.records
     sides = (side for record in records for side in record.sides)

@@ -18,6 +18,7 @@ from flowhooks.data.sets import DataSet
 from flowhooks.data.sources import read_set
 from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
+from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
     from flowhooks.config import Datasets
@@ -72,7 +73,7 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
 
 def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
-    found = Findings(datasets.source, datasets.root, None if cache_dir is None else Path(cache_dir).expanduser())
+    found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
     links = link(datasets.blocks, found)
     blocks = told_of_clips(datasets.blocks, links, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, Protocol, cast
 from flowhooks.data.assets import Archive, FileAsset, RemoteAsset
 from flowhooks.data.files import Tree, is_text, real, walk
 from flowhooks.errors import DataError
+from flowhooks.reading import user_path
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.\-]*(://|::)")
 _GLOB = re.compile(r"[*?\[]")
@@ -154,7 +155,7 @@ def open_place(named: str, source: Path) -> tuple[Place, str | None]:
         except DataError as error:
             raise Refused("; ".join(problem.message for problem in error.problems)) from None
     if not is_url(named):
-        return _local(source.parent / Path(named).expanduser())
+        return _local(source.parent / user_path(named))
     if re.match(r"^(file|local)://", named):
         return _local(Path(re.sub(r"^(file|local)://", "", named)))
     return _remote(named)

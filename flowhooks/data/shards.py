@@ -17,6 +17,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import operator
 import os
 import re
 import uuid
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
+
+from flowhooks.reading import MAX_TEXT, Unreadable, parse, refuse_special
 
 ENTRIES = 32
 SUFFIX = ".safetensors"
@@ -112,6 +115,10 @@ def contents(path: Path) -> dict[str, Place]:
 
     Raises OSError; DamagedShard if it is not as long as its header says, or holds other entries than its name does.
     """
+    try:
+        refuse_special(path)
+    except Unreadable as error:
+        raise DamagedShard(str(error)) from None
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -133,15 +140,18 @@ def _places(path: Path | None, text: bytes, size: int) -> dict[str, Place]:
     """Of a shard's header and its whole size; without a path it is not on the disk yet, and has no name."""
     length = len(text)
     try:
-        header = json.loads(text)
+        header = parse(text, most=MAX_TEXT)
         told = header.pop("__metadata__", None) or {}
-        written = json.loads(told.get(METADATA, "{}")).get(DIGESTS, {})
+        written = parse(told.get(METADATA, "{}"), most=MAX_TEXT).get(DIGESTS, {})
         written = {key: str(written[key]) for key in written}
         tensors: dict[str, list[tuple[int, int, str, str, tuple[int, ...]]]] = {}
         for full, about in header.items():
             key, _, name = full.partition("/")
-            start, stop = about["data_offsets"]
-            tensors.setdefault(key, []).append((start, stop, name, about["dtype"], tuple(about["shape"])))
+            start, stop = (operator.index(at) for at in about["data_offsets"])
+            if not 0 <= start <= stop or not isinstance(about["dtype"], str):
+                raise ValueError(full)
+            shape = tuple(operator.index(edge) for edge in about["shape"])
+            tensors.setdefault(key, []).append((start, stop, name, about["dtype"], shape))
         end = max(stop for each in tensors.values() for _, stop, *_ in each)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DamagedShard("its first bytes are no header of safetensors") from None

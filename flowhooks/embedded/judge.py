@@ -23,6 +23,7 @@ from flowhooks.embedded.progress import bar
 from flowhooks.embedded.scans import RECIPE as DATA_RECIPE
 from flowhooks.embedded.scans import ensure_data, load_scans
 from flowhooks.files import share
+from flowhooks.reading import read_json
 
 FEATURES = 32
 RECIPE: dict[str, Any] = {
@@ -85,7 +86,7 @@ class Judge:
         mean, covariance = tensors.pop("clean_mean"), tensors.pop("clean_covariance")
         network = JudgeNetwork()
         network.load_state_dict(tensors)
-        return cls(network, mean, covariance, json.loads((folder / "judge.json").read_text(encoding="utf-8")))
+        return cls(network, mean, covariance, read_json(folder / "judge.json"))
 
     def score(self, pixels: torch.Tensor, digits: torch.Tensor) -> Score:
         """Measure pictures `[N, 3, 32, 32]` in [-1, 1] that were asked to show `digits` `[N]`."""

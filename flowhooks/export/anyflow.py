@@ -36,6 +36,7 @@ from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.files import share
 from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.reading import user_path
 from flowhooks.sampling.restore import read_run
 from flowhooks.train.files import REFUSALS
 from flowhooks.train.load import load_pipeline
@@ -69,8 +70,8 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
             express; the output exists already or cannot be written.
         AdapterError: the adapter does not fit the base.
     """
-    run = Path(run).expanduser()
-    target = run / FORMAT if output is None else Path(output).expanduser()
+    run = user_path(run)
+    target = run / FORMAT if output is None else user_path(output)
     if target.exists():
         raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     section, adapter = read_run(run)

@@ -21,6 +21,7 @@ from flowhooks.adapters.files import LORA_FILE, find_file, write_aside, write_te
 from flowhooks.errors import AdapterError
 from flowhooks.export.lora_file import LoraFile, LoraLayer, read_lora
 from flowhooks.export.native_names import NATIVE
+from flowhooks.reading import user_path
 
 
 def comfyui(lora: LoraFile) -> dict[str, Tensor]:
@@ -94,7 +95,7 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
 
 
 def _target(file: Path, dialect: str, output: Path | None) -> Path:
-    folder = file.parent if output is None else Path(output).expanduser()
+    folder = file.parent if output is None else user_path(output)
     if folder.suffix == ".safetensors":
         return folder
     return folder / (LORA_FILE if dialect == "diffusers" else f"{Path(LORA_FILE).stem}_{dialect}.safetensors")

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.errors import HubError
 from flowhooks.export.hub_errors import FAILURES, Upload
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
+from flowhooks.reading import MAX_TEXT, parse
 
 # Everything else in a run folder (checkpoints, caches, logs) stays at home.
 ALLOWED = (
@@ -131,7 +132,7 @@ def _stage_weights(source: Path, copy: Path) -> None:
 def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> str:
     """A JSON text without absolute paths; text that has none as it is."""
     try:
-        document = json.loads(text)
+        document = parse(text, most=MAX_TEXT, largest=float("inf"), finite=False)
     except ValueError:
         return without_local_paths(text)
     cleaned = clean(document)

@@ -23,6 +23,7 @@ from flowhooks.gallery.cards import SAME, Card, all_cards, chosen
 from flowhooks.gallery.page import MARK, Findings, page
 from flowhooks.gallery.sheet import sheet
 from flowhooks.gallery.thumbs import BLACK, Thumbs, draw
+from flowhooks.reading import user_path
 
 PAGE, SHEET = "inspect.html", "inspect.png"
 SOFTWARE = "flowhooks inspect"
@@ -88,7 +89,7 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
 
 def load(source: str) -> Datasets:
     """The data sets of a data set file or a run file. Raises ConfigError."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     document = without_remarks(read_json(path))
     if is_datasets(document):
         return load_datasets(source, Path())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from flowhooks.reading import BadJson, parse, path_fault, read_text, user_path
 
 PROMPT = "prompt"
 
@@ -31,15 +32,18 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
         if not found:
             raise ValueError("`prompts` is an empty list; name a file, or write prompts into it")
         return found
-    path = Path(given).expanduser()
+    fault = path_fault(given)
+    if fault is not None:
+        raise ValueError(f"`prompts`: {given!r} {fault}")
+    path = user_path(given)
     if path.suffix == ".json":
         return _listed(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except OSError as error:
         raise ValueError(f"`prompts`: {path} cannot be read ({error.strerror}); name a text or jsonl file") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"`prompts`: {path} is not UTF-8: {error.reason} at byte {error.start}; convert it") from error
+    except ValueError as error:
+        raise ValueError(f"`prompts`: {path} {error}") from error
     found = []
     for number, line in enumerate(lines, 1):
         if line.strip():
@@ -53,10 +57,10 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
 def _listed(path: Path) -> list[Prompt]:
     """The entries of a ``.json`` file, which holds one list."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse(read_text(path))
     except OSError as error:
         raise ValueError(f"`prompts`: {path} cannot be read ({error.strerror}); name a text or jsonl file") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"`prompts`: {path} is no JSON: {error}") from error
     if not isinstance(found, list) or not found:
         raise ValueError(f"`prompts`: {path} must hold a list of prompts, or of objects with the key `prompt`")
@@ -77,17 +81,23 @@ def by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]
 
 def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: is no JSON: {error.msg} at column {error.colno}") from error
+        return parse(line)
+    except BadJson as error:
+        column = f" at column {error.place[1]}" if error.place else ""
+        raise ValueError(f"{where}: is no JSON{column}: {error}") from error
 
 
 def _prompt(entry: Any, where: str) -> Prompt:
     if isinstance(entry, str):
         return Prompt(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get(PROMPT), str):
-        raise ValueError(f"{where}: expected a prompt, or an object with the key {PROMPT!r}; found {entry!r}")
+        raise ValueError(f"{where}: expected a prompt, or an object with the key {PROMPT!r}; found {_start(entry)}")
     return Prompt(entry[PROMPT], {key: value for key, value in entry.items() if key != PROMPT})
+
+
+def _start(entry: Any) -> str:
+    told = repr(entry)
+    return told if len(told) <= 80 else f"{told[:77]}..."
 
 
 def last_steps(starts: Sequence[float], count: int | None, sigma_max: float | None) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import REFUSALS, load_network, short
+from flowhooks.reading import read_json
 
 
 class VisionEncoder:
@@ -89,9 +89,7 @@ def _says_how_to_look(name: str) -> bool:
         cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
     )
-    return own is not None or (
-        shared is not None and "image_processor" in json.loads(Path(shared).read_text(encoding="utf-8"))
-    )
+    return own is not None or (shared is not None and "image_processor" in read_json(Path(shared)))
 
 
 def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:

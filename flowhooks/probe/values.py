@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
+from flowhooks.reading import parse
 
 #: How a value of one sample becomes that of a batch: ``None`` is shared by all; ``["axis", k]`` joins tensors along
 #: axis k; ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
@@ -148,4 +149,4 @@ def unflatten(tensors: Mapping[str, Tensor]) -> Any:
             return [build(x) for x in content]
         return content
 
-    return build(json.loads(bytes(tensors[STRUCTURE].tolist())))
+    return build(parse(bytes(tensors[STRUCTURE].tolist()), finite=False))

@@ -19,6 +19,7 @@ from flowhooks.config import resolve_run
 from flowhooks.config.document import read_json
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.modules_file import MODULES, RUN
+from flowhooks.reading import user_path
 from flowhooks.sampling.adapter_gate import adapter_gate
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.train.load import load_pipeline
@@ -88,7 +89,7 @@ def restore_pipeline(
         ConfigError: the run's own files are not valid, or name code without leave.
         ModelError, AdapterError: not there, or it does not fit.
     """
-    folder = Path(model_or_run).expanduser()
+    folder = user_path(model_or_run)
     is_run = (folder / RUN).is_file()
     section, own = read_run(folder) if is_run else (_defaults(model_or_run), None)
     modules = folder if is_run and lora is None and (folder / MODULES).is_file() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 import warnings
@@ -16,6 +17,7 @@ from typing import Any
 from flowhooks.checks.output import CHECKPOINT, LATEST, checkpoints_in
 from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.kernel import distributed
+from flowhooks.reading import parse, read_text, user_path
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import REFUSALS, refused
@@ -24,6 +26,8 @@ MANIFEST = "manifest.json"
 #: The metrics of a run, a line a logged step.
 HISTORY = "metrics.jsonl"
 FORMAT = 1
+#: Names of the files that it lists: in its own folder, and nowhere else.
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _PARTIAL = ".checkpoint-{step}.partial"
 
 
@@ -53,8 +57,8 @@ class Checkpoints:
             CheckpointError: the named one is missing or damaged, or every one is.
         """
         if resume != LATEST:
-            verify(Path(resume).expanduser())
-            return Path(resume).expanduser()
+            verify(user_path(resume))
+            return user_path(resume)
         damaged = []
         for folder in reversed(self.all()):
             try:
@@ -179,7 +183,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UnusableCheckpoint(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
     try:
-        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        document = parse(read_text(folder / MANIFEST))
         version = document["format"]
         if version != FORMAT:
             message = (
@@ -187,6 +191,9 @@ def read_manifest(folder: Path) -> Manifest:
             )
             raise UnusableCheckpoint(message)
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
+        for name in files:
+            if not _PLAIN.fullmatch(name):
+                raise ValueError(f"it names a file {name[:60]!r}")
         return Manifest(step=int(document["step"]), files=files, identity=dict(document["identity"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnusableCheckpoint(

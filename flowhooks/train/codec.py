@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowhooks.errors import CheckpointError
 from flowhooks.files import share
+from flowhooks.reading import MAX_TEXT, parse, refuse_special
 
 _HEADER = "flowhooks.state"
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
@@ -75,9 +76,12 @@ def write_state(file: Path, state: Any) -> None:
 def read_state(file: Path) -> Any:
     """What :func:`write_state` wrote, on the CPU. Raises CheckpointError when it cannot be read."""
     try:
+        refuse_special(file)
         with safe_open(file, framework="pt", device="cpu") as handle:
-            tree = json.loads((handle.metadata() or {})[_HEADER])
+            # Generators have integers of 128 bits, and what was measured may be infinite.
+            text = (handle.metadata() or {})[_HEADER]
+            tree = parse(text, most=MAX_TEXT, largest=float("inf"), finite=False)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
         return decode(tree, tensors)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file}: cannot be read ({error}); resume from another checkpoint") from error

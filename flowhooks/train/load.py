@@ -15,6 +15,7 @@ from transformers import dynamic_module_utils
 
 from flowhooks.checks.pipeline import no_pipeline
 from flowhooks.errors import ModelError
+from flowhooks.reading import user_path
 from flowhooks.sampling.splice import untouched
 
 EMBEDDED = "digits"
@@ -129,7 +130,7 @@ def _place(name: str) -> str:
         return str(resolve_model(name))
     if (refusal := no_pipeline(name, None)) is not None:
         raise ModelError(refusal)
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     return str(folder) if folder.is_dir() else name
 
 

@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 from flowhooks.errors import TrainingError
 from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
+from flowhooks.printing import printable
+from flowhooks.reading import parse
 from flowhooks.train.agreement import gather
 from flowhooks.train.checkpoint import HISTORY
 from flowhooks.train.files import write_aside
@@ -151,11 +153,11 @@ class Voice:
         key = re.sub(r"\d[\d.e+-]*", "#", sentence)
         if self._main and key not in self._said:
             self._said.add(key)
-            tqdm.write(f"warning: {sentence}", file=sys.stderr)
+            tqdm.write(f"warning: {printable(sentence)}", file=sys.stderr)
 
 
 def _step_of(line: str) -> int:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return int(parse(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return sys.maxsize  # cut short by a killed writer

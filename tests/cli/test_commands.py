@@ -36,6 +36,18 @@ def test_check_prints_a_plan_and_ok(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "method", [{}, {"method": None}, {"method": {"sft": {}}}, {"hooks": [{"type": "timestep_schedule"}]}]
+)
+def test_a_run_without_a_method_is_told_to_be_plain_flow_matching(tmp_path, capsys, method):
+    run = make_run(tmp_path, **{"hooks": [], **method})
+    (tmp_path / "data.json").write_text(json.dumps([{**BLOCKS[0], "conditioning_data": []}]))
+    for command in ("check", "explain"):
+        assert main([command, str(run)]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.count("this is plain flow matching") == 1 and captured.err == ""
+
+
 def test_check_tells_problems_of_machine_data_and_plan_together(tmp_path, capsys, monkeypatch):
     model = {"pretrained_model_name_or_path": "digit", "attention_backend": "sage"}
     run = make_run(tmp_path, model=model, hooks=[{"type": "flow_dpo"}, {"type": "flow_dpo", "beta": 2}])
@@ -291,11 +303,22 @@ def test_arguments_reach_their_commands():
     )
 
 
+def test_without_a_command_the_help_is_printed_and_nothing_was_done(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["flowhooks"])
+    for argv in ([], None):
+        assert main(argv) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and all(f"    {name} " in captured.err for name in COMMANDS)
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
-        ([], "required"),
-        (["chek"], "invalid choice"),
+        (["chek"], "there is no command 'chek'; did you mean 'check'?"),
+        (["zzz"], "there is no command 'zzz'; `flowhooks --help` lists them"),
+        (["probe", "m", "--dtype", "bf61"], "did you mean 'bf16'?"),
+        (["probe", "m", "--arguments", "{'a': 1}"], "single quotes"),
+        (["probe", "m", "--arguments", "[1]"], "expected an object"),
         (["sample", "m"], "--prompt"),
         (["sample", "m", "--prompt", "a", "--steps", "0"], "expected at least 1, found 0"),
         (["export", "l", "--format", "a1111"], "invalid choice"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
-from flowhooks.config import load_run, resolve_hook, resolve_run
+from flowhooks import reading
+from flowhooks.config import load_datasets, load_run, resolve_hook, resolve_run
 from flowhooks.config.rules import _PRECISIONS
 from flowhooks.errors import ConfigError
 from tests.config.writing import only, problems, written
@@ -15,7 +18,7 @@ CASES = [
     ({"modle": {}}, "$.modle", "unknown key 'modle'; did you mean 'model'?"),
     ({"learning_rate": 1e-4}, "$.learning_rate", "did you mean 'training.learning_rate'?"),
     ({"training": {"lr": 1e-4}}, "$.training.lr", "did you mean 'learning_rate'?"),
-    ({"training": {"zzz": 1}}, "$.training.zzz", "known here: 'trainable', 'max_train_steps'"),
+    ({"training": {"zzz": 1}}, "$.training.zzz", "nearest here: "),
     ({"training": {"odd key": 1}}, '$.training["odd key"]', "unknown key 'odd key'"),
     ({"training": 3}, "$.training", "expected an object, found the number 3"),
     (
@@ -213,8 +216,33 @@ def test_precisions(tmp_path, dtype, mixed):
 @pytest.mark.parametrize(
     "text, words, place",
     [
-        ('{"a" 1}', "not valid JSON: Expecting ':' delimiter", ":1:6"),
-        ('{\n  "a": 1\n  "b": 2}', "Expecting ',' delimiter", ":3:3"),
+        ('{"a" 1}', "not valid JSON: a colon is missing after the key", ":1:6"),
+        ('{\n  "a": 1\n  "b": 2}', "a comma is missing before this", ":3:3"),
+        ('{"a": 1,}', "a comma stands before the closing bracket; remove the comma", ":1:9"),
+        ("[1, 2,\n]", "a comma stands before the closing bracket; remove the comma", ":2:1"),
+        ('{"a": 1 // one\n}', "JSON has no comments", ":1:9"),
+        ('{\n# one\n"a": 1}', "JSON has no comments", ":2:1"),
+        ('{"a": /* one */ 1}', "JSON has no comments", ":1:7"),
+        ("{'a': 1}", "single quotes; keys and strings stand in double quotes", ":1:2"),
+        ("{“a”: 1}", "curly quotes", ":1:2"),
+        ("{a: 1}", "a key in double quotes is expected here", ":1:2"),
+        ('{"a": lora}', "'lora' stands without quotes", ":1:7"),
+        ('{"a": True}', "True is written true in JSON", ":1:7"),
+        ('{"a": [None]}', "None is written null in JSON", ":1:8"),
+        ('{"data": "C:\\Users"}', "a backslash begins an escape; write two of them, or /", ":1:13"),
+        ('{"a": ${STEPS}}', "variables are not expanded in a file", ":1:7"),
+        ('{"a": "b\n"}', "a line break or a tab inside a string", ":1:9"),
+        ('{"a": "b', "this quote is never closed", ":1:7"),
+        ('{"a": {"b": 1}', "the text ends too early", ":1:15"),
+        ('{"a": 1}{"b": 1}', "something follows after the end", ":1:9"),
+        ("model:\n  dtype: bf16\n", "this is YAML", ":1:1"),
+        ("---\nmodel: digits\n", "this is YAML", ":1:1"),
+        ("# my run\nmodel: digits\n", "this is YAML", ":1:1"),
+        ('{"training": {"seed": ' + "9" * 400 + "}}", "is too large for a number", ""),
+        ('{"training": {"seed": ' + "9" * 5000 + "}}", "is too large for a number", ""),
+        ('{"training": {"learning_rate": 1e400}}', "is too large for a number", ""),
+        ('{"output_dir": "a\\u0000b"}', "holds a zero byte", ""),
+        ('{"\\ud800": 1}', "half of a surrogate pair", ""),
         ("", "the file is empty", ":1:1"),
         ('{"seed": 1, "seed": 2}', "'seed' is written twice", ""),
         ('{"training": {"learning_rate": NaN}}', "NaN is not a JSON number", ""),
@@ -227,6 +255,81 @@ def test_what_is_no_json_is_told_with_its_place(tmp_path, text, words, place):
     problem = only(tmp_path, text)
     assert words in problem.message
     assert problem.file == f"{tmp_path / 'run.json'}{place}"
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (json.dumps({"model": {}}).encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+        (json.dumps({"model": {}}).encode("utf-16-le"), "is UTF-16; save the file as UTF-8"),
+        (b" " * (reading.MAX_DOCUMENT + 1), "bytes; more than 16,777,216 are not read, is it the right file?"),
+    ],
+)
+def test_what_is_no_text_is_told(tmp_path, data, words):
+    (tmp_path / "run.json").write_bytes(data)
+    with pytest.raises(ConfigError, match=words):
+        load_run(tmp_path / "run.json")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    (tmp_path / "run.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"training": {"seed": 3}}).encode())
+    assert load_run(tmp_path / "run.json").training["seed"] == 3
+
+
+@pytest.mark.parametrize("name", ["run.json", "data.json"])
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path, name):
+    written(tmp_path, {"data": "data.json"})
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ConfigError, match="a pipe or a device, not a regular file; name a file"):
+        load_run(tmp_path / "run.json")
+    with pytest.raises(ConfigError, match=r"data: /dev/zero: is a pipe or a device|/dev/zero: is a pipe or a device"):
+        load_datasets("/dev/zero", tmp_path)
+
+
+PATHS = [
+    ("~nosuchuser/a", "there is no home folder '~nosuchuser'; write the path itself"),
+    ("a" * 300, "too long for a path, which takes 255 bytes for each name"),
+    ("a/" * 3000, "too long for a path"),
+    ("${HOME}/a", "'${HOME}' is not expanded; write the path itself, or give it with --set"),
+    ("$HOME/a", "'$HOME' is not expanded"),
+    ("%USERPROFILE%/a", "'%USERPROFILE%' is not expanded"),
+    ("C:\new", "holds a line break or a tab where a folder begins"),
+]
+
+
+@pytest.mark.parametrize("path", ["output_dir", "cache_dir", "data", "model.pretrained_model_name_or_path"])
+@pytest.mark.parametrize("value, words", PATHS)
+def test_what_can_be_no_path_is_told_at_its_place(tmp_path, path, value, words):
+    section, _, key = path.rpartition(".")
+    problem = only(tmp_path, {section: {key: value}} if section else {key: value})
+    assert problem.path == f"$.{path}" and words in problem.message
+
+
+@pytest.mark.parametrize("value, words", PATHS)
+def test_the_same_in_a_block_and_on_the_command_line(tmp_path, value, words):
+    problem = only(tmp_path, {"data": [{"id": "a", "instance_data_dir": value}]})
+    assert problem.path == "$.data[0].instance_data_dir" and words in problem.message
+    problem = only(tmp_path, {}, (f"adapter.init_from={value}",))
+    assert (problem.file, problem.path) == ("--set", "$.adapter.init_from") and words in problem.message
+    method = {"flow_opd": {"teachers": {"one": value, "two": {"path": value}}}}
+    found = problems(tmp_path, {"method": method})
+    told = {problem.path for problem in found if words in problem.message}
+    assert told == {"$.method.flow_opd.teachers.one", "$.method.flow_opd.teachers.two.path"}
+
+
+def test_a_variable_in_place_of_a_number_is_told(tmp_path):
+    problem = only(tmp_path, {"training": {"seed": "${SEED}"}})
+    assert "expected an integer, found the string '${SEED}'; variables are not expanded" in problem.message
+
+
+def test_an_unknown_key_has_three_neighbours_and_not_all(tmp_path):
+    (problem,) = problems(tmp_path, {"training": {"zzz_every": 1}})
+    assert problem.message.count("'") == 8 and "'log_every_steps'" in problem.message
+    (problem,) = problems(tmp_path, {"data": [{"id": "a", "instance_data_dir": "a", "qqqq": 1}]})
+    assert problem.message.count("'") == 8
+    (problem,) = problems(tmp_path, {"k" * 10_000: 1})
+    assert len(str(problem)) < 500
 
 
 def test_files_that_cannot_be_read(tmp_path):

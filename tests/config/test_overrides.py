@@ -47,7 +47,7 @@ def test_a_whole_section_can_be_replaced(tmp_path):
         ("validation.prompts=hello", "$.validation.prompts", "put it in brackets"),
         ("hooks[0].norm_type=avg", "$.hooks[0].norm_type", "did you mean 'mean'?"),
         ("push.private=true", "$.push.repo_id", "is missing"),
-        ("training.learning_rate=NaN", "$.training.learning_rate", "found the string 'NaN'"),
+        ("training.learning_rate=NaN", "$.training.learning_rate", "NaN is not a JSON number; write a finite one"),
         ("training=3", "$.training", "expected an object"),
     ],
 )

@@ -5,7 +5,6 @@ No code of a data set is run, and its pictures are not decoded on the way: their
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.reading import parse, read_bytes, user_path
 
 T = TypeVar("T")
 _ID = re.compile(r"^[\w.\-]+(/[\w.\-]+)?$")
@@ -66,7 +66,7 @@ def huggingface_columns(block: dict[str, Any], found: Findings) -> list[str]:
     if (folder / "dataset_dict.json").is_file():
         folder = folder / (block["split"] or "train")
     try:
-        return list(json.loads((folder / "dataset_info.json").read_bytes())["features"])
+        return list(parse(read_bytes(folder / "dataset_info.json"))["features"])
     except (ValueError, KeyError, TypeError):
         return []
 
@@ -134,7 +134,7 @@ def find_origin(block: dict[str, Any], found: Findings) -> Origin:
     named = block["instance_data_dir"]
     if is_url(named):
         raise Refused("is a URL; type 'huggingface' takes an id of the Hub or a folder on this machine")
-    folder = found.source.parent / Path(named).expanduser()
+    folder = found.source.parent / user_path(named)
     if folder.is_dir():
         saved = any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
         return Origin(name=str(folder), folder=folder, saved=saved, roots=(folder, found.cache))

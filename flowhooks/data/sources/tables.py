@@ -6,13 +6,13 @@ The readers of pandas and pyarrow guess types: `001` becomes a number and a capt
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from flowhooks.data.places import Place, as_text
+from flowhooks.reading import BadJson, parse
 
 SUFFIXES = (".csv", ".tsv")
 
@@ -110,7 +110,7 @@ class JsonLines:
 
 def _object(line: str) -> dict[str, Any] | str:
     try:
-        cells = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        cells = parse(line, texts=False)
+    except BadJson as error:
         return f"is no JSON ({error})"
     return cells if isinstance(cells, dict) else 'is no JSON object, such as {"file_name": "a.png"}'

@@ -6,7 +6,6 @@ key of `000.json` its caption: what stands between the stem and the suffix is th
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.opening import open_files
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.reading import BadJson, parse
 
 SUFFIXES = (".tar",)
 #: The column of `000.jpg`, which has no name of its own.
@@ -169,10 +169,10 @@ class _Texts:
         if sample.json is None:
             return {}
         try:
-            content = json.loads(sample.json.read())
+            content = parse(sample.json.read())
         except OSError as error:
             return Fault(f"its JSON cannot be read: {why(error)}")
-        except (ValueError, RecursionError) as error:
+        except BadJson as error:
             return Fault(f"its JSON is damaged: {error}")
         return content if isinstance(content, dict) else Fault("its JSON is no object")
 

@@ -1,0 +1,54 @@
+"""What goes to a terminal: no character of a name, a file or a configuration moves the cursor or hides text."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+#: Control characters besides line break and tab, those that turn the direction of text, and halves of surrogate pairs.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` with every character that a terminal would act upon written as its escape, such as ``\\x1b``."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: str) -> str:
+    """The same for a name, in which a line break or a tab is an escape too."""
+    return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+@contextmanager
+def safe_output() -> Iterator[None]:
+    """Inside the block, everything that is printed to standard output is printable."""
+    before = sys.stdout
+    sys.stdout = _Printable(before)
+    try:
+        yield
+    finally:
+        sys.stdout = before
+
+
+class _Printable:
+    """A text stream that escapes what is written to it; all else is the stream's own."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        safe = printable(text)
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        # A terminal that knows no UTF-8 must not end a command.
+        self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
