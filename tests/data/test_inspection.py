@@ -52,7 +52,7 @@ def test_what_is_no_image_says_what_it_is(tmp_path):
     assert refusal(tmp_path / "a.png", b"") == "is empty (0 bytes)"
     assert "begins with b'hello world'" in refusal(tmp_path / "b.png", b"hello world")
     assert "damaged" in refusal(tmp_path / "c.png", b"\x89PNG\r\n\x1a\n")
-    assert "not a PNG, JPEG, WebP or BMP" in refusal(tmp_path / "d.png", b"GIF89a" + bytes(40))
+    assert "not a PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC" in refusal(tmp_path / "d.png", b"GIF89a" + bytes(40))
 
 
 def test_a_jpeg_named_png_is_read_by_its_content(tmp_path):
