@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -160,16 +161,12 @@ class FlowDPO(Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         self._adapter = session.adapter
+        anchors = [hook.weight for hook in session.assembly.hooks if isinstance(hook, AnchorRegularizer)]
+        self._terms = replace(self._terms, anchor=max(anchors, default=0.0))
         try:
             yield
         finally:
             self._adapter = None
-
-    @contextmanager
-    def attached(self, session: Session) -> Iterator[None]:
-        anchors = [hook.weight for hook in session.assembly.hooks if isinstance(hook, AnchorRegularizer)]
-        self._terms = replace(self._terms, anchor=max(anchors, default=0.0))
-        yield
 
     def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
         return reduce_error(error, self.norm_type, view.mask)

@@ -142,11 +142,8 @@ def _softer(beta: float, terms: Terms) -> str:
 
 def _held(beta: float, terms: Terms) -> str:
     """The bound that beta stands at."""
-    named = [
-        f"`{key}` ({value:g})"
-        for key, value in (("auto_beta_min", terms.low), ("auto_beta_max", terms.high))
-        if value is not None
-    ]
+    bounds = (("auto_beta_min", terms.low), ("auto_beta_max", terms.high))
+    named = [f"`{key}` ({value:g})" for key, value in bounds if value is not None]
     if len(named) == 2 and terms.low is not None and terms.high is not None and math.isfinite(beta):
         return named[abs(beta - terms.high) < abs(beta - terms.low)]
     return " or ".join(named) or "a bound"
