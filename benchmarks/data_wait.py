@@ -29,7 +29,7 @@ from benchmarks.step import RUN, probed
 from flowhooks.config import load_datasets
 from flowhooks.data import CachedDataset, Schedule, audit, build_cache, data_loader, streams
 from flowhooks.data.store import Entries
-from flowhooks.embedded.progress import quiet_libraries
+from flowhooks.quiet import quiet_libraries
 
 GOAL = 0.05
 SETS = [

@@ -6,7 +6,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from flowhooks.embedded.progress import quiet_libraries
+from flowhooks.quiet import quiet_libraries
 
 #: Name -> module with ``measure(output, docs, seeds, arms)``.
 CLAIMS = {

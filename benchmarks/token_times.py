@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.measure import interleaved, machine, ratio
-from flowhooks.embedded.progress import quiet_libraries
 from flowhooks.probe import Condition, FlowModel, TokenSigma, probe
+from flowhooks.quiet import quiet_libraries
 from flowhooks.testing import tiny
 
 #: Pixels on a side of a token: the tiny VAE's factor and FLUX's packing.

@@ -16,7 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import NoReturn
 
@@ -38,6 +38,7 @@ from flowhooks.commands import (
 )
 from flowhooks.errors import FlowhooksError, FlowhooksWarning
 from flowhooks.printing import printable, safe_output
+from flowhooks.quiet import quiet
 
 COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(given)
     interrupts: list[int] = []
     try:
-        with _signals(interrupts), _plain_warnings(), safe_output():
+        with _signals(interrupts), _plain_warnings(), safe_output(), _libraries(args):
             code = args.run_command(args)
         sys.stdout.flush()
         return code
@@ -139,6 +140,13 @@ def _without_secrets(message: str) -> str:
     from flowhooks.config.secrets import hide
 
     return hide(message)
+
+
+def _libraries(args: argparse.Namespace) -> AbstractContextManager[None]:
+    """What libraries print; and bars, theirs and ours, only for somebody who may be watching."""
+    bars = getattr(args, "progress", True) and sys.stderr.isatty()
+    args.progress = bars
+    return nullcontext() if args.debug else quiet(bars=bars)
 
 
 @contextmanager

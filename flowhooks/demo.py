@@ -26,7 +26,7 @@ def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
     Returns:
         The exit code, 0.
     """
-    from flowhooks.embedded.progress import quiet_libraries
+    from flowhooks.quiet import quiet_libraries
 
     with quiet_libraries():
         return _run(output, progress, rebuild)

@@ -6,18 +6,16 @@ Code that comes with a model is never run, and only safetensors are read.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer
-from transformers.utils import logging
 
 from flowhooks.config.imports import imported
 from flowhooks.errors import ModelError
+from flowhooks.quiet import errors_only
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: What a file that is missing, damaged or of another kind makes transformers raise.
@@ -38,7 +36,8 @@ def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused:
         ModelError: it cannot be loaded, or its file lacks weights, which would be random then.
     """
     try:
-        with _quietly():
+        # Without the table of weights that only the other half of a model needs; those that are missing are an error.
+        with errors_only("transformers.utils.logging"):
             network, report = cls.from_pretrained(
                 name, use_safetensors=True, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
             )
@@ -88,17 +87,6 @@ def import_network(path: str, dtype: str, option: str = "model") -> nn.Module:
 
 def _gives_network(found: Any) -> bool:
     return inspect.isfunction(found) or (inspect.isclass(found) and issubclass(found, nn.Module))
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without the table of weights that only the other half of a model needs; those that are missing are an error."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
 
 
 def short(error: Exception) -> str:

@@ -31,7 +31,12 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--no-progress", dest="progress", action="store_false", help="print no progress bars")
+    parser.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="print lines, no progress bars; so it is without a terminal",
+    )
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -66,8 +66,14 @@ def build_cache(
         _Wanted(Captions(model), told),
     ]
     with together():
-        work.sweep()
-        places = {each.encoder.kind: _filled(work, each, progress, batch_size) for each in wanted}
+        found = [work.find(each.encoder.kind, each.items, check=CHECKED_BYTES) for each in wanted]
+        # A folder that lacks nothing is only read: it may be somebody else's, or on a disk that takes no writing.
+        if any(each.items.keys() - there.keys() for each, there in zip(wanted, found, strict=True)):
+            work.sweep()
+        places = {
+            each.encoder.kind: _filled(work, each, there, progress, batch_size)
+            for each, there in zip(wanted, found, strict=True)
+        }
     if rebuild:
         with together():
             store.replace(work)
@@ -106,9 +112,11 @@ def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
     return len(geometry.get("shown", ())), geometry.get("height", 0), geometry.get("width", 0)
 
 
-def _filled(store: Store, wanted: _Wanted, progress: bool, batch_size: int) -> dict[str, Place]:
+def _filled(
+    store: Store, wanted: _Wanted, places: dict[str, Place], progress: bool, batch_size: int
+) -> dict[str, Place]:
+    """Where every entry lies, once those that are not in `places` are made."""
     encoder = wanted.encoder
-    places = store.find(encoder.kind, wanted.items, check=CHECKED_BYTES)
     todo = wanted.lots(places)
     if not todo:
         return places

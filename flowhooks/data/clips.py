@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding
+from flowhooks.data.boxes import still_of
+from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding, open_image
 
 MOVING = (*FORMATS, "GIF")
 NEEDS_AV = "is a video file, which needs PyAV; run `pip install 'flowhooks[video]'`"
@@ -27,6 +28,8 @@ _OPTIONS: dict[str, dict[str, str]] = {"mov": {"enable_drefs": "0"}, "matroska":
 
 def container_of(data: bytes) -> str | None:
     """The demuxer of a video file, None if these bytes begin like none."""
+    if still_of(data) is not None:
+        return None
     return next((demuxer for at, magic, demuxer in _CONTAINERS if data[at : at + len(magic)] == magic), None)
 
 
@@ -76,7 +79,7 @@ def select(total: int, count: int, how: str, chance: int) -> tuple[int, ...]:
 
 
 def _moving(data: bytes, positions: Sequence[int]) -> Iterator[Image.Image]:
-    with Image.open(BytesIO(data), formats=MOVING) as image:
+    with open_image(data, MOVING) as image:
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"has more than {MAX_PIXELS:,} pixels")
         for position in positions:

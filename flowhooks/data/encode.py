@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Raised whenever the arithmetic of a kind changes, so that entries of an older release are left alone.
 FORMAT = 2
+# Raised whenever colours are turned into sRGB in another way.
+COLORS = 1
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
 Cut = tuple[Picture, Geometry]
 Size = tuple[int, int, int]
@@ -64,7 +66,9 @@ class Pictures:
 
     def about(self, item: Cut) -> dict[str, Any]:
         picture, geometry = item
-        return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **self._made_by}
+        # Only where there is something to tell: what was cached of other pictures stays good.
+        colours = {"colors": COLORS} if picture.profiled else {}
+        return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **colours, **self._made_by}
 
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         decoded = {}
@@ -111,13 +115,14 @@ class Masks:
             "file": picture.digest,
             "geometry": asdict(geometry),
             "grid": list(self.grids[geometry.size]),
+            **({"values": "labels"} if picture.labels else {}),
         }
 
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         for item in items:
             picture, geometry = item
             height, width = self.grids[geometry.size]
-            read = partial(load_mask, geometry=geometry, height=height, width=width)
+            read = partial(load_mask, geometry=geometry, height=height, width=width, labels=picture.labels)
             mask = _decode(picture, self.problems, read)
             if mask is not None:
                 yield item, {"mask": torch.from_numpy(mask)}

@@ -11,7 +11,10 @@ from typing import Any
 
 from flowhooks.data.assets import Asset, FileAsset
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+IMAGE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
+    *(".tif", ".tiff", ".avif", ".heic", ".heif"),
+)
 CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
 

@@ -2,7 +2,8 @@
 
 A header alone would let a file cut in half through to the middle of a run, so the whole structure is walked: every PNG
 chunk with its checksum up to the end chunk, every JPEG segment up to the scan and then the end marker, the lengths that
-a WebP and a BMP declare. What only a decoder can notice is caught when the latents are cached, before training starts.
+a WebP and a BMP declare, the boxes of AVIF and HEIC, the strips and tiles of a TIFF. What only a decoder can notice is
+caught when the latents are cached, before training starts.
 """
 
 from __future__ import annotations
@@ -14,16 +15,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from typing import Any
 
 from PIL import Image
 
 from flowhooks.data.assets import Asset
+from flowhooks.data.boxes import HEIC, NEEDS_HEIF, missing_bytes, open_heic, reads_heic, still_of
+from flowhooks.data.colors import BadProfile, profile_turns
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
+KINDS = "PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC"
 # Pillow's own threshold for a probable decompression bomb, fixed here because a caller may have switched Pillow's off.
 MAX_PIXELS = 89_478_485
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
+TURNED = ("TIFF", "HEIF")
+"""What Pillow, or the plug-in, opens upright already."""
+NEW_SUBFILE_TYPE, REDUCED = 254, 1
+OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))
+"""Tags of a TIFF that say where its strips, or its tiles, lie."""
+NUMBERS = ("F", "I")
 JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
@@ -55,6 +66,9 @@ class Picture:
         digest: sha256 of its bytes, hexadecimal.
         frames: of a clip; 1 for a picture.
         rate: frames per second of a clip, where its file says so.
+        profiled: a colour profile of its own turns its colours into sRGB.
+        profile_fault: why the colour profile it has is ignored; None if it has none, or a sound one.
+        labels: of a mask: its values are labels, of which all but 0 are inside.
     """
 
     asset: Asset
@@ -63,11 +77,23 @@ class Picture:
     digest: str
     frames: int = 1
     rate: float | None = None
+    profiled: bool = False
+    profile_fault: str | None = None
+    labels: bool = False
 
     @property
     def size(self) -> str:
         """`width x height`, for messages."""
         return f"{self.width}x{self.height}"
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image, not decoded yet. Raises BadImage for a HEIC that cannot be read here; whatever Pillow raises."""
+    if still_of(data) == HEIC:
+        if not reads_heic():
+            raise BadImage(NEEDS_HEIF)
+        return open_heic(data)
+    return Image.open(BytesIO(data), formats=formats)
 
 
 def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
@@ -76,8 +102,8 @@ def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
     Args:
         clips: take what moves too: animated PNG, WebP and GIF, and video files.
 
-    Raises BadImage if it is empty, no PNG, JPEG, WebP or BMP, damaged, animated, or too large to decode safely; OSError
-    if it cannot be read.
+    Raises BadImage if it is empty, no image of a kind that is read, damaged, animated, of several pages, or too large
+    to decode safely; OSError if it cannot be read.
     """
     data = asset.read()
     if not data:
@@ -93,12 +119,12 @@ def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
         with warnings.catch_warnings():
             # The bomb limit is checked below, as an error; Pillow's warnings on metadata do not concern training.
             warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=formats) as image:
+            with open_image(data, formats) as image:
                 return _facts(asset, data, image, clips)
     except BadImage:
         raise
     except Image.UnidentifiedImageError:
-        kinds = "PNG, JPEG, WebP, BMP or GIF image, or video file" if clips else "PNG, JPEG, WebP or BMP image"
+        kinds = f"{KINDS.replace(' or ', ', ')} or GIF image, or video file" if clips else f"{KINDS} image"
         what = f"is not a {kinds}, or damaged in its first bytes"
         raise BadImage(f"{what} (it begins with {data[:12]!r})") from None
     except Image.DecompressionBombError:
@@ -112,11 +138,11 @@ def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Pictur
     if width * height > MAX_PIXELS:
         raise BadImage(f"has {width * height:,} pixels; more than {MAX_PIXELS:,} is refused as a decompression bomb")
     # A phone's JPEG may carry a second picture (MPO) without being an animation.
-    moves = image.format in ("PNG", "WEBP", "GIF") and getattr(image, "is_animated", False)
+    moves = image.format in ("PNG", "WEBP", "GIF", "AVIF") and getattr(image, "is_animated", False)
     if moves and not clips:
         raise BadImage("is animated; save the frame to train on as a still image, or train on clips with `num_frames`")
     frames = int(getattr(image, "n_frames", 1)) if moves else 1
-    if moves and image.format == "WEBP":
+    if moves and image.format in ("WEBP", "AVIF"):
         image.load()  # which tells how long its frame stands
     pause = image.info.get("duration") if moves else None
     orientation = _orientation(data, image)
@@ -132,11 +158,16 @@ def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Pictur
                 raise BadImage("is cut off: the GIF end marker is missing")
         case "WEBP":
             _check_length(len(data), 8 + struct.unpack_from("<I", data, 4)[0])
+        case "AVIF" | "HEIF":
+            if cut := missing_bytes(data):
+                _check_length(*cut)
+        case "TIFF":
+            _check_tiff(len(data), image)
         case "BMP":
             _check_bmp(data, image)
         case _:
             _check_jpeg(data)
-    if orientation in SIDEWAYS:
+    if orientation in SIDEWAYS and image.format not in TURNED:
         width, height = height, width
     return Picture(
         asset=asset,
@@ -145,7 +176,15 @@ def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Pictur
         frames=frames,
         rate=1000 / pause if pause else None,
         digest=sha256(data).hexdigest(),
+        **_profile(image),
     )
+
+
+def _profile(image: Image.Image) -> dict[str, Any]:
+    try:
+        return {"profiled": profile_turns(image)}
+    except BadProfile as error:
+        return {"profile_fault": str(error)}
 
 
 def _orientation(data: bytes, image: Image.Image) -> int | None:
@@ -164,6 +203,20 @@ def _check_bmp(data: bytes, image: Image.Image) -> None:
     start, _, width, height, _, bits, compression = struct.unpack_from("<IIiiHHI", data, 10)
     if compression in (0, 3) and (abs(width), abs(height)) == image.size:
         _check_length(len(data), start + (abs(width) * bits + 31) // 32 * 4 * abs(height))
+
+
+def _check_tiff(size: int, image: Any) -> None:
+    for page in range(image.n_frames):
+        image.seek(page)
+        if page and not image.tag_v2.get(NEW_SUBFILE_TYPE, 0) & REDUCED:
+            raise BadImage(f"holds {image.n_frames:,} pages; save the one to train on as a file of its own")
+        if page:
+            continue
+        if image.mode in NUMBERS:
+            raise BadImage("holds numbers of 32 bits, not colours; save it with 8 or 16 bits")
+        for offsets, lengths in OFFSETS_AND_LENGTHS:
+            places = zip(image.tag_v2.get(offsets, ()), image.tag_v2.get(lengths, ()), strict=False)
+            _check_length(size, max((start + length for start, length in places), default=0))
 
 
 def _check_jpeg(data: bytes) -> None:

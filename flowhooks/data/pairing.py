@@ -11,6 +11,7 @@ from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
+from flowhooks.data.masks import warn_of_dim
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.schedule import report
@@ -84,6 +85,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
+    warn_of_dim(sets, found)
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from io import BytesIO
-
 import numpy as np
 from PIL import Image, ImageOps
 
 from flowhooks.data.clips import frames_of, moves
+from flowhooks.data.colors import eight_bit, to_rgb
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding
+from flowhooks.data.inspection import MAX_PIXELS, BadImage, decoding, open_image
+
+#: Modes whose numbers can be told from nothing as they are stored.
+STORED = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L")
 
 
 def open_upright(data: bytes) -> Image.Image:
     """Decode an image and apply its EXIF orientation. Raises BadImage if it cannot be decoded."""
     with decoding():
-        image = Image.open(BytesIO(data), formats=FORMATS)
+        image = open_image(data)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"has more than {MAX_PIXELS:,} pixels")
         image.load()
@@ -23,34 +25,65 @@ def open_upright(data: bytes) -> Image.Image:
 
 
 def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
-    """Image bytes -> float32 `[3, H, W]` in [-1, 1]; of a clip, the first frame that is kept, or its first.
+    """Image bytes -> float32 `[3, H, W]` in [-1, 1], in sRGB; of a clip, the first frame that is kept, or its first.
 
     Transparency is laid on white. Raises BadImage.
     """
-    if geometry.shown or moves(data):
-        return _pixels(next(frames_of(data, geometry.shown[:1] or (0,))), geometry)
-    return _pixels(open_upright(data), geometry)
+    with decoding():
+        if geometry.shown or moves(data):
+            return _pixels(next(frames_of(data, geometry.shown[:1] or (0,))), geometry)
+        return _pixels(open_upright(data), geometry)
 
 
 def load_clip(data: bytes, geometry: Geometry) -> np.ndarray:
     """The kept frames of a clip -> float32 `[3, F, H, W]`, each like a picture. Raises BadImage."""
-    return np.stack([_pixels(frame, geometry) for frame in frames_of(data, geometry.shown)], axis=1)
+    with decoding():
+        return np.stack([_pixels(frame, geometry) for frame in frames_of(data, geometry.shown)], axis=1)
 
 
 def _pixels(upright: Image.Image, geometry: Geometry) -> np.ndarray:
-    image = _flatten(upright, background=255).convert("RGB")
+    image = _flatten(to_rgb(upright), background=255).convert("RGB")
     cut = _cut(image, geometry, (geometry.width, geometry.height), Image.Resampling.LANCZOS)
     return np.asarray(cut, dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 
 
-def load_mask(data: bytes, geometry: Geometry, height: int, width: int) -> np.ndarray:
+def load_mask(data: bytes, geometry: Geometry, height: int, width: int, *, labels: bool = False) -> np.ndarray:
     """Mask bytes -> float32 `[1, height, width]` in [0, 1], each cell the mean of its area: white trains, grey weighs.
 
-    Transparent parts of a mask count as black. Raises BadImage.
+    Transparent parts of a mask count as black. A colour profile is not applied: the numbers are weights, not colours.
+
+    Args:
+        labels: every value but 0 is white; see :func:`mask_levels`.
+
+    Raises BadImage.
     """
-    image = _flatten(open_upright(data), background=0).convert("L").convert("F")
-    cut = _cut(image, geometry, (width, height), Image.Resampling.BOX)
-    return np.clip(np.asarray(cut, dtype=np.float32) / np.float32(255), 0, 1)[None]
+    with decoding():
+        image = mask_levels(data, labels=labels).convert("F")
+        cut = _cut(image, geometry, (width, height), Image.Resampling.BOX)
+        return np.clip(np.asarray(cut, dtype=np.float32) / np.float32(255), 0, 1)[None]
+
+
+def mask_levels(data: bytes, *, labels: bool = False) -> Image.Image:
+    """A mask as it is read, upright: ``L``, 255 where it trains fully and 0 where it does not.
+
+    Args:
+        labels: take what is stored for labels, the index where there is a palette and not its colour: 0 stays 0, every
+            other one is 255. Of a file in colour, black is 0.
+
+    Raises BadImage.
+    """
+    with decoding():
+        image = open_upright(data)
+        if not labels:
+            return _flatten(eight_bit(image), background=0).convert("L")
+        held = image.getchannel("P") if image.mode == "PA" else image if image.mode in STORED else image.convert("RGB")
+        stored = np.asarray(held)
+        if held.mode in ("LA", "RGBA"):
+            stored = stored[..., :-1]
+        inside = stored.reshape(*stored.shape[:2], -1).any(-1)
+        if image.has_transparency_data:
+            inside &= np.asarray(image.convert("RGBA").getchannel("A")) > 0
+        return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
 def _cut(image: Image.Image, geometry: Geometry, size: tuple[int, int], filter: Image.Resampling) -> Image.Image:
@@ -65,10 +98,6 @@ def _cut(image: Image.Image, geometry: Geometry, size: tuple[int, int], filter: 
 
 
 def _flatten(image: Image.Image, background: int) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16-bit greyscale: Pillow's own conversion clips everything above 255 to white.
-        levels = np.asarray(image).astype(np.float64) / 257
-        return Image.fromarray(np.rint(np.clip(levels, 0, 255)).astype(np.uint8))
     if not image.has_transparency_data:
         return image
     rgba = image.convert("RGBA")

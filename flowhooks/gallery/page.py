@@ -203,5 +203,6 @@ def _foot(found: Findings, shown: int) -> Iterator[str]:
     yield "</main><footer><p>"
     if shown < found.of:
         yield f"{shown:,} of {found.of:,} samples are on this page; <code>--sample</code> takes more. "
-    yield "Tint: where the mask is white, so where it trains; point at a picture to see it without. "
+    yield "Tint: where the mask is not black, so where it trains, with a line around what is bright in it; "
+    yield "point at a picture to see it without. "
     yield "<kbd>/</kbd> searches, <kbd>m</kbd> shows or hides masks, <kbd>Esc</kbd> clears.</p></footer>"

@@ -56,7 +56,8 @@ def _fitting(
     brush: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int
 ) -> str:
     """The end of the text, where names of one folder differ."""
-    text = text.encode("ascii", "replace").decode()
+    # A name may hold a line break, which no line of text can.
+    text = "".join(each if each.isprintable() else "?" for each in text.encode("ascii", "replace").decode())
     if brush.textlength(text, font) <= room:
         return text
     while text and brush.textlength(f"...{text}", font) > room:

@@ -10,11 +10,14 @@ from PIL import Image
 
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import BadImage, Picture
+from flowhooks.data.masks import dimness
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.gallery.cards import Card
 
 SIDE = 256
 MASK_RGB = (214, 0, 110)
+#: Opacity of the veil, of 255, from where a mask is just not black to where it is white.
+VEIL = (26, 51)
 BLACK = "the mask is black: it trains nowhere"
 
 
@@ -56,9 +59,10 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
         try:
             values = _multiplied(card.masks, _small(card.geometry, card.image or card.masks[0], side))
             everywhere = bool((values == 1).all())
-            mask = None if everywhere else Image.fromarray(np.rint(values * 255).astype(np.uint8))
+            mask = None if everywhere else Image.fromarray(np.ceil(values * 255 - 1e-4).astype(np.uint8))
             if not values.any():
                 warnings.append(BLACK)
+            warnings += [said for each in card.masks if (said := dimness(each))]
         except (BadImage, OSError) as error:
             problems.append(f"the mask {error}")
     image, rejected = shown
@@ -73,14 +77,19 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
 
 
 def overlay(mask: Image.Image) -> Image.Image:
-    """RGBA to lay on a picture: a veil where the mask is white, and a line around it."""
+    """RGBA to lay on a picture: a veil where the mask is not black, and a line around what is bright in it.
+
+    Bright is at least half of what its brightest place is, so that a mask of one grey has a line like a white one.
+    """
     values = np.asarray(mask)
-    white = values >= 128
-    deep = white
-    for _ in range(max(1, max(white.shape) // 128)):
+    bright = values >= max(1, (int(values.max()) + 1) // 2)
+    deep = bright
+    for _ in range(max(1, max(bright.shape) // 128)):
         wide = np.pad(deep, 1, mode="edge")
         deep = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
-    opacity = np.where(white & ~deep, 255, values // 5)
+    least, most = VEIL
+    veil = np.where(values > 0, least + values.astype(int) * (most - least) // 255, 0)
+    opacity = np.where(bright & ~deep, 255, veil)
     shown = np.zeros((*values.shape, 4), dtype=np.uint8)
     shown[opacity > 0, :3] = MASK_RGB
     shown[..., 3] = opacity
@@ -101,5 +110,5 @@ def _pixels(picture: Picture, geometry: Geometry) -> Image.Image:
 def _multiplied(masks: Sequence[Picture], geometry: Geometry) -> np.ndarray:
     values = np.ones((geometry.height, geometry.width), dtype=np.float32)
     for mask in masks:
-        values *= load_mask(mask.asset.read(), geometry, geometry.height, geometry.width)[0]
+        values *= load_mask(mask.asset.read(), geometry, geometry.height, geometry.width, labels=mask.labels)[0]
     return values

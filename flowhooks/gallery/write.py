@@ -100,7 +100,10 @@ def load(source: str) -> Datasets:
 
 
 def _drawn(card: Card) -> tuple[Card, Thumbs]:
-    thumbs = draw(card)
+    try:
+        thumbs = draw(card)
+    except Exception as error:  # whatever is wrong with one sample, the others are shown
+        thumbs = Thumbs(problems=(f"cannot be shown ({type(error).__name__}: {error})",))
     problems, warnings = (*card.problems, *thumbs.problems), (*card.warnings, *thumbs.warnings)
     return replace(card, problems=problems, warnings=warnings), thumbs
 

@@ -52,6 +52,7 @@ class AdjointTarget(Hook):
     """
 
     type = "adjoint_target"
+    health = "adjoint_reward"
 
     def __init__(
         self,

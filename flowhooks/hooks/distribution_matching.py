@@ -51,6 +51,7 @@ class DistributionMatching(Hook):
     """
 
     type = "distribution_matching"
+    health = "dmd_gap"
 
     def __init__(
         self,

@@ -53,6 +53,7 @@ class FeatureAlignment(Hook):
     """
 
     type = "feature_alignment"
+    health = "crepa_alignment_score"
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowhooks.errors import TrainingError
-from flowhooks.hooks.flow_dpo_detectors import detect, warn
+from flowhooks.hooks.anchor_regularizer import AnchorRegularizer
+from flowhooks.hooks.flow_dpo_detectors import Terms, detect, warn
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
@@ -117,6 +119,7 @@ class FlowDPO(Hook):
     """
 
     type = "flow_dpo"
+    health = "flow_dpo_implicit_accuracy"
 
     def __init__(
         self,
@@ -138,6 +141,13 @@ class FlowDPO(Hook):
             raise ValueError(f"`auto_beta_min` {auto_beta_min} is above `auto_beta_max` {auto_beta_max}")
         self.fixed_beta, self.norm_type, self.sft_loss_weight = beta, norm_type, sft_loss_weight
         self._adapter: Any = None
+        self._terms = Terms(
+            auto_beta=auto_beta,
+            target=auto_beta_target_gf,
+            low=auto_beta_min,
+            high=auto_beta_max,
+            sft_loss_weight=sft_loss_weight,
+        )
         self.auto_beta: AutoBeta | None = None
         if auto_beta:
             self.auto_beta = AutoBeta(
@@ -151,6 +161,8 @@ class FlowDPO(Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         self._adapter = session.adapter
+        anchors = [hook.weight for hook in session.assembly.hooks if isinstance(hook, AnchorRegularizer)]
+        self._terms = replace(self._terms, anchor=max(anchors, default=0.0))
         try:
             yield
         finally:
@@ -200,7 +212,7 @@ class FlowDPO(Hook):
         return {f"flow_dpo_{name}": value for name, value in found.items()}
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        return warn(metrics)
+        return warn(metrics, self._terms)
 
     def state_dict(self) -> dict[str, Any]:
         if self.auto_beta is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,6 +16,10 @@ from flowhooks.kernel.step import Step
 Total = Callable[[Tensor], Tensor]
 SIGMA_BUCKETS = 4
 SATURATED = 0.05
+#: Of the error that a margin is a difference of: what is smaller may be rounding.
+ROUNDING = 1e-5
+#: Relative; a smaller drift says nothing of where a model moves, nor does one that is hardly the larger.
+DRIFT, MORE = 1e-4, 1.1
 
 
 def drift(policy: Tensor, reference: Tensor, where: Tensor, total: Total = Tensor.detach) -> Tensor:
@@ -72,29 +77,87 @@ def _ratio(step: Step, part: Tensor, whole: Tensor, weight: Tensor | None) -> Te
     return above / below
 
 
-def warn(metrics: Mapping[str, float]) -> list[str]:
-    """Sentences for the log from averaged metrics."""
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a run is configured with, as far as the detectors' advice depends on it.
+
+    Args:
+        auto_beta: whether beta follows the margin.
+        target: the gradient factor that it then aims at, in (0, 0.5).
+        low, high: its clamp, or None.
+        sft_loss_weight: of the ordinary loss on the preferred side, >= 0.
+        anchor: weight of the anchor, 0 where there is none.
+    """
+
+    auto_beta: bool = False
+    target: float = 0.2
+    low: float | None = None
+    high: float | None = None
+    sft_loss_weight: float = 0.0
+    anchor: float = 0.0
+
+    @property
+    def stronger_anchor(self) -> str:
+        """How to hold the policy nearer to the reference."""
+        if self.anchor:
+            return f"raise the anchor (`anchor_alpha`, or the `weight` of `anchor_regularizer`) above {self.anchor:g}"
+        return "add an anchor (`anchor_alpha`, or the hook `anchor_regularizer`)"
+
+    @property
+    def plain_loss(self) -> str:
+        if self.sft_loss_weight:
+            return f"raise `sft_loss_weight` above {self.sft_loss_weight:g}"
+        return "set `sft_loss_weight`"
+
+
+def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
+    """Sentences for the log from running means of the metrics, in the terms of the run's configuration."""
 
     def read(name: str) -> float:
         return metrics.get(f"flow_dpo_{name}", math.nan)
 
     said = []
-    if read("win_adv") < 0 < read("margin"):
+    floor = ROUNDING * sum(value for name in ("ref_win_err", "ref_lose_err") if math.isfinite(value := read(name)))
+    if read("win_adv") < -floor and read("margin") > floor:
         said.append(
-            "flow_dpo: the margin grows only because the rejected side gets worse (win_adv < 0); raise the anchor, "
-            "lower the learning "
-            "rate, or mix in sft_loss_weight"
+            f"flow_dpo: the margin, {read('margin'):.3g}, is there only because the rejected side gets worse: the "
+            f"preferred one does too (win_adv {read('win_adv'):.3g}); {terms.stronger_anchor}, lower the learning "
+            f"rate, or {terms.plain_loss}"
         )
-    if read("gradient_factor") < SATURATED:
+    # One that auto_beta was told to aim at is no fault.
+    least = min(SATURATED, terms.target / 2) if terms.auto_beta else SATURATED
+    if read("gradient_factor") < least:
         said.append(
-            f"flow_dpo: the gradient factor {read('gradient_factor'):.3f} is below {SATURATED}: pairs are "
-            f"saturated; lower beta, or set auto_beta"
+            f"flow_dpo: the gradient factor {read('gradient_factor'):.3f} is below {least:g}: pairs are saturated; "
+            f"{_softer(read('beta'), terms)}"
         )
-    if read("beta_clamped") > 0:
+    if read("beta_clamped") > 0.5:
         said.append(
-            "flow_dpo: auto_beta_min/auto_beta_max hold beta away from what auto_beta asks for; widen them or leave "
-            "them out"
+            f"flow_dpo: in most steps {_held(read('beta'), terms)} holds beta away from what `auto_beta` asks for; "
+            "widen the bound or leave it out"
         )
-    if read("drift_outside") > read("drift_inside"):
-        said.append("flow_dpo: the model moves more outside the mask than inside; raise the anchor weight")
+    inside, outside = read("drift_inside"), read("drift_outside")
+    if outside > max(MORE * inside, DRIFT):
+        said.append(
+            f"flow_dpo: the model moves more outside the mask ({outside:.3g}) than inside ({inside:.3g}); "
+            f"{terms.stronger_anchor}"
+        )
     return said
+
+
+def _softer(beta: float, terms: Terms) -> str:
+    """How to make a smaller beta of this run."""
+    if not terms.auto_beta:
+        return f"lower `beta`{f' below {beta:.4g}' if math.isfinite(beta) else ''}, or set `auto_beta`"
+    if terms.low is not None and beta <= 1.01 * terms.low:
+        return f"lower `auto_beta_min`, {terms.low:g}, at which beta stands"
+    return "`auto_beta` follows too slowly: lower `auto_beta_decay`, or the learning rate"
+
+
+def _held(beta: float, terms: Terms) -> str:
+    """The bound that beta stands at."""
+    bounds = (("auto_beta_min", terms.low), ("auto_beta_max", terms.high))
+    named = [f"`{key}` ({value:g})" for key, value in bounds if value is not None]
+    if len(named) == 2 and terms.low is not None and terms.high is not None and math.isfinite(beta):
+        return named[abs(beta - terms.high) < abs(beta - terms.low)]
+    return " or ".join(named) or "a bound"

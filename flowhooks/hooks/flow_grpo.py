@@ -54,6 +54,7 @@ class FlowGRPO(Hook):
     """
 
     type = "flow_grpo"
+    health = "flow_grpo_reward"
 
     def __init__(self, *, rewards: Sequence[Mapping[str, Any]], advantage_clip: float = 5.0):
         if not rewards or advantage_clip <= 0:

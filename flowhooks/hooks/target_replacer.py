@@ -49,6 +49,9 @@ class TargetReplacer(Hook):
     """
 
     type = "target_replacer"
+    health = "anyflow_loss"
+    # A target that does not move is exact from the first step on.
+    patience = 1
 
     def __init__(
         self,

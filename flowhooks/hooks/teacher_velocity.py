@@ -62,6 +62,7 @@ class TeacherVelocity(Hook):
     """
 
     type = "teacher_velocity"
+    health = "flow_opd_gap"
 
     def __init__(
         self,

@@ -46,6 +46,7 @@ class TwinFlow(Hook):
     """
 
     type = "twin_flow"
+    health = "twin_flow_gap"
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel.hook import Hook, default_objective, default_reduce, default_target
 from flowhooks.kernel.plan import MAIN_VIEW, Plan
+from flowhooks.kernel.trend import Trend
 from flowhooks.kernel.view import Chunk, View
 
 if TYPE_CHECKING:
@@ -104,8 +105,14 @@ class Assembly:
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return self._gather("metrics", step)
 
-    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        return [sentence for hook in self.hooks for sentence in hook.warnings(metrics)]
+    def warnings(self, trend: Trend) -> list[str]:
+        return [sentence for hook in self.hooks for sentence in hook.warnings(trend.means(hook.patience))]
+
+    @property
+    def health(self) -> dict[str, str]:
+        """Metric -> what people call it, for each hook that names one: ``implicit accuracy``."""
+        named = [(hook.health, hook.health.removeprefix(f"{hook.type}_")) for hook in self.hooks if hook.health]
+        return {metric: short.replace("_", " ") for metric, short in named}
 
     def modules(self) -> dict[str, nn.Module]:
         """Trainable modules of all hooks, as ``<hook>.<name>``."""

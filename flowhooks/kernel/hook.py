@@ -36,6 +36,10 @@ class Hook:
     """
 
     type: ClassVar[str] = ""
+    #: The metric that tells best how a run of this hook fares, shown beside the loss; empty where the loss does.
+    health: ClassVar[str] = ""
+    #: Logged steps after which :meth:`warnings` is given a metric's mean: before that a mean is mostly chance.
+    patience: ClassVar[int] = 10
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +84,8 @@ class Hook:
         """Take back what :meth:`state_dict` gave."""
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """Sentences for the log, from the metrics of a logged step. They never stop a run."""
+        """Sentences for the log, from running means of metrics over logged steps, of each that was logged ``patience``
+        times. They never stop a run, and speak of what this hook's options can change."""
         return []
 
 

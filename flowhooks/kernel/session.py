@@ -29,6 +29,7 @@ from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Model, Step
+from flowhooks.kernel.trend import Trend
 from flowhooks.kernel.view import Batch, Chunk, StepResult
 
 
@@ -76,6 +77,7 @@ class Session:
         self.player: Any = None
         self.average: WeightAverage | None = None
         self._parameters = dict(parameters)
+        self._trend = Trend()
 
     def step(self, batch: Batch, *, log: bool = True) -> StepResult:
         """Loss of one micro-batch, with gradient; the caller runs backward.
@@ -137,12 +139,17 @@ class Session:
         return self.average.swapped()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """What the hooks have to say about logged metrics."""
-        return self.assembly.warnings(metrics)
+        """What the hooks have to say, once they have seen the metrics of enough logged steps; call it after each."""
+        self._trend.update(metrics)
+        return self.assembly.warnings(self._trend)
 
     def state_dict(self) -> dict[str, Any]:
         """Cursor and hook state; weights are saved by their owners."""
-        state: dict[str, Any] = {"micro_step": self.micro_step, "hooks": self.assembly.state_dict()}
+        state: dict[str, Any] = {
+            "micro_step": self.micro_step,
+            "hooks": self.assembly.state_dict(),
+            "trend": self._trend.state_dict(),
+        }
         if self.average is not None:
             state["average"] = self.average.state_dict()
         return state
@@ -150,6 +157,8 @@ class Session:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.assembly.load_state_dict(state["hooks"])
         self.micro_step = int(state["micro_step"])
+        if "trend" in state:  # of an earlier release it is not there
+            self._trend.load_state_dict(state["trend"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 

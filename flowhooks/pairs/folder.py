@@ -9,21 +9,19 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BytesIO, StringIO
+from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from flowhooks.config import load_datasets
 from flowhooks.config.schemas import schemas
 from flowhooks.data import Audit, audit
-from flowhooks.data.inspection import FORMATS
+from flowhooks.data.inspection import open_image
 from flowhooks.data.sources import SOURCES
 from flowhooks.errors import DataError, Problem
 
 DATASET = "dataset.json"
-SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp"}
+SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
 #: What the new file states itself; all other keys of the source's block are kept.
 OURS = {
     "id", "type", "dataset_type", "conditioning_type", "conditioning_data", "source_dataset_id", "instance_data_dir",
@@ -162,7 +160,7 @@ def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
 
 
 def _suffix(data: bytes) -> str:
-    with Image.open(BytesIO(data), formats=FORMATS) as image:
+    with open_image(data) as image:
         # A phone's JPEG with a second picture in it is an MPO.
         return SUFFIXES.get(str(image.format), ".jpg")
 

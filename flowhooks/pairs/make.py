@@ -118,7 +118,7 @@ class _Twin:
         good = np.rint((pixels + 1) * 127.5).astype(np.uint8)
         region = None
         for mask in record.masks:
-            region = load_mask(mask.asset.read(), whole, whole.height, whole.width)[0] >= 0.5
+            region = load_mask(mask.asset.read(), whole, whole.height, whole.width, labels=mask.labels)[0] >= 0.5
         worse, where = degrade(good, chosen, rng, region)
         self.same = bool((worse == good).all())
         self.picture = _png(worse)

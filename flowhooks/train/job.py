@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from flowhooks.config import Run
 from flowhooks.data import Schedule
@@ -30,6 +29,7 @@ from flowhooks.train.identity import same_data
 from flowhooks.train.metrics import History, MetricWindow, Voice
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
+from flowhooks.train.report import Progress, summary
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -61,7 +61,11 @@ class Job:
 
     @contextmanager
     def open(self, loader: Iterable[Batch | None], progress: bool) -> Iterator[None]:
-        """Trackers, history and progress bar are open inside the block."""
+        """Trackers, history and progress are open inside the block.
+
+        Args:
+            progress: show a bar; else a line for each logged step.
+        """
         training, main = self.run.training, self.accelerator.is_main_process
         self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
         if self._window is not None:
@@ -73,10 +77,12 @@ class Job:
         # A tracker may draw random names; a resumed run has its random state back already.
         with rng.preserved(self.accelerator.device):
             self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
-        total = training["max_train_steps"]
-        with tqdm(
-            total=total, initial=self.step, desc="Training", unit="step", disable=not (progress and main)
-        ) as self.bar:
+        self.progress = Progress(
+            total=training["max_train_steps"], health=self.session.assembly.health, bar=progress, main=main
+        )
+        for line in summary(self):
+            self.progress.say(line)
+        with self.progress.open(self.step):
             yield
 
     def batches(self) -> Iterator[Batch | None]:
@@ -105,7 +111,7 @@ class Job:
         values |= {"grad_norm": float(norm), "learning_rate": self.optimization.learning_rate, "epoch": self.epoch}
         self.values |= values
         self.publish(values)
-        self.bar.set_postfix(loss=f"{values['loss']:.4g}", epoch=f"{self.epoch:.2f}")
+        self.progress.tell(self.step, values)
         for sentence in self.session.warnings(values):
             self.voice.say(sentence)
 

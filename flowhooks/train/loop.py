@@ -39,7 +39,7 @@ def train(
     Args:
         resume: ``latest``, or a ``checkpoint-<step>`` folder; None starts at step 0 in an output folder without
             checkpoints.
-        progress: show progress bars and the size of the cache.
+        progress: show progress bars; else a line on stderr for each logged step.
         rebuild_cache: compute latents, masks and text conditions of this run again, whatever is cached.
         examined: what :func:`flowhooks.checks.examine` made of this run and ``resume``, where it was asked already.
 
@@ -75,7 +75,7 @@ def train(
             job.session.updated()
             job.step += 1
             job.window.step()
-            job.bar.update()
+            job.progress.advance()
             if logged:
                 job.log(norm)
             if signal := stop.agreed():

@@ -92,7 +92,7 @@ def prepared(
         with others_awake(pipe, model.transformer):
             dataset: Any = []
             if audited.records:
-                dataset = _cached(run, model, audited, progress and accelerator.is_main_process, rebuild_cache)
+                dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
             # One seed on every process for what an adapter starts from, then one of its own for dropout.
             rng.seed_all(run.training["seed"])
@@ -184,16 +184,16 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     return model
 
 
-def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, rebuild: bool) -> CachedDataset:
+def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bool, rebuild: bool) -> CachedDataset:
     dataset = build_cache(
         audited,
         model,
         run.cache_dir,
-        progress=progress,
+        progress=progress and main,
         rebuild=rebuild,
         together=partial(together, DataError),
     )
-    if progress:
+    if main:
         entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
         line = f"cache: {len(entries):,} entries, {told_bytes(entries.nbytes)}; {told_bytes(whole)} in {run.cache_dir}"
         print(line, file=sys.stderr)

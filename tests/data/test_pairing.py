@@ -167,7 +167,7 @@ def test_copies_are_noted(root):
 
 def test_a_missing_and_an_empty_folder(root):
     (root / "lose-nothing").mkdir()
-    (root / "lose-nothing/a.tif").write_bytes(b"II*")
+    (root / "lose-nothing/a.psd").write_bytes(b"8BPS")
     blocks = [
         image_set("win"),
         partner_set("gone", "reference_strict", source_dataset_id="win"),
@@ -178,7 +178,7 @@ def test_a_missing_and_an_empty_folder(root):
     assert gone == (
         f"$[1].instance_data_dir: {root}/gone does not exist; `instance_data_dir` is relative to the data set file"
     )
-    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "1 .tif instead" in nothing
+    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "1 .psd instead" in nothing
     assert "is a file, not a folder" in file
 
 

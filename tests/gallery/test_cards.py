@@ -143,3 +143,24 @@ def test_the_veil_is_thin_inside_strong_on_the_rim_and_nothing_outside(root):
     assert (opacity[3:7, 3:7] == 51).all() and (opacity[2, 2:8] == 255).all() and (opacity[2:8, 7] == 255).all()
     assert (opacity[mask == 0] == 0).all()
     assert (np.asarray(overlay(Image.new("L", (10, 10), 255)))[..., 3] == 51).all()
+
+
+def test_a_grey_mask_is_seen_and_a_dim_one_is_told(root):
+    """A mask of one grey has a line around it like a white one; what is only just not black has a veil."""
+    for level in (1, 100, 127):
+        mask = np.zeros((10, 10), dtype=np.uint8)
+        mask[2:8, 2:8] = level
+        opacity = np.asarray(overlay(Image.fromarray(mask)))[..., 3]
+        assert (opacity[2, 2:8] == 255).all() and (opacity[3:7, 3:7] >= 26).all() and (opacity[mask == 0] == 0).all()
+    both = np.zeros((10, 10), dtype=np.uint8)
+    both[:, :3], both[:, 7:] = 255, 60
+    opacity = np.asarray(overlay(Image.fromarray(both)))[..., 3]
+    assert 26 <= opacity[5, 8] < opacity[5, 0] == 51 and opacity[5, 2] == 255 and (opacity[:, 3:7] == 0).all()
+    write_mask(root / "mask/a.png", np.pad(np.ones((8, 16)), 4))
+    thumbs = draw(cards(root, TRIPLE)["a"])
+    (said,) = thumbs.warnings
+    assert said.startswith("the brightest value of the mask is 1 of 255")
+    assert set(np.unique(np.asarray(thumbs.mask))) == {0, 1}
+    labels = [*TRIPLE[:2], {**TRIPLE[2], "mask_values": "labels"}]
+    thumbs = draw(cards(root, labels)["a"])
+    assert thumbs.warnings == () and set(np.unique(np.asarray(thumbs.mask))) == {0, 255}

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flowhooks.cli import main
 from flowhooks.errors import Problem
+from flowhooks.gallery import write
 from flowhooks.gallery.cards import Card
 from flowhooks.gallery.page import Findings, page
 from flowhooks.gallery.thumbs import Thumbs
@@ -203,6 +204,30 @@ def test_what_only_decoding_shows_is_told_too(root, capsys):
         "warning    both sides are the same file (1): arabic",
         "warning    the mask is black: it trains nowhere (2): emoji, plain",
     ]
+
+
+def test_a_line_break_in_a_name_is_shown(root, capsys):
+    for folder in ("win", "lose", "mask"):
+        (root / f"{folder}/plain.png").rename(root / f"{folder}/two\nlines\t.png")
+    (root / "win/plain.txt").rename(root / "win/two\nlines\t.txt")
+    inspect(root, TRIPLE)
+    assert "shows      8 of 8 samples" in capsys.readouterr().out
+    assert "two\nlines\t" in (root / "out/inspect.html").read_text()
+
+
+def test_whatever_is_wrong_with_one_sample_the_others_are_shown(root, monkeypatch, capsys):
+    """What a decoder may raise is told by it; this stands for all that nobody thought of."""
+    real = write.draw
+
+    def fails_at_one(card):
+        if card.key == "plain":
+            raise RecursionError("too deep")
+        return real(card)
+
+    monkeypatch.setattr(write, "draw", fails_at_one)
+    inspect(root, TRIPLE)
+    said = capsys.readouterr().out
+    assert "(1): plain: cannot be shown (RecursionError: too deep)" in said and "shows      8 of 8 samples" in said
 
 
 @given(key=st.text(min_size=1), caption=st.text(), dataset=st.text(min_size=1), told=st.text(min_size=1))

@@ -10,7 +10,7 @@ import torch
 from flowhooks.errors import TrainingError
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, TimestepSchedule
 from flowhooks.hooks.flow_dpo import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor, reduce_error
-from flowhooks.hooks.flow_dpo_detectors import drift, margin_by_sigma, warn
+from flowhooks.hooks.flow_dpo_detectors import Terms, drift, margin_by_sigma, warn
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import NoCondition
@@ -201,10 +201,12 @@ def test_the_mean_comes_after_the_logarithm():
 
 
 def test_detectors():
-    assert warn({"flow_dpo_win_adv": -0.1, "flow_dpo_margin": 0.2})[0].startswith("flow_dpo: the margin grows only")
-    assert "saturated" in warn({"flow_dpo_gradient_factor": 0.01})[0]
-    assert "outside the mask" in warn({"flow_dpo_drift_inside": 0.1, "flow_dpo_drift_outside": 0.2})[0]
-    assert warn({"flow_dpo_win_adv": 0.1, "flow_dpo_margin": 0.2, "flow_dpo_gradient_factor": 0.4}) == []
+    plain = Terms()
+    (said,) = warn({"flow_dpo_win_adv": -0.1, "flow_dpo_margin": 0.2}, plain)
+    assert said.startswith("flow_dpo: the margin, 0.2, is there only because the rejected side gets worse")
+    assert "saturated" in warn({"flow_dpo_gradient_factor": 0.01}, plain)[0]
+    assert "outside the mask" in warn({"flow_dpo_drift_inside": 0.1, "flow_dpo_drift_outside": 0.2}, plain)[0]
+    assert warn({"flow_dpo_win_adv": 0.1, "flow_dpo_margin": 0.2, "flow_dpo_gradient_factor": 0.4}, plain) == []
     reference = torch.tensor([3.0, 4.0])
     assert drift(reference + 1, reference, torch.ones(2)) == pytest.approx(math.sqrt(2) / 5)
     buckets = margin_by_sigma(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 1.0]))
@@ -236,3 +238,51 @@ def test_seed_metrics_are_all_there():
 def test_bad_options_are_named(options, said):
     with pytest.raises(ValueError, match=said):
         FlowDPO(**options)
+
+
+def test_detectors_are_silent_below_rounding():
+    """At the second step a margin is 1e-6 of errors near 1, and the drift as small: nothing has happened yet."""
+    errors = {"flow_dpo_ref_win_err": 1.0, "flow_dpo_ref_lose_err": 1.0}
+    early = {"flow_dpo_win_adv": -1e-6, "flow_dpo_margin": 1e-6, **errors}
+    assert warn(early, Terms()) == []
+    assert warn({**early, "flow_dpo_win_adv": -1e-3, "flow_dpo_margin": 1e-3}, Terms()) != []
+    assert warn({"flow_dpo_drift_inside": 1e-6, "flow_dpo_drift_outside": 2e-6}, Terms()) == []
+    assert warn({"flow_dpo_drift_inside": 0.2, "flow_dpo_drift_outside": 0.21}, Terms()) == []
+    assert warn({"flow_dpo_beta_clamped": 0.4}, Terms(auto_beta=True, high=9.0)) == []
+
+
+SATURATED = {"gradient_factor": 0.01, "beta": 500.0}
+WORSE = {"win_adv": -1.0, "margin": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("terms", "metrics", "told", "untold"),
+    [
+        (Terms(), SATURATED, "lower `beta` below 500, or set `auto_beta`", "decay"),
+        (Terms(auto_beta=True), SATURATED, "lower `auto_beta_decay`", "set `auto_beta`"),
+        (Terms(auto_beta=True, low=500.0), SATURATED, "lower `auto_beta_min`, 500, at which beta stands", "set `auto"),
+        (Terms(), WORSE, "add an anchor (`anchor_alpha`", "raise"),
+        (Terms(), WORSE, "or set `sft_loss_weight`", "raise"),
+        (
+            Terms(anchor=0.05, sft_loss_weight=0.5),
+            WORSE,
+            "above 0.05, lower the learning rate, or raise `sft_loss_weight` above 0.5",
+            "add an anchor",
+        ),
+        (Terms(anchor=0.05), {"drift_inside": 0.1, "drift_outside": 0.2}, "above 0.05", "add an anchor"),
+        (
+            Terms(auto_beta=True, low=1.0, high=9.0),
+            {"beta_clamped": 0.9, "beta": 9.0},
+            "`auto_beta_max` (9) holds beta away",
+            "auto_beta_min",
+        ),
+    ],
+)
+def test_advice_is_in_the_terms_of_the_run(terms, metrics, told, untold):
+    (said,) = warn({f"flow_dpo_{name}": value for name, value in metrics.items()}, terms)
+    assert told in said and untold not in said
+
+
+def test_a_small_gradient_factor_that_was_asked_for_is_no_fault():
+    assert warn({"flow_dpo_gradient_factor": 0.03}, Terms(auto_beta=True, target=0.04)) == []
+    assert warn({"flow_dpo_gradient_factor": 0.01}, Terms(auto_beta=True, target=0.04)) != []

@@ -179,6 +179,9 @@ def test_law_5_forwards_equal_the_distinct_pairs(recipe):
         expected = plan.drawing + plan.chunks * (len(plan.passes) + plan.queries) + plan.on_data - spared
         assert sum(result.passes for result in loop.chunks(batch, log=False)) == len(calls) == expected
         handle.remove()
+        # What a hook says its health is, a logged step tells.
+        told = {name for result in loop.chunks(batch, log=True) for name in result.metrics}
+        assert set(loop.session.assembly.health) <= told
 
 
 @everywhere

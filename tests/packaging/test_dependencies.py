@@ -70,7 +70,7 @@ def distributions_of(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("flowhooks", ("xformers", "video", "wandb", "trackio")), ("benchmarks", ("dev",)), ("tests", ("dev",))],
+    [("flowhooks", ("xformers", "video", "heic", "wandb", "trackio")), ("benchmarks", ("dev",)), ("tests", ("dev",))],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: Iterable[str]) -> None:
     allowed = set(REQUIRED).union(*(EXTRAS[extra] for extra in extras))

@@ -148,7 +148,7 @@ def test_every_line_that_cannot_be_used_is_named(scored, tmp_path):
         "4: has the absolute `image`",
         "5: has the `image` 'link.png', a link to /etc/hostname, outside the CSV's folder",
         "6: has the `image` 'out/g.png', a link to",
-        "7: has the `image` 'text.png', which is not a PNG, JPEG, WebP or BMP image",
+        "7: has the `image` 'text.png', which is not a PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC image",
         "8: has the `image` 'gone.png', which cannot be read (No such file or directory)",
         "9: has the `score` 'nan'; expected a finite number",
         "10: has the `score` 'inf'; expected a finite number",

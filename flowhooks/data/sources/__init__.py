@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from flowhooks.data.findings import Findings
+from flowhooks.data.masks import refuse_values, valued
 from flowhooks.data.places import Refused
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import usual_partners
@@ -76,7 +77,7 @@ def read_set(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """Look at every picture and caption of a block; problems go to `found`. A disabled block is not looked at."""
     if block["disabled"]:
         return DataSet(block=block, path=path, images={}, usable=False)
-    return _function(SOURCES[block["type"]].reader)(block, path, found)
+    return valued(_function(SOURCES[block["type"]].reader)(block, path, found))
 
 
 def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
@@ -94,6 +95,11 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
         choices = ", ".join(map(repr, kind.strategies))
         message = f"{block['caption_strategy']!r} is not for type {block['type']!r}, which takes {choices}"
         found.problem(f"{path}.caption_strategy", message)
+    _complete_columns(kind, block, path, found)
+    refuse_values(block, path, found)
+
+
+def _complete_columns(kind: Source, block: dict[str, Any], path: str, found: Findings) -> None:
     if kind.columns is None or block["disabled"]:
         return
     if block["dataset_type"] == "conditioning":

@@ -28,6 +28,7 @@ class Inspector:
         self._clips = clips
         self._seen: dict[Asset, Picture | str] = {}
         self._faults: list[str] = []
+        self._profiles: dict[str, str] = {}
 
     def look(self, asset: Asset | Fault, name: str) -> Picture | None:
         """What is known of a picture that people call `name`; None if it cannot be used."""
@@ -38,12 +39,19 @@ class Inspector:
         if isinstance(seen, str):
             self._faults.append(f"{name} {seen}")
             return None
+        if seen.profile_fault is not None:
+            self._profiles.setdefault(name, seen.profile_fault)
         return seen
 
     def report(self, where: str, found: Findings) -> None:
-        """Tell the faults as one problem at the JSON path `where`."""
+        """Tell the faults as one problem at the JSON path `where`, and profiles that are ignored as a warning."""
         remedy = "replace them or take them out of the data set; nothing was changed"
         found.listing(where, self._faults, "files that cannot be used", remedy)
+        if self._profiles:
+            named = some([f"{name} ({fault})" for name, fault in self._profiles.items()])
+            found.warnings.append(
+                f"colour profiles that cannot be used ({len(self._profiles):,}): {named}; these files are read as sRGB"
+            )
 
 
 def _inspect(asset: Asset, clips: bool) -> Picture | str:

@@ -1,0 +1,136 @@
+"""What a person who watches a run is told: once what it is about to do, and then how far it is."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from flowhooks.data.findings import count
+from flowhooks.data.shards import told_bytes
+
+if TYPE_CHECKING:
+    from flowhooks.train.job import Job
+
+
+class Progress:
+    """A bar, or a line for each logged step; both tell the same. Of several processes the main one speaks.
+
+    Args:
+        total: the run's last step.
+        health: metric -> what it is called here, see :attr:`flowhooks.kernel.assembly.Assembly.health`.
+        bar: show a bar.
+        main: whether this is the main process.
+    """
+
+    def __init__(self, *, total: int, health: Mapping[str, str], bar: bool, main: bool):
+        self.total, self.health = total, health
+        self._bar_wanted, self._main = bar and main, main
+        self._lines = main and not bar
+        self._seconds = math.nan
+
+    @contextmanager
+    def open(self, step: int) -> Iterator[None]:
+        """The bar is there inside the block, which begins after ``step`` steps."""
+        with tqdm(
+            total=self.total, initial=step, desc="Training", unit="step", disable=not self._bar_wanted
+        ) as self._bar:
+            yield
+
+    def advance(self) -> None:
+        """One step is done."""
+        self._bar.update()
+
+    def tell(self, step: int, values: Mapping[str, float]) -> None:
+        """The metrics of a logged step."""
+        told = self._told(values)
+        self._bar.set_postfix(told)
+        if self._lines:
+            place = f"step {step:,}/{self.total:,}"
+            self.say("  ".join([place, *map(" ".join, told.items()), *self._time(step, values)]))
+
+    def say(self, line: str) -> None:
+        """A line, above the bar where there is one."""
+        if self._main:
+            tqdm.write(line, file=sys.stderr)
+
+    def _told(self, values: Mapping[str, float]) -> dict[str, str]:
+        """Loss, health of each method, rate."""
+        health = {short: values[name] for name, short in self.health.items() if name in values}
+        numbers = {"loss": values["loss"], **health, "rate": values["learning_rate"]}
+        return {name: f"{value:.4g}" for name, value in numbers.items()}
+
+    def _time(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
+        """Seconds a step, and how long the rest takes at the latest pace: first steps are slower than any other."""
+        now = values["seconds_per_step"]
+        self._seconds = now if math.isnan(self._seconds) else (self._seconds + now) / 2
+        return f"{now:.3g} s/step", f"{tqdm.format_interval(self._seconds * (self.total - step))} left"
+
+
+def summary(job: Job) -> list[str]:
+    """What a run is about to do: device and memory, what is trained, on how much, and how long an epoch is."""
+    run, training = job.run, job.run.training
+    told = {
+        "device": _device(job.accelerator.device, job.accelerator.num_processes),
+        "trains": _trained(job),
+        "data": _data(job),
+        "steps": _steps(job),
+    }
+    precision = [run.model["dtype"], f"mixed precision {training['mixed_precision']}"]
+    told["device"] += f"; weights in {', '.join(precision)}"
+    return [f"{word}: {line}" for word, line in told.items()]
+
+
+def _device(device: torch.device, processes: int) -> str:
+    if device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(device)
+        told = f"{device} ({torch.cuda.get_device_name(device)}), {told_bytes(free)} of {told_bytes(whole)} free"
+    else:
+        told = str(device)
+        if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+            page = os.sysconf("SC_PAGE_SIZE")
+            free, whole = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
+            told += f", {told_bytes(free)} of {told_bytes(whole)} of memory free"
+    return told + (f", one of {processes:,} processes" if processes > 1 else "")
+
+
+def _trained(job: Job) -> str:
+    session, adapter = job.session, job.run.adapter
+    parameters = session.parameters()
+    number = sum(each.numel() for each in parameters.values())
+    own = sum(each.numel() for module in session.assembly.modules().values() for each in module.parameters())
+    layers = len({_layer(name) for name in parameters}) if adapter is None else len(session.adapter.targets)
+    what = "the whole network" if adapter is None else str(adapter["type"])
+    told = f"{what} in {count(layers, 'layer')}: {count(number - own, 'parameter')}"
+    return told + (f", and {own:,} of hooks" if own else "")
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _data(job: Job) -> str:
+    records: Any = job.validation.held
+    held, batch = len(records), job.run.training["train_batch_size"]
+    drawn = sum(len(stream.indices) for stream in job.schedule.streams)
+    accumulation, processes = job.run.training["gradient_accumulation_steps"], job.accelerator.num_processes
+    noun = "prompt" if job.run.data is None else "sample"
+    parts = [count(drawn, noun), *([f"{held:,} held out"] if held else []), f"batches of {batch:,}"]
+    if accumulation > 1:
+        parts.append(f"{accumulation:,} a step")
+    if processes > 1:
+        parts.append(f"on each of {processes:,} processes")
+    return ", ".join(parts)
+
+
+def _steps(job: Job) -> str:
+    last, accumulation = job.run.training["max_train_steps"], job.run.training["gradient_accumulation_steps"]
+    epochs = job.schedule.epoch_at(last * accumulation)
+    began = f"{last:,}" if job.step == 0 else f"{job.step:,} done of {last:,}"
+    return f"{began}, {epochs:.3g} epochs; an epoch is {last / epochs:,.4g} steps" if epochs else began
