@@ -48,6 +48,12 @@ def run(args: Namespace) -> int:
     for line in unread(configured):
         print(f"\nimports     {line}")
     print(f"\ntrainable   {trained(configured)}")
+    if "reference" in planned.roles and configured.adapter is not None:
+        start = configured.adapter["init_from"]
+        policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
+        print(f"reference   the base model, its adapter off{policy}")
+    if planned.on_data:
+        print(f"chunks      {planned.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":
             print("\nbeta")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 from flowhooks.config import Run
@@ -24,6 +25,15 @@ _FREE = {
     "model": {"attention_backend", "gradient_checkpointing"},
 }
 _MISSING = "nothing"
+#: Contents that may change between a checkpoint and going on from it -> what is said then.
+_CHANGES = {
+    "data": "the data sets have changed since; from here on samples come in another order",
+    "prompts": "the file of `prompts` has changed since; from here on other prompts are drawn",
+    "weights": "files of the base model have changed since; the adapter goes on over other weights",
+}
+_OF_MODELS = {".safetensors", ".json", ".txt", ".model"}
+#: Bytes at either end of a file that are looked at.
+_END = 1 << 20
 
 
 def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
@@ -42,13 +52,15 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
         "validation": {"holdout": run.validation["holdout"]},
         "processes": processes,
         "data": data.hexdigest(),
+        "prompts": _prompts(run),
+        "weights": _weights(run),
     }
     return json.loads(json.dumps(document))
 
 
 def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
-    """Raises CheckpointError naming every key that differs; other data is left to the caller, see :func:`same_data`."""
-    before, now = (_flat({k: v for k, v in each.items() if k != "data"}) for each in (found, own))
+    """Raises CheckpointError naming every key that differs; contents that changed are left to :func:`changes`."""
+    before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
     different = [
         f"`{key}` is {now.get(key, _MISSING)!r}, the checkpoint has {before.get(key, _MISSING)!r}"
         for key in sorted({*before, *now})
@@ -62,9 +74,34 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
         )
 
 
-def same_data(found: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
-    """Whether the data sets are the same, file by file."""
-    return found["data"] == own["data"]
+def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """What has other contents than when the checkpoint was written, and what follows. A checkpoint of an older version
+    says nothing of prompts and base weights."""
+    return [sentence for key, sentence in _CHANGES.items() if key in found and found[key] != own[key]]
+
+
+def _prompts(run: Run) -> str | None:
+    """A digest of the files that hooks read their prompts from; None without one."""
+    named = [hook.options.get("prompts") for hook in run.hooks]
+    files = [Path(name).expanduser() for name in named if isinstance(name, str)]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
+
+
+def _weights(run: Run) -> str | None:
+    """A digest of a base model on this disk, of which large files give their size and their ends; None for others."""
+    name = run.model["pretrained_model_name_or_path"]
+    folder = Path(name).expanduser() if name is not None else None
+    if folder is None or not folder.is_dir():
+        return None
+    found = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in _OF_MODELS):
+        size = file.stat().st_size
+        found.update(f"{file.relative_to(folder)} {size} ".encode(errors="surrogateescape"))
+        with file.open("rb") as stream:
+            found.update(stream.read(_END))
+            stream.seek(max(0, size - _END))
+            found.update(stream.read(_END))
+    return found.hexdigest()
 
 
 def _keyed(hooks: list[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from flowhooks.train import rng
 from flowhooks.train.agreement import together
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.identity import same_data
+from flowhooks.train.identity import changes
 from flowhooks.train.metrics import History, MetricWindow, Voice
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
@@ -161,9 +161,8 @@ class Job:
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
         """Take back what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
-        if not same_data(read_manifest(folder).identity, self.identity):
-            message = f"{folder}: the data sets have changed since; from here on samples come in another order"
-            warnings.warn(message, FlowhooksWarning, stacklevel=2)
+        for sentence in changes(read_manifest(folder).identity, self.identity):
+            warnings.warn(f"{folder}: {sentence}", FlowhooksWarning, stacklevel=2)
         parameters, saved = self.session.parameters(), read(folder, "parameters")
         wrong = [
             f"`{name}`"

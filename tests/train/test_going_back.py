@@ -99,3 +99,37 @@ def test_nothing_is_warned_of_a_run_that_goes_on(new_run):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FlowhooksWarning)
         assert train(longer, resume="latest", progress=False).step == 3
+
+
+def test_prompts_and_base_weights_that_changed_are_noticed(tmp_path):
+    from types import SimpleNamespace
+
+    from safetensors.torch import save_file
+
+    from flowhooks.train.identity import changes, identity
+
+    prompts, model = tmp_path / "prompts.txt", tmp_path / "model"
+    (model / "transformer").mkdir(parents=True)
+    prompts.write_text("one\n")
+    save_file({"a": torch.zeros(4)}, model / "transformer" / "weights.safetensors")
+    hook = SimpleNamespace(type="on_policy_rollout", options={"prompts": str(prompts)})
+    run = SimpleNamespace(
+        model={"pretrained_model_name_or_path": str(model)},
+        adapter=None,
+        hooks=(hook,),
+        training={},
+        validation={"holdout": 0},
+    )
+
+    def now() -> dict:
+        return identity(run, SimpleNamespace(records=()), 1)
+
+    before = now()
+    assert changes(before, now()) == []
+    prompts.write_text("two\n")
+    (said,) = changes(before, now())
+    assert "file of `prompts` has changed" in said
+    save_file({"a": torch.ones(4)}, model / "transformer" / "weights.safetensors")
+    assert len(changes(before, now())) == 2
+    # What an older version wrote says nothing of either.
+    assert changes({key: before[key] for key in before if key not in ("prompts", "weights")}, now()) == []
