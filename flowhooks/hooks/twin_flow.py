@@ -69,6 +69,8 @@ class TwinFlow(Hook):
         self.adversarial_weight, self.rectification_weight = adversarial_weight, rectification_weight
         self.shift, self.difference_clamp = shift, difference_clamp
         self._measured: dict[str, Tensor] = {}
+        if not (adversarial_weight and rectification_weight):
+            self.health = ""  # the gap is measured where it is closed
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
