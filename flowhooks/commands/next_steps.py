@@ -1,4 +1,7 @@
-"""What ``flowhooks train`` says in the end: what was written, how to look at it, or how to go on."""
+"""What ``flowhooks train`` says in the end: what was written, how to look at it, or how to go on.
+
+Rooms are imported where they are used: this file is behind ``--help``, which is to be quick.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowhooks.adapters.names import ADAPTER_FILES
-from flowhooks.checks.output import LATEST, checkpoints_in
 from flowhooks.errors import FlowhooksError
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        from flowhooks.checks.output import checkpoints_in
+
         refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
         main = os.environ.get("RANK", "0") == "0"
         if main and not refused and checkpoints_in(Path(run.output_dir)):
@@ -51,12 +54,15 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
 
 
 def _again(args: Namespace) -> list[str]:
+    from flowhooks.checks.output import LATEST
+
     overrides = [part for override in args.overrides for part in ("--set", override)]
     imports = ["--allow-imports"] if args.allow_imports else []
     return ["flowhooks", "train", args.run, *overrides, *imports, "--resume", LATEST]
 
 
 def _written(folder: Path) -> list[tuple[str, Path]]:
+    from flowhooks.adapters.names import ADAPTER_FILES
     from flowhooks.train.outputs import PIPELINE
 
     candidates = (("adapter", name) for name in ADAPTER_FILES)
