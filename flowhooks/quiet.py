@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 from importlib import import_module
 from typing import Any
 
@@ -86,16 +87,23 @@ def _filtered(logger: logging.Logger, said: re.Pattern[str]) -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Of libraries that are imported, by their own switch; of those that are not yet, by what they read then."""
+    """Libraries that are imported already are told by their own switch, others by what they read when they are; and no
+    bar of tqdm is shown whose maker does not say that it is to be."""
     there: list[Any] = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
     shown = [each for each in there if each.is_progress_bar_enabled()]
     before = {name: os.environ.get(name) for name in _BARS}
+    bar = sys.modules["tqdm.std"].tqdm if "tqdm.std" in sys.modules else None
+    init = None if bar is None else bar.__init__
     try:
         for each in shown:
             each.disable_progress_bar()
         os.environ.update(_BARS)
+        if bar is not None:
+            bar.__init__ = partialmethod(init, disable=True)
         yield
     finally:
+        if bar is not None:
+            bar.__init__ = init
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

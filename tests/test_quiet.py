@@ -9,6 +9,7 @@ import warnings
 
 import pytest
 from diffusers.utils import logging as diffusers_logging
+from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from flowhooks.quiet import NOISE, errors_only, quiet, quiet_libraries
@@ -73,6 +74,17 @@ def test_bars_are_off_inside_and_as_they_were_after(monkeypatch):
     assert [each.is_progress_bar_enabled() for each in libraries] == before and "TQDM_DISABLE" not in os.environ
 
 
+def test_a_bar_whose_maker_asks_for_it_is_shown_all_the_same():
+    """Ours ask, whenever tqdm was imported; those of libraries do not."""
+    with quiet(bars=False):
+        theirs, ours = tqdm(total=1), tqdm(total=1, disable=False)
+        assert theirs.disable and not ours.disable
+        ours.close()
+    after = tqdm(total=1)
+    assert not after.disable
+    after.close()
+
+
 def test_errors_only_gives_the_verbosity_back():
     before = diffusers_logging.get_verbosity(), transformers_logging.get_verbosity()
     with quiet_libraries():
@@ -83,12 +95,11 @@ def test_errors_only_gives_the_verbosity_back():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [(), ("--no-progress",)])
-def test_a_run_without_a_terminal_prints_our_lines_alone(tmp_path, options):
+def test_a_run_without_a_terminal_prints_our_lines_alone(tmp_path):
     training = {"max_train_steps": 2, "log_every_steps": 1}
     run = document(write_model(tmp_path / "model"), write_data(tmp_path), tmp_path / "out", training=training)
     (tmp_path / "run.json").write_text(json.dumps(run))
-    done = flowhooks("train", str(tmp_path / "run.json"), *options)
+    done = flowhooks("train", str(tmp_path / "run.json"))
     assert done.returncode == 0, done.stderr
     words = [line.split()[0] for line in done.stderr.splitlines()]
     assert words == ["cache:", "device:", "trains:", "data:", "steps:", "step", "step"]

@@ -112,7 +112,8 @@ class Job:
         self.values |= values
         self.publish(values)
         self.progress.tell(self.step, values)
-        for sentence in self.session.warnings(values):
+        # How long a step took is no part of what a resumed run repeats.
+        for sentence in self.session.warnings({k: v for k, v in values.items() if k != "seconds_per_step"}):
             self.voice.say(sentence)
 
     def look(self) -> None:

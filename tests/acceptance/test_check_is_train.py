@@ -16,6 +16,8 @@ from flowhooks import machine
 from tests.acceptance.refusals import REFUSALS, Refusal
 from tests.acceptance.user import User, assert_one_error
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = Path(flowhooks.__file__).parent
 #: What refuses a run before weights load, file by file. The rest of config/ and data/ is behind the two calls that both
 #: commands share, `load_run` and `examine`.

@@ -18,6 +18,8 @@ from flowhooks.train.checkpoint import verify
 from tests.acceptance.user import User, assert_one_error, checkpoint_states
 from tests.train.test_resume import equal
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 
 

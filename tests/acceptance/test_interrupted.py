@@ -18,6 +18,8 @@ from tests.acceptance.user import User
 from tests.train.runs import history, weights
 from tests.train.test_resume import equal
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 STEPS = 60
 TRAINING = {"max_train_steps": STEPS, "checkpointing_steps": 25, "checkpoints_total_limit": None}

@@ -46,7 +46,8 @@ def make_run(folder: Path, **changes: Any) -> Path:
     for i, name in enumerate(("win", "lose", "mask")):
         (folder / name).mkdir()
         for number in range(3):
-            Image.new("RGB", (16, 16), (80 * i, 40 * number, 10)).save(folder / name / f"{number}.png")
+            colour = (80 * i, 40 * number, 10) if name != "mask" else (255 - number,) * 3
+            Image.new("RGB", (16, 16), colour).save(folder / name / f"{number}.png")
             (folder / name / f"{number}.txt").write_text("a square")
     write_pipeline(folder / "model")
     (folder / "data.json").write_text(json.dumps(BLOCKS))

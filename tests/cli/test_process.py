@@ -11,6 +11,8 @@ import pytest
 
 from tests.cli.folders import make_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "transformers", "accelerate", "peft", "lycoris", "datasets")
 

@@ -8,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flowhooks.testing import tiny
 from tests.data.folders import TRIPLE, load, snapshot, write_pairs
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 

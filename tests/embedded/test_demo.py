@@ -15,6 +15,8 @@ from flowhooks.embedded.measure import draw, load_stock
 from flowhooks.embedded.model import build
 from flowhooks.embedded.scans import write_data
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory):

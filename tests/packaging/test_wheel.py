@@ -14,6 +14,8 @@ import pytest
 
 import flowhooks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ("schemas", "examples", "dataset_configs")
 

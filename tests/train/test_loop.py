@@ -140,6 +140,7 @@ def test_nan_stops_the_run_and_names_the_files_and_the_weights_stay_finite(new_r
     assert not list(Path(run.output_dir).glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp_path):
     for place, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "has no model_index.json")):
         run = new_run(model={"pretrained_model_name_or_path": str(place)})

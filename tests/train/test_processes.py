@@ -15,6 +15,8 @@ from flowhooks.train.checkpoint import read
 from tests.data.folders import snapshot
 from tests.train.runs import FLOW_DPO, document, history, weights
 
+pytestmark = pytest.mark.slow
+
 #: Sums of four samples in another order, in float32, through four AdamW steps.
 TOLERANCE = 1e-6
 ROOT = Path(__file__).parents[2]

@@ -10,6 +10,8 @@ from flowhooks.train import train
 from flowhooks.train.checkpoint import read
 from tests.train.runs import FLOW_DPO, history, make_run, weights, write_model
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {
     "max_train_steps": 4,
     "gradient_accumulation_steps": 2,

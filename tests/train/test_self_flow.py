@@ -16,6 +16,8 @@ from flowhooks.train import train
 from tests.config.test_crepa import PRINTED
 from tests.train.runs import history, weights
 
+pytestmark = pytest.mark.slow
+
 METHOD = {"self_flow": {"block_index": 0, "teacher_block_index": 1, "projector_width": 16}}
 AVERAGED = {"use_ema": True}
 
