@@ -82,5 +82,5 @@ def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
         folded = settings.get("in_channels", 0) / (vae.get("latent_channels") or vae.get("z_dim") or 1)
         packed = math.isqrt(int(folded)) if folded.is_integer() and math.isqrt(int(folded)) ** 2 == folded else 1
         return _SCALES[kind](vae) * max(side, packed, 1)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError):
         return None
