@@ -42,8 +42,8 @@ from flowhooks.train.checkpoint import Checkpoints, read, verify
 from flowhooks.train.metrics import HISTORY, History
 
 TARGETS = (
-    "run", "set", "data", "index", "settings", "prompts", "jsonl table", "csv table", "scores", "picture",
-    "lora", "lycoris", "adapter_config", "modules", "finished run", "manifest", "state", "shard", "metrics",
+    "run", "set", "data", "index", "network", "vae", "scheduler", "prompts", "jsonl table", "csv table", "scores",
+    "picture", "lora", "lycoris", "adapter_config", "modules", "finished run", "manifest", "state", "shard", "metrics",
 )  # fmt: skip
 
 RUN: dict[str, Any] = json.loads("""{
@@ -182,7 +182,13 @@ def _configurations(folder: Path) -> dict[str, Target]:
 def _pipelines(folder: Path) -> dict[str, Target]:
     (folder / "elsewhere.json").write_text(json.dumps({**RUN, "model": {KEY: "other"}}), encoding="utf-8")
     found = {}
-    for name, file in (("index", "model_index.json"), ("settings", "transformer/config.json")):
+    files = {
+        "index": "model_index.json",
+        "network": "transformer/config.json",
+        "vae": "vae/config.json",
+        "scheduler": "scheduler/scheduler_config.json",
+    }
+    for name, file in files.items():
         path = folder / "other" / file
         sound = json.loads(path.read_text(encoding="utf-8"))
 

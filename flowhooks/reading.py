@@ -214,7 +214,7 @@ def check_sound(value: Any, *, texts: bool = True) -> None:
     """Raises BadJson for a tree that is too deep, or, with ``texts``, that holds a string that is no text."""
     level, depth = [value], 0
     while level:
-        if depth > MAX_DEPTH:
+        if depth >= MAX_DEPTH and any(isinstance(item, (dict, list)) for item in level):
             raise BadJson(_DEEP)
         below: list[Any] = []
         for item in level:

@@ -137,7 +137,7 @@ _SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
     "type": (lambda value: isinstance(value, str), "a string"),
     "algo": (lambda value: value is None or isinstance(value, str), "a string or null"),
     "rank": (lambda value: is_whole(value) and value > 0, "a whole number above 0"),
-    "alpha": (lambda value: is_number(value) and value > 0, "a number above 0"),
+    "alpha": (is_number, "a number"),
     "dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "target_modules": (_is_names, "a list of names or null"),
 }

@@ -23,6 +23,8 @@ INDEX = "model_index.json"
 NETWORKS = ("transformer", "transformer_2")
 #: Library -> how it calls its weights.
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+#: Parts of a pipeline are attributes, and folders of its own.
+_PART = re.compile(r"[A-Za-z_]\w{0,100}")
 _NAME = "$.model.pretrained_model_name_or_path"
 #: Schedulers of Diffusers whose noise comes from a schedule of betas; some can be told to be flow matching.
 FROM_BETAS = frozenset(
@@ -160,6 +162,11 @@ def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
         for name, found in index.items()
         if isinstance(found, list) and len(found) == 2 and found[1] is not None
     }
+    for name in parts:
+        if not _PART.fullmatch(name):
+            raise ConfigError(
+                Problem(f"names a part {name[:60]!r}, which no pipeline has; get the file again", str(file))
+            )
     return parts, index["_class_name"]
 
 

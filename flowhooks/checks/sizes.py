@@ -80,5 +80,5 @@ def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
         packed = math.isqrt(int(folded)) if folded.is_integer() and math.isqrt(int(folded)) ** 2 == folded else 1
         scale = _scale(vae)
         return None if scale is None else scale * max(side, packed, 1)
-    except (ConfigError, KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError, AttributeError, IndexError):
         return None

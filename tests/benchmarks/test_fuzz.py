@@ -12,7 +12,9 @@ from benchmarks.fuzz import Count, _limit, _quiet, _try, fuzz
 from benchmarks.fuzz_targets import TARGETS, Target, build
 
 ROOT = Path(__file__).parents[2]
-EACH = 25
+EACH = 20
+#: A shard is made again, lines of metrics are dropped, and `check` leaves it to `train` to read all settings.
+UNREFUSED = ("shard", "metrics", "network", "vae", "scheduler")
 
 
 @pytest.mark.parametrize("seed", [1])
@@ -20,7 +22,7 @@ def test_damaged_input_gives_our_own_errors(tmp_path, seed):
     counts = fuzz(EACH * len(TARGETS), seed, tmp_path)
     assert {name: count.faults for name, count in counts.items() if count.faults} == {}
     assert {count.tried for count in counts.values()} == {EACH}
-    assert all(count.refused for name, count in counts.items() if name not in ("shard", "metrics"))
+    assert all(count.refused for name, count in counts.items() if name not in UNREFUSED)
 
 
 def test_sound_input_is_taken(tmp_path):

@@ -15,6 +15,7 @@ from flowhooks.config import load_datasets
 from flowhooks.config.elsewhere import _OURS, OTHER, TABLE, table
 from flowhooks.config.schemas import schemas
 from flowhooks.errors import DataError, FlowhooksWarning
+from tests.cli.folders import write_pipeline
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parents[2]
@@ -60,8 +61,7 @@ def test_check_takes_it_with_its_pictures(tmp_path, capsys):
     for name, side in (("large", 1100), ("between", 800), ("small", 400)):
         Image.new("RGB", (side, side), side % 256).save(tmp_path / "dataset" / f"{name}.png")
         (tmp_path / "dataset" / f"{name}.txt").write_text("a square")
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text("{}")
+    write_pipeline(tmp_path / "model")
     run = {"model": {"pretrained_model_name_or_path": str(tmp_path / "model")}, "data": "data.json"}
     run |= {"output_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "cache")}
     (tmp_path / "run.json").write_text(json.dumps(run))
