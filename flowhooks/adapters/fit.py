@@ -27,6 +27,7 @@ from flowhooks.adapters.names import (
     unreadable,
 )
 from flowhooks.errors import AdapterError
+from flowhooks.reading import MAX_DOCUMENT, read_text
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -61,7 +62,11 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
         _check_section(file, kind, metadata, section)
     if kind == "peft" and file.with_name(PEFT_CONFIG_FILE).is_file():
         beside = file.with_name(PEFT_CONFIG_FILE)
-        refuse_whole_modules(read_json(beside.read_text(encoding="utf-8"), origin=str(beside)), str(beside))
+        try:
+            text = read_text(beside, MAX_DOCUMENT)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
+        refuse_whole_modules(read_json(text, origin=str(beside)), str(beside))
     weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}

@@ -120,7 +120,7 @@ def _stage_weights(source: Path, copy: Path) -> None:
         return
     # Safetensors' own writer orders a header at random; the Hub knows a large file that it has by all its bytes.
     with source.open("rb") as old, copy.open("wb") as new:
-        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header = parse(old.read(int.from_bytes(old.read(8), "little")), most=MAX_TEXT)
         header["__metadata__"] = {key: cleaned[key] for key in header["__metadata__"]}
         written = json.dumps(header, ensure_ascii=False).encode()
         # Tensors start at a multiple of 8.

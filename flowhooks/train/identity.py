@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.errors import UnusableCheckpoint
+from flowhooks.reading import user_path
 
 # These change how long, how fast or how loudly a run trains, not what it computes.
 _FREE = {
@@ -83,14 +83,14 @@ def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 def _prompts(run: Run) -> str | None:
     """A digest of the files that hooks read their prompts from; None without one."""
     named = [hook.options.get("prompts") for hook in run.hooks]
-    files = [Path(name).expanduser() for name in named if isinstance(name, str)]
+    files = [user_path(name) for name in named if isinstance(name, str)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
 
 
 def _weights(run: Run) -> str | None:
     """A digest of a base model on this disk, of which large files give their size and their ends; None for others."""
     name = run.model["pretrained_model_name_or_path"]
-    folder = Path(name).expanduser() if name is not None else None
+    folder = user_path(name) if name is not None else None
     if folder is None or not folder.is_dir():
         return None
     found = hashlib.sha256()

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from flowhooks.errors import ConfigError, FlowhooksWarning, Problem
+from flowhooks.reading import parse, read_text
 
 LOCK = ".running.json"
 #: Two readings of when one process started may differ by what a clock is rounded to.
@@ -79,9 +80,9 @@ def _own() -> dict[str, Any]:
 def _holder(file: Path) -> dict[str, Any] | None:
     """Who holds a lock; None where the file does not say."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = parse(read_text(file))
         return {"host": str(found["host"]), "pid": int(found["pid"]), "start": float(found["start"])}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

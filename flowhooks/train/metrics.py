@@ -117,7 +117,7 @@ def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[floa
 
 def _agreed(names: Iterable[str]) -> list[str]:
     """The names that any process has, in one order: a metric may be measured on some processes only."""
-    return sorted({name for said in gather(json.dumps(sorted(names))) for name in json.loads(said)})
+    return sorted({name for said in gather(json.dumps(sorted(names))) for name in parse(said)})
 
 
 class History:
