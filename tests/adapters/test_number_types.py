@@ -14,7 +14,7 @@ import flowhooks
 from flowhooks.adapters import build_adapter, load_adapter
 from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.frozen import FrozenAdapter
-from flowhooks.adapters.load import load_values
+from flowhooks.adapters.load import load_values, read_adapter
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.export.dialects import export_lora
@@ -47,7 +47,7 @@ def test_every_reader_refuses_them(saved, name, tmp_path):
     readers = {
         "check, init_from, teachers and sample, before weights load": lambda: check_file(file, None),
         "sample": lambda: load_adapter(transformer(), file),
-        "init_from": lambda: load_values(build_adapter(transformer(), section(kind)), file),
+        "init_from": lambda: load_values(build_adapter(transformer(), section(kind)), read_adapter(file)),
         "teachers": lambda: FrozenAdapter(transformer(), file),
         "merge": lambda: merge_files([file], tmp_path / "merged", method="cat"),
         "export": lambda: export_lora(file, "diffusers", tmp_path / "exported"),
