@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 
-# Before anything that reads them: nothing is fetched, whatever an input names.
-os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+if __name__ == "__main__":
+    # Before anything that reads them: nothing is fetched, whatever an input names.
+    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 import argparse
 import contextlib

@@ -15,7 +15,7 @@ import pytest
 from flowhooks.cli import main, parser
 from flowhooks.commands import train as train_command
 from flowhooks.config.schemas import schemas
-from flowhooks.errors import FlowhooksWarning
+from flowhooks.errors import FlowhooksWarning, TrainingError
 from tests.cli.folders import BLOCKS, make_run
 
 COMMANDS = [
@@ -46,6 +46,22 @@ def test_a_run_without_a_method_is_told_to_be_plain_flow_matching(tmp_path, caps
         assert main([command, str(run)]) == 0
         captured = capsys.readouterr()
         assert captured.out.count("this is plain flow matching") == 1 and captured.err == ""
+
+
+def test_train_says_the_same_before_it_begins(tmp_path, capsys, monkeypatch):
+    told = []
+
+    def begins(*_, **__):
+        told.append(capsys.readouterr().out)
+        raise TrainingError("stopped here")
+
+    monkeypatch.setattr("flowhooks.train.train", begins)
+    for hooks in ([], [{"type": "flow_dpo"}]):
+        folder = tmp_path / str(len(hooks))
+        folder.mkdir()
+        run = make_run(folder, hooks=hooks)
+        assert main(["train", str(run)]) == 1
+    assert [each.count("this is plain flow matching") for each in told] == [1, 0]
 
 
 def test_check_tells_problems_of_machine_data_and_plan_together(tmp_path, capsys, monkeypatch):
