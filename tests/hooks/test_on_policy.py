@@ -261,7 +261,7 @@ def test_files_of_prompts(tmp_path):
         ("p.txt", b"\n \n", "holds no prompt"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prmpt": "b"}', "line 2: expected a prompt"),
         ("p.jsonl", b"{", "line 1: is no JSON"),
-        ("p.txt", b"\xff\xfe", "is not UTF-8"),
+        ("p.txt", b"\xff\xfe", "is UTF-16; save the file as UTF-8"),
         (None, b"", "cannot be read"),
     ],
 )
