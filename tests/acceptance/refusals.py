@@ -161,6 +161,9 @@ REFUSALS: dict[str, Refusal] = {
         make=_index(**dict.fromkeys(("transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))),
         words=("it has no network",),
     ),
+    "a part that no pipeline has": Refusal(
+        make=_index(**{"../vae": ["diffusers", "AutoencoderKL"]}), words=("names a part '../vae'", "get the file again")
+    ),
     "a scheduler of betas": Refusal(
         make=_index(scheduler=["diffusers", "DDIMScheduler"]), words=("a DDIMScheduler", "no flow matching")
     ),
@@ -283,7 +286,7 @@ REFUSALS: dict[str, Refusal] = {
         make=_rollout(prompts="nowhere.txt"), words=("$.hooks[1]: ", "nowhere.txt cannot be read")
     ),
     "an empty prompts file": Refusal(make=_prompt_file("p.txt", b"\n"), words=("p.txt holds no prompt",)),
-    "prompts that are not UTF-8": Refusal(make=_prompt_file("p.txt", b"\xff\xfe"), words=("is not UTF-8",)),
+    "prompts that are not UTF-8": Refusal(make=_prompt_file("p.txt", b"a\xff"), words=("is not UTF-8",)),
     "a line of prompts that is no JSON": Refusal(make=_prompt_file("p.jsonl", b"{\n"), words=("line 1: is no JSON",)),
     "a line that is no prompt": Refusal(make=_prompt_file("p.jsonl", b"3\n"), words=("line 1: expected a prompt",)),
     "an empty list of prompts": Refusal(make=_rollout(prompts=[]), words=("$.hooks[1]",)),

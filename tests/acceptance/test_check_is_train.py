@@ -34,6 +34,7 @@ ELSEWHERE = {
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/planning.py: trained: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
+    "config/rules.py: plain: ": "words of `check`",
     "checks/models.py: helper_told: ": "tests/checks/test_hub.py",
     "checks/library.py: _text: ": "a file of Diffusers that cannot be read",
 }
