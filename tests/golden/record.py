@@ -48,12 +48,13 @@ def fingerprint(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The weights in four numbers: a hash to the bit, and sums for machines that calculate a little differently."""
     digest = hashlib.sha256()
     total, square = 0.0, 0.0
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-        total += float(value.double().abs().sum())
-        square += float(value.double().square().sum())
+    with one_thread():
+        for name in sorted(weights):
+            value = weights[name].detach().cpu().contiguous()
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+            total += float(value.double().abs().sum())
+            square += float(value.double().square().sum())
     return {"sha256": digest.hexdigest(), "tensors": len(weights), "absolute": total, "norm": math.sqrt(square)}
 
 
