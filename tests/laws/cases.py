@@ -247,6 +247,7 @@ class Loop:
 def looping(recipe: str, adapter: str = "lora", model: FlowModel | None = None) -> Iterator[Loop]:
     """A loop on a fresh tiny pipeline; the adapter's start is the same every time."""
     model = model or tiny_model()
+    document = run_document(recipe, adapter)  # May train a teacher first, with random numbers.
     torch.manual_seed(0)
-    with flowhooks.attach(model, run_document(recipe, adapter)) as session:
+    with flowhooks.attach(model, document) as session:
         yield Loop(session, model)
