@@ -181,14 +181,16 @@ def _written(block: dict) -> dict:
 
 @cache
 def teacher() -> str:
-    """The folder of an adapter off the base, there as long as the tests run."""
+    """The folder of an adapter off the base, the same one every time, there as long as the tests run."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
-    with flowhooks.attach(tiny_model(), {"adapter": {"rank": 2}, "hooks": []}) as session:
-        with torch.no_grad():
-            for i, p in enumerate(session.parameters().values()):
-                p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-        session.adapter.save(Path(folder), {})
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        with flowhooks.attach(tiny_model(), {"adapter": {"rank": 2}, "hooks": []}) as session:
+            with torch.no_grad():
+                for i, p in enumerate(session.parameters().values()):
+                    p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
+            session.adapter.save(Path(folder), {})
     return folder
 
 
@@ -247,7 +249,6 @@ class Loop:
 def looping(recipe: str, adapter: str = "lora", model: FlowModel | None = None) -> Iterator[Loop]:
     """A loop on a fresh tiny pipeline; the adapter's start is the same every time."""
     model = model or tiny_model()
-    document = run_document(recipe, adapter)  # May train a teacher first, with random numbers.
     torch.manual_seed(0)
-    with flowhooks.attach(model, document) as session:
+    with flowhooks.attach(model, run_document(recipe, adapter)) as session:
         yield Loop(session, model)
