@@ -25,9 +25,9 @@ from flowhooks.embedded.autoencoder import read_pixels
 from flowhooks.embedded.judge import Judge, ensure_judge
 from flowhooks.embedded.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.embedded.model import ensure_untrained, example
-from flowhooks.embedded.places import whole
 from flowhooks.embedded.report import machine
 from flowhooks.embedded.scans import PIXELS, caption, load_scans, resolve_data
+from flowhooks.home import whole
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import probe
 from flowhooks.train import train

@@ -34,8 +34,8 @@ from flowhooks.modules_file import MANIFEST, MODULES, read_manifest
 from flowhooks.modules_file import RUN as RUN_FILE
 from flowhooks.pairs.scores import read_scores
 from flowhooks.printing import printable
+from flowhooks.restore import read_run
 from flowhooks.sampling.dataset import prompts_of
-from flowhooks.sampling.restore import read_run
 from flowhooks.testing import tiny
 from flowhooks.train.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
 from flowhooks.train.checkpoint import Checkpoints, read, verify

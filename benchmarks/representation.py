@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from flowhooks.embedded.judge import RECIPE as JUDGE
-from flowhooks.embedded.places import whole
 from flowhooks.embedded.scans import PIXELS
+from flowhooks.home import whole
 from flowhooks.probe import probe
 from flowhooks.probe.streams import learn_streams
 

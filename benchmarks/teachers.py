@@ -22,8 +22,8 @@ from benchmarks.step import held_bytes
 from benchmarks.token_times import peak_bytes
 from flowhooks.embedded.model import ensure_model
 from flowhooks.embedded.scans import PIXELS, caption
+from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import probe
-from flowhooks.train.load import load_pipeline
 
 ADAPTER = {"type": "lora", "rank": 16, "alpha": 16}
 PROMPTS = [{"prompt": caption(digit), "task": "0"} for digit in range(10)]

@@ -57,7 +57,7 @@ def _suggested(message: str) -> str:
     if told is None:
         return message
     # Imported here, as on the way of every command it would be for nothing.
-    from flowhooks.config.suggest import hint
+    from flowhooks.documents.suggest import hint
 
     what, word, choices = told[1], told[3], [choice.strip(" '\"") for choice in told[4].split(",")]
     if what == "COMMAND":
@@ -120,7 +120,7 @@ def _told(error: Exception) -> tuple[str, int]:
 
 def _leave(message: str, given: Sequence[str]) -> str:
     """The command that allows what was refused for want of leave."""
-    from flowhooks.config.imports import FLAG
+    from flowhooks.documents.imports import FLAG
 
     if FLAG not in message or FLAG in given:
         return ""
@@ -137,7 +137,7 @@ def _failed(args: argparse.Namespace, message: str, code: int) -> int:
 def _without_secrets(message: str) -> str:
     """A token given by mistake must not come back on the screen or in a log."""
     # Imported here: the configuration brings jsonschema along, which --help does without.
-    from flowhooks.config.secrets import hide
+    from flowhooks.documents.secrets import hide
 
     return hide(message)
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer
 
-from flowhooks.config.imports import imported
+from flowhooks.documents.imports import imported
 from flowhooks.errors import ModelError
 from flowhooks.quiet import errors_only
 

@@ -12,7 +12,7 @@ from flowhooks.adapters.files import read_tensors, write_tensors
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
 from flowhooks.modules_file import MANIFEST, MODULES, RUN, load_modules, read_manifest, save_modules
-from flowhooks.sampling.restore import restore_pipeline
+from flowhooks.restore import restore_pipeline
 from flowhooks.testing.matrix import learnt
 from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE

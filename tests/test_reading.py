@@ -19,8 +19,8 @@ from flowhooks.data import audit
 from flowhooks.data.store import Store
 from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataError, ModelError
 from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.restore import read_run
 from flowhooks.sampling.dataset import prompts_of
-from flowhooks.sampling.restore import read_run
 from flowhooks.testing import tiny
 from flowhooks.train.checkpoint import MANIFEST
 from flowhooks.train.checkpoint import read_manifest as read_checkpoint
@@ -36,7 +36,7 @@ def test_nobody_else_parses_json_or_expands_a_home():
         # Copies of what the program wrote itself.
         "train/identity.py": {"json.loads"},
         # A variable of the environment, and the home of the user.
-        "embedded/places.py": {"expanduser"},
+        "home.py": {"expanduser"},
     }
     found: dict[str, set[str]] = {}
     for file in PACKAGE.rglob("*.py"):
@@ -176,7 +176,7 @@ def test_every_place_for_a_path_in_a_schema_is_looked_at():
             for value in schema:
                 walk(value, at)
 
-    from flowhooks.config.schemas import schemas
+    from flowhooks.documents.schemas import schemas
 
     for name, schema in schemas().items():
         walk(schema, name)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.checks import hub
 from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, is_foreign
 from flowhooks.config import Run
-from flowhooks.config.suggest import hint
+from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path

@@ -10,7 +10,7 @@ from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.hub import on_disk
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
-from flowhooks.config.imports import imports_in_block, imports_optimizer
+from flowhooks.documents.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan, plan

@@ -75,8 +75,8 @@ def _pipeline(args: Namespace) -> tuple[Any, Mapping[str, Any]]:
     """The pipeline and the arguments its calls get."""
     from flowhooks.config import resolve_run
     from flowhooks.errors import ModelError
+    from flowhooks.pipeline import load_pipeline
     from flowhooks.testing import PIPELINES, tiny
-    from flowhooks.train.load import load_pipeline
 
     if args.model.startswith(TINY):
         name = args.model.removeprefix(TINY)

@@ -37,6 +37,6 @@ def run(args: Namespace) -> int:
 
 def _section(file: Path) -> dict[str, Any]:
     """The ``push`` section of the run that a folder holds, if it holds one and it has one."""
-    from flowhooks.config.document import read_json
+    from flowhooks.documents.document import read_json
 
     return (read_json(file).get("push") or {}) if file.is_file() else {}

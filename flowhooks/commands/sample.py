@@ -76,7 +76,7 @@ def run(args: Namespace) -> int:
         from flowhooks.adapters.fit import check_file
 
         check_file(Path(args.lora), _base(args.model))
-    from flowhooks.sampling.grid import sample_command
+    from flowhooks.commands.sample_pictures import sample_command
 
     return sample_command(args)
 
@@ -112,7 +112,7 @@ def _check_model(model_or_run: str) -> None:
 def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import local_pipeline
-    from flowhooks.config.document import read_json
+    from flowhooks.documents.document import read_json
     from flowhooks.reading import user_path
 
     file = user_path(model_or_run) / "run.json"

@@ -21,8 +21,8 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.config.schemas import schemas
-    from flowhooks.config.suggest import hint
+    from flowhooks.documents.schemas import schemas
+    from flowhooks.documents.suggest import hint
     from flowhooks.errors import ConfigError
 
     known = schemas()
@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
 
 
 def _write(folder: Path, force: bool) -> int:
-    from flowhooks.config.schemas import SUFFIX, schemas
+    from flowhooks.documents.schemas import SUFFIX, schemas
     from flowhooks.errors import ConfigError, Problem
     from flowhooks.files import write_aside
 

@@ -6,12 +6,13 @@ Every problem of a run is told at once, with its file and JSON path. Defaults li
 
 from __future__ import annotations
 
-from flowhooks.config.datasets import Datasets, is_datasets, load_datasets, read_datasets
-from flowhooks.config.hooks import HookConfig, hook_defaults, resolve_hook
-from flowhooks.config.rewards import RewardConfig, resolve_reward, resolve_rewards
 from flowhooks.config.rules import draws, plain
 from flowhooks.config.run import Run, load_run, resolve_run
+from flowhooks.data.blocks import Datasets
+from flowhooks.data.load import is_datasets, load_datasets, read_datasets
+from flowhooks.hooks.blocks import HookConfig, hook_defaults, resolve_hook
 from flowhooks.hooks.timesteps import parse_timesteps
+from flowhooks.rewards.blocks import RewardConfig, resolve_reward, resolve_rewards
 
 __all__ = [
     "Datasets",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from flowhooks.config.validation import problems_in
+from flowhooks.documents.validation import problems_in
 from flowhooks.errors import Problem
 
 ENABLED, SOURCE, BACKBONE, RATIO = (

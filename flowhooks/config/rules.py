@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowhooks.errors import Problem
 
 if TYPE_CHECKING:
-    from flowhooks.config.hooks import HookConfig
+    from flowhooks.hooks.blocks import HookConfig
 
 #: Computing in a precision that the weights cannot hold gains nothing; fp16 without a loss scale loses small gradients.
 _PRECISIONS = {"fp32": ("no", "bf16", "fp16"), "bf16": ("no", "bf16"), "fp16": ("fp16",)}

@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowhooks.config import overrides as command_line
 from flowhooks.config.crepa import KEYS, settle_average
-from flowhooks.config.datasets import Datasets, load_datasets
-from flowhooks.config.document import read_json, without_remarks
-from flowhooks.config.drawing import idle_steps
-from flowhooks.config.hooks import HookConfig, resolve_hook
-from flowhooks.config.imports import imports_optimizer, refusals
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
-from flowhooks.config.secrets import take_out
 from flowhooks.config.shorthand import expand_shorthand
-from flowhooks.config.timing import LIST, MODE
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.data.block_rules import idle_steps
+from flowhooks.data.blocks import Datasets
+from flowhooks.data.load import load_datasets
+from flowhooks.documents import overrides as command_line
+from flowhooks.documents.document import read_json, without_remarks
+from flowhooks.documents.imports import imports_optimizer, refusals
+from flowhooks.documents.secrets import take_out
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.blocks import HookConfig, resolve_hook
+from flowhooks.hooks.timesteps import LIST, MODE
 from flowhooks.reading import user_path
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
@@ -187,6 +188,6 @@ def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:
 def _cache_dir(written: str | None) -> str:
     if written is not None:
         return str(user_path(written))
-    from flowhooks.embedded.places import home
+    from flowhooks.home import home
 
     return str(home() / "cache")

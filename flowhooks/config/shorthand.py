@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.config.crepa import crepa_blocks
-from flowhooks.config.hooks import beta_problems, gate_problems
-from flowhooks.config.timing import LIST, MODE, timing_problems
-from flowhooks.config.validation import with_defaults
+from flowhooks.documents.validation import with_defaults
 from flowhooks.errors import Problem
+from flowhooks.hooks.blocks import beta_problems, gate_problems
+from flowhooks.hooks.timesteps import LIST, MODE, timing_problems
 from flowhooks.methods import Context, expand
 
 #: JSON path, the method that stands for the block or an empty string, and the block.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from flowhooks.embedded.places import home
 from flowhooks.errors import Problem
+from flowhooks.home import home
 
 NAMED = 20
 

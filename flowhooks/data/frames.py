@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowhooks.config.datasets import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
 from flowhooks.data.geometry import chance

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from flowhooks.config.datasets import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.colors import eight_bit
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.inspection import BadImage, Picture

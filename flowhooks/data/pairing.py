@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.config.datasets import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import told_of_clips
 from flowhooks.data.links import link
@@ -22,7 +22,7 @@ from flowhooks.errors import DataError
 from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
-    from flowhooks.config import Datasets
+    from flowhooks.data.blocks import Datasets
 
 
 @dataclass(frozen=True, kw_only=True)

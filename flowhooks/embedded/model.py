@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
 from torch import Tensor
 
-from flowhooks.config.document import read_json
+from flowhooks.documents.document import read_json
 from flowhooks.embedded import autoencoder, pipeline, scans
 from flowhooks.embedded.autoencoder import read_pixels, train_autoencoder
-from flowhooks.embedded.places import place, whole
 from flowhooks.embedded.progress import bar, wanted
 from flowhooks.embedded.scans import ensure_data
 from flowhooks.errors import ModelError
 from flowhooks.files import share
+from flowhooks.home import place, whole
+
+#: Variables by which a launcher tells a process of others.
+_OF_A_LAUNCH = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 
 
 def resolve_model(name: str) -> Path:
@@ -35,27 +42,42 @@ def ensure_model(progress: bool | None = None) -> Path:
 
     Pretraining is the run `examples/sft/digits.json`; a changed run or recipe makes a new folder.
     """
-    from flowhooks.config import load_run
-    from flowhooks.train import train
-
     start = ensure_untrained(progress)
     source = example("sft/digits.json")
     target = pretrained_place(start, source)
     if not target.is_dir():
         with whole(target) as folder:
-            working = folder / "training"
-            here = {
-                "model.pretrained_model_name_or_path": start,
-                "output_dir": working,
-                "cache_dir": folder / "cache",
-                "logging.trackers": "[]",
-            }
-            train(load_run(source, [f"{key}={value}" for key, value in here.items()]), progress=wanted(progress))
-            for part in (working / "pipeline").iterdir():
-                part.rename(folder / part.name)
-            for done in (working, folder / "cache"):
-                shutil.rmtree(done)
+            _pretrain(source, start, folder, progress)
     return target
+
+
+def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) -> None:
+    """Train the run in `source` from the pipeline in `start`, and leave nothing but its pipeline in `folder`.
+
+    It is a process of its own: the trainer may be the one that asks for the digits, in as many processes as it has.
+    """
+    working, cache = folder / "training", folder / "cache"
+    here = {
+        "model.pretrained_model_name_or_path": str(start),
+        "output_dir": str(working),
+        "cache_dir": str(cache),
+        "logging.trackers": [],
+    }
+    command = [sys.executable, "-m", "flowhooks", "train", str(source)]
+    command += [part for key, value in here.items() for part in ("--set", f"{key}={json.dumps(value)}")]
+    command += [] if wanted(progress) else ["--no-progress"]
+    alone = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
+    # What it prints is of a run that nobody started.
+    done = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise ModelError(
+            f"the embedded pipeline could not be pretrained (exit code {done.returncode}, the reason stands above); "
+            "start again when it is mended"
+        )
+    for part in (working / "pipeline").iterdir():
+        part.rename(folder / part.name)
+    for emptied in (working, cache):
+        shutil.rmtree(emptied)
 
 
 def pretrained_place(start: Path, source: Path) -> Path:

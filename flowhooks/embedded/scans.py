@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from flowhooks.embedded.ink import INK_RGB, RADIUS, blot_opacity, spill
-from flowhooks.embedded.places import place, whole
 from flowhooks.errors import DataError
+from flowhooks.home import place, whole
 
 PIXELS = 32
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -36,10 +36,10 @@ from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.files import share
 from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
-from flowhooks.sampling.restore import read_run
+from flowhooks.restore import read_run
 from flowhooks.train.files import REFUSALS
-from flowhooks.train.load import load_pipeline
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"

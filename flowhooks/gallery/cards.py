@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flowhooks.config.datasets import MASK_TYPES
 from flowhooks.data import Record, Survey
+from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.loose import is_loose

@@ -14,9 +14,9 @@ from PIL import PngImagePlugin
 from tqdm import tqdm
 
 from flowhooks.config import Datasets, is_datasets, load_datasets
-from flowhooks.config.document import read_json, without_remarks
 from flowhooks.data import Survey, survey
 from flowhooks.data.findings import some
+from flowhooks.documents.document import read_json, without_remarks
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.files import write_aside
 from flowhooks.gallery.cards import SAME, Card, all_cards, chosen

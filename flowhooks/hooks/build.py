@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks import config
-from flowhooks.config.imports import foreign_options
+from flowhooks.documents.imports import foreign_options
 from flowhooks.errors import ConfigError, Problem, in_file
+from flowhooks.hooks.blocks import hook_defaults, resolve_hook
 from flowhooks.hooks.registry import HOOKS, declare, hook_class, imply
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
@@ -25,9 +25,9 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
     """
     with in_file(where):
         made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
-    planned = plan([m.declaration for m in made], provides, imply=imply(config.hook_defaults), where=where)
+    planned = plan([m.declaration for m in made], provides, imply=imply(hook_defaults), where=where)
     ordered = [
-        made[source] if source is not None else _made(config.resolve_hook({"type": d.type}, d.where), d.where)
+        made[source] if source is not None else _made(resolve_hook({"type": d.type}, d.where), d.where)
         for d, source in zip(planned.order, planned.sources, strict=True)
     ]
     return Assembly(planned, [m.hook for m in ordered], [m.block for m in ordered])
@@ -54,9 +54,7 @@ def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list
         ConfigError: a block is not valid, or names code without leave.
     """
     return [
-        config.resolve_hook(dict(entry), f"$.hooks[{i}]", allow_imports=allow_imports)
-        if isinstance(entry, Mapping)
-        else entry
+        resolve_hook(dict(entry), f"$.hooks[{i}]", allow_imports=allow_imports) if isinstance(entry, Mapping) else entry
         for i, entry in enumerate(given)
     ]
 

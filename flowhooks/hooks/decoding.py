@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
-from flowhooks.sampling.splice import untouched
+from flowhooks.splice import untouched
 
 
 def as_pictures(frames: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
-from flowhooks.hooks.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.hooks.rules import refuse
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
@@ -18,6 +17,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Batch, Chunk, NoCondition, View
 from flowhooks.sampling.encoded import EncodedPrompts
+from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.sampling.rollout import Player, Rollout, Sampler, Visit
 from flowhooks.sampling.steps import ODE, SDE, Transition
 

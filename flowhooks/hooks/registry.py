@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.config.imports import foreign_options, imported, subclass_of
+from flowhooks.documents.imports import foreign_options, imported, subclass_of
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.prompts import visited_places
 from flowhooks.kernel.plan import EVERY_VIEW, POLICY, Declaration
+from flowhooks.sampling.prompts import visited_places
 
 Options = Mapping[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowhooks.hooks.prompts import by_task, read_prompts
+from flowhooks.sampling.prompts import by_task, read_prompts
 
 Options = Mapping[str, Any]
 #: The teacher that stands for the model without an adapter.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.adapters.frozen import FrozenAdapter
-from flowhooks.config.imports import imported
+from flowhooks.documents.imports import imported
 from flowhooks.errors import ModelError
 from flowhooks.hooks.frozen_role import check_digests, frozen_role
 from flowhooks.hooks.on_policy import rollout_hook

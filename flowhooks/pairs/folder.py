@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config import load_datasets
-from flowhooks.config.schemas import schemas
 from flowhooks.data import Audit, audit
 from flowhooks.data.inspection import open_image
 from flowhooks.data.sources import SOURCES
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import DataError, Problem
 
 DATASET = "dataset.json"

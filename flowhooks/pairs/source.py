@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config import Datasets, load_datasets
-from flowhooks.config.overrides import apply
 from flowhooks.data import Survey, survey
 from flowhooks.data.places import folder_here
+from flowhooks.documents.overrides import apply
 from flowhooks.errors import ConfigError, DataError, Problem
 
 #: Keys that `--set` leaves alone.

@@ -17,7 +17,7 @@ from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
 from flowhooks.probe.failures import failed
 from flowhooks.probe.values import map_tensors, tensors_in
-from flowhooks.sampling.splice import splice, untouched
+from flowhooks.splice import splice, untouched
 
 
 class Enough(Exception):

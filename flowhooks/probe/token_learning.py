@@ -21,7 +21,7 @@ from flowhooks.probe.partial import Reached
 from flowhooks.probe.recorder import quiet
 from flowhooks.probe.tokens import Entry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
-from flowhooks.sampling.splice import untouched
+from flowhooks.splice import untouched
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout

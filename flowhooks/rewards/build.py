@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowhooks import config
-from flowhooks.config import RewardConfig
-from flowhooks.config.imports import foreign_options
+from flowhooks.documents.imports import foreign_options
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.rewards.base import Reward
+from flowhooks.rewards.blocks import RewardConfig, resolve_reward, resolve_rewards
 from flowhooks.rewards.registry import REWARDS, reward_class
 
 
@@ -26,7 +25,7 @@ def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$", *, a
         ModelError: a model cannot be loaded.
     """
     if not isinstance(block, RewardConfig):
-        block = config.resolve_reward(block, where, allow_imports=allow_imports)
+        block = resolve_reward(block, where, allow_imports=allow_imports)
     return _built(*_classed(block))
 
 
@@ -71,7 +70,7 @@ def build_rewards(
     entries = [block for block in blocks if isinstance(block, RewardConfig)]
     if not entries:
         given = [block for block in blocks if isinstance(block, Mapping)]
-        entries = list(config.resolve_rewards(given, where, allow_imports=allow_imports))
+        entries = list(resolve_rewards(given, where, allow_imports=allow_imports))
     rewards = [_built(*each) for each in [_classed(entry) for entry in entries]]
     seen: dict[str, str] = {}
     for reward, entry in zip(rewards, entries, strict=True):

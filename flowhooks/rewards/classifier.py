@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageClassification
 
-from flowhooks.config.imports import PATH
-from flowhooks.config.suggest import hint, listed
+from flowhooks.documents.imports import PATH
+from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import RewardError
 from flowhooks.pretrained import import_network, load_network
 from flowhooks.rewards.base import Records, column

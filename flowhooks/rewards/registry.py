@@ -6,8 +6,8 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from flowhooks.config.imports import imported
-from flowhooks.config.suggest import hint, listed
+from flowhooks.documents.imports import imported
+from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
 
 REWARDS: Mapping[str, str] = {

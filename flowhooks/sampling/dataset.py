@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.prompts import read_prompts
+from flowhooks.sampling.prompts import read_prompts
 
 if TYPE_CHECKING:
     from PIL import Image

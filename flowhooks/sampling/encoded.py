@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.values import map_tensors, moved, tensors_in
-from flowhooks.sampling.splice import untouched
+from flowhooks.splice import untouched
 
 
 class EncodedPrompts:

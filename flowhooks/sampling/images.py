@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowhooks.sampling.splice import untouched
+from flowhooks.splice import untouched
 
 #: How pipelines call the number of pictures or videos of one prompt.
 EACH = ("num_images_per_prompt", "num_videos_per_prompt")

@@ -23,8 +23,8 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.sampling.splice import splice, untouched
 from flowhooks.sampling.steps import ODE, Transition, draw_noise, taken, transition
+from flowhooks.splice import splice, untouched
 
 
 @dataclass(frozen=True, kw_only=True)

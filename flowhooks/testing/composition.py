@@ -13,7 +13,7 @@ from typing import Any
 
 from flowhooks.checks.planning import plan_run
 from flowhooks.config import resolve_run
-from flowhooks.config.schemas import method_names
+from flowhooks.documents.schemas import method_names
 from flowhooks.errors import ConfigError
 from flowhooks.kernel.plan import Plan
 

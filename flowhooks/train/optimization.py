@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from flowhooks.config import Run
-from flowhooks.config.imports import imported, subclass_of
+from flowhooks.documents.imports import imported, subclass_of
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.kernel.distributed import average_gradients
 from flowhooks.train.guard import FiniteGuard

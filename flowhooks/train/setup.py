@@ -33,6 +33,7 @@ from flowhooks.data.schedule import crowded
 from flowhooks.data.shards import told_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
 from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline, others_awake
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.runs import find_networks
 from flowhooks.train import rng
@@ -41,7 +42,6 @@ from flowhooks.train.checkpoint import Checkpoints, read_manifest
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated
-from flowhooks.train.load import attention_backend, gradient_checkpointing, load_pipeline, others_awake
 from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization, make_optimizer
 from flowhooks.train.outputs import write_run

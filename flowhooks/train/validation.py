@@ -21,13 +21,13 @@ from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.kernel import distributed
 from flowhooks.kernel.session import Session
+from flowhooks.pipeline import others_awake
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
 from flowhooks.train.files import write_aside
-from flowhooks.train.load import others_awake
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
 

@@ -14,7 +14,7 @@ import pytest
 
 from flowhooks.cli import main, parser
 from flowhooks.commands import train as train_command
-from flowhooks.config.schemas import schemas
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from tests.cli.folders import BLOCKS, make_run
 

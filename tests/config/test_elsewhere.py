@@ -12,8 +12,8 @@ from PIL import Image
 
 from flowhooks.cli import main
 from flowhooks.config import load_datasets
-from flowhooks.config.elsewhere import _OURS, OTHER, TABLE, table
-from flowhooks.config.schemas import schemas
+from flowhooks.data.other_trainers import _OURS, OTHER, TABLE, table
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import DataError, FlowhooksWarning
 from tests.cli.folders import write_pipeline
 

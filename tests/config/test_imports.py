@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from flowhooks.config import load_run, resolve_hook, resolve_reward, resolve_run
-from flowhooks.config.imports import PATH, imported, imports_in_block, subclass_of
-from flowhooks.config.schemas import schemas
+from flowhooks.documents.imports import PATH, imported, imports_in_block, subclass_of
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import ConfigError
 from tests.config.writing import written
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flowhooks.config import hook_defaults, load_run, parse_timesteps, resolve_hook, resolve_run
-from flowhooks.config.schemas import hook_types
+from flowhooks.documents.schemas import hook_types
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class

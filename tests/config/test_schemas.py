@@ -12,7 +12,7 @@ from diffusers.models.attention_dispatch import AttentionBackendName
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
-from flowhooks.config.schemas import hook_types, method_names, schemas, uri, validator
+from flowhooks.documents.schemas import hook_types, method_names, schemas, uri, validator
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.machine import BACKENDS
 

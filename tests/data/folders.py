@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowhooks.config.datasets import Datasets, load_datasets
 from flowhooks.data import audit
+from flowhooks.data.blocks import Datasets
+from flowhooks.data.load import load_datasets
 from flowhooks.data.records import Audit
 from flowhooks.errors import DataError
 

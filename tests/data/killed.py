@@ -16,8 +16,8 @@ import torch
 
 from flowhooks.config import load_datasets
 from flowhooks.data import audit, build_cache
+from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import probe
-from flowhooks.train.load import load_pipeline
 
 KILLS = 10
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flowhooks.config.validation import with_defaults
 from flowhooks.data.findings import Findings
 from flowhooks.data.links import link
+from flowhooks.documents.validation import with_defaults
 from tests.data.folders import image_set, partner_set
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowhooks.config.datasets import load_datasets
 from flowhooks.data import survey
 from flowhooks.data.encode import Masks
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.load import load_datasets
 from flowhooks.data.masks import warn_of_dim
 from flowhooks.data.transform import load_mask
 from flowhooks.errors import DataError

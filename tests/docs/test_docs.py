@@ -14,7 +14,7 @@ import flowhooks
 from flowhooks import cli
 from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.config import load_datasets, resolve_hook, resolve_reward, resolve_run
-from flowhooks.config.schemas import schemas
+from flowhooks.documents.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
 from flowhooks.pairs.degradations import KINDS
 from flowhooks.rewards.registry import REWARDS

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from flowhooks.embedded.ink import blot_opacity, spill
-from flowhooks.embedded.places import home, place, whole
 from flowhooks.embedded.scans import FOLDERS, PIXELS, WORDS, load_scans, resolve_data, write_data
 from flowhooks.errors import DataError
+from flowhooks.home import home, place, whole
 
 COUNT = 60
 

@@ -11,9 +11,9 @@ from torch import nn
 import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.kernel import Hook
+from flowhooks.pipeline import load_pipeline
 from flowhooks.testing import tiny
 from flowhooks.testing.tiny import PIPELINES
-from flowhooks.train.load import load_pipeline
 from flowhooks.train.outputs import write_outputs, write_run
 
 LORA = {"type": "lora", "rank": 2, "alpha": 4}

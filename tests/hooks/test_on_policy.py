@@ -12,7 +12,7 @@ import torch
 import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import CheckpointError, ConfigError, FlowhooksError
-from flowhooks.hooks.prompts import Prompt, read_prompts, visited_places
+from flowhooks.sampling.prompts import Prompt, read_prompts, visited_places
 from flowhooks.testing.matrix import learnt, pairs
 from tests.sampling.test_rollout import GUIDED
 

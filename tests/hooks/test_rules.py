@@ -12,7 +12,7 @@ import pytest
 
 import flowhooks.hooks
 from flowhooks.config import resolve_hook
-from flowhooks.config.schemas import schemas
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS, hook_class
 from flowhooks.hooks.rules import RULES, WHOLE_PATH, refused

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from flowhooks.config import resolve_reward, resolve_rewards
-from flowhooks.config.schemas import reward_types, schemas, uri, validator
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.documents.schemas import reward_types, schemas, uri, validator
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError
 from flowhooks.rewards import PictureReward, build_reward, build_rewards, scored
 from flowhooks.rewards.registry import REWARDS, reward_class

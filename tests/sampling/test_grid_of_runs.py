@@ -8,8 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, 
 from PIL import Image
 
 from flowhooks.cli import main
+from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.images import sample_images
-from flowhooks.sampling.restore import restore_pipeline
 from flowhooks.testing.tiny import PIPELINES
 from tests.export.wan_runs import BESIDE, finished, write_pipeline
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from flowhooks.commands.sample_pictures import sample_command
 from flowhooks.errors import AdapterError, ConfigError, ModelError
 from flowhooks.probe import probe
-from flowhooks.sampling.grid import picture_grid, sample_command
+from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
 from flowhooks.testing import tiny
 from flowhooks.testing.tiny import PIPELINES

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from flowhooks.errors import FlowhooksWarning
-from flowhooks.hooks.prompts import read_prompts
 from flowhooks.kernel.view import StepResult
+from flowhooks.sampling.prompts import read_prompts
 from flowhooks.train import train
 from flowhooks.train.checkpoint import HISTORY
 from flowhooks.train.metrics import History, MetricWindow

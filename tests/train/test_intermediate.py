@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from flowhooks.adapters import build_adapter, load_adapter
 from flowhooks.adapters.files import LORA_FILE
 from flowhooks.export.dialects import export_lora
-from flowhooks.sampling.restore import restore_pipeline
+from flowhooks.restore import restore_pipeline
 from flowhooks.testing import tiny
 from flowhooks.train import train
 from tests.train.runs import weights

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 
 from flowhooks.adapters import load_adapter
 from flowhooks.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
+from flowhooks.pipeline import load_pipeline, others_awake
 from flowhooks.probe import FlowModel
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
 from flowhooks.train import setup, train
 from flowhooks.train.checkpoint import read, verify
-from flowhooks.train.load import load_pipeline, others_awake
 from tests.train.runs import FLOW_DPO, NAMES, history, weights, write_data
 
 DRAW = {

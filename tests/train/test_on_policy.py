@@ -12,9 +12,9 @@ from PIL import Image
 
 from flowhooks.cli import main
 from flowhooks.errors import CheckpointError, ConfigError
+from flowhooks.pipeline import load_pipeline
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
-from flowhooks.train.load import load_pipeline
 from tests.train.runs import document, history, weights
 from tests.train.test_resume import equal, killed_at
 

@@ -105,7 +105,7 @@ def _one(
 
 def _unknown(name: str, available: Sequence[str]) -> str:
     # Imported here: the room of configurations imports this module to complete its blocks.
-    from flowhooks.config.suggest import hint
+    from flowhooks.documents.suggest import hint
 
     there = ", ".join(map(repr, available)) or "none"
     return f"there is no column {name!r}{hint(name, available)}; the columns are: {there}"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flowhooks.config.secrets import hide
 from flowhooks.data.assets import Asset, FileAsset, RemoteAsset, why
 from flowhooks.data.files import real
 from flowhooks.data.findings import Findings
@@ -21,6 +20,7 @@ from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.documents.secrets import hide
 from flowhooks.reading import parse, read_bytes, user_path
 
 T = TypeVar("T")

@@ -27,7 +27,7 @@ from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.hub import Origin, asked
 from flowhooks.data.sources.parquet import ParquetTable, read_tables
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.embedded.places import whole
+from flowhooks.home import whole
 
 _FILE = "rows.parquet"
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.config.document import without_remarks
-from flowhooks.config.imports import refuse_imports
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.documents.document import without_remarks
+from flowhooks.documents.imports import refuse_imports
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 
 

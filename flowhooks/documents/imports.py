@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
-from flowhooks.config.document import json_path
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.documents.document import json_path
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 
 PATH = re.compile(r"[A-Za-z_][A-Za-z_0-9]*(\.[A-Za-z_][A-Za-z_0-9]*)*:[A-Za-z_][A-Za-z_0-9]*")

@@ -8,8 +8,8 @@ from typing import Any
 
 from jsonschema import ValidationError
 
-from flowhooks.config.schemas import schemas
-from flowhooks.config.suggest import closest, listed, nearest
+from flowhooks.documents.schemas import schemas
+from flowhooks.documents.suggest import closest, listed, nearest
 from flowhooks.reading import path_fault
 
 _KINDS = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowhooks.config.document import json_path
-from flowhooks.config.secrets import hide
+from flowhooks.documents.document import json_path
+from flowhooks.documents.secrets import hide
 from flowhooks.errors import Problem
 from flowhooks.reading import MAX_DEPTH, MAX_INTEGER, BadJson, check_sound, parse
 

@@ -6,9 +6,9 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from flowhooks.config.document import json_path
-from flowhooks.config.messages import explain
-from flowhooks.config.schemas import validator
+from flowhooks.documents.document import json_path
+from flowhooks.documents.messages import explain
+from flowhooks.documents.schemas import validator
 from flowhooks.errors import Problem
 
 Schema = str | Mapping[str, Any]

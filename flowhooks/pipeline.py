@@ -16,7 +16,7 @@ from transformers import dynamic_module_utils
 from flowhooks.checks.pipeline import no_pipeline
 from flowhooks.errors import ModelError
 from flowhooks.reading import user_path
-from flowhooks.sampling.splice import untouched
+from flowhooks.splice import untouched
 
 EMBEDDED = "digits"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flowhooks.config.document import json_path
-from flowhooks.config.schemas import schemas
+from flowhooks.data.blocks import Block, Datasets
+from flowhooks.data.wording import template_fault, templates_of
+from flowhooks.documents.document import json_path
+from flowhooks.documents.schemas import schemas
 from flowhooks.errors import Problem
-
-if TYPE_CHECKING:
-    from flowhooks.config.datasets import Block, Datasets
 
 #: They speak of what is trained on, so that a conditioning set that gives them would be misunderstood.
 _OF_IMAGES = (
@@ -62,9 +61,6 @@ def _of_conditioning(block: Block) -> Iterator[tuple[tuple[Any, ...], str]]:
 
 
 def _of_images(block: Block) -> Iterator[tuple[tuple[Any, ...], str]]:
-    # Imported here: the room of data imports this one for its types.
-    from flowhooks.data.wording import template_fault, templates_of
-
     alone = isinstance(block["caption_template"], str)
     for k, template in enumerate(templates_of(block)):
         if fault := template_fault(template):

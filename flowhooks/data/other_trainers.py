@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.config.document import json_path
+from flowhooks.documents.document import json_path
 from flowhooks.errors import Problem
 
 Block = dict[str, Any]

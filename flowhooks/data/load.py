@@ -5,95 +5,20 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowhooks.config.document import json_path, read_json, without_remarks
-from flowhooks.config.drawing import drawing_problems
-from flowhooks.config.elsewhere import translate
-from flowhooks.config.secrets import take_out
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.data.block_rules import drawing_problems
+from flowhooks.data.blocks import Block, Datasets
+from flowhooks.data.findings import Findings
+from flowhooks.data.links import link
+from flowhooks.data.other_trainers import translate
+from flowhooks.data.sources import complete_block
+from flowhooks.documents.document import json_path, read_json, without_remarks
+from flowhooks.documents.secrets import take_out
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, FlowhooksWarning, Problem
 from flowhooks.reading import user_path
-
-MASK_TYPES = ("mask", "segmentation")
-REJECTED_TYPES = ("reference_strict", "reference_loose")
-Block = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Datasets:
-    """Validated data set blocks.
-
-    Args:
-        source: the file the blocks came from; ``instance_data_dir`` is relative to its folder.
-        blocks: one dict per data set, complete, in order, disabled ones included. An enabled image block's
-            ``conditioning_data`` lists every set that applies to it, whichever side stated the link; its
-            ``rejected_column`` and ``mask_column`` list the columns of its own that do.
-        root: JSON path of the list of blocks in ``source``.
-    """
-
-    source: Path
-    blocks: tuple[Block, ...]
-    root: str = "$"
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """JSON path of each block in ``source``."""
-        return tuple(json_path([i], self.root) for i in range(len(self.blocks)))
-
-    @property
-    def instance_prompts(self) -> tuple[str, ...]:
-        """The prompts of enabled sets whose every image has the same one."""
-        return tuple(
-            block["instance_prompt"].strip()
-            for block in self.blocks
-            if not block["disabled"]
-            and block.get("caption_strategy") == "instanceprompt"
-            and (block.get("instance_prompt") or "").strip()
-        )
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """``data:image``, and ``data:rejected`` and ``data:mask`` where an enabled, linked set gives them."""
-        images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]
-        ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
-        kinds = {
-            b["conditioning_type"]
-            for b in self.blocks
-            if b["dataset_type"] == "conditioning"
-            and not b["disabled"]
-            and (b["id"] in listed or b["source_dataset_id"] in ids)
-        }
-        given = {"data:image"}
-        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] for b in images):
-            given.add("data:rejected")
-        if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
-            given.add("data:mask")
-        return frozenset(given)
-
-    @property
-    def unread(self) -> bool:
-        """Whether the columns of an image set could not be read, so that it may give more than ``provides`` says."""
-        return any(
-            b["type"] != "local" and b["dataset_type"] == "image" and None in (b["rejected_column"], b["mask_column"])
-            for b in self.blocks
-            if not b["disabled"]
-        )
-
-    def document(self) -> dict[str, Any]:
-        """The blocks as JSON that can be read back from any folder."""
-        return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}
-
-    def _anywhere(self, block: Block) -> str:
-        named = block["instance_data_dir"]
-        if named.startswith("digits:") or "://" in named:
-            return named
-        place = self.source.parent / user_path(named)
-        if block["type"] == "huggingface" and not place.exists():
-            return named
-        return str(place.resolve())
 
 
 def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *, root: str = "$") -> Datasets:
@@ -151,11 +76,6 @@ def _tidy(path: Path) -> Path:
 
 
 def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
-    # Imported here: the room of data imports this module for its types.
-    from flowhooks.data.findings import Findings
-    from flowhooks.data.links import link
-    from flowhooks.data.sources import complete_block
-
     found = Findings(source, root=root)
     for i, block in enumerate(blocks):
         complete_block(block, found.at(i), found)

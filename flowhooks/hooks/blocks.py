@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.config.document import without_remarks
-from flowhooks.config.imports import refuse_imports
-from flowhooks.config.schemas import hook_types
-from flowhooks.config.timing import MODE, settled_mode, timing_problems
-from flowhooks.config.validation import problems_in, with_defaults
+from flowhooks.documents.document import without_remarks
+from flowhooks.documents.imports import refuse_imports
+from flowhooks.documents.schemas import hook_types
+from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.timesteps import MODE, settled_mode, timing_problems
 
 
 @dataclass(frozen=True, kw_only=True)

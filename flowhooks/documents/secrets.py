@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flowhooks.config.document import json_path
+from flowhooks.documents.document import json_path
 from flowhooks.errors import Problem
 
 _KEY = re.compile(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks import reading
-from flowhooks.config.suggest import hint
+from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 
 _NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")

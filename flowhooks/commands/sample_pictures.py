@@ -1,0 +1,126 @@
+"""What ``flowhooks sample`` does once its arguments are known to be good: load, draw, save."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from flowhooks.errors import ConfigError, ModelError, Problem
+from flowhooks.probe import probe
+from flowhooks.probe.guidance import scales
+from flowhooks.restore import restore_pipeline
+from flowhooks.sampling.dataset import save_dataset
+from flowhooks.sampling.flow_map_proxy import scheduled
+from flowhooks.sampling.grid import picture_grid
+from flowhooks.sampling.images import sample_images
+
+SCALE = "guidance_scale"
+#: One list of pictures for each step count.
+Pictures = list[list[Image.Image]]
+
+
+def sample_command(args: Namespace) -> int:
+    """Draw pictures and save them.
+
+    With several step counts the grid has a column for each, and for every picture a row of the base above a row of what
+    was trained, both under the scheduler that the latter needs.
+
+    Args:
+        args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
+            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
+            None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
+            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every picture, or
+            a ``.png`` for the grid alone; ``save_dataset``: a new folder for a data set of the pictures, in place of
+            all that, or None.
+
+    Raises:
+        ModelError, AdapterError: the model or the LoRA cannot be loaded.
+        ConfigError: an output that cannot be written.
+    """
+    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, allow_imports=args.allow_imports)
+    own = restored.pipe.scheduler
+    scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
+    with restored.trained() as pipe:
+        scheduler = pipe.scheduler
+        rows = [_drawn(pipe, restored.arguments, scale, args)]
+    if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
+        with scheduled(pipe, scheduler):
+            rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
+    if restored.below is not None:
+        print(f"The adapter is off in steps that start above sigma {restored.below:g}")
+    if scheduler is not own:
+        print(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
+    if args.save_dataset is not None:
+        captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]
+        print(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
+        return 0
+    named = _named(rows, args.steps, args.num_images)
+    if len(args.steps) > 1:
+        # Picture by picture, the base's row above the trained one's.
+        cells = [row[k][i] for i in range(len(rows[-1][0])) for row in rows for k in range(len(args.steps))]
+        grid = picture_grid(cells, columns=len(args.steps))
+    else:
+        columns = args.num_images if args.num_images > 1 else min(4, len(args.prompt))
+        grid = picture_grid(rows[-1][0], columns=columns)
+    print(f"Wrote {_save(named, grid, Path(args.output))}")
+    return 0
+
+
+def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
+    """The pictures at every step count."""
+    return [
+        sample_images(
+            pipe,
+            args.prompt,
+            num_inference_steps=steps,
+            guidance_scale=args.guidance_scale,
+            scale_argument=scale,
+            negative_prompt=args.negative_prompt,
+            seed=args.seed,
+            num_images_per_prompt=args.num_images,
+            height=args.height,
+            width=args.width,
+            arguments=arguments,
+        )
+        for steps in args.steps
+    ]
+
+
+def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:
+    """The argument that guides; learnt by running a pipeline that has several which might."""
+    if len(scales(pipe)) < 2:
+        return SCALE
+    try:
+        return probe(pipe, arguments=arguments).contract.scale
+    except ModelError:
+        # One that cannot be learnt is sampled all the same.
+        return SCALE
+
+
+def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:
+    """File name -> picture; step count and side are in the name where there are several."""
+    found = {}
+    for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
+        for count, pictures in zip(steps, row, strict=True):
+            for i, picture in enumerate(pictures):
+                parts = [f"prompt_{i // each:03d}_{i % each:02d}", f"steps_{count}" if len(row) > 1 else "", side]
+                found["_".join(part for part in parts if part) + ".png"] = picture
+    return found
+
+
+def _save(pictures: Mapping[str, Image.Image], grid: Image.Image, output: Path) -> Path:
+    files = [(output, grid)]
+    if output.suffix.lower() != ".png":
+        files = [(output / name, picture) for name, picture in pictures.items()]
+        files.append((output / "grid.png", grid))
+    try:
+        for file, picture in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            picture.save(file)
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be written ({error}); choose another --output", str(output))) from error
+    return output
