@@ -1,4 +1,4 @@
-"""Custom timesteps and their mode, as users write them in hooks and methods. Free of torch: ``check`` reads them too."""
+"""Custom timesteps and their mode, as users write them in hooks and methods. Torch-free: ``check`` reads them."""
 
 from __future__ import annotations
 
