@@ -7,9 +7,7 @@ import warnings
 
 import pytest
 import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter, load_adapter
 from flowhooks.adapters.sources import read_sources
@@ -17,40 +15,7 @@ from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.export.lora_file import read_lora
 from flowhooks.testing import tiny
 from tests.adapters.helpers import section, transformer
-
-LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k")
-KINDS = {
-    "plain": ({}, {}),
-    "rslora": ({"use_rslora": True}, {}),
-    "alpha_pattern": ({"alpha_pattern": {LAYERS[0]: 1.0}}, {}),
-    "rank_pattern": ({"rank_pattern": {LAYERS[0]: 2}}, {}),
-    "alpha tensors": (None, {LAYERS[0]: 1.0, LAYERS[1]: 2.0}),
-    "no metadata": (None, {}),
-}
-
-
-def lora(file, options, alphas):
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in LAYERS:
-        rank = ((options or {}).get("rank_pattern") or {}).get(layer, 4)
-        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(rank, 32, generator=generator)
-        tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(32, rank, generator=generator)
-    tensors |= {f"transformer.{layer}.alpha": torch.tensor(alpha) for layer, alpha in alphas.items()}
-    header = {"r": 4, "lora_alpha": 2.0, "target_modules": list(LAYERS), **(options or {})}
-    header = {f"transformer.{key}": value for key, value in header.items()}
-    save_file(tensors, file, None if options is None else {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
-    return file
-
-
-@torch.no_grad()
-def deltas(model):
-    """The change of each layer's weight ``[out, in]``, by what the layer computes."""
-    found = {}
-    for name in LAYERS:
-        layer, ones = model.get_submodule(name), torch.eye(32)
-        found[name] = (layer(ones) - layer.get_base_layer()(ones)).T
-    return found
+from tests.adapters.strength_files import KINDS, LAYERS, by_formula, deltas, same, write_lora
 
 
 def started(file, alpha):
@@ -63,7 +28,7 @@ def started(file, alpha):
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_diffusers_loads_it(kind, tmp_path):
     options, alphas = KINDS[kind]
-    file = lora(tmp_path / "lora.safetensors", options, alphas)
+    file = write_lora(tmp_path / "lora.safetensors", options, alphas)
     alpha = 2.0 if options is not None or alphas else 4.0
     loaded = transformer()
     load_adapter(loaded, file)
@@ -71,17 +36,14 @@ def test_as_diffusers_loads_it(kind, tmp_path):
     found["init_from"], adapter = started(file, alpha)
     found["saved again"] = transformer()
     load_adapter(found["saved again"], adapter.save(tmp_path / "again", {}))
-    if alphas:
-        # The stock loader of this pipeline knows no alpha in these names: the formula instead.
-        expected = by_formula(file, alphas)
-    else:
+    expected = by_formula(file, options, alphas)
+    if not alphas:
+        # The stock loader of this pipeline knows no alpha in these names.
         pipe = tiny("sd3")
-        pipe.transformer = transformer()
+        pipe.transformer = found["Diffusers"] = transformer()
         pipe.load_lora_weights(str(file))
-        expected = deltas(pipe.transformer)
     for way, model in found.items():
-        for name, delta in deltas(model).items():
-            torch.testing.assert_close(delta, expected[name], rtol=1e-4, atol=1e-4, msg=f"{way}, {name}")
+        same(deltas(model), expected, way)
     for layer in read_lora(file).layers:
         torch.testing.assert_close(layer.delta.float(), expected[layer.name], rtol=1e-4, atol=1e-4)
     (source,) = read_sources([file])
@@ -90,14 +52,8 @@ def test_as_diffusers_loads_it(kind, tmp_path):
         torch.testing.assert_close((factors.up @ factors.down).float(), expected[name], rtol=1e-4, atol=1e-4)
 
 
-def by_formula(file, alphas):
-    tensors = load_file(file)
-    down, up = ({n: tensors[f"transformer.{n}.lora_{side}.weight"] for n in LAYERS} for side in "AB")
-    return {name: alphas[name] / 4 * up[name] @ down[name] for name in LAYERS}
-
-
 def test_alphas_that_the_header_contradicts(tmp_path):
-    file = lora(tmp_path / "lora.safetensors", {}, {LAYERS[0]: 7.0})
+    file = write_lora(tmp_path / "lora.safetensors", {}, {0: 7.0})
     with pytest.raises(AdapterError, match=r"alpha` is 7, .* says 2\.0"):
         load_adapter(transformer(), file)
 
