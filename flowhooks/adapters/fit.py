@@ -12,6 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.adapters.names import (
+    ALPHA,
     CONFIG_KEY,
     GATE_KEY,
     LYCORIS_PREFIX,
@@ -19,6 +20,7 @@ from flowhooks.adapters.names import (
     find_file,
     first_few,
     format_of,
+    has_other_names,
     layer_name,
     read_json,
     read_section,
@@ -30,6 +32,10 @@ from flowhooks.errors import AdapterError
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
 Shapes = dict[str, tuple[int, ...]]
+
+_INDEX = "model_index.json"
+# The first matrix of a LoRA's layer, as programs call it.
+_FIRSTS = (".lora_A.weight", ".lora_down.weight")
 
 # The tensors that have a side of their layer as it is, which side, and what it counts.
 _SIDES = (
@@ -57,9 +63,15 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
+    if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
+        _check_converted(file, model, section)
+        return
     kind, prefix = format_of(file, shapes)
     if section is not None:
-        _check_section(file, kind, metadata, section)
+        # Alphas that are tensors are not in the header, and the section there is that of the file they were written
+        # from.
+        told = {} if any(key.endswith(ALPHA) for key in shapes) else metadata
+        _check_section(file, kind, told, section)
     if kind == "peft" and file.with_name(PEFT_CONFIG_FILE).is_file():
         beside = file.with_name(PEFT_CONFIG_FILE)
         try:
@@ -71,6 +83,42 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
+
+
+def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] | None) -> None:
+    """Raises `AdapterError` for a LoRA with the layer names of another program that cannot be loaded. Only Diffusers'
+    own converter can tell, so torch and Diffusers are imported. Which pipeline it is for has to be known."""
+    if section is not None:
+        check_kind(file, "diffusers", section)
+    name = _pipeline_class(model)
+    if name is None:
+        return
+    import diffusers
+
+    from flowhooks.adapters.adapter_file import read_adapter
+    from flowhooks.adapters.file_config import file_config, file_section
+
+    pipeline = getattr(diffusers, name, None)
+    if model is None or not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
+        return
+    found = read_adapter(file, pipeline=pipeline)
+    config = file_config(found)
+    if section is not None:
+        check_scale(file, file_section(file, {}, config), section)
+    weights = transformer_shapes(model)
+    if weights:
+        _check_layers(file, {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}, weights, lycoris=False)
+
+
+def _pipeline_class(model: Path | None) -> str | None:
+    """The class that the index of a pipeline's folder names; None where there is none to be read."""
+    if model is None:
+        return None
+    try:
+        name = read_json(read_text(model / _INDEX, MAX_DOCUMENT), origin=str(model / _INDEX)).get("_class_name")
+    except (OSError, ValueError, AdapterError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def adapter_below(path: Path) -> float | None:

@@ -31,6 +31,15 @@ DIFFUSERS_PREFIX = "transformer"
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
 
+# How the keys of other programs' files begin, for messages.
+_PROGRAMS = {
+    "lora_unet_": "kohya's scripts",
+    "lora_transformer_": "kohya's scripts",
+    "lora_te": "kohya's scripts",
+    "diffusion_model.": "ComfyUI",
+    "text_encoders.": "ComfyUI",
+}
+
 #: What the key of a layer's alpha ends with, in files that hold it as a tensor.
 ALPHA = ".alpha"
 
@@ -187,10 +196,25 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
                 )
             return kind, "" if kind == "lycoris" else prefix
     raise AdapterError(
-        f"{file}: keys such as {first_few(list(keys), 1)} are of no known format; expected `transformer.` "
-        f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Convert the file to the Diffusers "
-        "format first."
+        f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` (Diffusers), `{PEFT_PREFIX}` (PEFT) or "
+        f"`{LYCORIS_PREFIX}_` (LyCORIS). Where the pipeline is known (`init_from`, teachers, anchors, `sample --lora`; "
+        "in Python `load_adapter(..., pipeline=pipe)`), what Diffusers reads for it is read; elsewhere convert the "
+        "file to the Diffusers format first."
     )
+
+
+def has_other_names(keys: Collection[str]) -> bool:
+    """Whether the keys are of none of the formats that are read as they are."""
+    known = (f"{LYCORIS_PREFIX}_", f"{DIFFUSERS_PREFIX}.", PEFT_PREFIX)
+    return not any(key.startswith(known) for key in keys)
+
+
+def other_names(file: Path, keys: Collection[str]) -> str:
+    """The beginning of a sentence on a file of which `has_other_names` is true: what it is."""
+    first = next(iter(keys))
+    program = next((name for start, name in _PROGRAMS.items() if first.startswith(start)), None)
+    what = f"has the layer names of {program}" if program else "has layer names of no known format"
+    return f"{file}: {what} ({first_few(list(keys), 1)})"
 
 
 def named_by(name: str, entry: str) -> bool:
