@@ -47,8 +47,10 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
     reader = getattr(kind, "lora_state_dict", None)
     if reader is None:
         raise AdapterError(f"{told}, and Diffusers' {kind.__name__} reads no LoRA files at all. {advice}")
+    before = _squared(file, tensors)
     try:
-        found = reader(dict(tensors), return_alphas=True)
+        # Some converters scale in place.
+        found = reader({key: tensor.clone() for key, tensor in tensors.items()}, return_alphas=True)
     except Exception as error:
         # Each converter fails in its own way on names that it does not expect.
         raise AdapterError(
@@ -62,7 +64,7 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
             f"{told}, which Diffusers' {kind.__name__} does not read"
             f"{f' (it leaves {first_few(left, 1)})' if left else ''}. {advice}"
         )
-    before, after = _squared(file, tensors), _squared(file, result)
+    after = _squared(file, result)
     if not math.isclose(before, after, rel_tol=_ROUNDING):
         raise AdapterError(
             f"{told}. What Diffusers' {kind.__name__} makes of them has {math.sqrt(after / before):.3g} times the "
