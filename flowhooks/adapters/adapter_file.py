@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from torch import Tensor
 
 from flowhooks.adapters.files import CONFIG_KEY, find_file, read_tensors
-from flowhooks.adapters.names import ALPHA, format_of, has_other_names
+from flowhooks.adapters.names import ALPHA, METADATA_KEY, format_of, has_other_names
 from flowhooks.adapters.other_names import converted
 from flowhooks.errors import AdapterError
 
@@ -50,7 +49,7 @@ def read_adapter(path: Path | str, *, pipeline: Any = None) -> AdapterFile:
     if pipeline is not None and has_other_names(tensors):
         tensors = converted(file, tensors, pipeline)
         # They tell of the file's own layers and alphas, which are others now.
-        header = {key: value for key, value in header.items() if key not in (CONFIG_KEY, LORA_ADAPTER_METADATA_KEY)}
+        header = {key: value for key, value in header.items() if key not in (CONFIG_KEY, METADATA_KEY)}
     kind, prefix = format_of(file, tensors)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     alphas = {} if kind == "lycoris" else split_alphas(file, stripped)

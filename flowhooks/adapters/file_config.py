@@ -6,12 +6,11 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils.peft_utils import get_peft_kwargs
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
 from peft.utils.other import get_pattern_key
@@ -22,13 +21,12 @@ from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, read_json
 from flowhooks.adapters.names import (
     ALPHA,
     DIFFUSERS_PREFIX,
+    METADATA_KEY,
     first_few,
-    is_number,
-    is_whole,
     layer_name,
     read_section,
-    refuse_whole_modules,
 )
+from flowhooks.adapters.peft_document import check_plain, check_values
 from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
@@ -37,8 +35,6 @@ _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
     "LOHA": ("loha", LoHaConfig),
     "LOKR": ("lokr", LoKrConfig),
 }
-# Ways to start a LoRA that subtract it from the base's weights: it is no change of the base as it is published.
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def file_config(read: AdapterFile) -> PeftConfig:
@@ -58,9 +54,9 @@ def file_config(read: AdapterFile) -> PeftConfig:
             raise AdapterError(f"{document_file}: cannot be read ({error}). Copy or download it again.") from error
         document = read_json(text, origin=str(document_file))
         origin = str(document_file)
-    elif LORA_ADAPTER_METADATA_KEY in header:
-        origin = f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
-        prefixed = read_json(header[LORA_ADAPTER_METADATA_KEY], origin=origin)
+    elif METADATA_KEY in header:
+        origin = f"{file}: header `{METADATA_KEY}`"
+        prefixed = read_json(header[METADATA_KEY], origin=origin)
         document = {key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in prefixed.items()}
     else:
         # Diffusers' own reading of a file without metadata: ranks from the shapes, alpha equal to the rank.
@@ -69,13 +65,13 @@ def file_config(read: AdapterFile) -> PeftConfig:
         if not ranks:
             raise AdapterError(f"{file}: has no `lora_B` weights; expected a LoRA in the Diffusers format.")
         document = {"peft_type": "LORA", **get_peft_kwargs(ranks, None, dict(tensors))}
-    _check_values(document, origin)
+    check_values(document, origin)
     if read.alphas:
         _take_alphas(read, document, origin)
     kind_name = document.pop("peft_type", "LORA")
     if not isinstance(kind_name, str) or kind_name not in _PEFT_CONFIGS:
         raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
-    _check_plain(document, origin)
+    check_plain(document, origin)
     config_class = _PEFT_CONFIGS[kind_name][1]
     known = {option.name for option in fields(config_class)}
     unknown = [key for key in document if key not in known]
@@ -123,7 +119,7 @@ def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> No
         raise AdapterError(f"{read.path}: has an alpha, but no matrices, for {first_few(lost)}. It is incomplete.")
     ranks = {name: tensor.shape[0] for name, tensor in _downs(read.tensors)}
     base = document.get("lora_alpha", document.get("alpha"))
-    if base is not None and (read.kind == "peft" or LORA_ADAPTER_METADATA_KEY in read.header):
+    if base is not None and (read.kind == "peft" or METADATA_KEY in read.header):
         patterns, stabilised = document.get("alpha_pattern") or {}, document.get("use_rslora")
         for name, alpha in read.alphas.items():
             stated = patterns.get(get_pattern_key(patterns, name), base)
@@ -149,52 +145,6 @@ def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> No
 
 def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
     return [(layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight")]
-
-
-def _is_scales(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(isinstance(key, str) and is_number(item) for key, item in value.items())
-    )
-
-
-def _is_pattern(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
-
-
-# Of what PEFT takes at its word.
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("r", "rank"), (lambda value: is_whole(value) and value > 0, "a whole number above 0")),
-    **dict.fromkeys(("lora_alpha", "alpha"), (is_number, "a number")),
-    **dict.fromkeys(
-        ("lora_dropout", "rank_dropout", "module_dropout"),
-        (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
-    ),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (_is_scales, "an object of numbers")),
-    "target_modules": (_is_pattern, "a list of names, or a pattern"),
-    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
-}
-
-
-def _check_values(document: Mapping[str, Any], origin: str) -> None:
-    for key, (fits, expected) in _VALUES.items():
-        if key in document and not fits(document[key]):
-            told = repr(document[key])
-            told = told if len(told) <= 60 else f"{told[:57]}..."
-            raise AdapterError(f"{origin}: `{key}` is {told}, expected {expected}. Take the file as it was saved.")
-
-
-def _check_plain(document: Mapping[str, Any], origin: str) -> None:
-    refuse_whole_modules(document, origin)
-    if document.get("use_dora"):
-        raise AdapterError(
-            f"{origin}: is a DoRA, which scales the base's weights themselves. Only plain LoRA can be loaded."
-        )
-    start = document.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        raise AdapterError(
-            f"{origin}: `init_lora_weights` is {start!r}, so it fits a changed base only. Save it as a plain LoRA with "
-            "PEFT's `save_pretrained(..., path_initial_model_for_weight_conversion=...)`."
-        )
 
 
 def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:

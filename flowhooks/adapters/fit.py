@@ -14,8 +14,10 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
+    DIFFUSERS_PREFIX,
     GATE_KEY,
     LYCORIS_PREFIX,
+    METADATA_KEY,
     PEFT_CONFIG_FILE,
     find_file,
     first_few,
@@ -25,9 +27,9 @@ from flowhooks.adapters.names import (
     read_json,
     read_section,
     refuse_integers,
-    refuse_whole_modules,
     unreadable,
 )
+from flowhooks.adapters.peft_document import check_plain, check_values
 from flowhooks.errors import AdapterError
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
@@ -67,18 +69,11 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
         _check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
+    found = _found(file, kind, shapes, metadata)
     if section is not None:
-        # Alphas that are tensors are not in the header, and the section there is that of the file they were written
-        # from.
-        told = {} if any(key.endswith(ALPHA) for key in shapes) else metadata
-        _check_section(file, kind, told, section)
-    if kind == "peft" and file.with_name(PEFT_CONFIG_FILE).is_file():
-        beside = file.with_name(PEFT_CONFIG_FILE)
-        try:
-            text = read_text(beside, MAX_DOCUMENT)
-        except (OSError, ValueError) as error:
-            raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
-        refuse_whole_modules(read_json(text, origin=str(beside)), str(beside))
+        check_kind(file, kind, section)
+        if {"type", "rank", "alpha"} <= found.keys():
+            check_scale(file, found, section)
     weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
@@ -155,12 +150,39 @@ def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
         )
 
 
-def _check_section(file: Path, kind: str, metadata: Mapping[str, str], section: Mapping[str, Any]) -> None:
-    check_kind(file, kind, section)
-    if kind != "lycoris" and CONFIG_KEY in metadata:
-        found = read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
-        if {"type", "rank", "alpha"} <= found.keys():
-            check_scale(file, found, section)
+def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What can be told of an adapter's type, rank and alpha without its tensors.
+
+    Raises:
+        AdapterError: a configuration that cannot be loaded.
+    """
+    if kind == "lycoris":
+        return {}
+    beside = file.with_name(PEFT_CONFIG_FILE)
+    if kind == "peft" and beside.is_file():
+        try:
+            text = read_text(beside, MAX_DOCUMENT)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
+        return _stated(read_json(text, origin=str(beside)), str(beside))
+    if kind == "diffusers" and METADATA_KEY in metadata:
+        origin = f"{file}: header `{METADATA_KEY}`"
+        document = read_json(metadata[METADATA_KEY], origin=origin)
+        return _stated({key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in document.items()}, origin)
+    if CONFIG_KEY in metadata and not any(key.endswith(ALPHA) for key in shapes):
+        return read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+    return {}
+
+
+def _stated(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    check_values(document, origin)
+    check_plain(document, origin)
+    found = {
+        "type": str(document.get("peft_type", "LORA")).lower(),
+        "rank": document.get("r"),
+        "alpha": document.get("lora_alpha", document.get("alpha")),
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:

@@ -16,6 +16,9 @@ PEFT_CONFIG_FILE = "adapter_config.json"
 #: What an adapter is saved as, by kind.
 ADAPTER_FILES = (LORA_FILE, LYCORIS_FILE, PEFT_FILE)
 
+#: Where Diffusers keeps the PEFT configuration in a LoRA's header; its own constant comes with torch.
+METADATA_KEY = "lora_adapter_metadata"
+
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
@@ -220,17 +223,6 @@ def other_names(file: Path, keys: Collection[str]) -> str:
 def named_by(name: str, entry: str) -> bool:
     """Whether an entry of ``target_modules`` names a layer, as PEFT has it: whole, or by its last parts."""
     return name == entry or name.endswith(f".{entry}")
-
-
-def refuse_whole_modules(document: Mapping[str, Any], origin: str) -> None:
-    """Raises `AdapterError` for a PEFT configuration with ``modules_to_save``."""
-    whole = document.get("modules_to_save")
-    if whole:
-        raise AdapterError(
-            f"{origin}: `modules_to_save` is {whole!r}: beside the adapter the file replaces whole layers of the base, "
-            "which flowhooks neither trains nor loads. Train without it, or merge the adapter into the base with "
-            "PEFT's `merge_and_unload` and use the result as the base model."
-        )
 
 
 def layer_name(key: str) -> str:

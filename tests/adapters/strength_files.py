@@ -49,7 +49,7 @@ def write_lora(
         tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(width, rank, generator=generator)
     tensors |= {f"transformer.{layers[place]}.alpha": torch.tensor(alpha) for place, alpha in alphas.items()}
     header = {"r": RANK, "lora_alpha": ALPHA, "target_modules": list(layers), **named}
-    header = {f"transformer.{key}": value for key, value in header.items()}
+    header = {f"transformer.{key}": value for key, value in header.items() if value is not None}
     save_file(tensors, file, None if options is None else {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
     return file
 

@@ -183,18 +183,28 @@ def rewritten(file, change, **header):
     return file
 
 
-def test_an_alpha_that_the_converter_loses(tmp_path):
-    """Wan's reader takes this layer as if its alpha were its rank."""
-    file, _ = write("Wan, down and up", tmp_path / "lora.safetensors")
-    layer = "diffusion_model.time_projection.1"
-    more = {
-        f"{layer}.lora_down.weight": torch.randn(RANK, 24),
-        f"{layer}.lora_up.weight": torch.randn(144, RANK),
-        f"{layer}.alpha": torch.tensor(1.0),
-    }
+class LosesAlpha:
+    """A pipeline whose reader knows matrices only."""
+
+    @classmethod
+    def lora_state_dict(cls, tensors, **_):
+        return {f"transformer.{key}": tensor for key, tensor in tensors.items() if not key.endswith(".alpha")}
+
+
+def test_an_alpha_that_the_reader_loses(tmp_path):
+    file, family = write("Qwen-Image, bare", tmp_path / "lora.safetensors")
+    with pytest.raises(AdapterError, match="LosesAlpha makes of them has 2 times the size of the change"):
+        load_adapter(tiny(family).transformer, file, pipeline=LosesAlpha)
+
+
+def test_layers_that_the_reader_leaves_out(tmp_path):
+    """Flux' reader drops a T5 encoder's without a word."""
+    file, _ = write("Flux, ComfyUI", tmp_path / "lora.safetensors")
+    layer = "text_encoders.t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q"
+    more = {f"{layer}.lora_down.weight": torch.ones(RANK, 32), f"{layer}.lora_up.weight": torch.ones(32, RANK)}
     rewritten(file, lambda tensors: tensors.update(more))
-    pipe = tiny("wan")
-    with pytest.raises(AdapterError, match="times the size of the change .* leaves out layers, or their alpha"):
+    pipe = tiny("flux")
+    with pytest.raises(AdapterError, match=r"has 0\.\d+ times the size of the change .* leaves out layers"):
         load_adapter(pipe.transformer, file, pipeline=pipe)
 
 
