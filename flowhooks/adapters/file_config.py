@@ -144,7 +144,9 @@ def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> No
 
 
 def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    return [(layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight")]
+    return [
+        (layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight") and tensor.ndim
+    ]
 
 
 def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:

@@ -66,8 +66,9 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
         )
     after = _squared(file, result)
     if not math.isclose(before, after, rel_tol=_ROUNDING):
+        size = math.sqrt(after / before) if before else math.inf
         raise AdapterError(
-            f"{told}. What Diffusers' {kind.__name__} makes of them has {math.sqrt(after / before):.3g} times the "
+            f"{told}. What Diffusers' {kind.__name__} makes of them has {size:.3g} times the "
             f"size of the change that the file holds: it leaves out layers, or their alpha. {advice}"
         )
     return result
@@ -81,12 +82,18 @@ def _squared(file: Path, tensors: Mapping[str, Tensor]) -> float:
         for first, second in _PAIRS:
             if not key.endswith(first):
                 continue
-            name, down = key.removesuffix(first), tensor.double().flatten(1)
-            other = tensors.get(f"{name}{second}")
+            name = key.removesuffix(first)
+            other, alpha = tensors.get(f"{name}{second}"), tensors.get(f"{name}{ALPHA}")
             if other is None:
                 raise AdapterError(f"{file}: `{name}` has only one of its two matrices. The file is incomplete.")
-            up = other.double().flatten(1)
-            alpha = tensors.get(f"{name}{ALPHA}")
+            if min(tensor.ndim, other.ndim) < 2 or tensor.shape[0] != other.shape[1] or not tensor.shape[0]:
+                raise AdapterError(
+                    f"{file}: `{name}` has shapes {list(tensor.shape)} and {list(other.shape)}; expected [rank, in] "
+                    "and [out, rank]. The file is damaged."
+                )
+            if alpha is not None and alpha.numel() != 1:
+                raise AdapterError(f"{file}: `{name}{ALPHA}` has shape {list(alpha.shape)}; expected one number.")
+            down, up = tensor.double().flatten(1), other.double().flatten(1)
             scale = 1.0 if alpha is None else float(alpha) / len(down)
             total += scale**2 * float(((up.T @ up) * (down @ down.T)).sum())
     return total

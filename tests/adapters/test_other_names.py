@@ -208,6 +208,34 @@ def test_layers_that_the_reader_leaves_out(tmp_path):
         load_adapter(pipe.transformer, file, pipeline=pipe)
 
 
+PROJ = f"{FLUX}proj"
+DAMAGED = {
+    "one matrix": ({f"{PROJ}.lora_up.weight": None}, "has only one of its two matrices"),
+    "another rank": ({f"{PROJ}.lora_up.weight": torch.ones(32, 3)}, r"has shapes \[4, 32\] and \[32, 3\]"),
+    "no matrix": ({f"{PROJ}.lora_down.weight": torch.ones(())}, r"has shapes \[\] and"),
+    "rank 0": (
+        {f"{PROJ}.lora_down.weight": torch.ones(0, 32), f"{PROJ}.lora_up.weight": torch.ones(32, 0)},
+        r"has shapes \[0, 32\] and",
+    ),
+    "alphas": ({f"{PROJ}.alpha": torch.ones(2)}, "expected one number"),
+    "nothing": ({f"{PROJ}.lora_up.weight": torch.zeros(32, 4), f"{FLUX}qkv.alpha": torch.tensor(0.0)}, None),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_damaged(case, tmp_path):
+    changes, sentence = DAMAGED[case]
+    file, _ = write("Flux, kohya", tmp_path / "lora.safetensors")
+    kept = {key: tensor for key, tensor in {**load_file(file), **changes}.items() if tensor is not None}
+    save_file(kept, file)
+    pipe = tiny("flux")
+    if sentence is None:
+        load_adapter(pipe.transformer, file, pipeline=pipe)
+        return
+    with pytest.raises(AdapterError, match=sentence):
+        load_adapter(pipe.transformer, file, pipeline=pipe)
+
+
 @pytest.mark.parametrize("key", ["lora_unet_double_blocks_0_img_attn_proj.dora_scale", "text.bias"])
 def test_more_than_a_plain_lora(key, tmp_path):
     file, _ = write("Flux, kohya", tmp_path / "lora.safetensors")
