@@ -35,7 +35,6 @@ from flowhooks.reading import MAX_DOCUMENT, read_text
 
 Shapes = dict[str, tuple[int, ...]]
 
-_INDEX = "model_index.json"
 # The first matrix of a LoRA's layer, as programs call it.
 _FIRSTS = (".lora_A.weight", ".lora_down.weight")
 
@@ -66,7 +65,10 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
     if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
-        _check_converted(file, model, section)
+        # Only Diffusers' own converter can tell, and it comes with torch.
+        from flowhooks.adapters.fit_other_names import check_converted
+
+        check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
     found = _found(file, kind, shapes, metadata)
@@ -77,43 +79,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
-        _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
-
-
-def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] | None) -> None:
-    """Raises `AdapterError` for a LoRA with the layer names of another program that cannot be loaded. Only Diffusers'
-    own converter can tell, so torch and Diffusers are imported. Which pipeline it is for has to be known."""
-    if section is not None:
-        check_kind(file, "diffusers", section)
-    name = _pipeline_class(model)
-    if name is None:
-        return
-    import diffusers
-
-    from flowhooks.adapters.adapter_file import read_adapter
-    from flowhooks.adapters.file_config import file_config, file_section
-
-    pipeline = getattr(diffusers, name, None)
-    if model is None or not (isinstance(pipeline, type) and issubclass(pipeline, diffusers.DiffusionPipeline)):
-        return
-    found = read_adapter(file, pipeline=pipeline)
-    config = file_config(found)
-    if section is not None:
-        check_scale(file, file_section(file, {}, config), section)
-    weights = transformer_shapes(model)
-    if weights:
-        _check_layers(file, {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}, weights, lycoris=False)
-
-
-def _pipeline_class(model: Path | None) -> str | None:
-    """The class that the index of a pipeline's folder names; None where there is none to be read."""
-    if model is None:
-        return None
-    try:
-        name = read_json(read_text(model / _INDEX, MAX_DOCUMENT), origin=str(model / _INDEX)).get("_class_name")
-    except (OSError, ValueError, AdapterError):
-        return None
-    return name if isinstance(name, str) else None
+        check_layers(file, stripped, weights, lycoris=kind == "lycoris")
 
 
 def adapter_below(path: Path) -> float | None:
@@ -185,7 +151,8 @@ def _stated(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
+def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
+    """Raises `AdapterError` for a layer that the model has not, or has with other sides."""
     layers = {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
     if lycoris:
         layers = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): shape for name, shape in layers.items()}
