@@ -153,7 +153,7 @@ def _restored(
             )
         adapter = None
         if not is_adapted(network) and any((folder / name).is_file() for name in ADAPTER_FILES):
-            adapter = load_adapter(network, folder)
+            adapter = load_adapter(network, folder, pipeline=model.pipe)
             stack.callback(adapter.detach)
         session = _session(model, run, run.hooks, adapter, seed, stack)
         load_modules(folder / MODULES, session.assembly)
@@ -218,7 +218,7 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
         return adapter
     if run.adapter is None:
         return None
-    built = build_adapter(model.transformer, run.adapter)
+    built = build_adapter(model.transformer, run.adapter, pipeline=model.pipe)
     stack.callback(built.detach)
     return built
 

@@ -62,7 +62,7 @@ class Restored:
                         f"a {type(self.pipe).__name__} has no network {self.component!r}, which this run "
                         "trained; its base model was another"
                     )
-                stack.callback(load_adapter(network, self.adapter).detach)
+                stack.callback(load_adapter(network, self.adapter, pipeline=self.pipe).detach)
             if self.below is not None:
                 stack.enter_context(adapter_gate(self.pipe, self.below))
             if self.modules is not None:

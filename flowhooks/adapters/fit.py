@@ -12,24 +12,31 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.adapters.names import (
+    ALPHA,
     CONFIG_KEY,
+    DIFFUSERS_PREFIX,
     GATE_KEY,
     LYCORIS_PREFIX,
+    METADATA_KEY,
     PEFT_CONFIG_FILE,
     find_file,
     first_few,
     format_of,
+    has_other_names,
     layer_name,
     read_json,
     read_section,
     refuse_integers,
-    refuse_whole_modules,
     unreadable,
 )
+from flowhooks.adapters.peft_document import check_plain, check_values
 from flowhooks.errors import AdapterError
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
 Shapes = dict[str, tuple[int, ...]]
+
+# The first matrix of a LoRA's layer, as programs call it.
+_FIRSTS = (".lora_A.weight", ".lora_down.weight")
 
 # The tensors that have a side of their layer as it is, which side, and what it counts.
 _SIDES = (
@@ -57,20 +64,22 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
+    if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
+        # Only Diffusers' own converter can tell, and it comes with torch.
+        from flowhooks.adapters.fit_other_names import check_converted
+
+        check_converted(file, model, section)
+        return
     kind, prefix = format_of(file, shapes)
+    found = _found(file, kind, shapes, metadata)
     if section is not None:
-        _check_section(file, kind, metadata, section)
-    if kind == "peft" and file.with_name(PEFT_CONFIG_FILE).is_file():
-        beside = file.with_name(PEFT_CONFIG_FILE)
-        try:
-            text = read_text(beside, MAX_DOCUMENT)
-        except (OSError, ValueError) as error:
-            raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
-        refuse_whole_modules(read_json(text, origin=str(beside)), str(beside))
+        check_kind(file, kind, section)
+        if {"type", "rank", "alpha"} <= found.keys():
+            check_scale(file, found, section)
     weights = transformer_shapes(model) if model is not None else {}
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
-        _check_layers(file, stripped, weights, lycoris=kind == "lycoris")
+        check_layers(file, stripped, weights, lycoris=kind == "lycoris")
 
 
 def adapter_below(path: Path) -> float | None:
@@ -107,15 +116,43 @@ def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
         )
 
 
-def _check_section(file: Path, kind: str, metadata: Mapping[str, str], section: Mapping[str, Any]) -> None:
-    check_kind(file, kind, section)
-    if kind != "lycoris" and CONFIG_KEY in metadata:
-        found = read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
-        if {"type", "rank", "alpha"} <= found.keys():
-            check_scale(file, found, section)
+def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What can be told of an adapter's type, rank and alpha without its tensors.
+
+    Raises:
+        AdapterError: a configuration that cannot be loaded.
+    """
+    if kind == "lycoris":
+        return {}
+    beside = file.with_name(PEFT_CONFIG_FILE)
+    if kind == "peft" and beside.is_file():
+        try:
+            text = read_text(beside, MAX_DOCUMENT)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
+        return _stated(read_json(text, origin=str(beside)), str(beside))
+    if kind == "diffusers" and METADATA_KEY in metadata:
+        origin = f"{file}: header `{METADATA_KEY}`"
+        document = read_json(metadata[METADATA_KEY], origin=origin)
+        return _stated({key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in document.items()}, origin)
+    if CONFIG_KEY in metadata and not any(key.endswith(ALPHA) for key in shapes):
+        return read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
+    return {}
 
 
-def _check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
+def _stated(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    check_values(document, origin)
+    check_plain(document, origin)
+    found = {
+        "type": str(document.get("peft_type", "LORA")).lower(),
+        "rank": document.get("r"),
+        "alpha": document.get("lora_alpha", document.get("alpha")),
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
+    """Raises `AdapterError` for a layer that the model has not, or has with other sides."""
     layers = {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
     if lycoris:
         layers = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): shape for name, shape in layers.items()}

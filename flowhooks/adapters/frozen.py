@@ -37,6 +37,7 @@ class FrozenAdapter:
         name: for messages; default: the file's name, or its folder's.
         parked: keep the tensors on the CPU. Each is copied to its layer's device at its first use inside
             :meth:`alone`, and let go on leaving.
+        pipeline: as `load_adapter` takes it.
 
     Attributes:
         kind: ``lora``, ``loha``, ``lokr`` or ``lycoris``.
@@ -49,7 +50,15 @@ class FrozenAdapter:
             or changes nothing.
     """
 
-    def __init__(self, transformer: nn.Module, source: Path | str, *, name: str | None = None, parked: bool = False):
+    def __init__(
+        self,
+        transformer: nn.Module,
+        source: Path | str,
+        *,
+        name: str | None = None,
+        parked: bool = False,
+        pipeline: Any = None,
+    ):
         self.source, self.file = str(source), find_file(fetch(source))
         self.name = short_name(self.file) if name is None else name
         self.digest = digest_of(self.file)
@@ -57,7 +66,7 @@ class FrozenAdapter:
         self._transformer = transformer
         # Layers are born with random values, which must not come out of the run's own.
         with torch.random.fork_rng(devices=[]):
-            loaded = load_adapter(outline(transformer), self.file)
+            loaded = load_adapter(outline(transformer), self.file, pipeline=pipeline)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         self._changes = _changes(loaded)

@@ -16,6 +16,9 @@ PEFT_CONFIG_FILE = "adapter_config.json"
 #: What an adapter is saved as, by kind.
 ADAPTER_FILES = (LORA_FILE, LYCORIS_FILE, PEFT_FILE)
 
+#: Where Diffusers keeps the PEFT configuration in a LoRA's header; its own constant comes with torch.
+METADATA_KEY = "lora_adapter_metadata"
+
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
@@ -30,6 +33,15 @@ GATE_KEY = "flowhooks.adapter_below"
 DIFFUSERS_PREFIX = "transformer"
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
+
+# How the keys of other programs' files begin, for messages.
+_PROGRAMS = {
+    "lora_unet_": "kohya's scripts",
+    "lora_transformer_": "kohya's scripts",
+    "lora_te": "kohya's scripts",
+    "diffusion_model.": "ComfyUI",
+    "text_encoders.": "ComfyUI",
+}
 
 #: What the key of a layer's alpha ends with, in files that hold it as a tensor.
 ALPHA = ".alpha"
@@ -187,26 +199,30 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
                 )
             return kind, "" if kind == "lycoris" else prefix
     raise AdapterError(
-        f"{file}: keys such as {first_few(list(keys), 1)} are of no known format; expected `transformer.` "
-        f"(Diffusers), `{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Convert the file to the Diffusers "
-        "format first."
+        f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` (Diffusers), `{PEFT_PREFIX}` (PEFT) or "
+        f"`{LYCORIS_PREFIX}_` (LyCORIS). Where the pipeline is known (`init_from`, teachers, anchors, `sample --lora`; "
+        "in Python `load_adapter(..., pipeline=pipe)`), what Diffusers reads for it is read; elsewhere convert the "
+        "file to the Diffusers format first."
     )
+
+
+def has_other_names(keys: Collection[str]) -> bool:
+    """Whether the keys are of none of the formats that are read as they are."""
+    known = (f"{LYCORIS_PREFIX}_", f"{DIFFUSERS_PREFIX}.", PEFT_PREFIX)
+    return not any(key.startswith(known) for key in keys)
+
+
+def other_names(file: Path, keys: Collection[str]) -> str:
+    """The beginning of a sentence on a file of which `has_other_names` is true: what it is."""
+    first = next(iter(keys))
+    program = next((name for start, name in _PROGRAMS.items() if first.startswith(start)), None)
+    what = f"has the layer names of {program}" if program else "has layer names of no known format"
+    return f"{file}: {what} ({first_few(list(keys), 1)})"
 
 
 def named_by(name: str, entry: str) -> bool:
     """Whether an entry of ``target_modules`` names a layer, as PEFT has it: whole, or by its last parts."""
     return name == entry or name.endswith(f".{entry}")
-
-
-def refuse_whole_modules(document: Mapping[str, Any], origin: str) -> None:
-    """Raises `AdapterError` for a PEFT configuration with ``modules_to_save``."""
-    whole = document.get("modules_to_save")
-    if whole:
-        raise AdapterError(
-            f"{origin}: `modules_to_save` is {whole!r}: beside the adapter the file replaces whole layers of the base, "
-            "which flowhooks neither trains nor loads. Train without it, or merge the adapter into the base with "
-            "PEFT's `merge_and_unload` and use the result as the base model."
-        )
 
 
 def layer_name(key: str) -> str:

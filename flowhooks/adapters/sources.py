@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.combine import Factors, hadamard
 from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.frozen import digest_of
-from flowhooks.adapters.load import AdapterFile, attach_file, read_adapter
+from flowhooks.adapters.load import attach_file
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.merge import change_of
 from flowhooks.adapters.names import (

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from peft.utils.other import get_pattern_key
+from peft import PeftConfig
 from torch import Tensor
 
-from flowhooks.adapters.files import TRANSFORMER_KEY, read_json, read_tensors
-from flowhooks.adapters.load import split_alphas
+from flowhooks.adapters.adapter_file import AdapterFile, split_alphas
+from flowhooks.adapters.file_config import alpha_of, file_config
+from flowhooks.adapters.files import TRANSFORMER_KEY, read_tensors
 from flowhooks.adapters.names import first_few
 from flowhooks.errors import AdapterError
 
@@ -65,7 +63,8 @@ def read_lora(file: Path) -> LoraFile:
     """Read a LoRA in the Diffusers format. Raises `AdapterError` when it is something else or is damaged.
 
     Rank and alpha come from Diffusers' metadata, patterns and rank-stabilised scaling included; without it from
-    `.alpha` tensors, and where there are none alpha is the rank, as Diffusers has it.
+    `.alpha` tensors, and where there are none alpha is the rank, as Diffusers has it. Metadata and tensors that say
+    different strengths are an error, here as everywhere.
     """
     tensors, metadata = read_tensors(file)
     alphas = {name.removeprefix(_PREFIX): alpha for name, alpha in split_alphas(file, tensors).items()}
@@ -77,19 +76,15 @@ def read_lora(file: Path) -> LoraFile:
             f"(`{_PREFIX}<layer>{_DOWN}` and `{_UP}`). Export the `pytorch_lora_weights.safetensors` of a run with "
             "`adapter.type` 'lora'."
         )
-    settings: dict[str, Any] = {}
-    if LORA_ADAPTER_METADATA_KEY in metadata:
-        document = read_json(
-            metadata[LORA_ADAPTER_METADATA_KEY], origin=f"{file}: header `{LORA_ADAPTER_METADATA_KEY}`"
-        )
-        settings = {key.removeprefix(_PREFIX): value for key, value in document.items()}
-    layers = tuple(_layer(file, name, tensors, settings, alphas) for name in names)
+    stripped = {key.removeprefix(_PREFIX): tensor for key, tensor in tensors.items()}
+    config = file_config(
+        AdapterFile(path=file, kind="diffusers", tensors=stripped, header=metadata, alphas=alphas),
+    )
+    layers = tuple(_layer(file, name, tensors, config) for name in names)
     return LoraFile(layers=layers, transformer=metadata.get(TRANSFORMER_KEY), metadata=metadata)
 
 
-def _layer(
-    file: Path, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any], alphas: Mapping[str, float]
-) -> LoraLayer:
+def _layer(file: Path, name: str, tensors: Mapping[str, Tensor], config: PeftConfig) -> LoraLayer:
     down, up = tensors.get(f"{_PREFIX}{name}{_DOWN}"), tensors.get(f"{_PREFIX}{name}{_UP}")
     if down is None or up is None:
         raise AdapterError(
@@ -100,12 +95,4 @@ def _layer(
             f"{file}: `{name}` has shapes {list(down.shape)} and {list(up.shape)}; expected [rank, in] and [out, "
             "rank] of a Linear layer. Convolutions have no counterpart in the other formats."
         )
-    rank = down.shape[0]
-    if not settings:
-        return LoraLayer(name=name, down=down, up=up, alpha=alphas.get(name, float(rank)))
-    patterns = settings.get("alpha_pattern") or {}
-    alpha = float(patterns.get(get_pattern_key(patterns.keys(), name), settings["lora_alpha"]))
-    if settings.get("use_rslora"):
-        # Its scale is alpha / sqrt(rank); every other program divides by the rank.
-        alpha *= math.sqrt(rank)
-    return LoraLayer(name=name, down=down, up=up, alpha=alpha)
+    return LoraLayer(name=name, down=down, up=up, alpha=alpha_of(config, name))

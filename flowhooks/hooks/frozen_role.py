@@ -21,7 +21,7 @@ def frozen_role(session: Session, name: str, source: str, *, parked: bool = Fals
         AdapterError: it cannot be read or does not fit.
     """
     model: Any = session.model
-    adapter = FrozenAdapter(model.transformer, source, name=name, parked=parked)
+    adapter = FrozenAdapter(model.transformer, source, name=name, parked=parked, pipeline=model.pipe)
     session.roles[f"adapter:{name}"] = partial(_playing, session, adapter)
     try:
         yield adapter

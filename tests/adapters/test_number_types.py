@@ -12,9 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import flowhooks
 from flowhooks.adapters import build_adapter, load_adapter
+from flowhooks.adapters.adapter_file import read_adapter
 from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.frozen import FrozenAdapter
-from flowhooks.adapters.load import load_values, read_adapter
+from flowhooks.adapters.load import load_values
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.export.dialects import export_lora

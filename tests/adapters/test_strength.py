@@ -8,49 +8,20 @@ import warnings
 import pytest
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from peft import LoraConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, get_peft_model
 
-from flowhooks.adapters import build_adapter, load_adapter
+from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
+from flowhooks.adapters.adapter_file import read_adapter
+from flowhooks.adapters.fit import check_file
+from flowhooks.adapters.load import load_values
+from flowhooks.adapters.merge import merge_adapter
+from flowhooks.adapters.names import METADATA_KEY
 from flowhooks.adapters.sources import read_sources
 from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.export.lora_file import read_lora
 from flowhooks.testing import tiny
-from tests.adapters.helpers import section, transformer
-
-LAYERS = ("transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn.to_k")
-KINDS = {
-    "plain": ({}, {}),
-    "rslora": ({"use_rslora": True}, {}),
-    "alpha_pattern": ({"alpha_pattern": {LAYERS[0]: 1.0}}, {}),
-    "rank_pattern": ({"rank_pattern": {LAYERS[0]: 2}}, {}),
-    "alpha tensors": (None, {LAYERS[0]: 1.0, LAYERS[1]: 2.0}),
-    "no metadata": (None, {}),
-}
-
-
-def lora(file, options, alphas):
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for layer in LAYERS:
-        rank = ((options or {}).get("rank_pattern") or {}).get(layer, 4)
-        tensors[f"transformer.{layer}.lora_A.weight"] = torch.randn(rank, 32, generator=generator)
-        tensors[f"transformer.{layer}.lora_B.weight"] = torch.randn(32, rank, generator=generator)
-    tensors |= {f"transformer.{layer}.alpha": torch.tensor(alpha) for layer, alpha in alphas.items()}
-    header = {"r": 4, "lora_alpha": 2.0, "target_modules": list(LAYERS), **(options or {})}
-    header = {f"transformer.{key}": value for key, value in header.items()}
-    save_file(tensors, file, None if options is None else {LORA_ADAPTER_METADATA_KEY: json.dumps(header)})
-    return file
-
-
-@torch.no_grad()
-def deltas(model):
-    """The change of each layer's weight ``[out, in]``, by what the layer computes."""
-    found = {}
-    for name in LAYERS:
-        layer, ones = model.get_submodule(name), torch.eye(32)
-        found[name] = (layer(ones) - layer.get_base_layer()(ones)).T
-    return found
+from tests.adapters.helpers import predict, section, transformer
+from tests.adapters.strength_files import KINDS, LAYERS, by_formula, deltas, same, write_lora
 
 
 def started(file, alpha):
@@ -63,7 +34,7 @@ def started(file, alpha):
 @pytest.mark.parametrize("kind", KINDS)
 def test_as_diffusers_loads_it(kind, tmp_path):
     options, alphas = KINDS[kind]
-    file = lora(tmp_path / "lora.safetensors", options, alphas)
+    file = write_lora(tmp_path / "lora.safetensors", options, alphas)
     alpha = 2.0 if options is not None or alphas else 4.0
     loaded = transformer()
     load_adapter(loaded, file)
@@ -71,17 +42,14 @@ def test_as_diffusers_loads_it(kind, tmp_path):
     found["init_from"], adapter = started(file, alpha)
     found["saved again"] = transformer()
     load_adapter(found["saved again"], adapter.save(tmp_path / "again", {}))
-    if alphas:
-        # The stock loader of this pipeline knows no alpha in these names: the formula instead.
-        expected = by_formula(file, alphas)
-    else:
+    expected = by_formula(file, options, alphas)
+    if not alphas:
+        # The stock loader of this pipeline knows no alpha in these names.
         pipe = tiny("sd3")
-        pipe.transformer = transformer()
+        pipe.transformer = found["Diffusers"] = transformer()
         pipe.load_lora_weights(str(file))
-        expected = deltas(pipe.transformer)
     for way, model in found.items():
-        for name, delta in deltas(model).items():
-            torch.testing.assert_close(delta, expected[name], rtol=1e-4, atol=1e-4, msg=f"{way}, {name}")
+        same(deltas(model), expected, way)
     for layer in read_lora(file).layers:
         torch.testing.assert_close(layer.delta.float(), expected[layer.name], rtol=1e-4, atol=1e-4)
     (source,) = read_sources([file])
@@ -90,16 +58,70 @@ def test_as_diffusers_loads_it(kind, tmp_path):
         torch.testing.assert_close((factors.up @ factors.down).float(), expected[name], rtol=1e-4, atol=1e-4)
 
 
-def by_formula(file, alphas):
-    tensors = load_file(file)
-    down, up = ({n: tensors[f"transformer.{n}.lora_{side}.weight"] for n in LAYERS} for side in "AB")
-    return {name: alphas[name] / 4 * up[name] @ down[name] for name in LAYERS}
+READERS = {
+    "load_adapter": lambda file: load_adapter(transformer(), file),
+    "init_from": lambda file: started(file, 2.0),
+    "teacher": lambda file: FrozenAdapter(transformer(), file),
+    "merge": lambda file: read_sources([file]),
+    "export": read_lora,
+}
 
 
-def test_alphas_that_the_header_contradicts(tmp_path):
-    file = lora(tmp_path / "lora.safetensors", {}, {LAYERS[0]: 7.0})
+@pytest.mark.parametrize("reader", READERS)
+def test_alphas_that_the_header_contradicts(reader, tmp_path):
+    file = write_lora(tmp_path / "lora.safetensors", {}, {0: 7.0})
     with pytest.raises(AdapterError, match=r"alpha` is 7, .* says 2\.0"):
-        load_adapter(transformer(), file)
+        READERS[reader](file)
+    # Divided by the root of the rank, 2 is what 4 is divided by the rank.
+    file = write_lora(tmp_path / "lora.safetensors", {"use_rslora": True}, {0: 2.0})
+    with pytest.raises(AdapterError, match=r"alpha` is 2, .* says 2\.0 with `use_rslora`"):
+        READERS[reader](file)
+
+
+BOTH = {
+    "equal": ({}, {0: 2.0}, None),
+    "equal, rank-stabilised": ({"use_rslora": True}, {0: 4.0, 1: 4.0}, None),
+    "no alpha in the header": ({"lora_alpha": None}, {0: 1.0, 1: 3.0}, {0: 1.0, 1: 3.0}),
+}
+
+
+@pytest.mark.parametrize("case", BOTH)
+def test_a_header_and_alphas(case, tmp_path):
+    options, alphas, acting = BOTH[case]
+    file = write_lora(tmp_path / "lora.safetensors", options, alphas)
+    expected = by_formula(file, options, {}) if acting is None else by_formula(file, None, acting)
+    found = transformer()
+    load_adapter(found, file)
+    same(deltas(found), expected, "load_adapter")
+    same({layer.name: layer.delta.float() for layer in read_lora(file).layers}, expected, "export")
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("rslora", "1"), ("alpha_pattern", "0.25")])
+def test_values_of_a_file_under_another_strength(kind, scale, tmp_path):
+    """An adapter that was not built for the file: both strengths are told, and nothing is loaded."""
+    file = write_lora(tmp_path / "lora.safetensors", *KINDS[kind])
+    adapter = build_adapter(transformer(), section("lora", rank=4, alpha=2.0, target_modules=list(LAYERS)))
+    before = {key: value.clone() for key, value in adapter.state_dict().items()}
+    sentence = rf"scales the change of `{LAYERS[0]}` by {scale}, the adapter section by 0\.5\. Set `adapter\.rank`"
+    with pytest.raises(AdapterError, match=sentence):
+        load_values(adapter, read_adapter(file))
+    assert all(torch.equal(value, before[key]) for key, value in adapter.state_dict().items()) and adapter.fresh
+
+
+def test_another_alpha_is_told_by_check_as_by_train(tmp_path):
+    """Also of a file that no run of flowhooks wrote."""
+    file = write_lora(tmp_path / "lora.safetensors", {}, {})
+    wanted = section("lora", rank=4, alpha=4.0, target_modules=list(LAYERS), init_from=str(file))
+    sentence = "holds type lora, rank 4, alpha 2; the adapter section says type lora, rank 4, alpha 4"
+    with pytest.raises(AdapterError, match=sentence):
+        build_adapter(transformer(), wanted)
+    with pytest.raises(AdapterError, match=sentence):
+        check_file(file, None, wanted)
+    check_file(file, None, {**wanted, "alpha": 2.0})
+
+
+def test_the_names_of_the_header_are_the_librarys():
+    assert METADATA_KEY == LORA_ADAPTER_METADATA_KEY
 
 
 @pytest.fixture
@@ -127,5 +149,63 @@ def test_an_option_that_is_known_does_not(peft_folder):
 
 
 def test_whole_modules_are_refused_in_their_own_words(peft_folder):
-    with pytest.raises(AdapterError, match="`modules_to_save` is .*proj_out.*whole layers"):
-        load_adapter(transformer(), peft_folder(modules_to_save=["proj_out"]))
+    folder = peft_folder(modules_to_save=["proj_out"])
+    for read in (lambda: load_adapter(transformer(), folder), lambda: check_file(folder, None)):
+        with pytest.raises(AdapterError, match="`modules_to_save` is .*proj_out.*whole layers"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"modules_to_save": ["proj_out"]}, "`modules_to_save` is .*proj_out.*whole layers"),
+        ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa"}, "fits a changed base only"),
+        ({"r": "4"}, "`r` is '4', expected a whole number"),
+    ],
+)
+def test_a_header_that_is_refused_is_refused_by_check(option, sentence, tmp_path):
+    file = write_lora(tmp_path / "lora.safetensors", option, {})
+    for read in (lambda: load_adapter(transformer(), file), lambda: check_file(file, None)):
+        with pytest.raises(AdapterError, match=sentence):
+            read()
+
+
+PEFT = {
+    "LoRA": LoraConfig(
+        r=4,
+        lora_alpha=2,
+        use_rslora=True,
+        alpha_pattern={LAYERS[0]: 1},
+        rank_pattern={LAYERS[1]: 2},
+        target_modules=LAYERS,
+    ),
+    "LoHa": LoHaConfig(r=4, alpha=2, alpha_pattern={LAYERS[0]: 1}, rank_pattern={LAYERS[1]: 2}, target_modules=LAYERS),
+    "LoKr": LoKrConfig(r=4, alpha=2, alpha_pattern={LAYERS[0]: 1}, rank_pattern={LAYERS[1]: 2}, target_modules=LAYERS),
+}
+
+
+@pytest.mark.parametrize("kind", PEFT)
+def test_as_peft_loads_it(kind, tmp_path):
+    trained = get_peft_model(transformer(), PEFT[kind])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+    trained.save_pretrained(tmp_path)
+    expected = predict(PeftModel.from_pretrained(transformer(), tmp_path))
+    assert not torch.allclose(expected, predict(transformer()), atol=1e-2)
+    options = {"rank": 4, "alpha": 2, "target_modules": list(LAYERS), "init_from": str(tmp_path)}
+    ways = {
+        "load_adapter": lambda model: load_adapter(model, tmp_path),
+        "init_from": lambda model: build_adapter(model, section(kind.lower(), **options)),
+        "merged": lambda model: merge_adapter(load_adapter(model, tmp_path)),
+    }
+    for way, load in ways.items():
+        model = transformer()
+        load(model)
+        torch.testing.assert_close(predict(model), expected, rtol=1e-4, atol=1e-4, msg=way)
+    model = transformer()
+    with FrozenAdapter(model, tmp_path).alone():
+        torch.testing.assert_close(predict(model), expected, rtol=1e-4, atol=1e-4)

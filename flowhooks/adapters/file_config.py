@@ -1,0 +1,168 @@
+"""The PEFT configuration that an adapter file states, in whichever way, and the strength it gives each layer."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from diffusers.utils.peft_utils import get_peft_kwargs
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from peft.utils.other import get_pattern_key
+from torch import Tensor
+
+from flowhooks.adapters.adapter_file import AdapterFile
+from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, read_json
+from flowhooks.adapters.names import (
+    ALPHA,
+    DIFFUSERS_PREFIX,
+    METADATA_KEY,
+    first_few,
+    layer_name,
+    read_section,
+)
+from flowhooks.adapters.peft_document import check_plain, check_values
+from flowhooks.errors import AdapterError, FlowhooksWarning
+from flowhooks.reading import MAX_DOCUMENT, read_text
+
+_PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
+    "LORA": ("lora", LoraConfig),
+    "LOHA": ("loha", LoHaConfig),
+    "LOKR": ("lokr", LoKrConfig),
+}
+
+
+def file_config(read: AdapterFile) -> PeftConfig:
+    """The PEFT configuration of a file: beside it, in its header, or told by its shapes and alphas.
+
+    Raises:
+        AdapterError: it is missing, says what no configuration says, or contradicts the alphas.
+    """
+    file, tensors, header = read.path, read.tensors, read.header
+    if read.kind == "peft":
+        document_file = file.with_name(PEFT_CONFIG_FILE)
+        if not document_file.is_file():
+            raise AdapterError(f"{document_file}: missing; PEFT needs it beside {file.name} for rank and alpha.")
+        try:
+            text = read_text(document_file, MAX_DOCUMENT)
+        except (OSError, ValueError) as error:
+            raise AdapterError(f"{document_file}: cannot be read ({error}). Copy or download it again.") from error
+        document = read_json(text, origin=str(document_file))
+        origin = str(document_file)
+    elif METADATA_KEY in header:
+        origin = f"{file}: header `{METADATA_KEY}`"
+        prefixed = read_json(header[METADATA_KEY], origin=origin)
+        document = {key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in prefixed.items()}
+    else:
+        # Diffusers' own reading of a file without metadata: ranks from the shapes, alpha equal to the rank.
+        origin = str(file)
+        ranks = {f"^{key}": tensor.shape[1] for key, tensor in tensors.items() if ".lora_B" in key and tensor.ndim > 1}
+        if not ranks:
+            raise AdapterError(f"{file}: has no `lora_B` weights; expected a LoRA in the Diffusers format.")
+        document = {"peft_type": "LORA", **get_peft_kwargs(ranks, None, dict(tensors))}
+    check_values(document, origin)
+    if read.alphas:
+        _take_alphas(read, document, origin)
+    kind_name = document.pop("peft_type", "LORA")
+    if not isinstance(kind_name, str) or kind_name not in _PEFT_CONFIGS:
+        raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
+    check_plain(document, origin)
+    config_class = _PEFT_CONFIGS[kind_name][1]
+    known = {option.name for option in fields(config_class)}
+    unknown = [key for key in document if key not in known]
+    if unknown:
+        warnings.warn(
+            f"{origin}: this PEFT knows no {first_few(unknown)}; left out. A newer PEFT wrote the file: if the "
+            "adapter looks wrong, update PEFT.",
+            FlowhooksWarning,
+            stacklevel=2,
+        )
+        document = {key: value for key, value in document.items() if key in known}
+    try:
+        return config_class(**{**document, "inference_mode": False, "base_model_name_or_path": None})
+    except (TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{origin}: PEFT does not accept this configuration ({error}). Was it written by a newer PEFT?"
+        ) from error
+
+
+def rank_of(config: Any, layer: str) -> int:
+    """The rank that a PEFT configuration gives a layer."""
+    patterns = config.rank_pattern or {}
+    return int(patterns.get(get_pattern_key(patterns, layer), config.r))
+
+
+def alpha_of(config: Any, layer: str) -> float:
+    """The alpha that, divided by the layer's rank, is what PEFT multiplies the product of its matrices by."""
+    patterns = config.alpha_pattern or {}
+    alpha = config.lora_alpha if isinstance(config, LoraConfig) else config.alpha
+    alpha = float(patterns.get(get_pattern_key(patterns, layer), alpha))
+    # Rank-stabilised, PEFT divides by the root of the rank.
+    return alpha * math.sqrt(rank_of(config, layer)) if getattr(config, "use_rslora", False) else alpha
+
+
+def scale_of(config: Any, layer: str) -> float:
+    """What PEFT multiplies the product of a layer's matrices by."""
+    return alpha_of(config, layer) / rank_of(config, layer)
+
+
+def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> None:
+    """Put a file's alphas into its configuration. Where that says another strength, the two cannot both be right."""
+    layers = dict.fromkeys(layer_name(key) for key in read.tensors)
+    lost = [name for name in read.alphas if name not in layers]
+    if lost:
+        raise AdapterError(f"{read.path}: has an alpha, but no matrices, for {first_few(lost)}. It is incomplete.")
+    ranks = {name: tensor.shape[0] for name, tensor in _downs(read.tensors)}
+    base = document.get("lora_alpha", document.get("alpha"))
+    if base is not None and (read.kind == "peft" or METADATA_KEY in read.header):
+        patterns, stabilised = document.get("alpha_pattern") or {}, document.get("use_rslora")
+        for name, alpha in read.alphas.items():
+            stated = patterns.get(get_pattern_key(patterns, name), base)
+            if not math.isclose(stated * (math.sqrt(ranks.get(name, 1)) if stabilised else 1), alpha, rel_tol=1e-3):
+                raise AdapterError(
+                    f"{read.path}: `{name}{ALPHA}` is {alpha:g}, {origin} says {stated}"
+                    f"{' with `use_rslora`' if stabilised else ''}. One of them is wrong: take the file as its trainer "
+                    "wrote it."
+                )
+        return
+    # The tensors are divided by the rank, in every program that writes them.
+    document["use_rslora"] = False
+    # A layer without an alpha keeps Diffusers' reading, its rank.
+    alphas = {name: read.alphas.get(name, float(rank)) for name, rank in ranks.items()}
+    if not alphas:
+        return
+    counts = Counter(alphas.values())
+    common = max(counts, key=lambda alpha: (counts[alpha], alpha))
+    document["lora_alpha"] = common
+    # Anchored: a layer's whole name can be the end of another's.
+    document["alpha_pattern"] = {f"^{re.escape(name)}": alpha for name, alpha in alphas.items() if alpha != common}
+
+
+def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    return [
+        (layer_name(key), tensor) for key, tensor in tensors.items() if key.endswith("lora_A.weight") and tensor.ndim
+    ]
+
+
+def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
+    """The adapter section that a file was trained with, as its header has it, or what its PEFT configuration says of
+    it. Rank and alpha are the configuration's in any case: those are what acts."""
+    kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
+    strength = {"rank": peft.r, "alpha": peft.lora_alpha if kind == "lora" else peft.alpha}
+    if CONFIG_KEY in header:
+        section = read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
+        return {**section, **strength}
+    targets = peft.target_modules
+    return {
+        "type": kind,
+        "algo": None,
+        **strength,
+        "dropout": peft.lora_dropout if kind == "lora" else peft.rank_dropout,
+        "target_modules": sorted(targets) if isinstance(targets, (list, set)) else None,
+        "init_from": None,
+    }
