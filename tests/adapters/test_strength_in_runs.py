@@ -14,7 +14,7 @@ import flowhooks
 from flowhooks.adapters import FrozenAdapter, build_adapter, build_second
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.modules_file import RUN, save_modules
-from flowhooks.sampling.restore import Restored, read_run, restore_pipeline
+from flowhooks.restore import Restored, read_run, restore_pipeline
 from flowhooks.testing import tiny
 from flowhooks.testing.matrix import learnt
 from tests.adapters.helpers import predict, section, transformer
