@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from flowhooks.errors import CheckpointError
-from flowhooks.train.checkpoint import Checkpoints, read, verify
+from flowhooks.train.checkpoint import Checkpoints, read, read_manifest, verify
 
 
 def save(checkpoints: Checkpoints, step: int, size: int = 8) -> Path:
@@ -55,6 +56,47 @@ def test_latest_skips_a_damaged_one_with_a_warning_and_a_named_one_is_an_error(t
         assert checkpoints.find("latest") == good
     with pytest.raises(CheckpointError, match=f"checkpoint-10: {file.name}"):
         checkpoints.find(str(bad))
+
+
+IDENTITY = {"training": {"learning_rate": 1e-05, "seed": 0}, "adapter": None, "hooks": {"a é": [-1.5, True]}}
+
+
+def test_no_flipped_bit_makes_another_run_of_a_manifest(tmp_path):
+    folder = Checkpoints(tmp_path).save(3, {"session": {"micro_step": 3}}, {}, IDENTITY)
+    file = folder / "manifest.json"
+    content, written = file.read_bytes(), read_manifest(folder)
+    assert written.identity == IDENTITY
+    damaged = 0
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        try:
+            assert read_manifest(folder) == written, place
+        except CheckpointError as error:
+            assert "manifest.json is missing or damaged" in str(error), place
+            damaged += 1
+    # What is left are spaces of another kind, and capitals where JSON allows them.
+    assert damaged > 0.9 * len(content)
+
+
+def test_latest_goes_past_a_manifest_that_names_other_settings(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    good, bad = (checkpoints.save(step, {"session": {}}, {}, IDENTITY) for step in (1, 2))
+    file = bad / "manifest.json"
+    file.write_bytes(file.read_bytes().replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.warns(UserWarning, match="checkpoint-2: manifest.json .* its own digest"):
+        assert checkpoints.find("latest") == good
+
+
+def test_a_manifest_of_an_older_version_has_no_digest_of_itself(tmp_path):
+    folder = Checkpoints(tmp_path).save(1, {"session": {}}, {}, IDENTITY)
+    file, written = folder / "manifest.json", read_manifest(folder)
+    document = json.loads(file.read_text())
+    del document["sha256"]
+    file.write_text(json.dumps(document))
+    assert read_manifest(folder) == written
+    verify(folder)
 
 
 def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_fresh_start(tmp_path):
