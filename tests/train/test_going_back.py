@@ -8,11 +8,13 @@ import warnings
 import pytest
 import torch
 
-from flowhooks.errors import FlowhooksWarning
+from flowhooks.errors import ConfigError, FlowhooksWarning
+from flowhooks.files import aside_of
 from flowhooks.hooks.prompts import read_prompts
 from flowhooks.kernel.view import StepResult
 from flowhooks.train import train
 from flowhooks.train.checkpoint import HISTORY
+from flowhooks.train.lock import locked
 from flowhooks.train.metrics import History, MetricWindow
 from tests.train.runs import history
 
@@ -24,8 +26,16 @@ def test_what_came_after_an_older_checkpoint_is_set_aside_and_latest_is_of_the_n
     before = {path.name: (path / "manifest.json").read_bytes() for path in folder.glob("checkpoint-*")}
     lines = (folder / HISTORY).read_text()
     # The first step's logged window holds step 2 alone: what the checkpoint of step 1 knows must not be lost.
+    (folder / "validation").mkdir()
+    left = [aside_of(folder / "pipeline"), aside_of(folder / "validation" / "step_000001.png")]
+    for each in left:
+        each.write_bytes(b"half")
+    with locked(folder), pytest.raises(ConfigError, match="another run trains here"):
+        train(run, resume="latest", progress=False)
+    assert all(each.is_file() for each in left)
     with pytest.warns(FlowhooksWarning, match="going on from checkpoint-1; what came after it is in set-aside-"):
         train(run, resume=str(folder / "checkpoint-1"), progress=False)
+    assert not any(each.exists() for each in left)
     (aside,) = folder.glob("set-aside-*")
     assert {path.name for path in aside.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
     for path in aside.glob("checkpoint-*"):
