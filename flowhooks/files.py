@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,6 +14,15 @@ from pathlib import Path
 
 #: Names that :func:`aside_of` gives, and gave in an older version.
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}(?:[0-9a-f]{24})?\.new")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL_WORDS = ("No space left", "Disk quota", "File too large")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space, of quota, or of leave for a file so large. safetensors and torch put
+    the system's words into errors of their own."""
+    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
 
 
 def aside_of(path: Path) -> Path:

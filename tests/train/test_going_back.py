@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 
 import pytest
 import torch
 
-from flowhooks.errors import ConfigError, FlowhooksWarning
+from flowhooks.errors import ConfigError, FlowhooksWarning, TrainingError
 from flowhooks.files import aside_of
 from flowhooks.hooks.prompts import read_prompts
 from flowhooks.kernel.view import StepResult
 from flowhooks.train import train
 from flowhooks.train.checkpoint import HISTORY
+from flowhooks.train.launch import accelerated
 from flowhooks.train.lock import locked
 from flowhooks.train.metrics import History, MetricWindow
 from tests.train.runs import history
@@ -67,6 +69,25 @@ def test_a_tracker_that_raises_ends_no_run(new_run, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert result.step == 2 and said.count("the server has gone") == 1 and "training goes on" in said
     assert [line["step"] for line in history(result.output_dir)][-1] == 2
+
+
+class Unclosable:
+    name = "tensorboard"
+
+    def finish(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_tracker_that_cannot_be_closed_hides_no_other_error(new_run):
+    with (
+        pytest.warns(FlowhooksWarning, match="'tensorboard' could not be closed .*No space left"),
+        pytest.raises(TrainingError, match="^the real one$"),
+        accelerated(new_run()) as accelerator,
+    ):
+        accelerator.trackers = [Unclosable(), Unclosable()]
+        raise TrainingError("the real one")
+    with pytest.warns(FlowhooksWarning, match="could not be closed"), accelerated(new_run()) as accelerator:
+        accelerator.trackers = [Unclosable()]
 
 
 def test_a_window_is_what_it_was_after_a_resume():
