@@ -256,8 +256,8 @@ def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]
     """The groups, cut wherever a group of any process ends.
 
     What is drawn together goes through the step as chunks, in which hooks exchange sums between processes: each has to
-    go through as many, and a mean over all of them is one only where each has as many samples in it. A group's pictures
-    of one prompt stay together, as they are drawn alike on every process.
+    go through as many, and a mean over all of them is one only where each has as many samples in it. Pictures of one
+    prompt stay together, since every process draws as many of each.
     """
     rows = [i for group in groups for i in group]
     ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=step.model.device)
