@@ -246,7 +246,7 @@ def _unwrapped(write: Callable[[Path], object], folder: Path) -> None:
     try:
         write(folder)
     except FlowhooksError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error.__cause__, REFUSALS):
             raise error.__cause__ from None
         raise CheckpointError(str(error)) from error
 

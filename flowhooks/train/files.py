@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from flowhooks import files
-from flowhooks.errors import FlowhooksError, TrainingError
+from flowhooks.errors import AdapterError, FlowhooksError, TrainingError
 from flowhooks.files import is_full
 
 REFUSALS = (OSError, SafetensorError)
@@ -42,10 +42,12 @@ def refused(file: Path, refusal: Exception) -> str:
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
     """A full disk inside the block is a TrainingError that names the file, or ``folder`` where the system names none,
-    whoever was writing: a tracker has errors of its own."""
+    whoever was writing: adapters have errors of their own, which end a program as a wrong configuration does."""
     try:
         yield
-    except (*REFUSALS, RuntimeError) as error:
+    except (*REFUSALS, RuntimeError, AdapterError) as error:
         if not is_full(error):
             raise
+        if isinstance(error, AdapterError):
+            raise TrainingError(f"the disk is full: {error} Then start again with `--resume latest`.") from error
         raise TrainingError(refused(Path(getattr(error, "filename", None) or folder), error)) from error

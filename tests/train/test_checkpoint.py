@@ -2,13 +2,17 @@ from __future__ import annotations
 
 import json
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
-from flowhooks.errors import CheckpointError
+from flowhooks.adapters.files import write_tensors
+from flowhooks.errors import AdapterError, CheckpointError, TrainingError
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest, verify
+from flowhooks.train.files import full_disk_told
 
 
 def save(checkpoints: Checkpoints, step: int, size: int = 8) -> Path:
@@ -117,18 +121,51 @@ def test_a_damaged_one_in_the_way_is_moved_aside_not_deleted(tmp_path):
     assert len(kept) == 1 and (kept[0] / "parameters.safetensors").is_file()
 
 
-def test_a_full_disk_is_one_clear_error_and_the_older_checkpoint_stays(tmp_path):
-    checkpoints = Checkpoints(tmp_path, limit=1)
-    older = save(checkpoints, 1)
+@contextmanager
+def full_disk() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        with pytest.raises(CheckpointError, match=r"checkpoint-2: the disk is full .*free some space"):
-            save(checkpoints, 2, size=100_000)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_one_clear_error_and_the_older_checkpoint_stays(tmp_path):
+    checkpoints = Checkpoints(tmp_path, limit=1)
+    older = save(checkpoints, 1)
+    with full_disk(), pytest.raises(CheckpointError, match=r"checkpoint-2: the disk is full .*free some space"):
+        save(checkpoints, 2, size=100_000)
     verify(older)
     assert names(tmp_path) == ["checkpoint-1"]
+
+
+BIG = {"a": torch.zeros(100_000)}
+
+
+def test_a_disk_that_is_full_when_the_adapter_is_written_beside_it_is_told_alike(tmp_path):
+    def beside(folder: Path) -> None:
+        write_tensors(folder / "adapter.safetensors", BIG, {})
+
+    with full_disk(), pytest.raises(CheckpointError, match=r"checkpoint-2: the disk is full .*--resume latest"):
+        Checkpoints(tmp_path).save(2, {"session": {}}, {}, {}, beside)
+    assert names(tmp_path) == []
+
+
+def test_a_disk_that_is_full_at_the_end_is_no_wrong_configuration(tmp_path):
+    """What is written there is an adapter, whose errors have the exit code of a refusal."""
+    file = tmp_path / "adapter.safetensors"
+    with (
+        full_disk(),
+        pytest.raises(TrainingError, match=rf"^the disk is full: {file}: .*--resume latest`\.$") as found,
+        full_disk_told(tmp_path),
+    ):
+        write_tensors(file, BIG, {})
+    assert found.value.exit_code == 1 and names(tmp_path) == []
+    with full_disk(), pytest.raises(TrainingError, match=rf"^{tmp_path}: the disk is full"), full_disk_told(tmp_path):
+        file.write_bytes(b"0" * 5000)
+    with pytest.raises(AdapterError, match="^another$"), full_disk_told(tmp_path):
+        raise AdapterError("another")
 
 
 def test_what_a_killed_writer_left_is_swept_away(tmp_path):

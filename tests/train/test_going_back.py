@@ -164,3 +164,11 @@ def test_prompts_and_base_weights_that_changed_are_noticed(tmp_path):
     assert len(changes(before, now())) == 2
     # What an older version wrote says nothing of either.
     assert changes({key: before[key] for key in before if key not in ("prompts", "weights")}, now()) == []
+
+
+def test_the_page_about_checkpoints_has_every_warning_of_what_changed():
+    from flowhooks.train.identity import _CHANGES
+    from tests.docs.pages import ROOT
+
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert [sentence for sentence in _CHANGES.values() if sentence not in page] == []
