@@ -13,10 +13,14 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=["diffusers", "comfyui", "kohya", "anyflow"],
-        required=True,
-        help="who is to read it; anyflow: a whole pipeline, of a finished run",
+        default="diffusers",
+        help="who is to read it; anyflow: a whole pipeline, of a finished run (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="FILE", help="file or folder to write (default: beside the LoRA)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file or folder to write (default: the folder of the LoRA, or of the run that a checkpoint is of)",
+    )
 
 
 def run(args: Namespace) -> int:

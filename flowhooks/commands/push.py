@@ -11,7 +11,7 @@ HELP = "publish the output folder of a run on the Hub"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run")
+    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run, or a checkpoint in it")
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository (default: push.repo_id of the run)")
     parser.add_argument(
         "--private",
