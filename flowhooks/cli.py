@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed at run time, 2 configuration or usage, 130 after Ct
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import shlex
@@ -37,6 +36,7 @@ from flowhooks.commands import (
     train,
 )
 from flowhooks.errors import FlowhooksError, FlowhooksWarning
+from flowhooks.files import is_full
 from flowhooks.printing import printable, safe_output
 from flowhooks.quiet import quiet
 
@@ -104,17 +104,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 13
     except Exception as error:
         # Ctrl-C in the middle of an import can surface as whatever the half-imported package stumbles over.
-        message, code = _told(error) if not interrupts else ("interrupted", 128 + signal.SIGINT)
+        message, code = _told(error, args) if not interrupts else ("interrupted", 128 + signal.SIGINT)
         return _failed(args, message + _leave(message, given), code)
 
 
-def _told(error: Exception) -> tuple[str, int]:
+def _told(error: Exception, args: argparse.Namespace) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, FlowhooksError):
         return str(error), error.exit_code
     if isinstance(error, OSError):
-        remedy = "; free some space, then start again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-        return f"{error.filename or 'error'}: {error.strerror or error}{remedy}", 1
+        full = is_full(error)
+        # While it writes, the system does not say into what.
+        place = error.filename or (getattr(args, "output", None) if full else None) or "error"
+        remedy = "; the disk is full: free some space, then start again" if full else ""
+        return f"{place}: {error.strerror or error}{remedy}", 1
     return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
 
 

@@ -2,12 +2,49 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 import stat
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+#: What a write that the disk refuses raises.
+REFUSALS = (OSError, SafetensorError)
+#: Names that :func:`aside_of` gives, and gave in an older version.
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}(?:[0-9a-f]{24})?\.new")
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_FULL_WORDS = ("No space left", "Disk quota", "File too large")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space, of quota, or of leave for a file so large. safetensors and torch put
+    the system's words into errors of their own."""
+    return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
+
+
+def aside_of(path: Path) -> Path:
+    """A hidden path beside ``path``, for what is renamed to it when it is whole."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder, where nobody is writing now: files and folders of the names that
+    :func:`aside_of` gives, and nothing else. What cannot be removed stays."""
+    for left in list(folder.iterdir()) if folder.is_dir() else ():
+        if not _ASIDE.fullmatch(left.name) or left.is_symlink():
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                left.unlink()
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
@@ -16,7 +53,7 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
     Raises:
         OSError: the disk refuses; and whatever ``write`` raises. ``file`` is then as it was.
     """
-    aside = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    aside = aside_of(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write(aside)
@@ -47,7 +84,7 @@ def share(path: Path) -> None:
 def _new_mode(folder: Path) -> int:
     """Asked of the disk, since a folder may have rules of its own and a process cannot read its umask without changing
     it for all its threads."""
-    probe = folder / f".{uuid.uuid4().hex}"
+    probe = aside_of(folder / "mode")
     file = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return stat.S_IMODE(os.fstat(file).st_mode)

@@ -23,8 +23,9 @@ from flowhooks.kernel.assembly import Assembly
 from flowhooks.reading import parse
 
 MODULES = "flowhooks_modules.safetensors"
-#: The resolved run beside it.
+#: What else lies in the output folder: the resolved run, and the pipeline of a run that trained the whole network.
 RUN = "run.json"
+PIPELINE = "pipeline"
 MANIFEST = "flowhooks.modules"
 FORMAT = 1
 

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
-from diffusers import DiffusionPipeline, pipelines
+from diffusers import DiffusionPipeline
 from torch import nn
 from transformers import dynamic_module_utils
 
-from flowhooks.checks.pipeline import no_pipeline
+from flowhooks.checks.library import foreign_parts
+from flowhooks.checks.pipeline import INDEX, no_pipeline
 from flowhooks.errors import ModelError
 from flowhooks.reading import user_path
 from flowhooks.splice import untouched
@@ -40,7 +40,8 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
     place = _place(name)
     try:
         index = DiffusionPipeline.load_config(place, revision=section["revision"])
-        _refuse_code(index, name)
+        for message in foreign_parts(index):
+            raise ModelError(f"{name!r}: {INDEX} {message}")
         # What a pipeline was saved without has to be passed as None, or Diffusers takes it for lost.
         absent = {part: None for part, found in index.items() if found == [None, None]}
         with _never_asked():
@@ -134,32 +135,16 @@ def _place(name: str) -> str:
     return str(folder) if folder.is_dir() else name
 
 
-def _refuse_code(index: Mapping[str, Any], name: str) -> None:
-    """Raises ModelError for a pipeline whose index names code other than Diffusers' and Transformers'."""
-    written = index.get("_class_name")
-    foreign = [] if isinstance(written, str) else [("_class_name", written)]
-    for part, found in index.items():
-        if isinstance(found, (list, tuple)) and part != "_class_name":
-            library = found[0] if found else None
-            # Beside the two, Diffusers has components in the modules of its pipelines.
-            known = library in (None, "diffusers", "transformers") or (
-                isinstance(library, str) and hasattr(pipelines, library)
-            )
-            foreign += [] if known else [(part, list(found))]
-    if foreign:
-        part, found = foreign[0]
-        raise ModelError(
-            f"{name!r}: model_index.json has {part!r} made by {found!r}, code that comes with neither Diffusers nor "
-            "Transformers, and no such code is run; use a pipeline of theirs"
-        )
-
-
 @contextmanager
 def _never_asked() -> Iterator[None]:
     """Transformers refuses code that comes with a model, where it would ask at the terminal whether to run it, since
     Diffusers does not tell it that this is settled."""
-    with patch.object(dynamic_module_utils, "TIME_OUT_REMOTE_CODE", 0):
+    seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
         yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
 
 
 def _first_lines(error: Exception) -> str:

@@ -18,12 +18,11 @@ from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
 from flowhooks.documents.document import read_json
 from flowhooks.errors import ConfigError, ModelError, Problem
-from flowhooks.modules_file import MODULES, RUN
+from flowhooks.modules_file import MODULES, PIPELINE, RUN
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.sampling.adapter_gate import adapter_gate
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.train.outputs import PIPELINE
 
 
 @dataclass(frozen=True, kw_only=True)

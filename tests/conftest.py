@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flowhooks.testing import tiny
+from tests.fake_hub import server, token  # noqa: F401 (fixtures of tests of several folders)
 
 
 @pytest.fixture(autouse=True)

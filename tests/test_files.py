@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ import flowhooks
 from flowhooks.adapters import build_adapter
 from flowhooks.adapters.files import LORA_FILE
 from flowhooks.export.dialects import export_lora
-from flowhooks.files import share, write_aside
+from flowhooks.files import aside_of, share, sweep, write_aside
 from flowhooks.modules_file import save_modules
 from flowhooks.testing import tiny
 from flowhooks.testing.matrix import learnt
@@ -74,3 +77,56 @@ def test_the_library_s_own_files_would_not_be(tmp_path):
     share(tmp_path / "a.safetensors")
     (tmp_path / "new").touch()
     assert modes(tmp_path)["a.safetensors"] == modes(tmp_path)["new"] != before
+
+
+def test_what_a_killed_writer_left_is_swept_and_nothing_else(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from flowhooks.files import write_aside\n"
+        "write_aside(Path(sys.argv[1]), lambda aside: (aside.write_text('half'), os.kill(os.getpid(), signal.SIGKILL)))"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path / "run.json")])
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.read_text() == "half" and left.name.startswith(".run.json.") and left.name.endswith(".new")
+    for folder in (aside_of(tmp_path / "pipeline"), tmp_path / ".pipeline.0a1b2c3d.new"):
+        (folder / "transformer").mkdir(parents=True)
+        (folder / "transformer" / "weights").touch()
+    mark = "0123456789abcdef" * 2
+    others = {
+        "run.json",
+        ".new",
+        ".mine.new",
+        f".pipeline.{mark}.old",
+        f"pipeline.{mark}.new",
+        f".a.{mark}",
+        ".b.XYZ.new",
+    }
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / f".c.{mark}.new").symlink_to(tmp_path / "run.json")
+    sweep(tmp_path)
+    assert {each.name for each in tmp_path.iterdir()} == {*others, f".c.{mark}.new"}
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+    sweep(tmp_path / "nowhere")
+
+
+def test_a_pipeline_whose_replacement_is_interrupted_is_as_it_was(tmp_path, monkeypatch):
+    target = tmp_path / "pipeline"
+    target.mkdir()
+    (target / "kept").touch()
+
+    class Pipe:
+        def save_pretrained(self, folder, **_):
+            folder.mkdir()
+
+    rename = type(target).rename
+
+    def interrupted(path, to):
+        if path.suffix == ".new":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(type(target), "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _save_pipeline(Pipe(), target)
+    assert [each.name for each in tmp_path.rglob("*")] == ["pipeline", "kept"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -41,13 +41,29 @@ def checkpoints_gradients(network: str) -> bool | None:
     return bool(ast.literal_eval(told.value)) if isinstance(told, ast.Assign) else False
 
 
-def is_foreign(library: str) -> bool:
-    """Whether a part of a pipeline is made by code that comes with neither Diffusers nor Transformers. Diffusers has
-    components in the folders of its pipelines too."""
-    if library in ("diffusers", "transformers"):
+def foreign_parts(index: Mapping[str, object]) -> Iterator[str]:
+    """Why the index of a pipeline, or some of its entries, must not be loaded: a sentence for each part, and for the
+    pipeline itself, that is made by code which comes with neither Diffusers nor Transformers."""
+    for part, found in index.items():
+        maker: object = None
+        if part == "_class_name":
+            maker = None if isinstance(found, str) else found
+        elif isinstance(found, (list, tuple)) and found and is_foreign(found[0]):
+            maker = found[0]
+        if maker is not None:
+            yield (
+                f"has {part!r} made by {maker!r}, code that comes with neither Diffusers nor Transformers, and no such "
+                "code is run; use a pipeline of theirs"
+            )
+
+
+def is_foreign(library: object) -> bool:
+    """Whether Diffusers would import a library for a part of a pipeline: it has components in the packages of its own
+    pipelines too. None is the library of a part that a pipeline was saved without."""
+    if library in (None, "diffusers", "transformers"):
         return False
     root = _root()
-    return root is not None and library not in {each.name for each in (root / "pipelines").iterdir() if each.is_dir()}
+    return root is None or library not in {each.parent.name for each in (root / "pipelines").glob("*/__init__.py")}
 
 
 def _class(name: str, pattern: str) -> ast.ClassDef | None:

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.checks import hub
-from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, is_foreign
+from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
@@ -239,13 +239,7 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
                     "Diffusers, or use a pipeline of its own",
                     _NAME,
                 )
-    for part, (library, _) in parts.items():
-        if is_foreign(library):
-            yield (
-                f"has {part!r} made by {library!r}, code that comes with neither Diffusers nor Transformers, and no "
-                "such code is run; use a pipeline of theirs",
-                _NAME,
-            )
+    yield from ((message, _NAME) for message in foreign_parts(parts))
     networks = [part for part in NETWORKS if part in parts]
     if not networks:
         others = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 NAME = "export"
 HELP = "write a LoRA in the names another program reads, or a run as a pipeline"
@@ -13,13 +14,24 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         choices=["diffusers", "comfyui", "kohya", "anyflow"],
-        required=True,
-        help="who is to read it; anyflow: a whole pipeline, of a finished run",
+        default="diffusers",
+        help="who is to read it; anyflow: a whole pipeline, of a finished run (default: %(default)s)",
     )
-    parser.add_argument("--output", metavar="FILE", help="file or folder to write (default: beside the LoRA)")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="file or folder to write (default: the folder of the LoRA, or of the run that a checkpoint is of)",
+    )
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.export import export_command
+    from flowhooks.export.dialects import DIALECTS, export_lora
 
-    return export_command(args)
+    source, output = Path(args.lora), None if args.output is None else Path(args.output)
+    if args.format in DIALECTS:
+        print(f"Wrote {export_lora(source, args.format, output)}")
+        return 0
+    from flowhooks.export.anyflow import export_anyflow
+
+    print(f"Wrote {export_anyflow(source, output)}")
+    return 0

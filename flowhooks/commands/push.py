@@ -11,7 +11,7 @@ HELP = "publish the output folder of a run on the Hub"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run")
+    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run, or a checkpoint in it")
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository (default: push.repo_id of the run)")
     parser.add_argument(
         "--private",
@@ -30,9 +30,10 @@ def run(args: Namespace) -> int:
         args.private = section.get("private", True)
     if args.repo_id is None:
         raise ConfigError(Problem("no repository is named; give --repo-id owner/name, or set push.repo_id in the run"))
-    from flowhooks.export import push_command
+    from flowhooks.export.hub import push
 
-    return push_command(args)
+    print(f"Published {push(Path(args.run_dir), args.repo_id, private=args.private)}")
+    return 0
 
 
 def _section(file: Path) -> dict[str, Any]:

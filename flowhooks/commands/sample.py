@@ -13,7 +13,9 @@ HELP = "draw pictures with a pipeline, or with what a run trained"
 
 def add(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "model", metavar="MODEL_OR_RUN", help="a pipeline folder, a Hub id, digits, or the output folder of a run"
+        "model",
+        metavar="MODEL_OR_RUN",
+        help="a pipeline folder, a Hub id, digits, the output folder of a run, or a checkpoint in it",
     )
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", help="what to draw; may be given again")

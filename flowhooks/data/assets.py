@@ -119,7 +119,7 @@ class MemberAsset:
 def refuse_large(size: int) -> None:
     """Raises OSError for more bytes than any picture needs."""
     if size > MAX_BYTES:
-        raise OSError(errno.EFBIG, f"has {size:,} bytes; more than {MAX_BYTES:,} is refused")
+        raise OSError(errno.EOVERFLOW, f"has {size:,} bytes; more than {MAX_BYTES:,} is refused")
 
 
 def why(error: OSError) -> str:

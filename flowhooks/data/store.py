@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import warnings
@@ -32,8 +31,8 @@ from flowhooks.data.shards import (
     tensor_name,
 )
 from flowhooks.errors import DataError, FlowhooksWarning, Problem
+from flowhooks.files import is_full
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REMEDY = (
     "delete this file, or start with `--rebuild-cache`, and what it holds is made again from the images and captions"
 )
@@ -239,7 +238,7 @@ def _writing(path: Path, size: int = 0) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
+        if is_full(error):
             message = (
                 f"cannot be written: {error.strerror} ({size:,} bytes); free some space or point `cache_dir` to a disk "
                 "that has it, then start again: what is cached so far is kept"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from flowhooks.export.card import CardPicture, write_card
-from flowhooks.export.commands import export_command, push_command
 from flowhooks.export.dialects import DIALECTS, export_lora
 from flowhooks.export.hub import push
 
-__all__ = ["DIALECTS", "CardPicture", "export_command", "export_lora", "push", "push_command", "write_card"]
+__all__ = ["DIALECTS", "CardPicture", "export_lora", "push", "write_card"]

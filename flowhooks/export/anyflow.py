@@ -34,12 +34,11 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
-from flowhooks.files import share
+from flowhooks.files import REFUSALS, share
 from flowhooks.modules_file import MODULES, read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.restore import read_run
-from flowhooks.train.files import REFUSALS
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"

@@ -18,6 +18,7 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from torch import Tensor
 
 from flowhooks.adapters.files import LORA_FILE, find_file, write_aside, write_tensors
+from flowhooks.checks.output import CHECKPOINT
 from flowhooks.errors import AdapterError
 from flowhooks.export.lora_file import LoraFile, LoraLayer, read_lora
 from flowhooks.export.native_names import NATIVE
@@ -74,8 +75,8 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
     """Write the LoRA at ``source`` (a file or the folder with it) in a dialect, one of `DIALECTS`. Returns the new
     file's path.
 
-    ``output`` is a .safetensors file, or a folder; None means the folder of ``source``. Diffusers to Diffusers copies
-    the file.
+    ``output`` is a .safetensors file, or a folder; None means the folder of ``source``, and for a checkpoint the run's
+    folder, since checkpoints are removed by the run. Diffusers to Diffusers copies the file.
 
     Raises:
         AdapterError: ``source`` is no Diffusers LoRA, a layer has no counterpart, or the output exists already.
@@ -85,6 +86,11 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
     file = find_file(Path(source))
     lora = read_lora(file)
     target = _target(file, dialect, output)
+    if target.exists() and target.samefile(file):
+        raise AdapterError(
+            f"{target}: exists already, and is in format {dialect!r} as it stands. Use that file, or name an output to "
+            "copy it to."
+        )
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     if dialect == "diffusers":
@@ -95,7 +101,10 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
 
 
 def _target(file: Path, dialect: str, output: Path | None) -> Path:
-    folder = file.parent if output is None else user_path(output)
+    suffix = "" if dialect == "diffusers" else f"_{dialect}"
+    folder = (file.parent if file.parent.name else file.parent.absolute()) if output is None else user_path(output)
     if folder.suffix == ".safetensors":
         return folder
-    return folder / (LORA_FILE if dialect == "diffusers" else f"{Path(LORA_FILE).stem}_{dialect}.safetensors")
+    if output is None and CHECKPOINT.fullmatch(folder.name):
+        return folder.parent / f"{folder.name}{suffix}.safetensors"
+    return folder / f"{Path(LORA_FILE).stem}{suffix}.safetensors"

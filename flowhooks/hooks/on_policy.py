@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ class OnPolicyRollout(Hook):
         first = draws.rank * len(asked)
         seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
         chunks: list[Chunk] = []
-        for rows in self._groups([prompt.text for prompt in asked]):
+        for rows in self._groups([prompt.text for prompt in asked], step):
             some = [asked[i] for i in rows]
             told = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampler
             if self.from_the_end:
@@ -232,12 +233,13 @@ class OnPolicyRollout(Hook):
             asked = [task[i] for i in next(plan)]
         return [prompt for prompt in asked for _ in range(self.group_size)]
 
-    def _groups(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Rows that can be drawn together."""
+    def _groups(self, prompts: Sequence[str], step: Step) -> list[list[int]]:
+        """Rows that can be drawn together; on several processes, in parts of the same sizes on each."""
         groups: dict[Any, list[int]] = {}
         for i, prompt in enumerate(prompts):
             groups.setdefault(self._shape(self._player, prompt), []).append(i)
-        return list(groups.values())
+        found = list(groups.values())
+        return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 
     def _shape(self, player: Player, prompt: str) -> Any:
         if prompt not in self._shapes:
@@ -248,6 +250,20 @@ class OnPolicyRollout(Hook):
 def rollout_hook(session: Session) -> Any:
     """The session's source, or None."""
     return next((hook for hook in session.assembly.hooks if isinstance(hook, OnPolicyRollout)), None)
+
+
+def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:
+    """The groups, cut wherever a group of any process ends.
+
+    What is drawn together goes through the step as chunks, in which hooks exchange sums between processes: each has to
+    go through as many, and a mean over all of them is one only where each has as many samples in it. Pictures of one
+    prompt stay together, since every process draws as many of each.
+    """
+    rows = [i for group in groups for i in group]
+    ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=step.model.device)
+    ends[list(accumulate(len(group) for group in groups))] = 1
+    cuts = [0, *step.all_reduce(ends).nonzero().flatten().tolist()]
+    return [rows[start:end] for start, end in pairwise(cuts)]
 
 
 def _kept(places: Sequence[int]) -> list[int]:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from flowhooks import files
-from flowhooks.errors import FlowhooksError
-
-REFUSALS = (OSError, SafetensorError)
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_FULL_WORDS = ("No space left", "Disk quota", "File too large")
+from flowhooks.errors import AdapterError, FlowhooksError, TrainingError
+from flowhooks.files import REFUSALS, is_full
 
 
 def write_aside(file: Path, write: Callable[[Path], object], error: type[FlowhooksError]) -> Path:
@@ -34,7 +29,21 @@ def write_json(file: Path, document: Any, error: type[FlowhooksError]) -> Path:
 
 def refused(file: Path, refusal: Exception) -> str:
     """The sentence for a write that failed."""
-    if getattr(refusal, "errno", None) in _FULL or any(words in str(refusal) for words in _FULL_WORDS):
+    if is_full(refusal):
         remedy = "free some space or choose another `output_dir`, then start again with `--resume latest`"
         return f"{file}: the disk is full ({refusal}); {remedy}"
     return f"{file}: cannot be written ({refusal}); check the folder's permissions, or choose another `output_dir`"
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """A full disk inside the block is a TrainingError that names the file, or ``folder`` where the system names none,
+    whoever was writing: adapters have errors of their own, which end a program as a wrong configuration does."""
+    try:
+        yield
+    except (*REFUSALS, RuntimeError, AdapterError) as error:
+        if not is_full(error):
+            raise
+        if isinstance(error, AdapterError):
+            raise TrainingError(f"the disk is full: {error} Then start again with `--resume latest`.") from error
+        raise TrainingError(refused(Path(getattr(error, "filename", None) or folder), error)) from error

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, ProjectConfiguration
 
 from flowhooks.config import Run
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.errors import ConfigError, FlowhooksWarning, Problem
 
 LOGS = "logs"
 
@@ -40,9 +42,18 @@ def accelerated(run: Run) -> Iterator[Accelerator]:
         yield accelerator
     finally:
         for tracker in accelerator.trackers:
-            # A tracker whose start failed, on a full disk for one, has nothing to finish; its own error must show.
-            with suppress(AttributeError):
-                tracker.finish()
+            _close(tracker)
         if ours:
             # Otherwise the next run in this program would have to use the same precision.
             AcceleratorState._reset_state()
+
+
+def _close(tracker: Any) -> None:
+    """What a tracker cannot write in the end, on a full disk for one, is worth a warning, and hides no other error."""
+    try:
+        # A tracker whose start failed has nothing to finish.
+        with suppress(AttributeError):
+            tracker.finish()
+    except Exception as error:
+        message = f"the tracker {tracker.name!r} could not be closed ({error}); what it was given last may be lost"
+        warnings.warn(message, FlowhooksWarning, stacklevel=2)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from flowhooks.checks import Examined
 from flowhooks.config import Run
+from flowhooks.train.files import full_disk_told
 from flowhooks.train.setup import prepared
 from flowhooks.train.signals import leave, stop_requests
 
@@ -51,12 +52,16 @@ def train(
     Raises:
         ConfigError, DataError, ModelError, AdapterError: before the first step; exit code 2.
         CheckpointError: damaged, of another run, or not writable.
-        TrainingError: a loss or gradient is not finite.
+        TrainingError: a loss or gradient is not finite, or the disk is full.
         KeyboardInterrupt, SystemExit: Ctrl-C (exit code 130) or SIGTERM (143), after a checkpoint was written.
     """
     training = run.training
     accumulation = training["gradient_accumulation_steps"]
-    with prepared(run, resume, progress, rebuild_cache, examined) as job, stop_requests() as stop:
+    with (
+        full_disk_told(Path(run.output_dir)),
+        prepared(run, resume, progress, rebuild_cache, examined) as job,
+        stop_requests() as stop,
+    ):
         batches = job.batches()
         if job.step == 0 and job.validation.due(0):
             job.look()

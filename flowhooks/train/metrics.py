@@ -84,10 +84,15 @@ class MetricWindow:
         return values
 
 
-def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[float] | None = None) -> dict[str, float]:
+def mean_over_processes(
+    measured: Mapping[str, list[Tensor]], weights: Mapping[str, list[float]] | None = None
+) -> dict[str, float]:
     """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none.
 
     Every process calls this, whatever names it has.
+
+    Args:
+        weights: of the values of each name, as many; None: all weigh alike.
     """
     device = next((values[0].device for values in measured.values() if values), distributed.device())
     sums = []
@@ -98,7 +103,7 @@ def mean_over_processes(measured: Mapping[str, list[Tensor]], weights: list[floa
         weight = (
             torch.ones_like(values)
             if weights is None or not measured.get(name)
-            else torch.tensor(weights, dtype=torch.float64, device=values.device)
+            else torch.tensor(weights[name], dtype=torch.float64, device=values.device)
         )
         counted = ~values.isnan()
         sums.append(

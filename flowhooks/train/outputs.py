@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import uuid
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,15 +14,20 @@ from flowhooks.config import Run
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.privacy import without_local_paths
-from flowhooks.files import share
+from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.kernel.session import Session
-from flowhooks.modules_file import RUN, save_modules
-from flowhooks.train.files import REFUSALS, refused, write_json
-from flowhooks.train.validation import averaged
+from flowhooks.modules_file import PIPELINE, RUN, save_modules
+from flowhooks.train.files import refused, write_json
+from flowhooks.train.validation import FOLDER, averaged
 
-PIPELINE = "pipeline"
 METRICS = "metrics.json"
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
+
+
+def sweep_outputs(run: Run) -> None:
+    """Remove what a killed run of this folder was in the middle of writing; for who holds the folder's lock."""
+    for folder in (Path(run.output_dir), Path(run.output_dir) / FOLDER):
+        sweep(folder)
 
 
 def write_run(run: Run) -> Path:
@@ -92,8 +96,8 @@ def versions() -> dict[str, str]:
 
 
 def _save_pipeline(pipe: Any, target: Path) -> None:
-    mark = uuid.uuid4().hex[:8]
-    aside, old = (target.with_name(f".{target.name}.{mark}.{what}") for what in ("new", "old"))
+    aside = aside_of(target)
+    old = aside.with_suffix(".old")
     try:
         pipe.save_pretrained(aside, safe_serialization=True)
         share(aside)
@@ -101,9 +105,10 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
             target.rename(old)
         aside.rename(target)
     except REFUSALS as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         raise TrainingError(refused(target, error)) from error
     finally:
+        # Whatever stops it in between, an interrupt too.
+        if old.exists() and not target.exists():
+            old.rename(target)
         for leftover in (aside, old):
             shutil.rmtree(leftover, ignore_errors=True)

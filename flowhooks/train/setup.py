@@ -44,7 +44,7 @@ from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated
 from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization, make_optimizer
-from flowhooks.train.outputs import write_run
+from flowhooks.train.outputs import sweep_outputs, write_run
 from flowhooks.train.validation import Validation
 
 
@@ -82,6 +82,7 @@ def prepared(
         with together(ConfigError):
             if accelerator.is_main_process:
                 checkpoints.sweep()
+                sweep_outputs(run)
                 if source is not None and resume != LATEST:
                     checkpoints.go_back(source)
                 write_run(run)

@@ -83,17 +83,17 @@ class Validation:
     def _measure(self) -> dict[str, float]:
         """Each process measures every other batch on its own, under noise that depends on the batch alone."""
         measured: dict[str, list[Tensor]] = {}
-        sizes = []
+        sizes: dict[str, list[float]] = {}
         batches = held_batches([record.bucket for record in self._records()], self.batch_size)
         with alone(self.session), self.accelerator.autocast():
             for number in range(distributed.rank(), len(batches), distributed.world_size()):
                 rows = batches[number]
                 batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
                 found = self.session.evaluate(batch, micro_step=number)
-                sizes.append(float(len(rows)))
                 for name, value in found.metrics.items():
                     measured.setdefault(name, []).append(value)
-        return {f"val/{name}": value for name, value in _everywhere(measured, sizes, self.accelerator.device).items()}
+                    sizes.setdefault(name, []).append(float(len(rows)))
+        return {f"val/{name}": value for name, value in mean_over_processes(measured, sizes).items()}
 
     def _records(self) -> list[Record]:
         dataset: Any = self.held.dataset
@@ -178,16 +178,6 @@ def on_device(batch: Any, device: torch.device) -> Any:
         for name, value in (("clean", batch.clean), ("rejected", batch.rejected), ("mask", batch.mask))
     }
     return replace(batch, **tensors, condition=batch.condition.to(device))
-
-
-def _everywhere(measured: dict[str, list[Tensor]], sizes: list[float], device: torch.device) -> dict[str, float]:
-    """A process without a batch of its own takes part in the sum too, with weight 0 for every name the others have."""
-    if distributed.world_size() > 1:
-        names: list[Any] = [None] * distributed.world_size()
-        torch.distributed.all_gather_object(names, sorted(measured))
-        for name in sorted({n for own in names for n in own} - set(measured)):
-            measured[name] = [torch.full((), float("nan"), device=device)] * max(1, len(sizes))
-    return mean_over_processes(measured, sizes or [0.0])
 
 
 def step_curve(counts: Sequence[int], drawn: Sequence[Sequence[Image.Image]]) -> dict[str, float]:

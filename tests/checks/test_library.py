@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import diffusers
 import pytest
+from diffusers import pipelines
 from diffusers.schedulers import scheduling_utils
 
-from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported
+from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts, is_foreign
 from flowhooks.checks.pipeline import FROM_BETAS
 
 
@@ -52,3 +54,26 @@ def test_schedulers_of_betas():
     }
     # One is a stand-in where the package that it needs is not installed.
     assert found <= FROM_BETAS <= found | {"DPMSolverSDEScheduler"}
+
+
+def test_what_diffusers_would_import_is_foreign():
+    """It asks whether its pipelines have such a module, and imports a package of that name where they have not."""
+    folder = Path(pipelines.__file__).parent
+    names = {each.name for each in folder.iterdir() if each.is_dir()} | {"os", "torch", "stranger", "", "..", "numpy"}
+    assert {name for name in names if is_foreign(name)} == {name for name in names if not hasattr(pipelines, name)}
+    assert not any(map(is_foreign, ("diffusers", "transformers", None))) and is_foreign(3)
+
+
+def test_every_part_of_an_index_that_is_made_by_other_code_is_told():
+    index = {
+        "_class_name": ["mine", "Mine"],
+        "_diffusers_version": "1",
+        "vae": ["stranger", "Thing"],
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": [None, None],
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "empty": [],
+    }
+    told = list(foreign_parts(index))
+    assert [line.partition(", ")[0] for line in told[1:]] == ["has 'vae' made by 'stranger'"]
+    assert told[0].startswith("has '_class_name' made by ['mine', 'Mine'], code that comes with neither")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import signal
 import threading
 import time
 import warnings
+from contextlib import contextmanager
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +156,55 @@ def test_our_own_warnings_are_one_line_without_code(monkeypatch, capsys):
     monkeypatch.setattr("flowhooks.commands.env.run", warn)
     assert main(["env"]) == 0 and warnings.formatwarning is usual
     assert capsys.readouterr().out == "warning: look here\ncode.py:3: UserWarning: look here\n  code\n"
+
+
+FULL = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+
+
+@pytest.mark.parametrize("number", FULL)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_full_disk_is_told_with_its_file_and_how_to_go_on(tmp_path, capsys, monkeypatch, number, named):
+    """Whoever was writing: while it writes, the system does not say into what."""
+    file = tmp_path / "out" / "logs" / "events"
+    error = OSError(number, os.strerror(number), *([str(file)] if named else []))
+
+    @contextmanager
+    def begun(run, *_):
+        (Path(run.output_dir) / "checkpoint-1").mkdir(parents=True)
+        raise error
+        yield
+
+    monkeypatch.setattr("flowhooks.train.loop.prepared", begun)
+    run = make_run(tmp_path)
+    assert main(["train", str(run)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-2:] == [
+        f"to go on: flowhooks train {run} --resume latest",
+        f"{file if named else tmp_path / 'out'}: the disk is full ({error}); "
+        "free some space or choose another `output_dir`, then start again with `--resume latest`",
+    ]
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_a_full_disk_under_another_command(tmp_path, capsys, monkeypatch, number):
+    def full(args):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("flowhooks.commands.inspect.run", full)
+    assert main(["inspect", "data.json", "--output", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told == f"{tmp_path}: {os.strerror(number)}; the disk is full: free some space, then start again\n"
+
+
+def test_another_error_of_the_system_is_no_full_disk(tmp_path, capsys, monkeypatch):
+    @contextmanager
+    def begun(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere")
+        yield
+
+    monkeypatch.setattr("flowhooks.train.loop.prepared", begun)
+    assert main(["train", str(make_run(tmp_path))]) == 1
+    assert capsys.readouterr().err.endswith("somewhere: Permission denied\n")
 
 
 @pytest.mark.parametrize("command", ["check", "train"])

@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter
+from flowhooks.commands import export
 from flowhooks.errors import AdapterError
-from flowhooks.export import DIALECTS, export_command, export_lora
+from flowhooks.export import DIALECTS, export_lora
 from flowhooks.export.lora_file import LoraLayer, read_lora
 from flowhooks.export.native_names import fuse
 from tests.adapters.helpers import section, train_randomly, transformer
@@ -257,7 +258,7 @@ def test_only_loras_are_exported(tmp_path):
 def test_the_command(tmp_path, capsys):
     trained(transformer(), tmp_path / "run")
     args = Namespace(lora=str(tmp_path / "run"), format="kohya", output=str(tmp_path / "my.safetensors"))
-    assert export_command(args) == 0
+    assert export.run(args) == 0
     assert str(tmp_path / "my.safetensors") in capsys.readouterr().out
     assert read_header_count(tmp_path / "my.safetensors") > 0
 

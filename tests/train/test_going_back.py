@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 
 import pytest
 import torch
 
-from flowhooks.errors import FlowhooksWarning
+from flowhooks.errors import ConfigError, FlowhooksWarning, TrainingError
+from flowhooks.files import aside_of
 from flowhooks.kernel.view import StepResult
 from flowhooks.sampling.prompts import read_prompts
 from flowhooks.train import train
 from flowhooks.train.checkpoint import HISTORY
+from flowhooks.train.launch import accelerated
+from flowhooks.train.lock import locked
 from flowhooks.train.metrics import History, MetricWindow
 from tests.train.runs import history
 
@@ -24,8 +28,16 @@ def test_what_came_after_an_older_checkpoint_is_set_aside_and_latest_is_of_the_n
     before = {path.name: (path / "manifest.json").read_bytes() for path in folder.glob("checkpoint-*")}
     lines = (folder / HISTORY).read_text()
     # The first step's logged window holds step 2 alone: what the checkpoint of step 1 knows must not be lost.
+    (folder / "validation").mkdir()
+    left = [aside_of(folder / "pipeline"), aside_of(folder / "validation" / "step_000001.png")]
+    for each in left:
+        each.write_bytes(b"half")
+    with locked(folder), pytest.raises(ConfigError, match="another run trains here"):
+        train(run, resume="latest", progress=False)
+    assert all(each.is_file() for each in left)
     with pytest.warns(FlowhooksWarning, match="going on from checkpoint-1; what came after it is in set-aside-"):
         train(run, resume=str(folder / "checkpoint-1"), progress=False)
+    assert not any(each.exists() for each in left)
     (aside,) = folder.glob("set-aside-*")
     assert {path.name for path in aside.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-3"}
     for path in aside.glob("checkpoint-*"):
@@ -57,6 +69,25 @@ def test_a_tracker_that_raises_ends_no_run(new_run, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert result.step == 2 and said.count("the server has gone") == 1 and "training goes on" in said
     assert [line["step"] for line in history(result.output_dir)][-1] == 2
+
+
+class Unclosable:
+    name = "tensorboard"
+
+    def finish(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_tracker_that_cannot_be_closed_hides_no_other_error(new_run):
+    with (
+        pytest.warns(FlowhooksWarning, match="'tensorboard' could not be closed .*No space left"),
+        pytest.raises(TrainingError, match="^the real one$"),
+        accelerated(new_run()) as accelerator,
+    ):
+        accelerator.trackers = [Unclosable(), Unclosable()]
+        raise TrainingError("the real one")
+    with pytest.warns(FlowhooksWarning, match="could not be closed"), accelerated(new_run()) as accelerator:
+        accelerator.trackers = [Unclosable()]
 
 
 def test_a_window_is_what_it_was_after_a_resume():
@@ -133,3 +164,11 @@ def test_prompts_and_base_weights_that_changed_are_noticed(tmp_path):
     assert len(changes(before, now())) == 2
     # What an older version wrote says nothing of either.
     assert changes({key: before[key] for key in before if key not in ("prompts", "weights")}, now()) == []
+
+
+def test_the_page_about_checkpoints_has_every_warning_of_what_changed():
+    from flowhooks.train.identity import _CHANGES
+    from tests.docs.pages import ROOT
+
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    assert [sentence for sentence in _CHANGES.values() if sentence not in page] == []

@@ -35,7 +35,10 @@ def test_means_leave_out_nan_and_the_window_starts_anew():
 
 def test_weights_of_unequal_batches_count():
     measured = {"a": [torch.tensor(1.0), torch.tensor(4.0)], "b": [torch.tensor(2.0), torch.tensor(math.nan)]}
-    assert mean_over_processes(measured, [2.0, 1.0]) == {"a": 2.0, "b": 2.0}
+    assert mean_over_processes(measured, {"a": [2.0, 1.0], "b": [2.0, 1.0]}) == {"a": 2.0, "b": 2.0}
+    # One that only some batches have goes by the sizes of those.
+    some = {"a": [torch.tensor(1.0), torch.tensor(4.0)], "b": [torch.tensor(3.0)]}
+    assert mean_over_processes(some, {"a": [2.0, 1.0], "b": [1.0]}) == {"a": 2.0, "b": 3.0}
     assert mean_over_processes({"a": [torch.tensor(math.inf)]}) == {"a": math.inf}
 
 
