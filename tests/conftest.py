@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowhooks.testing import tiny
 from tests.fake_hub import server, token  # noqa: F401 (fixtures of tests of several folders)
+from tests.families import tiny
 
 
 @pytest.fixture(autouse=True)

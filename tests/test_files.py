@@ -18,11 +18,11 @@ from flowhooks.adapters.files import LORA_FILE
 from flowhooks.export.dialects import export_lora
 from flowhooks.files import aside_of, share, sweep, write_aside
 from flowhooks.modules_file import save_modules
-from flowhooks.testing import tiny
-from flowhooks.testing.matrix import learnt
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.outputs import _save_pipeline
 from tests.adapters.helpers import section
+from tests.families import tiny
+from tests.families.matrix import learnt
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])

@@ -13,9 +13,9 @@ from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
 from flowhooks.modules_file import MANIFEST, MODULES, RUN, load_modules, read_manifest, save_modules
 from flowhooks.restore import restore_pipeline
-from flowhooks.testing.matrix import learnt
 from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE
+from tests.families.matrix import learnt
 
 SECOND = {"type": "time_conditioning"}
 LORA = {"type": "lora", "rank": 2, "alpha": 2}

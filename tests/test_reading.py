@@ -21,10 +21,10 @@ from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataErr
 from flowhooks.modules_file import MODULES, read_manifest
 from flowhooks.restore import read_run
 from flowhooks.sampling.dataset import prompts_of
-from flowhooks.testing import tiny
 from flowhooks.train.checkpoint import MANIFEST
 from flowhooks.train.checkpoint import read_manifest as read_checkpoint
 from flowhooks.train.codec import read_state
+from tests.families import tiny
 
 PACKAGE = Path(reading.__file__).parent
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 KINDS = {
     "lora": {"type": "lora"},

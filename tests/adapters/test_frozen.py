@@ -15,8 +15,8 @@ from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
 from flowhooks.adapters.base import base_layer, base_shape
 from flowhooks.adapters.outline import outline
 from flowhooks.errors import AdapterError
-from flowhooks.testing import tiny
 from tests.adapters.helpers import KINDS, appearance, forward, inputs, predict, section, train_randomly, transformer
+from tests.families import tiny
 
 #: LyCORIS picks another kernel for a frozen LoKr than for a trained one.
 TOLERANCE = {"lycoris-lokr": 1e-6}

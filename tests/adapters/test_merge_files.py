@@ -16,8 +16,8 @@ from flowhooks.adapters.merge_files import merge_files
 from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, MERGE_KEY, TRANSFORMER_KEY
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_lora
-from flowhooks.testing import tiny
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
+from tests.families import tiny
 
 #: Linear layers of several shapes, and a convolution.
 LAYERS = ["to_q", "ff.net.0.proj", "norm_out.linear", "pos_embed.proj"]

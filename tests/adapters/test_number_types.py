@@ -20,8 +20,8 @@ from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.export.dialects import export_lora
 from flowhooks.modules_file import MODULES, load_modules, save_modules
-from flowhooks.testing.matrix import learnt
 from tests.adapters.helpers import section, train_randomly, transformer
+from tests.families.matrix import learnt
 
 TYPES = {"I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter, load_adapter
 from flowhooks.errors import AdapterError
-from flowhooks.testing import tiny
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
+from tests.families import tiny
 
 PEFT_KINDS = ["lora", "loha", "lokr"]
 LYCORIS_KINDS = [kind for kind in KINDS if kind.startswith("lycoris")]

@@ -19,9 +19,9 @@ from flowhooks.adapters.names import METADATA_KEY
 from flowhooks.adapters.sources import read_sources
 from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.export.lora_file import read_lora
-from flowhooks.testing import tiny
 from tests.adapters.helpers import predict, section, transformer
 from tests.adapters.strength_files import KINDS, LAYERS, by_formula, deltas, same, write_lora
+from tests.families import tiny
 
 
 def started(file, alpha):

@@ -15,10 +15,10 @@ from flowhooks.adapters import FrozenAdapter, build_adapter, build_second
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.modules_file import RUN, save_modules
 from flowhooks.restore import Restored, read_run, restore_pipeline
-from flowhooks.testing import tiny
-from flowhooks.testing.matrix import learnt
 from tests.adapters.helpers import predict, section, transformer
 from tests.adapters.strength_files import ALPHA, KINDS, RANK, by_formula, changed, deltas, same, write_lora
+from tests.families import tiny
+from tests.families.matrix import learnt
 
 per_kind = pytest.mark.parametrize("kind", KINDS)
 LORA = {"type": "lora", "rank": 3, "alpha": 1.0}

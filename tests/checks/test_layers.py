@@ -8,7 +8,7 @@ from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.targets import find_targets
 from flowhooks.checks.layers import _sure
 from flowhooks.errors import AdapterError
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan", "z-image"])

@@ -15,8 +15,8 @@ from flowhooks.data import audit
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.pictures import verify_size
-from flowhooks.testing import PIPELINES, tiny
 from tests.cli.folders import make_run
+from tests.families import PIPELINES, tiny
 
 
 @pytest.mark.parametrize("name, step", [("sd3", 4), ("flux", 4), ("wan", 16), ("qwen-image", 4), ("flux2", 4)])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from flowhooks.probe import FlowModel, probe
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 
 @pytest.fixture(scope="session")

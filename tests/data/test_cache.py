@@ -19,7 +19,6 @@ from flowhooks.data.shards import contents
 from flowhooks.data.store import Entries
 from flowhooks.errors import DataError
 from flowhooks.probe import probe
-from flowhooks.testing import tiny
 from tests.data.folders import (
     PAIR,
     TRIPLE,
@@ -31,6 +30,7 @@ from tests.data.folders import (
     write_mask,
     write_pairs,
 )
+from tests.families import tiny
 
 NAMES = ("a", "b", "sub/c", "d", "e")
 

@@ -19,9 +19,9 @@ from flowhooks.data.inspection import BadImage, inspect_image
 from flowhooks.data.transform import load_clip, load_pixels
 from flowhooks.errors import DataError
 from flowhooks.probe import probe
-from flowhooks.testing import PIPELINES, tiny
 from tests.data.folders import TRIPLE, audit_in, image_set, partner_set, problems_in, write_image, write_mask
 from tests.data.moving import write_clip
+from tests.families import PIPELINES, tiny
 
 KINDS = [".webp", ".gif", ".png", ".apng", ".mp4", ".mov", ".webm", ".mkv"]
 FLOW_DPO = [

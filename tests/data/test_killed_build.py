@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flowhooks.testing import tiny
 from tests.data.folders import TRIPLE, load, snapshot, write_pairs
+from tests.families import tiny
 
 pytestmark = pytest.mark.slow
 

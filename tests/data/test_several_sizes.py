@@ -10,8 +10,8 @@ import flowhooks
 from flowhooks.data import build_cache, collate
 from flowhooks.errors import DataError, ModelError
 from flowhooks.probe import probe
-from flowhooks.testing import PIPELINES, tiny
 from tests.data.folders import TRIPLE, audit_in, write_image, write_mask
+from tests.families import PIPELINES, tiny
 
 #: Width and height. Upright and sideways are packed to samples of one shape, so only the size tells them apart.
 UPRIGHT, SIDEWAYS, SQUARE = (16, 32), (32, 16), (16, 16)

@@ -18,9 +18,9 @@ from flowhooks.documents.schemas import schemas
 from flowhooks.hooks.registry import HOOKS, declare
 from flowhooks.pairs.degradations import KINDS
 from flowhooks.rewards.registry import REWARDS
-from flowhooks.testing import tiny
 from tests.docs import pages
 from tests.docs.pages import PAGES, ROOT
+from tests.families import tiny
 from tests.hooks.required import REQUIRED
 
 WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]

@@ -23,7 +23,7 @@ import flowhooks
 from flowhooks.cli import main
 from flowhooks.errors import ConfigError, FlowhooksError, ModelError
 from flowhooks.export.anyflow import export_anyflow
-from flowhooks.testing.families.wan import wan_transformer
+from flowhooks.testing.wan import wan_transformer
 from tests.export.wan_runs import BESIDE, LORA, drawn, finished, unshifted, write_pipeline
 
 SECOND = {"target_mode": "linear", "deltatime_type": "t-r", "gate_value": 0.8, "timestep_scale": 1000.0}

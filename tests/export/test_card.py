@@ -17,8 +17,8 @@ from flowhooks.export import CardPicture, write_card
 from flowhooks.export.card_code import card_code
 from flowhooks.export.papers import PAPERS, REWARD_PAPERS
 from flowhooks.export.pipelines import PipelineKind, pipeline_kind
-from flowhooks.testing import tiny
 from tests.export.helpers import PRIVATE, document
+from tests.families import tiny
 
 
 @cache

@@ -12,9 +12,8 @@ import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.kernel import Hook
 from flowhooks.pipeline import load_pipeline
-from flowhooks.testing import tiny
-from flowhooks.testing.tiny import PIPELINES
 from flowhooks.train.outputs import write_outputs, write_run
+from tests.families import PIPELINES, tiny
 
 LORA = {"type": "lora", "rank": 2, "alpha": 4}
 PROMPTS = ("one two", "a photo of three")

@@ -10,7 +10,7 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, FlowhooksError, RewardError
 from flowhooks.hooks.adjoint_target import unguided_arguments
 from flowhooks.hooks.decoding import Decoder
-from flowhooks.testing.matrix import learnt
+from tests.families.matrix import learnt
 from tests.hooks.adjoint_runs import ROLLOUT, SCALE, STEPS, moved, run_through, target
 from tests.hooks.test_on_policy import document
 
@@ -215,7 +215,7 @@ def test_a_vae_in_half_precision_is_as_it_was(name):
 
 
 def test_a_scale_that_the_network_is_told_is_no_guidance_to_switch_off():
-    flux, sd3 = learnt("flux", dtype=torch.float32).contract, learnt("sd3").contract
+    flux, sd3 = learnt("flux").contract, learnt("sd3").contract
     assert unguided_arguments(sd3, {}) == {}
     assert unguided_arguments(sd3, {"guidance_scale": 4.5})["guidance_scale"] == 1.0
     off = unguided_arguments(flux, {"guidance_scale": 3.5, "true_cfg_scale": 2.0})

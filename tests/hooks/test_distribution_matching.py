@@ -22,8 +22,9 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.modules_file import MODULES, read_manifest, save_modules
 from flowhooks.probe import probe
-from flowhooks.testing import GaussianFlow, NoCondition, tiny
-from flowhooks.testing.matrix import pairs
+from flowhooks.testing import GaussianFlow, NoCondition
+from tests.families import tiny
+from tests.families.matrix import pairs
 from tests.hooks.toy import EVERYTHING, AffineMap, assert_descends_to_data, build_assembly
 
 FLOW = GaussianFlow(mean=0.8, std=0.3)

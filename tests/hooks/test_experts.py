@@ -7,7 +7,7 @@ import pytest
 import flowhooks
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 
 @pytest.fixture(scope="module")

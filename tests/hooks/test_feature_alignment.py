@@ -15,7 +15,7 @@ from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import FeatureAlignment
 from flowhooks.modules_file import MODULES, save_modules
 from flowhooks.probe.streams import learn_streams
-from flowhooks.testing.matrix import learnt, pairs
+from tests.families.matrix import learnt, pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
 
 

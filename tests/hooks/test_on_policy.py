@@ -13,7 +13,7 @@ import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import CheckpointError, ConfigError, FlowhooksError
 from flowhooks.sampling.prompts import Prompt, read_prompts, visited_places
-from flowhooks.testing.matrix import learnt, pairs
+from tests.families.matrix import learnt, pairs
 from tests.sampling.test_rollout import GUIDED
 
 PROMPTS = [{"prompt": "one", "task": "a"}, {"prompt": "a photo of two", "task": "b"}]
@@ -312,7 +312,7 @@ def test_a_teacher_of_another_model_is_refused(tmp_path):
 def test_nothing_is_shown_where_the_expert_is_never_asked(tmp_path):
     """Two experts: visits outside the trained one's range are left out; none left is an error."""
     from flowhooks.probe import probe
-    from flowhooks.testing.tiny import PIPELINES, tiny
+    from tests.families import PIPELINES, tiny
 
     model = probe(tiny("wan-two-experts"), arguments=PIPELINES["wan-two-experts"].arguments)
     low, _ = model.sigma_range

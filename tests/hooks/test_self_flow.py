@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import flowhooks
 from flowhooks.errors import ConfigError
 from flowhooks.probe.streams import learn_streams
-from flowhooks.testing.matrix import learnt, pairs
+from tests.families.matrix import learnt, pairs
 from tests.hooks.aligned import PIPELINES, outputs_of
 
 SELF_FLOW = {

@@ -7,9 +7,8 @@ import pytest
 import flowhooks
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
-from flowhooks.testing import tiny
-from flowhooks.testing.families.wan import wan_transformer
-from flowhooks.testing.tiny import PIPELINES
+from flowhooks.testing.wan import wan_transformer
+from tests.families import PIPELINES, tiny
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import torch
 import flowhooks
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch, StepResult
-from flowhooks.probe import FlowModel, probe
-from flowhooks.testing import tiny
+from flowhooks.probe import FlowModel
+from tests.families.matrix import learnt
 
 DPO = {"type": "flow_dpo", "norm_type": "masked_mean", "auto_beta": True}
 MASK = {"type": "mask_reducer", "mask_dilate": 1}
@@ -195,7 +195,8 @@ def teacher() -> str:
 
 
 def tiny_model() -> FlowModel:
-    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+    """A new tiny SD3, which all laws are held on."""
+    return learnt("sd3")
 
 
 def batch_for(model: FlowModel, step: int, size: int = 2) -> Batch:

@@ -16,7 +16,7 @@ from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.plan import SLOTS
 from flowhooks.kernel.session import Session
-from flowhooks.testing import composition
+from tests.laws import composition
 from tests.laws.cases import ADAPTERS, batch_for, teacher, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -256,5 +256,5 @@ def has_loss_slot(name: str) -> bool:
 def test_the_page_is_what_the_plan_says():
     page = Path(__file__).parents[2] / "docs" / "compose.md"
     assert page.read_text(encoding="utf-8") == composition.page(), (
-        "run python -m flowhooks.testing.composition > docs/compose.md"
+        "run python -m tests.laws.composition > docs/compose.md"
     )

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from flowhooks.probe.anatomy import learn_anatomy
-from flowhooks.testing import matrix
+from tests.families import matrix
 from tests.probe.test_families import LEARNT
 
 #: Name -> (where text is, how many tokens), where they are not those of an argument.

@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
-from flowhooks.testing import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, matrix, tiny
 
 #: What cannot be learnt, and whose reason it is.
 REFUSED = {

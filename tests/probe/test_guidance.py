@@ -7,7 +7,7 @@ from diffusers import StableDiffusion3Pipeline
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import guidance, probe
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 SHORT = {"max_sequence_length": 8, "height": 16, "width": 16}
 

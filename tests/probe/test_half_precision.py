@@ -6,8 +6,7 @@ import torch
 from diffusers import WanPipeline
 
 from flowhooks.probe import probe
-from flowhooks.testing import tiny
-from flowhooks.testing.tiny import PIPELINES
+from tests.families import PIPELINES, tiny
 
 
 def test_a_network_loaded_in_half_precision_is_called_in_it(tmp_path):

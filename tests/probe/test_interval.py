@@ -14,8 +14,8 @@ from flowhooks.errors import ModelError
 from flowhooks.hooks import TimeConditioningEnabler
 from flowhooks.probe import probe
 from flowhooks.probe.interval import Interval, Span, bare_copy
-from flowhooks.testing import tiny
-from flowhooks.testing.matrix import pairs
+from tests.families import tiny
+from tests.families.matrix import pairs
 
 SHORT = {"max_sequence_length": 8}
 LINEAR = [{"type": "target_replacer", "target_mode": "linear"}]
@@ -109,7 +109,7 @@ def test_it_learns_whatever_adapter_comes_before_or_after(model, first, kind, ch
 @torch.no_grad()
 def test_a_run_that_is_restored_draws_the_same(model, tmp_path):
     from flowhooks.modules_file import save_modules
-    from flowhooks.testing.matrix import latents
+    from tests.families.matrix import latents
 
     with flowhooks.attach(model, {"hooks": LINEAR, "adapter": {"rank": 2}}) as session:
         for i, parameter in enumerate(session.parameters().values()):

@@ -10,7 +10,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.recorder import execution_device, quiet, run
 from flowhooks.probe.runs import find_networks
-from flowhooks.testing import PIPELINES, tiny
+from tests.families import PIPELINES, tiny
 
 
 def offloaded(name):

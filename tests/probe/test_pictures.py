@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import FlowModel, Layout, probe
-from flowhooks.testing import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, matrix, tiny
 
 LTX = PIPELINES["ltx"].arguments
 

@@ -28,8 +28,8 @@ from flowhooks.errors import FlowhooksError, FlowhooksWarning, ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.failures import MESSAGE, PipelineFailed, failed, pictures_in, shown
 from flowhooks.probe.sizes import Sizes
-from flowhooks.testing import PIPELINES, tiny
 from flowhooks.testing.tiny import picture
+from tests.families import PIPELINES, tiny
 
 SMALL = {"height": 16, "width": 16, "max_sequence_length": 8}
 CLIP = {"height": 32, "width": 32, "max_sequence_length": 16}

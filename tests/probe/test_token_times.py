@@ -18,7 +18,7 @@ from flowhooks.probe import TokenSigma, probe
 from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import Entry
-from flowhooks.testing import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 

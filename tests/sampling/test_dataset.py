@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from flowhooks.cli import main
-from flowhooks.testing import tiny
 from flowhooks.train import train
+from tests.families import tiny
 from tests.train.runs import make_run
 
 

@@ -21,7 +21,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.times import Time
 from flowhooks.sampling.flow_map_proxy import FlowMapSchedulerProxy, first_order, require_first_order
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 SHORT = {"max_sequence_length": 8}
 TIME = Time(name="timestep", scale=1000.0, offset=0.0, dtype=torch.float32)

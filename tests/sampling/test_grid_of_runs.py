@@ -10,8 +10,8 @@ from PIL import Image
 from flowhooks.cli import main
 from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.images import sample_images
-from flowhooks.testing.tiny import PIPELINES
 from tests.export.wan_runs import BESIDE, finished, write_pipeline
+from tests.families import PIPELINES
 
 ARGUMENTS = PIPELINES["wan"].arguments
 SIZE = {"height": 32, "width": 32}

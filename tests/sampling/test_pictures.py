@@ -14,8 +14,7 @@ from flowhooks.errors import AdapterError, ConfigError, ModelError
 from flowhooks.probe import probe
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
-from flowhooks.testing import tiny
-from flowhooks.testing.tiny import PIPELINES
+from tests.families import PIPELINES, tiny
 
 QUICK = {"num_inference_steps": 2, "height": 16, "width": 16, "arguments": {"max_sequence_length": 8}}
 

@@ -9,9 +9,8 @@ import pytest
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
-from flowhooks.testing import PIPELINES
-from flowhooks.testing.matrix import WITHOUT_A_ROW
-from flowhooks.testing.tiny import tiny
+from tests.families import PIPELINES, tiny
+from tests.families.matrix import WITHOUT_A_ROW
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 IMAGES = [

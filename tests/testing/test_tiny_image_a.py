@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from flowhooks.testing.tiny import PIPELINES, tiny
+from tests.families import PIPELINES, tiny
 
 NAMES = [
     "flux",

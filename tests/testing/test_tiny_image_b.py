@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_ftfy_available
 
-from flowhooks.testing import PIPELINES, tiny
+from tests.families import PIPELINES, tiny
 
 NAMES = [
     "hunyuan-image",

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import is_ftfy_available
 
-from flowhooks.testing.tiny import PIPELINES, tiny
+from tests.families import PIPELINES, tiny
 
 NAMES = [
     "wan",

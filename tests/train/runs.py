@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowhooks.config import Run, resolve_run
-from flowhooks.testing import tiny
+from tests.families import tiny
 
 NAMES = ("one", "two", "three", "four", "five", "six")
 FLOW_DPO = [

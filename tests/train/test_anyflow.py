@@ -19,8 +19,8 @@ from flowhooks.hooks import TargetReplacer
 from flowhooks.kernel import Hook
 from flowhooks.modules_file import MODULES
 from flowhooks.probe import probe
-from flowhooks.testing import tiny
 from flowhooks.train import train
+from tests.families import tiny
 from tests.train.runs import document, history, weights
 
 FLOW_MAP = {"anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"}}

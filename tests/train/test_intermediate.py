@@ -13,8 +13,8 @@ from flowhooks.adapters.files import LORA_FILE
 from flowhooks.cli import main
 from flowhooks.export.dialects import export_lora
 from flowhooks.restore import restore_pipeline
-from flowhooks.testing import tiny
 from flowhooks.train import train
+from tests.families import tiny
 from tests.train.runs import make_run, weights
 
 QUICK = {"max_train_steps": 2, "checkpointing_steps": 1}

@@ -14,9 +14,9 @@ from flowhooks.config import resolve_run
 from flowhooks.data import audit
 from flowhooks.errors import ModelError
 from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline
-from flowhooks.testing import PIPELINES, tiny
 from flowhooks.train import rng
 from flowhooks.train.setup import _probed
+from tests.families import PIPELINES, tiny
 
 
 def traces(transformer):

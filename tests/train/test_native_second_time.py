@@ -14,8 +14,8 @@ from flowhooks.adapters import load_adapter
 from flowhooks.cli import main
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
-from flowhooks.testing import tiny
 from flowhooks.train import train
+from tests.families import tiny
 from tests.train.runs import history
 
 CALL = {"num_frames": 1, "max_sequence_length": 16}

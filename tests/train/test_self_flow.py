@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.modules_file import MODULES
-from flowhooks.testing import tiny
 from flowhooks.train import train
 from tests.config.test_crepa import PRINTED
+from tests.families import tiny
 from tests.train.runs import history, weights
 
 pytestmark = pytest.mark.slow

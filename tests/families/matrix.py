@@ -1,4 +1,4 @@
-"""What works on which pipeline, found by doing it: ``python -m flowhooks.testing.matrix`` writes ``docs/pipelines.md``.
+"""What works on which pipeline, found by doing it: ``python -m tests.families.matrix`` writes ``docs/pipelines.md``.
 
 Each check runs on a tiny pipeline of the real classes and raises when something does not hold.
 """
@@ -23,7 +23,7 @@ from flowhooks.probe import FlowModel, TokenSigma, probe
 from flowhooks.probe.recorder import quiet
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.testing.tiny import PIPELINES, tiny
+from tests.families import PIPELINES, tiny
 
 PROMPTS = ("a photo of two", "one")
 RUN = {
@@ -44,11 +44,9 @@ class Failed(AssertionError):
 
 
 def learnt(name: str, **changes: Any) -> FlowModel:
-    """The probe's model of a tiny pipeline."""
+    """The probe's model of a tiny pipeline; ``changes`` are what ``pipe.to`` takes."""
     pipe = tiny(name)
-    if changes:
-        pipe = pipe.to(**changes)
-    return probe(pipe, arguments=PIPELINES[name].arguments)
+    return probe(pipe.to(**changes) if changes else pipe, arguments=PIPELINES[name].arguments)
 
 
 def pairs(model: FlowModel) -> Batch:
@@ -343,7 +341,7 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [
         "# Pipelines",
         "",
-        "Made by `python -m flowhooks.testing.matrix` from a run on tiny pipelines of the real classes; never by hand.",
+        "Made by `python -m tests.families.matrix` from a run on tiny pipelines of the real classes; never by hand.",
         "",
         "Of " + f"{len(rows)} rows: " + ", ".join(f"{column} {_count(rows, column)}" for column in COLUMNS) + ".",
         "",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import qwen2_5_vl
+from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS
+from tests.families.vision_language import qwen2_5_vl
 
 
 def longcat_image() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import qwen2_5_vl
+from tests.families.vision_language import qwen2_5_vl
 
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CHAT_WORDS = ["system", "user", "assistant"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from flowhooks.testing.autoencoder import kl_autoencoder
 from flowhooks.testing.text import WORDS, t5_text_encoder, t5_tokenizer
-from flowhooks.testing.vision_language import fast_tokenizer
+from tests.families.vision_language import fast_tokenizer
 
 # BriaFiboPipeline stands this token in for an empty text, whatever the tokenizer.
 EMPTY_TEXT = 128000

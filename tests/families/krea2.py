@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TEMPLATE_WORDS
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import qwen3_vl
+from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TEMPLATE_WORDS
+from tests.families.vision_language import qwen3_vl
 
 
 def krea2(*, is_distilled: bool = False) -> Any:

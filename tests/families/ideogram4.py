@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.families.qwen_image import CHAT_TOKENS, CHAT_WORDS
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import CHATML, WORDS
-from flowhooks.testing.vision_language import qwen3_vl
+from tests.families.qwen_image import CHAT_TOKENS, CHAT_WORDS
+from tests.families.vision_language import qwen3_vl
 
 # The pipeline stacks the hidden states of 13 of the 36 layers.
 LAYERS, TAPS, WIDTH = 36, 13, 16

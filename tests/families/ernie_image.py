@@ -7,7 +7,7 @@ from typing import Any
 from flowhooks.testing.autoencoder import kl_autoencoder
 from flowhooks.testing.pieces import text_settings
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import eye_settings, fast_tokenizer
+from tests.families.vision_language import eye_settings, fast_tokenizer
 
 
 def ernie_image() -> Any:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from flowhooks.testing.families.qwen_image import qwen_image_vae
 from flowhooks.testing.text import WORDS, qwen_tokenizer
-from flowhooks.testing.vision_language import qwen3_vl
+from tests.families.qwen_image import qwen_image_vae
+from tests.families.vision_language import qwen3_vl
 
 
 def nucleus_image() -> Any:

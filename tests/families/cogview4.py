@@ -7,7 +7,7 @@ from typing import Any
 from flowhooks.testing.autoencoder import kl_autoencoder
 from flowhooks.testing.pieces import decoder_text_encoder
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import fast_tokenizer
+from tests.families.vision_language import fast_tokenizer
 
 
 def cogview4() -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.wan import wan_vae
 from flowhooks.testing.pieces import piece_tokenizer, t5_gemma_settings
 from flowhooks.testing.text import WORDS
-from flowhooks.testing.vision_language import eye_settings
+from flowhooks.testing.wan import wan_vae
+from tests.families.vision_language import eye_settings
 
 
 def motif_video() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from flowhooks.testing.autoencoder import flux_autoencoder
 from flowhooks.testing.pieces import piece_tokenizer, t5_gemma_settings
 from flowhooks.testing.text import WORDS, qwen_tokenizer
-from flowhooks.testing.vision_language import qwen3_vl
+from tests.families.vision_language import qwen3_vl
 
 
 def prx() -> Any:

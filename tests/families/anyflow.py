@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.wan import wan_pipeline, wan_transformer
+from flowhooks.testing.wan import wan_pipeline, wan_transformer
 
 
 def anyflow() -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 
-from flowhooks.testing.families.wan import wan_vae
 from flowhooks.testing.text import WORDS, qwen_tokenizer, t5_text_encoder, t5_tokenizer
-from flowhooks.testing.vision_language import qwen2_5_vl
+from flowhooks.testing.wan import wan_vae
+from tests.families.vision_language import qwen2_5_vl
 
 
 class AnythingGoes(ModelMixin, ConfigMixin):

@@ -1,6 +1,6 @@
 """Which methods run together: every pair, planned as ``check`` plans it, and the page that says so.
 
-``python -m flowhooks.testing.composition > docs/compose.md`` makes the page. No model and no data are needed.
+``python -m tests.laws.composition > docs/compose.md`` makes the page. No model and no data are needed.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ _INTRODUCTION = """# Methods together
 
 Several methods may stand in one run, side by side in `method`. Either both losses are in the total, each with a
 gradient of its own, or `flowhooks check` refuses the two and says why. This page is made from the plan that `check`
-makes (`python -m flowhooks.testing.composition`), and a test holds every row to what a step really computes."""
+makes (`python -m tests.laws.composition`), and a test holds every row to what a step really computes."""
 
 _REST = """
 What is refused in one run can be trained in two, one after the other: the second run starts from the first one's result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.hunyuan_video import hunyuan_vae
 from flowhooks.testing.text import WORDS, clip_text_model, clip_tokenizer, qwen_tokenizer
-from flowhooks.testing.vision_language import qwen2_5_vl
+from tests.families.hunyuan_video import hunyuan_vae
+from tests.families.vision_language import qwen2_5_vl
 
 # Of the pipeline's template, the words it says most: with them as tokens the template fits the length it allows.
 TEMPLATE_WORDS = (

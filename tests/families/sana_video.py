@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.wan import wan_vae
 from flowhooks.testing.pieces import decoder_text_encoder
 from flowhooks.testing.text import WORDS, gemma_tokenizer
+from flowhooks.testing.wan import wan_vae
 
 
 def sana_video() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.testing.text import WORDS, qwen_tokenizer
-from flowhooks.testing.vision_language import qwen2_vl
+from tests.families.vision_language import qwen2_vl
 
 
 def easyanimate() -> Any:

@@ -14,7 +14,7 @@ from flowhooks.testing.text import (
     qwen_tokenizer,
     t5_text_encoder,
 )
-from flowhooks.testing.vision_language import qwen_text
+from tests.families.vision_language import qwen_text
 
 
 def hunyuan_vae() -> Any:

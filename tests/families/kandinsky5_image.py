@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TEMPLATE_WORDS
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer
-from flowhooks.testing.vision_language import qwen2_5_vl
+from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TEMPLATE_WORDS
+from tests.families.vision_language import qwen2_5_vl
 
 # With the words of Qwen-Image's template, the 40 tokens that the pipeline cuts off.
 MORE_WORDS = ["You", "are", "prompt", "engineer"]

@@ -1,1 +1,0 @@
-"""One file a family: a function that builds the smallest pipeline of the real classes that still runs."""

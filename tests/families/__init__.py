@@ -1,0 +1,122 @@
+"""Tiny pipelines of every family that the probe is tested on: one file a family, beside those that ship."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flowhooks.testing import PIPELINES as SHIPPED
+from flowhooks.testing.tiny import Tiny, build
+
+PIPELINES: Mapping[str, Tiny] = {
+    **SHIPPED,
+    "flux2": Tiny("tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}),
+    "flux2-klein": Tiny("tests.families.flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "qwen-image": Tiny("tests.families.qwen_image:qwen_image", {"height": 16, "width": 16}),
+    "z-image": Tiny("tests.families.z_image:z_image", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "lumina2": Tiny("tests.families.lumina2:lumina2", {"height": 32, "width": 32, "max_sequence_length": 48}),
+    "aura-flow": Tiny("tests.families.aura_flow:aura_flow", {"height": 16, "width": 16, "max_sequence_length": 8}),
+    "sana": Tiny(
+        "tests.families.sana:sana",
+        {"height": 32, "width": 32, "max_sequence_length": 8, "use_resolution_binning": False},
+    ),
+    "sana-sprint": Tiny(
+        "tests.families.sana:sana_sprint",
+        {"height": 32, "width": 32, "max_sequence_length": 8, "use_resolution_binning": False},
+    ),
+    "hunyuan-image": Tiny("tests.families.hunyuan_image:hunyuan_image", {"height": 16, "width": 16}),
+    "hunyuan-image-distilled": Tiny(
+        "tests.families.hunyuan_image:hunyuan_image_distilled", {"height": 16, "width": 16}
+    ),
+    "hidream-image": Tiny("tests.families.hidream_image:hidream_image", {"max_sequence_length": 8}),
+    "hidream-image-full": Tiny("tests.families.hidream_image:hidream_image_full", {"max_sequence_length": 8}),
+    "hidream-image-dev": Tiny("tests.families.hidream_image:hidream_image_dev", {"max_sequence_length": 8}),
+    "cogview4": Tiny("tests.families.cogview4:cogview4", {"height": 16, "width": 16, "max_sequence_length": 16}),
+    "bria": Tiny("tests.families.bria:bria", {"height": 16, "width": 16, "max_sequence_length": 8}),
+    "bria-fibo": Tiny("tests.families.bria:bria_fibo", {"height": 32, "width": 32, "max_sequence_length": 16}),
+    "longcat-image": Tiny(
+        "tests.families.longcat_image:longcat_image", {"height": 16, "width": 16, "enable_prompt_rewrite": False}
+    ),
+    "krea2": Tiny("tests.families.krea2:krea2", {"height": 16, "width": 16, "max_sequence_length": 16}),
+    "krea2-turbo": Tiny(
+        "tests.families.krea2:krea2_turbo",
+        {"height": 16, "width": 16, "max_sequence_length": 16, "guidance_scale": 0.0},
+    ),
+    "ovis-image": Tiny("tests.families.ovis_image:ovis_image", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "lumina": Tiny("tests.families.lumina:lumina", {"height": 32, "width": 32}),
+    "ernie-image": Tiny("tests.families.ernie_image:ernie_image", {"height": 16, "width": 16}),
+    "ideogram4": Tiny(
+        "tests.families.ideogram4:ideogram4",
+        {"height": 16, "width": 16, "max_sequence_length": 24, "guidance_scale": 7.0, "guidance_schedule": None},
+    ),
+    "kandinsky5-image": Tiny(
+        "tests.families.kandinsky5_image:kandinsky5_image", {"height": 1024, "width": 1024, "max_sequence_length": 16}
+    ),
+    "prx": Tiny(
+        "tests.families.prx:prx",
+        {"height": 16, "width": 16, "tokenizer_max_length": 16, "use_resolution_binning": False},
+    ),
+    "prx-pixel": Tiny("tests.families.prx:prx_pixel", {"height": 16, "width": 16, "use_resolution_binning": False}),
+    "nucleus-image": Tiny("tests.families.nucleus_image:nucleus_image", {"height": 16, "width": 16}),
+    "cosmos2-image": Tiny(
+        "tests.families.cosmos:cosmos2_image", {"height": 32, "width": 32, "max_sequence_length": 16}
+    ),
+    "ltx": Tiny("tests.families.ltx:ltx", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}),
+    "ltx2": Tiny(
+        "tests.families.ltx:ltx2",
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 3,
+            "max_sequence_length": 16,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+    ),
+    "hunyuan-video": Tiny("tests.families.hunyuan_video:hunyuan_video", {"height": 32, "width": 32, "num_frames": 5}),
+    "hunyuan-video15": Tiny(
+        "tests.families.hunyuan_video:hunyuan_video15", {"height": 32, "width": 32, "num_frames": 5}
+    ),
+    "mochi": Tiny(
+        "tests.families.mochi:mochi", {"height": 32, "width": 32, "num_frames": 7, "max_sequence_length": 16}
+    ),
+    "sana-video": Tiny(
+        "tests.families.sana_video:sana_video",
+        {
+            "height": 32,
+            "width": 32,
+            "frames": 5,
+            "max_sequence_length": 16,
+            "complex_human_instruction": None,
+            "use_resolution_binning": False,
+        },
+    ),
+    "kandinsky5-video": Tiny(
+        "tests.families.kandinsky5_video:kandinsky5_video", {"height": 32, "width": 32, "num_frames": 5}
+    ),
+    "motif-video": Tiny(
+        "tests.families.motif_video:motif_video",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+    ),
+    "easyanimate": Tiny(
+        "tests.families.easyanimate:easyanimate", {"height": 32, "width": 32, "num_frames": 5, "guidance_scale": 1.0}
+    ),
+    "anyflow": Tiny(
+        "tests.families.anyflow:anyflow", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+    ),
+    "anyflow-far": Tiny(
+        "tests.families.anyflow:anyflow_far",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16, "chunk_partition": [1, 1]},
+    ),
+    "cosmos": Tiny(
+        "tests.families.cosmos:cosmos", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}
+    ),
+    "cosmos25": Tiny(
+        "tests.families.cosmos:cosmos25", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 128}
+    ),
+    "cosmos3": Tiny("tests.families.cosmos:cosmos3", {"height": 32, "width": 32, "num_frames": 5}),
+}
+
+
+def tiny(name: str, *, seed: int = 0) -> Any:
+    """A tiny pipeline by name, one of :data:`PIPELINES`; see :func:`flowhooks.testing.tiny.build`."""
+    return build(PIPELINES[name], seed=seed)
