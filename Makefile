@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types clean
+.PHONY: help demo test lint format types house clean
 
 help:
 	@echo "make demo    train masked Flow-DPO on the embedded digits and print the before/after table"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint    ruff check and format check"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make types   mypy"
+	@echo "make house   lines, files, circles between rooms, what a new hook costs"
 	@echo "make clean   remove the virtual environment, build products and tool caches"
 
 demo: $(STAMP)
@@ -24,7 +25,7 @@ demo: $(STAMP)
 
 # pytest comes last so that its closing line is the last thing printed. Each worker computes on one thread:
 # two workers with a thread pool each are slower on two cores than one.
-test: lint types
+test: lint types house
 	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(STAMP)
@@ -37,6 +38,9 @@ format: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+house: $(STAMP)
+	$(BIN)/python -m benchmarks.house
 
 # The stamp is written last: an interrupted install is taken up again by the next call.
 $(STAMP): setup.cfg pyproject.toml constraints.txt

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-import flowhooks
+from benchmarks.house import PACKAGE, ROOT, circle, imports, measured, rooms
 
-PACKAGE = Path(flowhooks.__file__).parent
-GUIDE = PACKAGE.parent / "CONTRIBUTING.md"
+GUIDE = ROOT / "CONTRIBUTING.md"
 
 
 def floors() -> dict[str, int]:
@@ -22,42 +18,36 @@ def floors() -> dict[str, int]:
     return {room: i for i, cell in enumerate(first_cells) for room in re.findall(r"`(\w+)`", cell)}
 
 
-def rooms() -> set[str]:
-    """Folders and files at the top of the package."""
-    return {each.stem for each in PACKAGE.iterdir() if each.suffix == ".py" or (each / "__init__.py").is_file()} - {
-        "__init__"
-    }
-
-
-def imports(file: Path, package: str) -> Iterator[tuple[int, str]]:
-    """(line, room) of every import of the package's own, wherever it stands."""
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            root, *rest = name.split(".")
-            if root == package and rest:
-                yield node.lineno, rest[0]
-
-
 def test_every_room_has_its_floor():
     assert floors().keys() == rooms()
 
 
 @pytest.mark.parametrize("room", sorted(rooms()))
 def test_a_room_imports_only_what_is_below_it(room):
-    place = PACKAGE / room
-    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    floor = floors()
     upwards = [
         f"{file.relative_to(PACKAGE)}:{line} imports {other}"
-        for file in files
-        for line, other in imports(file, "flowhooks")
-        if other != room and other in floors() and floors()[other] <= floors()[room]
+        for file in rooms()[room]
+        for line, other in imports(file)
+        if other != room and other in floor and floor[other] <= floor[room]
     ]
     assert upwards == []
+
+
+def test_there_is_no_circle_and_one_would_be_found(tmp_path):
+    assert circle() == []
+    for room, other in (("a", "b"), ("b", "c"), ("c", "a")):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text(
+            f"def f():\n    from flowhooks.{other} import x\n", encoding="utf-8"
+        )
+    assert sorted(set(circle(tmp_path))) == ["a", "b", "c"]
+
+
+def test_the_house_is_measured():
+    found = measured()
+    assert found["circles between rooms"] == 0
+    assert 10_000 < found["package lines"] < 40_000 and found["package files"] > found["files of a new hook"] > 1
 
 
 def test_an_import_anywhere_in_a_file_is_seen(tmp_path):
@@ -67,4 +57,4 @@ def test_an_import_anywhere_in_a_file_is_seen(tmp_path):
         "def f():\n    from flowhooks.data.load import a, b\n    from . import other\n",
         encoding="utf-8",
     )
-    assert sorted(set(imports(file, "flowhooks"))) == [(1, "train"), (3, "cli"), (6, "data")]
+    assert sorted(set(imports(file))) == [(1, "train"), (3, "cli"), (6, "data")]
