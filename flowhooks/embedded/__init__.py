@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import Any
 
 _ROOMS = {
-    "home": "places",
     "ensure_data": "scans",
     "resolve_data": "scans",
     "ensure_model": "model",
@@ -14,7 +13,7 @@ _ROOMS = {
     "Judge": "judge",
     "ensure_judge": "judge",
 }
-__all__ = ["Judge", "ensure_data", "ensure_judge", "ensure_model", "home", "resolve_data", "resolve_model"]
+__all__ = ["Judge", "ensure_data", "ensure_judge", "ensure_model", "resolve_data", "resolve_model"]
 
 
 def __getattr__(name: str) -> Any:
