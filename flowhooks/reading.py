@@ -28,6 +28,7 @@ MAX_INTEGER = 2**63 - 1
 #: Bytes of one part of a path, on every file system in use.
 MAX_NAME = 255
 MAX_PATH = 4095
+UTF16 = "is UTF-16; save the file as UTF-8"
 
 _REMARK = re.compile(r"\$comment$|_comment")
 _VARIABLE = re.compile(r"\$\{\w+\}|(?<![^/])\$[A-Z_][A-Z_0-9]*\b|%[A-Z_]+%")
@@ -124,10 +125,15 @@ def read_text(path: Path, most: int = MAX_TEXT) -> str:
     return text_of(read_bytes(path, most))
 
 
+def is_utf16(data: bytes) -> bool:
+    """Whether a text, or its beginning, is UTF-16, by its byte order mark or a first character of Latin script."""
+    return data.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(data) > 1 and (data[0] == 0) != (data[1] == 0))
+
+
 def text_of(data: bytes) -> str:
     """UTF-8 as text, without a byte order mark. Raises Unreadable, which names another encoding where it is known."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or data[:2] in (b"{\0", b"\0{", b"[\0", b"\0["):
-        raise Unreadable("is UTF-16; save the file as UTF-8")
+    if is_utf16(data):
+        raise Unreadable(UTF16)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -51,7 +51,7 @@ def _run(args: Namespace) -> int:
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
     audited, planned = examined.audit, examined.plan
-    _check_with_torch(configured, audited, args.resume)
+    changed = _check_with_torch(configured, audited, args.resume)
     fetched = [*model_told(configured), *helper_told(configured)]
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
@@ -75,12 +75,13 @@ def _run(args: Namespace) -> int:
     for line in unread(configured):
         print(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
-    _print_warnings([*audited.warnings, *unused(planned, frozenset(given))])
+    _print_warnings([*changed, *audited.warnings, *unused(planned, frozenset(given))])
     return 0
 
 
-def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> None:
-    """What only torch can say, for the few runs that ask for it. Raises ConfigError or CheckpointError."""
+def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]:
+    """What only torch can say, for the few runs that ask for it: what has changed since the checkpoint that is gone on
+    from. Raises ConfigError or CheckpointError."""
     if run.training["optimizer"] == "adamw" and run.training["optimizer_args"]:
         import torch
 
@@ -89,13 +90,16 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> None:
         make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
     if resume is not None:
         from flowhooks.train.checkpoint import Checkpoints, read_manifest
-        from flowhooks.train.identity import identity, require_same
+        from flowhooks.train.identity import changes, identity, require_same
 
         source = Checkpoints(Path(run.output_dir)).find(resume)
         if source is not None:
             found = read_manifest(source).identity
             # How many processes will train is not known here.
-            require_same(found, identity(run, audited, found.get("processes", 1)), str(source))
+            own = identity(run, audited, found.get("processes", 1))
+            require_same(found, own, str(source))
+            return [f"{source}: {sentence}" for sentence in changes(found, own)]
+    return []
 
 
 def _print_data(audited: Audit) -> None:

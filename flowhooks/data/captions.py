@@ -9,6 +9,7 @@ from typing import Any
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.files import is_text
 from flowhooks.data.findings import Findings
+from flowhooks.reading import is_utf16
 
 WITHOUT_TEXT = ("filename", "instanceprompt")
 
@@ -41,6 +42,9 @@ class Captions:
 
     def decode(self, stem: str, data: bytes, name: str) -> None:
         """Take a caption from UTF-8."""
+        if is_utf16(data):
+            self.refuse(name, "it is UTF-16")
+            return
         try:
             self.take(stem, data.decode("utf-8-sig"), name)
         except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
+SPECIAL = "is a pipe, a socket or a device, not a regular file"
 CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
 
@@ -120,6 +121,8 @@ def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tup
             yield from _walk(path, inside, refused, above)
         elif entry.is_file():
             yield path
+        else:
+            refused.append((str(path), SPECIAL))
 
 
 def is_text(value: str) -> bool:

@@ -32,7 +32,14 @@ class _Linker:
         images = [i for i in active if self.blocks[i]["dataset_type"] == "image"]
         conditioning = [i for i in active if self.blocks[i]["dataset_type"] == "conditioning"]
         if not images:
-            message = "has no data set with `dataset_type` 'image'; add the one that holds the images to train on"
+            off = [block["id"] for block in self.blocks if block["disabled"] and block["dataset_type"] == "image"]
+            if off:
+                named = ", ".join(map(repr, off))
+                message = (
+                    f"has no data set to train on: `disabled` is true for {named}; set it to false for one of them"
+                )
+            else:
+                message = "has no data set with `dataset_type` 'image'; add the one that holds the images to train on"
             self.found.problem(self.found.root, message)
         self.links = {i: set() for i in images}
         for i in images:

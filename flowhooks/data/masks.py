@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -20,6 +20,7 @@ GREY, LABELS = "grey", "labels"
 LOOKED_AT = 64
 #: Of 255. A mask that is nowhere brighter trains with less than half the weight, everywhere.
 DIM = 128
+BLACK = "the mask is black: it trains nowhere"
 
 
 def refuse_values(block: dict[str, Any], path: str, found: Findings) -> None:
@@ -51,37 +52,75 @@ def dimness(mask: Picture) -> str | None:
 
     Nothing is said of one that is black all over, or read as labels.
     """
-    if mask.labels:
-        return None
     data = mask.asset.read()
-    brightest = int(mask_levels(data).getextrema()[1])  # type: ignore[arg-type]
-    if brightest in (0, 255) or (brightest >= DIM and not _colourful(open_upright(data))):
+    return _dim(mask, data, _brightest(mask, data))
+
+
+def tell_values(sets: Iterable[DataSet], found: Findings) -> None:
+    """Tell of sets whose masks train nowhere, which is a problem where all of them do, and warn of those that are
+    nowhere bright: labels, or the classes of a palette, that are read as grey."""
+    for data in sets:
+        tell_values(data.columns, found)
+        if data.block["conditioning_type"] in MASK_TYPES:
+            _tell_values(data, found)
+
+
+def _tell_values(data: DataSet, found: Findings) -> None:
+    looked = {stem: seen for stem, mask in _spread(list(data.images.items())) if (seen := _look(mask))}
+    black = [stem for stem, seen in looked.items() if seen.brightest == 0]
+    dim = {stem: seen.dim for stem, seen in looked.items() if seen.dim}
+    others = (mask for stem, mask in data.images.items() if stem not in looked)
+    if black and len(black) == len(looked) and not any(seen.brightest for mask in others if (seen := _look(mask))):
+        every = f"none of the {count(len(data.images), 'mask')} of {data.id!r} has a bright pixel, so none trains "
+        message = f"{every}anything: {some(list(data.images))}; {_remedy(data.images[black[0]])}"
+        found.problem(data.where, message)
+    elif black:
+        of = f"{len(black):,} of {count(len(looked), 'mask')} that were looked at"
+        found.warnings.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
+    if dim:
+        first = next(iter(dim))
+        of = f"{len(dim):,} of {count(len(looked), 'mask')} that were looked at"
+        found.warnings.append(
+            f"{data.id}: {first}: {dim[first]}; so for {of}: {some(list(dim))}. If the values are labels, set "
+            f"`mask_values` to {LABELS!r}; else white is what trains fully"
+        )
+
+
+class _Seen(NamedTuple):
+    """The brightest value of a mask as it is read, in [0, 255], and that it is nowhere bright, if so."""
+
+    brightest: int
+    dim: str | None
+
+
+def _look(mask: Picture) -> _Seen | None:
+    try:
+        data = mask.asset.read()
+        brightest = _brightest(mask, data)
+        return _Seen(brightest, _dim(mask, data, brightest))
+    except (BadImage, OSError):
+        return None  # told where it is decoded for training, or drawn
+
+
+def _brightest(mask: Picture, data: bytes) -> int:
+    return int(mask_levels(data, labels=mask.labels).getextrema()[1])  # type: ignore[arg-type]
+
+
+def _dim(mask: Picture, data: bytes, brightest: int) -> str | None:
+    if mask.labels or brightest in (0, 255) or (brightest >= DIM and not _colourful(open_upright(data))):
         return None
     return f"the brightest value of the mask is {brightest} of 255, so it trains with a weight of {brightest / 255:.3g}"
 
 
-def warn_of_dim(sets: Iterable[DataSet], found: Findings) -> None:
-    """Warn of sets whose masks are nowhere bright: labels, or the classes of a palette, that are read as grey."""
-    for data in sets:
-        warn_of_dim(data.columns, found)
-        if data.block["conditioning_type"] not in MASK_TYPES:
-            continue
-        looked = _spread(list(data.images.items()))
-        dim = {stem: said for stem, mask in looked if (said := _said(mask))}
-        if dim:
-            first = next(iter(dim))
-            of = f"{len(dim):,} of {count(len(looked), 'mask')} that were looked at"
-            found.warnings.append(
-                f"{data.id}: {first}: {dim[first]}; so for {of}: {some(list(dim))}. If the values are labels, set "
-                f"`mask_values` to {LABELS!r}; else white is what trains fully"
-            )
-
-
-def _said(mask: Picture) -> str | None:
-    try:
-        return dimness(mask)
-    except (BadImage, OSError):
-        return None  # told where it is decoded for training, or drawn
+def _remedy(mask: Picture) -> str:
+    """What to do about a black mask, by what its file holds."""
+    data = mask.asset.read()
+    if not mask.labels and _brightest(replace(mask, labels=True), data):
+        return f"the file holds other values than 0: if they are labels, set `mask_values` to {LABELS!r}"
+    image = open_upright(data)
+    if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[1] == 0:
+        return "the file is transparent all over, which counts as black: save masks without transparency"
+    return "white is what trains; replace such masks, or take the set out of its links to train everywhere"
 
 
 def _spread(items: list[tuple[str, Picture]]) -> list[tuple[str, Picture]]:

@@ -11,8 +11,8 @@ from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import told_of_clips
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
-from flowhooks.data.masks import warn_of_dim
-from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans
+from flowhooks.data.masks import tell_values
+from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans, warn_of_twins
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.schedule import report
 from flowhooks.data.sets import DataSet
@@ -23,6 +23,10 @@ from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
     from flowhooks.data.blocks import Datasets
+
+
+#: In an epoch of a set with repeats: each takes some bytes in several lists and permutations.
+MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +89,8 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
         records += _pair(sets[i], partners, found)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
-    warn_of_dim(sets, found)
+    tell_values(sets, found)
+    warn_of_twins(records, found)
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
@@ -120,7 +125,20 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
                     drawing=drawing,
                 )
             )
-    return records * (1 + images.block["repeats"])
+    return records * (1 + _repeats(images, len(records), found))
+
+
+def _repeats(images: DataSet, samples: int, found: Findings) -> int:
+    """The block's `repeats`; 0 where an epoch would be too long to list, which is a problem."""
+    repeats: int = images.block["repeats"]
+    if repeats and samples * (1 + repeats) > MOST_SAMPLES:
+        message = (
+            f"{repeats:,} makes {samples * (1 + repeats):,} samples of {samples:,}, and an epoch with repeats holds at "
+            f"most {MOST_SAMPLES:,}; lower it, or raise `probability`, which draws a set more often"
+        )
+        found.problem(f"{images.path}.repeats", message)
+        return 0
+    return repeats
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:

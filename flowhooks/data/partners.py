@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
 
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.frames import plan_frames
 from flowhooks.data.geometry import Geometry, plan_geometry
 from flowhooks.data.inspection import Picture
+from flowhooks.data.records import Record
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sizing import Sizing, check_sizing
 
 ASPECT_TOLERANCE = 0.01
+SAME = "both sides are the same file"
 
 
 def same_aspect(one: Picture, other: Picture) -> bool:
@@ -50,6 +53,12 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
 
 
 def _near_miss(missing: list[str], partner: DataSet) -> str:
+    spelled = {unicodedata.normalize("NFC", stem) for stem in partner.images}
+    if accents := [stem for stem in missing if unicodedata.normalize("NFC", stem) in spelled]:
+        return (
+            f" ({some(accents)}: there under a name that looks alike and differs in its Unicode form only, composed "
+            "here and decomposed there or the other way round; rename the files of one folder to one form, such as NFC)"
+        )
     folded = {_fold(stem): stem for stem in partner.images}
     for stem in missing:
         if near := folded.get(_fold(stem)):
@@ -130,4 +139,24 @@ def warn_of_orphans(links: dict[int, tuple[int, ...]], sets: list[DataSet], foun
         if orphans:
             found.warnings.append(
                 f"{sets[j].id}: {count(len(orphans), 'file')} that no image asks for: {some(orphans)}"
+            )
+
+
+def same_sides(record: Record) -> bool:
+    """Whether the rejected side is the preferred one, byte by byte."""
+    return record.rejected is not None and record.rejected.digest == record.image.digest
+
+
+def warn_of_twins(records: Iterable[Record], found: Findings) -> None:
+    """Warn of pairs with nothing to prefer."""
+    pairs: dict[str, dict[str, bool]] = defaultdict(dict)
+    for record in records:
+        if record.rejected is not None:
+            pairs[record.dataset].setdefault(record.key, False)
+            pairs[record.dataset][record.key] |= same_sides(record)
+    for name, of_set in pairs.items():
+        if same := [key for key, twins in of_set.items() if twins]:
+            found.warnings.append(
+                f"{name}: {SAME} ({len(same):,} of {count(len(of_set), 'pair')}): {some(same)}; such a pair teaches "
+                "nothing: correct its rejected side, or remove it"
             )

@@ -12,11 +12,9 @@ from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.loose import is_loose
-from flowhooks.data.partners import same_aspect
+from flowhooks.data.partners import SAME, same_aspect, same_sides
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sizing import Sizing
-
-SAME = "both sides are the same file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
         if each is not None and not same_aspect(record.image, each):
             problems.append(f"the {kind} ({each.size}) has another aspect ratio than the image ({record.image.size})")
     warnings = []
-    if record.rejected is not None and record.rejected.digest == record.image.digest:
+    if same_sides(record):
         warnings.append(SAME)
     original = originals.setdefault(record.image.digest, record.key)
     if original != record.key:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import BadImage, Picture
-from flowhooks.data.masks import dimness
+from flowhooks.data.masks import BLACK, dimness
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.gallery.cards import Card
 
@@ -18,7 +18,6 @@ SIDE = 256
 MASK_RGB = (214, 0, 110)
 #: Opacity of the veil, of 255, from where a mask is just not black to where it is white.
 VEIL = (26, 51)
-BLACK = "the mask is black: it trains nowhere"
 
 
 @dataclass(frozen=True, kw_only=True)

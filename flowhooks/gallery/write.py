@@ -16,13 +16,14 @@ from tqdm import tqdm
 from flowhooks.config import Datasets, is_datasets, load_datasets
 from flowhooks.data import Survey, survey
 from flowhooks.data.findings import some
+from flowhooks.data.masks import BLACK
 from flowhooks.documents.document import read_json, without_remarks
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.files import write_aside
-from flowhooks.gallery.cards import SAME, Card, all_cards, chosen
+from flowhooks.gallery.cards import Card, all_cards, chosen
 from flowhooks.gallery.page import MARK, Findings, page
 from flowhooks.gallery.sheet import sheet
-from flowhooks.gallery.thumbs import BLACK, Thumbs, draw
+from flowhooks.gallery.thumbs import Thumbs, draw
 from flowhooks.reading import user_path
 
 PAGE, SHEET = "inspect.html", "inspect.png"
@@ -127,11 +128,10 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
     broken = [f"{card.key}: {', '.join(thumbs.problems)}" for card, thumbs in drawn if thumbs.problems]
     if broken:
         problems.append(Problem(f"pictures that cannot be decoded ({len(broken):,}): {some(broken)}", source))
-    for what in (SAME, BLACK):
-        names = [card.key for card in cards if what in card.warnings]
-        names = names or [card.key for card, thumbs in drawn if what in thumbs.warnings]
-        if names:
-            warnings.append(f"{what} ({len(names):,}): {some(names)}")
+    # The audit tells of files that are black; where several masks multiply, or are cut, only their product is.
+    black = [card.key for card, thumbs in drawn if BLACK in thumbs.warnings]
+    if black and not any(BLACK in each for each in warnings):
+        warnings.append(f"{BLACK} ({len(black):,}): {some(black)}")
     return Findings(
         title=Path(source).name,
         facts={word: number for word, number in facts.items() if number or word == "samples"},

@@ -186,6 +186,7 @@ class FlowDPO(Hook):
         return loss
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
+        """NaN, beta aside, for a batch of which no pair is compared: all its masks are black."""
         weight = step.views[WIN].weight
         margin = self._margin(step)
         beta = self._beta(margin)
@@ -203,12 +204,16 @@ class FlowDPO(Hook):
             "gradient_factor": gradient_factor(margin, beta),
         }
         found = {name: step.mean(value.to(margin.dtype), weight) for name, value in named.items()}
-        found["beta"] = torch.as_tensor(beta, dtype=margin.dtype, device=margin.device)
-        if self.auto_beta:
-            found["beta_clamped"] = (self.auto_beta.value() != self.auto_beta.clamped()).to(margin.dtype)
         if self.sft_loss_weight:
             found["sft_loss"] = step.mean(self._plain_error(step), weight)
         found.update(detect(step, named["win_adv"], named["lose_adv"]))
+        if weight is not None:
+            # A mean over nothing: as 0, a gradient factor would read as saturated.
+            compared = step.all_reduce(weight.sum()) > 0
+            found = {name: torch.where(compared, value, math.nan) for name, value in found.items()}
+        found["beta"] = torch.as_tensor(beta, dtype=margin.dtype, device=margin.device)
+        if self.auto_beta:
+            found["beta_clamped"] = (self.auto_beta.value() != self.auto_beta.clamped()).to(margin.dtype)
         return {f"flow_dpo_{name}": value for name, value in found.items()}
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:

@@ -124,6 +124,12 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
             f"preferred one does too (win_adv {read('win_adv'):.3g}); {terms.stronger_anchor}, lower the learning "
             f"rate, or {terms.plain_loss}"
         )
+    # Exactly 0: what is only small may become a margin yet.
+    if floor > 0 and read("margin") == 0 and abs(read("ref_win_err") - read("ref_lose_err")) <= floor:
+        said.append(
+            f"flow_dpo: both sides of the pairs are alike: the reference errs by {read('ref_win_err'):.4g} on either, "
+            "and the margin stays 0; there is nothing to prefer, so see whether the rejected images are copies"
+        )
     # One that auto_beta was told to aim at is no fault.
     least = min(SATURATED, terms.target / 2) if terms.auto_beta else SATURATED
     if read("gradient_factor") < least:

@@ -3,6 +3,7 @@ out."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch.nn import functional as F
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
+
+#: Percent; a running mean of 100 may end a rounding below it.
+ALL_EMPTY = 99.999
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
@@ -51,3 +55,11 @@ class MaskReducer(Hook):
         mask, weight = step.views["main"].mask, step.views["main"].weight
         assert mask is not None and weight is not None, "views() put both in"
         return {"mask_coverage": mask.mean(), "mask_empty_pct": 100 * (1 - weight).mean()}
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        if metrics.get("mask_empty_pct", 0.0) < ALL_EMPTY:
+            return []
+        return [
+            "mask_reducer: every mask of the batches so far is black on the latent grid, so nothing is compared or "
+            "trained where masks count; white is what trains: see `flowhooks inspect`"
+        ]

@@ -70,5 +70,7 @@ def test_train_tells_the_warnings_of_the_data(user):
     with pytest.warns(FlowhooksWarning, match=f"^{re.escape(told[1])}$"):
         assert user.train("--set", "training.max_train_steps=2").code == 0
     user.edit_blocks(lambda blocks: blocks[0].update(repeats=1))
-    with pytest.warns(FlowhooksWarning, match="the data sets have changed since"):
+    changed = "the data sets have changed since"
+    assert changed in user.command("check", str(user.run), "--resume", "latest").out
+    with pytest.warns(FlowhooksWarning, match=changed):
         assert user.train("--resume", "latest").code == 0

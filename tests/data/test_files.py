@@ -1,9 +1,15 @@
 from __future__ import annotations
 
 import os
+import socket
+from contextlib import chdir
+from pathlib import Path
+
+import pytest
 
 from flowhooks.data.files import among, walk
-from tests.data.folders import write_image
+from flowhooks.errors import DataError
+from tests.data.folders import TRIPLE, audit_in, write_image, write_pairs
 
 
 def test_images_are_known_by_relative_path_without_suffix(tmp_path):
@@ -61,3 +67,23 @@ def test_a_folder_that_is_itself_a_link_is_read(tmp_path):
     write_image(tmp_path / "real/a.png")
     (tmp_path / "set").symlink_to(tmp_path / "real", target_is_directory=True)
     assert list(walk(tmp_path / "set").files) == ["a.png"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link"])
+@pytest.mark.parametrize("place", ["win/q.png", "mask/a.png", "win/a.txt"])
+def test_what_is_no_regular_file_is_refused_by_name(tmp_path, kind, place):
+    write_pairs(tmp_path, ("a",))
+    path = tmp_path / place
+    path.unlink(missing_ok=True)
+    made = path.with_name("made") if kind == "link" else path
+    if kind == "socket":
+        with socket.socket(socket.AF_UNIX) as opened, chdir(path.parent):
+            opened.bind(path.name)
+    else:
+        os.mkfifo(made)
+    if kind == "link":
+        path.symlink_to(made)
+    named = f"{Path(place).name} is a pipe, a socket or a device, not a regular file"
+    with pytest.raises(DataError) as refused:
+        audit_in(tmp_path, TRIPLE)
+    assert any(named in problem.message for problem in refused.value.problems)

@@ -12,10 +12,10 @@ from flowhooks.data import survey
 from flowhooks.data.encode import Masks
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.load import load_datasets
-from flowhooks.data.masks import warn_of_dim
+from flowhooks.data.masks import tell_values
 from flowhooks.data.transform import load_mask
 from flowhooks.errors import DataError
-from tests.data.folders import TRIPLE, audit_in, load, write_image, write_mask, write_pairs
+from tests.data.folders import TRIPLE, audit_in, load, problems_in, write_image, write_mask, write_pairs
 from tests.data.profiles import PICTURES
 
 WHOLE = Geometry(width=16, height=16)
@@ -76,9 +76,7 @@ def test_masks_of_labels_are_told_by_their_brightest_value(tmp_path, file, brigh
     assert audit_in(tmp_path, LABELS).warnings == ()
 
 
-@pytest.mark.parametrize(
-    ("level", "told"), [(0, False), (1, True), (127, True), (128, False), (200, False), (255, False)]
-)
+@pytest.mark.parametrize(("level", "told"), [(1, True), (127, True), (128, False), (200, False), (255, False)])
 def test_a_mask_is_dim_below_half_of_white(tmp_path, level, told):
     write_pairs(tmp_path, ("a",))
     write_mask(tmp_path / "mask/a.png", np.pad(np.full((8, 8), level), 4))
@@ -140,5 +138,48 @@ def test_a_mask_that_cannot_be_decoded_is_left_to_the_reader(tmp_path):
     data = (tmp_path / "mask/a.png").read_bytes()
     found = survey(load(tmp_path, TRIPLE))
     (tmp_path / "mask/a.png").write_bytes(data[:60])
-    warn_of_dim(found.sets, found.found)
+    tell_values(found.sets, found.found)
     assert found.found.warnings == []
+
+
+BLACK = {
+    "8 bits": (png(Image.new("L", (16, 16))), "white is what trains"),
+    "transparent": (png(Image.new("RGBA", (16, 16), (255, 255, 255, 0))), "save masks without transparency"),
+    "labels of 16 bits": (png(Image.fromarray((classes() > 0).astype(np.uint16))), "set `mask_values` to 'labels'"),
+}
+
+
+@pytest.mark.parametrize("kind", BLACK)
+def test_a_set_of_black_masks_is_refused_and_some_are_told(tmp_path, kind):
+    data, remedy = BLACK[kind]
+    write_pairs(tmp_path, ("a", "b", "c"))
+    for name in "ab":
+        (tmp_path / f"mask/{name}.png").write_bytes(data)
+    (warning,) = audit_in(tmp_path, TRIPLE).warnings
+    assert "mask: the mask is black: it trains nowhere (2 of 3 masks that were looked at): a, b; " in warning
+    assert remedy in warning
+    (tmp_path / "mask/c.png").write_bytes(data)
+    (problem,) = problems_in(tmp_path, TRIPLE)
+    assert problem.startswith("$[2].instance_data_dir: none of the 3 masks of 'mask' has a bright pixel, so none ")
+    assert remedy in problem
+    if "labels" in kind:
+        assert audit_in(tmp_path, LABELS).warnings == ()
+    else:
+        assert "white is what trains" in problem or remedy in problems_in(tmp_path, LABELS)[0]
+
+
+def test_black_masks_of_a_column_are_refused_at_that_column(tmp_path):
+    write_image(tmp_path / "a.png")
+    write_mask(tmp_path / "m.png", np.zeros((16, 16)))
+    (tmp_path / "t.csv").write_text("image,caption,mask\na.png,a,m.png\n")
+    (problem,) = problems_in(tmp_path, [{"id": "t", "type": "csv", "instance_data_dir": "t.csv"}])
+    assert problem.startswith("$[0].mask_column: none of the 1 mask of 't.mask' has a bright pixel")
+
+
+def test_all_masks_are_looked_at_before_a_set_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("flowhooks.data.masks.LOOKED_AT", 2)
+    write_pairs(tmp_path, ("a", "b", "c"))
+    for name in "ac":
+        write_mask(tmp_path / f"mask/{name}.png", np.zeros((16, 16)))
+    (warning,) = audit_in(tmp_path, TRIPLE).warnings
+    assert "(2 of 2 masks that were looked at): a, c" in warning

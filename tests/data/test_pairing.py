@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flowhooks.data import audit
+from flowhooks.data.schedule import Schedule, streams
 from flowhooks.errors import DataError
 from tests.data.folders import (
     PAIR,
@@ -318,3 +319,56 @@ def test_paths_lead_into_the_file_as_the_user_wrote_it(root):
     off = image_set("off", disabled=True)
     assert problems_in(root, [off, image_set("gone")])[0].startswith("$[1].instance_data_dir: ")
     assert problems_in(root, {"datasets": [off, image_set("gone")]})[0].startswith("$.datasets[1].instance_data_dir: ")
+
+
+def test_pairs_of_one_file_are_told(root):
+    """Whatever they are called, and however often a sample comes; nothing is decoded for it."""
+    (root / "lose/a.png").write_bytes((root / "win/a.png").read_bytes())
+    (warning,) = audit_in(root, [{**PAIR[0], "repeats": 2}, PAIR[1]]).warnings
+    assert warning.startswith("win: both sides are the same file (1 of 3 pairs): a; such a pair teaches nothing")
+
+
+@pytest.mark.parametrize("key", ["repeats", "keep_tags", "start_step", "end_step", "num_frames", "caption_variants"])
+@pytest.mark.parametrize("number", [10**9, 10**12])
+def test_no_number_costs_memory_or_time(root, key, number):
+    """It is taken, or refused by name."""
+    block = image_set("win", caption_shuffle=True, **{key: number})
+    other = image_set("more", instance_data_dir="win")
+    try:
+        result = audit_in(root, [block, other])
+    except DataError as error:
+        assert {problem.path for problem in error.problems} == {f"$[0].{key}"}
+    else:
+        assert key in ("keep_tags", "start_step", "end_step") and len(result.records) == 6
+        schedule = Schedule(streams(result.records), batch_size=2, seed=0)
+        assert len(next(schedule.batches(start=100))) == 2
+
+
+def test_an_epoch_too_long_to_list_is_refused(root, monkeypatch):
+    monkeypatch.setattr("flowhooks.data.pairing.MOST_SAMPLES", 8)
+    assert len(audit_in(root, [image_set("win", repeats=1)]).records) == 6
+    (problem,) = problems_in(root, [image_set("win", repeats=2)])
+    assert problem.startswith("$[0].repeats: 2 makes 9 samples of 3, and an epoch with repeats holds at most 8; lower")
+
+
+def test_a_set_that_is_off_is_told_as_that(root):
+    with pytest.raises(DataError, match="no data set to train on: `disabled` is true for 'win'; set it to false"):
+        load(root, [image_set("win", disabled=True)])
+
+
+def test_names_of_two_unicode_forms_are_told_apart(root):
+    for folder, name in (("win", "caf\u00e9"), ("lose", "cafe\u0301")):
+        write_image(root / folder / f"{name}.png", seed=70)
+    (root / "win/caf\u00e9.txt").write_text("a cafe")
+    (problem,) = problems_in(root, PAIR)
+    assert "differs in its Unicode form only" in problem and "such as NFC" in problem
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tables_and_captions_in_utf16_are_told(root, encoding):
+    (root / "t.csv").write_text("image,caption\nwin/a.png,a\n", encoding=encoding)
+    (problem,) = problems_in(root, [{"id": "t", "type": "csv", "instance_data_dir": "t.csv"}])
+    assert "t.csv is UTF-16; save the file as UTF-8" in problem and "udc" not in problem
+    (root / "win/a.txt").write_text("a photo", encoding=encoding)
+    (problem,) = problems_in(root, PAIR)
+    assert "a.txt (it is UTF-16); save them as UTF-8" in problem

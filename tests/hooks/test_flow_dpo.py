@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -168,6 +169,8 @@ def test_all_masks_empty_gives_zero_loss_and_zero_gradient():
     result = toy_session(model, FlowDPO(norm_type="masked_mean"), MaskReducer()).step(batch)
     result.loss.backward()
     assert result.loss == 0
+    compared = {name for name, value in result.metrics.items() if name.startswith("flow_dpo_") and value.isfinite()}
+    assert compared <= {"flow_dpo_beta", "flow_dpo_drift_outside"}
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -286,3 +289,21 @@ def test_advice_is_in_the_terms_of_the_run(terms, metrics, told, untold):
 def test_a_small_gradient_factor_that_was_asked_for_is_no_fault():
     assert warn({"flow_dpo_gradient_factor": 0.03}, Terms(auto_beta=True, target=0.04)) == []
     assert warn({"flow_dpo_gradient_factor": 0.01}, Terms(auto_beta=True, target=0.04)) != []
+
+
+def test_where_nothing_is_compared_margins_are_not_judged():
+    """Black masks: no word of saturation, one that says what is wrong, after ten steps as in a run."""
+    session = toy_session(toy_model(), FlowDPO(norm_type="masked_mean", auto_beta=True), MaskReducer())
+    batch = toy_batch(size=2)
+    batch.mask.zero_()
+    for _ in range(10):
+        said = session.warnings({name: float(value) for name, value in session.step(batch).metrics.items()})
+    assert len(said) == 1 and said[0].startswith("mask_reducer: every mask of the batches so far is black")
+
+
+def test_pairs_of_two_like_sides_are_told():
+    session = toy_session(toy_model(), FlowDPO())
+    batch = replace(toy_batch(masked=False), rejected=toy_batch(masked=False).clean)
+    for _ in range(10):
+        said = session.warnings({name: float(value) for name, value in session.step(batch).metrics.items()})
+    assert len(said) == 1 and "both sides of the pairs are alike" in said[0]

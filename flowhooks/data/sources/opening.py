@@ -45,7 +45,7 @@ def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Pla
         return None
     refused = [f"{name} {reason}" for name, reason in tree.refused]
     remedy = "copy what links lead to into the folder, rename the others, or remove them"
-    found.listing(where, refused, "links and names that are not followed", remedy)
+    found.listing(where, refused, "links, names and special files that are not followed", remedy)
     return place, tree
 
 

@@ -9,10 +9,10 @@ import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from flowhooks.data.places import Place, as_text
-from flowhooks.reading import BadJson, parse
+from flowhooks.reading import UTF16, BadJson, is_utf16, parse
 
 SUFFIXES = (".csv", ".tsv")
 
@@ -31,6 +31,17 @@ class Table(Protocol):
     def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
         """(name of the row for people, its cells by column or what is wrong with it). Raises like `columns`."""
         ...
+
+
+def _lines(place: Place, name: str) -> TextIO:
+    """The lines of a table. Raises BadTable for another encoding that is known, Refused or OSError."""
+    file = place.open(name)
+    start = file.read(2)
+    if is_utf16(start):
+        file.close()
+        raise BadTable(f"{name} {UTF16}")
+    file.seek(0)
+    return as_text(file)
 
 
 def open_table(place: Place, name: str) -> Table:
@@ -57,11 +68,11 @@ class Separated:
     separator: str
 
     def columns(self) -> list[str]:
-        with as_text(self.place.open(self.name)) as file:
+        with _lines(self.place, self.name) as file:
             return self._header(csv.reader(file, delimiter=self.separator))
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        with as_text(self.place.open(self.name)) as file:
+        with _lines(self.place, self.name) as file:
             lines = csv.reader(file, delimiter=self.separator, strict=True)
             header = self._header(lines)
             try:
@@ -102,7 +113,7 @@ class JsonLines:
         return list(found)
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        with as_text(self.place.open(self.name)) as file:
+        with _lines(self.place, self.name) as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield f"{self.name} line {number}", _object(line)
