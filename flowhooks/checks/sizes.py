@@ -11,9 +11,13 @@ from flowhooks.checks.library import call_arguments
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
 from flowhooks.config import Run
 from flowhooks.data import Audit
+from flowhooks.data.findings import Findings
+from flowhooks.data.sizing import SizeInPixels, Sizing, check_sizing
 from flowhooks.errors import ConfigError, Problem
 
 FRAMES = ("num_frames", "frames")
+#: Width and height, and the latent channels and pixels a latent of SD3.
+EXAMPLE_SIZE, EXAMPLE_VAE = (1024, 1024), (16, 8)
 Settings = Mapping[str, Any]
 
 
@@ -26,6 +30,41 @@ def _scale(vae: Settings) -> int | None:
     if set(vae.get("down_block_types", ())) == {"DownEncoderBlock2D"}:
         return 2 ** (len(vae["block_out_channels"]) - 1)
     return None
+
+
+def latents_of(run: Run) -> tuple[int, str]:
+    """Elements of one sample's latents, and of which pictures that is, in words. What neither the data set file nor a
+    VAE on this disk says is that of SD3 at 1024 x 1024, as an example."""
+    stated, vae = _stated_size(run), _vae(run)
+    width, height = stated or EXAMPLE_SIZE
+    channels, scale = vae or EXAMPLE_VAE
+    whose = "pictures of this run" if stated else "pictures, for example"
+    model = "" if vae else " with the VAE of SD3, for example" if stated else " of SD3"
+    return channels * (height // scale) * (width // scale), f"{width}x{height} {whose}{model}"
+
+
+def _stated_size(run: Run) -> SizeInPixels | None:
+    """Width and height that the first set of pictures states, of a square picture where sizes follow the aspect."""
+    blocks = () if run.data is None else run.data.blocks
+    for block in blocks:
+        if block["dataset_type"] == "image" and not block["disabled"]:
+            if block["resolution"] is None or block["num_frames"] > 1:
+                return None
+            sound = check_sizing(block, "$", Findings(run.source))
+            return Sizing.of(block).target(*EXAMPLE_SIZE) if sound else None
+    return None
+
+
+def _vae(run: Run) -> tuple[int, int] | None:
+    """Channels of a latent, and the pixels along an edge that become one."""
+    folder = pipeline_folder(run.model)
+    try:
+        settings = None if folder is None else read_settings(folder / "vae" / "config.json")
+        scale = None if settings is None else _scale(settings)
+        channels = None if settings is None else settings.get("latent_channels") or settings.get("z_dim")
+        return (int(channels), scale) if channels and scale else None
+    except (ConfigError, KeyError, TypeError, ValueError, OverflowError, AttributeError):
+        return None
 
 
 def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:

@@ -11,9 +11,6 @@ from flowhooks.commands.arguments import add_run
 NAME = "explain"
 HELP = "show what a run file expands to: hooks, slots, forwards, what is trained"
 
-#: Of a 1024 x 1024 picture with 16 latent channels on a grid of 128 x 128: what SD3 makes of it.
-EXAMPLE_ELEMENTS = 16 * 128 * 128
-
 
 def add(parser: ArgumentParser) -> None:
     add_run(parser)
@@ -21,6 +18,7 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from flowhooks.checks.planning import forwards, plan_run, trained, unread
+    from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
@@ -57,20 +55,25 @@ def run(args: Namespace) -> int:
     for hook in configured.hooks:
         if hook.type == "flow_dpo":
             print("\nbeta")
-            print("\n".join(f"  {line}" for line in beta_lines(hook.options)))
+            print("\n".join(f"  {line}" for line in beta_lines(hook.options, *latents_of(configured))))
     return 0
 
 
-def beta_lines(options: dict[str, Any]) -> list[str]:
-    """The configured beta under either reduction: a sum over N elements is N times their mean."""
+def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[str]:
+    """The configured beta under either reduction: a sum over N elements is N times their mean.
+
+    Args:
+        elements: N, of a sample's latents.
+        pictures: which it is of, for people.
+    """
     beta, norm = options["beta"], options["norm_type"]
     if norm == "sum":
-        other, factor, relation = "mean", float(EXAMPLE_ELEMENTS), "times N"
+        other, factor, relation = "mean", float(elements), "times N"
     else:
-        other, factor, relation = "sum", 1.0 / EXAMPLE_ELEMENTS, "divided by N"
+        other, factor, relation = "sum", 1.0 / elements, "divided by N"
     lines = [
         f"{beta:g} under '{norm}' equals, under '{other}', {beta:g} {relation}, N being a sample's latent elements",
-        f"N is {EXAMPLE_ELEMENTS:,} for 1024x1024 pictures of SD3, so there: {beta * factor:,.6g} under '{other}'",
+        f"N is {elements:,} for {pictures}, so there: {beta * factor:,.6g} under '{other}'",
     ]
     if norm == "masked_mean":
         lines.append(

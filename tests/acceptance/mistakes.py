@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def _with(name: str, content: bytes) -> Callable[[User], object]:
 def _wide_mask(user: User) -> None:
     file = user.data / "mask" / "four.png"
     Image.open(file).resize((32, 16)).save(file)
+
+
+def _black_masks(user: User) -> None:
+    for file in (user.data / "mask").iterdir():
+        Image.new("L", Image.open(file).size).save(file)
 
 
 def _nan(user: User) -> None:
@@ -119,6 +125,18 @@ MISTAKES: dict[str, Mistake] = {
     ),
     "a mask of another aspect": Mistake(
         _wide_mask, ("data.json: $[2].instance_data_dir: ", "four (16x16 image, 32x16 partner)", "crop")
+    ),
+    "black masks": Mistake(
+        _black_masks,
+        ("data.json: $[2].instance_data_dir: ", "none of the 6 masks of 'mask' has a bright pixel", "white is what"),
+    ),
+    "a pipe named like a picture": Mistake(
+        lambda user: os.mkfifo(user.data / "win" / "q.png"),
+        ("data.json: $[0].instance_data_dir: ", "q.png is a pipe, a socket or a device", "remove them"),
+    ),
+    "an only set that is off": Mistake(
+        lambda user: user.edit_blocks(lambda blocks: blocks[0].update(disabled=True)),
+        ("data.json: $: ", "`disabled` is true for 'win'", "set it to false"),
     ),
     "a token under its key": Mistake(
         lambda user: user.write(push={"repo_id": "me/dpo", "token": "anything"}),

@@ -278,6 +278,24 @@ def test_explain_shows_expansion_slots_forwards_and_beta(tmp_path, capsys):
     assert "2 under 'sum' equals, under 'mean', 2 times N" in out and "524,288" in out
 
 
+def test_explain_counts_the_latents_of_this_run_where_it_knows_them(tmp_path, capsys):
+    run = make_run(tmp_path)
+    assert main(["explain", str(run)]) == 0
+    assert "1024x1024 pictures, for example" in capsys.readouterr().out
+    blocks = json.loads((tmp_path / "data.json").read_text())
+    (tmp_path / "data.json").write_text(json.dumps([{**blocks[0], "resolution": [64, 32]}, *blocks[1:]]))
+    (tmp_path / "model/vae").mkdir(exist_ok=True)
+    for vae, told in (
+        ({"latent_channels": 4, "down_block_types": ["DownEncoderBlock2D"] * 2, "block_out_channels": [8, 8]}, 4 * 512),
+        ({"z_dim": 16, "scale_factor_spatial": 16}, 16 * 2 * 4),
+    ):
+        (tmp_path / "model/vae/config.json").write_text(json.dumps(vae))
+        assert main(["explain", str(run)]) == 0
+        assert f"N is {told:,} for 32x64 pictures of this run, so there" in capsys.readouterr().out
+    assert main(["explain", str(run), "--set", "model.pretrained_model_name_or_path=digits"]) == 0
+    assert "N is 512 for 32x64 pictures of this run with the VAE of SD3, for example" in capsys.readouterr().out
+
+
 def test_explain_counts_views_one_by_one_where_they_are_not_batched(tmp_path, capsys):
     assert main(["explain", str(make_run(tmp_path)), "--set", "training.batch_views=false"]) == 0
     out = capsys.readouterr().out
