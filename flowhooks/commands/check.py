@@ -90,15 +90,17 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
         make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
     if resume is not None:
         from flowhooks.train.checkpoint import Checkpoints, read_manifest
-        from flowhooks.train.identity import changes, identity, require_same
+        from flowhooks.train.identity import changes, identity, past_the_end, require_same
 
         source = Checkpoints(Path(run.output_dir)).find(resume)
         if source is not None:
-            found = read_manifest(source).identity
+            manifest = read_manifest(source)
+            found = manifest.identity
             # How many processes will train is not known here.
             own = identity(run, audited, found.get("processes", 1))
             require_same(found, own, str(source))
-            return [f"{source}: {sentence}" for sentence in changes(found, own)]
+            sentences = [*changes(found, own), past_the_end(manifest.step, run)]
+            return [f"{source}: {sentence}" for sentence in sentences if sentence]
     return []
 
 

@@ -80,6 +80,17 @@ def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     return [sentence for key, sentence in _CHANGES.items() if key in found and found[key] != own[key]]
 
 
+def past_the_end(step: int, run: Run) -> str | None:
+    """That a checkpoint of ``step`` lies after the last step of the run, or None."""
+    last = run.training["max_train_steps"]
+    if step <= last:
+        return None
+    return (
+        f"is at step {step:,}, after the last step {last:,} of this run; nothing is left to train. Raise "
+        "`training.max_train_steps`"
+    )
+
+
 def _prompts(run: Run) -> str | None:
     """A digest of the files that hooks read their prompts from; None without one."""
     named = [hook.options.get("prompts") for hook in run.hooks]

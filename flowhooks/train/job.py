@@ -25,7 +25,7 @@ from flowhooks.train import rng
 from flowhooks.train.agreement import together
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.identity import changes
+from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.metrics import History, MetricWindow, Voice
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
@@ -186,13 +186,8 @@ class Job:
         rng.restore(own["random"], self.accelerator.device)
         # Checkpoints of older versions hold none.
         self._window = own.get("window")
-        last = self.run.training["max_train_steps"]
-        if self.step > last:
-            message = (
-                f"{folder}: is at step {self.step:,}, after the last step {last:,} of this run; nothing is left to "
-                "train. Raise `training.max_train_steps`"
-            )
-            warnings.warn(message, FlowhooksWarning, stacklevel=2)
+        if (late := past_the_end(self.step, self.run)) is not None:
+            warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=2)
         self._saved = self.step
 
     def finish(self) -> None:

@@ -74,3 +74,7 @@ def test_train_tells_the_warnings_of_the_data(user):
     assert changed in user.command("check", str(user.run), "--resume", "latest").out
     with pytest.warns(FlowhooksWarning, match=changed):
         assert user.train("--resume", "latest").code == 0
+    shorter, late = ("--resume", "latest", "--set", "training.max_train_steps=1"), "after the last step 1 of this run"
+    assert late in user.command("check", str(user.run), *shorter).out
+    with pytest.warns(FlowhooksWarning, match=late):
+        assert user.train(*shorter).code == 0
