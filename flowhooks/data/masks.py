@@ -76,7 +76,9 @@ def _tell_values(data: DataSet, found: Findings) -> None:
         found.problem(data.where, message)
     elif black:
         of = f"{len(black):,} of {count(len(looked), 'mask')} that were looked at"
-        found.warnings.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
+        # A few may be meant: pictures in which there is nothing to train.
+        told = found.warnings if 2 * len(black) >= len(looked) else found.notes
+        told.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
     if dim:
         first = next(iter(dim))
         of = f"{len(dim):,} of {count(len(looked), 'mask')} that were looked at"

@@ -149,6 +149,13 @@ BLACK = {
 }
 
 
+def test_a_few_black_masks_are_a_note(tmp_path):
+    write_pairs(tmp_path, ("a", "b", "c"))
+    write_mask(tmp_path / "mask/b.png", np.zeros((16, 16)))
+    result = audit_in(tmp_path, TRIPLE)
+    assert result.warnings == () and "(1 of 3 masks that were looked at): b; " in result.report[-1]
+
+
 @pytest.mark.parametrize("kind", BLACK)
 def test_a_set_of_black_masks_is_refused_and_some_are_told(tmp_path, kind):
     data, remedy = BLACK[kind]

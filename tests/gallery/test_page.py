@@ -200,9 +200,8 @@ def test_what_only_decoding_shows_is_told_too(root, capsys):
     inspect(root, TRIPLE)
     said = capsys.readouterr().out.splitlines()
     assert "data.json: pictures that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
-    looked = "2 of 8 masks that were looked at"
-    assert said[1].startswith(f"warning    mask: the mask is black: it trains nowhere ({looked}): emoji, plain; ")
-    assert said[2].startswith("warning    win: both sides are the same file (1 of 8 pairs): arabic; ")
+    assert said[1].startswith("warning    win: both sides are the same file (1 of 8 pairs): arabic; ")
+    assert said[2] == "warning    the mask is black: it trains nowhere (2): emoji, plain"
 
 
 def test_a_line_break_in_a_name_is_shown(root, capsys):
