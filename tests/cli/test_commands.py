@@ -360,7 +360,7 @@ def test_arguments_reach_their_commands():
         1.0,
         7,
     )
-    assert (args.num_images, args.height, args.width, args.output) == (1, None, None, "samples")
+    assert (args.num_images, args.height, args.width, args.output) == (1, None, None, None)
     args = read(["export", "l", "--format", "kohya", "--output", "o"])
     assert (args.lora, args.format, args.output) == ("l", "kohya", "o")
     args = read(["train", "r", "--set", "a=1", "--set", "b=2", "--resume", "latest", "--no-progress"])
