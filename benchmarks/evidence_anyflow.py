@@ -20,7 +20,7 @@ from flowhooks.embedded.measure import SAMPLES, draw, load_stock
 from flowhooks.embedded.model import ensure_model
 from flowhooks.embedded.report import machine
 from flowhooks.embedded.scans import PIXELS, resolve_data
-from flowhooks.modules_file import MODULES
+from flowhooks.run_files import MODULES
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

@@ -30,14 +30,15 @@ from flowhooks.data.inspection import inspect_image
 from flowhooks.data.shards import entry_key, shard_name
 from flowhooks.data.store import Entries, Store
 from flowhooks.errors import FlowhooksError
-from flowhooks.modules_file import MANIFEST, MODULES, read_manifest
-from flowhooks.modules_file import RUN as RUN_FILE
+from flowhooks.modules_file import MANIFEST, read_manifest
 from flowhooks.pairs.scores import read_scores
 from flowhooks.printing import printable
 from flowhooks.restore import read_run
+from flowhooks.run_files import MANIFEST as CHECKPOINT_MANIFEST
+from flowhooks.run_files import MODULES
+from flowhooks.run_files import RUN as RUN_FILE
 from flowhooks.sampling.dataset import prompts_of
 from flowhooks.testing import tiny
-from flowhooks.train.checkpoint import MANIFEST as CHECKPOINT_MANIFEST
 from flowhooks.train.checkpoint import Checkpoints, read, verify
 from flowhooks.train.metrics import HISTORY, History
 

@@ -23,6 +23,7 @@ from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
+from flowhooks.config.finished import model_section
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
@@ -31,8 +32,9 @@ from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
-from flowhooks.modules_file import MODULES, load_modules, read_manifest
+from flowhooks.modules_file import load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
+from flowhooks.run_files import MODULES, RUN
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
 
@@ -53,8 +55,8 @@ def attach(
     Args:
         pipe: a Diffusers flow-matching pipeline, or a :class:`flowhooks.probe.FlowModel` of one.
         run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
-            blocks; or the output folder of a finished run, whose trained modules and adapter are put on (an adapter
-            that is on already stays).
+            blocks; or the output folder of a finished run, or a checkpoint in it, whose adapter and trained modules, if
+            any, are put on (an adapter that is on already stays).
         adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. Of a
             finished run it cannot be given.
         seed: of every random number; default: the run's own, or 0.
@@ -141,23 +143,40 @@ def _restored(
     pipe: Any, folder: Path, *, seed: int | None, height: int | None, width: int | None, allow_imports: bool
 ) -> Iterator[Session]:
     """The hooks of a finished run that trained modules, with those, and its adapter unless one is on."""
-    run, manifest = trained_hooks(folder, allow_imports=allow_imports)
+    manifest: dict[str, Any] | None = None
+    if (folder / MODULES).is_file() or not _has_adapter(folder):
+        run, manifest = trained_hooks(folder, allow_imports=allow_imports)
+    else:
+        run = _adapter_alone(folder)
+    size = {} if manifest is None else manifest["size"]
     with ExitStack() as stack:
-        size = manifest["size"]
-        model = _probed(pipe, run, height or size["height"], width or size["width"], size.get("frames"))
+        model = _probed(pipe, run, height or size.get("height"), width or size.get("width"), frames=size.get("frames"))
         network = model.transformer
-        if manifest["network"] != type(network).__name__:
+        if manifest is not None and manifest["network"] != type(network).__name__:
             raise ModelError(
                 f"{folder / MODULES}: was trained for {manifest['network']}, this pipeline has a "
                 f"{type(network).__name__}"
             )
         adapter = None
-        if not is_adapted(network) and any((folder / name).is_file() for name in ADAPTER_FILES):
+        if not is_adapted(network) and _has_adapter(folder):
             adapter = load_adapter(network, folder, pipeline=model.pipe)
             stack.callback(adapter.detach)
         session = _session(model, run, run.hooks, adapter, seed, stack)
-        load_modules(folder / MODULES, session.assembly)
+        if manifest is not None:
+            load_modules(folder / MODULES, session.assembly)
         yield session
+
+
+def _has_adapter(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ADAPTER_FILES)
+
+
+def _adapter_alone(folder: Path) -> Run:
+    """A run without hooks, for a folder whose run trained nothing beside its adapter. Of its run.json the model section
+    alone is read."""
+    section = model_section(folder) if (folder / RUN).is_file() else {}
+    told = {key: section[key] for key in ("component", "pipeline_arguments") if key in section}
+    return config.resolve_run({"model": told, "hooks": []}, folder / RUN)
 
 
 def trained_hooks(folder: Path, *, allow_imports: bool) -> tuple[Run, dict[str, Any]]:
@@ -205,6 +224,12 @@ def _resolve(run: Any, adapter: Any, allow_imports: bool) -> Run:
     if isinstance(run, Run):
         return run
     if isinstance(run, (str, Path)):
+        if Path(run).suffix == ".safetensors":
+            message = (
+                "is a file of weights, not a run; give the folder of the run that it lies in, or, for an adapter of no "
+                "run, put it on with `pipe.load_lora_weights` or `flowhooks.adapters.load_adapter`"
+            )
+            raise ConfigError(Problem(message, str(run)))
         return config.load_run(Path(run), allow_imports=allow_imports)
     document = {"hooks": []} if _is_hooks(run) else dict(run)
     if isinstance(adapter, Mapping):

@@ -91,6 +91,7 @@ def trained_lora(
 
     A run that was interrupted is taken up again. Returns the folder and the run.
     """
+    from flowhooks.checks.output import LATEST, holds_results
     from flowhooks.train import train
 
     folder, run = planned_lora(output, base, overrides, recipe)
@@ -99,5 +100,5 @@ def trained_lora(
     if (folder / LORA).is_file():
         print(f"    {folder} is there already")
     else:
-        train(run, resume="latest" if any(folder.glob("checkpoint-*")) else None, progress=progress)
+        train(run, resume=LATEST if holds_results(folder) else None, progress=progress)
     return folder, run

@@ -17,15 +17,12 @@ from torch import Tensor
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.files import read_tensors, write_tensors
 from flowhooks.adapters.fit import number_types
-from flowhooks.adapters.names import refuse_integers
+from flowhooks.adapters.names import refuse_damaged, refuse_integers
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.reading import parse
+from flowhooks.run_files import MODULES
 
-MODULES = "flowhooks_modules.safetensors"
-#: What else lies in the output folder: the resolved run, and the pipeline of a run that trained the whole network.
-RUN = "run.json"
-PIPELINE = "pipeline"
 MANIFEST = "flowhooks.modules"
 FORMAT = 1
 
@@ -65,9 +62,13 @@ def read_manifest(file: Path) -> dict[str, Any]:
     """The manifest of a modules file. Raises ModelError when it is missing or is none of ours."""
     if not file.is_file():
         raise ModelError(
-            f"{file}: missing; this run is not finished, or it trained nothing beside its adapter, which loads without "
-            "(`load_lora_weights`)"
+            f"{file}: missing, and there is no adapter beside it; this run is not finished, or it trained the whole "
+            "transformer, whose pipeline is in `pipeline/` there"
         )
+    try:
+        refuse_damaged(file)
+    except AdapterError as error:
+        raise ModelError(str(error)) from error
     try:
         _, header = read_tensors(file, integers=True)
         manifest = dict(parse(header[MANIFEST]))

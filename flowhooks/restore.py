@@ -13,14 +13,13 @@ from torch import nn
 
 from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
-from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
-from flowhooks.documents.document import read_json
-from flowhooks.errors import ConfigError, ModelError, Problem
-from flowhooks.modules_file import MODULES, PIPELINE, RUN
+from flowhooks.config.finished import read_run
+from flowhooks.errors import ModelError
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
+from flowhooks.run_files import MODULES, RUN
 from flowhooks.sampling.adapter_gate import adapter_gate
 from flowhooks.sampling.flow_map_proxy import first_order
 
@@ -107,39 +106,6 @@ def restore_pipeline(
         below=adapter_below(adapter) if below is None and adapter is not None else below,
         allow_imports=allow_imports,
     )
-
-
-def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
-    """The complete ``model`` section of a finished run, and its adapter's file; None where it trained the whole
-    transformer, whose pipeline the section then names.
-
-    Raises:
-        ConfigError: no run file.
-        ModelError: no weights yet.
-    """
-    file = folder / RUN
-    if not file.is_file():
-        raise ConfigError(Problem("there is no such file; give a run's output folder", str(file)))
-    document = read_json(file)
-    section = document.get("model") if isinstance(document, dict) else None
-    if not isinstance(section, dict):
-        raise ConfigError(
-            Problem("is no run file of flowhooks, it has no `model`; give a run's output folder", str(file))
-        )
-    filled = dict(resolve_run({"model": section, "hooks": []}, file).model)
-    if (folder / PIPELINE).is_dir():
-        return {
-            **filled,
-            "pretrained_model_name_or_path": str(folder / PIPELINE),
-            "revision": None,
-            "variant": None,
-        }, None
-    found = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
-    if not found:
-        raise ModelError(
-            f"{folder}: this run has written no weights yet; finish it with `flowhooks train ... --resume latest`"
-        )
-    return filled, found[0]
 
 
 def _defaults(name: str) -> dict[str, Any]:

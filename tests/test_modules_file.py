@@ -11,8 +11,9 @@ import flowhooks
 from flowhooks.adapters.files import read_tensors, write_tensors
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.modules_file import MANIFEST, MODULES, RUN, load_modules, read_manifest, save_modules
+from flowhooks.modules_file import MANIFEST, load_modules, read_manifest, save_modules
 from flowhooks.restore import restore_pipeline
+from flowhooks.run_files import MODULES, RUN
 from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE
 from tests.families.matrix import learnt

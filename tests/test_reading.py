@@ -18,10 +18,10 @@ from flowhooks.config import load_datasets
 from flowhooks.data import audit
 from flowhooks.data.store import Store
 from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataError, ModelError
-from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.modules_file import read_manifest
 from flowhooks.restore import read_run
+from flowhooks.run_files import MANIFEST, MODULES
 from flowhooks.sampling.dataset import prompts_of
-from flowhooks.train.checkpoint import MANIFEST
 from flowhooks.train.checkpoint import read_manifest as read_checkpoint
 from flowhooks.train.codec import read_state
 from tests.families import tiny

@@ -21,6 +21,7 @@ from flowhooks.adapters.names import (
     TRANSFORMER_KEY,
     find_file,
     read_json,
+    refuse_damaged,
     refuse_integers,
     unreadable,
 )
@@ -48,9 +49,11 @@ def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tenso
         integers: whether some may be no plain floats, such as counters that a module keeps.
 
     Raises:
-        AdapterError: it is damaged, empty, holds NaN or infinity, or numbers that are no plain floats.
+        AdapterError: it is damaged, or not what its checkpoint's manifest says; empty; holds NaN or infinity, or
+            numbers that are no plain floats.
     """
     try:
+        refuse_damaged(file)
         if not integers:
             refuse_integers(file, number_types(file))
         with safe_open(file, framework="pt", device="cpu") as handle:

@@ -26,6 +26,7 @@ from flowhooks.adapters.names import (
     layer_name,
     read_json,
     read_section,
+    refuse_damaged,
     refuse_integers,
     unreadable,
 )
@@ -57,6 +58,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     """
     file = find_file(path)
     try:
+        refuse_damaged(file)
         shapes, metadata = _header(file)
         types = number_types(file)
     except (SafetensorError, OSError) as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.errors import AdapterError
+from flowhooks.manifest import damage
 from flowhooks.reading import parse, user_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -94,6 +95,13 @@ def find_file(path: Path) -> Path:
         f"{path}: holds none of {LORA_FILE}, {LYCORIS_FILE}, {PEFT_FILE}"
         + (f"; it has {', '.join(present[:5])}. Give the path of a .safetensors file." if present else ".")
     )
+
+
+def refuse_damaged(file: Path) -> None:
+    """Raises `AdapterError` for a file of a checkpoint that is not as it was written; OSError where it cannot be
+    read."""
+    if (fault := damage(file)) is not None:
+        raise AdapterError(fault)
 
 
 def short_name(file: Path) -> str:

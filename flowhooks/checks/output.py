@@ -2,40 +2,157 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from flowhooks.adapters.names import ADAPTER_FILES, PEFT_CONFIG_FILE
 from flowhooks.config import Run
+from flowhooks.data.blocks import Datasets
+from flowhooks.data.files import real
 from flowhooks.errors import Problem
-from flowhooks.reading import user_path
+from flowhooks.manifest import checkpoints_in, no_checkpoint
+from flowhooks.reading import MAX_TEXT, parse, read_text, user_path
+from flowhooks.run_files import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN
 
 LATEST = "latest"
-CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders named like checkpoints, oldest first, whole or not."""
-    if not folder.is_dir():
-        return []
-    found = {
-        int(named[1]): each
-        for each in folder.iterdir()
-        if (named := CHECKPOINT.fullmatch(each.name)) and each.is_dir() and not each.is_symlink()
-    }
-    return [found[step] for step in sorted(found)]
+_WEIGHTS = (*ADAPTER_FILES, PEFT_CONFIG_FILE, MODULES, PIPELINE)
+#: Kinds of data set that train on every image below their folder.
+_WALKED = ("local", "imagefolder", "huggingface")
 
 
 def output_problems(run: Run, resume: str | None) -> Iterator[Problem]:
-    """Checkpoints of an earlier run that this one does not go on from, or a checkpoint that is not there."""
+    """What a run would write over, or among the data of, or a checkpoint to go on from that is not there."""
     folder = Path(run.output_dir)
-    if resume is None:
-        if existing := checkpoints_in(folder):
-            yield Problem(
-                f"holds {existing[-1].name} of an earlier run; go on from it with `--resume {LATEST}`, choose another "
-                "`output_dir`, or move that folder away",
-                str(folder),
-            )
-    elif resume != LATEST and not user_path(resume).is_dir():
-        message = "there is no such checkpoint; give a checkpoint-<step> folder of this run, or `latest`"
-        yield Problem(message, resume)
+    own = real(user_path(resume)).parent == real(folder) if resume not in (None, LATEST) else resume == LATEST
+    if resume is not None and resume != LATEST:
+        missing = no_checkpoint(user_path(resume))
+        if missing is not None:
+            yield Problem(missing, resume)
+            return
+    if (left := _earlier_results(folder, resumed=own)) is not None:
+        yield Problem(left, str(folder))
+    yield from _foreign(folder)
+    yield from _sources_beside(run, folder)
+    yield from _among_the_data(run)
+
+
+def holds_results(folder: Path) -> bool:
+    """Whether an output folder holds checkpoints, weights or logged steps of an earlier run."""
+    return _earlier_results(folder, resumed=False) is not None
+
+
+def _earlier_results(folder: Path, *, resumed: bool) -> str | None:
+    """What of an earlier run would be written over, and what to do.
+
+    Args:
+        resumed: the run goes on from a checkpoint of this folder, or from the start where it has none.
+    """
+    elsewhere = "choose another `output_dir`, or move that folder away"
+    checkpoints = checkpoints_in(folder)
+    if checkpoints:
+        go_on = f"go on from it with `--resume {LATEST}`, {elsewhere}"
+        return None if resumed else f"holds {checkpoints[-1].name} of an earlier run; {go_on}"
+    weights = next((name for name in _WEIGHTS if (folder / name).exists()), None)
+    if weights is not None:
+        return (
+            f"holds {weights}, and no checkpoint to go on from: an earlier run, finished; {elsewhere}. With "
+            "`adapter.init_from` a new run starts from an adapter there"
+        )
+    logged = folder / HISTORY
+    if not resumed and logged.is_file() and logged.stat().st_size:
+        return (
+            f"holds {HISTORY} of an earlier run, which left no checkpoint; {elsewhere}. With `--resume {LATEST}` it "
+            "starts there again at step 0"
+        )
+    return None
+
+
+def _foreign(folder: Path) -> Iterator[Problem]:
+    """Files that a run would write over and that no run wrote."""
+    for name, written_by_a_run in _MARKS.items():
+        file = folder / name
+        if (file.exists() or file.is_symlink()) and not _marked(file, written_by_a_run):
+            message = f"holds a {name} that no run wrote, and this run would write over it; choose another `output_dir`"
+            yield Problem(message, str(folder))
+
+
+def _marked(file: Path, mark: Callable[[str], bool]) -> bool:
+    try:
+        return mark(read_text(file, MAX_TEXT))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_resolved(text: str) -> bool:
+    """Whether this is a run with every default filled in, without shorthand, as a run writes it and people do not."""
+    document = parse(text)
+    sections = {"model", "adapter", "data", "hooks", "training", "validation", "logging", "output_dir", "cache_dir"}
+    return (
+        isinstance(document, dict)
+        and document.keys() >= sections
+        and not document.keys() & {"$schema", "method"}
+        and isinstance(document["training"], dict)
+        and document["training"].keys() >= {"optimizer", "lr_scheduler", "seed", "use_ema", "mixed_precision"}
+        and (document["data"] is None or isinstance(document["data"], dict))
+    )
+
+
+def _is_last_metrics(text: str) -> bool:
+    found = parse(text)
+    return (
+        isinstance(found, dict)
+        and found.keys() >= {"learning_rate", "epoch"}
+        and not any(isinstance(value, (dict, list)) for value in found.values())
+    )
+
+
+def _is_history(text: str) -> bool:
+    first = text.partition("\n")[0]
+    # Empty until the first step is logged; a line of a killed writer may be cut short.
+    return not first or first.startswith('{"step": ')
+
+
+#: What a run writes under a name that others use too -> whether a text of that name is a run's.
+_MARKS: Mapping[str, Callable[[str], bool]] = {
+    RUN: _is_resolved,
+    CARD: lambda text: "Trained with flowhooks from " in text,
+    METRICS: _is_last_metrics,
+    HISTORY: _is_history,
+}
+
+
+def _sources_beside(run: Run, folder: Path) -> Iterator[Problem]:
+    """The run file and the data set file, where they lie in the output folder. The run.json that a run wrote there may
+    be trained: it is written as it was."""
+    sources = {"run file": run.source}
+    if run.data is not None and run.data.source != run.source:
+        sources["data set file"] = run.data.source
+    for what, file in sources.items():
+        beside = file.is_file() and real(file).parent == real(folder)
+        if beside and not (file.name == RUN and _marked(file, _is_resolved)):
+            message = f"is the folder of the {what} {file.name}; a run has a folder of its own, choose another"
+            yield Problem(message, str(run.source), "$.output_dir")
+
+
+def _among_the_data(run: Run) -> Iterator[Problem]:
+    """Output and cache folders in which a data set would find its next images."""
+    for key, place in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
+        for name, data in [] if run.data is None else _walked(run.data):
+            inside = real(Path(place))
+            if inside.is_relative_to(data) and not any(p.startswith(".") for p in inside.relative_to(data).parts):
+                message = (
+                    f"{place} is inside the folder of the data set {name!r}, {data}, which would train on the "
+                    f"pictures a run draws; name a `{key}` outside it"
+                )
+                yield Problem(message, str(run.source), f"$.{key}")
+                break
+
+
+def _walked(data: Datasets) -> Iterator[tuple[str, Path]]:
+    """(id, folder) of the data sets that look through a folder of this disk."""
+    for block in data.blocks:
+        named = block["instance_data_dir"]
+        if block["type"] in _WALKED and not block["disabled"] and "://" not in named:
+            folder = real(data.source.parent / user_path(named))
+            if folder.is_dir():
+                yield block["id"], folder

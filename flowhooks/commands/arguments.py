@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 
 
@@ -27,7 +28,9 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", metavar="latest|FOLDER", help="go on from a checkpoint of this run")
+    parser.add_argument(
+        "--resume", metavar="latest|FOLDER", type=_checkpoint, help="go on from a checkpoint of this run"
+    )
 
 
 def add_quiet(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +40,23 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="print lines, no progress bars; so it is without a terminal",
     )
+
+
+def _checkpoint(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected `latest` or a checkpoint-<step> folder, found an empty string")
+    return text
+
+
+def finite_number(text: str) -> float:
+    """Type of an argument that is a number, neither NaN nor infinite."""
+    try:
+        number = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, found {text!r}") from None
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
+    return number
 
 
 def whole_number(least: int) -> Callable[[str], int]:

@@ -89,7 +89,8 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
 
         make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
     if resume is not None:
-        from flowhooks.train.checkpoint import Checkpoints, read_manifest
+        from flowhooks.manifest import read_manifest
+        from flowhooks.train.checkpoint import Checkpoints
         from flowhooks.train.identity import changes, identity, past_the_end, require_same
 
         source = Checkpoints(Path(run.output_dir)).find(resume)

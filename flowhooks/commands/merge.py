@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import whole_number
+from flowhooks.commands.arguments import finite_number, whole_number
 
 NAME = "merge"
 HELP = "merge adapter files into one LoRA; loads no model"
@@ -24,7 +24,7 @@ def add(parser: ArgumentParser) -> None:
         "--weights",
         metavar="W",
         nargs="+",
-        type=float,
+        type=finite_number,
         help="one number for each adapter, used as it is (default: 1/N each, the mean)",
     )
     parser.add_argument("--rank", type=whole_number(1), help="with svd (default: the largest of the adapters)")

@@ -44,7 +44,7 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        from flowhooks.checks.output import checkpoints_in
+        from flowhooks.manifest import checkpoints_in
 
         refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
         main = os.environ.get("RANK", "0") == "0"
@@ -63,7 +63,7 @@ def _again(args: Namespace) -> list[str]:
 
 def _written(folder: Path) -> list[tuple[str, Path]]:
     from flowhooks.adapters.names import ADAPTER_FILES
-    from flowhooks.modules_file import PIPELINE
+    from flowhooks.run_files import PIPELINE
 
     candidates = (("adapter", name) for name in ADAPTER_FILES)
     named = [*candidates, ("pipeline", PIPELINE), ("validation", "validation")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import add_imports, whole_number, whole_numbers
+from flowhooks.commands.arguments import add_imports, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
@@ -38,7 +38,7 @@ def add(parser: ArgumentParser) -> None:
         help="sampling steps; several draw a column each, the base above what was trained (default: 28)",
     )
     parser.add_argument(
-        "--guidance-scale", type=float, default=4.5, help="1 switches guidance off (default: %(default)s)"
+        "--guidance-scale", type=finite_number, default=4.5, help="1 switches guidance off (default: %(default)s)"
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: %(default)s)")
     parser.add_argument(
@@ -58,7 +58,10 @@ def add(parser: ArgumentParser) -> None:
         help="write the pictures as a data set to train on, with captions, into a new folder, and no grid",
     )
     parser.add_argument(
-        "--output", metavar="FOLDER", default="samples", help="where pictures are written (default: %(default)s)"
+        "--output",
+        metavar="FOLDER",
+        help="a folder without pictures of an earlier call, or a new .png for the grid alone (default: samples, or "
+        "the first of samples-2, samples-3 that is free)",
     )
     add_imports(parser)
 
@@ -68,10 +71,14 @@ def run(args: Namespace) -> int:
         from flowhooks.sampling.dataset import prompts_of
 
         args.prompt = prompts_of(args.prompts)
+    from flowhooks.sampling.outputs import free_output
+
     if args.save_dataset is not None:
         from flowhooks.sampling.dataset import check_dataset
 
         check_dataset(Path(args.save_dataset), args.steps)
+    else:
+        args.output = free_output(args.output)
     # Before the imports and the weights, which take their time.
     _check_model(args.model)
     if args.lora is not None:

@@ -17,6 +17,7 @@ from flowhooks.sampling.dataset import save_dataset
 from flowhooks.sampling.flow_map_proxy import scheduled
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
+from flowhooks.sampling.outputs import GRID, PICTURE, is_picture
 
 SCALE = "guidance_scale"
 #: One list of pictures for each step count.
@@ -34,8 +35,8 @@ def sample_command(args: Namespace) -> int:
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
             None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
             ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every picture, or
-            a ``.png`` for the grid alone; ``save_dataset``: a new folder for a data set of the pictures, in place of
-            all that, or None.
+            a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it; ``save_dataset``:
+            a new folder for a data set of the pictures, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
@@ -107,20 +108,22 @@ def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[st
     for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
         for count, pictures in zip(steps, row, strict=True):
             for i, picture in enumerate(pictures):
-                parts = [f"prompt_{i // each:03d}_{i % each:02d}", f"steps_{count}" if len(row) > 1 else "", side]
+                parts = [f"{PICTURE}{i // each:03d}_{i % each:02d}", f"steps_{count}" if len(row) > 1 else "", side]
                 found["_".join(part for part in parts if part) + ".png"] = picture
     return found
 
 
 def _save(pictures: Mapping[str, Image.Image], grid: Image.Image, output: Path) -> Path:
     files = [(output, grid)]
-    if output.suffix.lower() != ".png":
+    if not is_picture(output):
         files = [(output / name, picture) for name, picture in pictures.items()]
-        files.append((output / "grid.png", grid))
+        files.append((output / GRID, grid))
     try:
         for file, picture in files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            picture.save(file)
+            # Never over what has come there since the command began.
+            with file.open("xb") as stream:
+                picture.save(stream, format="PNG")
     except OSError as error:
         raise ConfigError(Problem(f"cannot be written ({error}); choose another --output", str(output))) from error
     return output

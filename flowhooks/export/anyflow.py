@@ -35,10 +35,11 @@ from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, share
-from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.restore import read_run
+from flowhooks.run_files import MODULES
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"

@@ -18,9 +18,8 @@ from flowhooks.export.card_code import below, card_code
 from flowhooks.export.papers import cited
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
-from flowhooks.modules_file import MODULES
+from flowhooks.run_files import CARD, MODULES
 
-CARD_FILE = "README.md"
 #: The words of those metrics that the card shows; every one is in metrics.json.
 _HEADLINES = re.compile(r"^loss$|_loss$|accuracy|margin|reward|held_out|validation")
 _SHOWN = 8
@@ -84,7 +83,7 @@ def write_card(
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     tags = ["diffusers", "flowhooks", "flow-matching", *_adapter_tags(document["adapter"]), *_hook_types(document)]
     card = populate_model_card(card, tags=list(dict.fromkeys(tags)))
-    return write_aside(folder / CARD_FILE, lambda aside: aside.write_text(str(card), encoding="utf-8"))
+    return write_aside(folder / CARD, lambda aside: aside.write_text(str(card), encoding="utf-8"))
 
 
 def _sections(

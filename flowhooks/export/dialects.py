@@ -18,10 +18,10 @@ from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from torch import Tensor
 
 from flowhooks.adapters.files import LORA_FILE, find_file, write_aside, write_tensors
-from flowhooks.checks.output import CHECKPOINT
 from flowhooks.errors import AdapterError
 from flowhooks.export.lora_file import LoraFile, LoraLayer, read_lora
 from flowhooks.export.native_names import NATIVE
+from flowhooks.manifest import CHECKPOINT
 from flowhooks.reading import user_path
 
 

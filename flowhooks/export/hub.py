@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.errors import HubError
 from flowhooks.export.hub_errors import FAILURES, Upload
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
+from flowhooks.manifest import damage
 from flowhooks.reading import MAX_TEXT, parse
 
 # Everything else in a run folder (checkpoints, caches, logs) stays at home.
@@ -98,6 +99,8 @@ def stage(run_dir: Path, files: Iterable[str], staging: Path) -> None:
     """Copy ``files`` and clean the card, JSON documents and safetensors headers of absolute paths in the copies."""
     for name in files:
         source, copy = run_dir / name, staging / name
+        if (fault := damage(source)) is not None:
+            raise HubError(f"{fault}; nothing was uploaded.")
         copy.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".md"):
             copy.write_text(text_without_local_paths(source.read_text(encoding="utf-8")), encoding="utf-8")

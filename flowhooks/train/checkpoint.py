@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flowhooks.checks.output import CHECKPOINT, LATEST, checkpoints_in
+from flowhooks.checks.output import LATEST
 from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.files import REFUSALS
 from flowhooks.kernel import distributed
-from flowhooks.reading import parse, read_text, user_path
+from flowhooks.manifest import CHECKPOINT, FORMAT, OWN, checkpoints_in, digest, own_digest, read_manifest, verify
+from flowhooks.reading import user_path
+from flowhooks.run_files import HISTORY, MANIFEST
 from flowhooks.train.agreement import together
 from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import refused
 
-MANIFEST = "manifest.json"
-#: The metrics of a run, a line a logged step.
-HISTORY = "metrics.jsonl"
-FORMAT = 1
-#: The manifest's digest of itself, which those of older versions lack, and what they all hold besides.
-_OWN = "sha256"
-_HELD = {"format", "step", "files", "identity"}
-#: Names of the files that it lists: in its own folder, and nowhere else.
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 _PARTIAL = ".checkpoint-{step}.partial"
 
 
@@ -154,9 +144,9 @@ class Checkpoints:
         return final
 
     def _publish(self, aside: Path, final: Path, step: int, identity: Mapping[str, Any]) -> None:
-        files = {file.name: {"size": file.stat().st_size, "sha256": _digest(file)} for file in sorted(aside.iterdir())}
+        files = {file.name: {"size": file.stat().st_size, "sha256": digest(file)} for file in sorted(aside.iterdir())}
         manifest = {"format": FORMAT, "step": step, "files": files, "identity": identity}
-        manifest[_OWN] = _own_digest(manifest)
+        manifest[OWN] = own_digest(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if final.exists():
             # Damaged, or of a branch that was left by resuming before it; its worth is not ours to judge.
@@ -172,69 +162,6 @@ class Checkpoints:
             doomed = self.folder / _PARTIAL.format(step=_step_of(folder))
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a checkpoint says of itself: its step, its files as (size, sha256), and the run it belongs to."""
-
-    step: int
-    files: dict[str, tuple[int, str]]
-    identity: dict[str, Any]
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError: it is missing, damaged, or of another version of flowhooks."""
-    if not folder.is_dir():
-        raise UnusableCheckpoint(f"{folder}: there is no such checkpoint; give a checkpoint-<step> folder, or `latest`")
-    try:
-        return _manifest(read_text(folder / MANIFEST), folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnusableCheckpoint(
-            f"{folder}: {MANIFEST} is missing or damaged ({error}); use another checkpoint"
-        ) from error
-
-
-def _manifest(text: str, folder: Path) -> Manifest:
-    """What the text of a manifest says.
-
-    Raises:
-        CheckpointError: it is of another version.
-        ValueError, KeyError, TypeError, AttributeError: it is not as it was written.
-    """
-    document = parse(text)
-    # Before anything else is believed, the version too.
-    if _OWN in document and document[_OWN] != _own_digest(document):
-        raise ValueError("it is not what its own digest was made of")
-    version = document["format"]
-    if version != FORMAT:
-        message = f"{folder}: is in format {version}, this flowhooks reads {FORMAT}; use the version it was made with"
-        raise UnusableCheckpoint(message)
-    if unknown := document.keys() - _HELD - {_OWN}:
-        raise ValueError(f"it holds {min(unknown)[:60]!r}")
-    files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in document["files"].items()}
-    for name in files:
-        if not _PLAIN.fullmatch(name):
-            raise ValueError(f"it names a file {name[:60]!r}")
-    return Manifest(step=int(document["step"]), files=files, identity=dict(document["identity"]))
-
-
-def _own_digest(manifest: Mapping[str, Any]) -> str:
-    """The digest of a manifest as canonical JSON (keys sorted, no spaces, ASCII) without the digest itself."""
-    held = {key: value for key, value in manifest.items() if key != _OWN}
-    return hashlib.sha256(json.dumps(held, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def verify(folder: Path) -> None:
-    """Raises CheckpointError unless every file is as it was written."""
-    for name, (size, digest) in read_manifest(folder).files.items():
-        file = folder / name
-        if not file.is_file():
-            raise UnusableCheckpoint(f"{folder}: {name} is missing; use another checkpoint")
-        found = file.stat().st_size
-        if found != size or _digest(file) != digest:
-            message = f"{folder}: {name} is damaged ({found} bytes, {size} were written); use another checkpoint"
-            raise UnusableCheckpoint(message)
 
 
 def read(folder: Path, stem: str) -> Any:
@@ -271,8 +198,3 @@ def _is_ours(folder: Path) -> bool:
 def _step_of(folder: Path) -> int:
     match = CHECKPOINT.fullmatch(folder.name)
     return int(match[1]) if match else -1
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -21,9 +21,10 @@ from flowhooks.errors import CheckpointError, FlowhooksWarning
 from flowhooks.kernel import Batch
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
+from flowhooks.manifest import read_manifest
 from flowhooks.train import rng
 from flowhooks.train.agreement import together
-from flowhooks.train.checkpoint import Checkpoints, read, read_manifest
+from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.metrics import History, MetricWindow, Voice

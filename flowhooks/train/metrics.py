@@ -20,8 +20,8 @@ from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
 from flowhooks.printing import printable
 from flowhooks.reading import parse
+from flowhooks.run_files import HISTORY
 from flowhooks.train.agreement import gather
-from flowhooks.train.checkpoint import HISTORY
 from flowhooks.train.files import write_aside
 
 #: Of what stands beside the other losses of a step; no metric's name.

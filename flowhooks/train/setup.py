@@ -33,12 +33,13 @@ from flowhooks.data.schedule import crowded
 from flowhooks.data.shards import told_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
 from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline, others_awake
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.runs import find_networks
 from flowhooks.train import rng
 from flowhooks.train.agreement import together
-from flowhooks.train.checkpoint import Checkpoints, read_manifest
+from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated

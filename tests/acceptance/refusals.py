@@ -93,6 +93,17 @@ def _no_start(user: User) -> None:
     (user.out / "checkpoint-2").mkdir(parents=True)
 
 
+def _left(name: str, text: str = "") -> Callable[[User], object]:
+    """Put a file into the output folder."""
+
+    def make(user: User) -> None:
+        file = user.out / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+
+    return make
+
+
 def _resume_other(user: User) -> None:
     folder = user.out / "checkpoint-2"
     folder.mkdir(parents=True)
@@ -151,6 +162,14 @@ def _late(user: User) -> None:
 #: A reward that is taken for one of the Hub.
 JUDGE = {"type": "clip_score", "model": "openai/clip-vit-base-patch32"}
 _AGAIN = "save_pretrained"
+
+#: Files of the user's under names that a run writes.
+FOREIGN = {
+    "README.md": "# My project\n",
+    "metrics.json": '{"accuracy": 0.9}',
+    "metrics.jsonl": '{"epoch": 1}\n',
+    "run.json": '{"method": {"sft": {}}}',
+}
 
 REFUSALS: dict[str, Refusal] = {
     **{name: Refusal(make=each.make, words=each.words) for name, each in MISTAKES.items()},
@@ -273,6 +292,46 @@ REFUSALS: dict[str, Refusal] = {
         words=("$.validation.height: ", "18 pixels do not fit", "multiples of 4"),
     ),
     "checkpoints of another run": Refusal(make=_no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
+    "weights of a finished run": Refusal(
+        make=_left("pytorch_lora_weights.safetensors"),
+        words=("holds pytorch_lora_weights.safetensors, and no checkpoint", "choose another `output_dir`"),
+    ),
+    "weights of a finished run, gone on from": Refusal(
+        make=_left("pipeline/model_index.json"),
+        words=("holds pipeline, and no checkpoint", "choose another `output_dir`"),
+        more=("--resume", "latest"),
+    ),
+    "steps that an earlier run logged": Refusal(
+        make=_left("metrics.jsonl", '{"step": 1, "loss": 1.0}\n'),
+        words=("holds metrics.jsonl of an earlier run", "--resume latest"),
+    ),
+    **{
+        f"a {name} of the user's": Refusal(
+            make=_left(name, text),
+            words=(f"holds a {name} that no run wrote", "choose another `output_dir`"),
+            more=("--resume", "latest"),
+        )
+        for name, text in FOREIGN.items()
+    },
+    "the folder of the run file": Refusal(
+        make=lambda user: user.write(output_dir=str(user.mine)),
+        words=("$.output_dir: ", "is the folder of the run file run.json"),
+    ),
+    "the folder of the data set file": Refusal(
+        make=lambda user: user.write(output_dir=str(user.data)),
+        words=("$.output_dir: ", "is the folder of the data set file data.json"),
+    ),
+    "an output folder among the data": Refusal(
+        make=lambda user: user.write(output_dir=str(user.data / "win" / "runs")),
+        words=("$.output_dir: ", "inside the folder of the data set 'win'", "outside it"),
+    ),
+    "a cache among the data": Refusal(
+        make=lambda user: user.write(cache_dir=str(user.data / "lose")),
+        words=("$.cache_dir: ", "inside the folder of the data set 'lose'", "outside it"),
+    ),
+    "a project that is a path": Refusal(
+        make=_written(logging={"project": "../../x"}), words=("$.logging.project: ", "has the wrong form", "my-project")
+    ),
     "no checkpoint to go on from": Refusal(
         make=_written(), words=("there is no such checkpoint",), more=("--resume", "nowhere")
     ),

@@ -19,7 +19,8 @@ from flowhooks.adapters.load import load_values
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.export.dialects import export_lora
-from flowhooks.modules_file import MODULES, load_modules, save_modules
+from flowhooks.modules_file import load_modules, save_modules
+from flowhooks.run_files import MODULES
 from tests.adapters.helpers import section, train_randomly, transformer
 from tests.families.matrix import learnt
 

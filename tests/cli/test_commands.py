@@ -378,7 +378,7 @@ def test_arguments_reach_their_commands():
         1.0,
         7,
     )
-    assert (args.num_images, args.height, args.width, args.output) == (1, None, None, "samples")
+    assert (args.num_images, args.height, args.width, args.output) == (1, None, None, None)
     args = read(["export", "l", "--format", "kohya", "--output", "o"])
     assert (args.lora, args.format, args.output) == ("l", "kohya", "o")
     args = read(["train", "r", "--set", "a=1", "--set", "b=2", "--resume", "latest", "--no-progress"])
@@ -408,6 +408,9 @@ def test_without_a_command_the_help_is_printed_and_nothing_was_done(capsys, monk
         (["probe", "m", "--arguments", "[1]"], "expected an object"),
         (["sample", "m"], "--prompt"),
         (["sample", "m", "--prompt", "a", "--steps", "0"], "expected at least 1, found 0"),
+        (["sample", "m", "--prompt", "a", "--guidance-scale", "nan"], "expected a finite number, found 'nan'"),
+        (["merge", "a", "b", "--output", "c", "--method", "cat", "--weights", "inf"], "expected a finite number"),
+        (["train", "run.json", "--resume", ""], "expected `latest` or a checkpoint-<step> folder"),
         (["export", "l", "--format", "a1111"], "invalid choice"),
         (["merge", "a", "b", "--output", "o"], "--method"),
         (["merge", "a", "b", "--method", "mean", "--output", "o"], "invalid choice"),

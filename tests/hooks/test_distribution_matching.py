@@ -20,8 +20,9 @@ from flowhooks.hooks.dmd import HIGH, LOW, carried, critic_error, direction, jum
 from flowhooks.hooks.flow_maps import over
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
-from flowhooks.modules_file import MODULES, read_manifest, save_modules
+from flowhooks.modules_file import read_manifest, save_modules
 from flowhooks.probe import probe
+from flowhooks.run_files import MODULES
 from flowhooks.testing import GaussianFlow, NoCondition
 from tests.families import tiny
 from tests.families.matrix import pairs

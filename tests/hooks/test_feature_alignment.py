@@ -13,8 +13,9 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import FeatureAlignment
-from flowhooks.modules_file import MODULES, save_modules
+from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
+from flowhooks.run_files import MODULES
 from tests.families.matrix import learnt, pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
 
