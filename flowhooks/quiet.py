@@ -1,6 +1,7 @@
 """What the libraries below print and nobody who trains can act on: kept off the screen, here and nowhere else.
 
-What a user can act on stays: weights that are missing, and, in one line with a count, texts that are cut off. ``--debug`` shows all of it.
+What a user can act on stays: weights that are missing and, in one line with a count, texts that are cut off.
+ ``--debug`` shows all of it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ NOISE = {
     "transformers.modeling_utils": r"is deprecated",
     "huggingface_hub.utils._http": r"Retrying in|thrown while requesting",
     "huggingface_hub.file_download": r"Xet Storage is enabled",
-    "diffusers.pipelines.pipeline_utils": r"<class 'NoneType'> cannot be saved|Expected types for|cannot run with `cpu`",
+    "diffusers.pipelines.pipeline_utils": (
+        r"<class 'NoneType'> cannot be saved|Expected types for|cannot run with `cpu`"
+    ),
     # One line for each tokenizer, with the caption in it; `quiet` tells the same once.
     "diffusers.pipelines": r"of your input was truncated",
     "transformers.tokenization_utils_base": r"Token indices sequence length is longer",
@@ -53,14 +56,14 @@ def quiet(*, bars: bool) -> Iterator[None]:
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         if not bars:
-            stack.enter_context(_without_bars())
+            stack.enter_context(without_bars())
         yield
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Diffusers and transformers print errors only inside the block, and none of their own loading bars."""
-    with _without_bars(), errors_only(*_LIBRARIES):
+    with without_bars(), errors_only(*_LIBRARIES):
         yield
 
 
@@ -103,13 +106,13 @@ def _filtered() -> Iterator[None]:
         if cut:
             texts = "1 text is" if len(cut) == 1 else f"{len(cut):,} texts are"
             say(
-                f"warning: {texts} longer than a text encoder of the pipeline reads; the rest is cut off",
+                f"warning: {texts} longer than a text encoder reads; the rest is cut off",
                 file=sys.stderr,
             )
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Libraries that are imported already are told by their own switch, others by what they read when they are; and no
     bar of tqdm is shown whose maker does not say that it is to be."""
     there: list[Any] = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]

@@ -79,7 +79,7 @@ def path_fault(text: str) -> str | None:
             "holds a line break or a tab where a folder begins; write a Windows path with /, or with two \\ each time"
         )
     if (found := _VARIABLE.search(text)) is not None:
-        return f"holds {found[0]!r}, which is not expanded; write the path itself, or give it with --set, where the shell does"
+        return f"{found[0]!r} is not expanded; write the path itself, or give it with --set, where the shell expands it"
     if "://" in text:
         return None
     if len(os.fsencode(text)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in text.split("/")):
@@ -88,9 +88,7 @@ def path_fault(text: str) -> str | None:
         try:
             Path(text).expanduser()
         except RuntimeError:
-            return (
-                f"begins with {text.split('/')[0]!r}, and there is no home folder of this name; write the path itself"
-            )
+            return f"there is no home folder {text.split('/')[0]!r}; write the path itself"
     return None
 
 
@@ -275,7 +273,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if key in found and not _REMARK.match(key):
             raise BadJson(
                 f"the key {_start(key)!r} is written twice in one object; remove one of the two",
-                wanted=lambda each: each.doubled and _spells(key, each),
+                wanted=partial(_doubles, key),
             )
         found[key] = value
     return found
@@ -290,6 +288,10 @@ def _float(text: str) -> float:
     if not math.isfinite(number):
         raise BadJson(f"{_start(text)} is too large for a number", wanted=lambda each: each.text == text)
     return number
+
+
+def _doubles(key: str, token: Token) -> bool:
+    return token.doubled and _spells(key, token)
 
 
 def _spells(value: str, token: Token) -> bool:
