@@ -17,8 +17,6 @@ from functools import partialmethod
 from importlib import import_module
 from typing import Any
 
-from flowhooks.printing import say
-
 #: Logger, or the parent of several -> what it says in vain.
 NOISE = {
     "transformers.utils.import_utils": r"requires torchvision",
@@ -105,10 +103,7 @@ def _filtered() -> Iterator[None]:
         setattr(logging.Logger, "handle", usual)  # noqa: B010
         if cut:
             texts = "1 text is" if len(cut) == 1 else f"{len(cut):,} texts are"
-            say(
-                f"warning: {texts} longer than a text encoder reads; the rest is cut off",
-                file=sys.stderr,
-            )
+            sys.stderr.write(f"warning: {texts} longer than a text encoder reads; the rest is cut off\n")
 
 
 @contextmanager

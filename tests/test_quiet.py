@@ -20,7 +20,7 @@ VAIN = {
     "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision (not installed); falling back to ...",
     "huggingface_hub.utils._http": "Retrying in 1s [Retry 1/5].",
     "diffusers.pipelines.pipeline_utils": "self.tokenizer_3=None of type <class 'NoneType'> cannot be saved.",
-    "diffusers.pipelines.pipeline_utils.x": "Expected types for text_encoder_3: (T5EncoderModel,), got <class 'NoneType'>.",
+    "diffusers.pipelines.pipeline_utils.any": "Expected types for text_encoder_3: (T5EncoderModel,), got NoneType.",
     "diffusers.loaders.lora_base": "No LoRA keys associated to CLIPTextModel found with the prefix='text_encoder'.",
 }
 USEFUL = "Some weights of the model were not initialized"

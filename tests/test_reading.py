@@ -19,6 +19,7 @@ from flowhooks.data import audit
 from flowhooks.data.store import Store
 from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataError, ModelError
 from flowhooks.modules_file import MODULES, read_manifest
+from flowhooks.reading import BadJson, Unreadable, parse, read_json, text_of
 from flowhooks.restore import read_run
 from flowhooks.sampling.dataset import prompts_of
 from flowhooks.train.checkpoint import MANIFEST
