@@ -207,5 +207,5 @@ def test_what_is_no_strict_json_is_named_with_path_line_and_column(tmp_path, tex
 
 
 def test_a_byte_that_is_not_utf8_is_named_with_line_and_column():
-    with pytest.raises(Unreadable, match=r"byte 9 is not UTF-8 \(line 2, column 5\)"):
+    with pytest.raises(Unreadable, match=r"byte 9 is not UTF-8 \(line 2, column 3\)"):
         text_of('{"ä":\n12'.encode() + b"\xff")

@@ -16,6 +16,7 @@ from flowhooks.config import resolve_run
 from flowhooks.documents.schemas import method_names
 from flowhooks.errors import ConfigError
 from flowhooks.kernel.plan import Plan
+from flowhooks.printing import say
 
 _DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 4}
 _REWARDS = [{"type": "clip_score", "model": "a/model"}]
@@ -153,4 +154,4 @@ reference is named.
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    say(page(), end="")
