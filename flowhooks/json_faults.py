@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from json.decoder import scanstring
 
 _YAML = re.compile(r"\s*(---\s*$|(#.*\n\s*)*[\w-]+:(\s|$))", re.MULTILINE)
 _WORDS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
@@ -119,7 +118,7 @@ def _tokens(text: str) -> Iterator[Token]:
             known = keys[-1] if keys else None
             is_key = known is not None and _COLON.match(text, found.end()) is not None
             if known is not None and is_key:
-                name = scanstring(word, 1, False)[0]
+                name = str(json.JSONDecoder(strict=False).decode(word))
                 path[-1] = name
                 yield Token(parts=tuple(path), offset=found.start(), text=word, key=True, doubled=name in known)
                 known.add(name)
