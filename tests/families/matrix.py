@@ -19,7 +19,6 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
-from flowhooks.printing import say
 from flowhooks.probe import FlowModel, TokenSigma, probe
 from flowhooks.probe.recorder import quiet
 from flowhooks.probe.runs import find_networks, walked
@@ -378,7 +377,7 @@ def main() -> None:
     rows = []
     for name in arguments.names or PIPELINES:
         row = examine(name)
-        say(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
+        print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
         rows.append(row)
     if not arguments.names:
         arguments.output.write_text(markdown(rows), encoding="utf-8")

@@ -16,7 +16,6 @@ from flowhooks.config import resolve_run
 from flowhooks.documents.schemas import method_names
 from flowhooks.errors import ConfigError
 from flowhooks.kernel.plan import Plan
-from flowhooks.printing import say
 
 _DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 4}
 _REWARDS = [{"type": "clip_score", "model": "a/model"}]
@@ -154,4 +153,4 @@ reference is named.
 
 
 if __name__ == "__main__":
-    say(page(), end="")
+    print(page(), end="")
