@@ -35,9 +35,9 @@ from flowhooks.commands import (
     schema,
     train,
 )
-from flowhooks.errors import FlowhooksError, FlowhooksWarning
+from flowhooks.errors import ConfigError, FlowhooksError, FlowhooksWarning, TrainingError
 from flowhooks.files import is_full
-from flowhooks.printing import printable, safe_output
+from flowhooks.printing import one_line, printable, safe_output
 from flowhooks.quiet import quiet
 
 COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
@@ -48,7 +48,7 @@ _CHOICE = re.compile(r"argument (.+?): invalid choice: (['\"])(.*)\2 \(choose fr
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(printable(_without_secrets(_suggested(message))))
+        super().error(one_line(_without_secrets(_suggested(message))))
 
 
 def _suggested(message: str) -> str:
@@ -111,13 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _told(error: Exception, args: argparse.Namespace) -> tuple[str, int]:
     """What to say of an error, and the exit code."""
     if isinstance(error, FlowhooksError):
-        return str(error), error.exit_code
+        # These two have lines of their own and escape the names in them; in others a further line is a library's or a
+        # name's, and must not look like one of ours.
+        ours = isinstance(error, (ConfigError, TrainingError))
+        return str(error) if ours else str(error).replace("\n", "\n  "), error.exit_code
     if isinstance(error, OSError):
         full = is_full(error)
         # While it writes, the system does not say into what.
         place = error.filename or (getattr(args, "output", None) if full else None) or "error"
         remedy = "; the disk is full: free some space, then start again" if full else ""
-        return f"{place}: {error.strerror or error}{remedy}", 1
+        reason = error.strerror or str(error)
+        if isinstance(error, FileExistsError):
+            reason = "is there already; name another place to write to"
+        elif isinstance(error, NotADirectoryError):
+            reason = "is below a file, where a folder is expected; name another place"
+        return one_line(f"{place}: {reason}{remedy}"), 1
     return f"unexpected {type(error).__name__}: {error}; --debug shows where", 1
 
 
@@ -161,7 +169,7 @@ def _plain_warnings() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if issubclass(category, FlowhooksWarning):
-            return f"warning: {printable(str(message))}\n"
+            return f"warning: {one_line(str(message))}\n"
         return printable(usual(message, category, filename, lineno, line))
 
     warnings.formatwarning = told

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from flowhooks.config import Run, load_run
+from flowhooks.printing import say, say_lines
 
 LORA = "pytorch_lora_weights.safetensors"
 
@@ -40,22 +41,24 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
     from flowhooks.embedded.scans import ensure_data
 
     began = time.monotonic()
-    print("1/5 Digit scans, clean and with ink spilled on them", flush=True)
+    say("1/5 Digit scans, clean and with ink spilled on them", flush=True)
     data = ensure_data()
-    print("2/5 A judge that reads digits and finds blots", flush=True)
+    say("2/5 A judge that reads digits and finds blots", flush=True)
     judge = ensure_judge(progress)
-    print("3/5 A StableDiffusion3Pipeline that has learnt to draw both (minutes, the first time)", flush=True)
+    say("3/5 A StableDiffusion3Pipeline that has learnt to draw both (minutes, the first time)", flush=True)
     base = ensure_model(progress)
-    print("4/5 Masked Flow-DPO", flush=True)
+    say("4/5 Masked Flow-DPO", flush=True)
     lora, run = trained_lora(output, base, progress, rebuild)
-    print(f"5/5 {SAMPLES} pictures before and {SAMPLES} after", flush=True)
+    say(f"5/5 {SAMPLES} pictures before and {SAMPLES} after", flush=True)
     digits = asked_digits(SAMPLES)
     drawn_before = draw(load_stock(base), title="Before", progress=progress)
     drawn_after = draw(load_stock(base, lora), title="After", progress=progress)
     before, after = judge.score(drawn_before, digits), judge.score(drawn_after, digits)
     save_grid(drawn_before, drawn_after, output / "before_after.png")
     report = write_report(output, judge, before, after, run.document)
-    print(f"\n{as_text(table(before, after))}\n")
+    say()
+    say_lines(as_text(table(before, after)).split("\n"))
+    say()
     for what, where in (
         ("Pictures", output / "before_after.png"),
         ("LoRA", lora / LORA),
@@ -63,8 +66,9 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
         ("Data", data),
         ("Pipeline", base),
     ):
-        print(f"  {what:<10}{where}")
-    print(f"\nDone in {time.monotonic() - began:.0f} s.")
+        say(f"  {what:<10}{where}")
+    say()
+    say(f"Done in {time.monotonic() - began:.0f} s.")
     return 0
 
 
@@ -98,7 +102,7 @@ def trained_lora(
     if rebuild and folder.exists():
         shutil.rmtree(folder)
     if (folder / LORA).is_file():
-        print(f"    {folder} is there already")
+        say(f"    {folder} is there already")
     else:
         train(run, resume=LATEST if holds_results(folder) else None, progress=progress)
     return folder, run

@@ -35,8 +35,7 @@ class Problem:
     path: str | None = None
 
     def __str__(self) -> str:
-        file = one_line(self.file) if self.file else None
-        return ": ".join(part for part in (file, self.path, self.message) if part)
+        return one_line(": ".join(part for part in (self.file, self.path, self.message) if part))
 
 
 class ConfigError(FlowhooksError):

@@ -1,12 +1,17 @@
-"""What to do about a text that is no JSON, told by what stands where the reading ended."""
+"""What is wrong with a JSON text, where it stands, and what to do about it."""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 _YAML = re.compile(r"\s*(---\s*$|(#.*\n\s*)*[\w-]+:(\s|$))", re.MULTILINE)
 _WORDS = {"True": "true", "False": "false", "None": "null", "undefined": "null"}
+_NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}:,]|[^\s\[\]{}:,"]+', re.DOTALL)
+_COLON = re.compile(r"\s*:")
 _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 
 
@@ -63,3 +68,71 @@ def _of_a_word(at: str, message: str) -> str | None:
     if word is not None:
         return f"{word[0][:40]!r} stands without quotes; put it in double quotes"
     return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Token:
+    """A key or a value of a JSON text.
+
+    Args:
+        parts: keys and indices that lead to it.
+        offset: of its first character in the text.
+        text: as it is written, a string with its quotes.
+        key: it is a key.
+        doubled: it is a key that its object has already.
+    """
+
+    parts: tuple[str | int, ...]
+    offset: int
+    text: str
+    key: bool = False
+    doubled: bool = False
+
+
+def first(text: str, wanted: Callable[[Token], bool]) -> tuple[str, tuple[int, int]] | None:
+    """JSON path, line and column (from 1) of the first key or value that is ``wanted``; None if there is none."""
+    for token in _tokens(text):
+        if wanted(token):
+            begins = text.rfind("\n", 0, token.offset) + 1
+            return json_path(token.parts), (text.count("\n", 0, token.offset) + 1, token.offset - begins + 1)
+    return None
+
+
+def _tokens(text: str) -> Iterator[Token]:
+    """Keys, strings, numbers and words of a text whose brackets and quotes match up to where it is read."""
+    path: list[str | int] = []
+    keys: list[set[str] | None] = []
+    for found in _TOKEN.finditer(text):
+        word = found[0]
+        if word in "{[":
+            keys.append(set() if word == "{" else None)
+            path.append("" if word == "{" else 0)
+        elif word in "}]":
+            if keys:
+                keys.pop()
+                path.pop()
+        elif word == ",":
+            if keys and keys[-1] is None:
+                path[-1] = int(path[-1]) + 1
+        elif word != ":":
+            known = keys[-1] if keys else None
+            is_key = known is not None and _COLON.match(text, found.end()) is not None
+            if known is not None and is_key:
+                name = str(json.JSONDecoder(strict=False).decode(word))
+                path[-1] = name
+                yield Token(parts=tuple(path), offset=found.start(), text=word, key=True, doubled=name in known)
+                known.add(name)
+            else:
+                yield Token(parts=tuple(path), offset=found.start(), text=word)
+
+
+def json_path(parts: Iterable[str | int], root: str = "$") -> str:
+    """``$.hooks[1].norm_type`` from its parts."""
+    steps = []
+    for part in parts:
+        if isinstance(part, int):
+            steps.append(f"[{part}]")
+        else:
+            part = part if len(part) <= 80 else f"{part[:77]}..."
+            steps.append(f".{part}" if _NAME.fullmatch(part) else f"[{json.dumps(part)}]")
+    return root + "".join(steps)

@@ -1,10 +1,14 @@
-"""What goes to a terminal: no character of a name, a file or a configuration moves the cursor or hides text."""
+"""What goes to a terminal: no character of a name, a file or a configuration moves the cursor, hides text or begins a
+line of its own.
+
+Commands print with :func:`say`, a line at a time, so that a line break inside a line can only be one of a name.
+"""
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -18,8 +22,19 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same for a name, in which a line break or a tab is an escape too."""
+    """Like :func:`printable`, for a name or a line: line breaks and tabs become escapes too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def say(line: str = "", *, flush: bool = False, file: TextIO | None = None) -> None:
+    """Print one line, to standard output unless ``file`` says otherwise; a line break in it is printed as ``\\n``."""
+    print(one_line(line), flush=flush, file=file)
+
+
+def say_lines(lines: Iterable[str]) -> None:
+    """Print each of ``lines`` with :func:`say`."""
+    for line in lines:
+        say(line)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """What the libraries below print and nobody who trains can act on: kept off the screen, here and nowhere else.
 
-What a user can act on stays: a prompt that is cut off, weights that are missing. ``--debug`` shows all of it.
+What a user can act on stays: weights that are missing and, in one line with a count, texts that are cut off.
+ ``--debug`` shows all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partialmethod
 from importlib import import_module
 from typing import Any
 
-#: Logger -> what it says in vain. A filter on a parent does not see what its children log.
+#: Logger, or the parent of several -> what it says in vain.
 NOISE = {
     "transformers.utils.import_utils": r"requires torchvision",
     "transformers.utils.generic": r"is deprecated",
@@ -24,11 +25,17 @@ NOISE = {
     "transformers.modeling_utils": r"is deprecated",
     "huggingface_hub.utils._http": r"Retrying in|thrown while requesting",
     "huggingface_hub.file_download": r"Xet Storage is enabled",
-    "diffusers.pipelines.pipeline_utils": r"<class 'NoneType'> cannot be saved",
+    "diffusers.pipelines.pipeline_utils": (
+        r"<class 'NoneType'> cannot be saved|Expected types for|cannot run with `cpu`"
+    ),
+    # One line for each tokenizer, with the caption in it; `quiet` tells the same once.
+    "diffusers.pipelines": r"of your input was truncated",
+    "transformers.tokenization_utils_base": r"Token indices sequence length is longer",
     "diffusers.loaders.lora_base": r"No LoRA keys associated",
     "accelerate.utils.other": r"below the recommended minimum",
     "datasets.load": r"Using the latest cached version",
 }
+_CUT = re.compile(r"of your input was truncated[^:]*: (?P<text>.*)", re.DOTALL)
 _BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 
@@ -41,21 +48,20 @@ def quiet(*, bars: bool) -> Iterator[None]:
         bars: let them show bars while they load.
     """
     with ExitStack() as stack:
-        for name, said in NOISE.items():
-            stack.enter_context(_filtered(logging.getLogger(name), re.compile(said)))
+        stack.enter_context(_filtered())
         stack.enter_context(warnings.catch_warnings())
         # They speak to programmers, of a release to come.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         if not bars:
-            stack.enter_context(_without_bars())
+            stack.enter_context(without_bars())
         yield
 
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
     """Diffusers and transformers print errors only inside the block, and none of their own loading bars."""
-    with _without_bars(), errors_only(*_LIBRARIES):
+    with without_bars(), errors_only(*_LIBRARIES):
         yield
 
 
@@ -74,19 +80,34 @@ def errors_only(*modules: str) -> Iterator[None]:
 
 
 @contextmanager
-def _filtered(logger: logging.Logger, said: re.Pattern[str]) -> Iterator[None]:
-    def tells(record: logging.LogRecord) -> bool:
-        return said.search(record.getMessage()) is None
+def _filtered() -> Iterator[None]:
+    """Drop :data:`NOISE` inside the block. A warning that a text is cut off is replaced by one line at the end, which
+    counts the texts."""
+    noise = [(name, re.compile(said)) for name, said in NOISE.items()]
+    cut: set[str] = set()
+    usual = logging.Logger.handle
 
-    logger.addFilter(tells)
+    def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
+        # A filter on a parent would not see what its children log, and each pipeline has a logger of its own.
+        message = record.getMessage()
+        if (found := _CUT.search(message)) is not None and record.name.startswith("diffusers.pipelines"):
+            cut.add(found["text"])
+        if not any(f"{record.name}.".startswith(f"{name}.") and said.search(message) for name, said in noise):
+            usual(logger, record)
+
+    # Not a filter on the handlers: the libraries make theirs when they are imported, perhaps inside the block.
+    setattr(logging.Logger, "handle", handle)  # noqa: B010
     try:
         yield
     finally:
-        logger.removeFilter(tells)
+        setattr(logging.Logger, "handle", usual)  # noqa: B010
+        if cut:
+            texts = "1 text is" if len(cut) == 1 else f"{len(cut):,} texts are"
+            sys.stderr.write(f"warning: {texts} longer than a text encoder reads; the rest is cut off\n")
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Libraries that are imported already are told by their own switch, others by what they read when they are; and no
     bar of tqdm is shown whose maker does not say that it is to be."""
     there: list[Any] = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]

@@ -11,11 +11,13 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.json_faults import remedy
+from flowhooks.json_faults import Token, first, remedy
 
 #: Bytes of a JSON document, or of one line of JSON Lines.
 MAX_DOCUMENT = 16 * 2**20
@@ -44,12 +46,28 @@ class BadJson(ValueError):
 
     Args:
         place: (line, column) where it is known, both from 1.
+        path: JSON path of the key or value, where it is known.
         syntax: the text is no JSON at all.
     """
 
-    def __init__(self, message: str, *, place: tuple[int, int] | None = None, syntax: bool = False):
+    def __init__(
+        self,
+        message: str,
+        *,
+        place: tuple[int, int] | None = None,
+        path: str | None = None,
+        syntax: bool = False,
+        wanted: Callable[[Token], bool] | None = None,
+    ):
         super().__init__(message)
-        self.place, self.syntax = place, syntax
+        self.place, self.path, self.syntax = place, path, syntax
+        # Which key or value of the text it is, for one who has the text.
+        self._wanted = wanted
+
+    def placed(self, text: str) -> BadJson:
+        """This error with the path and the place that its key or value has in ``text``."""
+        found = first(text, self._wanted) if self._wanted is not None else None
+        return self if found is None else BadJson(str(self), path=found[0], place=found[1], syntax=self.syntax)
 
 
 def path_fault(text: str) -> str | None:
@@ -137,7 +155,11 @@ def text_of(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise Unreadable(f"byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        before = data[: error.start].decode("utf-8-sig")
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise Unreadable(
+            f"byte {error.start} is not UTF-8 (line {line}, column {column}); save the file as UTF-8"
+        ) from None
 
 
 def parse(
@@ -172,7 +194,7 @@ def parse(
     def integer(digits: str) -> int:
         # Python itself refuses to turn thousands of digits into a number.
         if len(digits) > 400 or abs(int(digits)) > largest:
-            raise BadJson(f"{_start(digits)} is too large for a number")
+            raise BadJson(f"{_start(digits)} is too large for a number", wanted=lambda each: each.text == digits)
         return int(digits)
 
     try:
@@ -187,7 +209,12 @@ def parse(
         raise BadJson(remedy(text, error), place=(error.lineno, error.colno), syntax=True) from None
     except RecursionError:
         raise BadJson(_DEEP) from None
-    check_sound(found, texts=texts)
+    except BadJson as error:
+        raise error.placed(text) from None
+    try:
+        check_sound(found, texts=texts)
+    except BadJson as error:
+        raise error.placed(text) from None
     return found
 
 
@@ -213,7 +240,7 @@ def read_json(path: Path) -> Any:
     except BadJson as error:
         place = f"{file}:{error.place[0]}:{error.place[1]}" if error.place else file
         what = str(error) if not error.syntax else f"not valid JSON: {error}"
-        raise ConfigError(Problem(what if text.strip() else "the file is empty", place)) from None
+        raise ConfigError(Problem(what if text.strip() else "the file is empty", place, error.path)) from None
 
 
 def check_sound(value: Any, *, texts: bool = True) -> None:
@@ -231,7 +258,8 @@ def check_sound(value: Any, *, texts: bool = True) -> None:
                 below += item
             elif texts and isinstance(item, str) and ("\0" in item or not _is_text(item)):
                 raise BadJson(
-                    f"the string {_start(item)!r} holds a zero byte or half of a surrogate pair; write it as text"
+                    f"the string {_start(item)!r} holds a zero byte or half of a surrogate pair; write it as text",
+                    wanted=partial(_spells, item),
                 )
         level, depth = below, depth + 1
 
@@ -243,20 +271,31 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and not _REMARK.match(key):
-            raise BadJson(f"the key {_start(key)!r} is written twice in one object; remove one of the two")
+            raise BadJson(
+                f"the key {_start(key)!r} is written twice in one object; remove one of the two",
+                wanted=partial(_doubles, key),
+            )
         found[key] = value
     return found
 
 
 def _constant(name: str) -> float:
-    raise BadJson(f"{name} is not a JSON number; write a finite one")
+    raise BadJson(f"{name} is not a JSON number; write a finite one", wanted=lambda each: each.text == name)
 
 
 def _float(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise BadJson(f"{_start(text)} is too large for a number")
+        raise BadJson(f"{_start(text)} is too large for a number", wanted=lambda each: each.text == text)
     return number
+
+
+def _doubles(key: str, token: Token) -> bool:
+    return token.doubled and _spells(key, token)
+
+
+def _spells(value: str, token: Token) -> bool:
+    return token.text.startswith('"') and json.loads(token.text) == value
 
 
 def _is_text(value: str) -> bool:

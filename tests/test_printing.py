@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
+import flowhooks
 from flowhooks.cli import main
 from flowhooks.errors import FlowhooksWarning, Problem
 from flowhooks.printing import printable
 from flowhooks.train.metrics import Voice
 from tests.cli.folders import BLOCKS, make_run
 
+PACKAGE = Path(flowhooks.__file__).parent
 EVIL = "\x1b[2J\x1b]0;owned\x07"
 
 
@@ -50,6 +54,36 @@ def test_lines_of_a_command_are_printed_escaped(tmp_path, capsys):
     assert main(["check", str(run)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out and "\\x1b[2J" in out
+
+
+def test_a_line_break_in_a_name_makes_no_line_of_a_command(tmp_path, capsys):
+    blocks = [{**BLOCKS[0], "id": "w\nok"}, *({**b, "source_dataset_id": "w\nok"} for b in BLOCKS[1:])]
+    run = make_run(tmp_path, output_dir=str(tmp_path / "o\nok"))
+    (tmp_path / "data.json").write_text(json.dumps(blocks))
+    for command in ("check", "explain", "inspect"):
+        output = ["--output", str(tmp_path / "page\nok")] if command == "inspect" else []
+        assert main([command, str(run), *output]) == 0
+        out = capsys.readouterr().out
+        assert out.splitlines().count("ok") == (command == "check")
+        assert command == "explain" or "\\nok" in out
+
+
+def test_a_line_break_in_an_error_is_no_line_of_ours(tmp_path, capsys):
+    assert main(["sample", str(tmp_path / "no\nok"), "--prompt", "a", "--output", str(tmp_path / "a.png")]) != 0
+    assert "ok" not in capsys.readouterr().err.splitlines()
+    assert str(Problem("of a\nok", "f", "$")) == "f: $: of a\\nok"
+
+
+def test_everything_is_printed_by_the_printer():
+    """A `print` elsewhere would let a line break in a name through; these two print to the screen on their own."""
+    own = {"cli.py", "printing.py"}
+    found = {
+        str(file.relative_to(PACKAGE))
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert found == own
 
 
 def test_warnings_are_printed_escaped(tmp_path, capsys, monkeypatch):

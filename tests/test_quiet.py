@@ -20,9 +20,11 @@ VAIN = {
     "transformers.utils.import_utils": "`CLIPImageProcessor` requires torchvision (not installed); falling back to ...",
     "huggingface_hub.utils._http": "Retrying in 1s [Retry 1/5].",
     "diffusers.pipelines.pipeline_utils": "self.tokenizer_3=None of type <class 'NoneType'> cannot be saved.",
+    "diffusers.pipelines.pipeline_utils.any": "Expected types for text_encoder_3: (T5EncoderModel,), got NoneType.",
     "diffusers.loaders.lora_base": "No LoRA keys associated to CLIPTextModel found with the prefix='text_encoder'.",
 }
-USEFUL = "The following part of your input was truncated because CLIP can only handle sequences up to 77 tokens"
+USEFUL = "Some weights of the model were not initialized"
+CUT = "The following part of your input was truncated because CLIP can only handle sequences up to 77 tokens: [%r]"
 
 
 @pytest.fixture
@@ -51,6 +53,18 @@ def test_noise_is_dropped_inside_the_block_only(heard, name):
         assert set(heard) == {USEFUL}
     logger.error(VAIN[name])
     assert VAIN[name] in heard
+
+
+def test_texts_that_are_cut_off_are_counted_in_one_line(heard, capsys):
+    pipeline = logging.getLogger("diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3")
+    with quiet(bars=True):
+        for text in ("a cat", "a cat", "a dog"):
+            pipeline.warning(CUT % text)
+        logging.getLogger("transformers.tokenization_utils_base").warning(
+            "Token indices sequence length is longer than the specified maximum (90 > 77)"
+        )
+    assert not heard
+    assert capsys.readouterr().err == "warning: 2 texts are longer than a text encoder reads; the rest is cut off\n"
 
 
 def test_warnings_to_programmers_are_dropped_and_others_told():

@@ -19,6 +19,7 @@ from flowhooks.data import audit
 from flowhooks.data.store import Store
 from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataError, ModelError
 from flowhooks.modules_file import read_manifest
+from flowhooks.reading import BadJson, Unreadable, parse, read_json, text_of
 from flowhooks.restore import read_run
 from flowhooks.run_files import MANIFEST, MODULES
 from flowhooks.sampling.dataset import prompts_of
@@ -181,3 +182,30 @@ def test_every_place_for_a_path_in_a_schema_is_looked_at():
     for name, schema in schemas().items():
         walk(schema, name)
     assert not [each for each in missed if not re.search(r"\.(type|id|caption_strategy|early)\b", each)], missed
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "path"),
+    [
+        ('{"a": 1,\n "b": {"c": 1, "c": 2}}', (2, 16), "$.b.c"),
+        ('{"a": ["NaN",\n  NaN]}', (2, 3), "$.a[1]"),
+        ('{"a": [1, {"b": -Infinity}]}', (1, 17), "$.a[1].b"),
+        ('{"a": 1, "b": 1e999}', (1, 15), "$.b"),
+        ("[1, 99999999999999999999]", (1, 5), "$[1]"),
+        ('{"a": "x,:{y", "b": "\\u0000"}', (1, 21), "$.b"),
+        ('{"a": {"\\ud800": 1}}', (1, 8), '$.a["\\ud800"]'),
+    ],
+)
+def test_what_is_no_strict_json_is_named_with_path_line_and_column(tmp_path, text, place, path):
+    with pytest.raises(BadJson) as found:
+        parse(text)
+    assert (found.value.place, found.value.path) == (place, path)
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError) as told:
+        read_json(tmp_path / "a.json")
+    assert str(told.value).startswith(f"{tmp_path / 'a.json'}:{place[0]}:{place[1]}: {path}: ")
+
+
+def test_a_byte_that_is_not_utf8_is_named_with_line_and_column():
+    with pytest.raises(Unreadable, match=r"byte 9 is not UTF-8 \(line 2, column 3\)"):
+        text_of('{"ä":\n12'.encode() + b"\xff")

@@ -32,7 +32,9 @@ def target_problems(run: Run) -> Iterator[Problem]:
     if not _sure(transformer_shapes(folder, network), entries):
         message = _refusal(folder / network, parts[network], entries)
         if message is not None:
-            yield Problem(message, str(run.source), "$.adapter.target_modules")
+            yield Problem(
+                message.removeprefix("`adapter.target_modules`: "), str(run.source), "$.adapter.target_modules"
+            )
 
 
 def _sure(shapes: Shapes, entries: Sequence[str] | None) -> bool:

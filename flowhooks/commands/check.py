@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_resume, add_run
+from flowhooks.printing import say
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
@@ -56,24 +57,24 @@ def _run(args: Namespace) -> int:
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
     batch = training["train_batch_size"] * training["gradient_accumulation_steps"]
-    print(
+    say(
         f"model      {model['pretrained_model_name_or_path']}, {model['dtype']}, attention {model['attention_backend']}"
     )
     for line in fetched:
-        print(f"download   {line}")
+        say(f"download   {line}")
     _print_data(audited)
     for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
-        print(f"buckets    {line}")
+        say(f"buckets    {line}")
     if audited.records:
-        print(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
+        say(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     if sentence := plain(configured.hooks):
-        print(f"method     {sentence}")
-    print(f"hooks      {' -> '.join(each.type for each in planned.order)}")
-    print(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
-    print(f"trains     {trained(configured)}")
-    print(f"steps      {training['max_train_steps']:,} of {batch} samples per process, into {configured.output_dir}")
+        say(f"method     {sentence}")
+    say(f"hooks      {' -> '.join(each.type for each in planned.order)}")
+    say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
+    say(f"trains     {trained(configured)}")
+    say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
-        print(f"imports    {line}")
+        say(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
     _print_warnings([*changed, *audited.warnings, *unused(planned, frozenset(given))])
     return 0
@@ -107,10 +108,10 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
 
 def _print_data(audited: Audit) -> None:
     for line in audited.report:
-        print(f"data       {line}")
+        say(f"data       {line}")
 
 
 def _print_warnings(lines: list[str] | tuple[str, ...]) -> None:
     for line in lines:
-        print(f"warning    {line}")
-    print("ok")
+        say(f"warning    {line}")
+    say("ok")

@@ -7,6 +7,8 @@ import platform
 from argparse import ArgumentParser, Namespace
 from typing import Any
 
+from flowhooks.printing import say, say_lines
+
 NAME = "env"
 HELP = "print versions, devices and usable attention backends"
 
@@ -23,15 +25,15 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     found = environment()
     if args.json:
-        print(json.dumps(found, indent=2))
+        say_lines(json.dumps(found, indent=2).split("\n"))
         return 0
-    print(f"{'python':<18} {found['python']} on {found['platform']}")
+    say(f"{'python':<18} {found['python']} on {found['platform']}")
     for name, version in found["packages"].items():
-        print(f"{name:<18} {version or 'not installed'}")
+        say(f"{name:<18} {version or 'not installed'}")
     for device in found["devices"]:
-        print(f"{'device':<18} {device}")
+        say(f"{'device':<18} {device}")
     for name, refusal in found["attention_backends"].items():
-        print(f"{'attention':<18} {name}: {'usable' if refusal is None else refusal}")
+        say(f"{'attention':<18} {name}: {'usable' if refusal is None else refusal}")
     return 0
 
 

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from flowhooks.commands.arguments import add_run
+from flowhooks.printing import say, say_lines
 
 NAME = "explain"
 HELP = "show what a run file expands to: hooks, slots, forwards, what is trained"
@@ -27,35 +28,41 @@ def run(args: Namespace) -> int:
     planned = plan_run(configured, given)
     origin = {hook.where: hook for hook in configured.hooks}
     if sentence := plain(configured.hooks):
-        print(f"{sentence}\n")
-    print("hooks")
+        say(sentence)
+        say()
+    say("hooks")
     for hook in configured.hooks:
-        print(f"  {json.dumps({'type': hook.type, **hook.options})}    from {hook.where}")
+        say(f"  {json.dumps({'type': hook.type, **hook.options})}    from {hook.where}")
     for each in planned.order:
         if each.where not in origin:
-            print(f"  {json.dumps({'type': each.type})}    {each.where}")
-    print("\nslots, in the order a step runs them")
+            say(f"  {json.dumps({'type': each.type})}    {each.where}")
+    say()
+    say("slots, in the order a step runs them")
     for slot, rule, owners in planned.table():
-        print(f"  {slot:<10} {rule:<6} {' -> '.join(owners) or '(default)'}")
-    print(f"\nforwards    {forwards(configured, planned)} per micro-batch")
+        say(f"  {slot:<10} {rule:<6} {' -> '.join(owners) or '(default)'}")
+    say()
+    say(f"forwards    {forwards(configured, planned)} per micro-batch")
     for view, role in planned.passes:
-        print(f"  view {view}, role {role}")
+        say(f"  view {view}, role {role}")
     for each in planned.order:
         if each.queries:
-            print(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may ask again")
+            say(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may ask again")
     for line in unread(configured):
-        print(f"\nimports     {line}")
-    print(f"\ntrainable   {trained(configured)}")
+        say()
+        say(f"imports     {line}")
+    say()
+    say(f"trainable   {trained(configured)}")
     if "reference" in planned.roles and configured.adapter is not None:
         start = configured.adapter["init_from"]
         policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
-        print(f"reference   the base model, its adapter off{policy}")
+        say(f"reference   the base model, its adapter off{policy}")
     if planned.on_data:
-        print(f"chunks      {planned.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
+        say(f"chunks      {planned.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":
-            print("\nbeta")
-            print("\n".join(f"  {line}" for line in beta_lines(hook.options, *latents_of(configured))))
+            say()
+            say("beta")
+            say_lines(f"  {line}" for line in beta_lines(hook.options, *latents_of(configured)))
     return 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from flowhooks.printing import say
+
 NAME = "export"
 HELP = "write a LoRA in the names another program reads, or a run as a pipeline"
 
@@ -29,9 +31,9 @@ def run(args: Namespace) -> int:
 
     source, output = Path(args.lora), None if args.output is None else Path(args.output)
     if args.format in DIALECTS:
-        print(f"Wrote {export_lora(source, args.format, output)}")
+        say(f"Wrote {export_lora(source, args.format, output)}")
         return 0
     from flowhooks.export.anyflow import export_anyflow
 
-    print(f"Wrote {export_anyflow(source, output)}")
+    say(f"Wrote {export_anyflow(source, output)}")
     return 0

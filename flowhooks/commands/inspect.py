@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from flowhooks.commands.arguments import add_quiet, whole_number
+from flowhooks.printing import say
 
 NAME = "inspect"
 HELP = "show a data set as an HTML page and a contact sheet, problems first"
@@ -37,10 +38,10 @@ def run(args: Namespace) -> int:
     output = args.output or Path("runs", f"inspect-{Path(args.source).stem}")
     made = write_gallery(args.source, output, sample=args.sample, seed=args.seed, progress=args.progress)
     for problem in made.problems:
-        print(f"problem    {problem}")
+        say(f"problem    {problem}")
     for line in made.warnings:
-        print(f"warning    {line}")
-    print(f"shows      {made.shown:,} of {count(made.of, 'sample')}")
-    print(f"page       {made.page}")
-    print(f"sheet      {made.sheet}")
+        say(f"warning    {line}")
+    say(f"shows      {made.shown:,} of {count(made.of, 'sample')}")
+    say(f"page       {made.page}")
+    say(f"sheet      {made.sheet}")
     return 0

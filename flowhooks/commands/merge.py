@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from flowhooks.commands.arguments import finite_number, whole_number
+from flowhooks.printing import say
 
 NAME = "merge"
 HELP = "merge adapter files into one LoRA; loads no model"
@@ -45,8 +46,8 @@ def run(args: Namespace) -> int:
         args.adapters, args.output, method=args.method, weights=args.weights, rank=args.rank, model=args.model
     )
     ranks = ", ".join(map(str, merged.ranks))
-    print(f"wrote      {merged.file}: {merged.layers} layers of rank {ranks}")
-    print(f"error      {merged.error:.2g} of the exact sum")
+    say(f"wrote      {merged.file}: {merged.layers} layers of rank {ranks}")
+    say(f"error      {merged.error:.2g} of the exact sum")
     if args.method == "factor_average" and merged.error > TOLERATED:
-        print("warning    averaged factors are not the averaged change; 'cat' is exact, 'svd' the best of its rank")
+        say("warning    averaged factors are not the averaged change; 'cat' is exact, 'svd' the best of its rank")
     return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.errors import FlowhooksError
+from flowhooks.printing import say
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
@@ -49,7 +50,7 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
         refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
         main = os.environ.get("RANK", "0") == "0"
         if main and not refused and checkpoints_in(Path(run.output_dir)):
-            print(f"to go on: {shlex.join(_again(args))}", file=sys.stderr)
+            say(f"to go on: {shlex.join(_again(args))}", file=sys.stderr)
         raise
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_quiet, whole_number
+from flowhooks.printing import say
 
 if TYPE_CHECKING:
     from flowhooks.pairs import Made
@@ -67,12 +68,12 @@ def _add_shared(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     made = args.make_pairs(args)
-    print(f"wrote      {made.summary}")
+    say(f"wrote      {made.summary}")
     for line in made.report:
-        print(f"data       {line}")
+        say(f"data       {line}")
     for line in made.warnings:
-        print(f"warning    {line}")
-    print(f"use        {made.dataset} as `data` of a run")
+        say(f"warning    {line}")
+    say(f"use        {made.dataset} as `data` of a run")
     return 0
 
 

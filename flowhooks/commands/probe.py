@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.commands.arguments import whole_number
+from flowhooks.printing import say_lines
 
 NAME = "probe"
 HELP = "learn a pipeline's conditioning, times, layout and anatomy, verify them, and print them"
@@ -67,7 +68,7 @@ def run(args: Namespace) -> int:
         "sample_shape": list(model.sample_shape),
         **learn_anatomy(model).describe(),
     }
-    print(json.dumps(learnt, indent=2) if args.json else "\n".join(_lines(learnt)))
+    say_lines(json.dumps(learnt, indent=2).split("\n") if args.json else _lines(learnt))
     return 0
 
 

@@ -6,6 +6,8 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
+from flowhooks.printing import say
+
 NAME = "push"
 HELP = "publish the output folder of a run on the Hub"
 
@@ -32,7 +34,7 @@ def run(args: Namespace) -> int:
         raise ConfigError(Problem("no repository is named; give --repo-id owner/name, or set push.repo_id in the run"))
     from flowhooks.export.hub import push
 
-    print(f"Published {push(Path(args.run_dir), args.repo_id, private=args.private)}")
+    say(f"Published {push(Path(args.run_dir), args.repo_id, private=args.private)}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from flowhooks.errors import ConfigError, ModelError, Problem
+from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import scales
 from flowhooks.restore import restore_pipeline
@@ -52,12 +53,12 @@ def sample_command(args: Namespace) -> int:
         with scheduled(pipe, scheduler):
             rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
     if restored.below is not None:
-        print(f"The adapter is off in steps that start above sigma {restored.below:g}")
+        say(f"The adapter is off in steps that start above sigma {restored.below:g}")
     if scheduler is not own:
-        print(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
+        say(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     if args.save_dataset is not None:
         captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]
-        print(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
+        say(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
         return 0
     named = _named(rows, args.steps, args.num_images)
     if len(args.steps) > 1:
@@ -67,7 +68,7 @@ def sample_command(args: Namespace) -> int:
     else:
         columns = args.num_images if args.num_images > 1 else min(4, len(args.prompt))
         grid = picture_grid(rows[-1][0], columns=columns)
-    print(f"Wrote {_save(named, grid, Path(args.output))}")
+    say(f"Wrote {_save(named, grid, Path(args.output))}")
     return 0
 
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowhooks.printing import say, say_lines
+
 NAME = "schema"
 HELP = "list, print or write the JSON Schemas"
 
@@ -30,12 +32,12 @@ def run(args: Namespace) -> int:
         return _write(Path(args.write), args.force)
     if args.name is None:
         for name, schema in known.items():
-            print(f"{name:<26} {schema['description']}")
+            say(f"{name:<26} {schema['description']}")
         return 0
     name = args.name.removesuffix(".json").removesuffix(".schema")
     if name not in known:
         raise ConfigError(f"there is no schema {args.name!r}{hint(name, known)}; `flowhooks schema` lists them")
-    print(_text(known[name]), end="")
+    say_lines(_text(known[name]).splitlines())
     return 0
 
 
@@ -58,7 +60,7 @@ def _write(folder: Path, force: bool) -> int:
         )
     for file, text in changed.items():
         write_aside(file, partial(Path.write_text, data=text, encoding="utf-8"))
-    print(f"{len(changed)} of {len(files)} schemas written to {folder}")
+    say(f"{len(changed)} of {len(files)} schemas written to {folder}")
     return 0
 
 

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 
 from flowhooks.commands.arguments import add_quiet, add_resume, add_run
 from flowhooks.commands.next_steps import how_to_go_on, what_next
+from flowhooks.printing import say
 
 NAME = "train"
 HELP = "train a run; also under accelerate launch"
@@ -27,7 +28,7 @@ def run(args: Namespace) -> int:
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
     if sentence := plain(configured.hooks):
-        print(sentence, flush=True)
+        say(sentence, flush=True)
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
     from flowhooks.train import train
 
@@ -39,7 +40,7 @@ def run(args: Namespace) -> int:
             rebuild_cache=args.rebuild_cache,
             examined=examined,
         )
-    print(f"step {result.step:,}; results are in {result.output_dir}")
+    say(f"step {result.step:,}; results are in {result.output_dir}")
     for line in what_next(configured):
-        print(line)
+        say(line)
     return 0

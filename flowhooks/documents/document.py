@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from flowhooks import reading
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.json_faults import json_path as json_path
 
-_NAME = re.compile(r"[A-Za-z_$][A-Za-z0-9_$-]*")
 _REMARK = re.compile(r"\$comment$|_comment")
-
-
-def json_path(parts: Iterable[str | int], root: str = "$") -> str:
-    """``$.hooks[1].norm_type`` from its parts."""
-    steps = []
-    for part in parts:
-        if isinstance(part, int):
-            steps.append(f"[{part}]")
-        else:
-            part = part if len(part) <= 80 else f"{part[:77]}..."
-            steps.append(f".{part}" if _NAME.fullmatch(part) else f"[{json.dumps(part)}]")
-    return root + "".join(steps)
 
 
 def read_json(path: Path) -> Any:

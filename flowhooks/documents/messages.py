@@ -77,7 +77,7 @@ def _value(error: ValidationError) -> str:
         case "minLength":
             return "the string is empty; write a value or remove the key"
         case "format":
-            return f"{shown(found)} {path_fault(found)}"
+            return f"{shown(found)}: {path_fault(found)}"
         case "pattern":
             return f"{shown(found)} has the wrong form{_examples(error, '; expected something like')}"
     return error.message

@@ -54,6 +54,8 @@ class FeatureAlignment(Hook):
 
     type = "feature_alignment"
     health = "crepa_alignment_score"
+    # The same hook serves runs that never say CREPA, such as Self-Flow.
+    health_label = "alignment score"
 
     def __init__(
         self,

@@ -111,7 +111,11 @@ class Assembly:
     @property
     def health(self) -> dict[str, str]:
         """Metric -> what people call it, for each hook that names one: ``implicit accuracy``."""
-        named = [(hook.health, hook.health.removeprefix(f"{hook.type}_")) for hook in self.hooks if hook.health]
+        named = [
+            (hook.health, hook.health_label or hook.health.removeprefix(f"{hook.type}_"))
+            for hook in self.hooks
+            if hook.health
+        ]
         return {metric: short.replace("_", " ") for metric, short in named}
 
     def modules(self) -> dict[str, nn.Module]:

@@ -38,6 +38,8 @@ class Hook:
     type: ClassVar[str] = ""
     #: The metric that tells best how a run of this hook fares, shown beside the loss; empty where the loss does.
     health: str = ""
+    #: What people call that metric; empty: its name without the type of the hook.
+    health_label: str = ""
     #: Logged steps after which :meth:`warnings` is given a metric's mean: before that a mean is mostly chance.
     patience: ClassVar[int] = 10
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowhooks.reading import BadJson, parse, path_fault, read_text, user_path
+from flowhooks.reading import BadJson, Unreadable, parse, path_fault, read_text, user_path
 
 PROMPT = "prompt"
 
@@ -60,6 +60,8 @@ def _listed(path: Path) -> list[Prompt]:
         found = parse(read_text(path))
     except OSError as error:
         raise ValueError(f"`prompts`: {path} cannot be read ({error.strerror}); name a text or jsonl file") from error
+    except Unreadable as error:
+        raise ValueError(f"`prompts`: {path}: {error}") from error
     except ValueError as error:
         raise ValueError(f"`prompts`: {path} is no JSON: {error}") from error
     if not isinstance(found, list) or not found:

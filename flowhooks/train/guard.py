@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import TrainingError
+from flowhooks.printing import one_line
 from flowhooks.train.agreement import gather
 
 _SHOWN = 8
@@ -65,6 +66,6 @@ class FiniteGuard:
 
 def _sentence(watched: _Watched) -> str:
     steps = ", ".join(map(str, watched.micro_steps))
-    shown = "".join(f"\n  {name}" for name in watched.files[:_SHOWN])
+    shown = "".join(f"\n  {one_line(name)}" for name in watched.files[:_SHOWN])
     more = f"\n  and {len(watched.files) - _SHOWN} more" if len(watched.files) > _SHOWN else ""
     return f"the {watched.what} of micro-step {steps} is NaN or infinite; its batch was:{shown}{more}"

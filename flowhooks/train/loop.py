@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from flowhooks.checks import Examined
 from flowhooks.config import Run
+from flowhooks.quiet import without_bars
 from flowhooks.train.files import full_disk_told
 from flowhooks.train.setup import prepared
 from flowhooks.train.signals import leave, stop_requests
@@ -58,6 +60,7 @@ def train(
     training = run.training
     accumulation = training["gradient_accumulation_steps"]
     with (
+        nullcontext() if progress else without_bars(),
         full_disk_told(Path(run.output_dir)),
         prepared(run, resume, progress, rebuild_cache, examined) as job,
         stop_requests() as stop,

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from flowhooks.errors import TrainingError
 from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
-from flowhooks.printing import printable
+from flowhooks.printing import one_line
 from flowhooks.reading import parse
 from flowhooks.run_files import HISTORY
 from flowhooks.train.agreement import gather
@@ -158,7 +158,7 @@ class Voice:
         key = re.sub(r"\d[\d.e+-]*", "#", sentence)
         if self._main and key not in self._said:
             self._said.add(key)
-            tqdm.write(f"warning: {printable(sentence)}", file=sys.stderr)
+            tqdm.write(f"warning: {one_line(sentence)}", file=sys.stderr)
 
 
 def _step_of(line: str) -> int:

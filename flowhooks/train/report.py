@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from flowhooks.data.findings import count
 from flowhooks.data.shards import told_bytes
+from flowhooks.printing import one_line
 
 if TYPE_CHECKING:
     from flowhooks.train.job import Job
@@ -58,7 +59,7 @@ class Progress:
     def say(self, line: str) -> None:
         """A line, above the bar where there is one."""
         if self._main:
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(one_line(line), file=sys.stderr)
 
     def _told(self, values: Mapping[str, float]) -> dict[str, str]:
         """Loss, health of each method, rate."""

@@ -35,6 +35,7 @@ from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline, others_awake
+from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.runs import find_networks
 from flowhooks.train import rng
@@ -198,5 +199,5 @@ def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bo
     if main:
         entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
         line = f"cache: {len(entries):,} entries, {told_bytes(entries.nbytes)}; {told_bytes(whole)} in {run.cache_dir}"
-        print(line, file=sys.stderr)
+        say(line, file=sys.stderr)
     return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import FeatureAlignment
+from flowhooks.kernel.assembly import Assembly
 from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
 from flowhooks.run_files import MODULES
@@ -226,3 +228,8 @@ def test_a_weight_of_zero_attaches_nothing():
     with flowhooks.attach(model, document({**LAYERSYNC, **PROJECTED, "weight": 0})) as session:
         assert not any(key.startswith("feature_alignment") for key in session.parameters())
         assert "alignment_loss" not in session.step(pairs(model)).metrics
+
+
+def test_the_score_is_called_by_no_method_that_the_run_does_not_name():
+    hooks = Assembly.health.fget(SimpleNamespace(hooks=[FeatureAlignment.__new__(FeatureAlignment)]))
+    assert hooks == {"crepa_alignment_score": "alignment score"}
