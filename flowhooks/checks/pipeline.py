@@ -13,6 +13,7 @@ from flowhooks.checks import hub
 from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint
+from flowhooks.embedded.places import outline, told_building
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path
@@ -40,8 +41,10 @@ FROM_BETAS = frozenset(
 
 def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
     """The folder of the pipeline that a ``model`` section names, if it is on this disk: one of the user's, or the
-    snapshot in the Hub's cache."""
+    snapshot in the Hub's cache; of the embedded pipeline its outline, which has no weights."""
     name = section["pretrained_model_name_or_path"]
+    if name in EMBEDDED:
+        return outline()
     if (local := local_pipeline(name)) is not None:
         return local
     if not isinstance(name, str) or user_path(name).exists() or not hub.is_hub_id(name):
@@ -72,22 +75,30 @@ def model_problems(run: Run) -> Iterator[Problem]:
     except ConfigError as error:
         yield from error.problems
         return
-    missing = list(_missing(folder, parts, section["variant"]))
+    if name in EMBEDDED:
+        absent = section["variant"] is not None
+        missing = [(_no_variant(section["variant"]), "$.model.variant")] if absent else []
+    else:
+        missing = list(_missing(folder, parts, section["variant"]))
     # What is not in the Hub's cache yet is fetched, where there is a network.
-    if local_pipeline(name) is not None or hub.is_offline():
+    if name in EMBEDDED or local_pipeline(name) is not None or hub.is_offline():
         yield from (Problem(f"{name!r} {what}", file, path) for what, path in missing)
     yield from (Problem(f"{name!r} {what}", file, path) for what, path in _unfit(folder, parts, pipeline, run))
 
 
 def model_told(run: Run) -> Iterator[str]:
-    """Sentences about what has to be fetched. Asks the Hub for a size, and waits for it no longer than some seconds.
+    """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits for it no longer than some seconds.
 
     Raises:
         ConfigError: the Hub answers that it has no such pipeline.
     """
     section = run.model
     name = section["pretrained_model_name_or_path"]
-    if name is None or name in EMBEDDED or local_pipeline(name) is not None or not hub.is_hub_id(name):
+    if name in EMBEDDED:
+        if (sentence := told_building(name)) is not None:
+            yield sentence
+        return
+    if name is None or local_pipeline(name) is not None or not hub.is_hub_id(name):
         return
     folder = pipeline_folder(section)
     if folder is None:
@@ -191,7 +202,11 @@ def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | 
         if stem is not None and (what := _weights(place, names, stem, variant if here else None)) is not None:
             yield f"{what}; save it again with save_pretrained", _NAME
     if variant is not None and not varied:
-        yield f"has no file of the variant {variant!r}; leave it out, or get the files of it", "$.model.variant"
+        yield _no_variant(variant), "$.model.variant"
+
+
+def _no_variant(variant: str) -> str:
+    return f"has no file of the variant {variant!r}; leave it out, or get the files of it"
 
 
 def _has_weights(part: str, kind: str, place: Path) -> bool:
