@@ -87,7 +87,7 @@ def model_problems(run: Run) -> Iterator[Problem]:
 
 
 def model_told(run: Run) -> Iterator[str]:
-    """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits for it no longer than some seconds.
+    """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits no longer than some seconds.
 
     Raises:
         ConfigError: the Hub answers that it has no such pipeline.

@@ -81,12 +81,13 @@ def _run(args: Namespace) -> int:
 
 def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> None:
     """What only torch can say, for the few runs that ask for it. Raises ConfigError or CheckpointError."""
-    if run.training["optimizer"] == "adamw" and run.training["optimizer_args"]:
-        import torch
+    from flowhooks.documents.imports import imports_optimizer
 
-        from flowhooks.train.optimization import make_optimizer
+    optimizer = run.training["optimizer"]
+    if not imports_optimizer(optimizer) and (optimizer != "adamw" or run.training["optimizer_args"]):
+        from flowhooks.train.optimizers import try_optimizer
 
-        make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
+        try_optimizer(run)
     if resume is not None:
         from flowhooks.train.checkpoint import Checkpoints, read_manifest
         from flowhooks.train.identity import identity, require_same

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
@@ -43,7 +41,8 @@ from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated
 from flowhooks.train.lock import locked
-from flowhooks.train.optimization import Optimization, make_optimizer
+from flowhooks.train.optimization import Optimization
+from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
 from flowhooks.train.validation import Validation
 
@@ -144,7 +143,7 @@ def prepared(
 
 def _build(run: Run, given: frozenset[str]) -> None:
     """Make optimiser and hooks once, for what only their classes can say. Raises ConfigError."""
-    make_optimizer(run, [nn.Parameter(torch.zeros(1))])
+    try_optimizer(run)
     roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
     build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
 
