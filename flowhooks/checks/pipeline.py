@@ -10,15 +10,22 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.checks import hub
-from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts
+from flowhooks.checks.library import (
+    PLAIN,
+    call_arguments,
+    checkpoints_gradients,
+    exported,
+    foreign_parts,
+    plain_arguments,
+)
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint
+from flowhooks.embedded.places import NAMES as EMBEDDED
 from flowhooks.embedded.places import outline, told_building
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path
 
-EMBEDDED = ("digits", "digits:untrained")
 INDEX = "model_index.json"
 #: The networks that can be trained, by their names in a pipeline.
 NETWORKS = ("transformer", "transformer_2")
@@ -27,6 +34,17 @@ _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 #: Parts of a pipeline are attributes, and folders of its own.
 _PART = re.compile(r"[A-Za-z_]\w{0,100}")
 _NAME = "$.model.pretrained_model_name_or_path"
+#: Arguments of every call of a pipeline that flowhooks passes itself -> where their values come from.
+PASSED: Mapping[str, str] = {
+    "prompt": "prompts are those of the data, the rollout or `validation.prompts`",
+    "num_inference_steps": "it is `validation.num_inference_steps`, or the rollout's",
+    "generator": "seeds are `training.seed` and `validation.seed`",
+    "latents": "noise is drawn from the seeds",
+    "output_type": "it is what training and pictures need",
+    "return_dict": "it is what training and pictures need",
+    "num_images_per_prompt": "it is `validation.num_images_per_prompt`",
+    "num_videos_per_prompt": "it is `validation.num_images_per_prompt`",
+}
 #: Schedulers of Diffusers whose noise comes from a schedule of betas; some can be told to be flow matching.
 FROM_BETAS = frozenset(
     f"{name}Scheduler"
@@ -284,6 +302,10 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         if arguments is not None and name not in arguments:
             message = f"is a {pipeline}, which takes no argument {name!r}{hint(name, arguments)}; remove it"
             yield message, f"$.model.pipeline_arguments.{name}"
+    plain = plain_arguments(pipeline)
+    yield from _wrong_arguments(section["pipeline_arguments"], plain, "$.model")
+    for hook in run.hooks:
+        yield from _wrong_arguments(hook.options.get("pipeline_arguments") or {}, plain, hook.where)
     if len(networks) > 1:
         for hook in run.hooks:
             if hook.type in WHOLE_PATH and hook.options[WHOLE_PATH[hook.type]]:
@@ -292,6 +314,18 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
                     "noise to data with one; train it without this hook",
                     hook.where,
                 )
+
+
+def _wrong_arguments(given: Mapping[str, Any], plain: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:
+    """(what, JSON path) of arguments that are passed by flowhooks itself, or are of another type."""
+    for name, value in given.items():
+        place = f"{where}.pipeline_arguments.{name}"
+        if name in PASSED:
+            yield f"is given its argument {name!r} by flowhooks itself: {PASSED[name]}; remove it", place
+        elif name in plain and value is not None:
+            types, called = PLAIN[plain[name]]
+            if not isinstance(value, types) or (isinstance(value, bool) and plain[name] != "bool"):
+                yield f"takes {called} for its argument {name!r}, found {str(value)[:60]!r}; correct it", place
 
 
 def _no_flow(folder: Path, parts: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -41,6 +41,7 @@ def run(args: Namespace) -> int:
 
 def _run(args: Namespace) -> int:
     from flowhooks.checks import examine
+    from flowhooks.checks.machine import machine_warnings
     from flowhooks.checks.models import helper_told
     from flowhooks.checks.pipeline import model_told
     from flowhooks.checks.planning import forwards, trained, unread, unused
@@ -75,7 +76,7 @@ def _run(args: Namespace) -> int:
     for line in unread(configured):
         print(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
-    _print_warnings([*audited.warnings, *unused(planned, frozenset(given))])
+    _print_warnings([*audited.warnings, *machine_warnings(configured), *unused(planned, frozenset(given))])
     return 0
 
 

@@ -20,6 +20,8 @@ from flowhooks.errors import ModelError
 from flowhooks.files import share
 from flowhooks.home import whole
 
+#: Before each line of the process that pretrains.
+MARK = "embedded pipeline: "
 #: Variables by which a launcher tells a process of others.
 _OF_A_LAUNCH = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 
@@ -66,11 +68,19 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
     command += [part for key, value in here.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     command += [] if wanted(progress) else ["--no-progress"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
-    # What it prints is of a run that nobody started.
-    done = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
+    # What it prints is of a run that nobody started: a bar is passed through, other lines are marked.
+    if wanted(progress):
+        code = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False).returncode
+    else:
+        with subprocess.Popen(
+            command, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as running:
+            for line in running.stderr or ():
+                print(f"{MARK}{line}", end="", file=sys.stderr, flush=True)
+        code = running.returncode
+    if code:
         raise ModelError(
-            f"the embedded pipeline could not be pretrained (exit code {done.returncode}, the reason stands above); "
+            f"the embedded pipeline could not be pretrained (exit code {code}, the reason stands above); "
             "start again when it is mended"
         )
     for part in (working / "pipeline").iterdir():

@@ -9,6 +9,7 @@ from flowhooks.documents.document import read_json
 from flowhooks.embedded import recipes, scans
 from flowhooks.home import place
 
+NAMES = ("digits", "digits:untrained")
 #: The run that pretrains the pipeline.
 PRETRAINING = "sft/digits.json"
 
@@ -34,7 +35,10 @@ def place_of(name: str) -> Path:
 
 
 def told_building(name: str) -> str | None:
-    """A sentence about what is built before `digits` or `digits:untrained` can be used; None where it is there."""
+    """A sentence about what is built before `digits` or `digits:untrained` can be used; None where it is there, and for
+    another name."""
+    if name not in NAMES:
+        return None
     folder = place_of(name)
     if folder.is_dir():
         return None

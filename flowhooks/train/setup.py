@@ -15,6 +15,7 @@ from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.checks import Examined, examine
+from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.config import Run
 from flowhooks.data import (
@@ -69,7 +70,7 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        for line in audited.warnings if accelerator.is_main_process else ():
+        for line in (*audited.warnings, *machine_warnings(run)) if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
