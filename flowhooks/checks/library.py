@@ -12,7 +12,6 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-
 #: Python's plain types -> those of a JSON value that they take, and what that is called. True is no number.
 PLAIN: Mapping[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "an integer"),

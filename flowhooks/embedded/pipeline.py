@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def write_outline(folder: Path) -> None:
     _write(folder / "transformer" / SHAPES, shapes)
 
 
-def _write(file: Path, document: dict[str, object]) -> None:
+def _write(file: Path, document: Mapping[str, object]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     kept = {key: value for key, value in document.items() if key != "_diffusers_version" and value is not None}
     file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
