@@ -61,5 +61,5 @@ def write_outline(folder: Path) -> None:
 
 def _write(file: Path, document: Mapping[str, object]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    kept = {key: value for key, value in document.items() if key != "_diffusers_version" and value is not None}
+    kept = {key: value for key, value in document.items() if key == "_class_name" or key[0] != "_"}
     file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

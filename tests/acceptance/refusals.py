@@ -148,6 +148,7 @@ def _late(user: User) -> None:
     user.edit_blocks(lambda blocks: blocks[0].update(caption_strategy="filename"))
 
 
+MUON = {"trainable": "transformer", "optimizer": "torch.optim:Muon"}
 DIGITS = {"pretrained_model_name_or_path": "digits"}
 #: A reward that is taken for one of the Hub.
 JUDGE = {"type": "clip_score", "model": "openai/clip-vit-base-patch32"}
@@ -377,7 +378,7 @@ REFUSALS: dict[str, Refusal] = {
         words=("$.training.optimizer: ", "sparse gradients only"),
     ),
     "an optimiser of matrices for a whole network": Refusal(
-        make=_written(adapter=None, hooks=[], training={"trainable": "transformer", "optimizer": "torch.optim:Muon"}),
+        make=_written(adapter=None, hooks=[{"type": "flow_matching_loss"}], training=MUON),
         words=("$.training.optimizer_args: ", "only supports 2D parameters"),
     ),
     "an option of an optimiser that fails in its first step": Refusal(
