@@ -148,7 +148,7 @@ def _never_asked() -> Iterator[None]:
 
 
 def _first_lines(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return " ".join(str(error).split())[:300].rstrip(".;, ") or type(error).__name__
 
 
 def _remedy(place: str) -> str:

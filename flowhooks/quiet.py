@@ -53,6 +53,8 @@ def quiet(*, bars: bool) -> Iterator[None]:
         # They speak to programmers, of a release to come.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
+        # Diffusers passes it on, and the Hub's library has forgotten it.
+        warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
         if not bars:
             stack.enter_context(without_bars())
         yield

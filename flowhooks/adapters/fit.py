@@ -32,9 +32,11 @@ from flowhooks.adapters.names import (
 )
 from flowhooks.adapters.peft_document import check_plain, check_values
 from flowhooks.errors import AdapterError
-from flowhooks.reading import MAX_DOCUMENT, read_text
+from flowhooks.reading import MAX_DOCUMENT, parse, read_text
 
 Shapes = dict[str, tuple[int, ...]]
+#: In the outline of a pipeline this file has the shapes of a network, in place of its weights.
+SHAPES = "flowhooks_shapes.json"
 
 # The first matrix of a LoRA's layer, as programs call it.
 _FIRSTS = (".lora_A.weight", ".lora_down.weight")
@@ -181,6 +183,8 @@ def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) 
 def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:
     """Shapes of a network's weights; none where they cannot be told, which loading them will say better."""
     shapes: Shapes = {}
+    if (pipeline / component / SHAPES).is_file():
+        return {key: tuple(sides) for key, sides in parse(read_text(pipeline / component / SHAPES)).items()}
     try:
         for file in sorted((pipeline / component).glob("*.safetensors")):
             shapes.update(_header(file)[0])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from flowhooks.checks.layers import target_problems
 from flowhooks.checks.machine import machine_problems, sharding_problems
 from flowhooks.checks.models import helper_problems
+from flowhooks.checks.optimizer import optimizer_problems
 from flowhooks.checks.output import output_problems
 from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
@@ -50,6 +51,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         *sharding_problems(run),
         *machine_problems(run),
         *model_problems(run),
+        *optimizer_problems(run),
         *adapter_problems(run),
         *helper_problems(run),
         *output_problems(run, resume),

@@ -12,6 +12,14 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+#: Python's plain types -> those of a JSON value that they take, and what that is called. True is no number.
+PLAIN: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "an integer"),
+    "float": ((int, float), "a number"),
+    "bool": ((bool,), "true or false"),
+    "str": ((str,), "a string"),
+}
+
 
 @cache
 def exported() -> frozenset[str] | None:
@@ -29,6 +37,16 @@ def call_arguments(pipeline: str) -> frozenset[str] | None:
     if not isinstance(call, ast.FunctionDef) or call.args.kwarg is not None:
         return None
     return frozenset(each.arg for each in (*call.args.args, *call.args.kwonlyargs)) - {"self"}
+
+
+@cache
+def plain_arguments(pipeline: str) -> Mapping[str, str]:
+    """The arguments of a pipeline's call that take one plain value: name -> ``int``, ``float``, ``bool`` or ``str``."""
+    call = _member(_class(pipeline, "pipelines/*/pipeline_*.py"), "__call__")
+    if not isinstance(call, ast.FunctionDef):
+        return {}
+    written = ((each.arg, each.annotation) for each in (*call.args.args, *call.args.kwonlyargs))
+    return {name: told.id for name, told in written if isinstance(told, ast.Name) and told.id in PLAIN}
 
 
 @cache

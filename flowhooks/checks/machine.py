@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +12,8 @@ from flowhooks.config import Run
 from flowhooks.errors import Problem
 from flowhooks.machine import backend_refusal, has_accelerator
 
+#: Processes that read ahead, for each CPU, beyond which a run is refused: each holds some hundred megabytes.
+WORKERS_PER_CPU = 8
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -52,8 +55,27 @@ def machine_problems(run: Run) -> Iterator[Problem]:
     if run.training["optimizer"] != "adamw" and find_spec(module) is None:
         message = f"the package {module!r} of the optimiser is not installed; install it, or use 'adamw'"
         yield Problem(message, file, "$.training.optimizer")
+    workers, most = run.training["dataloader_num_workers"], WORKERS_PER_CPU * max(cpus(), 2)
+    if workers > most:
+        message = f"{workers:,} processes would exhaust this machine of {cpus()} CPUs; use at most {most}"
+        yield Problem(message, file, "$.training.dataloader_num_workers")
     for key, folder in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
         yield from _place_problems(Path(folder), file, key)
+
+
+def cpus() -> int:
+    """The CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_warnings(run: Run) -> Iterator[str]:
+    """What this machine can do of a run, and does badly."""
+    workers = run.training["dataloader_num_workers"]
+    if workers > cpus():
+        yield (
+            f"`training.dataloader_num_workers` is {workers}, and this machine has {cpus()} CPUs: more processes than "
+            "that read no faster"
+        )
 
 
 def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:
@@ -66,3 +88,16 @@ def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:
         yield Problem(
             f"{place} cannot be written to; name another `{key}`, or change its permissions", file, f"$.{key}"
         )
+    elif not folder.is_dir() and (reason := _unmakeable(place)) is not None:
+        yield Problem(f"no folder can be made in {place} ({reason}); name another `{key}`", file, f"$.{key}")
+
+
+def _unmakeable(place: Path) -> str | None:
+    """Why no folder can be made there, where permissions allow it: /proc, say. It is tried, and taken away at once."""
+    trial = place / f".flowhooks-{uuid.uuid4().hex[:8]}"
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as error:
+        return error.strerror or str(error)
+    return None

@@ -10,14 +10,22 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.checks import hub
-from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts
+from flowhooks.checks.library import (
+    PLAIN,
+    call_arguments,
+    checkpoints_gradients,
+    exported,
+    foreign_parts,
+    plain_arguments,
+)
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint
+from flowhooks.embedded.places import NAMES as EMBEDDED
+from flowhooks.embedded.places import outline, told_building
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path
 
-EMBEDDED = ("digits", "digits:untrained")
 INDEX = "model_index.json"
 #: The networks that can be trained, by their names in a pipeline.
 NETWORKS = ("transformer", "transformer_2")
@@ -26,6 +34,17 @@ _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 #: Parts of a pipeline are attributes, and folders of its own.
 _PART = re.compile(r"[A-Za-z_]\w{0,100}")
 _NAME = "$.model.pretrained_model_name_or_path"
+#: Arguments of every call of a pipeline that flowhooks passes itself -> where their values come from.
+PASSED: Mapping[str, str] = {
+    "prompt": "prompts are those of the data, the rollout or `validation.prompts`",
+    "num_inference_steps": "it is `validation.num_inference_steps`, or the rollout's",
+    "generator": "seeds are `training.seed` and `validation.seed`",
+    "latents": "noise is drawn from the seeds",
+    "output_type": "it is what training and pictures need",
+    "return_dict": "it is what training and pictures need",
+    "num_images_per_prompt": "it is `validation.num_images_per_prompt`",
+    "num_videos_per_prompt": "it is `validation.num_images_per_prompt`",
+}
 #: Schedulers of Diffusers whose noise comes from a schedule of betas; some can be told to be flow matching.
 FROM_BETAS = frozenset(
     f"{name}Scheduler"
@@ -40,8 +59,10 @@ FROM_BETAS = frozenset(
 
 def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
     """The folder of the pipeline that a ``model`` section names, if it is on this disk: one of the user's, or the
-    snapshot in the Hub's cache."""
+    snapshot in the Hub's cache; of the embedded pipeline its outline, which has no weights."""
     name = section["pretrained_model_name_or_path"]
+    if name in EMBEDDED:
+        return outline()
     if (local := local_pipeline(name)) is not None:
         return local
     if not isinstance(name, str) or user_path(name).exists() or not hub.is_hub_id(name):
@@ -72,22 +93,30 @@ def model_problems(run: Run) -> Iterator[Problem]:
     except ConfigError as error:
         yield from error.problems
         return
-    missing = list(_missing(folder, parts, section["variant"]))
+    if name in EMBEDDED:
+        absent = section["variant"] is not None
+        missing = [(_no_variant(section["variant"]), "$.model.variant")] if absent else []
+    else:
+        missing = list(_missing(folder, parts, section["variant"]))
     # What is not in the Hub's cache yet is fetched, where there is a network.
-    if local_pipeline(name) is not None or hub.is_offline():
+    if name in EMBEDDED or local_pipeline(name) is not None or hub.is_offline():
         yield from (Problem(f"{name!r} {what}", file, path) for what, path in missing)
     yield from (Problem(f"{name!r} {what}", file, path) for what, path in _unfit(folder, parts, pipeline, run))
 
 
 def model_told(run: Run) -> Iterator[str]:
-    """Sentences about what has to be fetched. Asks the Hub for a size, and waits for it no longer than some seconds.
+    """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits no longer than some seconds.
 
     Raises:
         ConfigError: the Hub answers that it has no such pipeline.
     """
     section = run.model
     name = section["pretrained_model_name_or_path"]
-    if name is None or name in EMBEDDED or local_pipeline(name) is not None or not hub.is_hub_id(name):
+    if name in EMBEDDED:
+        if (sentence := told_building(name)) is not None:
+            yield sentence
+        return
+    if name is None or local_pipeline(name) is not None or not hub.is_hub_id(name):
         return
     folder = pipeline_folder(section)
     if folder is None:
@@ -191,7 +220,11 @@ def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | 
         if stem is not None and (what := _weights(place, names, stem, variant if here else None)) is not None:
             yield f"{what}; save it again with save_pretrained", _NAME
     if variant is not None and not varied:
-        yield f"has no file of the variant {variant!r}; leave it out, or get the files of it", "$.model.variant"
+        yield _no_variant(variant), "$.model.variant"
+
+
+def _no_variant(variant: str) -> str:
+    return f"has no file of the variant {variant!r}; leave it out, or get the files of it"
 
 
 def _has_weights(part: str, kind: str, place: Path) -> bool:
@@ -269,6 +302,10 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         if arguments is not None and name not in arguments:
             message = f"is a {pipeline}, which takes no argument {name!r}{hint(name, arguments)}; remove it"
             yield message, f"$.model.pipeline_arguments.{name}"
+    plain = plain_arguments(pipeline)
+    yield from _wrong_arguments(section["pipeline_arguments"], plain, "$.model")
+    for hook in run.hooks:
+        yield from _wrong_arguments(hook.options.get("pipeline_arguments") or {}, plain, hook.where)
     if len(networks) > 1:
         for hook in run.hooks:
             if hook.type in WHOLE_PATH and hook.options[WHOLE_PATH[hook.type]]:
@@ -277,6 +314,18 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
                     "noise to data with one; train it without this hook",
                     hook.where,
                 )
+
+
+def _wrong_arguments(given: Mapping[str, Any], plain: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:
+    """(what, JSON path) of arguments that are passed by flowhooks itself, or are of another type."""
+    for name, value in given.items():
+        place = f"{where}.pipeline_arguments.{name}"
+        if name in PASSED:
+            yield f"is given its argument {name!r} by flowhooks itself: {PASSED[name]}; remove it", place
+        elif name in plain and value is not None:
+            types, called = PLAIN[plain[name]]
+            if not isinstance(value, types) or (isinstance(value, bool) and plain[name] != "bool"):
+                yield f"takes {called} for its argument {name!r}, found {str(value)[:60]!r}; correct it", place
 
 
 def _no_flow(folder: Path, parts: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str]]:

@@ -102,6 +102,18 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
             )
 
 
+def size_refusal(folder: Path, height: int | None, width: int | None) -> str | None:
+    """Why a pipeline's folder draws no picture of these pixels, as far as its configuration says; None where it may."""
+    try:
+        step = edge_step(folder, read_index(folder)[0])
+    except ConfigError:
+        return None
+    for name, pixels in (("height", height), ("width", width)):
+        if step is not None and pixels is not None and pixels % step:
+            return f"{name}: {pixels} pixels do not fit the pipeline, whose edges are multiples of {step}; use one"
+    return None
+
+
 def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
     """What every edge must be a multiple of, in pixels: those of a latent, times the latents of a patch.
 

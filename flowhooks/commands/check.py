@@ -42,6 +42,7 @@ def run(args: Namespace) -> int:
 
 def _run(args: Namespace) -> int:
     from flowhooks.checks import examine
+    from flowhooks.checks.machine import machine_warnings
     from flowhooks.checks.models import helper_told
     from flowhooks.checks.pipeline import model_told
     from flowhooks.checks.planning import forwards, trained, unread, unused
@@ -76,19 +77,20 @@ def _run(args: Namespace) -> int:
     for line in unread(configured):
         say(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
-    _print_warnings([*changed, *audited.warnings, *unused(planned, frozenset(given))])
+    _print_warnings([*changed, *audited.warnings, *machine_warnings(configured), *unused(planned, frozenset(given))])
     return 0
 
 
 def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]:
     """What only torch can say, for the few runs that ask for it: what has changed since the checkpoint that is gone on
     from. Raises ConfigError or CheckpointError."""
-    if run.training["optimizer"] == "adamw" and run.training["optimizer_args"]:
-        import torch
+    from flowhooks.documents.imports import imports_optimizer
 
-        from flowhooks.train.optimization import make_optimizer
+    optimizer = run.training["optimizer"]
+    if not imports_optimizer(optimizer) and (optimizer != "adamw" or run.training["optimizer_args"]):
+        from flowhooks.train.optimizers import try_optimizer
 
-        make_optimizer(run, [torch.nn.Parameter(torch.zeros(1))])
+        try_optimizer(run)
     if resume is not None:
         from flowhooks.manifest import read_manifest
         from flowhooks.train.checkpoint import Checkpoints

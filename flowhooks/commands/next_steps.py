@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +24,13 @@ if TYPE_CHECKING:
 REFUSED = 2
 
 
-def what_next(run: Run) -> list[str]:
-    """What a finished run wrote, and how to look at it: only what is there."""
+def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) -> list[str]:
+    """What a finished run wrote, and how to look at it: only what is there.
+
+    Args:
+        captions: of its data.
+        imports: it was allowed to import code, and so must be what draws with it.
+    """
     # Training has imported it by now.
     from flowhooks.train.launch import LOGS
 
@@ -33,7 +38,26 @@ def what_next(run: Run) -> list[str]:
     found = [f"  {what:<10} {path}" for what, path in _written(folder)]
     if "tensorboard" in run.logging["trackers"]:
         found.append(f"  {'curves':<10} tensorboard --logdir {shlex.quote(str(folder / LOGS))}")
-    return [*found, f"  {'pictures':<10} flowhooks sample {shlex.quote(str(folder))}"]
+    drawn = [
+        "flowhooks",
+        "sample",
+        str(folder),
+        f"--prompt={_prompt(run, captions)}",
+        *(["--allow-imports"] if imports else []),
+    ]
+    return [*found, f"  {'pictures':<10} {shlex.join(drawn)}"]
+
+
+def _prompt(run: Run, captions: Iterable[str]) -> str:
+    """A prompt that the run knows: of its validation pictures, of its rollouts, or of its data."""
+    from flowhooks.sampling.prompts import read_prompts
+
+    if run.validation["prompts"]:
+        return str(run.validation["prompts"][0])
+    for hook in run.hooks:
+        if hook.options.get("prompts") is not None:
+            return str(read_prompts(hook.options["prompts"])[0].text)
+    return next((caption for caption in captions if caption.strip()), "a picture")
 
 
 @contextmanager

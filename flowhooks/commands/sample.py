@@ -81,10 +81,17 @@ def run(args: Namespace) -> int:
         args.output = free_output(args.output)
     # Before the imports and the weights, which take their time.
     _check_model(args.model)
+    base = _base(args.model)
+    if base is not None:
+        from flowhooks.checks.sizes import size_refusal
+        from flowhooks.errors import ConfigError
+
+        if (refusal := size_refusal(base, args.height, args.width)) is not None:
+            raise ConfigError(f"--{refusal}")
     if args.lora is not None:
         from flowhooks.adapters.fit import check_file
 
-        check_file(Path(args.lora), _base(args.model))
+        check_file(Path(args.lora), base)
     from flowhooks.commands.sample_pictures import sample_command
 
     return sample_command(args)
@@ -120,13 +127,18 @@ def _check_model(model_or_run: str) -> None:
 
 def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
-    from flowhooks.checks.pipeline import local_pipeline
+    from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
+    from flowhooks.modules_file import PIPELINE
     from flowhooks.reading import user_path
 
     file = user_path(model_or_run) / "run.json"
     if not file.is_file():
-        return local_pipeline(model_or_run)
+        return pipeline_folder({"pretrained_model_name_or_path": model_or_run, "revision": None})
+    if (pipeline := file.parent / PIPELINE / "model_index.json").is_file():
+        return pipeline.parent
     document = read_json(file)
     section = document.get("model") if isinstance(document, dict) else None
-    return local_pipeline(section.get("pretrained_model_name_or_path")) if isinstance(section, dict) else None
+    if not isinstance(section, dict):
+        return None
+    return pipeline_folder({"pretrained_model_name_or_path": None, "revision": None, **section})

@@ -24,10 +24,13 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.checks import examine
     from flowhooks.config import load_run, plain
+    from flowhooks.embedded.places import told_building
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
     if sentence := plain(configured.hooks):
+        say(sentence, flush=True)
+    if (sentence := told_building(configured.model["pretrained_model_name_or_path"])) is not None:
         say(sentence, flush=True)
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
     from flowhooks.train import train
@@ -41,6 +44,7 @@ def run(args: Namespace) -> int:
             examined=examined,
         )
     say(f"step {result.step:,}; results are in {result.output_dir}")
-    for line in what_next(configured):
+    captions = (record.caption for record in examined.audit.records)
+    for line in what_next(configured, captions, imports=args.allow_imports):
         say(line)
     return 0

@@ -23,7 +23,7 @@ _OPTIONS = ("type", "route", "model")
 #: What comes with flowhooks and is named by its path, since it is of use to the embedded pipeline alone.
 _SHIPPED = frozenset({"flowhooks.embedded.rewards:Ink", "flowhooks.embedded.rewards:Legibility"})
 #: What is there comes with torch.
-_OPTIMIZERS = "torch.optim:"
+OF_TORCH = "torch.optim:"
 
 
 def is_import_path(value: Any) -> bool:
@@ -33,7 +33,7 @@ def is_import_path(value: Any) -> bool:
 
 def imports_optimizer(name: str) -> bool:
     """Whether an optimiser is named that comes neither with flowhooks nor with torch."""
-    return is_import_path(name) and not name.startswith(_OPTIMIZERS)
+    return is_import_path(name) and not name.startswith(OF_TORCH)
 
 
 def imports_in_block(block: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:

@@ -27,6 +27,8 @@ _BOUNDS = {
     "maximum": "at most",
     "exclusiveMaximum": "below",
 }
+#: Bounds from here on are no rule of a method.
+_ABSURD = 100_000
 
 
 def explain(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
@@ -68,7 +70,7 @@ def _value(error: ValidationError) -> str:
         case "const":
             return f"expected {shown(expected)}, found {shown(found)}"
         case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
-            return f"expected {_range(error.schema)}, found {found}"
+            return f"expected {_range(error.schema, error.validator)}, found {found}"
         case "minItems" | "maxItems":
             return f"expected {_BOUNDS[error.validator[:3] + 'imum']} {_count(expected)}, found {len(found)}"
         case "uniqueItems":
@@ -139,8 +141,11 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _range(schema: dict[str, Any]) -> str:
-    return "a number " + " and ".join(f"{words} {schema[key]}" for key, words in _BOUNDS.items() if key in schema)
+def _range(schema: dict[str, Any], broken: str) -> str:
+    """The bounds of a number; those that only keep out what no machine computes with are worth a word when broken."""
+    told = {key: words for key, words in _BOUNDS.items() if key in schema}
+    told = {key: words for key, words in told.items() if key == broken or abs(schema[key]) < _ABSURD}
+    return "a number " + " and ".join(f"{words} {schema[key]}" for key, words in told.items())
 
 
 def _examples(error: ValidationError, lead: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,18 +11,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
+from flowhooks.embedded.recipes import AUTOENCODER, KL_WEIGHT, LATENT_CHANNELS
 from flowhooks.embedded.scans import PIXELS
-
-LATENT_CHANNELS = 4
-KL_WEIGHT = 1e-4
-RECIPE: dict[str, Any] = {
-    "version": 1,
-    "steps": 600,
-    "batch": 32,
-    "learning_rate": 8e-3,
-    "channels": [16, 32, 32],
-    "kl": KL_WEIGHT,
-}
 
 
 def read_pixels(*folders: Path) -> torch.Tensor:
@@ -35,7 +24,7 @@ def read_pixels(*folders: Path) -> torch.Tensor:
 
 def build_autoencoder() -> AutoencoderKL:
     """The untrained autoencoder, laid out as SD3's: no quantisation convolutions, a scaling and a shift factor."""
-    channels = tuple(RECIPE["channels"])
+    channels = tuple(AUTOENCODER["channels"])
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
         up_block_types=("UpDecoderBlock2D",) * len(channels),
@@ -62,12 +51,12 @@ def train_autoencoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vae = build_autoencoder().train()
-        optimizer = torch.optim.AdamW(vae.parameters(), lr=RECIPE["learning_rate"], betas=(0.9, 0.99))
+        optimizer = torch.optim.AdamW(vae.parameters(), lr=AUTOENCODER["learning_rate"], betas=(0.9, 0.99))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=optimizer.defaults["lr"], total_steps=steps, pct_start=0.1
         )
         for _ in range(steps):
-            batch = pixels[torch.randint(len(pixels), (RECIPE["batch"],))]
+            batch = pixels[torch.randint(len(pixels), (AUTOENCODER["batch"],))]
             posterior = vae.encode(batch).latent_dist
             error = F.mse_loss(vae.decode(posterior.sample()).sample, batch)
             loss = error + KL_WEIGHT * posterior.kl().mean() / posterior.mean[0].numel()

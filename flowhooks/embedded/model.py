@@ -7,20 +7,21 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib import resources
 from pathlib import Path
 
 from torch import Tensor
 
-from flowhooks.documents.document import read_json
-from flowhooks.embedded import autoencoder, pipeline, scans
+from flowhooks.embedded import pipeline, recipes
 from flowhooks.embedded.autoencoder import read_pixels, train_autoencoder
+from flowhooks.embedded.places import PRETRAINING, example, pretrained_place, untrained_place
 from flowhooks.embedded.progress import bar, wanted
 from flowhooks.embedded.scans import ensure_data
 from flowhooks.errors import ModelError
 from flowhooks.files import share
-from flowhooks.home import place, whole
+from flowhooks.home import whole
 
+#: Before each line of the process that pretrains.
+MARK = "embedded pipeline: "
 #: Variables by which a launcher tells a process of others.
 _OF_A_LAUNCH = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 
@@ -43,7 +44,7 @@ def ensure_model(progress: bool | None = None) -> Path:
     Pretraining is the run `examples/sft/digits.json`; a changed run or recipe makes a new folder.
     """
     start = ensure_untrained(progress)
-    source = example("sft/digits.json")
+    source = example(PRETRAINING)
     target = pretrained_place(start, source)
     if not target.is_dir():
         with whole(target) as folder:
@@ -67,11 +68,19 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
     command += [part for key, value in here.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     command += [] if wanted(progress) else ["--no-progress"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
-    # What it prints is of a run that nobody started.
-    done = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False)
-    if done.returncode:
+    # What it prints is of a run that nobody started: a bar is passed through, other lines are marked.
+    if wanted(progress):
+        code = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False).returncode
+    else:
+        with subprocess.Popen(
+            command, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
+        ) as running:
+            for line in running.stderr or ():
+                print(f"{MARK}{line}", end="", file=sys.stderr, flush=True)
+        code = running.returncode
+    if code:
         raise ModelError(
-            f"the embedded pipeline could not be pretrained (exit code {done.returncode}, the reason stands above); "
+            f"the embedded pipeline could not be pretrained (exit code {code}, the reason stands above); "
             "start again when it is mended"
         )
     for part in (working / "pipeline").iterdir():
@@ -80,41 +89,20 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
         shutil.rmtree(emptied)
 
 
-def pretrained_place(start: Path, source: Path) -> Path:
-    """The folder of what the run in `source` makes of the pipeline in `start`.
-
-    It is named by the run as it is written: options that came to the schemas later must not make everybody pretrain
-    again.
-    """
-    written = read_json(source)
-    return place("model", {"start": start.name, **{part: written[part] for part in ("data", "method", "training")}})
-
-
 def ensure_untrained(progress: bool | None = None) -> Path:
     """The folder of the pipeline before pretraining: autoencoder trained, transformer at random weights."""
-    target = place("untrained", {"data": scans.RECIPE, "vae": autoencoder.RECIPE, "pipeline": pipeline.RECIPE})
+    target = untrained_place()
     if not target.is_dir():
         data = ensure_data()
         pixels = read_pixels(data / "preferred", data / "rejected")
         with whole(target) as folder:
-            build(folder, pixels, autoencoder.RECIPE["steps"], progress)
+            build(folder, pixels, recipes.AUTOENCODER["steps"], progress)
     return target
 
 
 def build(folder: Path, pixels: Tensor, steps: int, progress: bool | None = None) -> None:
     """Train the autoencoder for `steps` steps on `pixels` `[N, 3, 32, 32]` and save the whole pipeline in `folder`."""
     with bar("Autoencoder", steps, progress) as advance:
-        vae = train_autoencoder(pixels, steps=steps, seed=pipeline.RECIPE["seed"], after_step=advance)
+        vae = train_autoencoder(pixels, steps=steps, seed=recipes.PIPELINE["seed"], after_step=advance)
     pipeline.assemble(vae).save_pretrained(folder, safe_serialization=True)
     share(folder)
-
-
-def example(name: str) -> Path:
-    """A run file of `examples/`: inside the package when installed from a wheel, beside it in a checkout."""
-    try:
-        shipped = Path(str(resources.files("flowhooks.examples"))) / name
-        if shipped.is_file():
-            return shipped
-    except ModuleNotFoundError:
-        pass
-    return Path(__file__).parents[2] / "examples" / name

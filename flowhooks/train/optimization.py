@@ -10,10 +10,9 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from flowhooks.config import Run
-from flowhooks.documents.imports import imported, subclass_of
-from flowhooks.errors import ConfigError, Problem
 from flowhooks.kernel.distributed import average_gradients
 from flowhooks.train.guard import FiniteGuard
+from flowhooks.train.optimizers import make_optimizer
 
 
 class Optimization:
@@ -97,24 +96,3 @@ class Optimization:
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(self.schedule.base_lrs)})
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-
-
-def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """``adamw``, or any optimiser ``package.module:Class``. Raises ConfigError with the place of what is wrong."""
-    path = run.training["optimizer"]
-    made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
-    try:
-        return made(list(parameters), lr=run.training["learning_rate"], **run.training["optimizer_args"])
-    except (TypeError, ValueError) as error:
-        where = "$.training.optimizer_args"
-        raise ConfigError(Problem(f"{path!r} cannot be built: {error}", str(run.source), where)) from error
-
-
-def _imported(path: str, source: str) -> Any:
-    try:
-        return imported(path, subclass_of(torch.optim.Optimizer), "subclass of torch.optim.Optimizer")
-    except ImportError as error:
-        message = (
-            f"cannot import {path!r}: {error}; expected 'adamw', or 'package.module:Class' of an installed package"
-        )
-        raise ConfigError(Problem(message, source, "$.training.optimizer")) from error

@@ -134,4 +134,7 @@ def _steps(job: Job) -> str:
     last, accumulation = job.run.training["max_train_steps"], job.run.training["gradient_accumulation_steps"]
     epochs = job.schedule.epoch_at(last * accumulation)
     began = f"{last:,}" if job.step == 0 else f"{job.step:,} done of {last:,}"
-    return f"{began}, {epochs:.3g} epochs; an epoch is {last / epochs:,.4g} steps" if epochs else began
+    if not epochs:
+        return began
+    each = f"{last / epochs:,.4g}"
+    return f"{began}, {epochs:.3g} epochs; an epoch is {each} step{'' if each == '1' else 's'}"

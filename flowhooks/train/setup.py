@@ -11,12 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from torch.utils.data import Subset
 
 from flowhooks.attaching import attach, build_assembly
 from flowhooks.checks import Examined, examine
+from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.config import Run
 from flowhooks.data import (
@@ -45,7 +44,8 @@ from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
 from flowhooks.train.launch import accelerated
 from flowhooks.train.lock import locked
-from flowhooks.train.optimization import Optimization, make_optimizer
+from flowhooks.train.optimization import Optimization
+from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
 from flowhooks.train.validation import Validation
 
@@ -72,7 +72,7 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        for line in audited.warnings if accelerator.is_main_process else ():
+        for line in (*audited.warnings, *machine_warnings(run)) if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)
@@ -146,7 +146,7 @@ def prepared(
 
 def _build(run: Run, given: frozenset[str]) -> None:
     """Make optimiser and hooks once, for what only their classes can say. Raises ConfigError."""
-    make_optimizer(run, [nn.Parameter(torch.zeros(1))])
+    try_optimizer(run)
     roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
     build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
 

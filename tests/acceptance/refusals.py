@@ -159,6 +159,8 @@ def _late(user: User) -> None:
     user.edit_blocks(lambda blocks: blocks[0].update(caption_strategy="filename"))
 
 
+MUON = {"trainable": "transformer", "optimizer": "torch.optim:Muon"}
+DIGITS = {"pretrained_model_name_or_path": "digits"}
 #: A reward that is taken for one of the Hub.
 JUDGE = {"type": "clip_score", "model": "openai/clip-vit-base-patch32"}
 _AGAIN = "save_pretrained"
@@ -417,6 +419,66 @@ REFUSALS: dict[str, Refusal] = {
         make=_written(training={"optimizer": "no_such_package:Lion"}),
         words=("$.training.optimizer: ", "'no_such_package'", "'adamw'"),
         more=("--allow-imports",),
+    ),
+    "an optimiser that torch does not have": Refusal(
+        make=_written(training={"optimizer": "torch.optim:AdamX"}),
+        words=("$.training.optimizer: ", "no optimiser 'AdamX'", "did you mean"),
+    ),
+    "a part of torch.optim that is no optimiser": Refusal(
+        make=_written(training={"optimizer": "torch.optim:lr_scheduler"}),
+        words=("$.training.optimizer: ", "no optimiser 'lr_scheduler'"),
+    ),
+    "an optimiser that wants a closure": Refusal(
+        make=_written(training={"optimizer": "torch.optim:LBFGS"}),
+        words=("$.training.optimizer: ", "asks for the loss again"),
+    ),
+    "an optimiser of sparse gradients": Refusal(
+        make=_written(training={"optimizer": "torch.optim:SparseAdam"}),
+        words=("$.training.optimizer: ", "sparse gradients only"),
+    ),
+    "an optimiser of matrices for a whole network": Refusal(
+        make=_written(adapter=None, hooks=[{"type": "flow_matching_loss"}], training=MUON),
+        words=("$.training.optimizer_args: ", "only supports 2D parameters"),
+    ),
+    "an option of an optimiser that fails in its first step": Refusal(
+        make=_written(training={"optimizer": "torch.optim:Adam", "optimizer_args": {"capturable": True}}),
+        words=("$.training.optimizer_args: ", "cannot take a step"),
+    ),
+    "a rate that no float holds": Refusal(
+        make=_written(training={"learning_rate": 1e300}), words=("$.training.learning_rate: ", "1e+300")
+    ),
+    "a beta that no float holds": Refusal(
+        make=_written(hooks=[], method={"flow_dpo": {"beta": 1e300}}), words=("flow_dpo.beta: ", "1e+300")
+    ),
+    "a thousand workers": Refusal(
+        make=_written(training={"dataloader_num_workers": 1000}),
+        words=("$.training.dataloader_num_workers: ", "would exhaust this machine"),
+    ),
+    "an output where no folder can be made": Refusal(
+        make=_written(output_dir="/proc/x"), words=("$.output_dir: ", "no folder can be made in /proc")
+    ),
+    "an argument of another type": Refusal(
+        make=_model(lambda model: None, pipeline_arguments={"max_sequence_length": "x"}),
+        words=("$.model.pipeline_arguments.max_sequence_length: ", "takes an integer", "found 'x'"),
+    ),
+    "an argument that flowhooks passes": Refusal(
+        make=_model(lambda model: None, pipeline_arguments={"prompt": "x"}),
+        words=("$.model.pipeline_arguments.prompt: ", "by flowhooks itself", "validation.prompts"),
+    ),
+    "a target that the digits do not have": Refusal(
+        make=_written(model=DIGITS, adapter={"target_modules": ["nope"]}),
+        words=("$.adapter.target_modules: ", "no layer of SD3Transformer2DModel is named 'nope'"),
+    ),
+    "an argument that the digits do not take": Refusal(
+        make=_written(model={**DIGITS, "pipeline_arguments": {"nope": 1}}),
+        words=("$.model.pipeline_arguments.nope: ", "takes no argument 'nope'"),
+    ),
+    "validation of a size that the digits refuse": Refusal(
+        make=_written(model=DIGITS, validation={"prompts": ["a"], "height": 31}),
+        words=("$.validation.height: ", "31 pixels do not fit", "multiples of 8"),
+    ),
+    "a variant of the digits": Refusal(
+        make=_written(model={**DIGITS, "variant": "fp16"}), words=("$.model.variant: ", "no file of the variant")
     ),
     "an anchor that is not there": Refusal(
         make=_written(hooks=[{"type": "anchor_regularizer", "weight": 1, "role": "adapter:x", "adapter": "./no"}]),

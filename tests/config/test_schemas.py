@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -112,3 +113,26 @@ def test_methods():
 def test_attention_backends_are_those_of_diffusers():
     offered = set(schemas()["run"]["properties"]["model"]["properties"]["attention_backend"]["enum"])
     assert offered == set(BACKENDS) == {each.value for each in AttentionBackendName}
+
+
+def numbers(schema: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every sub-schema of a number, conditions aside."""
+    if isinstance(schema, dict):
+        kinds = schema.get("type")
+        if {"integer", "number"} & set(kinds if isinstance(kinds, list) else [kinds] if isinstance(kinds, str) else []):
+            yield place, schema
+        for key, part in schema.items():
+            if key not in ("if", "then", "else", "default", "examples", "enum"):
+                yield from numbers(part, f"{place}/{key}")
+    elif isinstance(schema, list):
+        for i, part in enumerate(schema):
+            if "then" not in part:
+                yield from numbers(part, f"{place}/{i}")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_number_has_bounds_that_a_float_holds(name):
+    for place, schema in numbers(schemas()[name], name):
+        most = schema.get("maximum", schema.get("exclusiveMaximum", math.inf))
+        least = [s.get(k) for s in (schema, schema.get("else", {})) for k in ("minimum", "exclusiveMinimum") if k in s]
+        assert most <= 4294967295 and least and least[0] >= -4294967295, place

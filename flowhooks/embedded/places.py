@@ -1,0 +1,62 @@
+"""Where the embedded pipeline lies, whether it is built, and what is known of it before. Free of torch."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from flowhooks.documents.document import read_json
+from flowhooks.embedded import recipes, scans
+from flowhooks.home import place
+
+NAMES = ("digits", "digits:untrained")
+#: The run that pretrains the pipeline.
+PRETRAINING = "sft/digits.json"
+
+
+def untrained_place() -> Path:
+    """The folder of the pipeline before pretraining, whether or not it is there."""
+    return place("untrained", {"data": scans.RECIPE, "vae": recipes.AUTOENCODER, "pipeline": recipes.PIPELINE})
+
+
+def pretrained_place(start: Path, source: Path) -> Path:
+    """The folder of what the run in `source` makes of the pipeline in `start`, whether or not it is there.
+
+    It is named by the run as it is written: options that came to the schemas later must not make everybody pretrain
+    again.
+    """
+    written = read_json(source)
+    return place("model", {"start": start.name, **{part: written[part] for part in ("data", "method", "training")}})
+
+
+def place_of(name: str) -> Path:
+    """The folder of `digits` or of `digits:untrained`, whether or not it is there."""
+    return untrained_place() if name != "digits" else pretrained_place(untrained_place(), example(PRETRAINING))
+
+
+def told_building(name: str) -> str | None:
+    """A sentence about what is built before `digits` or `digits:untrained` can be used; None where it is there, and for
+    another name."""
+    if name not in NAMES:
+        return None
+    folder = place_of(name)
+    if folder.is_dir():
+        return None
+    minutes = "some minutes" if name == "digits" else "a minute or so"
+    return f"the embedded pipeline is not built yet: that is done once, takes {minutes} on a CPU, and goes to {folder}"
+
+
+def outline() -> Path:
+    """A folder like the pipeline's with its settings, and the shapes of its network's weights in place of them."""
+    return Path(str(resources.files("flowhooks.embedded"))) / "outline"
+
+
+def example(name: str) -> Path:
+    """A run file of `examples/`: inside the package when installed from a wheel, beside it in a checkout."""
+    try:
+        shipped = Path(str(resources.files("flowhooks.examples"))) / name
+        if shipped.is_file():
+            return shipped
+    except ModuleNotFoundError:
+        pass
+    return Path(__file__).parents[2] / "examples" / name
