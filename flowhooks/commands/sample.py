@@ -129,8 +129,8 @@ def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
-    from flowhooks.modules_file import PIPELINE
     from flowhooks.reading import user_path
+    from flowhooks.run_files import PIPELINE
 
     file = user_path(model_or_run) / "run.json"
     if not file.is_file():
