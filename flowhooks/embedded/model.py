@@ -19,6 +19,7 @@ from flowhooks.embedded.scans import ensure_data
 from flowhooks.errors import ModelError
 from flowhooks.files import share
 from flowhooks.home import whole
+from flowhooks.printing import say
 
 #: Before each line of the process that pretrains.
 MARK = "embedded pipeline: "
@@ -76,7 +77,7 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
             command, env=alone, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace"
         ) as running:
             for line in running.stderr or ():
-                print(f"{MARK}{line}", end="", file=sys.stderr, flush=True)
+                say(f"{MARK}{line.rstrip()}", file=sys.stderr, flush=True)
         code = running.returncode
     if code:
         raise ModelError(
