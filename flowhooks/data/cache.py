@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from flowhooks.data.dataset import CachedDataset
-from flowhooks.data.encode import Captions, Encoder, Masks, Pictures, told_at
+from flowhooks.data.encode import CaptionEncoder, Encoder, Masks, Pictures, told_at
 from flowhooks.data.records import Audit, distinct_captions
 from flowhooks.data.shards import entry_key, lots, shard_name
 from flowhooks.data.sizes import latent_grids
@@ -63,7 +63,7 @@ def build_cache(
     wanted = [
         _Wanted(Pictures(model), sides),
         _Wanted(Masks(grids), pairs),
-        _Wanted(Captions(model), told),
+        _Wanted(CaptionEncoder(model), told),
     ]
     with together():
         found = [work.find(each.encoder.kind, each.items, check=CHECKED_BYTES) for each in wanted]

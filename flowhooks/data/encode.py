@@ -134,7 +134,7 @@ def told_at(model: FlowModel, caption: str, size: Size) -> Told:
     return caption, size if model.contract.joint else None
 
 
-class Captions:
+class CaptionEncoder:
     """Captions, each with the size it is told at, -> the tensors of their condition."""
 
     kind = "text"

@@ -19,7 +19,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Meeting, Path, Places
 from flowhooks.probe.partial import Reached
 from flowhooks.probe.recorder import quiet
-from flowhooks.probe.tokens import Entry, Tokens, TokenSigma, called_with_token_times, leveled
+from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
 from flowhooks.splice import untouched
 
@@ -126,7 +126,7 @@ class _Trial:
         failed: list[Exception] = []
         for name in self._entries():
             try:
-                return self._through(Entry(name=name, calls=self._calls(name)))
+                return self._through(TimeEntry(name=name, calls=self._calls(name)))
             except REFUSALS as error:
                 failed.append(error)
         if failed:
@@ -173,7 +173,7 @@ class _Trial:
         handle.remove()
         return len(calls)
 
-    def _through(self, entry: Entry) -> Tokens:
+    def _through(self, entry: TimeEntry) -> Tokens:
         learner = _Learner()
         unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long, device=self.noisy.device))
         with _Alone():
@@ -206,7 +206,7 @@ class _Trial:
             told.sigmas[:, 0],
         )
 
-    def leveled(self, told: TokenSigma, entry: Entry, places: Places, noisy: Tensor | None = None) -> None:
+    def leveled(self, told: TokenSigma, entry: TimeEntry, places: Places, noisy: Tensor | None = None) -> None:
         def call(arguments: Mapping[str, Any]) -> Any:
             with leveled(self.model, self.layout, arguments, told, entry, places):
                 return self.model.transformer(**arguments)
@@ -218,7 +218,7 @@ class _Trial:
         arguments = {**model.fixed_arguments(layout, noisy, self.prompt), **model.times(layout, sigma, sigma)}
         return layout.from_network(call(arguments)).float()
 
-    def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: Entry) -> Tensor:
+    def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: TimeEntry) -> Tensor:
         """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
         that of the sample's numbers is scaled alike."""
         met: list[Meeting] = []

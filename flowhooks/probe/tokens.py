@@ -63,7 +63,7 @@ class TokenSigma:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class TimeEntry:
     """The module whose output holds the levels: the time embedder, or what comes before it. ``calls``: how often a
     forward calls it."""
 
@@ -84,7 +84,7 @@ class Tokens:
 
     count: int
     of_element: Tensor
-    entry: Entry | None
+    entry: TimeEntry | None
     places: Mapping[tuple[Path, int], str | None]
 
     @property
@@ -142,7 +142,7 @@ def leveled(
     layout: Layout,
     arguments: Mapping[str, Any],
     told: TokenSigma,
-    entry: Entry,
+    entry: TimeEntry,
     places: Callable[[Meeting], str | None],
 ) -> Iterator[None]:
     """In the block, a call of the network with ``arguments`` holds levels from ``entry`` on."""

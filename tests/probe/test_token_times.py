@@ -17,7 +17,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
 from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
-from flowhooks.probe.tokens import Entry
+from flowhooks.probe.tokens import TimeEntry
 from tests.families import PIPELINES, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
@@ -337,8 +337,8 @@ def test_what_levels_cannot_do_is_refused():
 def test_an_entry_names_a_module_and_its_calls():
     tokens = {name: matrix.learnt(name) for name in ("anyflow", "cosmos25")}
     entries = {name: m.tokens(torch.zeros(1, *m.sample_shape)).entry for name, m in tokens.items()}
-    assert entries["anyflow"] == Entry(name="condition_embedder.timesteps_proj", calls=2)
-    assert entries["cosmos25"] == Entry(name="time_embed.time_proj", calls=1)
+    assert entries["anyflow"] == TimeEntry(name="condition_embedder.timesteps_proj", calls=2)
+    assert entries["cosmos25"] == TimeEntry(name="time_embed.time_proj", calls=1)
 
 
 def test_names_follow_the_weights_that_come_and_go():
