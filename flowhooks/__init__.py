@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 
 __version__ = "0.1.0"
 
@@ -19,4 +19,4 @@ __all__ = [*sorted(_ROOMS), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _ROOMS, name)

@@ -148,9 +148,9 @@ def _failed(args: argparse.Namespace, message: str, code: int) -> int:
 def _without_secrets(message: str) -> str:
     """A token given by mistake must not come back on the screen or in a log."""
     # Imported here: the configuration brings jsonschema along, which --help does without.
-    from flowhooks.documents.secrets import hide
+    from flowhooks.documents.secrets import redact
 
-    return hide(message)
+    return redact(message)
 
 
 def _libraries(args: argparse.Namespace) -> AbstractContextManager[None]:

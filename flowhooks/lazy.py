@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 
-def lazily(package: str, rooms: Mapping[str, str], name: str) -> Any:
+def lazy_attribute(package: str, rooms: Mapping[str, str], name: str) -> Any:
     """What ``name`` is in a package, for its ``__getattr__``.
 
     Args:

@@ -16,7 +16,7 @@ from flowhooks.checks.library import foreign_parts
 from flowhooks.checks.pipeline import INDEX, no_pipeline
 from flowhooks.errors import ModelError
 from flowhooks.reading import user_path
-from flowhooks.splice import untouched
+from flowhooks.splice import restore_attributes
 
 EMBEDDED = "digits"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -78,7 +78,7 @@ def attention_backend(networks: Iterable[Any], name: str) -> Iterator[None]:
     modules = (module for network in networks for module in network.modules())
     processors = [module.processor for module in modules if hasattr(module, "processor")]
     try:
-        with untouched(*processors):
+        with restore_attributes(*processors):
             try:
                 for network in networks:
                     network.set_attention_backend(name)
@@ -99,7 +99,7 @@ def gradient_checkpointing(transformer: Any, wanted: bool) -> Iterator[None]:
         yield
         return
     blocks = [module for module in transformer.modules() if hasattr(module, "gradient_checkpointing")]
-    with untouched(*blocks):
+    with restore_attributes(*blocks):
         try:
             transformer.enable_gradient_checkpointing()
         except ValueError as error:
@@ -108,7 +108,7 @@ def gradient_checkpointing(transformer: Any, wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def others_awake(pipe: Any, transformer: nn.Module) -> Iterator[None]:
+def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[None]:
     """Text encoders and VAE are on the transformer's device inside the block, and on the CPU after it."""
     device = next(transformer.parameters()).device
     others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not transformer]

@@ -39,7 +39,7 @@ def _equal_to(base: type) -> type:
 
 
 @contextmanager
-def untouched(*objects: Any) -> Iterator[None]:
+def restore_attributes(*objects: Any) -> Iterator[None]:
     """Put each object's ``__dict__`` back as it was when the block ends: what a pipeline's call leaves on itself, and
     patches."""
     before = [(o, dict(vars(o))) for o in objects if o is not None]

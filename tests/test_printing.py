@@ -14,7 +14,7 @@ import flowhooks
 from flowhooks.cli import main
 from flowhooks.errors import FlowhooksWarning, Problem
 from flowhooks.printing import printable
-from flowhooks.train.metrics import Voice
+from flowhooks.train.metrics import WarnOnce
 from tests.cli.folders import BLOCKS, make_run
 
 PACKAGE = Path(flowhooks.__file__).parent
@@ -90,7 +90,7 @@ def test_warnings_are_printed_escaped(tmp_path, capsys, monkeypatch):
     def warn(args):
         for category in (FlowhooksWarning, UserWarning):
             sys.stderr.write(warnings.formatwarning(f"of {EVIL}", category, "somewhere.py", 1))
-        Voice(True).say(f"said {EVIL}")
+        WarnOnce(True).say(f"said {EVIL}")
         return 0
 
     monkeypatch.setattr("flowhooks.commands.env.run", warn)

@@ -37,7 +37,7 @@ def overridden(settings: Iterable[Setting]) -> Iterator[None]:
                 module.__dict__[name] = value
 
 
-def shortcut(layer: nn.Module, expected: Callable[..., Any] | None, bare: Callable[..., Any]) -> list[Setting]:
+def bypass_forward(layer: nn.Module, expected: Callable[..., Any] | None, bare: Callable[..., Any]) -> list[Setting]:
     """The setting that sends ``layer`` straight to ``bare``, if its ``forward`` is still ``expected`` (None: the
     class's own).
 
@@ -51,14 +51,14 @@ def without_peft(layer: Any) -> list[Setting]:
     """The settings under which a layer of PEFT's runs as its base layer."""
     # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would yield no gradient without a word.
     # A disabled LoHa layer still casts its result to the input's dtype; under autocast that is not the bare layer's.
-    return [(layer, "_disable_adapters", True), *shortcut(layer, None, layer.base_layer.__call__)]
+    return [(layer, "_disable_adapters", True), *bypass_forward(layer, None, layer.base_layer.__call__)]
 
 
 def without_lycoris(lora: Any) -> list[Setting]:
     """The settings under which the layer that a LyCORIS module is on runs without it."""
     # Zero alone would still add a computed zero. Calling the layer itself is exact and costs nothing; the zero is for a
     # layer whose `forward` somebody wrapped.
-    return [(lora, "multiplier", 0.0), *shortcut(lora.org_module[0], lora.forward, lora.org_forward)]
+    return [(lora, "multiplier", 0.0), *bypass_forward(lora.org_module[0], lora.forward, lora.org_forward)]
 
 
 def without_any(network: nn.Module) -> list[Setting]:

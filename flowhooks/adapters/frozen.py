@@ -18,7 +18,7 @@ from flowhooks.adapters.hub import fetch
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.names import PEFT_CONFIG_FILE, PEFT_FILE, find_file, first_few, short_name
-from flowhooks.adapters.outline import outline
+from flowhooks.adapters.outline import meta_copy
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
 
@@ -66,7 +66,7 @@ class FrozenAdapter:
         self._transformer = transformer
         # Layers are born with random values, which must not come out of the run's own.
         with torch.random.fork_rng(devices=[]):
-            loaded = load_adapter(outline(transformer), self.file, pipeline=pipeline)
+            loaded = load_adapter(meta_copy(transformer), self.file, pipeline=pipeline)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         self._changes = _changes(loaded)

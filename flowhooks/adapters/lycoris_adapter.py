@@ -20,7 +20,7 @@ from flowhooks.adapters.bypass import without_lycoris
 from flowhooks.adapters.files import LYCORIS_FILE, write_tensors
 from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
 from flowhooks.adapters.names import first_few
-from flowhooks.adapters.trace import Trace
+from flowhooks.adapters.trace import Snapshot
 from flowhooks.errors import AdapterError
 
 # Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.
@@ -53,7 +53,7 @@ class LycorisAdapter(AttachedAdapter):
     def __init__(
         self, transformer: nn.Module, config: Mapping[str, Any], network: LycorisNetwork, targets: tuple[str, ...]
     ):
-        super().__init__(transformer, config, targets, Trace(transformer, targets))
+        super().__init__(transformer, config, targets, Snapshot(transformer, targets))
         self.network = network
         try:
             self._apply()

@@ -17,7 +17,7 @@ from flowhooks.adapters.combine import METHODS, Factors, average, concatenate, d
 from flowhooks.adapters.files import CONFIG_KEY, LORA_FILE, TRANSFORMER_KEY, write_tensors
 from flowhooks.adapters.names import DIFFUSERS_PREFIX, MERGE_KEY, first_few
 from flowhooks.adapters.peft_adapter import diffusers_metadata
-from flowhooks.adapters.sources import Source, read_sources
+from flowhooks.adapters.sources import SourceAdapter, read_sources
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
 
@@ -139,10 +139,10 @@ def _checked(
     return tuple(float(weight) for weight in weights)
 
 
-def _agreed(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
+def _agreed(sources: Sequence[SourceAdapter]) -> dict[str, tuple[int, ...]]:
     """Shapes of all layers that any of them adapts. Raises `AdapterError` when they are for different models."""
     shapes: dict[str, tuple[int, ...]] = {}
-    origin: dict[str, Source] = {}
+    origin: dict[str, SourceAdapter] = {}
     named = next((source for source in sources if source.transformer is not None), sources[0])
     for source in sources:
         if source.transformer not in (None, named.transformer):
@@ -160,7 +160,7 @@ def _agreed(sources: Sequence[Source]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _check_low_rank(sources: Sequence[Source], method: str) -> None:
+def _check_low_rank(sources: Sequence[SourceAdapter], method: str) -> None:
     for source in sources:
         if not source.low_rank:
             raise AdapterError(
@@ -169,7 +169,7 @@ def _check_low_rank(sources: Sequence[Source], method: str) -> None:
             )
 
 
-def _check_alike(sources: Sequence[Source]) -> None:
+def _check_alike(sources: Sequence[SourceAdapter]) -> None:
     first = sources[0]
     for source in sources[1:]:
         differing = [

@@ -17,7 +17,7 @@ from torch import nn
 _CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
-def outline(transformer: nn.Module) -> nn.Module:
+def meta_copy(transformer: nn.Module) -> nn.Module:
     """The transformer's module tree as it is without adapters, every weight a view of a single number.
 
     Linear layers, quantised ones too, and convolutions are plain ones in it, other modules hollow copies of their own
@@ -52,7 +52,7 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     return hollow
 
 
-def shell(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+def meta_layers(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
     """A tree of nothing but these layers.
 
     Args:

@@ -25,7 +25,7 @@ from flowhooks.adapters.files import (
     write_tensors,
 )
 from flowhooks.adapters.names import DIFFUSERS_PREFIX, PEFT_PREFIX
-from flowhooks.adapters.trace import Trace
+from flowhooks.adapters.trace import Snapshot
 from flowhooks.errors import AdapterError
 
 ADAPTER_NAME = "default"
@@ -78,7 +78,7 @@ class PeftAdapter(AttachedAdapter):
         *,
         name: str = ADAPTER_NAME,
     ):
-        super().__init__(transformer, config, targets, Trace(transformer, targets))
+        super().__init__(transformer, config, targets, Snapshot(transformer, targets))
         self.kind = config["type"]
         self.name = name
         try:

@@ -26,7 +26,7 @@ from flowhooks.adapters.names import (
     read_json,
     short_name,
 )
-from flowhooks.adapters.outline import shell
+from flowhooks.adapters.outline import meta_layers
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
 
@@ -34,7 +34,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class SourceAdapter:
     """One adapter file, checked.
 
     Args:
@@ -79,7 +79,7 @@ class Source:
         return Factors(down=torch.eye(inputs, dtype=change.dtype), up=change)
 
 
-def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Source]:
+def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[SourceAdapter]:
     """Read adapter files of any format.
 
     The names in LyCORIS files have lost their dots: they are looked up in the file's own header if flowhooks wrote
@@ -118,11 +118,11 @@ def _of_header(file: AdapterFile) -> Shapes:
     return {name: tuple(shape) for name, shape in document.items()}
 
 
-def _source(file: AdapterFile, shapes: Shapes) -> Source:
-    adapter = attach_file(shell(shapes), file, whole=False)
+def _source(file: AdapterFile, shapes: Shapes) -> SourceAdapter:
+    adapter = attach_file(meta_layers(shapes), file, whole=False)
     pairs = [_pair(adapter, place) for place in range(len(adapter.targets))]
     ranks = [pair[0].shape[0] for pair in pairs if pair is not None]
-    return Source(
+    return SourceAdapter(
         file=file.path,
         name=short_name(file.path),
         digest=digest_of(file.path),

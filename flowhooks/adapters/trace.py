@@ -12,7 +12,7 @@ _ROOT_ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded")
 _LAYER_ATTRIBUTES = ("forward", "_lycoris_wrappers", "_lycoris_original_forward")
 
 
-class Trace:
+class Snapshot:
     """Remembers module objects, instance attributes and ``requires_grad`` flags of ``transformer`` for the layers in
     ``targets``.
 

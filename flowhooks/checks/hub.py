@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from threading import Thread
 
-from flowhooks.data.shards import told_bytes
+from flowhooks.data.shards import human_bytes
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 #: Seconds that the Hub is waited for: a size is worth no more.
@@ -69,7 +69,7 @@ def download_size(repo: str, revision: str | None, variant: str | None) -> int |
 def told_size(repo: str, revision: str | None, variant: str | None) -> str:
     """The sentence about a pipeline that is not in the cache. Raises Unknown as :func:`download_size` does."""
     size = download_size(repo, revision, variant)
-    how_much = "the Hub does not say now how much that is" if size is None else f"{told_bytes(size)} in all"
+    how_much = "the Hub does not say now how much that is" if size is None else f"{human_bytes(size)} in all"
     return f"{repo} is not in the Hub's cache on this disk, so `train` fetches it first ({how_much})"
 
 

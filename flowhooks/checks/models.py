@@ -22,7 +22,7 @@ def helper_problems(run: Run) -> Iterator[Problem]:
             yield Problem(f"`{option}` {message}", str(run.source), f"{place}.{option}")
 
 
-def helper_told(run: Run) -> Iterator[str]:
+def helper_notices(run: Run) -> Iterator[str]:
     """Sentences about models that are fetched first."""
     for place, option, name in helpers(run):
         if option != "head" and not Path(name).exists() and hub.cached(name, _SETTINGS) is None:

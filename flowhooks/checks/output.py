@@ -8,7 +8,7 @@ from pathlib import Path
 from flowhooks.adapters.names import ADAPTER_FILES, PEFT_CONFIG_FILE
 from flowhooks.config import Run
 from flowhooks.data.blocks import Datasets
-from flowhooks.data.files import real
+from flowhooks.data.files import realpath
 from flowhooks.errors import Problem
 from flowhooks.manifest import checkpoints_in, no_checkpoint
 from flowhooks.reading import MAX_TEXT, parse, read_text, user_path
@@ -23,7 +23,7 @@ _WALKED = ("local", "imagefolder", "huggingface")
 def output_problems(run: Run, resume: str | None) -> Iterator[Problem]:
     """What a run would write over, or among the data of, or a checkpoint to go on from that is not there."""
     folder = Path(run.output_dir)
-    own = real(user_path(resume)).parent == real(folder) if resume not in (None, LATEST) else resume == LATEST
+    own = realpath(user_path(resume)).parent == realpath(folder) if resume not in (None, LATEST) else resume == LATEST
     if resume is not None and resume != LATEST:
         missing = no_checkpoint(user_path(resume))
         if missing is not None:
@@ -128,7 +128,7 @@ def _sources_beside(run: Run, folder: Path) -> Iterator[Problem]:
     if run.data is not None and run.data.source != run.source:
         sources["data set file"] = run.data.source
     for what, file in sources.items():
-        beside = file.is_file() and real(file).parent == real(folder)
+        beside = file.is_file() and realpath(file).parent == realpath(folder)
         if beside and not (file.name == RUN and _marked(file, _is_resolved)):
             message = f"is the folder of the {what} {file.name}; a run has a folder of its own, choose another"
             yield Problem(message, str(run.source), "$.output_dir")
@@ -138,7 +138,7 @@ def _among_the_data(run: Run) -> Iterator[Problem]:
     """Output and cache folders in which a data set would find its next images."""
     for key, place in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
         for name, data in [] if run.data is None else _walked(run.data):
-            inside = real(Path(place))
+            inside = realpath(Path(place))
             if inside.is_relative_to(data) and not any(p.startswith(".") for p in inside.relative_to(data).parts):
                 message = (
                     f"{place} is inside the folder of the data set {name!r}, {data}, which would train on the "
@@ -153,6 +153,6 @@ def _walked(data: Datasets) -> Iterator[tuple[str, Path]]:
     for block in data.blocks:
         named = block["instance_data_dir"]
         if block["type"] in _WALKED and not block["disabled"] and "://" not in named:
-            folder = real(data.source.parent / user_path(named))
+            folder = realpath(data.source.parent / user_path(named))
             if folder.is_dir():
                 yield block["id"], folder

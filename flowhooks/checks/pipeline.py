@@ -21,7 +21,7 @@ from flowhooks.checks.library import (
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint
 from flowhooks.embedded.places import NAMES as EMBEDDED
-from flowhooks.embedded.places import outline, told_building
+from flowhooks.embedded.places import building_notice, outline
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path
@@ -104,7 +104,7 @@ def model_problems(run: Run) -> Iterator[Problem]:
     yield from (Problem(f"{name!r} {what}", file, path) for what, path in _unfit(folder, parts, pipeline, run))
 
 
-def model_told(run: Run) -> Iterator[str]:
+def model_notices(run: Run) -> Iterator[str]:
     """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits no longer than some seconds.
 
     Raises:
@@ -113,7 +113,7 @@ def model_told(run: Run) -> Iterator[str]:
     section = run.model
     name = section["pretrained_model_name_or_path"]
     if name in EMBEDDED:
-        if (sentence := told_building(name)) is not None:
+        if (sentence := building_notice(name)) is not None:
             yield sentence
         return
     if name is None or local_pipeline(name) is not None or not hub.is_hub_id(name):

@@ -86,7 +86,7 @@ def forwards(run: Run, planned: Plan) -> int:
     return planned.drawing + planned.chunks * (passes + planned.queries) + planned.on_data
 
 
-def unused(planned: Plan, data: frozenset[str]) -> list[str]:
+def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:
     """Warnings about sides of the data that are named in the run and that no hook looks at."""
     needed = {need for each in planned.order for need in each.needs}
     remedy = {"data:mask": "a mask_reducer", "data:rejected": "flow_dpo"}
@@ -97,7 +97,7 @@ def unused(planned: Plan, data: frozenset[str]) -> list[str]:
     ]
 
 
-def trained(run: Run) -> str:
+def describe_trainable(run: Run) -> str:
     """What is trainable, in words."""
     if run.adapter is None:
         return "the whole transformer" if run.training["trainable"] == "transformer" else "nothing"

@@ -43,18 +43,18 @@ def run(args: Namespace) -> int:
 def _run(args: Namespace) -> int:
     from flowhooks.checks import examine
     from flowhooks.checks.machine import machine_warnings
-    from flowhooks.checks.models import helper_told
-    from flowhooks.checks.pipeline import model_told
-    from flowhooks.checks.planning import forwards, trained, unread, unused
+    from flowhooks.checks.models import helper_notices
+    from flowhooks.checks.pipeline import model_notices
+    from flowhooks.checks.planning import describe_trainable, forwards, unread, unused_data_warnings
     from flowhooks.config import load_run, plain
     from flowhooks.data.buckets import bucket_report
-    from flowhooks.data.shards import told_bytes, total_bytes
+    from flowhooks.data.shards import human_bytes, total_bytes
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
     audited, planned = examined.audit, examined.plan
     changed = _check_with_torch(configured, audited, args.resume)
-    fetched = [*model_told(configured), *helper_told(configured)]
+    fetched = [*model_notices(configured), *helper_notices(configured)]
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
     batch = training["train_batch_size"] * training["gradient_accumulation_steps"]
@@ -67,17 +67,19 @@ def _run(args: Namespace) -> int:
     for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
         say(f"buckets    {line}")
     if audited.records:
-        say(f"cache      {told_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
+        say(f"cache      {human_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     if sentence := plain(configured.hooks):
         say(f"method     {sentence}")
     say(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
-    say(f"trains     {trained(configured)}")
+    say(f"trains     {describe_trainable(configured)}")
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
-    _print_warnings([*changed, *audited.warnings, *machine_warnings(configured), *unused(planned, frozenset(given))])
+    _print_warnings(
+        [*changed, *audited.warnings, *machine_warnings(configured), *unused_data_warnings(planned, frozenset(given))]
+    )
     return 0
 
 

@@ -24,13 +24,13 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.checks import examine
     from flowhooks.config import load_run, plain
-    from flowhooks.embedded.places import told_building
+    from flowhooks.embedded.places import building_notice
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
     if sentence := plain(configured.hooks):
         say(sentence, flush=True)
-    if (sentence := told_building(configured.model["pretrained_model_name_or_path"])) is not None:
+    if (sentence := building_notice(configured.model["pretrained_model_name_or_path"])) is not None:
         say(sentence, flush=True)
     # Only now: the imports behind it take seconds, and a mistake should be told at once.
     from flowhooks.train import train

@@ -31,7 +31,7 @@ KEYS = (USE_EMA, ENABLED, SOURCE, BACKBONE, RATIO, *OPTIONS)
 SELF_FLOW = "self_flow"
 
 
-def settle_average(document: dict[str, Any], written: Mapping[str, Any], file: str) -> list[Problem]:
+def apply_use_ema_alias(document: dict[str, Any], written: Mapping[str, Any], file: str) -> list[Problem]:
     """Carry ``use_ema`` into the training section of a complete document; ``written`` is what the user wrote."""
     wanted = document[USE_EMA]
     if wanted is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowhooks.config.crepa import KEYS, settle_average
+from flowhooks.config.crepa import KEYS, apply_use_ema_alias
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.data.block_rules import idle_steps
@@ -16,7 +16,7 @@ from flowhooks.data.load import load_datasets
 from flowhooks.documents import overrides as command_line
 from flowhooks.documents.document import read_json, without_remarks
 from flowhooks.documents.imports import imports_optimizer, refusals
-from flowhooks.documents.secrets import take_out
+from flowhooks.documents.secrets import strip_secrets
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.blocks import HookConfig, resolve_hook
@@ -82,7 +82,7 @@ def load_run(
     try:
         run = resolve_run(written, path, complete=complete, allow_imports=allow_imports)
     except ConfigError as error:
-        problems += command_line.blame(error.problems, str(path), places)
+        problems += command_line.attribute_to_override(error.problems, str(path), places)
     if problems:
         raise ConfigError(problems)
     return run
@@ -97,7 +97,7 @@ def resolve_run(
         ConfigError: with every problem found.
     """
     file = str(source)
-    cleaned, problems = take_out(without_remarks(dict(document)), file)
+    cleaned, problems = strip_secrets(without_remarks(dict(document)), file)
     problems += refuse_text_encoders(cleaned, file)
     mistakes = problems_in(cleaned, "run", file=file)
     problems += mistakes
@@ -105,7 +105,7 @@ def resolve_run(
     if mistakes:
         raise ConfigError(problems)
     filled = with_defaults(cleaned, "run")
-    problems += settle_average(filled, cleaned, file)
+    problems += apply_use_ema_alias(filled, cleaned, file)
     problems += contradictions(filled, file)
     problems += [] if data is None else idle_steps(data, filled["training"]["max_train_steps"])
     optimizer = filled["training"]["optimizer"]

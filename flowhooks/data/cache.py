@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from flowhooks.data.dataset import CachedDataset
-from flowhooks.data.encode import CaptionEncoder, Encoder, Masks, Pictures, told_at
+from flowhooks.data.encode import CaptionEncoder, Encoder, Masks, Pictures, caption_key
 from flowhooks.data.records import Audit, distinct_captions
-from flowhooks.data.shards import entry_key, lots, shard_name
+from flowhooks.data.shards import entry_key, shard_groups, shard_name
 from flowhooks.data.sizes import latent_grids
 from flowhooks.data.store import CHECKED_BYTES, Entries, Entry, Store
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
-    from flowhooks.data.shards import Place
+    from flowhooks.data.shards import ShardEntry
     from flowhooks.probe import FlowModel
 
 
@@ -57,7 +57,9 @@ def build_cache(
     sides = (side for record in records for side in record.sides)
     grids = latent_grids(model, sorted({record.geometry.size for record in records}))
     told = (
-        told_at(model, caption, record.geometry.size) for record in records for caption in distinct_captions([record])
+        caption_key(model, caption, record.geometry.size)
+        for record in records
+        for caption in distinct_captions([record])
     )
     pairs = ((mask, record.geometry) for record in records for mask in record.masks)
     wanted = [
@@ -104,7 +106,7 @@ class _Wanted:
     def lots(self, there: Mapping[str, Any]) -> list[tuple[str, ...]]:
         """What is not there, in the portions that become shards. Pictures of one size stand together."""
         missing = self.items.keys() - there.keys()
-        return lots(sorted(missing, key=lambda key: (_size(self.abouts[key]), key)))
+        return shard_groups(sorted(missing, key=lambda key: (_size(self.abouts[key]), key)))
 
 
 def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
@@ -113,8 +115,8 @@ def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _filled(
-    store: Store, wanted: _Wanted, places: dict[str, Place], progress: bool, batch_size: int
-) -> dict[str, Place]:
+    store: Store, wanted: _Wanted, places: dict[str, ShardEntry], progress: bool, batch_size: int
+) -> dict[str, ShardEntry]:
     """Where every entry lies, once those that are not in `places` are made."""
     encoder = wanted.encoder
     todo = wanted.lots(places)

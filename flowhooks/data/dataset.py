@@ -23,8 +23,8 @@ class CachedDataset(Dataset):
         records: the audit's.
         entries: where the tensors are.
         latents, masks: (picture, geometry) -> entry key.
-        captions: caption -> entry key, as :func:`~flowhooks.data.encode.told_at`, for every caption that a visit may
-            take.
+        captions: caption -> entry key, as :func:`~flowhooks.data.encode.caption_key`, for every caption that a sample
+            may take.
         grids: height, width and frames of samples -> (h, w) of their masks.
         provides: the audit's; what is not in it is left out of every sample.
     """

@@ -128,7 +128,7 @@ class Masks:
                 yield item, {"mask": torch.from_numpy(mask)}
 
 
-def told_at(model: FlowModel, caption: str, size: Size) -> Told:
+def caption_key(model: FlowModel, caption: str, size: Size) -> Told:
     """A caption as a sample of this size has it: where arguments follow prompt and resolution both, it is another one
     at another size."""
     return caption, size if model.contract.joint else None

@@ -62,7 +62,7 @@ def suffixes_of(block: Mapping[str, Any]) -> tuple[str, ...]:
     return (*IMAGE_SUFFIXES, *CLIP_SUFFIXES) if block["num_frames"] > 1 else IMAGE_SUFFIXES
 
 
-def among(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:
+def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:
     """Sort out the image files of a listing."""
     found: dict[str, list[str]] = {}
     ignored: Counter[str] = Counter()
@@ -86,18 +86,18 @@ def walk(root: Path) -> Tree:
     Raises OSError if a folder cannot be listed.
     """
     refused: list[tuple[str, str]] = []
-    found = {path.relative_to(root).as_posix(): FileAsset(path) for path in _walk(root, real(root), refused)}
+    found = {path.relative_to(root).as_posix(): FileAsset(path) for path in _walk(root, realpath(root), refused)}
     named = tuple((Path(name).relative_to(root).as_posix(), reason) for name, reason in sorted(refused))
     return Tree(files=dict(sorted(found.items())), refused=named)
 
 
-def real(path: Path) -> Path:
+def realpath(path: Path) -> Path:
     """Where a path leads, links followed; unlike Path.resolve it takes a link to itself."""
     return Path(os.path.realpath(path))
 
 
 def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tuple[Path, ...] = ()) -> Iterator[Path]:
-    above = (*above, real(folder))
+    above = (*above, realpath(folder))
     with os.scandir(folder) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in visible:
@@ -107,7 +107,7 @@ def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tup
             refused.append((str(folder / printable), "has a name that is not UTF-8"))
             continue
         if entry.is_symlink():
-            target = real(path)
+            target = realpath(path)
             if not target.exists():
                 refused.append((str(path), f"is a symbolic link to {target}, which does not exist"))
                 continue

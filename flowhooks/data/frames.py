@@ -8,11 +8,11 @@ from typing import Any
 from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
-from flowhooks.data.geometry import chance
+from flowhooks.data.geometry import stable_hash
 from flowhooks.data.sets import DataSet
 
 
-def told_of_clips(
+def propagate_num_frames(
     blocks: Sequence[dict[str, Any]], links: Mapping[int, Sequence[int]], found: Findings
 ) -> list[dict[str, Any]]:
     """The blocks, a `reference_strict` set with the `num_frames` of the image set that it belongs to."""
@@ -46,7 +46,7 @@ def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -
         if picture.frames < count:
             short.append(f"{stem} ({picture.frames:,})")
             continue
-        shown[stem] = select(picture.frames, count, block["frame_selection"], chance(f"{stem}/t"))
+        shown[stem] = select(picture.frames, count, block["frame_selection"], stable_hash(f"{stem}/t"))
         others = [each for each in sides if stem in each.images and each.images[stem].frames != picture.frames]
         apart += [f"{stem} of {each.id!r} ({each.images[stem].frames:,}, not {picture.frames:,})" for each in others]
     where = f"{images.path}.num_frames"

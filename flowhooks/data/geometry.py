@@ -77,9 +77,9 @@ def _offset(spare: float, crop: str, key: str) -> int:
         return 0
     if crop == "center":
         return whole // 2
-    return chance(key) % (whole + 1)
+    return stable_hash(key) % (whole + 1)
 
 
-def chance(key: str) -> int:
+def stable_hash(key: str) -> int:
     """A large number that looks drawn and follows from the key alone."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])

@@ -15,7 +15,7 @@ from flowhooks.data.links import link
 from flowhooks.data.other_trainers import translate
 from flowhooks.data.sources import complete_block
 from flowhooks.documents.document import json_path, read_json, without_remarks
-from flowhooks.documents.secrets import take_out
+from flowhooks.documents.secrets import strip_secrets
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, FlowhooksWarning, Problem
 from flowhooks.reading import user_path
@@ -39,7 +39,7 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
         given, root = read_json(source), "$"
     else:
         source = base / "<inline>" if base.is_dir() else base
-    cleaned, problems = take_out(without_remarks(given), str(source), root)
+    cleaned, problems = strip_secrets(without_remarks(given), str(source), root)
     read = translate(cleaned, str(source), root)
     cleaned = read.document
     problems += read.problems

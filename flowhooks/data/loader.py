@@ -9,17 +9,17 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flowhooks.data.dataset import CachedDataset, collate
-from flowhooks.data.schedule import Schedule, Visit
+from flowhooks.data.schedule import SampleDraw, Schedule
 from flowhooks.data.wording import caption_of
 
 
-class _Batches(Sampler[list[Visit]]):
+class _Batches(Sampler[list[SampleDraw]]):
     """Those of one process, from `start` again each time it is iterated."""
 
     def __init__(self, schedule: Schedule, rank: int, start: int):
         self._schedule, self._rank, self._start = schedule, rank, start
 
-    def __iter__(self) -> Iterator[list[Visit]]:
+    def __iter__(self) -> Iterator[list[SampleDraw]]:
         return self._schedule.batches(self._rank, self._start)
 
 
@@ -29,7 +29,7 @@ class _Visited(Dataset):
     def __init__(self, dataset: CachedDataset, seed: int):
         self._dataset, self._seed = dataset, seed
 
-    def __getitem__(self, visit: Visit) -> dict[str, Any]:
+    def __getitem__(self, visit: SampleDraw) -> dict[str, Any]:
         caption = caption_of(self._dataset.records[visit.record], self._seed, visit.place)
         return self._dataset.sample(visit.record, caption)
 

@@ -17,7 +17,7 @@ SAME, IDLE, OTHER = "taken over", "no effect", "told"
 
 
 @dataclass(frozen=True)
-class Row:
+class Keys:
     """What becomes of some keys.
 
     Args:
@@ -33,38 +33,38 @@ class Row:
 
 #: docs/config.md prints it.
 TABLE = (
-    Row(("crop",), SAME, '`false` is `"aspect": "bucket"`; `true` is `"aspect": "crop"` unless told below'),
-    Row(("crop_style",), SAME, "`crop`: `center`, `random` or `corner`"),
-    Row(("crop_aspect",), SAME, "`aspect`: `square` is `crop`, `preserve` is `bucket`"),
-    Row(
+    Keys(("crop",), SAME, '`false` is `"aspect": "bucket"`; `true` is `"aspect": "crop"` unless told below'),
+    Keys(("crop_style",), SAME, "`crop`: `center`, `random` or `corner`"),
+    Keys(("crop_aspect",), SAME, "`aspect`: `square` is `crop`, `preserve` is `bucket`"),
+    Keys(
         ("minimum_image_size",),
         SAME,
         'with `"small_images": "leave_out"`, and `allow_upscale` for pictures between it and `resolution`',
     ),
-    Row(
+    Keys(
         ("maximum_image_size", "target_downsample_size"),
         SAME,
         "nothing where `target_downsample_size` is `resolution`, which pictures are shrunk to anyway; else told",
     ),
-    Row(
+    Keys(
         ("cache_dir", "cache_dir_vae", "cache_file_suffix", "hash_filenames", "preserve_data_backend_cache"),
         IDLE,
         "one cache, at `cache_dir` of the run, finds its entries by content",
     ),
-    Row(("vae_cache_clear_each_epoch", "write_batch_size", "read_batch_size"), IDLE, "the cache needs no settings"),
-    Row(("metadata_backend", "skip_file_discovery"), IDLE, "the files are looked at each time; `parquet` is told"),
-    Row(("text_embeds", "image_embeds", "default"), IDLE, "and so whole blocks of `text_embeds` and `image_embeds`"),
-    Row(("delete_problematic_images", "delete_unwanted_images"), IDLE, "nothing of yours is deleted"),
-    Row(("parquet",), OTHER, '`"type": "parquet"` or `"csv"`, the table as `instance_data_dir`, and `caption_column`'),
-    Row(("prepend_instance_prompt",), OTHER, '`"caption_template": "your words, {caption}"`'),
-    Row(("only_instance_prompt",), OTHER, '`"caption_strategy": "instanceprompt"`'),
-    Row(("video",), OTHER, "`num_frames` and `frame_selection`"),
-    Row(("crop_aspect_buckets",), OTHER, '`"aspect": "bucket"`, whose shapes are the usual eleven'),
-    Row(("minimum_aspect_ratio", "maximum_aspect_ratio"), OTHER, "take those pictures out of the folder"),
-    Row(("caption_filter_list",), OTHER, "edit the captions"),
-    Row(("is_regularisation_data", "is_regularization_data"), OTHER, "leave the set out; no loss tells sets apart"),
-    Row(("conditioning",), OTHER, "make that set first, with `flowhooks pairs`, and link it with `conditioning_data`"),
-    Row(("start_epoch", "end_epoch"), OTHER, "`start_step` and `end_step`, in optimiser steps"),
+    Keys(("vae_cache_clear_each_epoch", "write_batch_size", "read_batch_size"), IDLE, "the cache needs no settings"),
+    Keys(("metadata_backend", "skip_file_discovery"), IDLE, "the files are looked at each time; `parquet` is told"),
+    Keys(("text_embeds", "image_embeds", "default"), IDLE, "and so whole blocks of `text_embeds` and `image_embeds`"),
+    Keys(("delete_problematic_images", "delete_unwanted_images"), IDLE, "nothing of yours is deleted"),
+    Keys(("parquet",), OTHER, '`"type": "parquet"` or `"csv"`, the table as `instance_data_dir`, and `caption_column`'),
+    Keys(("prepend_instance_prompt",), OTHER, '`"caption_template": "your words, {caption}"`'),
+    Keys(("only_instance_prompt",), OTHER, '`"caption_strategy": "instanceprompt"`'),
+    Keys(("video",), OTHER, "`num_frames` and `frame_selection`"),
+    Keys(("crop_aspect_buckets",), OTHER, '`"aspect": "bucket"`, whose shapes are the usual eleven'),
+    Keys(("minimum_aspect_ratio", "maximum_aspect_ratio"), OTHER, "take those pictures out of the folder"),
+    Keys(("caption_filter_list",), OTHER, "edit the captions"),
+    Keys(("is_regularisation_data", "is_regularization_data"), OTHER, "leave the set out; no loss tells sets apart"),
+    Keys(("conditioning",), OTHER, "make that set first, with `flowhooks pairs`, and link it with `conditioning_data`"),
+    Keys(("start_epoch", "end_epoch"), OTHER, "`start_step` and `end_step`, in optimiser steps"),
 )  # fmt: skip
 
 #: Blocks of these types hold no data.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.findings import Findings, count
-from flowhooks.data.frames import told_of_clips
+from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.links import link
 from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.masks import tell_values
@@ -80,7 +80,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
     links = link(datasets.blocks, found)
-    blocks = told_of_clips(datasets.blocks, links, found)
+    blocks = propagate_num_frames(datasets.blocks, links, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
     records: list[Record] = []
     lines: list[str] = []

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, cast
 
 from flowhooks.data.assets import Archive, FileAsset, RemoteAsset
-from flowhooks.data.files import Tree, is_text, real, walk
+from flowhooks.data.files import Tree, is_text, realpath, walk
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
 
@@ -63,9 +63,9 @@ class LocalPlace:
         return sorted(path.name for path in self.root.glob(pattern) if path.is_file())
 
     def asset(self, path: str) -> FileAsset:
-        file = self.root / inside(path)
-        target = real(file)
-        if not target.is_relative_to(real(self.root)):
+        file = self.root / safe_relative_path(path)
+        target = realpath(file)
+        if not target.is_relative_to(realpath(self.root)):
             raise Refused(f"is a symbolic link to {target}, outside the data set folder")
         return FileAsset(file)
 
@@ -89,7 +89,7 @@ class RemotePlace:
     def tree(self) -> Tree:
         files, root = self._files()
         found = {}
-        for path in _asked(lambda: files.find(root)):
+        for path in _or_refused(lambda: files.find(root)):
             relative = PurePosixPath(path).relative_to(root).as_posix()
             if not any(part.startswith(".") for part in PurePosixPath(relative).parts):
                 found[relative] = RemoteAsset(files.unstrip_protocol(path))
@@ -97,31 +97,31 @@ class RemotePlace:
 
     def matching(self, pattern: str) -> list[str]:
         files, root = self._files()
-        return sorted(PurePosixPath(path).name for path in _asked(lambda: files.glob(f"{root}/{pattern}")))
+        return sorted(PurePosixPath(path).name for path in _or_refused(lambda: files.glob(f"{root}/{pattern}")))
 
     def asset(self, path: str) -> RemoteAsset:
-        return RemoteAsset(f"{self.url.rstrip('/')}/{inside(path)}")
+        return RemoteAsset(f"{self.url.rstrip('/')}/{safe_relative_path(path)}")
 
     def open(self, path: str) -> BinaryIO:
         files, root = self._files()
-        return cast(BinaryIO, _asked(lambda: files.open(f"{root}/{inside(path)}", "rb")))
+        return cast(BinaryIO, _or_refused(lambda: files.open(f"{root}/{safe_relative_path(path)}", "rb")))
 
     def holds(self, name: str) -> str | None:
         """`file` or `folder`; None if there is nothing of this name."""
         files, root = self._files()
         path = f"{root}/{name}" if name else root
-        if _asked(lambda: files.isfile(path)):
+        if _or_refused(lambda: files.isfile(path)):
             return "file"
-        return "folder" if _asked(lambda: files.isdir(path)) else None
+        return "folder" if _or_refused(lambda: files.isdir(path)) else None
 
     def _files(self) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
-        files, root = _asked(lambda: url_to_fs(self.url))
+        files, root = _or_refused(lambda: url_to_fs(self.url))
         return files, root.rstrip("/")
 
 
-def inside(path: str) -> str:
+def safe_relative_path(path: str) -> str:
     """A relative path from a table or an archive, tidied. Raises Refused if it is anything else."""
     if "\0" in path or not is_text(path):
         raise Refused("is no file name: it holds a zero byte or is not UTF-8")
@@ -190,7 +190,7 @@ def _remote(url: str) -> tuple[Place, str | None]:
     raise Refused(f"{url} does not exist")
 
 
-def _asked(question: Any) -> Any:
+def _or_refused(question: Any) -> Any:
     """The answer of a file system. Raises Refused naming what is missing, or OSError."""
     try:
         return question()

@@ -19,7 +19,7 @@ from flowhooks.data.records import Record
 from flowhooks.data.sampler import TURNS, Order, check_numbers, generator
 
 
-class Visit(NamedTuple):
+class SampleDraw(NamedTuple):
     """One sample of a batch.
 
     Args:
@@ -93,7 +93,7 @@ def phases(streams: Sequence[Stream]) -> list[Phase]:
     ]
 
 
-class Turns:
+class WeightedInterleaver:
     """Which of S streams has its turn: one of share p has one in every interval of length 1/p, at a random time of it.
 
     After m turns it has had p m, give or take 1 + p (S - 2). Streams of equal share come in rounds, each in an order of
@@ -165,12 +165,12 @@ class Schedule:
                 phase=phase,
                 first=phase.start * accumulation,
                 end=None if phase.end is None else phase.end * accumulation,
-                turns=Turns([self.streams[i].weight for i in phase.active], seed, key),
+                turns=WeightedInterleaver([self.streams[i].weight for i in phase.active], seed, key),
             )
             for key, phase in enumerate(phases(self.streams))
         ]
 
-    def batches(self, rank: int = 0, start: int = 0) -> Iterator[list[Visit]]:
+    def batches(self, rank: int = 0, start: int = 0) -> Iterator[list[SampleDraw]]:
         """Those of one process, from micro-step `start` on; they end only where no stream is drawn any more.
 
         A stream smaller than a batch fills it from its next epochs. Raises ValueError for numbers out of range.
@@ -191,7 +191,7 @@ class Schedule:
                 epochs += steps * self.batch_size * self.world_size / samples
         return epochs
 
-    def _batches(self, rank: int, micro_step: int) -> Iterator[list[Visit]]:
+    def _batches(self, rank: int, micro_step: int) -> Iterator[list[SampleDraw]]:
         done = [0] * len(self.streams)
         orders = [Order(len(stream.indices), self.seed, i) for i, stream in enumerate(self.streams)]
         size = self.batch_size
@@ -207,7 +207,7 @@ class Schedule:
                 samples = orders[stream].samples((done[stream] * self.world_size + rank) * size, size)
                 place = (micro_step * self.world_size + rank) * size
                 indices = self.streams[stream].indices
-                yield [Visit(int(indices[sample]), place + i) for i, sample in enumerate(samples)]
+                yield [SampleDraw(int(indices[sample]), place + i) for i, sample in enumerate(samples)]
                 done[stream] += 1
                 micro_step += 1
 
@@ -219,7 +219,7 @@ class _Span:
     phase: Phase
     first: int
     end: int | None
-    turns: Turns
+    turns: WeightedInterleaver
 
     def count(self, done: list[int], micro_step: int) -> Iterator[int]:
         """Add to each stream's `done` turns those up to `micro_step`; returns the turns that follow."""
@@ -229,7 +229,7 @@ class _Span:
         return following
 
 
-def crowded(streams: Sequence[Stream], samples: int) -> str | None:
+def small_bucket_warning(streams: Sequence[Stream], samples: int) -> str | None:
     """That some streams hold fewer samples than a micro-step draws over all processes, for a warning; None if none."""
     small = [len(stream.indices) for stream in streams if len(stream.indices) < samples]
     if not small:

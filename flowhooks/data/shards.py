@@ -43,7 +43,7 @@ class DamagedShard(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ShardEntry:
     """Where an entry lies.
 
     Args:
@@ -91,7 +91,7 @@ def shard_name(keys: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
-def lots(keys: Sequence[str]) -> list[tuple[str, ...]]:
+def shard_groups(keys: Sequence[str]) -> list[tuple[str, ...]]:
     """Cut keys into what becomes one shard each. Without some whole lots, the rest is cut the same."""
     return [tuple(keys[at : at + ENTRIES]) for at in range(0, len(keys), ENTRIES)]
 
@@ -110,7 +110,7 @@ def shards_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and _NAME.fullmatch(name[: -len(SUFFIX)])]
 
 
-def contents(path: Path) -> dict[str, Place]:
+def contents(path: Path) -> dict[str, ShardEntry]:
     """Key -> place, of every entry of a shard, from its header alone.
 
     Raises OSError; DamagedShard if it is not as long as its header says, or holds other entries than its name does.
@@ -136,7 +136,7 @@ def digests(shard: bytes) -> dict[str, str]:
     return found
 
 
-def _places(path: Path | None, text: bytes, size: int) -> dict[str, Place]:
+def _places(path: Path | None, text: bytes, size: int) -> dict[str, ShardEntry]:
     """Of a shard's header and its whole size; without a path it is not on the disk yet, and has no name."""
     length = len(text)
     try:
@@ -165,7 +165,7 @@ def _places(path: Path | None, text: bytes, size: int) -> dict[str, Place]:
         parts = sorted(unordered)
         head = _head(tuple((name, dtype, shape, stop - start) for start, stop, name, dtype, shape in parts))
         spans = tuple((data + start, data + stop) for start, stop, *_ in parts)
-        places[key] = Place(path or Path(), head, spans, written.get(key))
+        places[key] = ShardEntry(path or Path(), head, spans, written.get(key))
     return places
 
 
@@ -252,7 +252,7 @@ def sweep(folder: Path) -> None:
                     pass
 
 
-def told_bytes(number: int) -> str:
+def human_bytes(number: int) -> str:
     """`512 bytes`, `1.5 MB`, `20.0 GB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:

@@ -21,7 +21,7 @@ from flowhooks.data.shards import (
     SUFFIX,
     Claim,
     DamagedShard,
-    Place,
+    ShardEntry,
     claim,
     contents,
     digests,
@@ -55,13 +55,13 @@ class Store:
         """Where the shard lies, or would lie."""
         return self.folder / kind / f"{name}{SUFFIX}"
 
-    def find(self, kind: str, wanted: Collection[str], *, check: int = 0) -> dict[str, Place]:
+    def find(self, kind: str, wanted: Collection[str], *, check: int = 0) -> dict[str, ShardEntry]:
         """Key -> place, of the entries of `wanted` that are there; only headers are read, and the first `check` bytes
         of these entries, which are compared with their digests.
 
         A damaged shard is removed with a warning that names it.
         """
-        places: dict[str, Place] = {}
+        places: dict[str, ShardEntry] = {}
         for path in shards_in(self.folder / kind):
             found = {key: place for key, place in self._contents(kind, path).items() if key in wanted}
             size = sum(place.nbytes for place in found.values())
@@ -122,13 +122,13 @@ class Store:
         with suppress(OSError):
             rebuilt.folder.rmdir()
 
-    def _contents(self, kind: str, path: Path) -> dict[str, Place]:
+    def _contents(self, kind: str, path: Path) -> dict[str, ShardEntry]:
         return self._whole(kind, path, contents)
 
-    def _sound(self, kind: str, path: Path, wanted: Collection[str]) -> dict[str, Place]:
+    def _sound(self, kind: str, path: Path, wanted: Collection[str]) -> dict[str, ShardEntry]:
         """The wanted entries of a shard, each compared with its digest."""
 
-        def look(path: Path) -> dict[str, Place]:
+        def look(path: Path) -> dict[str, ShardEntry]:
             places = {key: place for key, place in contents(path).items() if key in wanted}
             for place in places.values():
                 place.read()
@@ -136,7 +136,7 @@ class Store:
 
         return self._whole(kind, path, look)
 
-    def _whole(self, kind: str, path: Path, look: Callable[[Path], dict[str, Place]]) -> dict[str, Place]:
+    def _whole(self, kind: str, path: Path, look: Callable[[Path], dict[str, ShardEntry]]) -> dict[str, ShardEntry]:
         """What `look` finds in a shard; nothing in a damaged one, which is told and removed."""
         with _reading(path):
             try:
@@ -169,7 +169,7 @@ class Entries:
     Raises DataError naming every shard that holds NaN.
     """
 
-    def __init__(self, places: Mapping[str, Mapping[str, Place]], limit: int = IN_MEMORY_BYTES):
+    def __init__(self, places: Mapping[str, Mapping[str, ShardEntry]], limit: int = IN_MEMORY_BYTES):
         self.places = places
         self._kept: dict[tuple[str, str], dict[str, Tensor]] = {}
         problems: dict[str | None, Problem] = {}
@@ -205,7 +205,7 @@ class Entries:
         return _read(place)
 
 
-def _read(place: Place) -> dict[str, Tensor]:
+def _read(place: ShardEntry) -> dict[str, Tensor]:
     with _reading(place.path):
         try:
             tensors = load(place.read())

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from flowhooks.documents.document import json_path
-from flowhooks.documents.secrets import hide
+from flowhooks.documents.secrets import redact
 from flowhooks.errors import Problem
 from flowhooks.reading import MAX_DEPTH, MAX_INTEGER, BadJson, check_sound, parse
 
@@ -30,13 +30,13 @@ def apply(document: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str]
             parts, text = _read(override)
             places += _put(document, parts, _value(parts, text))
         except _BadValue as error:
-            problems.append(Problem(hide(str(error)), FILE, error.path))
+            problems.append(Problem(redact(str(error)), FILE, error.path))
         except ValueError as error:
-            problems.append(Problem(hide(str(error)), file=FILE))
+            problems.append(Problem(redact(str(error)), file=FILE))
     return places, problems
 
 
-def blame(problems: Sequence[Problem], file: str, places: Sequence[str]) -> list[Problem]:
+def attribute_to_override(problems: Sequence[Problem], file: str, places: Sequence[str]) -> list[Problem]:
     """The same problems, with ``--set`` for file where the value came from the command line."""
     return [replace(p, file=FILE) if p.file == file and _within(p.path or "$", places) else p for p in problems]
 

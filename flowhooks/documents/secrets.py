@@ -20,12 +20,12 @@ _REMEDY = (
 )
 
 
-def hide(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` with everything that looks like a token replaced."""
     return _VALUE.sub("***", text)
 
 
-def take_out(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]]:
+def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]]:
     """A copy of a document without its secrets, and a problem for each. The secrets themselves are never repeated."""
     problems: list[Problem] = []
 
@@ -35,7 +35,7 @@ def take_out(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]
             for key, inner in item.items():
                 if _VALUE.search(key) or _KEY.search(key):
                     problems.append(
-                        Problem(f"this key holds a secret; {_REMEDY}", file, json_path((*at, hide(key)), root))
+                        Problem(f"this key holds a secret; {_REMEDY}", file, json_path((*at, redact(key)), root))
                     )
                 else:
                     kept[key] = clean(inner, (*at, key))
@@ -44,7 +44,7 @@ def take_out(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]
             return [clean(inner, (*at, i)) for i, inner in enumerate(item)]
         if isinstance(item, str) and _VALUE.search(item):
             problems.append(Problem(f"this value looks like a token; {_REMEDY}", file, json_path(at, root)))
-            return hide(item)
+            return redact(item)
         return item
 
     return clean(value, ()), problems

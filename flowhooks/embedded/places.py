@@ -34,7 +34,7 @@ def place_of(name: str) -> Path:
     return untrained_place() if name != "digits" else pretrained_place(untrained_place(), example(PRETRAINING))
 
 
-def told_building(name: str) -> str | None:
+def building_notice(name: str) -> str | None:
     """A sentence about what is built before `digits` or `digits:untrained` can be used; None where it is there, and for
     another name."""
     if name not in NAMES:

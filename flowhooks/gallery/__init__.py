@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 
 _ROOMS = {"Gallery": "flowhooks.gallery.write", "write_gallery": "flowhooks.gallery.write"}
 __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _ROOMS, name)

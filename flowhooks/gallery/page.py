@@ -25,7 +25,7 @@ STATES = {"problem": "with problems", "warning": "with warnings", "fine": "fine"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Findings:
+class Overview:
     """What stands above the cards.
 
     Args:
@@ -47,7 +47,7 @@ class Findings:
     of: int
 
 
-def page(found: Findings, cards: Sequence[tuple[Card, Thumbs]]) -> str:
+def page(found: Overview, cards: Sequence[tuple[Card, Thumbs]]) -> str:
     """The whole page."""
     script, style = _own("page.js"), _own("page.css")
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
@@ -74,7 +74,7 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _head(found: Findings) -> Iterator[str]:
+def _head(found: Overview) -> Iterator[str]:
     facts = "".join(f"<li><b>{number:,}</b> {escape(word)}</li>" for word, number in found.facts.items())
     yield f'<header><h1>{escape(found.title)}</h1><ul class="facts">{facts}</ul></header><main>'
     problems = [(" ".join(filter(None, (each.file, each.path))), each.message) for each in found.problems]
@@ -103,7 +103,7 @@ def _told(kind: str, title: str, lines: Sequence[tuple[str, str]]) -> str:
     return f'<section><h2 class="{kind}">{escape(title)}</h2><ul class="told {kind}">{rows}</ul></section>'
 
 
-def _filters(found: Findings, cards: Sequence[Card]) -> Iterator[str]:
+def _filters(found: Overview, cards: Sequence[Card]) -> Iterator[str]:
     yield '<div id="bar"><form id="filters" role="search" hidden>'
     yield '<input type="search" name="search" placeholder="Search captions and names" aria-label="Search">'
     sets = Counter(card.dataset for card in cards)
@@ -195,7 +195,7 @@ def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
     return f'<img class="{classes}" {size} alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
 
 
-def _foot(found: Findings, shown: int) -> Iterator[str]:
+def _foot(found: Overview, shown: int) -> Iterator[str]:
     yield '<p id="nothing" hidden>Nothing fits. <button type="button" class="clear">Clear the filters</button></p>'
     if not shown:
         yield "<p>No sample could be read.</p>"

@@ -21,7 +21,7 @@ from flowhooks.documents.document import read_json, without_remarks
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.files import write_aside
 from flowhooks.gallery.cards import Card, all_cards, chosen
-from flowhooks.gallery.page import MARK, Findings, page
+from flowhooks.gallery.page import MARK, Overview, page
 from flowhooks.gallery.sheet import sheet
 from flowhooks.gallery.thumbs import Thumbs, draw
 from flowhooks.reading import user_path
@@ -109,7 +109,7 @@ def _drawn(card: Card) -> tuple[Card, Thumbs]:
     return replace(card, problems=problems, warnings=warnings), thumbs
 
 
-def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequence[tuple[Card, Thumbs]]) -> Findings:
+def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequence[tuple[Card, Thumbs]]) -> Overview:
     facts = {
         "samples": len(looked.records),
         "images": sum(len(looked.sets[i].images) for i in looked.links),
@@ -132,7 +132,7 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
     black = [card.key for card, thumbs in drawn if BLACK in thumbs.warnings]
     if black and not any(BLACK in each for each in warnings):
         warnings.append(f"{BLACK} ({len(black):,}): {some(black)}")
-    return Findings(
+    return Overview(
         title=Path(source).name,
         facts={word: number for word, number in facts.items() if number or word == "samples"},
         problems=problems,

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.hooks.registry import HOOKS
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 
 _MODULES = {name: module for module, _, name in (entry.path.partition(":") for entry in HOOKS.values())}
 __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, _MODULES, name)
+    return lazy_attribute(__name__, _MODULES, name)

@@ -142,7 +142,7 @@ class AdjointTarget(Hook):
             return None
         index = view.visit.index
         if index not in self._bases:
-            self._bases[index] = step.revisit(REFERENCE, view.visit)
+            self._bases[index] = step.velocity_at_visit(REFERENCE, view.visit)
         base = self._bases[index]
         return base - self._control(index) if index in self._costates else base
 
@@ -191,7 +191,7 @@ class AdjointTarget(Hook):
             # The first one met is the last step, whose co-state is the reward's gradient.
             last = index == end[-1]
             if index == end[0]:
-                self._bases[index] = base = step.revisit(REFERENCE, at)
+                self._bases[index] = base = step.velocity_at_visit(REFERENCE, at)
                 self._costates[index] = self._scaled(step, costate, base) if last else costate
                 return
             ours = self._own_velocity(step, at) if self.adjoint == FULL else None
@@ -216,7 +216,7 @@ class AdjointTarget(Hook):
                 ahead = state.float() - at.transition.start * velocity.float()
             gradient = self._reward_gradient(step, ahead, measured=last)
             if last:
-                self._bases[index] = step.revisit(REFERENCE, at)
+                self._bases[index] = step.velocity_at_visit(REFERENCE, at)
                 gradient = self._scaled(step, gradient, self._bases[index])
             else:
                 gradient = self._scale.to(gradient.device) * gradient  # type: ignore[union-attr]
@@ -225,7 +225,7 @@ class AdjointTarget(Hook):
     def _own_velocity(self, step: Step, at: Any) -> Tensor:
         """Of the policy without guidance, which the rollout knows where it had none."""
         if self._unguided:
-            return step.revisit(POLICY, at)
+            return step.velocity_at_visit(POLICY, at)
         return at.rollout.velocities[at.index].to(step.model.device).float()
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:

@@ -68,7 +68,7 @@ def projector(inner: int, outer: int, *, width: int, depth: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class WeightSchedule:
     """The weight over a run: it rises from 0 in ``warmup_steps``, goes to ``weight_end`` in ``decay_steps`` unless
     constant, and is 0 from ``cutoff_step`` on where that is above 0. Steps are micro-steps.
 

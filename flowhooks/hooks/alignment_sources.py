@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.hooks.alignment import frame_places, projector
 from flowhooks.hooks.decoding import Decoder
-from flowhooks.hooks.dual_times import lower
+from flowhooks.hooks.dual_times import at_lower_sigma
 from flowhooks.hooks.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.probe.recorder import evaluating
-from flowhooks.probe.streams import Grid, Stream, Streams, learn_streams
+from flowhooks.probe.streams import Grid, Streams, TokenStream, learn_streams
 
 #: Source -> whose pass its features are from; the others look at pictures.
 PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
@@ -34,7 +34,7 @@ CLEANER = "self_flow"
 SOURCES = (*PASSES, *PICTURES, CLEANER)
 
 
-class Source(Protocol):
+class FeatureTeacher(Protocol):
     """A teacher, whose features have ``width`` channels."""
 
     width: int
@@ -42,13 +42,13 @@ class Source(Protocol):
     def features(self, step: Step) -> tuple[Tensor, Grid]: ...
 
 
-class Tap:
+class FeatureCapture:
     """Keeps what blocks return during passes on the main view, as it is returned.
 
     Nothing is computed inside the pass: a checkpointed block runs again in backward, and must then do the same.
     """
 
-    def __init__(self, model: Any, streams: Streams, tapped: Sequence[Stream]):
+    def __init__(self, model: Any, streams: Streams, tapped: Sequence[TokenStream]):
         self.model, self.streams, self.tapped = model, streams, tuple(dict.fromkeys(tapped))
         self._into: dict[str, list[Any]] | None = None
         self._kept: dict[str, tuple[dict[str, list[Any]], tuple[str, ...]]] = {}
@@ -72,7 +72,7 @@ class Tap:
             self._into = None
         self._kept[role] = into, tuple(views)
 
-    def features(self, step: Step, role: str, stream: Stream) -> tuple[Tensor, Grid]:
+    def features(self, step: Step, role: str, stream: TokenStream) -> tuple[Tensor, Grid]:
         """``[B, N, D]`` of the main view in the pass of ``role``, and the grid of its tokens."""
         step.predict(MAIN_VIEW, role)
         kept, names = self._kept[role]
@@ -109,7 +109,7 @@ class PassSource:
     """A block of a pass on the main view: of the policy's own (LayerSync), of the frozen base's, or, for Self-Flow, of
     the averaged weights'."""
 
-    def __init__(self, tap: Tap, role: str, stream: Stream):
+    def __init__(self, tap: FeatureCapture, role: str, stream: TokenStream):
         self.tap, self.role, self.stream, self.width = tap, role, stream, stream.width
 
     def features(self, step: Step) -> tuple[Tensor, Grid]:
@@ -121,14 +121,14 @@ class CleanerSource:
     """The averaged weights, without dropout, on the main view with all tokens at the lower of their two sigmas
     (Self-Flow, arXiv 2603.06507). The pass ends at the block."""
 
-    def __init__(self, tap: Tap, stream: Stream):
+    def __init__(self, tap: FeatureCapture, stream: TokenStream):
         self.tap, self.stream, self.width = tap, stream, stream.width
         self.dropouts = [m for m in tap.model.transformer.modules() if isinstance(m, nn.Dropout) and m.p]
 
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         grid = self.tap.grid(step)
         with evaluating(*self.dropouts):
-            return step.features("ema", lower(step.views[MAIN_VIEW]), self.stream, prod(grid)), grid
+            return step.features("ema", at_lower_sigma(step.views[MAIN_VIEW]), self.stream, prod(grid)), grid
 
 
 class PictureSource:
@@ -139,7 +139,7 @@ class PictureSource:
         ModelError: the pipeline has no VAE to decode with.
     """
 
-    def __init__(self, tap: Tap, encoder: str):
+    def __init__(self, tap: FeatureCapture, encoder: str):
         self.tap = tap
         self.decoder = Decoder(tap.model, "the teacher")
         self.encoder = VisionEncoder(encoder, tap.model.device)
@@ -158,9 +158,9 @@ class PictureSource:
 class Parts:
     """What a run has attached: the tap, the student's block, the teacher, the projector."""
 
-    tap: Tap
-    student: Stream
-    source: Source
+    tap: FeatureCapture
+    student: TokenStream
+    source: FeatureTeacher
     head: nn.Module
 
 
@@ -192,9 +192,9 @@ def build_parts(
     student, *others = (streams.pick(block, option) for option, block in named.items())
     if kind == "layersync" and others[0].order <= student.order:
         raise ModelError(f"`teacher_block_index` must be deeper: {others[0].name} does not run after {student.name}")
-    tap = Tap(model, streams, [student, *(others if kind in PASSES else [])])
+    tap = FeatureCapture(model, streams, [student, *(others if kind in PASSES else [])])
     stack.enter_context(tap.attached())
-    source: Source
+    source: FeatureTeacher
     if kind in PASSES:
         source = PassSource(tap, PASSES[kind], others[0])
     elif kind == CLEANER:

@@ -34,7 +34,7 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltHook:
     """A hook, what it declares, and the JSON block it came from, if any."""
 
     hook: Hook
@@ -59,10 +59,10 @@ def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list
     ]
 
 
-def _made(entry: Any, where: str) -> Made:
+def _made(entry: Any, where: str) -> BuiltHook:
     if isinstance(entry, Hook):
         name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
-        return Made(entry, declare(name, vars(entry), where, type(entry)), None)
+        return BuiltHook(entry, declare(name, vars(entry), where, type(entry)), None)
     cls, options = hook_class(entry.type, entry.where), entry.options
     foreign = entry.type not in HOOKS
     if foreign:
@@ -72,4 +72,4 @@ def _made(entry: Any, where: str) -> Made:
     except (TypeError, ValueError) as error:
         raise ConfigError(Problem(str(error), path=entry.where)) from error
     declaration = declare(entry.type, options, entry.where, cls if foreign else None, method=entry.method)
-    return Made(hook, declaration, {"type": entry.type, **options})
+    return BuiltHook(hook, declaration, {"type": entry.type, **options})

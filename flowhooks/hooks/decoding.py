@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
-from flowhooks.splice import untouched
+from flowhooks.splice import restore_attributes
 
 
 def as_pictures(frames: Tensor) -> Tensor:
@@ -109,6 +109,6 @@ def _checkpointed(vae: Any) -> Iterator[None]:
     if not getattr(vae, "_supports_gradient_checkpointing", False):
         yield
         return
-    with untouched(*vae.modules()):
+    with restore_attributes(*vae.modules()):
         vae.enable_gradient_checkpointing()
         yield

@@ -16,14 +16,22 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.adapters.second import SecondAdapter, build_second
-from flowhooks.hooks.dmd import carried, critic_error, direction, jump_times, jumped, noising_times, pull
+from flowhooks.hooks.dmd import (
+    critic_error,
+    direction,
+    dmd_surrogate,
+    flow_map_jump,
+    jump_times,
+    noising_times,
+    with_gradients,
+)
 from flowhooks.hooks.experts import require_whole_path
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import precise
+from flowhooks.kernel.view import at_least_fp32
 
 TEACHER, CRITIC = "reference", "critic"
 SCHEDULER = "scheduler"
@@ -116,22 +124,24 @@ class DistributionMatching(Hook):
     def _drawn(self, step: Step) -> Tensor:
         """``[B, ...]`` the policy's samples from fresh noise, with the gradient of the last jump."""
         count = 1 + int(torch.randint(self.jumps, (), generator=step.draws.shared("dmd_jumps")).numpy())
-        x = step.draws.normal_like(precise(step.batch.clean), "dmd_start")
+        x = step.draws.normal_like(at_least_fp32(step.batch.clean), "dmd_start")
         grid = jump_times(count, self._shift(step)).to(x.device, non_blocking=True)
         times, condition = [sigma.expand(len(x)) for sigma in grid], step.batch.condition
         for t, r in zip(times[:-2], times[1:-1], strict=True):
-            x = jumped(x, step.query(POLICY, x, t, condition, r_sigma=r), t - r)
-        return jumped(x, step.velocity(x, times[-2], condition, r_sigma=times[-1]), times[-2])
+            x = flow_map_jump(x, step.query(POLICY, x, t, condition, r_sigma=r), t - r)
+        return flow_map_jump(x, step.velocity(x, times[-2], condition, r_sigma=times[-1]), times[-2])
 
     def _generator_loss(self, step: Step, sample: Tensor) -> Tensor:
         x, sigma, _ = self._noised(step, sample.detach(), "dmd_generator")
-        real, fake = (jumped(x, step.query(role, x, sigma, step.batch.condition), sigma) for role in (TEACHER, CRITIC))
+        real, fake = (
+            flow_map_jump(x, step.query(role, x, sigma, step.batch.condition), sigma) for role in (TEACHER, CRITIC)
+        )
         towards = direction(fake, real, sample.detach())
         self._measured = {
             "dmd_direction": towards.square().flatten(1).mean(1).sqrt().mean(),
             "dmd_gap": (real - fake).abs().mean(),
         }
-        return step.mean(pull(sample, towards))
+        return step.mean(dmd_surrogate(sample, towards))
 
     def _critic_loss(self, step: Step, sample: Tensor) -> Tensor:
         assert self._critic is not None
@@ -147,15 +157,15 @@ class DistributionMatching(Hook):
         gradients = [None if g is None else g / SCALE for g in scaled]
         # Autocast keeps casts of weights with their graph, which is used up.
         torch.clear_autocast_cache()
-        return carried(loss, gradients, parameters)
+        return with_gradients(loss, gradients, parameters)
 
     def _noised(self, step: Step, sample: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
         """``x_s`` of the samples, ``s`` ``[B]``, and the noise."""
         draws = step.draws
         u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
-        sigma = noising_times(draws.mine(u), self._shift(step)).to(sample.device, non_blocking=True)
+        sigma = noising_times(draws.local_rows(u), self._shift(step)).to(sample.device, non_blocking=True)
         noise = draws.normal_like(sample, f"{purpose}_noise")
-        return sample + over(sigma, sample) * (noise - sample), sigma, noise
+        return sample + expand_as_batch(sigma, sample) * (noise - sample), sigma, noise
 
     def _shift(self, step: Step) -> float:
         return step.model.shift(step.batch.clean) if self.shift == SCHEDULER else float(self.shift)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.timestep_schedule import shift_sigma
 
 #: Least and largest sigma of a noised sample: neither pure noise nor a clean sample tells teacher and critic apart.
@@ -28,9 +28,9 @@ def noising_times(u: Tensor, shift: float) -> Tensor:
     return LOW + (HIGH - LOW) * shift_sigma(u, shift)
 
 
-def jumped(x: Tensor, velocity: Tensor, span: Tensor) -> Tensor:
+def flow_map_jump(x: Tensor, velocity: Tensor, span: Tensor) -> Tensor:
     """``x_r = x_t - (t - r) u``, all ``[B, ...]``, the span ``t - r`` ``[B]``; with t for the span it is ``x_0``."""
-    return x - over(span, x) * velocity
+    return x - expand_as_batch(span, x) * velocity
 
 
 def direction(fake: Tensor, real: Tensor, sample: Tensor) -> Tensor:
@@ -39,11 +39,11 @@ def direction(fake: Tensor, real: Tensor, sample: Tensor) -> Tensor:
     That is the difference of two scores in the space of clean samples, weighed per sample (arXiv 2311.18828, sec. 3.2).
     Where the teacher gives back the sample itself it is 0; what is not finite otherwise stays so, for the run to stop.
     """
-    size = over((sample - real).abs().flatten(1).mean(1), real)
+    size = expand_as_batch((sample - real).abs().flatten(1).mean(1), real)
     return torch.where(size == 0, torch.zeros_like(real), (fake - real) / size)
 
 
-def pull(sample: Tensor, direction: Tensor) -> Tensor:
+def dmd_surrogate(sample: Tensor, direction: Tensor) -> Tensor:
     """``[B]`` ``1/2 mean |x - sg(x - g)|^2`` over elements: its gradient in ``sample`` is ``g`` over their number."""
     return 0.5 * (sample - (sample - direction).detach()).square().flatten(1).mean(1)
 
@@ -53,7 +53,7 @@ def critic_error(velocity: Tensor, noise: Tensor, sample: Tensor) -> Tensor:
     return (velocity - (noise - sample)).square().flatten(1).mean(1)
 
 
-def carried(loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+def with_gradients(loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
     """A loss of the same value whose gradient is ``gradients``, known already."""
     value: Tensor = _Carried.apply(loss.detach(), gradients, *parameters)
     return value

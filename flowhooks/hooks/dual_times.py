@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
@@ -80,7 +80,7 @@ class DualTimes(Hook):
         tokens = model.tokens(clean)
         a, b = main.level, main.density("second sigma")
         index = self._index(step, tokens.count).to(a.device, non_blocking=True)
-        element_sigma = torch.where(tokens.spread(index) == 1, over(b, clean), over(a, clean))
+        element_sigma = torch.where(tokens.spread(index) == 1, expand_as_batch(b, clean), expand_as_batch(a, clean))
         told = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
         return {**views, "main": replace(main, token_sigma=told, element_sigma=element_sigma)}
 
@@ -90,10 +90,10 @@ class DualTimes(Hook):
         if ratio is None:
             ratio = PICTURES if step.model.frames(clean) == 1 else VIDEOS
         uniform = torch.rand(len(clean) * draws.world_size, count, generator=draws.shared("second tokens"))
-        return SUBSETS[self.selection](draws.mine(uniform), ratio)
+        return SUBSETS[self.selection](draws.local_rows(uniform), ratio)
 
 
-def lower(view: View) -> View:
+def at_lower_sigma(view: View) -> View:
     """The view with all tokens at the lower, cleaner, of their two sigmas; the noise is the same."""
     levels: Any = view.token_sigma
     return replace(view, name="cleaner", sigma=levels.sigmas.amin(1), token_sigma=None, element_sigma=None)

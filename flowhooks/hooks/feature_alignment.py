@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from flowhooks.hooks.alignment import (
     CONSTANT,
-    Schedule,
     SimilarityCutOff,
+    WeightSchedule,
     agreement,
     resampled,
     unit,
@@ -88,7 +88,7 @@ class FeatureAlignment(Hook):
         self.blocks = {"block_index": block_index, "teacher_block_index": teacher_block_index}
         self.depth = (0 if source == "layersync" else 3) if projector_depth is None else projector_depth
         self.width, self.distance, self.tau = projector_width, adjacent_distance, adjacent_tau
-        self.schedule = Schedule(weight, scheduler, warmup_steps, decay_steps, weight_end, cutoff_step)
+        self.schedule = WeightSchedule(weight, scheduler, warmup_steps, decay_steps, weight_end, cutoff_step)
         limit = similarity_threshold
         self.cut_off = None if limit is None else SimilarityCutOff(limit, similarity_ema_decay)
         self._position = 0

@@ -14,7 +14,7 @@ from torch import Tensor
 Field = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def over(times: Tensor, like: Tensor) -> Tensor:
+def expand_as_batch(times: Tensor, like: Tensor) -> Tensor:
     """``[B]`` shaped to multiply ``like`` ``[B, ...]``."""
     return times.reshape(-1, *[1] * (like.dim() - 1)).to(like.dtype)
 
@@ -28,7 +28,7 @@ def rollout_target(teacher: Field, x: Tensor, t: Tensor, r: Tensor, steps: int) 
     state, total = x, torch.zeros_like(x)
     for k in range(steps):
         velocity = teacher(state, t + (r - t) * (k / steps), None)
-        state = state + over((r - t) / steps, x) * velocity
+        state = state + expand_as_batch((r - t) / steps, x) * velocity
         total = total + velocity
     return total / steps
 
@@ -43,16 +43,16 @@ def flow_map_target(student: Field, velocity: Tensor, x: Tensor, t: Tensor, r: T
         h: half width, one number or ``[B]``.
     """
     later, earlier = (t + h).clamp(max=1), torch.maximum(t - h, r)
-    states = [x + over(end - t, x) * velocity for end in (later, earlier)]
+    states = [x + expand_as_batch(end - t, x) * velocity for end in (later, earlier)]
     ahead, behind = student(torch.cat(states), torch.cat([later, earlier]), torch.cat([r, r])).chunk(2)
-    return velocity - over(t - r, x) * (ahead - behind) / over(later - earlier, x)
+    return velocity - expand_as_batch(t - r, x) * (ahead - behind) / expand_as_batch(later - earlier, x)
 
 
 def shortcut_target(average: Field, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
     """The mean of two steps of half the length (arXiv 2410.12557, eq. 4)."""
     middle = (t + r) / 2
     first = average(x, t, middle)
-    second = average(x - over(t - middle, x) * first, middle, r)
+    second = average(x - expand_as_batch(t - middle, x) * first, middle, r)
     return (first + second) / 2
 
 

@@ -78,7 +78,7 @@ class IntervalTimes(Hook):
         if self.r_timestep_sampler == MIXTURE:
             return {**views, "main": self._mixed(step, main)}
         everyone = len(main.level) * draws.world_size
-        u = draws.mine(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
+        u = draws.local_rows(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
         to_data = self.r_timestep_sampler == ZERO
         r = torch.zeros_like(u) if to_data else uniform_ends(main.level, u, self.min_interval_ratio)
         return {**views, "main": replace(main, r_sigma=r, interval_rows=tuple(range(len(r))))}
@@ -114,5 +114,5 @@ def mixture(
     offset = torch.rand((), generator=generator)
     branch = branches(everyone, *shares, offset, torch.randperm(everyone, generator=generator))
     r = torch.where(branch == DIFFUSION, t, torch.where(branch == TO_DATA, 0.0, pair.amin(0).clamp(max=t - 1e-4)))
-    own = draws.mine(branch != DIFFUSION).numpy()
-    return draws.mine(t), draws.mine(r), tuple(i for i, wide in enumerate(own) if wide)
+    own = draws.local_rows(branch != DIFFUSION).numpy()
+    return draws.local_rows(t), draws.local_rows(r), tuple(i for i, wide in enumerate(own) if wide)

@@ -19,7 +19,7 @@ from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Batch, Chunk, NoCondition, View
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
-from flowhooks.sampling.rollout import Player, Rollout, Sampler, Visit
+from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
 from flowhooks.sampling.steps import ODE, SDE, Transition
 
 UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
@@ -129,7 +129,7 @@ class OnPolicyRollout(Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
-        player = Player(model, EncodedPrompts(model.pipe))
+        player = PipelineSampler(model, EncodedPrompts(model.pipe))
         for prompt in self.prompts or ():
             self._shape(player, prompt.text)
         session.player = self._player = player
@@ -200,7 +200,7 @@ class OnPolicyRollout(Hook):
         found = []
         total = sum(places.values())
         for place, count in places.items():
-            visit = Visit(player=self._player, rollout=rollout, index=place)
+            visit = RolloutState(player=self._player, rollout=rollout, index=place)
             sigma = visit.transition.start
             if not low <= sigma <= high:
                 continue
@@ -241,7 +241,7 @@ class OnPolicyRollout(Hook):
         found = list(groups.values())
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 
-    def _shape(self, player: Player, prompt: str) -> Any:
+    def _shape(self, player: PipelineSampler, prompt: str) -> Any:
         if prompt not in self._shapes:
             self._shapes[prompt] = player.shapes(prompt, self.sampler)
         return self._shapes[prompt]

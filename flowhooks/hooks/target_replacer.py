@@ -15,7 +15,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View, precise
+from flowhooks.kernel.view import View, at_least_fp32
 
 LINEAR, TEACHER, FLOW_MAP, SHORTCUT = "linear", "online_teacher", "flow_map", "shortcut"
 DATA, REFERENCE = "data", "reference"
@@ -106,7 +106,7 @@ class TargetReplacer(Hook):
             r = self._ends(view)
             branch = torch.where(r == view.level, 0, torch.where(r == 0, 1, 2))
             factor = factor * flow_maps.balanced(loss, branch, self.rescale_floor, step.all_reduce)
-        return error * flow_maps.over(factor, error)
+        return error * flow_maps.expand_as_batch(factor, error)
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         view = step.views["main"]
@@ -135,7 +135,7 @@ class TargetReplacer(Hook):
         rows = list(view.interval_rows)
         if not rows or self.target_mode == LINEAR:
             return whole
-        x, t, r, v = (precise(value[rows]) for value in (view.noisy, view.level, r, whole))
+        x, t, r, v = (at_least_fp32(value[rows]) for value in (view.noisy, view.level, r, whole))
         condition = view.condition.take(rows)
         if self.target_mode == TEACHER:
             found = flow_maps.rollout_target(_field(step, REFERENCE, condition), x, t, r, self.teacher_rollout_steps)

@@ -150,7 +150,7 @@ class TeacherVelocity(Hook):
         role = "reference" if name == BASE else f"adapter:{name}"
         everyone = len(rows) == view.shape[0]
         if view.visit is not None:
-            return step.revisit(role, view.visit if everyone else view.visit.take(rows))
+            return step.velocity_at_visit(role, view.visit if everyone else view.visit.take(rows))
         at = list(rows)
         return step.query(role, view.noisy[at], view.level[at], view.condition.take(at))
 

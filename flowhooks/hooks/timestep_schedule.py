@@ -93,7 +93,7 @@ class TimestepSchedule(Hook):
             sigma = compute_density_for_timestep_sampling(batch_size=everyone, generator=generator, **self.density)
             shift = step.model.shift(step.batch.clean) if self.shift == "scheduler" else float(self.shift)
             low, high = step.model.sigma_range
-            return draws.mine(low + (high - low) * shift_sigma(sigma, shift))
+            return draws.local_rows(low + (high - low) * shift_sigma(sigma, shift))
         if self.mode == ROUND_ROBIN and purpose == SIGMA:
             return round_robin(self.sigmas, draws.micro_step, draws.rank * count, count)
-        return draws.mine(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])
+        return draws.local_rows(self.sigmas[torch.randint(len(self.sigmas), (everyone,), generator=generator)])

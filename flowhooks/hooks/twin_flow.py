@@ -12,16 +12,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from flowhooks.hooks.dmd import critic_error, jumped, noising_times, pull
+from flowhooks.hooks.dmd import critic_error, dmd_surrogate, flow_map_jump, noising_times
 from flowhooks.hooks.experts import require_whole_path
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.rules import refuse
 from flowhooks.hooks.twin_trajectories import branch_difference
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import precise
+from flowhooks.kernel.view import at_least_fp32
 
 SCHEDULER = "scheduler"
 
@@ -93,14 +93,14 @@ class TwinFlow(Hook):
 
     def _drawn(self, step: Step) -> tuple[Tensor, Tensor]:
         """``u(z, 1, 0)`` ``[B, ...]``, with gradient where samples are corrected, and the sample it gives, without."""
-        noise = step.draws.normal_like(precise(step.batch.clean), "twin_flow_start")
+        noise = step.draws.normal_like(at_least_fp32(step.batch.clean), "twin_flow_start")
         ones, condition = noise.new_ones(len(noise)), step.batch.condition
         zeros = torch.zeros_like(ones)
         if self.rectification_weight:
             velocity = step.velocity(noise, ones, condition, r_sigma=zeros)
         else:
             velocity = step.query(POLICY, noise, ones, condition, r_sigma=zeros)
-        return velocity, jumped(noise, velocity.detach(), ones)
+        return velocity, flow_map_jump(noise, velocity.detach(), ones)
 
     def _adversarial(self, step: Step, sample: Tensor) -> Tensor:
         x, sigma, noise = self._noised(step, sample, "twin_flow_fake")
@@ -113,13 +113,13 @@ class TwinFlow(Hook):
         both = step.query(POLICY, torch.cat([x, x]), times, condition.join([condition]), r_sigma=times)
         real, fake = both.chunk(2)
         self._measured = {"twin_flow_gap": (fake - real).abs().mean()}
-        return step.mean(pull(velocity, branch_difference(fake, real, self.difference_clamp)))
+        return step.mean(dmd_surrogate(velocity, branch_difference(fake, real, self.difference_clamp)))
 
     def _noised(self, step: Step, sample: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
         """``x_s`` of the samples, ``s`` ``[B]``, and the noise."""
         draws = step.draws
         shift = step.model.shift(step.batch.clean) if self.shift == SCHEDULER else float(self.shift)
         u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
-        sigma = noising_times(draws.mine(u), shift).to(sample, non_blocking=True)
+        sigma = noising_times(draws.local_rows(u), shift).to(sample, non_blocking=True)
         noise = draws.normal_like(sample, f"{purpose}_noise")
-        return sample + over(sigma, sample) * (noise - sample), sigma, noise
+        return sample + expand_as_batch(sigma, sample) * (noise - sample), sigma, noise

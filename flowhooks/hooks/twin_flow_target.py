@@ -16,7 +16,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View, precise
+from flowhooks.kernel.view import View, at_least_fp32
 
 EMA = "ema"
 
@@ -80,7 +80,7 @@ class TwinFlowTarget(Hook):
         assert view.r_sigma is not None
         predicted = step.predict(view.name).detach()
         known = (view.noisy, view.level, view.r_sigma, velocity, predicted)
-        x, t, r, v, u = (precise(value[rows]) for value in known)
+        x, t, r, v, u = (at_least_fp32(value[rows]) for value in known)
         condition = view.condition.take(rows)
 
         def average(state: Tensor, start: Tensor, end: Tensor | None) -> Tensor:

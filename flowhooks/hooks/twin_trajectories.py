@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowhooks.hooks.flow_maps import Field, over
+from flowhooks.hooks.flow_maps import Field, expand_as_batch
 
 
 def residual(
@@ -26,13 +26,13 @@ def residual(
     difference. In an interval no longer than the step it is ``student - velocity``.
     """
     first = (t - r).clamp(max=step)
-    state, total, start = x - over(first, x) * velocity, torch.zeros_like(x), t - first
+    state, total, start = x - expand_as_batch(first, x) * velocity, torch.zeros_like(x), t - first
     for k in range(order):
         # Not added up: rounding must not carry the last end past r.
         end = r + (t - first - r) * ((order - 1 - k) / order)
-        jump = over(start - end, x) * average(state, start, end)
+        jump = expand_as_batch(start - end, x) * average(state, start, end)
         state, total, start = state - jump, total + jump, end
-    return (over(t - r, x) * student - total) / over(first, x) - velocity
+    return (expand_as_batch(t - r, x) * student - total) / expand_as_batch(first, x) - velocity
 
 
 def enhanced(velocity: Tensor, conditional: Tensor, unconditional: Tensor, ratio: float) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 
 _ROOMS = {
     "Assembly": "flowhooks.kernel.assembly",
@@ -25,4 +25,4 @@ __all__ = sorted(_ROOMS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _ROOMS, name)

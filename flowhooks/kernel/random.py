@@ -41,7 +41,7 @@ class Draws:
         """A CPU generator in the same state on every process, for draws over the global batch (see :meth:`mine`)."""
         return torch.Generator().manual_seed(self.seed_of(purpose, 0))
 
-    def mine(self, values: Tensor) -> Tensor:
+    def local_rows(self, values: Tensor) -> Tensor:
         """This process's rows of ``values``, which were drawn for the global batch."""
         size = len(values) // self.world_size
         return values[self.rank * size : (self.rank + 1) * size]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
-from flowhooks.kernel.view import Batch, View, batch_of, precise
+from flowhooks.kernel.view import Batch, View, at_least_fp32, concatenate
 
 if TYPE_CHECKING:
     from flowhooks.kernel.assembly import Assembly
@@ -117,15 +117,15 @@ class Step:
         Autocast is off: differences and chains of such predictions would be drowned by its rounding.
         """
         with self.roles[role](), torch.autocast(noisy.device.type, enabled=False):
-            return self.velocity(precise(noisy), sigma, condition, r_sigma=r_sigma)
+            return self.velocity(at_least_fp32(noisy), sigma, condition, r_sigma=r_sigma)
 
     @torch.no_grad()
-    def revisit(self, role: str, visit: Any) -> Tensor:
+    def velocity_at_visit(self, role: str, visit: Any) -> Tensor:
         """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient; one of a hook's
         `queries`."""
         self.forwards += 1
         with self.roles[role]():
-            return precise(visit.velocity(role))
+            return at_least_fp32(visit.velocity(role))
 
     @contextmanager
     def pullback(self, role: str, visit: Any) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
@@ -135,10 +135,10 @@ class Step:
         Only inside the block is the graph held.
         """
         self.forwards += 1
-        freed, leaf = visit.freed()
+        released, leaf = visit.with_leaf_state()
         with self.roles[role]():
             with torch.enable_grad():
-                graph = [freed.velocity(role)]
+                graph = [released.velocity(role)]
 
             def product(cotangent: Tensor) -> Tensor:
                 # At length 1, where half precision has its digits.
@@ -146,10 +146,10 @@ class Step:
                 size = cotangent.flatten(1).square().mean(1).sqrt().reshape(shape)
                 unit = cotangent / torch.where(size > 0, size, torch.ones_like(size))
                 (found,) = torch.autograd.grad(graph[0], leaf, unit.to(graph[0].dtype))
-                return precise(found) * size
+                return at_least_fp32(found) * size
 
             try:
-                yield precise(graph[0].detach()), product
+                yield at_least_fp32(graph[0].detach()), product
             finally:
                 # Whoever still holds the product holds no graph: its branches to weights were never walked.
                 graph.clear()
@@ -243,7 +243,7 @@ class Step:
                 torch._assert_async(ordered.all(), f"view {view.name!r}: an interval must end at or below its start")
         tokens: list[Any] = [v.token_sigma for v in views if v.token_sigma is not None]
         times = {
-            "r_sigma": batch_of(ends) if ends else None,
+            "r_sigma": concatenate(ends) if ends else None,
             "token_sigma": tokens[0].join(tokens[1:]) if tokens else None,
         }
         if views[0].visit is not None:
@@ -251,6 +251,6 @@ class Step:
             return [views[0].visit.velocity(role)]
         condition = views[0].condition.join([v.condition for v in views[1:]])
         joint = self.velocity(
-            batch_of([v.noisy for v in views]), batch_of([v.level for v in views]), condition, **times
+            concatenate([v.noisy for v in views]), concatenate([v.level for v in views]), condition, **times
         )
         return joint.split([v.shape[0] for v in views])

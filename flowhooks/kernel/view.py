@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Condition(Protocol):
+class Conditioning(Protocol):
     """What the model is conditioned on, for ``size`` samples. The engine only joins it; the probe knows what is
     inside."""
 
@@ -189,11 +189,11 @@ class StepResult:
     added: bool = False
 
 
-def batch_of(values: Sequence[Tensor]) -> Tensor:
+def concatenate(values: Sequence[Tensor]) -> Tensor:
     """Join tensors of equal sample shape along the batch axis; one tensor is passed through uncopied."""
     return values[0] if len(values) == 1 else torch.cat(list(values))
 
 
-def precise(values: Tensor) -> Tensor:
+def at_least_fp32(values: Tensor) -> Tensor:
     """In fp32, or as they are where that is more."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

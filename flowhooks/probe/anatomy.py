@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.model import FlowModel
-from flowhooks.probe.recorder import quiet
+from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.probe.values import tensors_in
 
@@ -60,7 +60,7 @@ def learn_anatomy(model: FlowModel) -> Anatomy:
     low, high = model.sigma_range
     early, late = (torch.tensor([low + part * (high - low)], device=model.device) for part in (0.8, 0.3))
     prompts = [model.encode_prompts([prompt]) for prompt in PROMPTS]
-    with quiet(model.pipe, {model.component: network}):
+    with without_side_effects(model.pipe, {model.component: network}):
         plain = watched(model, noisy, early, prompts[0])
         retimed = watched(model, noisy, late, prompts[0])
         resampled = watched(model, other, early, prompts[0])

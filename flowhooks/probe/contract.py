@@ -13,7 +13,15 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in, shown
 from flowhooks.probe.guidance import scale_argument, without_guidance
-from flowhooks.probe.recorder import Recording, answering, first_of, quiet, recording_calls, recording_steps, run
+from flowhooks.probe.recorder import (
+    Recording,
+    answering,
+    first_of,
+    recording_calls,
+    recording_steps,
+    run,
+    without_side_effects,
+)
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
@@ -94,7 +102,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
     networks = find_networks(pipe)
     if getattr(pipe, "vae", None) is None:
         raise ModelError(f"{type(pipe).__name__} has no `vae`; flowhooks trains on latents")
-    with quiet(pipe, networks):
+    with without_side_effects(pipe, networks):
         base = {**call_exceptions(pipe), **arguments}
         known: dict[Any, Any] = {}
         call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flowhooks.probe.partial import given_to
+from flowhooks.probe.partial import inputs_of
 from flowhooks.probe.recorder import bound_arguments
 from flowhooks.probe.times import Time
 
@@ -122,7 +122,7 @@ class Interval:
         arguments = bound_arguments(network, args, kwargs)
         span = self._told[0] if self._told is not None else self.schedule(arguments)
         if span is not None:
-            (self._inputs,) = given_to(self.embedder, network, {**arguments, **self._second(arguments, span)})
+            (self._inputs,) = inputs_of(self.embedder, network, {**arguments, **self._second(arguments, span)})
 
     def _second(self, arguments: Mapping[str, Any], span: Span) -> dict[str, Any]:
         """The network's times with d in the place of t."""

@@ -17,7 +17,7 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
-from flowhooks.probe.recorder import Recording, quiet, run
+from flowhooks.probe.recorder import Recording, run, without_side_effects
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
 
@@ -123,7 +123,7 @@ def _fitting_sizes(pipe: Any) -> list[dict[str, int]]:
 def _own_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
     """The pipeline's default picture, read off its latents and its VAE's scale."""
     networks = find_networks(pipe)
-    with quiet(pipe, networks):
+    with without_side_effects(pipe, networks):
         try:
             call = {**call_exceptions(pipe), **arguments, "num_inference_steps": SHORTEST, "output_type": "pt"}
             pictures = run(pipe, **call, prompt=PROMPTS[0])
@@ -159,7 +159,7 @@ def verify(model: FlowModel) -> None:
     networks = find_networks(model.pipe)
     call = model.call(prompt=PROMPTS[1])
     model.layout(call["height"], call["width"])
-    with quiet(model.pipe, networks):
+    with without_side_effects(model.pipe, networks):
         condition = model.encode_prompts([PROMPTS[1]])
         walk, states, worst = _compared(model, condition, call, OTHER_SEED)
         half = walk.steps[0].velocity.dtype != torch.float32 or model.dtype != torch.float32

@@ -20,8 +20,8 @@ from flowhooks.probe.fingerprint import fingerprint
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.levels import WeightNames
-from flowhooks.probe.partial import returned_by
-from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, quiet
+from flowhooks.probe.partial import output_of
+from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, without_side_effects
 from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
@@ -29,7 +29,7 @@ from flowhooks.probe.values import collate, moved
 
 if TYPE_CHECKING:
     from flowhooks.probe.anatomy import Anatomy
-    from flowhooks.probe.streams import Stream
+    from flowhooks.probe.streams import TokenStream
 
 PROMPT_BATCH = 16
 
@@ -192,7 +192,9 @@ class FlowModel:
         return self._by_prompt(condition, noisy.device, velocity)
 
     @torch.no_grad()
-    def features(self, noisy: Tensor, sigma: Tensor, condition: Condition, *, block: Stream, tokens: int) -> Tensor:
+    def features(
+        self, noisy: Tensor, sigma: Tensor, condition: Condition, *, block: TokenStream, tokens: int
+    ) -> Tensor:
         """``[B, N, D]``, the N picture tokens after a block, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``; later
         blocks do not run."""
         layout = self.layout_of(noisy)
@@ -202,7 +204,7 @@ class FlowModel:
             some, at = (noisy, sigma) if rows is None else (noisy[rows], sigma[rows])
             arguments = {**self.fixed_arguments(layout, some, prompt), **self.times(layout, at, at)}
             with self._untold():
-                return block.of(returned_by(module, lambda: self.transformer(**arguments)), tokens)
+                return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens)
 
         return self._by_prompt(condition, noisy.device, held)
 
@@ -288,7 +290,7 @@ class FlowModel:
         of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
-        with quiet(self.pipe, find_networks(self.pipe)), self._untold():
+        with without_side_effects(self.pipe, find_networks(self.pipe)), self._untold():
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
                 seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())
@@ -346,7 +348,7 @@ class FlowModel:
         """The layout at a resolution in pixels, learnt on first use; ``frames`` default to this model's own."""
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
-            with quiet(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe), self._untold():
+            with without_side_effects(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe), self._untold():
                 call = self.call(prompt="a", **self._sizes.told(size))
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
                 self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)

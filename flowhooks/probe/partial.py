@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 
-class Reached(Exception):
+class StopForward(Exception):
     """Thrown out of the network: what was wanted is known."""
 
 
 @torch.no_grad()
-def given_to(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
+def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
     """(args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends there.
 
     The network is not called as a module: whoever watches its calls need not see this one.
@@ -25,11 +25,11 @@ def given_to(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any]
     def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         inputs.append((args, kwargs))
         if len(inputs) == calls:
-            raise Reached
+            raise StopForward
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with suppress(Reached):
+        with suppress(StopForward):
             network.forward(**arguments)
     finally:
         handle.remove()
@@ -37,17 +37,17 @@ def given_to(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any]
 
 
 @torch.no_grad()
-def returned_by(module: nn.Module, call: Callable[[], Any]) -> Any:
+def output_of(module: nn.Module, call: Callable[[], Any]) -> Any:
     """What ``module`` returns the first time that ``call`` reaches it; nothing runs after that."""
     found: list[Any] = []
 
     def stop(module: nn.Module, args: tuple, output: Any) -> None:
         found.append(output)
-        raise Reached
+        raise StopForward
 
     handle = module.register_forward_hook(stop)
     try:
-        with suppress(Reached):
+        with suppress(StopForward):
             call()
     finally:
         handle.remove()

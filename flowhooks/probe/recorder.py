@@ -17,10 +17,10 @@ from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
 from flowhooks.probe.failures import failed
 from flowhooks.probe.values import map_tensors, tensors_in
-from flowhooks.splice import splice, untouched
+from flowhooks.splice import restore_attributes, splice
 
 
-class Enough(Exception):
+class StopRun(Exception):
     """Thrown out of a pipeline's call once what was wanted is recorded."""
 
 
@@ -76,7 +76,7 @@ def execution_device(module: nn.Module) -> torch.device:
 
 
 @contextmanager
-def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
     """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop
     nothing out.
 
@@ -86,7 +86,7 @@ def quiet(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
     with ExitStack() as stack:
         # The components too: a run ends by taking offload hooks off and putting new ones on.
         modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-        stack.enter_context(untouched(pipe, pipe.scheduler, guider, *modules))
+        stack.enter_context(restore_attributes(pipe, pipe.scheduler, guider, *modules))
         stack.enter_context(evaluating(*networks.values()))
         pipe.set_progress_bar_config(disable=True)
         if guider is not None:
@@ -123,7 +123,7 @@ def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop:
         seen.names.append(name)
         seen.calls.append(_snapshot(bound_arguments(module, args, kwargs)))
         if stop:
-            raise Enough
+            raise StopRun
 
     def after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
         seen.outputs.append(_snapshot(output))
@@ -169,7 +169,7 @@ def recording_steps(
             start, end, velocity = 1 - start, 1 - end, -velocity
         seen.steps.append(StepRecord(velocity=velocity, sample=sample.clone(), sigma=start, next_sigma=end))
         if len(seen.steps) == limit:
-            raise Enough
+            raise StopRun
         result = super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if answer is None:
             return result
@@ -207,9 +207,9 @@ def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
         seen.decoded = z.clone()
         seen.decode_args = args
         seen.decode_options = {k: v for k, v in kwargs.items() if k not in ("return_dict", "generator")}
-        raise Enough
+        raise StopRun
 
-    with untouched(vae):
+    with restore_attributes(vae):
         vars(vae)["decode"] = decode
         yield
 
@@ -224,7 +224,7 @@ def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
         seen.encoded = posterior_mode(encoded)
         return encoded
 
-    with untouched(vae):
+    with restore_attributes(vae):
         vars(vae)["encode"] = recorded
         yield
 
@@ -248,7 +248,7 @@ def encoded_once(pipe: Any) -> Iterator[None]:
             first.append(encode(*args, **kwargs))
         return first[0]
 
-    with untouched(pipe):
+    with restore_attributes(pipe):
         pipe.encode_prompt = encode_prompt
         yield
 
@@ -265,12 +265,12 @@ def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, com
     def answered(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         key = name, tuple(tuple(t.shape) for t in tensors_in([*args, *kwargs.values()]))
         if key not in known and not computing:
-            raise Enough
+            raise StopRun
         if key not in known:
             known[key] = _snapshot(forward(*args, **kwargs))
         return _snapshot(known[key])
 
-    with untouched(*networks.values()):
+    with restore_attributes(*networks.values()):
         for name, network in networks.items():
             vars(network)["forward"] = partial(answered, name, network.forward)
         yield
@@ -279,7 +279,7 @@ def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, com
 @contextmanager
 def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> Iterator[None]:
     """Answer every call of the networks with ``answer()`` instead of computing it; forward hooks still see the call."""
-    with untouched(*networks.values()):
+    with restore_attributes(*networks.values()):
         for network in networks.values():
             vars(network)["forward"] = lambda *args, **kwargs: answer()
         yield
@@ -299,7 +299,7 @@ def run(pipe: Any, **call: Any) -> Any:
         call["num_inference_steps"] = steps_to_ask(pipe, call, call["num_inference_steps"])
     try:
         return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
-    except Enough:
+    except StopRun:
         pipe.maybe_free_model_hooks()
         return None
     except Exception as error:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.model import FlowModel
-from flowhooks.probe.recorder import bound_arguments, quiet
+from flowhooks.probe.recorder import bound_arguments, without_side_effects
 
 FIRST, LAST = "first", "last"
 Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
+class TokenStream:
     """The picture's tokens in a block's output.
 
     Args:
@@ -60,10 +60,10 @@ class Streams:
     """
 
     names: Sequence[str]
-    found: Mapping[str, Stream]
+    found: Mapping[str, TokenStream]
     patch: Grid
 
-    def pick(self, block: int | str, option: str) -> Stream:
+    def pick(self, block: int | str, option: str) -> TokenStream:
         """A block by its number or its module's name.
 
         Raises:
@@ -106,7 +106,7 @@ def learn_streams(model: FlowModel) -> Streams:
     sigma = torch.tensor([(low + high) / 2], device=model.device)
     anatomy, condition = model.anatomy, model.null_condition
     runs = []
-    with quiet(model.pipe, {model.component: model.transformer}):
+    with without_side_effects(model.pipe, {model.component: model.transformer}):
         for _ in range(2):
             noisy = torch.randn(1, *model.sample_shape, generator=generator).to(model.device)
             with _watching(model.transformer, anatomy.blocks) as calls:
@@ -117,8 +117,8 @@ def learn_streams(model: FlowModel) -> Streams:
     return Streams(names=tuple(runs[0]), found=found, patch=_patch(_extent(vae_shape), anatomy.tokens))
 
 
-def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int) -> dict[str, Stream]:
-    found: dict[str, Stream] = {}
+def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int) -> dict[str, TokenStream]:
+    found: dict[str, TokenStream] = {}
     picture: Tensor | None = None
     names = list(calls)
     for order, name in enumerate(names):
@@ -134,7 +134,7 @@ def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int
             continue
         held = call.outputs[output]
         axis = 1 if len(held) == 1 else 0
-        found[name] = Stream(name=name, order=order, output=output, at=at, width=held.shape[-1], axis=axis)
+        found[name] = TokenStream(name=name, order=order, output=output, at=at, width=held.shape[-1], axis=axis)
         picture = found[name].of(call.outputs, tokens)
     return found
 
@@ -164,7 +164,7 @@ def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | 
     return None
 
 
-def _output(call: _Call, argument: str, after: _Call | None, before: Stream | None) -> int | None:
+def _output(call: _Call, argument: str, after: _Call | None, before: TokenStream | None) -> int | None:
     """Which output carries on what came in as ``argument``: the only one of its size, else the one that the next block
     of the list is given as the same argument, else, for the last, the one of the block before."""
     rows = call.inputs[argument].shape[1]

@@ -17,11 +17,11 @@ from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Meeting, Path, Places
-from flowhooks.probe.partial import Reached
-from flowhooks.probe.recorder import quiet
+from flowhooks.probe.partial import StopForward
+from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
-from flowhooks.splice import untouched
+from flowhooks.splice import restore_attributes
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
@@ -100,7 +100,11 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
         ModelError: the network cannot be given a time per token, with the reason.
     """
     refused = f"{model.contract.pipeline}'s network cannot be given a time per token"
-    with quiet(model.pipe, {model.component: model.transformer}), _uncheckpointed(model.transformer), model._untold():
+    with (
+        without_side_effects(model.pipe, {model.component: model.transformer}),
+        _uncheckpointed(model.transformer),
+        model._untold(),
+    ):
         try:
             return _Trial(model, layout).tokens()
         except ModelError as error:
@@ -227,12 +231,12 @@ class _Trial:
             place = learner.place(meeting)
             if place not in (None, NONE):
                 met.append(meeting)
-                raise Reached
+                raise StopForward
             return place
 
         noisy = self.noisy.clone().requires_grad_(True)
         with torch.enable_grad():
-            with suppress(Reached):
+            with suppress(StopForward):
                 self.leveled(told, entry, first, noisy)
             if not met:
                 raise ModelError("its time's embedding meets no tokens of the picture")
@@ -297,7 +301,7 @@ class _Trial:
 def _uncheckpointed(network: nn.Module) -> Iterator[None]:
     """Without gradient checkpointing."""
     modules = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
-    with untouched(*modules):
+    with restore_attributes(*modules):
         for module in modules:
             vars(module)["gradient_checkpointing"] = False
         yield

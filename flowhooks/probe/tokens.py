@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import Levels, Meeting, Mix, Path
-from flowhooks.probe.partial import given_to
+from flowhooks.probe.partial import inputs_of
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
@@ -150,7 +150,7 @@ def leveled(
     module = network.get_submodule(entry.name)
     size, count = told.sigmas.shape
     others = [
-        given_to(module, network, {**arguments, **model.times(layout, sigma, sigma)}, entry.calls)
+        inputs_of(module, network, {**arguments, **model.times(layout, sigma, sigma)}, entry.calls)
         for sigma in told.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 from flowhooks.rewards.registry import REWARDS
 
 _MODULES = {
@@ -26,4 +26,4 @@ __all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, _MODULES, name)
+    return lazy_attribute(__name__, _MODULES, name)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.values import map_tensors, moved, tensors_in
-from flowhooks.splice import untouched
+from flowhooks.splice import restore_attributes
 
 
 class EncodedPrompts:
@@ -48,7 +48,7 @@ class EncodedPrompts:
             each = [self._one(encode, {name: _single(value, i) for name, value in given.items()}) for i in range(count)]
             return moved(_joined(each), device, None)
 
-        with untouched(self.pipe):
+        with restore_attributes(self.pipe):
             self.pipe.encode_prompt = encode_prompt
             yield
 

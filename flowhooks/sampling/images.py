@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from flowhooks.splice import untouched
+from flowhooks.splice import restore_attributes
 
 #: How pipelines call the number of pictures or videos of one prompt.
 EACH = ("num_images_per_prompt", "num_videos_per_prompt")
@@ -56,7 +56,7 @@ def sample_images(
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
     pictures: list[Image.Image] = []
     guider: Any = getattr(pipe, "guider", None)
-    with untouched(pipe, pipe.scheduler, guider):
+    with restore_attributes(pipe, pipe.scheduler, guider):
         pipe.set_progress_bar_config(disable=True)
         if guidance_scale is not None and "guidance_scale" not in known and hasattr(guider, "guidance_scale"):
             guider.guidance_scale = guidance_scale

@@ -18,13 +18,13 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.partial import Reached
+from flowhooks.probe.partial import StopForward
 from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.sampling.steps import ODE, Transition, draw_noise, taken, transition
-from flowhooks.splice import splice, untouched
+from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
+from flowhooks.splice import restore_attributes, splice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Rollout:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Visit:
+class RolloutState:
     """One state of a rollout, to be visited again.
 
     Args:
@@ -102,7 +102,7 @@ class Visit:
         arguments: role -> arguments of the pipeline's call in place of the sampler's; roles without any have those.
     """
 
-    player: Player
+    player: PipelineSampler
     rollout: Rollout
     index: int
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Visit:
         device = velocity.device
         return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
 
-    def freed(self) -> tuple[Visit, Tensor]:
+    def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
         """The same with its state as a leaf that takes a gradient, and that leaf. A step must lead there: index 0 is
         the pipeline's own noise."""
         if not self.index:
@@ -139,11 +139,11 @@ class Visit:
         rollout = replace(self.rollout, states={**self.rollout.states, self.index: leaf})
         return replace(self, rollout=rollout), leaf
 
-    def told(self, role: str, arguments: Mapping[str, Any]) -> Visit:
+    def told(self, role: str, arguments: Mapping[str, Any]) -> RolloutState:
         """``role`` is asked under these arguments."""
         return replace(self, arguments={**self.arguments, role: arguments})
 
-    def take(self, rows: Sequence[int]) -> Visit:
+    def take(self, rows: Sequence[int]) -> RolloutState:
         """These samples."""
         all_of = self.rollout
         sizes = len(all_of.seeds), len(rows)
@@ -158,7 +158,7 @@ class Visit:
         return replace(self, rollout=part)
 
 
-class Player:
+class PipelineSampler:
     """Draws with a pipeline and visits what it drew.
 
     Args:
@@ -197,7 +197,7 @@ class Player:
             if index in keep_velocities:
                 velocities[index] = velocity.clone()
             noise = draw_noise(state, list(seeds), index) if step.deviation else None
-            after = taken(step, state, velocity, noise)
+            after = step_state(step, state, velocity, noise)
             transitions.append(step)
             forms.append(list(calls))
             calls.clear()
@@ -205,7 +205,7 @@ class Player:
                 states[sampler.steps] = after.clone()
             return after
 
-        with self._playing(sampler, advance) as pipe, _overheard(find_networks(pipe), calls):
+        with self._playing(sampler, advance) as pipe, _record_output_shapes(find_networks(pipe), calls):
             self._call(pipe, prompts, seeds, sampler, {})
         if len(transitions) != sampler.steps:
             raise ModelError(
@@ -221,22 +221,22 @@ class Player:
             velocities=velocities,
         )
 
-    def velocity(self, visit: Visit, role: str) -> Tensor:
+    def velocity(self, visit: RolloutState, role: str) -> Tensor:
         """``[B, ...]`` velocity ``e - x0`` at a state, guided as ``role`` is told, with gradient where that is on."""
         rollout, found = visit.rollout, []
-        sleep = _Sleep(rollout.forms, visit.index)
+        sleep = _SkipNetwork(rollout.forms, visit.index)
 
         def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
             if index == visit.index:
                 found.append(velocity)
-                raise Reached
+                raise StopForward
             sleep.go_on()
             return visit.state.to(state.device) if index + 1 == visit.index else state
 
         with self._playing(rollout.sampler, advance) as pipe, sleep.of(find_networks(pipe)):
             try:
                 self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, visit.arguments.get(role, {}))
-            except Reached:
+            except StopForward:
                 pipe.maybe_free_model_hooks()
         # Out of the list: the scheduler's spliced class, which a circle keeps alive for a while, knows the list.
         return found.pop()
@@ -248,7 +248,7 @@ class Player:
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             seen.append(tuple(tuple(t.shape) for t in tensors_in([*args, *kwargs.values()])))
-            raise Reached
+            raise StopForward
 
         with ExitStack() as stack:
             pipe = stack.enter_context(self._playing(sampler, _never))
@@ -257,7 +257,7 @@ class Player:
             try:
                 with torch.no_grad():
                     self._call(pipe, [prompt], [0], sampler, more or {})
-            except Reached:
+            except StopForward:
                 pipe.maybe_free_model_hooks()
         return seen[0]
 
@@ -296,7 +296,7 @@ class Player:
 
         with ExitStack() as stack:
             modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-            stack.enter_context(untouched(pipe, pipe.scheduler, *modules))
+            stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
             stack.enter_context(first_order(pipe))
             pipe.set_progress_bar_config(disable=True)
             stack.enter_context(splice(pipe.scheduler, step=step))
@@ -307,7 +307,7 @@ def _never(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Ten
     raise ModelError("the pipeline stepped without asking its network")
 
 
-class _Sleep:
+class _SkipNetwork:
     """Networks that are not run until a step: they return what they returned before, without data."""
 
     def __init__(self, forms: Sequence[Sequence[Any]], until: int):
@@ -338,7 +338,7 @@ class _Sleep:
 
 
 @contextmanager
-def _overheard(networks: Mapping[str, nn.Module], calls: list[Any]) -> Iterator[None]:
+def _record_output_shapes(networks: Mapping[str, nn.Module], calls: list[Any]) -> Iterator[None]:
     """Collects the form of whatever the networks return."""
 
     def after(module: nn.Module, args: Any, output: Any) -> None:

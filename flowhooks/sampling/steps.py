@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowhooks.kernel.view import precise
+from flowhooks.kernel.view import at_least_fp32
 
 ODE, SDE, CPS = "ode", "sde", "cps"
 
@@ -40,11 +40,11 @@ class Transition:
 
     def mean(self, state: Tensor, velocity: Tensor) -> Tensor:
         """``[B, ...]`` fp32."""
-        return self.of_state * precise(state) + self.of_velocity * precise(velocity)
+        return self.of_state * at_least_fp32(state) + self.of_velocity * at_least_fp32(velocity)
 
     def log_density(self, state: Tensor, velocity: Tensor, after: Tensor) -> Tensor:
         """``[B, ...]`` log density of each number of ``after``, without its constant."""
-        return -(precise(after) - self.mean(state, velocity)).square() / (2 * self.deviation**2)
+        return -(at_least_fp32(after) - self.mean(state, velocity)).square() / (2 * self.deviation**2)
 
     @property
     def kl_weight(self) -> float:
@@ -81,7 +81,7 @@ def transition(kind: str, start: float, end: float, noise_level: float) -> Trans
     return Transition(start=start, end=end, of_state=1.0, of_velocity=by, deviation=0.0)
 
 
-def taken(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:
+def step_state(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:
     """``[B, ...]`` the next state, in the state's dtype."""
     mean = step.mean(state, velocity)
     return (mean if noise is None else mean + step.deviation * noise).to(state.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.lazy import lazily
+from flowhooks.lazy import lazy_attribute
 
 if TYPE_CHECKING:
     from flowhooks.train.loop import TrainResult, train
@@ -13,4 +13,4 @@ __all__ = ["TrainResult", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    return lazily(__name__, dict.fromkeys(__all__, "flowhooks.train.loop"), name)
+    return lazy_attribute(__name__, dict.fromkeys(__all__, "flowhooks.train.loop"), name)

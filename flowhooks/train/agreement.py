@@ -21,7 +21,7 @@ def gather(text: str) -> list[str]:
 
 
 @contextmanager
-def together(kind: type[FlowhooksError]) -> Iterator[None]:
+def raise_on_all_ranks(kind: type[FlowhooksError]) -> Iterator[None]:
     """All processes leave the block, or none: when one fails the others raise ``kind`` with its message instead of
     waiting.
     """

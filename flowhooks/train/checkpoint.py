@@ -18,7 +18,7 @@ from flowhooks.kernel import distributed
 from flowhooks.manifest import CHECKPOINT, FORMAT, OWN, checkpoints_in, digest, own_digest, read_manifest, verify
 from flowhooks.reading import user_path
 from flowhooks.run_files import HISTORY, MANIFEST
-from flowhooks.train.agreement import together
+from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import refused
 
@@ -122,15 +122,15 @@ class Checkpoints:
         final, aside = self.path(step), self.folder / _PARTIAL.format(step=step)
         main = distributed.rank() == 0
         try:
-            with together(CheckpointError):
+            with raise_on_all_ranks(CheckpointError):
                 if main:
                     shutil.rmtree(aside, ignore_errors=True)
                     _guarded(final, lambda: aside.mkdir(parents=True))
-            with together(CheckpointError):
+            with raise_on_all_ranks(CheckpointError):
                 mine = {f"process_{distributed.rank()}": own}
                 for stem, state in ({**states, **mine} if main else mine).items():
                     _guarded(final, partial(write_state, aside / f"{stem}.safetensors", state))
-            with together(CheckpointError):
+            with raise_on_all_ranks(CheckpointError):
                 if main:
                     if beside is not None:
                         _guarded(final, partial(_unwrapped, beside, aside))

@@ -23,11 +23,11 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
 from flowhooks.manifest import read_manifest
 from flowhooks.train import rng
-from flowhooks.train.agreement import together
+from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
-from flowhooks.train.metrics import History, MetricWindow, Voice
+from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
 from flowhooks.train.report import Progress, summary
@@ -71,7 +71,7 @@ class Job:
         self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
         if self._window is not None:
             self.window.load_state_dict(self._window)
-        self.voice = Voice(main)
+        self.voice = WarnOnce(main)
         self._loader = loader
         if main:
             self._history = History(Path(self.run.output_dir), self.step)
@@ -117,9 +117,9 @@ class Job:
         for sentence in self.session.warnings({k: v for k, v in values.items() if k != "seconds_per_step"}):
             self.voice.say(sentence)
 
-    def look(self) -> None:
+    def validate(self) -> None:
         """Validate at this step."""
-        values = self.validation.look(self.step)
+        values = self.validation.validate(self.step)
         self.values |= values
         if values:
             self.publish(values)
@@ -194,7 +194,7 @@ class Job:
     def finish(self) -> None:
         """The last checkpoint and the run's outputs."""
         self.save()
-        with together(CheckpointError):
+        with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
                 write_outputs(
                     self.run, self.session, self.validation.model.pipe, self.values, self.validation.pictures()

@@ -67,7 +67,7 @@ def train(
     ):
         batches = job.batches()
         if job.step == 0 and job.validation.due(0):
-            job.look()
+            job.validate()
         while job.step < training["max_train_steps"]:
             logged = job.window.due(job.step + 1)
             for _ in range(accumulation):
@@ -90,7 +90,7 @@ def train(
                 job.save()
                 leave(signal)
             if job.validation.due(job.step):
-                job.look()
+                job.validate()
             if job.step % training["checkpointing_steps"] == 0:
                 job.save()
         job.finish()

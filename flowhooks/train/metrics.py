@@ -147,7 +147,7 @@ class History:
         return text.splitlines()
 
 
-class Voice:
+class WarnOnce:
     """Says each warning once, whatever numbers are in it, without breaking the progress bar."""
 
     def __init__(self, main: bool):

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from flowhooks.data.findings import count
-from flowhooks.data.shards import told_bytes
+from flowhooks.data.shards import human_bytes
 from flowhooks.printing import one_line
 
 if TYPE_CHECKING:
@@ -91,13 +91,13 @@ def summary(job: Job) -> list[str]:
 def _device(device: torch.device, processes: int) -> str:
     if device.type == "cuda":
         free, whole = torch.cuda.mem_get_info(device)
-        told = f"{device} ({torch.cuda.get_device_name(device)}), {told_bytes(free)} of {told_bytes(whole)} free"
+        told = f"{device} ({torch.cuda.get_device_name(device)}), {human_bytes(free)} of {human_bytes(whole)} free"
     else:
         told = str(device)
         if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
             page = os.sysconf("SC_PAGE_SIZE")
             free, whole = (page * os.sysconf(name) for name in ("SC_AVPHYS_PAGES", "SC_PHYS_PAGES"))
-            told += f", {told_bytes(free)} of {told_bytes(whole)} of memory free"
+            told += f", {human_bytes(free)} of {human_bytes(whole)} of memory free"
     return told + (f", one of {processes:,} processes" if processes > 1 else "")
 
 

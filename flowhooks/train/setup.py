@@ -28,17 +28,17 @@ from flowhooks.data import (
     holdout,
     streams,
 )
-from flowhooks.data.schedule import crowded
-from flowhooks.data.shards import told_bytes, total_bytes
+from flowhooks.data.schedule import small_bucket_warning
+from flowhooks.data.shards import human_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.manifest import read_manifest
-from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline, others_awake
+from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
 from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.runs import find_networks
 from flowhooks.train import rng
-from flowhooks.train.agreement import together
+from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
@@ -67,7 +67,7 @@ def prepared(
     _build(run, frozenset(f"data:{each}" for each in audited.provides) if run.data is not None else run.provides)
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(run))
-        with together(ConfigError):
+        with raise_on_all_ranks(ConfigError):
             if accelerator.is_main_process:
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
@@ -81,7 +81,7 @@ def prepared(
         # model to tell.
         if source is not None:
             require_same(read_manifest(source).identity, identified, str(source))
-        with together(ConfigError):
+        with raise_on_all_ranks(ConfigError):
             if accelerator.is_main_process:
                 checkpoints.sweep()
                 sweep_outputs(run)
@@ -92,7 +92,7 @@ def prepared(
         pipe = load_pipeline(run.model).to(accelerator.device)
         model = _probed(run, pipe, audited, stack)
         # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
-        with others_awake(pipe, model.transformer):
+        with encoders_and_vae_on_device(pipe, model.transformer):
             dataset: Any = []
             if audited.records:
                 dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
@@ -154,7 +154,7 @@ def _build(run: Run, given: frozenset[str]) -> None:
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
     """What is trained on, with a warning where there is little of a size."""
     drawn = streams(audited.records, kept)
-    sentence = crowded(drawn, run.training["train_batch_size"] * accelerator.num_processes)
+    sentence = small_bucket_warning(drawn, run.training["train_batch_size"] * accelerator.num_processes)
     if sentence and accelerator.is_main_process:
         warnings.warn(sentence, FlowhooksWarning, stacklevel=2)
     return drawn
@@ -194,10 +194,12 @@ def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bo
         run.cache_dir,
         progress=progress and main,
         rebuild=rebuild,
-        together=partial(together, DataError),
+        raise_on_all_ranks=partial(raise_on_all_ranks, DataError),
     )
     if main:
         entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
-        line = f"cache: {len(entries):,} entries, {told_bytes(entries.nbytes)}; {told_bytes(whole)} in {run.cache_dir}"
+        line = (
+            f"cache: {len(entries):,} entries, {human_bytes(entries.nbytes)}; {human_bytes(whole)} in {run.cache_dir}"
+        )
         say(line, file=sys.stderr)
     return dataset

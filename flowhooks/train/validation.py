@@ -21,7 +21,7 @@ from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.kernel import distributed
 from flowhooks.kernel.session import Session
-from flowhooks.pipeline import others_awake
+from flowhooks.pipeline import encoders_and_vae_on_device
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
 from flowhooks.sampling.flow_map_proxy import first_order
@@ -61,7 +61,7 @@ class Validation:
             step % self.run.validation["every_steps"] == 0 or step == self.run.training["max_train_steps"]
         )
 
-    def look(self, step: int) -> dict[str, float]:
+    def validate(self, step: int) -> dict[str, float]:
         """Draw and measure, with the averaged weights under ``use_ema``. Returns ``val/...`` metrics, the same on all
         processes.
         """
@@ -85,7 +85,7 @@ class Validation:
         measured: dict[str, list[Tensor]] = {}
         sizes: dict[str, list[float]] = {}
         batches = held_batches([record.bucket for record in self._records()], self.batch_size)
-        with alone(self.session), self.accelerator.autocast():
+        with single_process(self.session), self.accelerator.autocast():
             for number in range(distributed.rank(), len(batches), distributed.world_size()):
                 rows = batches[number]
                 batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
@@ -103,7 +103,7 @@ class Validation:
         validation, model = self.run.validation, self.model
         options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
         counts = self.counts
-        with others_awake(model.pipe, model.transformer), ExitStack() as stack:
+        with encoders_and_vae_on_device(model.pipe, model.transformer), ExitStack() as stack:
             if model.interval is not None:
                 stack.enter_context(first_order(model.pipe))
             drawn = [
@@ -160,7 +160,7 @@ def averaged(session: Session) -> Iterator[None]:
 
 
 @contextmanager
-def alone(session: Session) -> Iterator[None]:
+def single_process(session: Session) -> Iterator[None]:
     """The session acts as that of a run of one process."""
     found = session.rank, session.world_size, session.all_reduce
     sum_of_one: Callable[[Tensor], Tensor] = torch.Tensor.detach

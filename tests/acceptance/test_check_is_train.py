@@ -30,14 +30,14 @@ REFUSING = [
 ELSEWHERE = {
     "checks/machine.py: _place_problems: yield Problem(f'{place} cannot be written": "root may write everywhere",
     "checks/sizes.py: size_problems: yield Problem(message, file, f'{place}.num_frames')": "tests/checks/test_sizes.py",
-    "checks/pipeline.py: model_told: ": "tests/checks/test_hub.py",
+    "checks/pipeline.py: model_notices: ": "tests/checks/test_hub.py",
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
     "checks/sizes.py: size_refusal: ": "tests/embedded/test_outline.py",
     "checks/planning.py: trained: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "config/rules.py: plain: ": "words of `check`",
-    "checks/models.py: helper_told: ": "tests/checks/test_hub.py",
+    "checks/models.py: helper_notices: ": "tests/checks/test_hub.py",
     "checks/library.py: _text: ": "a file of Diffusers that cannot be read",
 }
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
 from flowhooks.adapters.base import base_layer, base_shape
-from flowhooks.adapters.outline import outline
+from flowhooks.adapters.outline import meta_copy
 from flowhooks.errors import AdapterError
 from tests.adapters.helpers import KINDS, appearance, forward, inputs, predict, section, train_randomly, transformer
 from tests.families import tiny
@@ -280,4 +280,4 @@ def test_modules_with_two_places_are_one():
             self.to_q = nn.Linear(4, 4)
             self.again = nn.ModuleDict({"to_q": self.to_q})
 
-    assert [name for name, _ in outline(Tied()).named_modules()] == [name for name, _ in Tied().named_modules()]
+    assert [name for name, _ in meta_copy(Tied()).named_modules()] == [name for name, _ in Tied().named_modules()]

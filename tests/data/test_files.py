@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flowhooks.data.files import among, walk
+from flowhooks.data.files import group_images, walk
 from flowhooks.errors import DataError
 from tests.data.folders import TRIPLE, audit_in, write_image, write_pairs
 
@@ -22,7 +22,7 @@ def test_images_are_known_by_relative_path_without_suffix(tmp_path):
     tree = walk(tmp_path)
     assert list(tree.files) == ["b.PNG", "b.txt", "notes.md", "sub/deeper/a.b.webp"]
     assert tree.files["sub/deeper/a.b.webp"].path == tmp_path / "sub/deeper/a.b.webp"
-    found = among(tree.files)
+    found = group_images(tree.files)
     assert found.images == {"b": "b.PNG", "sub/deeper/a.b": "sub/deeper/a.b.webp"}
     assert found.ignored == {".md": 1}
     assert not found.duplicates and not tree.refused
@@ -31,7 +31,7 @@ def test_images_are_known_by_relative_path_without_suffix(tmp_path):
 def test_two_files_of_one_stem_are_duplicates_and_case_matters(tmp_path):
     for name in ("a.png", "a.jpg", "A.png"):
         write_image(tmp_path / name)
-    found = among(walk(tmp_path).files)
+    found = group_images(walk(tmp_path).files)
     assert list(found.images) == ["A", "a"]
     assert found.duplicates == {"a": ("a.jpg", "a.png")}
 

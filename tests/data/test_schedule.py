@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhooks.data import Schedule, Stream, batch_plan
-from flowhooks.data.schedule import Turns, crowded
+from flowhooks.data.schedule import WeightedInterleaver, small_bucket_warning
 
 seeds = st.integers(0, 2**32 - 1)
 worlds = st.integers(1, 3)
@@ -71,7 +71,7 @@ def test_one_process_sees_what_several_see_and_a_resumed_one_goes_on(streams, ba
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), seeds)
 def test_turns_keep_to_their_shares_at_every_moment(weights, seed):
-    _, following = Turns(weights, seed).after(0)
+    _, following = WeightedInterleaver(weights, seed).after(0)
     done = [0] * len(weights)
     for turn in islice(following, 300):
         done[turn] += 1
@@ -82,12 +82,12 @@ def test_turns_keep_to_their_shares_at_every_moment(weights, seed):
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=8), seeds, st.integers(0, 200))
 def test_turns_are_found_anywhere_at_once(weights, seed, done):
-    _, following = Turns(weights, seed).after(0)
+    _, following = WeightedInterleaver(weights, seed).after(0)
     order = list(islice(following, done + 20))
-    counts, rest = Turns(weights, seed).after(done)
+    counts, rest = WeightedInterleaver(weights, seed).after(done)
     assert counts == [order[:done].count(number) for number in range(len(weights))]
     assert list(islice(rest, 20)) == order[done:]
-    far, _ = Turns(weights, seed).after(10**9)
+    far, _ = WeightedInterleaver(weights, seed).after(10**9)
     assert far == pytest.approx([10**9 * weight / sum(weights) for weight in weights], abs=len(weights))
 
 
@@ -140,5 +140,5 @@ def test_numbers_out_of_range_are_refused_at_once(numbers):
 
 def test_streams_smaller_than_what_a_micro_step_draws_are_told():
     streams = [Stream(indices=range(3)), Stream(indices=range(8))]
-    assert crowded(streams, 3) is None
-    assert "draws 4 samples" in crowded(streams, 4) and "1 of 2 groups" in crowded(streams, 4)
+    assert small_bucket_warning(streams, 3) is None
+    assert "draws 4 samples" in small_bucket_warning(streams, 4) and "1 of 2 groups" in small_bucket_warning(streams, 4)

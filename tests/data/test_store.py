@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flowhooks.data.shards import ENTRIES, entry_key, lots, shard_name, total_bytes
+from flowhooks.data.shards import ENTRIES, entry_key, shard_groups, shard_name, total_bytes
 from flowhooks.data.store import Entries, Store
 from flowhooks.errors import DataError, FlowhooksWarning
 
@@ -66,11 +66,11 @@ def test_a_key_depends_on_every_part_and_not_on_their_order():
 
 def test_without_some_lots_the_rest_is_cut_the_same():
     keys = [f"{i:03}" for i in range(5 * ENTRIES + 3)]
-    whole = lots(keys)
+    whole = shard_groups(keys)
     assert [len(each) for each in whole] == [ENTRIES] * 5 + [3]
     for gone in ({0}, {1, 3}, {0, 2, 4}, {5}):
         rest = [lot for i, lot in enumerate(whole) if i not in gone]
-        assert lots([key for lot in rest for key in lot]) == rest
+        assert shard_groups([key for lot in rest for key in lot]) == rest
 
 
 @pytest.mark.parametrize("kept", [0, 4, 40, -1])

@@ -10,7 +10,7 @@ import pytest
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.checks.sizes import edge_step, size_refusal
 from flowhooks.embedded.pipeline import write_outline
-from flowhooks.embedded.places import outline, place_of, told_building
+from flowhooks.embedded.places import building_notice, outline, place_of
 
 
 def documents(folder: Path) -> dict[str, object]:
@@ -26,10 +26,10 @@ def test_the_outline_that_is_shipped_is_that_of_what_is_built(tmp_path):
 @pytest.mark.parametrize("name", ["digits", "digits:untrained"])
 def test_what_is_not_built_is_told(name, tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWHOOKS_HOME", str(tmp_path))
-    sentence = told_building(name)
+    sentence = building_notice(name)
     assert sentence is not None and "not built yet" in sentence and str(place_of(name)) in sentence
     place_of(name).mkdir(parents=True)
-    assert told_building(name) is None and told_building("a/b") is None
+    assert building_notice(name) is None and building_notice("a/b") is None
 
 
 def test_sizes_of_the_digits():

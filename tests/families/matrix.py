@@ -20,7 +20,7 @@ from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import FlowModel, TokenSigma, probe
-from flowhooks.probe.recorder import quiet
+from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
 from tests.families import PIPELINES, tiny
@@ -159,7 +159,7 @@ def check_few_steps(name: str) -> None:
     with flowhooks.attach(model, FLOW_MAP) as session:
         _trained(session, model)
         condition = model.encode_prompts(PROMPTS[:1])
-        with first_order(model.pipe), quiet(model.pipe, networks), torch.no_grad():
+        with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
             walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
             for name_, step in zip(walk.names, walk.steps, strict=True):
                 if name_ != model.component:

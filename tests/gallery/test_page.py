@@ -15,7 +15,7 @@ from flowhooks.cli import main
 from flowhooks.errors import Problem
 from flowhooks.gallery import write
 from flowhooks.gallery.cards import Card
-from flowhooks.gallery.page import Findings, page
+from flowhooks.gallery.page import Overview, page
 from flowhooks.gallery.thumbs import Thumbs
 from tests.cli.test_process import imported
 from tests.data.folders import (
@@ -249,7 +249,7 @@ def test_no_text_becomes_markup(key, caption, dataset, told):
     def read(key: str, caption: str, dataset: str, told: str) -> Reader:
         card = Card(key=key, dataset=dataset, image=None, caption=caption, problems=(told,))
         above = {"facts": {told: 1}, "problems": [Problem(told, key)], "warnings": [told], "notes": [told]}
-        found = Findings(title=key, buckets={(dataset, "1x1"): 1}, of=1, **above)
+        found = Overview(title=key, buckets={(dataset, "1x1"): 1}, of=1, **above)
         return Reader(page(found, [(card, Thumbs())]))
 
     one = read(key, caption, dataset, told)

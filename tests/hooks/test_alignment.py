@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowhooks.hooks.alignment import (
-    Schedule,
     SimilarityCutOff,
+    WeightSchedule,
     agreement,
     frame_places,
     projector,
@@ -70,9 +70,9 @@ def test_projectors():
     assert isinstance(projector(4, 4, width=8, depth=0), nn.Identity)
 
 
-def schedule(**changes) -> Schedule:
+def schedule(**changes) -> WeightSchedule:
     plain = {"weight": 0.8, "scheduler": "constant", "warmup_steps": 0, "decay_steps": 0}
-    return Schedule(**{**plain, "weight_end": 0.0, "cutoff_step": 0, **changes})
+    return WeightSchedule(**{**plain, "weight_end": 0.0, "cutoff_step": 0, **changes})
 
 
 def test_schedules():

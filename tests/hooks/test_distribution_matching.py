@@ -16,8 +16,18 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import DistributionMatching, IntervalTimes, TargetReplacer
-from flowhooks.hooks.dmd import HIGH, LOW, carried, critic_error, direction, jump_times, jumped, noising_times, pull
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.dmd import (
+    HIGH,
+    LOW,
+    critic_error,
+    direction,
+    dmd_surrogate,
+    flow_map_jump,
+    jump_times,
+    noising_times,
+    with_gradients,
+)
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.modules_file import read_manifest, save_modules
@@ -33,14 +43,14 @@ FLOW = GaussianFlow(mean=0.8, std=0.3)
 
 def answer(flow: GaussianFlow, x, sigma):
     """What ``x`` was made of, says the exact velocity of ``flow``."""
-    return jumped(x, flow.velocity(x, over(sigma, x)), sigma)
+    return flow_map_jump(x, flow.velocity(x, expand_as_batch(sigma, x)), sigma)
 
 
 def noised(sample, seed: int = 0):
     generator = torch.Generator().manual_seed(seed)
     sigma = noising_times(torch.rand(len(sample), generator=generator, dtype=sample.dtype), 1.0)
     noise = torch.randn(sample.shape, generator=generator, dtype=sample.dtype)
-    return sample + over(sigma, sample) * (noise - sample), sigma
+    return sample + expand_as_batch(sigma, sample) * (noise - sample), sigma
 
 
 def generator_gradient(mean: float, std: float) -> tuple[float, float]:
@@ -50,7 +60,7 @@ def generator_gradient(mean: float, std: float) -> tuple[float, float]:
     sample = m + s * noise
     x, sigma = noised(sample.detach())
     fake, real = answer(GaussianFlow(mean=mean, std=std), x, sigma), answer(FLOW, x, sigma)
-    pull(sample, direction(fake, real, sample.detach())).mean().backward()
+    dmd_surrogate(sample, direction(fake, real, sample.detach())).mean().backward()
     return float(m.grad), float(s.grad)
 
 
@@ -59,8 +69,10 @@ def test_both_answers_differ_by_the_difference_of_the_scores():
     sample = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x, sigma = noised(sample)
     other = GaussianFlow(mean=-0.5, std=0.9)
-    scores = [((1 - over(sigma, x)) * f.mean - x) / f.variance(over(sigma, x)) for f in (other, FLOW)]
-    expected = over(sigma**2 / (1 - sigma), x) * (scores[0] - scores[1])
+    scores = [
+        ((1 - expand_as_batch(sigma, x)) * f.mean - x) / f.variance(expand_as_batch(sigma, x)) for f in (other, FLOW)
+    ]
+    expected = expand_as_batch(sigma**2 / (1 - sigma), x) * (scores[0] - scores[1])
     torch.testing.assert_close(answer(other, x, sigma) - answer(FLOW, x, sigma), expected)
 
 
@@ -70,7 +82,7 @@ def test_descent_moves_samples_to_the_data_and_stays_there():
 
 def test_the_pull_has_the_direction_for_its_gradient():
     sample, towards = torch.randn(3, 2, 5, requires_grad=True), torch.randn(3, 2, 5)
-    pull(sample, towards).sum().backward()
+    dmd_surrogate(sample, towards).sum().backward()
     torch.testing.assert_close(sample.grad, towards / 10)
 
 
@@ -92,7 +104,7 @@ def test_times():
 
 def test_a_carried_loss_has_the_gradient_it_was_given():
     weights = [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3))]
-    loss = carried(torch.tensor(4.0), [torch.tensor([1.0, 2.0]), None], weights)
+    loss = with_gradients(torch.tensor(4.0), [torch.tensor([1.0, 2.0]), None], weights)
     assert float(loss.detach()) == 4
     (0.5 * loss).backward()
     assert weights[0].grad.tolist() == [0.5, 1] and weights[1].grad is None
@@ -107,7 +119,9 @@ class Adapted(AffineMap):
         nn.init.zeros_(self.net[4].bias)
 
     def predict(self, noisy, sigma, condition, *, r_sigma=None):
-        return FLOW.velocity(noisy, over(sigma, noisy)) + self(noisy, sigma, sigma if r_sigma is None else r_sigma)
+        return FLOW.velocity(noisy, expand_as_batch(sigma, noisy)) + self(
+            noisy, sigma, sigma if r_sigma is None else r_sigma
+        )
 
 
 def adapter_section(**changes):
@@ -120,7 +134,7 @@ def spread(model: Adapted, jumps: int) -> tuple[float, float]:
     x = torch.randn(1024, 16, generator=torch.Generator().manual_seed(9))
     times = [sigma.expand(len(x)) for sigma in jump_times(jumps, 1.0)]
     for t, r in pairwise(times):
-        x = jumped(x, model.predict(x, t, None, r_sigma=r), t - r)
+        x = flow_map_jump(x, model.predict(x, t, None, r_sigma=r), t - r)
     return float(x.mean()), float(x.std())
 
 

@@ -10,9 +10,9 @@ import torch
 from flowhooks.hooks import IntervalTimes, TargetReplacer, TimestepSchedule
 from flowhooks.hooks.flow_maps import (
     balanced,
+    expand_as_batch,
     flow_map_target,
     guided,
-    over,
     rollout_target,
     shortcut_target,
     sigma_weight,
@@ -30,8 +30,8 @@ FLOW = GaussianFlow(mean=0.8, std=0.3)
 def exact(x, t, r):
     """The average velocity from t to r, in closed form; the velocity itself where r is None."""
     if r is None:
-        return FLOW.velocity(x, over(t, x))
-    return (x - FLOW.flow_map(x, over(t, x), over(r, x))) / over(t - r, x)
+        return FLOW.velocity(x, expand_as_batch(t, x))
+    return (x - FLOW.flow_map(x, expand_as_batch(t, x), expand_as_batch(r, x))) / expand_as_batch(t - r, x)
 
 
 def states(count: int = 64, seed: int = 0):

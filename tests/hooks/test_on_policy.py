@@ -71,7 +71,7 @@ def test_the_loss_is_the_distance_from_each_prompts_teacher(name, tmp_path):
                 task = {"one": "a", "a photo of two": "b"}[prompt]
                 with torch.no_grad():
                     ours = visit.take([row]).velocity("policy")
-                theirs = step.revisit(f"adapter:{task}", visit.take([row]))
+                theirs = step.velocity_at_visit(f"adapter:{task}", visit.take([row]))
                 expected.append((ours - theirs).square().mean())
             loss = float(torch.stack(expected).mean())
             assert float(result.loss.detach()) == pytest.approx(result.share * loss, rel=2e-3)
@@ -241,7 +241,7 @@ def test_a_function_routes_and_the_base_teaches(tmp_path):
             results = list(session.steps(None))
         rows = dict(zip(steps[0].batch.prompts, range(2), strict=True))
         target, view = steps[0].target("main"), steps[0].views["main"]
-        base = steps[0].revisit("reference", view.visit)
+        base = steps[0].velocity_at_visit("reference", view.visit)
         assert torch.allclose(target[rows["a photo of two"]], base[rows["a photo of two"]], atol=1e-5)
         assert torch.isnan(results[0].metrics["flow_opd_gap_b"])
 

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from flowhooks.hooks import IntervalTimes, TargetReplacer, TwinFlow, TwinFlowTarget
-from flowhooks.hooks.dmd import pull
-from flowhooks.hooks.flow_maps import over
+from flowhooks.hooks.dmd import dmd_surrogate
+from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.twin_trajectories import bounded, branch_difference, enhanced, residual
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.session import Session
@@ -21,7 +21,7 @@ from tests.hooks.toy import EVERYTHING, assert_descends_to_data, build_assembly,
 
 def smooth(x, t, r):
     """Some field that depends on all it is given."""
-    return torch.sin(x) * over(t, x) + over(r * r, x) - 0.3 * x
+    return torch.sin(x) * expand_as_batch(t, x) + expand_as_batch(r * r, x) - 0.3 * x
 
 
 @pytest.mark.parametrize("order", [1, 2, 5])
@@ -55,7 +55,7 @@ def test_of_order_one_it_is_the_mean_flow_identity_with_a_one_sided_difference()
     r = r.clamp(max=t - 0.02)
     velocity, student, d = torch.cos(x), 0.2 * x + 1, 0.01
     behind = smooth(x - d * velocity, t - d, r)
-    target = velocity - over(t - r - d, x) * (student - behind) / d
+    target = velocity - expand_as_batch(t - r - d, x) * (student - behind) / d
     found = residual(smooth, student, velocity, x, t, r, order=1, step=d)
     torch.testing.assert_close(student - found, target)
 
@@ -80,7 +80,7 @@ def test_bounds():
 
 def test_the_branches_differ_by_the_difference_of_the_scores():
     x, sigma = noised(torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
-    other, s = GaussianFlow(mean=-0.5, std=0.9), over(sigma, x)
+    other, s = GaussianFlow(mean=-0.5, std=0.9), expand_as_batch(sigma, x)
     fake, real = (flow.velocity(x, s) for flow in (other, FLOW))
     scores = [((1 - s) * f.mean - x) / f.variance(s) for f in (other, FLOW)]
     torch.testing.assert_close(branch_difference(fake, real, None), s / (1 - s) * (scores[1] - scores[0]))
@@ -92,8 +92,8 @@ def generator_gradient(mean: float, std: float) -> tuple[float, float]:
     m, s = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (mean, std))
     u = z - (m + s * z)
     x, sigma = noised((z - u).detach())
-    fake, real = (flow.velocity(x, over(sigma, x)) for flow in (GaussianFlow(mean=mean, std=std), FLOW))
-    pull(u, branch_difference(fake, real, 1.0)).mean().backward()
+    fake, real = (flow.velocity(x, expand_as_batch(sigma, x)) for flow in (GaussianFlow(mean=mean, std=std), FLOW))
+    dmd_surrogate(u, branch_difference(fake, real, 1.0)).mean().backward()
     return float(m.grad), float(s.grad)
 
 
@@ -120,7 +120,7 @@ class Signed(nn.Module):
         times = torch.stack([sigma, sigma if r_sigma is None else r_sigma], 1)
         slope, offset = self.net(times).unsqueeze(-1).unbind(1)
         learnt = slope * noisy + offset
-        return FLOW.velocity(noisy, over(sigma.abs(), noisy)) + learnt if self.base else learnt
+        return FLOW.velocity(noisy, expand_as_batch(sigma.abs(), noisy)) + learnt if self.base else learnt
 
     def shift(self, sample):
         return 1.0

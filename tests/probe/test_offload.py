@@ -8,7 +8,7 @@ import torch
 from flowhooks.cli import main
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
-from flowhooks.probe.recorder import execution_device, quiet, run
+from flowhooks.probe.recorder import execution_device, run, without_side_effects
 from flowhooks.probe.runs import find_networks
 from tests.families import PIPELINES, tiny
 
@@ -66,7 +66,7 @@ def test_neither_does_one_that_failed(monkeypatch):
     free = type(pipe).maybe_free_model_hooks
     monkeypatch.setattr(type(pipe), "maybe_free_model_hooks", lambda self: (freed.append(1), free(self)))
     before = hooks(pipe)
-    with pytest.raises(ModelError, match="divisible by"), quiet(pipe, find_networks(pipe)):
+    with pytest.raises(ModelError, match="divisible by"), without_side_effects(pipe, find_networks(pipe)):
         run(pipe, prompt="one", height=17, width=16)
     assert freed and hooks(pipe) == before
 

@@ -8,7 +8,7 @@ import torch
 from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.sampling.rollout import Player, Sampler, Visit
+from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
 from tests.families.matrix import learnt
 
 #: A doubled batch, two calls, an embedded scale with two calls, none embedded, a normalised sum, video.
@@ -24,12 +24,12 @@ STEPS = 4
 PROMPTS, SEEDS = ("one", "one"), (5, 6)
 
 
-def player(name: str) -> Player:
+def player(name: str) -> PipelineSampler:
     model = learnt(name)
-    return Player(model, EncodedPrompts(model.pipe))
+    return PipelineSampler(model, EncodedPrompts(model.pipe))
 
 
-def drawn(played: Player, kind: str, name: str = "", keep=range(STEPS), **more):
+def drawn(played: PipelineSampler, kind: str, name: str = "", keep=range(STEPS), **more):
     sampler = Sampler(kind=kind, steps=STEPS, arguments=GUIDED.get(name, {}), **more)
     return played.draw(PROMPTS, SEEDS, sampler, list(keep))
 
@@ -40,7 +40,7 @@ def test_visits_have_the_velocities_of_the_rollout_and_a_gradient(name):
     rollout = drawn(played, "ode", name)
     network = played.model.transformer.requires_grad_(True)
     for index in range(STEPS):
-        velocity = played.velocity(Visit(player=played, rollout=rollout, index=index), "policy")
+        velocity = played.velocity(RolloutState(player=played, rollout=rollout, index=index), "policy")
         after = rollout.transitions[index].mean(rollout.states[index], velocity)
         assert torch.equal(after.to(rollout.states[index].dtype), rollout.states[index + 1])
         found = torch.autograd.grad(velocity.float().square().mean(), list(network.parameters()), allow_unused=True)
@@ -51,7 +51,7 @@ def test_visits_have_the_velocities_of_the_rollout_and_a_gradient(name):
 def test_some_samples_alone_are_visited_as_in_company(name):
     played = player(name)
     rollout = drawn(played, "sde", name)
-    visit = Visit(player=played, rollout=rollout, index=2)
+    visit = RolloutState(player=played, rollout=rollout, index=2)
     with torch.no_grad():
         both, second = visit.velocity("policy"), visit.take([1]).velocity("policy")
     torch.testing.assert_close(second, both[1:], rtol=1e-4, atol=1e-5)
@@ -76,7 +76,7 @@ def test_without_chance_the_pictures_are_the_pipelines(name):
 def test_another_role_may_be_guided_otherwise():
     played = player("sd3")
     rollout = drawn(played, "ode", "sd3")
-    visit = Visit(player=played, rollout=rollout, index=1).told("teacher", {"guidance_scale": 1.0})
+    visit = RolloutState(player=played, rollout=rollout, index=1).told("teacher", {"guidance_scale": 1.0})
     with torch.no_grad():
         guided, plain = visit.velocity("policy"), visit.velocity("teacher")
         condition = played.model.encode_prompts(PROMPTS)
@@ -92,7 +92,7 @@ def test_the_network_sleeps_on_the_way():
     calls = []
     handle = played.model.transformer.register_forward_pre_hook(lambda *_: calls.append(1))
     for index in range(STEPS):
-        Visit(player=played, rollout=rollout, index=index).velocity("policy")
+        RolloutState(player=played, rollout=rollout, index=index).velocity("policy")
     handle.remove()
     assert len(calls) == STEPS, "one call a visit, wherever it is"
 
@@ -122,7 +122,7 @@ def test_prompts_are_encoded_once():
     shapes = {played.shapes(prompt, sampler) for prompt in ("one", "a photo of two")}
     first = len(calls)
     rollout = played.draw(["one", "a photo of two"], SEEDS, sampler, range(STEPS))
-    Visit(player=played, rollout=rollout, index=1).velocity("policy")
+    RolloutState(player=played, rollout=rollout, index=1).velocity("policy")
     for handle in handles:
         handle.remove()
     assert len(shapes) == 1
@@ -154,7 +154,7 @@ def test_the_pipeline_is_left_as_it_was(fails):
         handle.remove()
     else:
         rollout = drawn(played, "sde", "sd3")
-        Visit(player=played, rollout=rollout, index=2).velocity("policy")
+        RolloutState(player=played, rollout=rollout, index=2).velocity("policy")
     for name, part in _parts(pipe).items():
         kind, attributes = before[name]
         assert type(part) is kind

@@ -10,7 +10,7 @@ import torch
 from flowhooks.hooks.on_policy import visit_weight
 from flowhooks.hooks.teacher_velocity import log_ratio_loss
 from flowhooks.sampling.rollout import Sampler
-from flowhooks.sampling.steps import taken, transition
+from flowhooks.sampling.steps import step_state, transition
 from flowhooks.testing import GaussianFlow
 
 FLOW = GaussianFlow(mean=0.5, std=0.7)
@@ -30,7 +30,7 @@ def test_marginals_of_the_flow_are_kept(kind):
         # So little at a time that the chance of `cps`, which is per step, adds up to something moderate.
         step = transition(kind, start, end, 0.7 if kind == "sde" else 0.02)
         velocity = FLOW.velocity(x, torch.tensor(start, dtype=torch.float64))
-        x = taken(step, x, velocity, normal(count, seed=index + 1) if step.deviation else None)
+        x = step_state(step, x, velocity, normal(count, seed=index + 1) if step.deviation else None)
         if index % 80 == 79:
             sigma = torch.tensor(end, dtype=torch.float64)
             variance = float(FLOW.variance(sigma))
@@ -40,7 +40,7 @@ def test_marginals_of_the_flow_are_kept(kind):
 
 def test_the_ode_step_is_eulers():
     x, v = normal(3, 4), normal(3, 4, seed=1)
-    assert torch.allclose(taken(transition("ode", 0.7, 0.4, 0.7), x, v, None), x - 0.3 * v, atol=1e-12)
+    assert torch.allclose(step_state(transition("ode", 0.7, 0.4, 0.7), x, v, None), x - 0.3 * v, atol=1e-12)
 
 
 def test_sde_coefficients_are_the_printed_ones():
@@ -93,7 +93,7 @@ def test_the_log_ratio_estimator_has_the_gradient_of_the_divergence(start, end):
     (exact,) = torch.autograd.grad(step.kl_weight * (student - teacher).square().mean(), student)
     draws = []
     for seed in range(4000):
-        after = taken(step, x, student.detach(), normal(1, 4, seed=seed + 10))
+        after = step_state(step, x, student.detach(), normal(1, 4, seed=seed + 10))
         loss = log_ratio_loss(step.log_density(x, student, after), step.log_density(x, teacher, after))
         draws.append(torch.autograd.grad(loss.sum(), student)[0])
     found = torch.stack(draws)
@@ -109,7 +109,7 @@ def test_a_reward_of_the_state_alone_teaches_nothing():
     reward = -(student.detach() - normal(1, 4, seed=2)).square().mean()
     draws = []
     for seed in range(4000):
-        after = taken(step, x, student.detach(), normal(1, 4, seed=seed + 10))
+        after = step_state(step, x, student.detach(), normal(1, 4, seed=seed + 10))
         log_prob = step.log_density(x, student, after).mean()
         draws.append(torch.autograd.grad(-reward * torch.exp(log_prob - log_prob.detach()), student)[0])
     found = torch.stack(draws)

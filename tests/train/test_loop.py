@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from flowhooks.adapters import load_adapter
 from flowhooks.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
-from flowhooks.pipeline import load_pipeline, others_awake
+from flowhooks.pipeline import encoders_and_vae_on_device, load_pipeline
 from flowhooks.probe import FlowModel
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
@@ -71,7 +71,7 @@ def test_text_encoders_are_awake_while_hooks_attach_and_are_asked_for_nothing_el
 
     @contextmanager
     def watched(pipe, transformer):
-        with others_awake(pipe, transformer):
+        with encoders_and_vae_on_device(pipe, transformer):
             awake.append(True)
             yield
             awake.clear()
@@ -82,7 +82,7 @@ def test_text_encoders_are_awake_while_hooks_attach_and_are_asked_for_nothing_el
 
     encode = FlowModel.encode_prompts
     monkeypatch.setattr(FlowModel, "encode_prompts", encode_prompts)
-    monkeypatch.setattr(setup, "others_awake", watched)
+    monkeypatch.setattr(setup, "encoders_and_vae_on_device", watched)
     once = {"training": {"max_train_steps": 1}, "cache_dir": str(tmp_path / "cache")}
     train(new_run("plain", hooks=[], **once), progress=False)
     plain = set(encoded)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flowhooks.kernel.view import StepResult
-from flowhooks.train.metrics import History, MetricWindow, Voice, mean_over_processes
+from flowhooks.train.metrics import History, MetricWindow, WarnOnce, mean_over_processes
 
 
 def result(loss, **metrics):
@@ -56,10 +56,10 @@ def test_history_is_standard_json_and_drops_what_a_resumed_run_writes_again(tmp_
 
 
 def test_a_warning_is_said_once_whatever_its_numbers(capsys):
-    voice = Voice(main=True)
+    voice = WarnOnce(main=True)
     for value in (0.031, 0.012):
         voice.say(f"the factor {value} is below 0.05")
     voice.say("something else")
-    Voice(main=False).say("nobody hears this")
+    WarnOnce(main=False).say("nobody hears this")
     said = capsys.readouterr().err
     assert said.count("the factor") == 1 and "something else" in said and "nobody" not in said

@@ -54,7 +54,7 @@ def test_the_noise_of_the_held_out_metrics_is_fixed(new_run):
     run = new_run(validation={"holdout": 3}, adapter={"dropout": 0.5})
     with prepared(run, None, False) as job:
         before = {name: p.clone() for name, p in job.session.parameters().items()}
-        first, second = job.validation.look(0), job.validation.look(0)
+        first, second = job.validation.validate(0), job.validation.validate(0)
         assert first["val/loss"] == second["val/loss"] and first["val/flow_dpo_margin"] == 0
         assert job.session.micro_step == 0 and job.session.model.transformer.training
         assert all(torch.equal(p, before[name]) for name, p in job.session.parameters().items())

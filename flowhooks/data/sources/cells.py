@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from flowhooks.data.assets import Asset, refuse_large
 from flowhooks.data.files import stem_of
-from flowhooks.data.places import Refused, inside
+from flowhooks.data.places import Refused, safe_relative_path
 from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.rows import Row
@@ -102,7 +102,7 @@ def _path(value: Any) -> str | None:
     if not isinstance(path, str) or not path:
         return None
     try:
-        return inside(path)
+        return safe_relative_path(path)
     except Refused:
         return None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from flowhooks.data.assets import Asset, FileAsset, RemoteAsset, why
-from flowhooks.data.files import real
+from flowhooks.data.files import realpath
 from flowhooks.data.findings import Findings
 from flowhooks.data.places import LocalPlace, Refused, is_url
 from flowhooks.data.sets import DataSet
@@ -20,7 +20,7 @@ from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.documents.secrets import hide
+from flowhooks.documents.secrets import redact
 from flowhooks.reading import parse, read_bytes, user_path
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataS
         _refuse_options(origin, block, path, found)
         data = origin.load(block, found.cache)
         columns = choose(
-            block, path, data.column_names or list(asked(lambda: next(iter(data), {}), origin.name)), found
+            block, path, data.column_names or list(or_refused(lambda: next(iter(data), {}), origin.name)), found
         )
         if columns is None:
             return unread
@@ -92,7 +92,7 @@ class Origin:
         import datasets
 
         if not self.saved:
-            return asked(
+            return or_refused(
                 lambda: datasets.load_dataset(
                     self.name,
                     name=block["subset"],
@@ -104,7 +104,7 @@ class Origin:
                 ),
                 self.name if self.folder else f"there is no such folder, and the data set {self.name!r} of the Hub",
             )
-        loaded = asked(lambda: datasets.load_from_disk(self.name), self.name)
+        loaded = or_refused(lambda: datasets.load_from_disk(self.name), self.name)
         if not isinstance(loaded, datasets.DatasetDict):
             if block["split"] not in (None, str(loaded.split)):
                 raise Refused(f"{self.name} was saved without a split {block['split']!r}; remove `split`")
@@ -124,7 +124,7 @@ class Origin:
             if self.folder is None:
                 raise Refused("is a path on the machine that it was made on")
             return LocalPlace(self.folder).asset(path)
-        if not any(real(Path(path)).is_relative_to(real(root)) for root in self.roots):
+        if not any(realpath(Path(path)).is_relative_to(realpath(root)) for root in self.roots):
             raise Refused("lies outside the data set")
         return FileAsset(Path(path))
 
@@ -188,12 +188,12 @@ class HubTable:
         return self.origin.file(path)
 
 
-def asked(question: Callable[[], T], name: str) -> T:
+def or_refused(question: Callable[[], T], name: str) -> T:
     """The answer of `datasets` or the Hub. Raises Refused with theirs in one line."""
     try:
         return question()
     except Exception as error:  # a builder, the Hub and the file systems below have exceptions of their own
-        said = hide((str(error).splitlines() or [""])[0])
+        said = redact((str(error).splitlines() or [""])[0])
         raise Refused(f"{name} cannot be loaded ({type(error).__name__}: {said})") from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.files import Tree, is_image, stem_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.places import Place, Refused, inside, open_place
+from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
@@ -133,7 +133,7 @@ class _Listed:
         if not isinstance(cell, str):
             return Fault(f"holds {cell!r:.60}, not a path")
         try:
-            asset = self.place.asset((folder / inside(cell)).as_posix())
+            asset = self.place.asset((folder / safe_relative_path(cell)).as_posix())
         except Refused as error:
             return Fault(f"names {cell!r:.200}, which {error}")
         self.named.add((folder / cell).as_posix())

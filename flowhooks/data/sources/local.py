@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from flowhooks.data.captions import Captions, captions_without_text
-from flowhooks.data.files import Images, Tree, among, suffixes_of
+from flowhooks.data.files import Images, Tree, group_images, suffixes_of
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sets import DataSet
@@ -59,7 +59,7 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
     if folder is None:
         return None
     place, tree = folder
-    images = among(tree.files, suffixes_of(block))
+    images = group_images(tree.files, suffixes_of(block))
     others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(images.ignored.items()))
     if not images.images and not tree.refused:
         seen = f"; it holds {others} instead" if others else ""

@@ -18,7 +18,7 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "webdataset"}
 
 
-def opened(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
+def or_problem(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
     """The answer; None where a place cannot be read, which is then a problem about `name`."""
     try:
         return question()
@@ -40,7 +40,7 @@ def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Pla
         remedy = f"set `type` to {kind!r}" if kind else "name the folder that holds it"
         found.problem(where, f"{place.name}/{file} is a file, not a folder; {remedy}")
         return None
-    tree = opened(place.tree, place.name, where, found)
+    tree = or_problem(place.tree, place.name, where, found)
     if tree is None:
         return None
     refused = [f"{name} {reason}" for name, reason in tree.refused]
@@ -57,7 +57,7 @@ def open_files(
     if located is None:
         return None
     place, file = located
-    names = opened(lambda: place.matching(file or "*"), place.name, where, found)
+    names = or_problem(lambda: place.matching(file or "*"), place.name, where, found)
     if names is None:
         return None
     fitting = [name for name in names if name.lower().endswith(tuple(suffixes)) and not name.startswith(".")]

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from flowhooks.data.assets import Asset, FileAsset, why
 from flowhooks.data.findings import Findings, some
-from flowhooks.data.places import Place, Refused, inside, open_place
+from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
@@ -139,7 +139,7 @@ class ParquetTable:
 
     def file(self, row: int, path: str) -> Asset:
         folder = PurePosixPath(self.names[self._locate(row)[0]]).parent
-        return self.place.asset((folder / inside(path)).as_posix())
+        return self.place.asset((folder / safe_relative_path(path)).as_posix())
 
     def value(self, row: int, column: str) -> Any:
         index, at = self._locate(row)

@@ -24,7 +24,7 @@ from flowhooks.data.places import LocalPlace, Refused
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain
 from flowhooks.data.sources.columns import Columns
-from flowhooks.data.sources.hub import Origin, asked
+from flowhooks.data.sources.hub import Origin, or_refused
 from flowhooks.data.sources.parquet import ParquetTable, read_tables
 from flowhooks.data.sources.tables import BadTable
 from flowhooks.home import whole
@@ -69,7 +69,7 @@ def _key(origin: Origin, columns: Columns, block: dict[str, Any]) -> str:
     else:
         from huggingface_hub import HfApi
 
-        version = asked(lambda: HfApi().dataset_info(origin.name, revision=block["revision"]).sha, origin.name)
+        version = or_refused(lambda: HfApi().dataset_info(origin.name, revision=block["revision"]).sha, origin.name)
     asked_for = {key: block[key] for key in ("subset", "split", "data_dir", "max_samples")}
     document = json.dumps([origin.name, version, asked_for, columns.all], sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:24]
@@ -79,7 +79,7 @@ def _batches(data: Any, origin: Origin, columns: Columns, most: int | None) -> I
     batch, size = list[dict[str, Any]](), 0
     rows = islice(data.with_format("arrow"), most)
     number = 0
-    while (row := asked(lambda: next(rows, None), origin.name)) is not None:
+    while (row := or_refused(lambda: next(rows, None), origin.name)) is not None:
         kept = {name: _picture(_cell(row, name), origin, f"row {number}, {name!r}") for name in columns.pictures}
         size += sum(len(each["bytes"]) for each in kept.values() if each)
         if columns.caption is not None:

@@ -15,7 +15,7 @@ from typing import Any
 from flowhooks.data.assets import Asset, MemberAsset, why
 from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.places import Place, Refused, inside, open_place
+from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
@@ -77,7 +77,7 @@ class _Shards:
             self.refused.append(f"{name} is a {kind}, not a regular file")
             return
         try:
-            path = PurePosixPath(inside(member.name))
+            path = PurePosixPath(safe_relative_path(member.name))
         except Refused as error:
             self.refused.append(f"{name} {error}")
             return
