@@ -40,7 +40,7 @@ def updating(
     """An update of a model of this size, which returns how many forwards it made."""
     method = {
         "prompts": ["one"] * batch_size,
-        "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+        "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
         "num_inference_steps": steps,
         "truncate": {"last_k": reached},
         "adjoint": adjoint,

@@ -12,10 +12,10 @@ from typing import Any
 import matplotlib
 
 from flowhooks.demo import trained_lora
-from flowhooks.embedded.judge import Score, ensure_judge
-from flowhooks.embedded.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
-from flowhooks.embedded.model import ensure_model
-from flowhooks.embedded.report import machine
+from flowhooks.digits.judge import Score, ensure_judge
+from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
+from flowhooks.digits.model import ensure_model
+from flowhooks.digits.report import machine
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

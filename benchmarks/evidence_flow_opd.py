@@ -15,12 +15,12 @@ from torch import Tensor
 from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.config import Run, load_run
 from flowhooks.demo import LORA, trained_lora
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
-from flowhooks.embedded.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
-from flowhooks.embedded.model import ensure_model, example
-from flowhooks.embedded.report import machine
-from flowhooks.embedded.scans import caption, resolve_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
+from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
+from flowhooks.digits.model import ensure_model, example
+from flowhooks.digits.report import machine
+from flowhooks.digits.scans import caption, resolve_data
 from flowhooks.rewards import build_reward
 
 matplotlib.use("Agg")

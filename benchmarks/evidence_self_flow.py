@@ -21,12 +21,12 @@ from benchmarks.evidence_self_flow_page import write_page
 from benchmarks.measure import interleaved, ratio
 from benchmarks.representation import block_features, ensure_encoder, probe_accuracy, split
 from flowhooks.config import Run, load_run
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.judge import Judge, ensure_judge
-from flowhooks.embedded.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
-from flowhooks.embedded.model import ensure_untrained, example
-from flowhooks.embedded.report import machine
-from flowhooks.embedded.scans import PIXELS, caption, load_scans, resolve_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.judge import Judge, ensure_judge
+from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
+from flowhooks.digits.model import ensure_untrained, example
+from flowhooks.digits.report import machine
+from flowhooks.digits.scans import PIXELS, caption, load_scans, resolve_data
 from flowhooks.home import whole
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import probe

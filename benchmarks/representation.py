@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
-from flowhooks.embedded.judge import RECIPE as JUDGE
-from flowhooks.embedded.scans import PIXELS
+from flowhooks.digits.judge import RECIPE as JUDGE
+from flowhooks.digits.scans import PIXELS
 from flowhooks.home import whole
 from flowhooks.probe import probe
 from flowhooks.probe.streams import learn_streams

@@ -20,8 +20,8 @@ import flowhooks
 from benchmarks.measure import machine
 from benchmarks.step import held_bytes
 from benchmarks.token_times import peak_bytes
-from flowhooks.embedded.model import ensure_model
-from flowhooks.embedded.scans import PIXELS, caption
+from flowhooks.digits.model import ensure_model
+from flowhooks.digits.scans import PIXELS, caption
 from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import probe
 

@@ -34,11 +34,11 @@ def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
 
 
 def _run(output: Path, progress: bool, rebuild: bool) -> int:
-    from flowhooks.embedded.judge import ensure_judge
-    from flowhooks.embedded.measure import SAMPLES, asked_digits, draw, load_stock
-    from flowhooks.embedded.model import ensure_model
-    from flowhooks.embedded.report import as_text, save_grid, table, write_report
-    from flowhooks.embedded.scans import ensure_data
+    from flowhooks.digits.judge import ensure_judge
+    from flowhooks.digits.measure import SAMPLES, asked_digits, draw, load_stock
+    from flowhooks.digits.model import ensure_model
+    from flowhooks.digits.report import as_text, save_grid, table, write_report
+    from flowhooks.digits.scans import ensure_data
 
     began = time.monotonic()
     say("1/5 Digit scans, clean and with ink spilled on them", flush=True)
@@ -74,7 +74,7 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
 
 def planned_lora(output: Path, base: Path, overrides: tuple[str, ...], recipe: str) -> tuple[Path, Run]:
     """The folder under `output` that is that of a recipe in `examples/` alone, under these overrides, and the run."""
-    from flowhooks.embedded.model import example
+    from flowhooks.digits.model import example
 
     source = example(recipe)
     written = load_run(source, overrides)

@@ -126,7 +126,7 @@ def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[No
 def _place(name: str) -> str:
     """A local folder, or a Hub id as it stands."""
     if name == EMBEDDED or name.startswith(f"{EMBEDDED}:"):
-        from flowhooks.embedded import resolve_model
+        from flowhooks.digits import resolve_model
 
         return str(resolve_model(name))
     if (refusal := no_pipeline(name, None)) is not None:

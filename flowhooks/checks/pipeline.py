@@ -19,9 +19,9 @@ from flowhooks.checks.library import (
     plain_arguments,
 )
 from flowhooks.config import Run
+from flowhooks.digits.places import NAMES as EMBEDDED
+from flowhooks.digits.places import building_notice, outline
 from flowhooks.documents.suggest import hint
-from flowhooks.embedded.places import NAMES as EMBEDDED
-from flowhooks.embedded.places import building_notice, outline
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.rules import WHOLE_PATH
 from flowhooks.reading import parse, read_text, user_path

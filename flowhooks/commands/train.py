@@ -24,7 +24,7 @@ def add(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     from flowhooks.checks import examine
     from flowhooks.config import load_run, plain
-    from flowhooks.embedded.places import building_notice
+    from flowhooks.digits.places import building_notice
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)

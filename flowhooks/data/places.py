@@ -148,7 +148,7 @@ def open_place(named: str, source: Path) -> tuple[Place, str | None]:
     Raises Refused if there is no such place, or if it cannot be read on this machine.
     """
     if named.startswith("digits:"):
-        from flowhooks.embedded import resolve_data
+        from flowhooks.digits import resolve_data
 
         try:
             return LocalPlace(resolve_data(named)), None

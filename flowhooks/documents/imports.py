@@ -21,14 +21,16 @@ FLAG = "--allow-imports"
 #: Options that can be an import path, in a hook's block and in all blocks inside it; `model` only of a classifier.
 _OPTIONS = ("type", "route", "model")
 #: What comes with flowhooks and is named by its path, since it is of use to the embedded pipeline alone.
-_SHIPPED = frozenset({"flowhooks.embedded.rewards:Ink", "flowhooks.embedded.rewards:Legibility"})
+_SHIPPED = frozenset({"flowhooks.digits.rewards:Ink", "flowhooks.digits.rewards:Legibility"})
+#: Paths that run files of the first edition name -> where that is now.
+_MOVED = {path.replace(".digits.", ".embedded."): path for path in _SHIPPED}
 #: What is there comes with torch.
 OF_TORCH = "torch.optim:"
 
 
 def is_import_path(value: Any) -> bool:
     """Whether a value names code that does not come with flowhooks."""
-    return isinstance(value, str) and PATH.fullmatch(value) is not None and value not in _SHIPPED
+    return isinstance(value, str) and PATH.fullmatch(value) is not None and value not in {*_SHIPPED, *_MOVED}
 
 
 def imports_optimizer(name: str) -> bool:
@@ -80,7 +82,7 @@ def imported(path: str, right: Callable[[Any], bool], kind: str) -> Any:
     Raises:
         ImportError: the module or the name cannot be imported, or is something else.
     """
-    module, _, name = path.partition(":")
+    module, _, name = _MOVED.get(path, path).partition(":")
     if not name:
         raise ImportError("no ':' between module and name")
     try:

@@ -33,7 +33,7 @@ ELSEWHERE = {
     "checks/pipeline.py: model_notices: ": "tests/checks/test_hub.py",
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
-    "checks/sizes.py: size_refusal: ": "tests/embedded/test_outline.py",
+    "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
     "checks/planning.py: trained: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "config/rules.py: plain: ": "words of `check`",

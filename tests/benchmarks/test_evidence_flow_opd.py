@@ -23,7 +23,7 @@ from benchmarks.evidence_flow_opd import (
     verdict,
 )
 from flowhooks.config import load_run
-from flowhooks.embedded.model import example
+from flowhooks.digits.model import example
 
 
 def measured(legible: float, bold: float, drift: float = 80.0, frechet: float | None = None) -> Measured:

@@ -96,5 +96,5 @@ def test_a_resolved_run_is_a_run_file(folder):
 
 
 def test_a_reward_of_the_digits_is_found_by_its_old_path():
-    rewards, weights = build_rewards([{"type": "flowhooks.embedded.rewards:Ink", "weight": 2.0}], allow_imports=True)
+    rewards, weights = build_rewards([{"type": "flowhooks.embedded.rewards:Ink", "weight": 2.0}])
     assert [reward.name for reward in rewards] == ["ink"] and weights == [2.0]

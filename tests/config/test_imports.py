@@ -76,11 +76,11 @@ def _properties(schema):
 
 
 def test_what_comes_with_flowhooks_and_torch_needs_no_leave(tmp_path):
-    rewards = [{"type": "flowhooks.embedded.rewards:Ink"}, {"type": "flowhooks.embedded.rewards:Legibility"}]
+    rewards = [{"type": "flowhooks.digits.rewards:Ink"}, {"type": "flowhooks.digits.rewards:Legibility"}]
     hook = {"type": "flow_grpo", "rewards": rewards}
     run = resolve_run({"hooks": [hook], "training": {"optimizer": "torch.optim:SGD"}}, tmp_path / "a.json")
     assert run.training["optimizer"] == "torch.optim:SGD"
-    for near in ("flowhooks.embedded.rewards:deepcopy", "flowhooks.train.loop:train", "torch.optim:SGD"):
+    for near in ("flowhooks.digits.rewards:deepcopy", "flowhooks.train.loop:train", "torch.optim:SGD"):
         assert list(imports_in_block({"type": near}, "$")) == [("$.type", near)]
 
 

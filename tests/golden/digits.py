@@ -13,9 +13,9 @@ from typing import Any
 from safetensors.torch import load_file
 
 import flowhooks
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.model import build
-from flowhooks.embedded.scans import write_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.model import build
+from flowhooks.digits.scans import write_data
 from flowhooks.train import train
 from tests.golden.record import fingerprint, one_thread
 

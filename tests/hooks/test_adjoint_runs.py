@@ -233,7 +233,7 @@ def test_a_scale_that_the_network_is_told_is_no_guidance_to_switch_off():
     ],
 )
 def test_the_method(block, expected, tmp_path):
-    rewards = [{"type": "flowhooks.embedded.rewards:Ink"}]
+    rewards = [{"type": "flowhooks.digits.rewards:Ink"}]
     block = {"prompts": ["one"], "rewards": rewards, **block}
     run = resolve_run({"data": None, "method": {"adjoint_matching": block}}, tmp_path / "run.json")
     hooks = {hook.type: hook.options for hook in run.hooks}

@@ -94,18 +94,18 @@ RECIPES = {
     ],
     "flow_grpo": [
         {**ROLLOUT, "group_size": 2, "offload_states": True},
-        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
     ],
     "adjoint_matching": [
         CLIMB,
-        {"type": "adjoint_target", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+        {"type": "adjoint_target", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
         {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
     ],
     "adjoint_full": [
         {**CLIMB, "offload_states": True},
         {
             "type": "adjoint_target",
-            "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+            "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
             "adjoint": "full",
             "regularizer": {"2": 1.0, "4": 0.5},
         },
@@ -114,7 +114,7 @@ RECIPES = {
         {**CLIMB, "last_steps": None, "sigma_max": 0.8, "early_visits": 0},
         {
             "type": "adjoint_target",
-            "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+            "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
             "adjoint": "lookahead",
             "smoothing": {"samples": 2, "sigma": 0.1},
         },
@@ -123,7 +123,7 @@ RECIPES = {
     ],
     "flow_grpo_sft": [
         {**ROLLOUT, "group_size": 2},
-        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}]},
+        {"type": "flow_grpo", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
         {"type": "flow_matching_loss", "prediction": "data", "weight": 0.5, "masked": True},
     ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],

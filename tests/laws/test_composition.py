@@ -21,7 +21,7 @@ from tests.laws.cases import ADAPTERS, batch_for, teacher, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-REWARDS = [{"type": "flowhooks.embedded.rewards:Ink"}]
+REWARDS = [{"type": "flowhooks.digits.rewards:Ink"}]
 DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 3}
 #: Options of each method for a step on the tiny pipeline.
 METHODS: dict[str, dict] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 
 import pytest
@@ -42,6 +43,16 @@ def test_there_is_no_circle_and_one_would_be_found(tmp_path):
             f"def f():\n    from flowhooks.{other} import x\n", encoding="utf-8"
         )
     assert sorted(set(circle(tmp_path))) == ["a", "b", "c"]
+
+
+def test_no_two_public_classes_have_one_name():
+    places: dict[str, list[str]] = {}
+    for files in rooms().values():
+        for file in files:
+            for node in ast.parse(file.read_text(encoding="utf-8")).body:
+                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                    places.setdefault(node.name, []).append(str(file.relative_to(PACKAGE)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_the_house_is_measured():

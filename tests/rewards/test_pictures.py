@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoImageProcessor
 
-from flowhooks.embedded.scans import load_scans
+from flowhooks.digits.scans import load_scans
 from flowhooks.errors import ModelError
 from flowhooks.rewards.pictures import TOLERANCE, load_preprocessing
 from tests.rewards.judges import photos, pixels_of

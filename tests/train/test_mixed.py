@@ -15,7 +15,7 @@ GRPO = {
     "visits": 1,
     "group_size": 2,
     "anchor_weight": 0.0,
-    "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+    "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
 }
 TRAINING = {"max_train_steps": 2, "checkpointing_steps": 1, "log_every_steps": 1, "train_batch_size": 2}
 

@@ -26,14 +26,14 @@ PROMPTS = [
 DRAWN = {"data": None, "hooks": [], "validation": {"height": 16, "width": 16}}
 GRPO = {
     "prompts": ["one", "two"],
-    "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+    "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
     "group_size": 2,
     "num_inference_steps": 4,
     "visits": 2,
 }
 ADJOINT = {
     "prompts": ["one", "two"],
-    "rewards": [{"type": "flowhooks.embedded.rewards:Ink"}],
+    "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
     "num_inference_steps": 4,
     "truncate": {"last_k": 2},
     "pipeline_arguments": {"guidance_scale": 2.0},

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.progress import bar
-from flowhooks.embedded.scans import RECIPE as DATA_RECIPE
-from flowhooks.embedded.scans import ensure_data, load_scans
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.progress import bar
+from flowhooks.digits.scans import RECIPE as DATA_RECIPE
+from flowhooks.digits.scans import ensure_data, load_scans
 from flowhooks.files import share
 from flowhooks.home import place, whole
 from flowhooks.reading import read_json

@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from flowhooks.digits import recipes, scans
 from flowhooks.documents.document import read_json
-from flowhooks.embedded import recipes, scans
 from flowhooks.home import place
 
 NAMES = ("digits", "digits:untrained")
@@ -48,7 +48,7 @@ def building_notice(name: str) -> str | None:
 
 def outline() -> Path:
     """A folder like the pipeline's with its settings, and the shapes of its network's weights in place of them."""
-    return Path(str(resources.files("flowhooks.embedded"))) / "outline"
+    return Path(str(resources.files("flowhooks.digits"))) / "outline"
 
 
 def example(name: str) -> Path:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.judge import Judge, frechet_distance, gaussian, train_judge
-from flowhooks.embedded.scans import load_scans, write_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.judge import Judge, frechet_distance, gaussian, train_judge
+from flowhooks.digits.scans import load_scans, write_data
 
 COUNT = 200
 

@@ -11,8 +11,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
-from flowhooks.embedded.recipes import AUTOENCODER, KL_WEIGHT, LATENT_CHANNELS
-from flowhooks.embedded.scans import PIXELS
+from flowhooks.digits.recipes import AUTOENCODER, KL_WEIGHT, LATENT_CHANNELS
+from flowhooks.digits.scans import PIXELS
 
 
 def read_pixels(*folders: Path) -> torch.Tensor:

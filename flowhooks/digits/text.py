@@ -17,7 +17,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from flowhooks.embedded.scans import WORDS
+from flowhooks.digits.scans import WORDS
 
 CAPTION_TOKENS = 8
 CLIP_WIDTH = 32

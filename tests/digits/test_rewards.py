@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flowhooks.embedded.judge import Judge, JudgeNetwork
-from flowhooks.embedded.rewards import Ink, Legibility
-from flowhooks.embedded.scans import caption, load_scans
+from flowhooks.digits.judge import Judge, JudgeNetwork
+from flowhooks.digits.rewards import Ink, Legibility
+from flowhooks.digits.scans import caption, load_scans
 from flowhooks.errors import RewardError
 from flowhooks.rewards import build_reward, reward_gradient, scored
 
@@ -26,7 +26,7 @@ def judge():
 
 def test_ink_is_the_mean_darkness():
     pixels, prompts, _ = scans()
-    ink = build_reward({"type": "flowhooks.embedded.rewards:Ink"})
+    ink = build_reward({"type": "flowhooks.digits.rewards:Ink"})
     total, _ = scored([ink], [1.0], pixels, prompts, [{}] * 6)
     torch.testing.assert_close(total, 1 - pixels.mean((1, 2, 3)))
     flat = torch.stack([torch.ones(3, 4, 4), torch.zeros(3, 4, 4)])
@@ -81,9 +81,9 @@ def test_the_judge_is_neither_trained_nor_changed(judge):
 
 
 def test_without_another_it_is_the_embedded_judge(judge, monkeypatch):
-    monkeypatch.setattr("flowhooks.embedded.rewards.ensure_judge", lambda: judge)
+    monkeypatch.setattr("flowhooks.digits.rewards.ensure_judge", lambda: judge)
     pixels, prompts, _ = scans()
-    block = {"type": "flowhooks.embedded.rewards:Legibility", "name": "reads"}
+    block = {"type": "flowhooks.digits.rewards:Legibility", "name": "reads"}
     torch.testing.assert_close(
         build_reward(block)(pixels, prompts, [{}] * 6), Legibility(judge=judge)(pixels, prompts, [{}] * 6)
     )

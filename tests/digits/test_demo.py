@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.evidence_flow_dpo import verdict
 from flowhooks.demo import LORA, trained_lora
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.judge import Score
-from flowhooks.embedded.measure import draw, load_stock
-from flowhooks.embedded.model import build
-from flowhooks.embedded.scans import write_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.judge import Score
+from flowhooks.digits.measure import draw, load_stock
+from flowhooks.digits.model import build
+from flowhooks.digits.scans import write_data
 
 pytestmark = pytest.mark.slow
 
@@ -69,7 +69,7 @@ def test_a_lora_is_trained_once_a_run_and_changes_what_the_stock_pipeline_draws(
     assert rebuilt == folder
     assert (folder / LORA).stat().st_mtime_ns > written
 
-    monkeypatch.setattr("flowhooks.embedded.measure.STEPS", 2)
+    monkeypatch.setattr("flowhooks.digits.measure.STEPS", 2)
     before, after = (draw(load_stock(base, lora), 2, progress=False) for lora in (None, folder))
     assert not torch.equal(before, after)
 

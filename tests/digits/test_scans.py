@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowhooks.embedded.ink import blot_opacity, spill
-from flowhooks.embedded.scans import FOLDERS, PIXELS, WORDS, load_scans, resolve_data, write_data
+from flowhooks.digits.ink import blot_opacity, spill
+from flowhooks.digits.scans import FOLDERS, PIXELS, WORDS, load_scans, resolve_data, write_data
 from flowhooks.errors import DataError
 from flowhooks.home import home, place, whole
 
@@ -81,7 +81,7 @@ def test_ink_changes_nothing_where_its_opacity_is_zero():
 
 
 def test_names_of_folders_resolve_and_others_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("flowhooks.embedded.scans.ensure_data", lambda: tmp_path)
+    monkeypatch.setattr("flowhooks.digits.scans.ensure_data", lambda: tmp_path)
     assert resolve_data("digits:mask") == tmp_path / "mask"
     with pytest.raises(DataError, match="digits:preferred"):
         resolve_data("digits:perfect")
@@ -115,5 +115,5 @@ def test_the_second_of_two_writers_gives_way(tmp_path):
 
 
 def test_writing_data_needs_no_torch():
-    code = "import sys, flowhooks.embedded.scans as s; s.load_scans(); sys.exit('torch' in sys.modules)"
+    code = "import sys, flowhooks.digits.scans as s; s.load_scans(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from flowhooks.embedded.judge import Judge, Score
-from flowhooks.embedded.measure import FIRST_SEED, STEPS
+from flowhooks.digits.judge import Judge, Score
+from flowhooks.digits.measure import FIRST_SEED, STEPS
 from flowhooks.files import write_aside
 
 PAPER, GAP = (214, 218, 226), 6

@@ -1,6 +1,6 @@
 """Rewards for the embedded digits: how bold they are written, and whether the judge can read them.
 
-Named in a run by import path: ``flowhooks.embedded.rewards:Ink`` and ``flowhooks.embedded.rewards:Legibility``.
+Named in a run by import path: ``flowhooks.digits.rewards:Ink`` and ``flowhooks.digits.rewards:Legibility``.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from flowhooks.embedded.judge import Judge, ensure_judge
-from flowhooks.embedded.scans import PIXELS, WORDS, caption
+from flowhooks.digits.judge import Judge, ensure_judge
+from flowhooks.digits.scans import PIXELS, WORDS, caption
 from flowhooks.errors import RewardError
 from flowhooks.rewards.base import PictureReward, Records
 

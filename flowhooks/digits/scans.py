@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowhooks.embedded.ink import INK_RGB, RADIUS, blot_opacity, spill
+from flowhooks.digits.ink import INK_RGB, RADIUS, blot_opacity, spill
 from flowhooks.errors import DataError
 from flowhooks.home import place, whole
 

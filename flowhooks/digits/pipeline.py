@@ -10,10 +10,10 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
 from flowhooks.adapters.fit import SHAPES
-from flowhooks.embedded.autoencoder import build_autoencoder
-from flowhooks.embedded.recipes import LATENT_CHANNELS, PIPELINE
-from flowhooks.embedded.scans import PIXELS
-from flowhooks.embedded.text import CLIP_WIDTH, JOINT_WIDTH, text_components
+from flowhooks.digits.autoencoder import build_autoencoder
+from flowhooks.digits.recipes import LATENT_CHANNELS, PIPELINE
+from flowhooks.digits.scans import PIXELS
+from flowhooks.digits.text import CLIP_WIDTH, JOINT_WIDTH, text_components
 
 
 def assemble(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
@@ -48,7 +48,7 @@ def build_transformer(sample_size: int) -> SD3Transformer2DModel:
 
 
 def write_outline(folder: Path) -> None:
-    """Write what :func:`flowhooks.embedded.places.outline` ships: the settings of the pipeline's parts, and the shapes
+    """Write what :func:`flowhooks.digits.places.outline` ships: the settings of the pipeline's parts, and the shapes
     of the transformer's weights. What training puts into the settings of the autoencoder is not in them."""
     pipe = assemble(build_autoencoder())
     parts = {each: getattr(pipe, each) for each in ("transformer", "vae", "scheduler")}

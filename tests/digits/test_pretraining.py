@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from flowhooks.embedded import model
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.scans import write_data
+from flowhooks.digits import model
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.scans import write_data
 from flowhooks.errors import ModelError
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from flowhooks.embedded.progress import bar
-from flowhooks.embedded.scans import caption
+from flowhooks.digits.progress import bar
+from flowhooks.digits.scans import caption
 
 SAMPLES, STEPS, FIRST_SEED, BATCH = 500, 20, 10_000, 100
 

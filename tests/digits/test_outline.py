@@ -9,8 +9,8 @@ import pytest
 
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.checks.sizes import edge_step, size_refusal
-from flowhooks.embedded.pipeline import write_outline
-from flowhooks.embedded.places import building_notice, outline, place_of
+from flowhooks.digits.pipeline import write_outline
+from flowhooks.digits.places import building_notice, outline, place_of
 
 
 def documents(folder: Path) -> dict[str, object]:

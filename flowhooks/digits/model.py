@@ -11,11 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowhooks.embedded import pipeline, recipes
-from flowhooks.embedded.autoencoder import read_pixels, train_autoencoder
-from flowhooks.embedded.places import PRETRAINING, example, pretrained_place, untrained_place
-from flowhooks.embedded.progress import bar, wanted
-from flowhooks.embedded.scans import ensure_data
+from flowhooks.digits import pipeline, recipes
+from flowhooks.digits.autoencoder import read_pixels, train_autoencoder
+from flowhooks.digits.places import PRETRAINING, example, pretrained_place, untrained_place
+from flowhooks.digits.progress import bar, wanted
+from flowhooks.digits.scans import ensure_data
 from flowhooks.errors import ModelError
 from flowhooks.files import share
 from flowhooks.home import whole

@@ -10,10 +10,10 @@ from benchmarks import representation
 from benchmarks.evidence_self_flow import ARMS, ENCODER, STUDENT, TEACHER, Bench
 from benchmarks.evidence_self_flow_page import BETTER, FEW, UNCLEAR, WORSE, compared, page, verdicts
 from benchmarks.representation import block_features, ensure_encoder, probe_accuracy, split
-from flowhooks.embedded.autoencoder import read_pixels
-from flowhooks.embedded.measure import load_stock
-from flowhooks.embedded.model import build
-from flowhooks.embedded.scans import write_data
+from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.measure import load_stock
+from flowhooks.digits.model import build
+from flowhooks.digits.scans import write_data
 
 
 def run(frechet: float, accuracy: float) -> dict:
