@@ -194,7 +194,7 @@ def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bo
         run.cache_dir,
         progress=progress and main,
         rebuild=rebuild,
-        raise_on_all_ranks=partial(raise_on_all_ranks, DataError),
+        together=partial(raise_on_all_ranks, DataError),
     )
     if main:
         entries, whole = dataset.entries, total_bytes(Path(run.cache_dir))
