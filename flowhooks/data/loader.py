@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from flowhooks.data.dataset import CachedDataset, collate
 from flowhooks.data.schedule import SampleDraw, Schedule
 from flowhooks.data.wording import caption_of
+
+#: From Linux' <sys/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 
 
 class _Batches(Sampler[list[SampleDraw]]):
@@ -34,6 +42,15 @@ class _Visited(Dataset):
         return self._dataset.sample(visit.record, caption)
 
 
+def _ends_with(parent: int, _: int) -> None:
+    """Have the kernel end this worker when the training process is killed: torch's own watch misses a worker that
+    waits to hand over a batch. Only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 def data_loader(
     dataset: CachedDataset, schedule: Schedule, *, rank: int = 0, start: int = 0, num_workers: int = 0
 ) -> DataLoader:
@@ -47,6 +64,7 @@ def data_loader(
         batch_sampler=_Batches(schedule, rank, start),
         collate_fn=collate,
         num_workers=num_workers,
+        worker_init_fn=partial(_ends_with, os.getpid()),
         # A generator of its own: otherwise every loader draws from torch's global one, and a resumed run differs.
         generator=torch.Generator().manual_seed(schedule.seed),
     )

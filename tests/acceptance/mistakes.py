@@ -92,7 +92,9 @@ MISTAKES: dict[str, Mistake] = {
         lambda user: user.write(training={"train_batch_size": "2"}),
         ("run.json: $.training.train_batch_size: ", "expected an integer, found the string '2'", "remove the quotes"),
     ),
-    "NaN in the run file": Mistake(_nan, ("run.json: ", "NaN is not a JSON number", "write a finite one")),
+    "NaN in the run file": Mistake(
+        _nan, ("run.json:", "$.training.learning_rate: NaN is not a JSON number", "write a finite one")
+    ),
     "no data set file": Mistake(
         lambda user: user.write(data=str(user.mine / "dota.json")),
         ("run.json: $.data: ", "dota.json", "no such file"),
