@@ -292,8 +292,12 @@ def test_explain_counts_the_latents_of_this_run_where_it_knows_them(tmp_path, ca
         (tmp_path / "model/vae/config.json").write_text(json.dumps(vae))
         assert main(["explain", str(run)]) == 0
         assert f"N is {told:,} for 32x64 pictures of this run, so there" in capsys.readouterr().out
-    assert main(["explain", str(run), "--set", "model.pretrained_model_name_or_path=digits"]) == 0
-    assert "N is 512 for 32x64 pictures of this run with the VAE of SD3, for example" in capsys.readouterr().out
+    for model, told in (
+        ("digits", "N is 512 for 32x64 pictures of this run, so there"),
+        ("nobody/nothing", "N is 512 for 32x64 pictures of this run with the VAE of SD3, for example"),
+    ):
+        assert main(["explain", str(run), "--set", f"model.pretrained_model_name_or_path={model}"]) == 0
+        assert told in capsys.readouterr().out
 
 
 def test_explain_counts_views_one_by_one_where_they_are_not_batched(tmp_path, capsys):
