@@ -91,11 +91,20 @@ def _class(name: str, pattern: str) -> ast.ClassDef | None:
         text = _text(file)
         if head.search(text):
             try:
-                body: Iterable[ast.stmt] = ast.parse(text).body
+                body: Iterable[ast.stmt] = _parsed(text).body
             except SyntaxError:
                 return None
             return next((each for each in body if isinstance(each, ast.ClassDef) and each.name == name), None)
     return None
+
+
+def _parsed(text: str) -> ast.Module:
+    """The syntax tree of a text. Raises SyntaxError."""
+    try:
+        return ast.parse(text)
+    except SystemError:
+        # Pythons before 3.11.5 lose count where garbage is collected in the midst of it (python/cpython#106905).
+        return ast.parse(text)
 
 
 def _member(found: ast.ClassDef | None, name: str) -> ast.stmt | None:

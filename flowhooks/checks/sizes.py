@@ -16,7 +16,7 @@ from flowhooks.data.sizing import SizeInPixels, Sizing, check_sizing
 from flowhooks.errors import ConfigError, Problem
 
 FRAMES = ("num_frames", "frames")
-#: Width and height, and the latent channels and pixels a latent of SD3.
+#: Width and height, and latent channels and pixels along an edge for one latent, as many models have them.
 EXAMPLE_SIZE, EXAMPLE_VAE = (1024, 1024), (16, 8)
 Settings = Mapping[str, Any]
 
@@ -34,12 +34,13 @@ def _scale(vae: Settings) -> int | None:
 
 def latents_of(run: Run) -> tuple[int, str]:
     """Elements of one sample's latents, and of which pictures that is, in words. What neither the data set file nor a
-    VAE on this disk says is that of SD3 at 1024 x 1024, as an example."""
+    VAE on this disk says is an example."""
     stated, vae = _stated_size(run), _vae(run)
     width, height = stated or EXAMPLE_SIZE
     channels, scale = vae or EXAMPLE_VAE
     whose = "pictures of this run" if stated else "pictures, for example"
-    model = "" if vae else " with the VAE of SD3, for example" if stated else " of SD3"
+    said = f"latents of {channels} channels at 1/{scale} of the size"
+    model = "" if vae else f" with {said}, for example" if stated else f" with {said}"
     return channels * (height // scale) * (width // scale), f"{width}x{height} {whose}{model}"
 
 

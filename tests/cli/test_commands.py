@@ -294,7 +294,10 @@ def test_explain_counts_the_latents_of_this_run_where_it_knows_them(tmp_path, ca
         assert f"N is {told:,} for 32x64 pictures of this run, so there" in capsys.readouterr().out
     for model, told in (
         ("digits", "N is 512 for 32x64 pictures of this run, so there"),
-        ("nobody/nothing", "N is 512 for 32x64 pictures of this run with the VAE of SD3, for example"),
+        (
+            "nobody/nothing",
+            "N is 512 for 32x64 pictures of this run with latents of 16 channels at 1/8 of the size, for example",
+        ),
     ):
         assert main(["explain", str(run), "--set", f"model.pretrained_model_name_or_path={model}"]) == 0
         assert told in capsys.readouterr().out
