@@ -34,7 +34,7 @@ ELSEWHERE = {
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
-    "checks/planning.py: trained: ": "words of `check`",
+    "checks/planning.py: describe_trainable: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "config/rules.py: plain: ": "words of `check`",
     "checks/models.py: helper_notices: ": "tests/checks/test_hub.py",
