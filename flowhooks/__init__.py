@@ -8,15 +8,15 @@ from flowhooks.lazy import lazy_attribute
 
 __version__ = "0.1.0"
 
-_ROOMS = {
+_EXPORTS = {
     "adapter_gate": "flowhooks.sampling.adapter_gate",
     "attach": "flowhooks.attaching",
     "Batch": "flowhooks.kernel",
     "Hook": "flowhooks.kernel",
     "Session": "flowhooks.kernel",
 }
-__all__ = [*sorted(_ROOMS), "__version__"]
+__all__ = [*sorted(_EXPORTS), "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

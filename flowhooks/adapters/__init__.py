@@ -11,15 +11,15 @@ from typing import Any
 
 from flowhooks.lazy import lazy_attribute
 
-_ROOMS = {
+_EXPORTS = {
     "Adapter": "flowhooks.adapters.base",
     "FrozenAdapter": "flowhooks.adapters.frozen",
     "build_adapter": "flowhooks.adapters.build",
     "build_second": "flowhooks.adapters.second",
     "load_adapter": "flowhooks.adapters.load",
 }
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

@@ -83,7 +83,7 @@ def forwards(run: Run, planned: Plan) -> int:
     batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing, and
     of the data beside it."""
     passes = len(planned.roles) if run.training["batch_views"] else len(planned.passes)
-    return planned.drawing + planned.chunks * (passes + planned.queries) + planned.on_data
+    return planned.rollout_forwards + planned.chunks * (passes + planned.queries) + planned.on_data
 
 
 def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:

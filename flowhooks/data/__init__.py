@@ -9,7 +9,7 @@ from typing import Any
 
 from flowhooks.lazy import lazy_attribute
 
-_ROOMS = {
+_EXPORTS = {
     "Audit": "flowhooks.data.records",
     "CachedDataset": "flowhooks.data.dataset",
     "Record": "flowhooks.data.records",
@@ -25,8 +25,8 @@ _ROOMS = {
     "streams": "flowhooks.data.schedule",
     "survey": "flowhooks.data.pairing",
 }
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

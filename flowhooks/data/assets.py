@@ -13,7 +13,7 @@ MAX_BYTES = 2**30
 
 
 class Asset(Protocol):
-    """Small, hashable, and the same object's worth in every process, so that data loader workers can read too."""
+    """A small, hashable handle to the bytes of a file, which workers of a data loader can be given."""
 
     @property
     def name(self) -> str:

@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Batches(Sampler[list[SampleDraw]]):
-    """Those of one process, from `start` again each time it is iterated."""
+    """Batches of one process; each iteration begins at micro-step `start`."""
 
     def __init__(self, schedule: Schedule, rank: int, start: int):
         self._schedule, self._rank, self._start = schedule, rank, start

@@ -66,8 +66,8 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
     and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, then
     that pair is left out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
 
-    None is a run that draws what it trains on: an audit of nothing. What has to be fetched is kept in `cache_dir`, by
-    default the cache folder of flowhooks. Raises DataError with every problem found.
+    If `datasets` is None, as of a run that trains on what it draws, the audit is empty. What has to be fetched is kept
+    in `cache_dir`, by default the cache folder of flowhooks. Raises DataError with every problem found.
     """
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)

@@ -64,7 +64,7 @@ class Record:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What a visit chooses from, aside from the empty caption."""
+        """All captions that this sample can be trained with, without the empty one of caption dropout."""
         return (self.caption, *self.wordings)
 
     @property

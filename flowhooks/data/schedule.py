@@ -94,10 +94,11 @@ def phases(streams: Sequence[Stream]) -> list[Phase]:
 
 
 class WeightedInterleaver:
-    """Which of S streams has its turn: one of share p has one in every interval of length 1/p, at a random time of it.
+    """Interleaves S weighted streams evenly: a stream of weight p is drawn once in every interval of length 1/p, at a
+    random time of it.
 
-    After m turns it has had p m, give or take 1 + p (S - 2). Streams of equal share come in rounds, each in an order of
-    its own, so that no stream falls into step with what else takes turns in a run.
+    After m draws it was drawn p m times, give or take 1 + p (S - 2). Streams of equal share come in rounds, each in an
+    order of its own, so that no stream falls into step with what else takes turns in a run.
 
     Args:
         weights: of the streams, above 0.
@@ -171,7 +172,7 @@ class Schedule:
         ]
 
     def batches(self, rank: int = 0, start: int = 0) -> Iterator[list[SampleDraw]]:
-        """Those of one process, from micro-step `start` on; they end only where no stream is drawn any more.
+        """Batches of one process, from micro-step `start` on; they end only where no stream is drawn any more.
 
         A stream smaller than a batch fills it from its next epochs. Raises ValueError for numbers out of range.
         """

@@ -1,4 +1,4 @@
-"""Tensors on disk, named by what they were made from. How they lie there is told in flowhooks.data.shards."""
+"""The cache of tensors on disk, each named by a digest of its origin. Its format is in flowhooks.data.shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words of a visit: a caption's lines, shuffled tags and templates, of which each visit takes one, or none."""
+"""Caption augmentation: lines, tag shuffling, templates, dropout."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_ROOMS = {
+_EXPORTS = {
     "ensure_data": "scans",
     "resolve_data": "scans",
     "ensure_model": "model",
@@ -18,6 +18,6 @@ __all__ = ["Judge", "ensure_data", "ensure_judge", "ensure_model", "resolve_data
 
 def __getattr__(name: str) -> Any:
     """Import on first use: checking a run must not cost an import of torch."""
-    if name not in _ROOMS:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)

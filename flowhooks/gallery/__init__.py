@@ -6,9 +6,9 @@ from typing import Any
 
 from flowhooks.lazy import lazy_attribute
 
-_ROOMS = {"Gallery": "flowhooks.gallery.write", "write_gallery": "flowhooks.gallery.write"}
-__all__ = sorted(_ROOMS)
+_EXPORTS = {"Gallery": "flowhooks.gallery.write", "write_gallery": "flowhooks.gallery.write"}
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

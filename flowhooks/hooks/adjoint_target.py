@@ -42,7 +42,7 @@ class AdjointTarget(Hook):
         clip_quantile: co-states above this quantile of their sizes are clipped to it; 1 clips none.
         clip_decay: of the quantile's running average.
         smoothing: ``samples`` and ``sigma``: rewards and their gradient are averaged over so many copies of each
-            picture, with noise of that standard deviation added; None: not so.
+            picture, with noise of that standard deviation added; None switches it off.
 
     Raises:
         ValueError: an option out of range.
@@ -126,12 +126,12 @@ class AdjointTarget(Hook):
                 self._forget()
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
-        """Everybody is asked without guidance; samples whose co-states are not finite are left out."""
+        """Evaluates every role without guidance, and leaves out samples whose co-states are not finite."""
         main = views[MAIN_VIEW]
         visit = main.visit
         if self._unguided:
             for role in step.roles:
-                visit = visit.told(role, self._unguided)
+                visit = visit.with_arguments(role, self._unguided)
         if visit.rollout is not self._rollout:
             self._solve(step, visit)
         reached = visit.index in self._costates
@@ -223,7 +223,7 @@ class AdjointTarget(Hook):
             self._costates[index] = maths.lookahead(gradient, at.transition.end, self.lookahead_power)
 
     def _own_velocity(self, step: Step, at: Any) -> Tensor:
-        """Of the policy without guidance, which the rollout knows where it had none."""
+        """The policy's unguided velocity: from the rollout where that had no guidance, else computed anew."""
         if self._unguided:
             return step.velocity_at_visit(POLICY, at)
         return at.rollout.velocities[at.index].to(step.model.device).float()

@@ -44,7 +44,7 @@ class AnchorRegularizer(Hook):
         if weight < 0:
             raise ValueError(f"`weight` must be at least 0, got {weight}")
         if adapter is not None and not role.startswith(_PREFIX):
-            raise ValueError(f"`role` must be {_PREFIX}<name> where `adapter` says who plays it, got {role!r}")
+            raise ValueError(f"with `adapter` set, `role` must have the form {_PREFIX}<name>, got {role!r}")
         self.role, self.weight, self.adapter = role, weight, adapter
         self._frozen: dict[str, FrozenAdapter] = {}
 

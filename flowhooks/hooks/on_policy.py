@@ -57,7 +57,7 @@ class OnPolicyRollout(Hook):
         visits: how many states of each rollout are trained on, at random; None: all that may be.
         train_fraction: only states in this first part of the steps are trained on.
         last_steps: visit all of so many steps at the end, of ``ode``, in place of ``visits``, ``train_fraction`` and
-            ``window``; None: not so.
+            ``window``; None switches it off.
         sigma_max: the same for all steps that start at or below it.
         early_visits: beside those, how many states before them are visited, at random; each stands for all of them.
         weighting: of visited states, see :func:`visit_weight`.
@@ -154,12 +154,12 @@ class OnPolicyRollout(Hook):
                 every = range(self.sampler.steps)
                 rollout = self._player.draw(*told, keep=every, keep_velocities=every)
                 places = self._from_the_end(rollout, step)
-                rollout = rollout.only(list(places))
+                rollout = rollout.keep_steps(list(places))
             else:
                 places = {place: 1.0 for place in self._at_random(step)}
                 rollout = self._player.draw(*told, keep=_kept(list(places)))
             step.forwards += self.sampler.steps
-            rollout = rollout.on("cpu") if self.offload_states else rollout
+            rollout = rollout.to("cpu") if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
         if not chunks:
             raise ModelError("the trained network is never asked in the steps that are visited; visit others")
@@ -186,7 +186,12 @@ class OnPolicyRollout(Hook):
     def _chunks(
         self, rollout: Rollout, prompts: Sequence[Prompt], places: Mapping[int, float], part: float, step: Step
     ) -> list[Chunk]:
-        """One a visited state, of ``part`` of the batch; ``places`` with how many others each stands for."""
+        """Yields one chunk for each visited state.
+
+        Args:
+            part: this group's fraction of the batch.
+            places: index of a step -> how many states that are not visited it stands for.
+        """
         device = step.model.device
         batch = Batch(
             clean=rollout.final.to(device),

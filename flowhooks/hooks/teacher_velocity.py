@@ -107,7 +107,7 @@ class TeacherVelocity(Hook):
         visit = main.visit
         for name, source in self.sources.items():
             if source["pipeline_arguments"] is not None:
-                visit = visit.told(f"adapter:{name}", source["pipeline_arguments"])
+                visit = visit.with_arguments(f"adapter:{name}", source["pipeline_arguments"])
         return {**views, MAIN_VIEW: replace(main, visit=visit)}
 
     def target(self, step: Step, view: View) -> Tensor | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowhooks.lazy import lazy_attribute
 
-_ROOMS = {
+_EXPORTS = {
     "Assembly": "flowhooks.kernel.assembly",
     "Batch": "flowhooks.kernel.view",
     "Declaration": "flowhooks.kernel.plan",
@@ -21,8 +21,8 @@ _ROOMS = {
     "StepResult": "flowhooks.kernel.view",
     "View": "flowhooks.kernel.view",
 }
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

@@ -97,8 +97,8 @@ class Plan:
         return sum(each.queries for each in self.order if "source" not in each.slots) - self.on_data
 
     @property
-    def drawing(self) -> int:
-        """Forwards of a step before its chunks: what it takes to draw."""
+    def rollout_forwards(self) -> int:
+        """Forwards of the network that the rollout of a step makes, before its first chunk."""
         return sum(declaration.queries for declaration in self.order if "source" in declaration.slots)
 
     @property

@@ -47,6 +47,6 @@ class Draws:
         return values[self.rank * size : (self.rank + 1) * size]
 
     def seed_of(self, purpose: str, position: int) -> int:
-        """Of a position in the global batch."""
+        """The seed for ``purpose`` at this position of the global batch."""
         key = f"{self.seed}/{purpose}/{self.micro_step}/{position}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

@@ -95,8 +95,8 @@ class Session:
         return result
 
     def steps(self, batch: Batch | None, *, log: bool = True) -> Iterator[StepResult]:
-        """The same in chunks, each with a loss of its own: run backward before asking for the next, so that memory is
-        that of one. Losses are shares, whose sum is the step's.
+        """As :meth:`step`, but yields one result for each chunk. Call ``backward()`` on each before you ask for the
+        next: then one graph is alive at a time. The losses are shares, and their sum is the step's.
 
         Args:
             batch: None for a run that needs no data.

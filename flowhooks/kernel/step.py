@@ -141,7 +141,7 @@ class Step:
                 graph = [released.velocity(role)]
 
             def product(cotangent: Tensor) -> Tensor:
-                # At length 1, where half precision has its digits.
+                # Scaled to a mean square of 1, so that half precision does not underflow.
                 shape = (-1, *[1] * (cotangent.dim() - 1))
                 size = cotangent.flatten(1).square().mean(1).sqrt().reshape(shape)
                 unit = cotangent / torch.where(size > 0, size, torch.ones_like(size))
@@ -151,7 +151,8 @@ class Step:
             try:
                 yield at_least_fp32(graph[0].detach()), product
             finally:
-                # Whoever still holds the product holds no graph: its branches to weights were never walked.
+                # The graph is freed even if the caller keeps the product: autograd does not free paths to weights that
+                # were not walked.
                 graph.clear()
 
     @torch.no_grad()

@@ -6,13 +6,13 @@ from typing import Any
 
 from flowhooks.lazy import lazy_attribute
 
-_ROOMS = {
+_EXPORTS = {
     "Made": "flowhooks.pairs.folder",
     "make_pairs": "flowhooks.pairs.make",
     "pairs_from_scores": "flowhooks.pairs.choose",
 }
-__all__ = sorted(_ROOMS)
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _ROOMS, name)
+    return lazy_attribute(__name__, _EXPORTS, name)

@@ -2,8 +2,8 @@
 
 The embedding of the time becomes ``(1 - g) E_t(t) + g E_d(d)`` with ``d = r`` or ``t - r`` (arXiv 2605.13724).
 ``E_d`` starts as a copy of ``E_t`` and lives beside the network, not in it, so that no adapter freezes it and no LoRA
-file holds it. What the network makes of ``d`` on the way to its embedder is not copied but asked for: the network is
-called at time ``d`` and stopped at its embedder.
+file holds it. The input of the embedder at time ``d`` comes from a second, partial forward: the network runs at time
+``d`` and is stopped at its embedder. No code of the model is copied.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meeting:
+class Broadcast:
     """Levels and the tensor that they meet, axes counted from the latter's end.
 
     Args:
@@ -60,8 +60,8 @@ class Meeting:
         return self.other.shape[self.tokens[0] : self.tokens[-1] + 1].numel()
 
 
-#: Where the picture is among the tokens of a meeting; None if they are none.
-Places = Callable[[Meeting], str | None]
+#: Says which end of the token axis holds the image tokens of a tensor; None where it has no token axis.
+ImageTokenSpan = Callable[[Broadcast], str | None]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,14 +71,14 @@ class Mix:
     Args:
         index: ``[B, N]``, the level of each picture token.
         count: K, how many levels there are.
-        places: where the picture is among the tokens of a meeting.
+        places: says which end of the token axis holds the image tokens.
         names: of weights.
         moves: where the batch's axis went, by what moved it, where it was and the shape.
     """
 
     index: Tensor
     count: int
-    places: Places
+    places: ImageTokenSpan
     names: WeightNames
     moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -259,7 +259,7 @@ class Levels:
             raise _impossible(name)
         return Levels(result, self.mix, axis, (*self.path, name))
 
-    def _meeting(self, other: Tensor) -> Meeting | None:
+    def _meeting(self, other: Tensor) -> Broadcast | None:
         """The meeting with ``other``, if it holds tokens: a batch, a last axis, and others that the levels lack or were
         expanded to."""
         batch = self.axis - self.ndim
@@ -272,11 +272,11 @@ class Levels:
             lacking = [a for a in axes if mine[a] == other.shape[a]]
         if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
             return None
-        meeting = Meeting(path=self.path, other=other, batch=batch, tokens=tuple(lacking))
+        meeting = Broadcast(path=self.path, other=other, batch=batch, tokens=tuple(lacking))
         return meeting if self.mix.places(meeting) is not None else None
 
     def _met(
-        self, function: Any, meeting: Meeting, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any
+        self, function: Any, meeting: Broadcast, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any
     ) -> Any:
         """Every level that takes part picks its rows; ``meeting`` is that of this one."""
         if len(args) == 2 and len(held) == len(others) == 1 and not kwargs and function.__name__ in IN_PASSING:
@@ -295,7 +295,7 @@ class Levels:
 
         return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
 
-    def _row_of_each(self, meeting: Meeting) -> tuple[Tensor, Tensor] | None:
+    def _row_of_each(self, meeting: Broadcast) -> tuple[Tensor, Tensor] | None:
         """Rows ``[B K, ...]``, and ``[B, tokens]``: which of them each token ``[B, tokens, ...]`` picks. None if all
         pick level 0, or axes lie otherwise."""
         place, count = self.mix.places(meeting), len(meeting.tokens)
@@ -306,7 +306,7 @@ class Levels:
             return None
         return self.rows.flatten(0, count), self.mix.row_of(place, meeting.count)
 
-    def _pick(self, meeting: Meeting) -> Tensor:
+    def _pick(self, meeting: Broadcast) -> Tensor:
         """The level of each token, broadcast as the levels are."""
         levels = self.rows.unflatten(self.axis, (-1, self.mix.count)).unbind(self.axis + 1)
         place = self.mix.places(meeting)

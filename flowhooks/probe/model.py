@@ -134,7 +134,7 @@ class FlowModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the network's own weights, those left out that Diffusers keeps in fp32."""
+        """dtype of the network's weights, apart from modules that Diffusers keeps in fp32."""
         return self._typical_weight.dtype
 
     @cached_property
@@ -203,7 +203,7 @@ class FlowModel:
         def held(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
             some, at = (noisy, sigma) if rows is None else (noisy[rows], sigma[rows])
             arguments = {**self.fixed_arguments(layout, some, prompt), **self.times(layout, at, at)}
-            with self._untold():
+            with self._without_second_time():
                 return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens)
 
         return self._by_prompt(condition, noisy.device, held)
@@ -290,7 +290,7 @@ class FlowModel:
         of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
-        with without_side_effects(self.pipe, find_networks(self.pipe)), self._untold():
+        with without_side_effects(self.pipe, find_networks(self.pipe)), self._without_second_time():
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
                 seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())
@@ -348,7 +348,11 @@ class FlowModel:
         """The layout at a resolution in pixels, learnt on first use; ``frames`` default to this model's own."""
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
-            with without_side_effects(self.pipe, find_networks(self.pipe)), encoded_once(self.pipe), self._untold():
+            with (
+                without_side_effects(self.pipe, find_networks(self.pipe)),
+                encoded_once(self.pipe),
+                self._without_second_time(),
+            ):
                 call = self.call(prompt="a", **self._sizes.told(size))
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
                 self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
@@ -385,8 +389,8 @@ class FlowModel:
             **more,
         }
 
-    def _untold(self) -> AbstractContextManager[None]:
-        """Runs of the pipeline in the block know no second time that hooks gave."""
+    def _without_second_time(self) -> AbstractContextManager[None]:
+        """Inside the block, runs of the pipeline ignore a second time that a hook gave to the network."""
         return nullcontext() if self.interval is None else self.interval.between(None)
 
     def layout_of(self, sample: Tensor) -> Layout:

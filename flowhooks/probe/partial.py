@@ -1,4 +1,4 @@
-"""Forwards that go only as far as they are wanted: an exception ends them at a module."""
+"""Partial forwards: the network runs up to a module, where an exception of our own ends it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StopForward(Exception):
 def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
     """(args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends there.
 
-    The network is not called as a module: whoever watches its calls need not see this one.
+    It calls ``network.forward`` itself, so that forward hooks on the network do not run.
     """
     inputs: list[tuple[tuple, dict[str, Any]]] = []
 

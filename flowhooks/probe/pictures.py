@@ -66,7 +66,7 @@ def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output:
 
 @torch.no_grad()
 def verify_size(model: FlowModel) -> None:
-    """What the pipeline makes of a size is of that size.
+    """Check that the pipeline returns exactly the size that it was asked for.
 
     Raises:
         ModelError: it is of another one, as where a pipeline rounds what it is asked for.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Meeting, Path, Places
+from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, Path, ImageTokenSpan
 from flowhooks.probe.partial import StopForward
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
@@ -55,14 +55,14 @@ class _Learner:
     count: int = 0
     places: dict[tuple[Path, int], str | None] = field(default_factory=dict)
 
-    def place(self, meeting: Meeting) -> str | None:
+    def place(self, meeting: Broadcast) -> str | None:
         place = self._find(meeting)
         key = meeting.path, meeting.other.dim()
         if self.places.setdefault(key, place) != place:
             raise ModelError(f"one modulation serves text and picture: {' '.join(meeting.path)}")
         return place
 
-    def _find(self, meeting: Meeting) -> str | None:
+    def _find(self, meeting: Broadcast) -> str | None:
         if meeting.other.shape[meeting.batch] == 1:
             return None
         follows = follows_sample(meeting)
@@ -84,7 +84,7 @@ class _Learner:
         return LAST if start else FIRST
 
 
-def follows_sample(meeting: Meeting) -> Tensor:
+def follows_sample(meeting: Broadcast) -> Tensor:
     """``[tokens]`` of two samples: whether most of a token's numbers differ by more than rounding."""
     axes = (meeting.batch, *meeting.tokens)
     first, second = meeting.other.detach().movedim(axes, tuple(range(len(axes)))).reshape(2, meeting.count, -1)
@@ -103,7 +103,7 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
     with (
         without_side_effects(model.pipe, {model.component: model.transformer}),
         _uncheckpointed(model.transformer),
-        model._untold(),
+        model._without_second_time(),
     ):
         try:
             return _Trial(model, layout).tokens()
@@ -210,7 +210,7 @@ class _Trial:
             told.sigmas[:, 0],
         )
 
-    def leveled(self, told: TokenSigma, entry: TimeEntry, places: Places, noisy: Tensor | None = None) -> None:
+    def leveled(self, told: TokenSigma, entry: TimeEntry, places: ImageTokenSpan, noisy: Tensor | None = None) -> None:
         def call(arguments: Mapping[str, Any]) -> Any:
             with leveled(self.model, self.layout, arguments, told, entry, places):
                 return self.model.transformer(**arguments)
@@ -225,9 +225,9 @@ class _Trial:
     def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: TimeEntry) -> Tensor:
         """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
         that of the sample's numbers is scaled alike."""
-        met: list[Meeting] = []
+        met: list[Broadcast] = []
 
-        def first(meeting: Meeting) -> str | None:
+        def first(meeting: Broadcast) -> str | None:
             place = learner.place(meeting)
             if place not in (None, NONE):
                 met.append(meeting)

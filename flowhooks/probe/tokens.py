@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import Levels, Meeting, Mix, Path
+from flowhooks.probe.levels import Levels, Broadcast, Mix, Path
 from flowhooks.probe.partial import inputs_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Tokens:
         """``[B, N]`` of each token -> ``[B, *sample_shape]`` of each number."""
         return values[:, self.of_element.to(values.device)]
 
-    def place(self, meeting: Meeting) -> str | None:
+    def place(self, meeting: Broadcast) -> str | None:
         """As it was learnt.
 
         Raises:
@@ -143,7 +143,7 @@ def leveled(
     arguments: Mapping[str, Any],
     told: TokenSigma,
     entry: TimeEntry,
-    places: Callable[[Meeting], str | None],
+    places: Callable[[Broadcast], str | None],
 ) -> Iterator[None]:
     """In the block, a call of the network with ``arguments`` holds levels from ``entry`` on."""
     network = model.transformer

@@ -107,8 +107,8 @@ def last_steps(starts: Sequence[float], count: int | None, sigma_max: float | No
 
     Args:
         starts: sigma where each step starts, falling.
-        count: so many; None: all.
-        sigma_max: those that start at or below it; None: all.
+        count: number of final steps; None for all.
+        sigma_max: keep steps that start at or below it; None for all.
     """
     first = 0 if count is None else max(0, len(starts) - count)
     return [k for k in range(first, len(starts)) if sigma_max is None or starts[k] <= sigma_max]

@@ -78,14 +78,14 @@ class Rollout:
         """``[B, ...]`` clean latents in the scheduler's sample space."""
         return self.states[len(self.transitions)]
 
-    def only(self, indices: Sequence[int]) -> Rollout:
-        """With what is kept of these steps, and the last state."""
+    def keep_steps(self, indices: Sequence[int]) -> Rollout:
+        """A copy without the states and velocities of other steps; the final state stays."""
         kept = {*indices, len(self.transitions)}
         states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
         return replace(self, states=states, velocities=velocities)
 
-    def on(self, device: Any) -> Rollout:
-        """With its states there."""
+    def to(self, device: Any) -> Rollout:
+        """A copy with the stored states on ``device``."""
         states, velocities = (
             {index: kept.to(device) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
         )
@@ -131,16 +131,19 @@ class RolloutState:
         return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
 
     def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
-        """The same with its state as a leaf that takes a gradient, and that leaf. A step must lead there: index 0 is
-        the pipeline's own noise."""
+        """A copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
+
+        Raises:
+            ValueError: at index 0, whose state the pipeline draws itself.
+        """
         if not self.index:
             raise ValueError("the state that a rollout starts from is drawn by the pipeline and takes no gradient")
         leaf = self.state.to(self.player.model.device).detach().requires_grad_()
         rollout = replace(self.rollout, states={**self.rollout.states, self.index: leaf})
         return replace(self, rollout=rollout), leaf
 
-    def told(self, role: str, arguments: Mapping[str, Any]) -> RolloutState:
-        """``role`` is asked under these arguments."""
+    def with_arguments(self, role: str, arguments: Mapping[str, Any]) -> RolloutState:
+        """A copy that uses these pipeline arguments when ``role`` is evaluated."""
         return replace(self, arguments={**self.arguments, role: arguments})
 
     def take(self, rows: Sequence[int]) -> RolloutState:

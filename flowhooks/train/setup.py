@@ -54,7 +54,7 @@ from flowhooks.train.validation import Validation
 def prepared(
     run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False, examined: Examined | None = None
 ) -> Iterator[Job]:
-    """A job that stands before its next step; on leaving, the pipeline is as it was loaded and trackers are closed.
+    """Yield a job that is ready for its next step; on leaving, restore the pipeline and close the trackers.
 
     Args:
         examined: what :func:`flowhooks.checks.examine` made of the run, where it was asked already.

@@ -101,7 +101,7 @@ def test_forwards_are_counted(tmp_path):
         handle.remove()
         plan = session.assembly.plan
     assert passes == len(calls) == 4 + 2 * (1 + 1 + 2)
-    assert (plan.drawing, plan.chunks, plan.queries, len(plan.passes)) == (4, 2, 2, 2)
+    assert (plan.rollout_forwards, plan.chunks, plan.queries, len(plan.passes)) == (4, 2, 2, 2)
 
 
 def test_the_anchor_may_be_a_teacher_that_nothing_is_routed_to(tmp_path):

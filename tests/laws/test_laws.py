@@ -169,15 +169,15 @@ def test_law_5_forwards_equal_the_distinct_pairs(recipe):
         )
         passes = sum(result.passes for result in loop.chunks(batch, log=False))
         plan = loop.session.assembly.plan
-        spared = plan.drawing + plan.chunks * (len(plan.roles) + plan.queries) + plan.on_data - len(calls)
+        spared = plan.rollout_forwards + plan.chunks * (len(plan.roles) + plan.queries) + plan.on_data - len(calls)
         assert passes == len(calls)
         assert spared >= 0 if recipe in DRAWN else spared == 0
-        if not plan.queries and not plan.drawing:
+        if not plan.queries and not plan.rollout_forwards:
             assert sum(calls) == 2 * len(plan.passes)
         calls.clear()
         loop.session.batch_views = False
         loop.session.micro_step = 0
-        expected = plan.drawing + plan.chunks * (len(plan.passes) + plan.queries) + plan.on_data - spared
+        expected = plan.rollout_forwards + plan.chunks * (len(plan.passes) + plan.queries) + plan.on_data - spared
         assert sum(result.passes for result in loop.chunks(batch, log=False)) == len(calls) == expected
         handle.remove()
         # What a hook says its health is, a logged step tells.

@@ -76,7 +76,7 @@ def test_without_chance_the_pictures_are_the_pipelines(name):
 def test_another_role_may_be_guided_otherwise():
     played = player("sd3")
     rollout = drawn(played, "ode", "sd3")
-    visit = RolloutState(player=played, rollout=rollout, index=1).told("teacher", {"guidance_scale": 1.0})
+    visit = RolloutState(player=played, rollout=rollout, index=1).with_arguments("teacher", {"guidance_scale": 1.0})
     with torch.no_grad():
         guided, plain = visit.velocity("policy"), visit.velocity("teacher")
         condition = played.model.encode_prompts(PROMPTS)
@@ -100,7 +100,7 @@ def test_the_network_sleeps_on_the_way():
 def test_what_is_not_visited_is_not_kept():
     rollout = drawn(player("sd3"), "sde", "sd3", keep=[1, 2])
     assert sorted(rollout.states) == [1, 2, STEPS]
-    kept = rollout.on("cpu")
+    kept = rollout.to("cpu")
     assert all(state.device.type == "cpu" for state in kept.states.values())
 
 

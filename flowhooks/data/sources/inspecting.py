@@ -12,7 +12,7 @@ from flowhooks.data.inspection import BadImage, Picture, inspect_image
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What stands where a picture should be, and why it cannot be used."""
+    """A placeholder for an image that cannot be used, with the reason."""
 
     reason: str
 
