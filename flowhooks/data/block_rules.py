@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flowhooks.data.blocks import Block, Datasets
-from flowhooks.data.wording import template_fault, templates_of
+from flowhooks.data.caption_augmentation import template_fault, templates_of
 from flowhooks.documents.document import json_path
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import Problem

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flowhooks.data.caption_augmentation import caption_of
 from flowhooks.data.dataset import CachedDataset, collate
 from flowhooks.data.schedule import SampleDraw, Schedule
-from flowhooks.data.wording import caption_of
 
 #: From Linux' <sys/prctl.h>.
 _PR_SET_PDEATHSIG = 1

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.blocks import MASK_TYPES
+from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.links import link
-from flowhooks.data.loose import is_loose, loose_cuts
 from flowhooks.data.masks import tell_values
+from flowhooks.data.optional_partners import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans, warn_of_twins
 from flowhooks.data.records import Audit, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.schedule import report
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources import read_set
-from flowhooks.data.wording import wordings
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
 

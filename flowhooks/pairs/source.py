@@ -8,7 +8,7 @@ from typing import Any
 
 from flowhooks.config import Datasets, load_datasets
 from flowhooks.data import Survey, survey
-from flowhooks.data.places import folder_here
+from flowhooks.data.storage import folder_here
 from flowhooks.documents.overrides import apply
 from flowhooks.errors import ConfigError, DataError, Problem
 

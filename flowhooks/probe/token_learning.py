@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, Path, ImageTokenSpan
+from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan, Path
 from flowhooks.probe.partial import StopForward
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import Levels, Broadcast, Mix, Path
+from flowhooks.probe.levels import Broadcast, Levels, Mix, Path
 from flowhooks.probe.partial import inputs_of
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Any
 
 from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
-from flowhooks.data.places import Refused
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import usual_partners
+from flowhooks.data.storage import Refused
 
 _COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column")
 _HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from flowhooks.data.assets import Asset, refuse_large
 from flowhooks.data.files import stem_of
-from flowhooks.data.places import Refused, safe_relative_path
 from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.rows import Row
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.data.storage import Refused, safe_relative_path
 
 
 class Cells(Protocol):

@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 from flowhooks.data.assets import Asset, FileAsset, RemoteAsset, why
 from flowhooks.data.files import realpath
 from flowhooks.data.findings import Findings
-from flowhooks.data.places import LocalPlace, Refused, is_url
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.data.storage import LocalPlace, Refused, is_url
 from flowhooks.documents.secrets import redact
 from flowhooks.reading import parse, read_bytes, user_path
 

@@ -9,13 +9,13 @@ from typing import Any
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.files import Tree, is_image, stem_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.opening import METADATA, open_files, open_folder
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import SUFFIXES, BadTable, open_table
+from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
 
 
 def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataSet:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from flowhooks.data.assets import why
 from flowhooks.data.files import Tree
 from flowhooks.data.findings import Findings
-from flowhooks.data.places import Place, Refused, open_place
+from flowhooks.data.storage import Place, Refused, open_place
 
 T = TypeVar("T")
 #: The tables of an `imagefolder`.

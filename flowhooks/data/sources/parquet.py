@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from flowhooks.data.assets import Asset, FileAsset, why
 from flowhooks.data.findings import Findings, some
-from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.opening import open_files
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
 
 SUFFIXES = (".parquet",)
 # One group of rows is decoded at a time; a file may declare more than any memory holds.

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 from flowhooks.data.assets import refuse_large, why
 from flowhooks.data.files import walk
 from flowhooks.data.findings import Findings, count
-from flowhooks.data.places import LocalPlace, Refused
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.cells import plain
 from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.hub import Origin, or_refused
 from flowhooks.data.sources.parquet import ParquetTable, read_tables
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.data.storage import LocalPlace, Refused
 from flowhooks.home import whole
 
 _FILE = "rows.parquet"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol, TextIO
 
-from flowhooks.data.places import Place, as_text
+from flowhooks.data.storage import Place, as_text
 from flowhooks.reading import UTF16, BadJson, is_utf16, parse
 
 SUFFIXES = (".csv", ".tsv")

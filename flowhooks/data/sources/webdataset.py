@@ -15,13 +15,13 @@ from typing import Any
 from flowhooks.data.assets import Asset, MemberAsset, why
 from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.places import Place, Refused, open_place, safe_relative_path
 from flowhooks.data.sets import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.opening import open_files
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
+from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
 from flowhooks.reading import BadJson, parse
 
 SUFFIXES = (".tar",)

@@ -9,7 +9,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from flowhooks.data.places import Refused, open_place
+from flowhooks.data.storage import Refused, open_place
 from tests.data.folders import audit_in, load, problems_in
 from tests.data.sources.kept import KEEPERS, samples
 from tests.data.sources.test_laws import KEYS, seen

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhooks.data import Schedule, build_cache, data_loader, streams
-from flowhooks.data.wording import caption_of, template_fault, wordings
+from flowhooks.data.caption_augmentation import caption_of, template_fault, wordings
 from flowhooks.documents.schemas import schemas
 from tests.data.folders import audit_in, image_set, write_pairs
 
