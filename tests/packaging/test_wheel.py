@@ -53,9 +53,11 @@ def test_schemas_examples_and_data_configs_are_in_the_wheel(folder: str, members
     assert files <= members, f"not in the wheel: {sorted(files - members)}"
 
 
-def test_what_the_page_is_made_of_is_in_the_wheel(members: set[str]) -> None:
-    files = {*tracked("flowhooks", "*.css"), *tracked("flowhooks", "*.js")}
-    assert files and files <= members, f"not in the wheel: {sorted(files - members)}"
+def test_every_file_of_the_package_is_in_the_wheel(members: set[str]) -> None:
+    """Its modules, and what is no module: styles, scripts, papers, outlines."""
+    files = {file for file in tracked("flowhooks", "*") if "__pycache__" not in file}
+    assert {Path(file).suffix for file in files} >= {".py", ".css", ".js", ".bib", ".json"}
+    assert files <= members, f"not in the wheel: {sorted(files - members)}"
 
 
 def test_nothing_but_the_package_is_in_the_wheel(members: set[str]) -> None:
