@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
+import os
 
-from tests.fake_hub import server, token  # noqa: F401 (fixtures of tests of several folders)
-from tests.families import tiny
+# Libraries read it when they are imported: without it a test of what is not there waits for a network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from tests.fake_hub import server, token  # noqa: E402, F401 (fixtures of tests of several folders)
+from tests.families import tiny  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's caches."""
     monkeypatch.setenv("FLOWHOOKS_HOME", str(tmp_path_factory.getbasetemp() / "home"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """The Hub may be asked, and cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
 
 
 @pytest.fixture(autouse=True)

@@ -250,7 +250,7 @@ def test_check_looks_for_the_files_of_teachers(tmp_path, capsys):
     assert "$.method.flow_opd.teachers.parked: " in error and "teachers.there" not in error
 
 
-def test_check_takes_a_hub_id_without_looking_it_up(tmp_path):
+def test_check_takes_a_hub_id_without_looking_it_up(tmp_path, online):
     override = "model.pretrained_model_name_or_path=stabilityai/stable-diffusion-3.5-medium"
     assert main(["check", str(make_run(tmp_path)), "--set", override]) == 0
 

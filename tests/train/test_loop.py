@@ -141,7 +141,7 @@ def test_nan_stops_the_run_and_names_the_files_and_the_weights_stay_finite(new_r
 
 
 @pytest.mark.slow
-def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp_path):
+def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp_path, online):
     for place, message in ((tmp_path / "nowhere", "there is no folder"), (tmp_path, "has no model_index.json")):
         run = new_run(model={"pretrained_model_name_or_path": str(place)})
         with pytest.raises(ConfigError, match=message):
