@@ -11,6 +11,7 @@ Leaving the block takes everything off again.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
 from flowhooks.config.finished import model_section
-from flowhooks.errors import ConfigError, ModelError, Problem
+from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
 from flowhooks.kernel import distributed
@@ -158,7 +159,10 @@ def _restored(
                 f"{type(network).__name__}"
             )
         adapter = None
-        if not is_adapted(network) and _has_adapter(folder):
+        if is_adapted(network) and _has_adapter(folder):
+            message = f"{folder}: its adapter is not put on, for one is on already, and is taken for it"
+            warnings.warn(message, FlowhooksWarning, stacklevel=4)
+        elif not is_adapted(network) and _has_adapter(folder):
             adapter = load_adapter(network, folder, pipeline=model.pipe)
             stack.callback(adapter.detach)
         session = _session(model, run, run.hooks, adapter, seed, stack)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from flowhooks.printing import one_line
 
@@ -96,3 +97,14 @@ class RewardError(FlowhooksError):
 
 class HubError(FlowhooksError):
     """Publishing to the Hub failed; local files are untouched."""
+
+
+@contextmanager
+def model_errors_at(file: Path, path: str | None) -> Iterator[None]:
+    """Inside the block, a ModelError begins with a file and a JSON path; with ``path`` None it stays as it is."""
+    try:
+        yield
+    except ModelError as error:
+        if path is None:
+            raise
+        raise ModelError(f"{file}: {path}: {error}") from error

@@ -12,7 +12,7 @@ from flowhooks.data.files import realpath
 from flowhooks.errors import Problem
 from flowhooks.manifest import checkpoints_in, no_checkpoint
 from flowhooks.reading import MAX_TEXT, parse, read_text, user_path
-from flowhooks.run_files import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN
+from flowhooks.run_files import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN, VALIDATION
 
 LATEST = "latest"
 _WEIGHTS = (*ADAPTER_FILES, PEFT_CONFIG_FILE, MODULES, PIPELINE)
@@ -74,6 +74,10 @@ def _foreign(folder: Path) -> Iterator[Problem]:
         if (file.exists() or file.is_symlink()) and not _marked(file, written_by_a_run):
             message = f"holds a {name} that no run wrote, and this run would write over it; choose another `output_dir`"
             yield Problem(message, str(folder))
+    pictures = next((folder / VALIDATION).glob("step_*.png"), None)
+    if pictures is not None and not (folder / RUN).exists():
+        message = f"holds {VALIDATION}/{pictures.name} and no {RUN}, so no run wrote it; choose another `output_dir`"
+        yield Problem(message, str(folder))
 
 
 def _marked(file: Path, mark: Callable[[str], bool]) -> bool:

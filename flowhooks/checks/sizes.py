@@ -79,10 +79,9 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     except ConfigError:
         return
     step = edge_step(folder, parts)
+    most = largest_edge(folder, parts)
     for key in ("height", "width"):
-        pixels = run.validation[key]
-        if step is not None and pixels is not None and pixels % step:
-            message = f"{pixels} pixels do not fit the pipeline, whose edges are multiples of {step}; use one"
+        if (message := _unfit(run.validation[key], step, most)) is not None:
             yield Problem(message, str(run.source), f"$.validation.{key}")
     if audited is None or run.data is None:
         return
@@ -101,18 +100,43 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
                 file,
                 f"{place}.resolution",
             )
+        elif most is not None and max(width, height) > most:
+            message = f"pictures of {width}x{height} are larger than the network has positions for; {most} is the most"
+            yield Problem(f"{message} along an edge", file, f"{place}.resolution")
 
 
 def size_refusal(folder: Path, height: int | None, width: int | None) -> str | None:
     """Why a pipeline's folder draws no picture of these pixels, as far as its configuration says; None where it may."""
     try:
-        step = edge_step(folder, read_index(folder)[0])
+        parts = read_index(folder)[0]
     except ConfigError:
         return None
+    step, most = edge_step(folder, parts), largest_edge(folder, parts)
     for name, pixels in (("height", height), ("width", width)):
-        if step is not None and pixels is not None and pixels % step:
-            return f"{name}: {pixels} pixels do not fit the pipeline, whose edges are multiples of {step}; use one"
+        if (message := _unfit(pixels, step, most)) is not None:
+            return f"{name}: {message}"
     return None
+
+
+def _unfit(pixels: int | None, step: int | None, most: int | None) -> str | None:
+    """Why an edge of so many pixels does not go; None where it may."""
+    if pixels is None:
+        return None
+    if step is not None and pixels % step:
+        return f"{pixels} pixels do not fit the pipeline, whose edges are multiples of {step}; use one"
+    if most is not None and pixels > most:
+        return f"{pixels} pixels are more than the network has positions for; {most} is the most"
+    return None
+
+
+def largest_edge(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
+    """The most pixels along an edge, for a network with a table of positions; None where no table is stated."""
+    step = edge_step(folder, parts)
+    network = next((part for part in NETWORKS if part in parts), None)
+    if step is None or network is None:
+        return None
+    positions = read_settings(folder / network / "config.json").get("pos_embed_max_size")
+    return positions * step if isinstance(positions, int) and positions > 0 else None
 
 
 def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:

@@ -6,6 +6,9 @@ import argparse
 import math
 from collections.abc import Callable
 
+#: Beyond it a number overflows somewhere in a library; it is what a seed may be.
+MOST = 2**32 - 1
+
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """A run file and changes to it."""
@@ -59,8 +62,8 @@ def finite_number(text: str) -> float:
     return number
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """Type of an argument that is an integer of at least ``least``."""
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Type of an argument that is an integer from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         try:
@@ -69,14 +72,16 @@ def whole_number(least: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}") from None
         if number < least:
             raise argparse.ArgumentTypeError(f"expected at least {least}, found {number}")
+        if number > most:
+            raise argparse.ArgumentTypeError(f"expected at most {most:,}, found {number}")
         return number
 
     return parse
 
 
-def whole_numbers(least: int) -> Callable[[str], list[int]]:
-    """Type of an argument that is integers of at least ``least``, with commas between them."""
-    one = whole_number(least)
+def whole_numbers(least: int, most: int = MOST) -> Callable[[str], list[int]]:
+    """Type of an argument that is integers from ``least`` to ``most``, with commas between them."""
+    one = whole_number(least, most)
 
     def parse(text: str) -> list[int]:
         return [one(part.strip()) for part in text.split(",")]

@@ -9,6 +9,8 @@ from flowhooks.commands.arguments import add_imports, finite_number, whole_numbe
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
+#: Along an edge; validation has the same.
+MOST_PIXELS = 16_384
 
 
 def add(parser: ArgumentParser) -> None:
@@ -32,7 +34,7 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--steps",
-        type=whole_numbers(1),
+        type=whole_numbers(1, 10_000),
         default=[28],
         metavar="N[,N...]",
         help="sampling steps; several draw a column each, the base above what was trained (default: 28)",
@@ -42,10 +44,10 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: %(default)s)")
     parser.add_argument(
-        "--num-images", type=whole_number(1), default=1, help="pictures of each prompt (default: %(default)s)"
+        "--num-images", type=whole_number(1, 10_000), default=1, help="pictures of each prompt (default: %(default)s)"
     )
-    parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
-    parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
+    parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument(
         "--dtype",
         choices=["fp32", "bf16", "fp16"],

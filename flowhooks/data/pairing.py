@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flowhooks.data.blocks import Datasets
 
 
-#: In an epoch of a set with repeats: each takes some bytes in several lists and permutations.
+#: In an epoch with repeats, of all sets: each takes some bytes in several lists and permutations.
 MOST_SAMPLES = 10_000_000
 
 
@@ -86,7 +86,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     lines: list[str] = []
     for i, linked in links.items():
         partners = [*(sets[j] for j in linked), *sets[i].columns]
-        records += _pair(sets[i], partners, found)
+        records += _pair(sets[i], partners, found, before=len(records))
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     tell_values(sets, found)
@@ -94,7 +94,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
-def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Record]:
+def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int) -> list[Record]:
     strict = [each for each in partners if not is_loose(each)]
     for partner in strict:
         check_partner(images, partner, found)
@@ -125,16 +125,21 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings) -> list[Rec
                     drawing=drawing,
                 )
             )
-    return records * (1 + _repeats(images, len(records), found))
+    return records * (1 + _repeats(images, len(records), found, before))
 
 
-def _repeats(images: DataSet, samples: int, found: Findings) -> int:
-    """The block's `repeats`; 0 where an epoch would be too long to list, which is a problem."""
+def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int:
+    """The block's `repeats`; 0 where an epoch would be too long to list, which is a problem.
+
+    Args:
+        before: samples of the sets before it.
+    """
     repeats: int = images.block["repeats"]
-    if repeats and samples * (1 + repeats) > MOST_SAMPLES:
+    if repeats and samples * (1 + repeats) + before > MOST_SAMPLES:
+        beside = f" beside {before:,} of other sets" if before else ""
         message = (
-            f"{repeats:,} makes {samples * (1 + repeats):,} samples of {samples:,}, and an epoch with repeats holds at "
-            f"most {MOST_SAMPLES:,}; lower it, or raise `probability`, which draws a set more often"
+            f"{repeats:,} makes {samples * (1 + repeats):,} samples of {samples:,}{beside}, and an epoch with repeats "
+            f"holds at most {MOST_SAMPLES:,}; lower it, or raise `probability`, which draws a set more often"
         )
         found.problem(f"{images.path}.repeats", message)
         return 0

@@ -21,7 +21,7 @@ def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.
     made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
     try:
         return made(list(parameters), lr=run.training["learning_rate"], **run.training["optimizer_args"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         where = "$.training.optimizer_args"
         raise ConfigError(Problem(f"{path!r} cannot be built: {error}", str(run.source), where)) from error
 

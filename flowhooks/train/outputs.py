@@ -17,16 +17,16 @@ from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.kernel.session import Session
 from flowhooks.modules_file import save_modules
-from flowhooks.run_files import METRICS, PIPELINE, RUN
+from flowhooks.run_files import METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.train.files import refused, write_json
-from flowhooks.train.validation import FOLDER, averaged
+from flowhooks.train.validation import averaged
 
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
 
 
 def sweep_outputs(run: Run) -> None:
     """Remove what a killed run of this folder was in the middle of writing; for who holds the folder's lock."""
-    for folder in (Path(run.output_dir), Path(run.output_dir) / FOLDER):
+    for folder in (Path(run.output_dir), Path(run.output_dir) / VALIDATION):
         sweep(folder)
 
 

@@ -30,7 +30,7 @@ from flowhooks.data import (
 )
 from flowhooks.data.schedule import small_bucket_warning
 from flowhooks.data.shards import human_bytes, total_bytes
-from flowhooks.errors import ConfigError, DataError, FlowhooksWarning
+from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, model_errors_at
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
@@ -173,14 +173,16 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
 def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     first = audited.records[0] if audited.records else None
     stack.enter_context(attention_backend(find_networks(pipe).values(), run.model["attention_backend"]))
-    model = probe(
-        pipe,
-        height=first.height if first else run.validation["height"],
-        width=first.width if first else run.validation["width"],
-        frames=first.geometry.frames if first else None,
-        arguments=run.model["pipeline_arguments"],
-        component=run.model["component"],
-    )
+    # A pipeline may refuse arguments that only it can judge, and the user has one place to change them.
+    with model_errors_at(run.source, "$.model.pipeline_arguments" if run.model["pipeline_arguments"] else None):
+        model = probe(
+            pipe,
+            height=first.height if first else run.validation["height"],
+            width=first.width if first else run.validation["width"],
+            frames=first.geometry.frames if first else None,
+            arguments=run.model["pipeline_arguments"],
+            component=run.model["component"],
+        )
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
             part.requires_grad_(False)

@@ -24,6 +24,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.pipeline import encoders_and_vae_on_device
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
+from flowhooks.run_files import VALIDATION
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.grid import picture_grid
 from flowhooks.sampling.images import sample_images
@@ -31,7 +32,7 @@ from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
 
-FOLDER, STEPS = "validation", "num_inference_steps"
+STEPS = "num_inference_steps"
 
 
 @dataclass(kw_only=True)
@@ -117,7 +118,7 @@ class Validation:
                 )
                 for count in counts
             ]
-        file = Path(self.run.output_dir) / FOLDER / f"step_{step:06d}.png"
+        file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
         # With several step counts: a row a picture, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
         columns = _columns(len(validation["prompts"]), validation["num_images_per_prompt"])
@@ -136,9 +137,9 @@ class Validation:
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 stacked = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-                tracker.log_images({FOLDER: stacked}, step=step, dataformats="NHWC")
+                tracker.log_images({VALIDATION: stacked}, step=step, dataformats="NHWC")
             elif hasattr(tracker, "log_images"):
-                tracker.log_images({FOLDER: list(pictures)}, step=step)
+                tracker.log_images({VALIDATION: list(pictures)}, step=step)
 
 
 def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]]:

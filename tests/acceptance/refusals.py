@@ -48,6 +48,16 @@ def _index(**changes: Any) -> Callable[[User], object]:
     return make
 
 
+def _settings(name: str, **changes: Any) -> Callable[[Path], object]:
+    """Change a configuration in a pipeline's folder."""
+
+    def change(model: Path) -> None:
+        found = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps({**found, **changes}), encoding="utf-8")
+
+    return change
+
+
 def _model(change: Callable[[Path], object], **section: Any) -> Callable[[User], object]:
     """Change the pipeline's folder, and write the ``model`` section."""
 
@@ -293,6 +303,22 @@ REFUSALS: dict[str, Refusal] = {
         make=_written(validation={"prompts": ["a"], "height": 18, "width": 16}),
         words=("$.validation.height: ", "18 pixels do not fit", "multiples of 4"),
     ),
+    "validation larger than the network's positions": Refusal(
+        make=_written(validation={"prompts": ["a"], "height": 64, "width": 16}),
+        words=("$.validation.height: ", "64 pixels are more than the network has positions for; 32 is the most"),
+    ),
+    "data larger than the network's positions": Refusal(
+        make=_model(_settings("transformer/config.json", pos_embed_max_size=2)),
+        words=("data.json: $[0].resolution: ", "pictures of 16x16 are larger than", "8 is the most"),
+    ),
+    "validation pictures that no run drew": Refusal(
+        make=lambda user: (
+            (user.out / "validation").mkdir(parents=True),
+            (user.out / "validation" / "step_000000.png").write_bytes(b"mine"),
+            user.write(),
+        ),
+        words=("holds validation/step_000000.png and no run.json",),
+    ),
     "checkpoints of another run": Refusal(make=_no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
     "weights of a finished run": Refusal(
         make=_left("pytorch_lora_weights.safetensors"),
@@ -413,6 +439,10 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "an option that the optimiser does not take": Refusal(
         make=_written(training={"optimizer_args": {"eps": -1}}),
+        words=("$.training.optimizer_args: ", "'adamw' cannot be built"),
+    ),
+    "two options of the optimiser that exclude each other": Refusal(
+        make=_written(training={"optimizer_args": {"fused": True, "foreach": True}}),
         words=("$.training.optimizer_args: ", "'adamw' cannot be built"),
     ),
     "an optimiser that is not installed": Refusal(

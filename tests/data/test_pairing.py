@@ -349,6 +349,9 @@ def test_an_epoch_too_long_to_list_is_refused(root, monkeypatch):
     assert len(audit_in(root, [image_set("win", repeats=1)]).records) == 6
     (problem,) = problems_in(root, [image_set("win", repeats=2)])
     assert problem.startswith("$[0].repeats: 2 makes 9 samples of 3, and an epoch with repeats holds at most 8; lower")
+    blocks = [image_set("win", repeats=1), {**image_set("win", repeats=1), "id": "again"}]
+    (problem,) = problems_in(root, blocks)
+    assert problem.startswith("$[1].repeats: 1 makes 6 samples of 3 beside 6 of other sets, and an epoch")
 
 
 def test_a_set_that_is_off_is_told_as_that(root):

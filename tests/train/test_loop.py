@@ -151,6 +151,12 @@ def test_a_missing_model_and_a_folder_that_is_none_are_clear_errors(new_run, tmp
         train(run, progress=False)
 
 
+def test_arguments_that_only_the_pipeline_can_judge_are_told_with_their_place(new_run):
+    run = new_run(model={"pipeline_arguments": {"max_sequence_length": -5}})
+    with pytest.raises(ModelError, match=r"run\.json: \$\.model\.pipeline_arguments: .* cannot be run with"):
+        train(run, progress=False)
+
+
 def test_a_lora_for_another_model_is_refused(new_run, finished):
     for section, error in (({"rank": 4}, ConfigError), ({"target_modules": ["to_q"]}, AdapterError)):
         with pytest.raises(error, match="pytorch_lora_weights.safetensors"):
