@@ -148,7 +148,10 @@ def main() -> int:
     args = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        counts = fuzz(args.inputs, args.seed, Path(folder), args.keep, args.target)
+        # Some levels down: a path that is damaged to `..` would have this machine's own files read.
+        place = Path(folder, "a", "b", "c")
+        place.mkdir(parents=True)
+        counts = fuzz(args.inputs, args.seed, place, args.keep, args.target)
     found = report(counts, args.seed, time.monotonic() - began)
     text = json.dumps(found, indent=2)
     for name, count in counts.items():
