@@ -159,12 +159,13 @@ def _restored(
                 f"{type(network).__name__}"
             )
         adapter = None
-        if is_adapted(network) and _has_adapter(folder):
-            message = f"{folder}: its adapter is not put on, for one is on already, and is taken for it"
-            warnings.warn(message, FlowhooksWarning, stacklevel=4)
-        elif not is_adapted(network) and _has_adapter(folder):
-            adapter = load_adapter(network, folder, pipeline=model.pipe)
-            stack.callback(adapter.detach)
+        if _has_adapter(folder):
+            if is_adapted(network):
+                message = f"{folder}: its adapter is not put on, for one is on already, and is taken for it"
+                warnings.warn(message, FlowhooksWarning, stacklevel=4)
+            else:
+                adapter = load_adapter(network, folder, pipeline=model.pipe)
+                stack.callback(adapter.detach)
         session = _session(model, run, run.hooks, adapter, seed, stack)
         if manifest is not None:
             load_modules(folder / MODULES, session.assembly)

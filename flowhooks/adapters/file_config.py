@@ -38,7 +38,7 @@ _PEFT_CONFIGS: dict[str, tuple[str, type[PeftConfig]]] = {
 
 
 def file_config(read: AdapterFile) -> PeftConfig:
-    """The PEFT configuration of a file: beside it, in its header, or told by its shapes and alphas.
+    """Return the PEFT configuration of a file: read beside it or from its header, else derived from shapes and alphas.
 
     Raises:
         AdapterError: it is missing, says what no configuration says, or contradicts the alphas.

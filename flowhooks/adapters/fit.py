@@ -121,7 +121,7 @@ def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
 
 
 def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What can be told of an adapter's type, rank and alpha without its tensors.
+    """Return what an adapter's configuration says of its type, rank and alpha; reads no tensors.
 
     Raises:
         AdapterError: a configuration that cannot be loaded.

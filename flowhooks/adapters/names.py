@@ -164,8 +164,8 @@ _SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _shown(value: Any) -> str:
-    told = repr(value)
-    return told if len(told) <= 60 else f"{told[:57]}..."
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def unreadable(file: Path, error: Exception) -> str:

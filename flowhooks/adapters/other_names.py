@@ -20,7 +20,9 @@ _ROUNDING = 1e-3
 
 
 def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[str, Tensor]:
-    """The same LoRA under Diffusers' names, each with its prefix; alphas are taken into the matrices, or kept.
+    """Rename a LoRA's keys to Diffusers' names, by the converter of the pipeline's class.
+
+    The names have Diffusers' prefix. The converter multiplies alphas into the matrices, or keeps them as keys.
 
     Args:
         file: where it was read from.
@@ -32,13 +34,13 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
             change or of its strength.
     """
     kind = pipeline if isinstance(pipeline, type) else type(pipeline)
-    told = other_names(file, tensors)
+    naming = other_names(file, tensors)
     parts = [part for pair in _PAIRS for part in pair] + [ALPHA]
     foreign = [key for key in tensors if not key.endswith(tuple(parts))]
     if foreign:
         raise AdapterError(
-            f"{told}, and {first_few(foreign)} beside the two matrices and the alpha of a plain LoRA. Only plain LoRA "
-            "is read under these names: convert the file to the Diffusers format first."
+            f"{naming}, and {first_few(foreign)} beside the two matrices and the alpha of a plain LoRA. Only plain "
+            "LoRA is read under these names: convert the file to the Diffusers format first."
         )
     advice = (
         "Take the LoRA in the Diffusers format (of a run of flowhooks: its pytorch_lora_weights.safetensors), or "
@@ -46,7 +48,7 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
     )
     reader = getattr(kind, "lora_state_dict", None)
     if reader is None:
-        raise AdapterError(f"{told}, and Diffusers' {kind.__name__} reads no LoRA files at all. {advice}")
+        raise AdapterError(f"{naming}, and Diffusers' {kind.__name__} reads no LoRA files at all. {advice}")
     before = _squared(file, tensors)
     try:
         # Some converters scale in place.
@@ -54,21 +56,21 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
     except Exception as error:
         # Each converter fails in its own way on names that it does not expect.
         raise AdapterError(
-            f"{told}, which Diffusers' {kind.__name__} cannot convert ({type(error).__name__}: {error}). {advice}"
+            f"{naming}, which Diffusers' {kind.__name__} cannot convert ({type(error).__name__}: {error}). {advice}"
         ) from error
     found, alphas = found if isinstance(found, tuple) else (found, None)
     result = {**found, **(alphas or {})}
     if not result or not all(key.startswith(f"{DIFFUSERS_PREFIX}.") for key in result):
         left = [key for key in result if not key.startswith(f"{DIFFUSERS_PREFIX}.")]
         raise AdapterError(
-            f"{told}, which Diffusers' {kind.__name__} does not read"
+            f"{naming}, which Diffusers' {kind.__name__} does not read"
             f"{f' (it leaves {first_few(left, 1)})' if left else ''}. {advice}"
         )
     after = _squared(file, result)
     if not math.isclose(before, after, rel_tol=_ROUNDING):
         size = math.sqrt(after / before) if before else math.inf
         raise AdapterError(
-            f"{told}. What Diffusers' {kind.__name__} makes of them has {size:.3g} times the "
+            f"{naming}. What Diffusers' {kind.__name__} makes of them has {size:.3g} times the "
             f"size of the change that the file holds: it leaves out layers, or their alpha. {advice}"
         )
     return result

@@ -79,7 +79,7 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     except ConfigError:
         return
     step = edge_step(folder, parts)
-    most = largest_edge(folder, parts)
+    most = largest_edge(folder, parts, step)
     for key in ("height", "width"):
         if (message := _unfit(run.validation[key], step, most)) is not None:
             yield Problem(message, str(run.source), f"$.validation.{key}")
@@ -111,7 +111,8 @@ def size_refusal(folder: Path, height: int | None, width: int | None) -> str | N
         parts = read_index(folder)[0]
     except ConfigError:
         return None
-    step, most = edge_step(folder, parts), largest_edge(folder, parts)
+    step = edge_step(folder, parts)
+    most = largest_edge(folder, parts, step)
     for name, pixels in (("height", height), ("width", width)):
         if (message := _unfit(pixels, step, most)) is not None:
             return f"{name}: {message}"
@@ -129,9 +130,12 @@ def _unfit(pixels: int | None, step: int | None, most: int | None) -> str | None
     return None
 
 
-def largest_edge(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
-    """The most pixels along an edge, for a network with a table of positions; None where no table is stated."""
-    step = edge_step(folder, parts)
+def largest_edge(folder: Path, parts: Mapping[str, tuple[str, str]], step: int | None) -> int | None:
+    """Return the most pixels along an edge for a network with a table of positions; None if it states no table.
+
+    Args:
+        step: what :func:`edge_step` returned for this folder.
+    """
     network = next((part for part in NETWORKS if part in parts), None)
     if step is None or network is None:
         return None

@@ -13,7 +13,8 @@ from huggingface_hub import constants
 
 import flowhooks
 from flowhooks import machine
-from tests.acceptance.refusals import REFUSALS, Refusal
+from tests.acceptance.refusal_makers import Refusal
+from tests.acceptance.refusals import REFUSALS
 from tests.acceptance.user import User, assert_one_error
 
 pytestmark = pytest.mark.slow

@@ -6,9 +6,6 @@ import errno
 import json
 import os
 import re
-import signal
-import threading
-import time
 import warnings
 from contextlib import contextmanager
 from itertools import product
@@ -17,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from flowhooks.cli import main, parser
-from flowhooks.commands import train as train_command
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from tests.cli.folders import BLOCKS, make_run
@@ -395,154 +391,3 @@ def test_arguments_reach_their_commands():
         and read(["check", "r", "--debug"]).debug
         and not read(["check", "r"]).debug
     )
-
-
-def test_without_a_command_the_help_is_printed_and_nothing_was_done(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["flowhooks"])
-    for argv in ([], None):
-        assert main(argv) == 2
-        captured = capsys.readouterr()
-        assert captured.out == "" and all(f"    {name} " in captured.err for name in COMMANDS)
-
-
-@pytest.mark.parametrize(
-    "argv, words",
-    [
-        (["chek"], "there is no command 'chek'; did you mean 'check'?"),
-        (["zzz"], "there is no command 'zzz'; `flowhooks --help` lists them"),
-        (["probe", "m", "--dtype", "bf61"], "did you mean 'bf16'?"),
-        (["probe", "m", "--arguments", "{'a': 1}"], "single quotes"),
-        (["probe", "m", "--arguments", "[1]"], "expected an object"),
-        (["sample", "m"], "--prompt"),
-        (["sample", "m", "--prompt", "a", "--steps", "0"], "expected at least 1, found 0"),
-        (["sample", "m", "--prompt", "a", "--steps", "1000000000"], "expected at most 10,000, found 1000000000"),
-        (["sample", "m", "--prompt", "a", "--seed", "99999999999999999999"], "expected at most 4,294,967,295"),
-        (["sample", "m", "--prompt", "a", "--height", "100000"], "expected at most 16,384"),
-        (["sample", "m", "--prompt", "a", "--guidance-scale", "nan"], "expected a finite number, found 'nan'"),
-        (["merge", "a", "b", "--output", "c", "--method", "cat", "--weights", "inf"], "expected a finite number"),
-        (["train", "run.json", "--resume", ""], "expected `latest` or a checkpoint-<step> folder"),
-        (["export", "l", "--format", "a1111"], "invalid choice"),
-        (["merge", "a", "b", "--output", "o"], "--method"),
-        (["merge", "a", "b", "--method", "mean", "--output", "o"], "invalid choice"),
-        (["merge", "--method", "cat", "--output", "o"], "ADAPTER"),
-        (["check", "r", "--token", "hf_AbCdEfGh1234567890"], "unrecognized arguments: --token ***"),
-    ],
-)
-def test_usage_errors_are_2(argv, words, capsys):
-    with pytest.raises(SystemExit) as left:
-        main(argv)
-    assert left.value.code == 2
-    err = capsys.readouterr().err
-    assert words in err and "hf_AbCdEfGh" not in err
-
-
-def test_a_wrong_run_is_2_one_line_each_and_a_traceback_only_on_request(tmp_path, capsys):
-    path = tmp_path / "run.json"
-    path.write_text('{"modle": {}, "training": {"seed": "1"}}')
-    assert main(["check", str(path)]) == 2
-    err = capsys.readouterr().err
-    assert err.splitlines()[:2] == [
-        f"{path}: $.modle: unknown key 'modle'; did you mean 'model'?",
-        f"{path}: $.training.seed: expected an integer, found the string '1'; remove the quotes",
-    ]
-    assert "Traceback" not in err
-    assert main(["check", str(path), "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
-
-
-def test_push_reads_the_run_for_what_is_not_given(tmp_path, capsys):
-    assert main(["push", str(tmp_path)]) == 2
-    assert "--repo-id" in capsys.readouterr().err
-
-
-def _raises(error: BaseException):
-    def run(args):
-        raise error
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "error, code, words",
-    [
-        (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device", "out/x"), 1, "out/x: No space left on device"),
-        (ZeroDivisionError("by zero"), 1, "unexpected ZeroDivisionError: by zero"),
-        (ValueError("hf_AbCdEfGh1234567890"), 1, "***"),
-    ],
-)
-def test_every_way_to_fail_has_its_code(monkeypatch, capsys, error, code, words):
-    monkeypatch.setattr(train_command, "run", _raises(error))
-    assert main(["train", "run.json"]) == code
-    err = capsys.readouterr().err
-    assert words in err and "Traceback" not in err and "hf_AbCdEfGh" not in err
-
-
-def test_ctrl_c_is_130_whatever_a_half_imported_package_makes_of_it(monkeypatch, capsys):
-    def stumble(args):
-        try:
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(30)
-        except KeyboardInterrupt:
-            raise RecursionError("maximum recursion depth exceeded") from None
-
-    # A process that is started in the background may ignore the signal.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        monkeypatch.setattr(train_command, "run", stumble)
-        assert main(["train", "run.json"]) == 130
-        assert capsys.readouterr().err == "interrupted\n"
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_sigterm_is_143_and_the_handler_of_before_comes_back(monkeypatch):
-    def wait(args):
-        threading.Timer(0.05, signal.pthread_kill, (threading.get_ident(), signal.SIGTERM)).start()
-        time.sleep(30)
-
-    before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(train_command, "run", wait)
-    with pytest.raises(SystemExit) as left:
-        main(["train", "run.json"])
-    assert left.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def _adapters(folder, count=2):
-    from flowhooks.adapters import build_adapter
-    from tests.adapters.helpers import section, train_randomly, transformer
-
-    for i in range(count):
-        adapter = build_adapter(transformer(), section("lora"))
-        train_randomly(adapter, seed=i)
-        yield str(adapter.save(folder / f"teacher{i}", {}).parent)
-
-
-def test_merge_writes_a_lora_and_tells_its_error(tmp_path, capsys):
-    files, out = list(_adapters(tmp_path)), str(tmp_path / "out")
-    assert main(["merge", *files, "--output", out, "--method", "factor_average", "--weights", "0.5", "0.5"]) == 0
-    told = capsys.readouterr().out
-    assert f"wrote      {out}/pytorch_lora_weights.safetensors: 18 layers of rank 2\n" in told
-    assert re.search(r"^error      0\.[67]\d* of the exact sum$", told, re.MULTILINE)
-    assert "warning    averaged factors are not the averaged change" in told
-    assert main(["merge", *files, "--output", out, "--method", "cat"]) == 2
-    captured = capsys.readouterr()
-    assert "exists already and is not overwritten" in captured.err and captured.out == ""
-    assert main(["merge", *files, "--output", f"{out}/exact", "--method", "cat"]) == 0
-    assert "warning" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        (["--method", "svd", "--weights", "1"], "`--weights` has 1 numbers for 2 adapters"),
-        (["--method", "cat", "--rank", "4"], "goes with 'svd' only"),
-        (["--method", "svd", "--model", "nowhere"], "has no transformer/*.safetensors"),
-    ],
-)
-def test_merge_refuses_what_does_not_go_together(tmp_path, capsys, options, words):
-    assert main(["merge", *_adapters(tmp_path), "--output", str(tmp_path / "out"), *options]) == 2
-    assert words in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()

@@ -1,0 +1,185 @@
+"""How a good folder is brought into a state that `check` and `train` refuse: the pieces of the cases."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.user import User
+
+PROMPTED = {"type": "on_policy_rollout", "prompts": ["a"]}
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """One reason.
+
+    Args:
+        make: brings a good folder into that state.
+        words: what must be said.
+        more: arguments of the command.
+        environment: variables it is met under.
+    """
+
+    make: Callable[[User], object]
+    words: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+def written(**sections: Any) -> Callable[[User], object]:
+    return lambda user: user.write(**sections)
+
+
+def changed_index(**changes: Any) -> Callable[[User], object]:
+    """Change the pipeline's index; None takes a part out."""
+
+    def make(user: User) -> None:
+        file = user.mine / "model" / INDEX
+        index = {**json.loads(file.read_text()), **changes}
+        file.write_text(json.dumps({name: value for name, value in index.items() if value is not None}))
+
+    return make
+
+
+def changed_settings(name: str, **changes: Any) -> Callable[[Path], object]:
+    """Change a configuration in a pipeline's folder."""
+
+    def change(model: Path) -> None:
+        found = json.loads((model / name).read_text(encoding="utf-8"))
+        (model / name).write_text(json.dumps({**found, **changes}), encoding="utf-8")
+
+    return change
+
+
+def changed_model(change: Callable[[Path], object], **section: Any) -> Callable[[User], object]:
+    """Change the pipeline's folder, and write the ``model`` section."""
+
+    def make(user: User) -> None:
+        change(user.mine / "model")
+        user.write(model=section)
+
+    return make
+
+
+def unet(user: User) -> None:
+    model = user.mine / "model"
+    (model / "transformer").rename(model / "unet")
+    changed_index(
+        _class_name="StableDiffusionXLPipeline", transformer=None, unet=["diffusers", "UNet2DConditionModel"]
+    )(user)
+
+
+def sharded(index: str) -> Callable[[Path], object]:
+    """The transformer's weights in parts, of which none is there."""
+    return lambda model: (
+        (model / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(index),
+        (model / "transformer" / "diffusion_pytorch_model.safetensors").unlink(),
+    )
+
+
+def cut(model: Path) -> None:
+    file = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def pickled(model: Path) -> None:
+    file = model / "vae" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+
+
+def experts(user: User) -> None:
+    model = user.mine / "model"
+    shutil.copytree(model / "transformer", model / "transformer_2")
+    changed_index(transformer_2=["diffusers", "SD3Transformer2DModel"])(user)
+    user.write(hooks=[{"type": "twin_flow"}])
+
+
+def no_start(user: User) -> None:
+    (user.out / "checkpoint-2").mkdir(parents=True)
+
+
+def left(name: str, text: str = "") -> Callable[[User], object]:
+    """Put a file into the output folder."""
+
+    def make(user: User) -> None:
+        file = user.out / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+
+    return make
+
+
+def resume_other(user: User) -> None:
+    folder = user.out / "checkpoint-2"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"format": 1, "step": 2, "files": {}, "identity": {"data": "x"}}')
+
+
+def damaged_resume(user: User) -> None:
+    no_start(user)
+    (user.out / "checkpoint-2" / "manifest.json").write_text("{")
+
+
+def reward(user: User, files: Mapping[str, str], **block: Any) -> None:
+    folder = user.mine / "judge"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    block = {"type": "clip_score", "model": str(folder), **block}
+    user.write(data=None, hooks=[{"type": "flow_grpo", "rewards": [block]}, PROMPTED])
+
+
+def rollout(**options: Any) -> Callable[[User], object]:
+    return written(data=None, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, {**PROMPTED, **options}])
+
+
+def prompt_file(name: str, content: bytes, **options: Any) -> Callable[[User], object]:
+    def make(user: User) -> None:
+        (user.mine / name).write_bytes(content)
+        rollout(prompts=str(user.mine / name), **options)(user)
+
+    return make
+
+
+def teachers(teachers: Any, **options: Any) -> Callable[[User], object]:
+    hook = {"type": "teacher_velocity", "teachers": teachers, **options}
+    return written(data=None, hooks=[hook, PROMPTED])
+
+
+def own_teacher(user: User, **options: Any) -> None:
+    teachers({"own": str(user.mine / "own.safetensors")}, **options)(user)
+
+
+def late(user: User) -> None:
+    """All of what is drawn at the end is held out."""
+    blocks = json.loads((user.data / "data.json").read_text())
+    (user.data / "late").mkdir()
+    shutil.copy(user.data / "win" / "one.png", user.data / "late")
+    first = {**blocks[0], "conditioning_data": [], "end_step": 2}
+    late = {"id": "late", "instance_data_dir": "late", "start_step": 2, "caption_strategy": "filename"}
+    (user.data / "data.json").write_text(json.dumps([first, late]))
+    shutil.rmtree(user.data / "win")
+    shutil.copytree(user.data / "late", user.data / "win")
+    shutil.copy(user.data / "lose" / "two.png", user.data / "win")
+    user.edit_blocks(lambda blocks: blocks[0].update(caption_strategy="filename"))
+
+
+MUON = {"trainable": "transformer", "optimizer": "torch.optim:Muon"}
+DIGITS = {"pretrained_model_name_or_path": "digits"}
+#: A reward that is taken for one of the Hub.
+JUDGE = {"type": "clip_score", "model": "openai/clip-vit-base-patch32"}
+AGAIN = "save_pretrained"
+
+#: Files of the user's under names that a run writes.
+FOREIGN = {
+    "README.md": "# My project\n",
+    "metrics.json": '{"accuracy": 0.9}',
+    "metrics.jsonl": '{"epoch": 1}\n',
+    "run.json": '{"method": {"sft": {}}}',
+}
