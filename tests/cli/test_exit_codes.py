@@ -10,6 +10,8 @@ import pytest
 
 from flowhooks.cli import main
 from flowhooks.commands import train as train_command
+from flowhooks.commands.sample import MOST_PIXELS
+from flowhooks.documents.schemas import schemas
 
 COMMANDS = [
     *("check", "explain", "train", "sample", "inspect", "pairs"),
@@ -128,3 +130,8 @@ def test_sigterm_is_143_and_the_handler_of_before_comes_back(monkeypatch):
         main(["train", "run.json"])
     assert left.value.code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_sample_takes_the_sizes_that_validation_takes():
+    properties = schemas()["run"]["properties"]["validation"]["properties"]
+    assert {properties[key]["maximum"] for key in ("height", "width")} == {MOST_PIXELS}
