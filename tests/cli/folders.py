@@ -10,6 +10,10 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+COMMANDS = [
+    *("check", "explain", "train", "sample", "inspect", "pairs"),
+    *("export", "merge", "push", "schema", "env", "demo", "probe"),
+]
 BLOCKS = [
     {"id": "win", "instance_data_dir": "win", "conditioning_data": ["lose", "mask"]},
     {

@@ -16,12 +16,7 @@ import pytest
 from flowhooks.cli import main, parser
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import FlowhooksWarning, TrainingError
-from tests.cli.folders import BLOCKS, make_run
-
-COMMANDS = [
-    *("check", "explain", "train", "sample", "inspect", "pairs"),
-    *("export", "merge", "push", "schema", "env", "demo", "probe"),
-]
+from tests.cli.folders import BLOCKS, COMMANDS, make_run
 
 
 def test_check_prints_a_plan_and_ok(tmp_path, capsys):

@@ -12,11 +12,7 @@ from flowhooks.cli import main
 from flowhooks.commands import train as train_command
 from flowhooks.commands.sample import MOST_PIXELS
 from flowhooks.documents.schemas import schemas
-
-COMMANDS = [
-    *("check", "explain", "train", "sample", "inspect", "pairs"),
-    *("export", "merge", "push", "schema", "env", "demo", "probe"),
-]
+from tests.cli.folders import COMMANDS
 
 
 def test_without_a_command_the_help_is_printed_and_nothing_was_done(capsys, monkeypatch):

@@ -8,11 +8,6 @@ import pytest
 
 from flowhooks.cli import main
 
-COMMANDS = [
-    *("check", "explain", "train", "sample", "inspect", "pairs"),
-    *("export", "merge", "push", "schema", "env", "demo", "probe"),
-]
-
 
 def _adapters(folder, count=2):
     from flowhooks.adapters import build_adapter
