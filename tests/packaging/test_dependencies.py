@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -110,3 +111,12 @@ def test_pinned_versions_lie_in_the_declared_ranges(name: str) -> None:
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8"))
     (pin,) = pins[name].specifier
     assert REQUIRED[name].specifier.contains(pin.version), f"{pins[name]} is outside {REQUIRED[name]}"
+
+
+def test_only_python_versions_that_the_suite_ran_on_are_claimed() -> None:
+    """The versions of constraints.txt were run on the Python that its first line names."""
+    claimed = re.findall(
+        r"Programming Language :: Python :: (\d+\.\d+)$", (ROOT / "setup.cfg").read_text(), re.MULTILINE
+    )
+    ran = re.findall(r"Python (\d+\.\d+)", (ROOT / "constraints.txt").read_text().splitlines()[0])
+    assert claimed and claimed == ran
