@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types house clean
+.PHONY: help demo test lint format types house generated clean
 
 help:
 	@echo "make demo    train masked Flow-DPO on the embedded digits and print the before/after table"
@@ -18,6 +18,7 @@ help:
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make types   mypy"
 	@echo "make house   lines, files, circles between rooms, what a new hook costs"
+	@echo "make generated  write the schemas and the tables of the docs anew from the specs"
 	@echo "make clean   remove the virtual environment, build products and tool caches"
 
 demo: $(STAMP)
@@ -48,6 +49,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+generated: $(STAMP)
+	$(BIN)/flowhooks schema --write schemas --force
+	$(BIN)/python -m tests.docs.tables
 
 clean:
 	rm -rf $(VENV) build dist flowhooks.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

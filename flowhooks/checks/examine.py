@@ -16,7 +16,7 @@ from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.sizes import size_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.rules import refused
+from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
@@ -71,7 +71,8 @@ def examine(run: Run, resume: str | None = None) -> Examined:
 
 def _option_problems(run: Run) -> Iterator[Problem]:
     for hook in run.hooks:
-        if (message := refused(hook.type, hook.options)) is not None:
+        spec = HOOKS.get(hook.type)
+        if spec is not None and (message := spec.unchecked(hook.options).refusal()) is not None:
             yield Problem(message, str(run.source), hook.where)
 
 

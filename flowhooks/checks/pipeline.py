@@ -23,7 +23,7 @@ from flowhooks.digits.places import NAMES as EMBEDDED
 from flowhooks.digits.places import building_notice, outline
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.rules import WHOLE_PATH
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.reading import parse, read_text, user_path
 
 INDEX = "model_index.json"
@@ -308,7 +308,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         yield from _wrong_arguments(hook.options.get("pipeline_arguments") or {}, plain, hook.where)
     if len(networks) > 1:
         for hook in run.hooks:
-            if hook.type in WHOLE_PATH and hook.options[WHOLE_PATH[hook.type]]:
+            weight = HOOKS[hook.type].whole_path if hook.type in HOOKS else ""
+            if weight and hook.options[weight]:
                 yield (
                     f"has two networks, each for a part of the noise levels, and {hook.type!r} draws samples from pure "
                     "noise to data with one; train it without this hook",

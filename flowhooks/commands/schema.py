@@ -42,11 +42,11 @@ def run(args: Namespace) -> int:
 
 
 def _write(folder: Path, force: bool) -> int:
-    from flowhooks.documents.schemas import SUFFIX, schemas
+    from flowhooks.documents.schemas import SUFFIX
     from flowhooks.errors import ConfigError, Problem
     from flowhooks.files import write_aside
 
-    files = {folder / f"{name}{SUFFIX}": _text(schema) for name, schema in schemas().items()}
+    files = {folder / f"{name}{SUFFIX}": _text(schema) for name, schema in from_specs().items()}
     changed = {
         file: text for file, text in files.items() if not file.is_file() or file.read_text(encoding="utf-8") != text
     }
@@ -62,6 +62,17 @@ def _write(folder: Path, force: bool) -> int:
         write_aside(file, partial(Path.write_text, data=text, encoding="utf-8"))
     say(f"{len(changed)} of {len(files)} schemas written to {folder}")
     return 0
+
+
+def from_specs() -> dict[str, dict[str, Any]]:
+    """Every schema, those of hooks and methods made anew from their specs."""
+    from flowhooks.documents.schemas import schemas, with_lists
+    from flowhooks.hooks.registry import HOOKS
+    from flowhooks.methods import METHODS
+
+    kept = {name: each for name, each in schemas().items() if name.partition("/")[0] not in ("hooks", "methods")}
+    hooks = {f"hooks/{name}": spec.schema for name, spec in HOOKS.items()}
+    return with_lists({**kept, **hooks, **{f"methods/{name}": method.schema for name, method in METHODS.items()}})
 
 
 def _text(schema: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from flowhooks.config.run import Run, load_run, resolve_run
 from flowhooks.data.blocks import Datasets
 from flowhooks.data.load import is_datasets, load_datasets, read_datasets
 from flowhooks.hooks.blocks import HookConfig, hook_defaults, resolve_hook
-from flowhooks.hooks.timesteps import parse_timesteps
+from flowhooks.hooks.timestep_schedule import parse_timesteps
 from flowhooks.rewards.blocks import RewardConfig, resolve_reward, resolve_rewards
 
 __all__ = [

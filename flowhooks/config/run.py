@@ -20,7 +20,7 @@ from flowhooks.documents.secrets import strip_secrets
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.blocks import HookConfig, resolve_hook
-from flowhooks.hooks.timesteps import LIST, MODE
+from flowhooks.hooks.timestep_schedule import LIST, MODE
 from flowhooks.reading import user_path
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.

@@ -7,16 +7,11 @@ from typing import Any
 from flowhooks.config.crepa import crepa_blocks
 from flowhooks.documents.validation import with_defaults
 from flowhooks.errors import Problem
-from flowhooks.hooks.blocks import beta_problems, gate_problems
-from flowhooks.hooks.timesteps import LIST, MODE, timing_problems
-from flowhooks.methods import Context, expand
+from flowhooks.hooks.timestep_schedule import LIST, MODE, timing_faults
+from flowhooks.methods import METHODS, Context
 
 #: JSON path, the method that stands for the block or an empty string, and the block.
 Blocks = list[tuple[str, str, dict[str, Any]]]
-
-
-#: The method that is expanded after all others.
-_LAST = "sft"
 
 
 def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -> tuple[Blocks, list[Problem]]:
@@ -27,20 +22,14 @@ def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -
         masked: whether the data has masks; None when the data is not known.
         file: named in problems.
     """
-    problems = [*_alias_problems(document, file), *timing_problems(document, file, "$")]
+    problems = _alias_problems(document, file)
+    problems += [Problem(text, file, f"$.{path}") for path, text in timing_faults(document)]
     blocks: Blocks = []
-    # Plain flow matching asks what it stands beside.
-    methods = sorted(_methods(document), key=lambda each: each[1] == _LAST)
-    for where, name, options in methods:
-        if "auto_beta_min" in options:
-            problems += beta_problems(options, file, where)
-        if "early" in options:
-            problems += gate_problems(options, file, where)
-        if name == _LAST and len(methods) + len(document["hooks"]) == 1 and options["weight"] != 1:
-            message = "weighs this loss against that of another method, and there is none; leave it out"
-            problems.append(Problem(message, file, f"{where}.weight"))
-        others = (*document["hooks"], *(block for _, _, block in blocks))
-        blocks += [(where, name, block) for block in expand(name, options, Context(masked=masked, others=others))]
+    for where, name, options in sorted(_methods(document), key=lambda each: METHODS[each[1]].last):
+        context = Context(masked=masked, others=(*document["hooks"], *(block for _, _, block in blocks)))
+        faults = METHODS[name].contradictions(options, context)
+        problems += [Problem(text, file, f"{where}.{path}") for path, text in faults]
+        blocks += [(where, name, block) for block in METHODS[name].expand(options, context)]
     if document[LIST] is not None:
         blocks.append((f"$.{LIST}", "", {"type": "timestep_schedule", LIST: document[LIST], MODE: document[MODE]}))
     aligned, mistakes = crepa_blocks(document, file)

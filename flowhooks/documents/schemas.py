@@ -1,7 +1,7 @@
 """The JSON Schemas: found in the package or beside it, read once, linked to each other.
 
-A hook, a method or a reward is known as soon as its schema lies in ``hooks/``, ``methods/`` or ``rewards/``; the three
-schemas that list them are made here. ``flowhooks schema --write schemas --force`` writes those out for editors.
+Those of hooks and methods are written by ``flowhooks schema --write schemas --force`` from their specs, and so are the
+three that list hooks, methods and rewards; the others are written by hand.
 """
 
 from __future__ import annotations
@@ -35,14 +35,19 @@ def _is_path(value: object) -> bool:
 def schemas() -> Mapping[str, dict[str, Any]]:
     """Name -> schema: ``run``, ``dataloader``, ``hook``, ``method``, ``reward``, ``hooks/<type>``, ``methods/<name>``,
     ``rewards/<type>``."""
-    found = dict(sorted(_read(_home())))
+    return with_lists(dict(_read(_home())))
+
+
+def with_lists(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """These schemas, and the three that list those of hooks, methods and rewards among them."""
     weight = found["rewards/clip_score"]["properties"]["weight"]
+    ordered = dict(sorted(found.items()))
     lists = {
-        "hook": _any_class("hook", _names(found, "hooks/"), {}),
-        "method": _any_method(found),
-        "reward": _any_class("reward", _names(found, "rewards/"), {"weight": weight}),
+        "hook": _any_class("hook", _names(ordered, "hooks/"), {}),
+        "method": _any_method(ordered),
+        "reward": _any_class("reward", _names(ordered, "rewards/"), {"weight": weight}),
     }
-    return dict(sorted({**found, **lists}.items()))
+    return dict(sorted({**ordered, **lists}.items()))
 
 
 @cache
@@ -57,19 +62,9 @@ def uri(name: str) -> str:
     return f"{BASE}{name}{SUFFIX}"
 
 
-def hook_types() -> list[str]:
-    """The hooks that have a schema."""
-    return _names(schemas(), "hooks/")
-
-
 def reward_types() -> list[str]:
     """The rewards that have a schema."""
     return _names(schemas(), "rewards/")
-
-
-def method_names() -> list[str]:
-    """The methods that have a schema."""
-    return _names(schemas(), "methods/")
 
 
 def validator(schema: str | Mapping[str, Any]) -> Draft202012Validator:

@@ -1,18 +1,24 @@
-"""The hooks flowhooks ships, one a file: the maths as pure functions, then a class that puts it into slots.
+"""The hooks flowhooks ships, a folder each: the spec in its ``__init__``, free of torch, the class in ``hook``, longer
+maths beside it.
 
-The registry is free of torch; the classes are imported on first use.
+What lies in this room directly is shared by hooks, or finds and builds them. The classes are imported on first use.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.hooks.registry import HOOKS
 from flowhooks.lazy import lazy_attribute
 
-_MODULES = {name: module for module, _, name in (entry.path.partition(":") for entry in HOOKS.values())}
-__all__ = sorted(_MODULES)
+
+def _classes() -> dict[str, str]:
+    # The specs import this package while it is being imported itself.
+    from flowhooks.hooks.registry import HOOKS, class_path
+
+    return {name: module for module, _, name in (class_path(type).partition(":") for type in HOOKS)}
 
 
 def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _MODULES, name)
+    if name == "__all__":
+        return sorted(_classes())
+    return lazy_attribute(__name__, _classes(), name)

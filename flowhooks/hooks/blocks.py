@@ -8,10 +8,9 @@ from typing import Any
 
 from flowhooks.documents.document import without_remarks
 from flowhooks.documents.imports import refuse_imports
-from flowhooks.documents.schemas import hook_types
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.timesteps import MODE, settled_mode, timing_problems
+from flowhooks.hooks.registry import HOOKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +63,11 @@ def resolve_hook(
         raise ConfigError(problems)
     refuse_imports(written, where, file=file, allow_imports=allow_imports)
     type = written["type"]
-    if type not in hook_types():
+    if type not in HOOKS:
         return HookConfig(type=type, options={k: v for k, v in written.items() if k != "type"}, where=where)
     options = {key: value for key, value in with_defaults(written, "hook").items() if key != "type"}
-    problems = _contradictions(options, file, where)
-    if problems:
-        raise ConfigError(problems)
-    if MODE in options:
-        options[MODE] = settled_mode(options)
-    return HookConfig(type=type, options=options, where=where)
-
-
-def beta_problems(options: Mapping[str, Any], file: str | None, where: str) -> list[Problem]:
-    """Bounds of an adapted beta that exclude each other."""
-    low, high = options["auto_beta_min"], options["auto_beta_max"]
-    if low is None or high is None or low <= high:
-        return []
-    return [Problem(f"{low} is above `auto_beta_max` {high}; swap the two", file, f"{where}.auto_beta_min")]
-
-
-def gate_problems(options: Mapping[str, Any], file: str | None, where: str) -> list[Problem]:
-    """A gate without the sigma it is at."""
-    if options["early"] != "gate" or (options["truncate"] or {}).get("sigma_max") is not None:
-        return []
-    message = (
-        "'gate' keeps the adapter off above a sigma, whatever the number of steps; say which, as in "
-        '"truncate": {"sigma_max": 0.5}'
-    )
-    return [Problem(message, file, f"{where}.early")]
-
-
-def _contradictions(options: dict[str, Any], file: str | None, where: str) -> list[Problem]:
-    problems = timing_problems(options, file, where) if MODE in options else []
-    return problems + (beta_problems(options, file, where) if "auto_beta_min" in options else [])
+    spec = HOOKS[type]
+    faults = [Problem(text, file, f"{where}.{name}") for name, text in spec.unchecked(options).faults()]
+    if faults:
+        raise ConfigError(faults)
+    return HookConfig(type=type, options=spec.settled(options), where=where)

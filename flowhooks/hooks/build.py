@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flowhooks.documents.imports import foreign_options
+from flowhooks.documents.spec import Spec
 from flowhooks.errors import ConfigError, Problem, in_file
 from flowhooks.hooks.blocks import hook_defaults, resolve_hook
 from flowhooks.hooks.registry import HOOKS, declare, hook_class, imply
@@ -59,10 +60,15 @@ def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list
     ]
 
 
+def _options(hook: Hook) -> Mapping[str, Any]:
+    """Of a hook that was built in Python: those of its spec, or all of its attributes where it has none."""
+    return hook.options() if isinstance(hook, Spec) else vars(hook)
+
+
 def _made(entry: Any, where: str) -> BuiltHook:
     if isinstance(entry, Hook):
         name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
-        return BuiltHook(entry, declare(name, vars(entry), where, type(entry)), None)
+        return BuiltHook(entry, declare(name, _options(entry), where, type(entry)), None)
     cls, options = hook_class(entry.type, entry.where), entry.options
     foreign = entry.type not in HOOKS
     if foreign:

@@ -1,23 +1,21 @@
-"""A method's JSON block -> hook blocks. Free of torch.
-
-One module a method, named as in JSON, with a function ``expand(block, context)``.
-"""
+"""The methods flowhooks ships, a module each: which hooks a name in JSON stands for. Free of torch."""
 
 from __future__ import annotations
 
+import pkgutil
+from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
 
-from flowhooks.methods.context import Context
+from flowhooks.methods.spec import Context, Method
 
-__all__ = ["Context", "expand"]
+__all__ = ["METHODS", "Context", "Method"]
 
 
-def expand(name: str, block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks that a method stands for.
+def _found() -> dict[str, type[Method]]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
+    classes = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    return {each.type: each for each in classes if issubclass(each, Method) and each.type}
 
-    Args:
-        name: of a module here, which is also the name of its schema in ``schemas/methods/``.
-        block: its complete options.
-    """
-    return import_module(f"{__name__}.{name}").expand(block, context)
+
+#: Name in JSON -> method.
+METHODS: Mapping[str, type[Method]] = _found()

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.flow_dpo import FlowDPOSpec
+from flowhooks.hooks.mask_reducer import MaskReducerSpec
+from flowhooks.methods.spec import Block, Context, Method, Part
 
-from flowhooks.methods.context import Context, mask_blocks
+_ANCHOR = (
+    "Weight of the unmasked distance to the reference on both sides. A value above 0 is advised with auto_beta, which "
+    "removes the brake that beta gives."
+)
 
-_NOT_OF_THE_HOOK = ("mask_dilate", "anchor_alpha")
+
+def _masked(block: Block, context: Context) -> bool:
+    return context.wants_mask(block["mask_dilate"] > 0 or block["norm_type"] == "masked_mean")
 
 
-def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks of Flow-DPO: the loss, the mask, and the anchor if it has any weight."""
-    options = {key: value for key, value in block.items() if key not in _NOT_OF_THE_HOOK}
-    wants_mask = block["mask_dilate"] > 0 or block["norm_type"] == "masked_mean"
-    blocks = [{"type": "flow_dpo", **options}, *mask_blocks(block["mask_dilate"], wants_mask, context)]
-    if block["anchor_alpha"] > 0:
-        blocks.append({"type": "anchor_regularizer", "role": "reference", "weight": block["anchor_alpha"]})
-    return blocks
+class FlowDPOMethod(Method, type="flow_dpo", title="Flow-DPO method"):
+    """Flow-DPO, and masked Flow-DPO where the data has masks. Expands to flow_dpo, mask_reducer and
+    anchor_regularizer."""
+
+    parts = (
+        Part(hook=FlowDPOSpec),
+        Part(hook=MaskReducerSpec, when=_masked),
+        Part(
+            hook=AnchorRegularizerSpec,
+            without=("adapter",),
+            names={"anchor_alpha": "weight"},
+            changes={"anchor_alpha": {"description": _ANCHOR}},
+            fixed={"role": "reference"},
+            when=lambda block, context: block["anchor_alpha"] > 0,
+        ),
+    )

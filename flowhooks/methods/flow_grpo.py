@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.flow_grpo import FlowGRPOSpec
+from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
+from flowhooks.methods.spec import Method, Part
 
-from flowhooks.methods.context import Context
-
-_JUDGING = ("rewards", "advantage_clip")
+_SAMPLER = "sde: steps with chance that keep the flow's marginals. cps: steps that keep the shares of data and noise."
 
 
-def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks of Flow-GRPO: the rollout, the objective, the anchor at the base."""
-    judging = {key: block[key] for key in _JUDGING}
-    rollout = {key: value for key, value in block.items() if key not in (*_JUDGING, "anchor_weight")}
-    return [
-        {"type": "on_policy_rollout", **rollout},
-        {"type": "flow_grpo", **judging},
-        {"type": "anchor_regularizer", "role": "reference", "weight": block["anchor_weight"]},
-    ]
+class FlowGRPOMethod(Method, type="flow_grpo", title="Flow-GRPO method"):
+    """Flow-GRPO: policy gradient on rewards of what the student draws. Expands to on_policy_rollout, flow_grpo and
+    anchor_regularizer."""
+
+    parts = (
+        Part(
+            hook=OnPolicyRolloutSpec,
+            without=("last_steps", "sigma_max", "early_visits"),
+            changes={
+                "group_size": {"default": 8, "minimum": 2},
+                "sampler": {"enum": ["sde", "cps"], "description": _SAMPLER},
+                "weighting": NOISY_WEIGHTINGS,
+            },
+        ),
+        Part(hook=FlowGRPOSpec),
+        Part(
+            hook=AnchorRegularizerSpec,
+            without=("adapter",),
+            names={"anchor_weight": "weight"},
+            changes={
+                "anchor_weight": {
+                    "description": "Weight of the squared distance from the base's velocity; 0 costs nothing."
+                }
+            },
+            fixed={"role": "reference"},
+        ),
+    )

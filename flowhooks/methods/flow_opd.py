@@ -4,21 +4,42 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.methods.context import Context
+from flowhooks.documents.spec import option
+from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
+from flowhooks.hooks.teacher_velocity import TeacherVelocitySpec
+from flowhooks.methods.spec import Block, Context, Method, Part
 
-_TEACHING = ("teachers", "task_column", "routes", "route", "estimator")
-_ANCHOR = ("anchor", "anchor_weight")
-_TURNS = "tasks_take_turns"
 
+class FlowOPDMethod(Method, type="flow_opd", title="Flow-OPD method"):
+    """Flow-OPD: many teachers, each an adapter, on the student's own trajectory. Expands to on_policy_rollout,
+    teacher_velocity and anchor_regularizer."""
 
-def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks of Flow-OPD: the rollout, the teachers, the anchor."""
-    teaching = {key: block[key] for key in _TEACHING}
-    rollout = {key: value for key, value in block.items() if key not in (*_TEACHING, *_ANCHOR, _TURNS)}
-    task_column = block["task_column"] if block[_TURNS] else None
-    role = "reference" if block["anchor"] == "base" else f"adapter:{block['anchor']}"
-    return [
-        {"type": "on_policy_rollout", **rollout, "task_column": task_column},
-        {"type": "teacher_velocity", **teaching},
-        {"type": "anchor_regularizer", "role": role, "weight": block["anchor_weight"]},
-    ]
+    parts = (
+        Part(
+            hook=OnPolicyRolloutSpec,
+            without=("last_steps", "sigma_max", "early_visits", "task_column"),
+            changes={"weighting": NOISY_WEIGHTINGS},
+        ),
+        Part(hook=TeacherVelocitySpec),
+        Part(
+            hook=AnchorRegularizerSpec,
+            without=("role", "adapter"),
+            names={"anchor_weight": "weight"},
+            changes={"anchor_weight": {"description": "Weight of that; 0 costs nothing.", "default": 0.02}},
+        ),
+    )
+    anchor: str = option(
+        "Whom the student is held near to on every prompt: a teacher, or base.", default="base", format="path"
+    )
+    tasks_take_turns: bool = option(
+        "Micro-batches hold one task each, in turn: accumulate as many as there are tasks. Else tasks are mixed.",
+        default=False,
+    )
+
+    @classmethod
+    def expand(cls, block: Block, context: Context) -> list[dict[str, Any]]:
+        rollout, teachers, anchor = super().expand(block, context)
+        rollout["task_column"] = block["task_column"] if block["tasks_take_turns"] else None
+        anchor["role"] = "reference" if block["anchor"] == "base" else f"adapter:{block['anchor']}"
+        return [rollout, teachers, anchor]

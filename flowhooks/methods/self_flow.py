@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from flowhooks.hooks.dual_times import DualTimesSpec
+from flowhooks.hooks.feature_alignment import DECAYING, FeatureAlignmentSpec
+from flowhooks.methods.spec import Method, Part
 
-from flowhooks.methods.context import Context
+_STUDENT = (
+    "The student's block, by number in running order over all of the network's blocks, from 0, or by module name."
+)
+_BLOCK = {"type": ["integer", "string"], "default": ...}
 
-_TIMES = ("mask_ratio", "selection")
 
+class SelfFlowMethod(Method, type="self_flow", title="Self-Flow method"):
+    """Self-Flow: two noise levels in one sample, and a cleaner view of the averaged weights as a teacher of features.
+    Expands to dual_times and feature_alignment."""
 
-def expand(block: dict[str, Any], context: Context) -> list[dict[str, Any]]:
-    """Hook blocks of Self-Flow: the two times, the alignment."""
-    alignment = {key: value for key, value in block.items() if key not in _TIMES}
-    return [
-        {"type": "dual_times", **{key: block[key] for key in _TIMES}},
-        {"type": "feature_alignment", "source": "self_flow", **alignment},
-    ]
+    parts = (
+        Part(hook=DualTimesSpec),
+        Part(
+            hook=FeatureAlignmentSpec,
+            without=("encoder", "adjacent_distance", "adjacent_tau"),
+            changes={
+                "block_index": {**_BLOCK, "description": _STUDENT},
+                "teacher_block_index": {**_BLOCK, "description": "The teacher's block, usually a deeper one."},
+            },
+            fixed={"source": "self_flow"},
+        ),
+    )
+    conditions = (DECAYING,)

@@ -31,7 +31,7 @@ from flowhooks.data import (
 from flowhooks.data.schedule import small_bucket_warning
 from flowhooks.data.shards import human_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, model_errors_at
-from flowhooks.hooks.on_policy import rollout_hook
+from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
 from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
 from flowhooks.printing import say

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from flowhooks.config import hook_defaults, load_run, parse_timesteps, resolve_hook, resolve_run
-from flowhooks.documents.schemas import hook_types
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.build import build_assembly, resolved_hooks
-from flowhooks.hooks.registry import hook_class
+from flowhooks.hooks.registry import HOOKS, hook_class
 from flowhooks.kernel.hook import Hook
 from tests.config.writing import SEED_CONFIG, SEED_DATASETS, written
 from tests.hooks.required import REQUIRED
@@ -115,7 +114,7 @@ def test_sft_is_the_engine_without_hooks(tmp_path):
     assert resolve_run({"method": {"sft": {}}}, tmp_path / "a.json").hooks == ()
 
 
-@pytest.mark.parametrize("type", hook_types())
+@pytest.mark.parametrize("type", HOOKS)
 def test_defaults_of_a_hook_build_its_class(type):
     hook_class(type, "$.hooks[0]")(**resolve_hook({"type": type, **REQUIRED.get(type, {})}, "$.hooks[0]").options)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from flowhooks.hooks import adjoint
+from flowhooks.hooks.adjoint_target import maths as adjoint
 
 
 def regularizer_cost(control: Tensor, powers: Mapping[float, float]) -> Tensor:

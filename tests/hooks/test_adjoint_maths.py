@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from flowhooks.hooks import adjoint
+from flowhooks.hooks.adjoint_target import maths as adjoint
 from flowhooks.testing.gaussian import GaussianFlow
 from tests.hooks.adjoint_reference import hamiltonian, regularizer_cost
 

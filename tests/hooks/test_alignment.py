@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from flowhooks.hooks.alignment import (
+from flowhooks.hooks.feature_alignment.alignment import (
     SimilarityCutOff,
     WeightSchedule,
     agreement,

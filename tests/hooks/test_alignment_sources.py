@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import flowhooks
 from flowhooks.adapters.files import read_tensors
 from flowhooks.errors import ModelError
-from flowhooks.hooks.vision_encoder import VisionEncoder
+from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams
 from tests.families.matrix import learnt, pairs
 from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained, write_dinov2

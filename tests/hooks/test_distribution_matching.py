@@ -16,7 +16,7 @@ from flowhooks.adapters.files import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import DistributionMatching, IntervalTimes, TargetReplacer
-from flowhooks.hooks.dmd import (
+from flowhooks.hooks.distribution_matching.dmd import (
     HIGH,
     LOW,
     critic_error,
@@ -272,7 +272,9 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 def test_small_gradients_of_the_critic_outlive_half_precision(model, monkeypatch):
     """Of many elements each has a share too small for fp16; what scales the caller's loss comes too late for it."""
-    monkeypatch.setattr("flowhooks.hooks.distribution_matching.critic_error", lambda *args: 1e-5 * critic_error(*args))
+    monkeypatch.setattr(
+        "flowhooks.hooks.distribution_matching.hook.critic_error", lambda *args: 1e-5 * critic_error(*args)
+    )
     found = []
     for dtype in (torch.float32, torch.float16):
         with trained(model, MATCHING) as session, torch.autocast("cpu", dtype, enabled=dtype == torch.float16):

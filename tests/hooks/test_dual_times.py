@@ -8,7 +8,7 @@ import torch
 import flowhooks
 from flowhooks.errors import ConfigError
 from flowhooks.hooks import DualTimes
-from flowhooks.hooks.dual_times import bernoulli_subset, exact_subset
+from flowhooks.hooks.dual_times.hook import bernoulli_subset, exact_subset
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import View
 from tests.families.matrix import learnt, pairs
@@ -151,12 +151,12 @@ def test_the_rejected_side_has_the_same_levels():
 
 @pytest.mark.parametrize("ratio", [-0.1, 0.51])
 def test_shares_out_of_range(ratio):
-    with pytest.raises(ValueError, match=r"`mask_ratio` must be in \[0, 0.5\]"):
+    with pytest.raises(ValueError, match="`mask_ratio`: expected a number at least 0 and at most 0.5"):
         DualTimes(mask_ratio=ratio)
     with pytest.raises(ConfigError, match="mask_ratio"):
         flowhooks.config.resolve_run({"hooks": [{**DUAL, "mask_ratio": ratio}]}, "run.json")
 
 
 def test_an_unknown_selection():
-    with pytest.raises(ValueError, match="`selection` must be exact or bernoulli"):
+    with pytest.raises(ValueError, match="`selection`: 'some' is not one of 'exact', 'bernoulli'"):
         DualTimes(selection="some")

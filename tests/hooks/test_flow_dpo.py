@@ -10,8 +10,8 @@ import torch
 
 from flowhooks.errors import TrainingError
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, TimestepSchedule
-from flowhooks.hooks.flow_dpo import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor, reduce_error
-from flowhooks.hooks.flow_dpo_detectors import Terms, drift, margin_by_sigma, warn
+from flowhooks.hooks.flow_dpo.detectors import Terms, drift, margin_by_sigma, warn
+from flowhooks.hooks.flow_dpo.hook import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor, reduce_error
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import NoCondition

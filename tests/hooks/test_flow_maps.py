@@ -17,7 +17,7 @@ from flowhooks.hooks.flow_maps import (
     shortcut_target,
     sigma_weight,
 )
-from flowhooks.hooks.interval_times import DIFFUSION, FREE, TO_DATA, branches, mixture, uniform_ends
+from flowhooks.hooks.interval_times.hook import DIFFUSION, FREE, TO_DATA, branches, mixture, uniform_ends
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch

@@ -15,7 +15,7 @@ from flowhooks.config import resolve_hook
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS, hook_class
-from flowhooks.hooks.rules import RULES, WHOLE_PATH, refused
+from flowhooks.hooks.spec import HookSpec
 from tests.hooks.required import REQUIRED
 
 OBJECTS: list[Any] = [{"a": "b"}, {"base": "x"}, {"a": "base"}, {}]
@@ -62,17 +62,17 @@ def test_a_class_refuses_what_its_rule_refuses_and_nothing_else(type):
             said = None
         except ValueError as error:
             said = str(error)
-        assert refused(type, options) == said, options
+        assert HOOKS[type].unchecked(options).refusal() == said, options
         told.add(said is None)
-    assert tried and (type not in RULES or told == {True, False}), f"{tried} tried, {told}"
+    assert tried and (HOOKS[type].refusal is HookSpec.refusal or told == {True, False}), f"{tried} tried, {told}"
 
 
 def test_the_hooks_that_draw_from_pure_noise_are_known():
     folder = Path(flowhooks.hooks.__file__).parent
     calling = {
-        file.stem
-        for file in folder.glob("*.py")
+        file.parent.name
+        for file in folder.glob("*/hook.py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "require_whole_path"
     }
-    assert calling == set(WHOLE_PATH)
+    assert calling == {type for type, spec in HOOKS.items() if spec.whole_path}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, PairedViews, TimestepSchedule
-from flowhooks.hooks.mask_reducer import counted, dilate
-from flowhooks.hooks.timestep_schedule import shift_sigma
-from flowhooks.hooks.timesteps import parse_timesteps
+from flowhooks.hooks.mask_reducer.hook import counted, dilate
+from flowhooks.hooks.timestep_schedule import parse_timesteps
+from flowhooks.hooks.timestep_schedule.hook import shift_sigma
 from flowhooks.kernel.hook import Hook
 from tests.hooks.toy import toy_batch, toy_model, toy_session
 
@@ -144,7 +144,7 @@ def test_processes_together_draw_what_one_draws_alone():
 
 
 def test_a_mode_without_its_list_is_an_error():
-    with pytest.raises(ValueError, match="does not go with"):
+    with pytest.raises(ValueError, match="'round-robin' needs a list of times"):
         TimestepSchedule(flow_timesteps_mode="round-robin")
-    with pytest.raises(ValueError, match="does not go with"):
+    with pytest.raises(ValueError, match="'random' would leave"):
         TimestepSchedule(flow_timesteps_mode="random", flow_custom_timesteps=[0.5])

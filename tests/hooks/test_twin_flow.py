@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from flowhooks.hooks import IntervalTimes, TargetReplacer, TwinFlow, TwinFlowTarget
-from flowhooks.hooks.dmd import dmd_surrogate
+from flowhooks.hooks.distribution_matching.dmd import dmd_surrogate
 from flowhooks.hooks.flow_maps import expand_as_batch
-from flowhooks.hooks.twin_trajectories import bounded, branch_difference, enhanced, residual
+from flowhooks.hooks.twin_flow_target.trajectories import bounded, branch_difference, enhanced, residual
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 import flowhooks
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.probe import FlowModel
@@ -47,9 +48,9 @@ CLIMB = {
 }
 
 RECIPES = {
+    **{type: [{"type": type, **spec.law}] for type, spec in HOOKS.items() if spec.law is not None},
     "sft": [],
     "sft_masked": [MASK, WALK],
-    "flow_dpo": [{"type": "flow_dpo", "beta": 2.0}],
     "masked_flow_dpo": [DPO, MASK, ANCHOR, WALK],
     "flow_dpo_ema_anchor": [
         {"type": "flow_dpo", "norm_type": "mean", "sft_loss_weight": 0.1},

@@ -13,9 +13,9 @@ from typing import Any
 
 from flowhooks.checks.planning import plan_run
 from flowhooks.config import resolve_run
-from flowhooks.documents.schemas import method_names
 from flowhooks.errors import ConfigError
 from flowhooks.kernel.plan import Plan
+from flowhooks.methods import METHODS
 
 _DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 4}
 _REWARDS = [{"type": "clip_score", "model": "a/model"}]
@@ -47,7 +47,7 @@ class Pair:
 
 def pairs() -> Iterator[Pair]:
     """Every two methods, with the options that they cannot do without and data that has all sides."""
-    for first, second in itertools.combinations(method_names(), 2):
+    for first, second in itertools.combinations(METHODS, 2):
         methods = {name: dict(REQUIRED.get(name, {})) for name in (first, second)}
         document = {"method": methods, "training": {"use_ema": True}, "adapter": {"rank": 4}}
         try:
@@ -82,7 +82,7 @@ def in_words(plan: Plan) -> str:
 def page() -> str:
     """``docs/compose.md``."""
     found = list(pairs())
-    names = method_names()
+    names = METHODS
     lookup = {(pair.first, pair.second): pair for pair in found}
     lines = [
         _INTRODUCTION,

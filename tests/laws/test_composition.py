@@ -86,7 +86,7 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 
 def test_every_method_is_in_the_law():
-    assert set(METHODS) == set(composition.method_names())
+    assert set(METHODS) == set(composition.METHODS)
 
 
 @pytest.mark.parametrize(("first", "second"), RUNNING)
@@ -161,7 +161,7 @@ def related(one: str, other: str) -> bool:
     """Whether two hooks write or read the same thing, or one reads what the other writes."""
     touched = [set(), set()]
     for found, name in zip(touched, (one, other), strict=True):
-        declared = HOOKS[name].declare(composition_options(name))
+        declared = HOOKS[name].declaration(composition_options(name))
         found |= {s.split(":")[0] for s in declared.get("slots", ()) if SLOTS[s.split(":")[0]] != "sum"}
         for key in ("needs", "wants", "gives"):
             found |= set(declared.get(key, ()))
@@ -249,7 +249,7 @@ def watch(hook, slot: str, key: str, asked: set[str]) -> None:
 
 def has_loss_slot(name: str) -> bool:
     """Whether a hook has a slot that a step must come by; others only attach something."""
-    slots = {slot.split(":")[0] for slot in HOOKS[name].declare(composition_options(name)).get("slots", ())}
+    slots = {slot.split(":")[0] for slot in HOOKS[name].declaration(composition_options(name)).get("slots", ())}
     return bool(slots - {"metrics"})
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from flowhooks.hooks.on_policy import visit_weight
-from flowhooks.hooks.teacher_velocity import log_ratio_loss
+from flowhooks.hooks.on_policy_rollout.hook import visit_weight
+from flowhooks.hooks.teacher_velocity.hook import log_ratio_loss
 from flowhooks.sampling.rollout import Sampler
 from flowhooks.sampling.steps import step_state, transition
 from flowhooks.testing import GaussianFlow

@@ -1,0 +1,18 @@
+"""An adapter that is off above a noise level: what the hook takes and needs. The class is in ``hook``."""
+
+from __future__ import annotations
+
+from flowhooks.documents.spec import option
+from flowhooks.hooks.spec import HookSpec
+
+
+class AdapterGateSpec(HookSpec, type="adapter_gate", title="Adapter gate"):
+    """The adapter is off in steps that start above a sigma, in rollouts as in validation; the sigma is noted in the
+    adapter's file."""
+
+    needs = {"rollout", "role:reference"}
+    page = "adjoint_matching.md#truncation"
+
+    sigma: float = option(
+        "In (0, 1], 1 being pure noise. The rollout is visited at or below it.", exclusiveMinimum=0, maximum=1
+    )

@@ -1,0 +1,275 @@
+"""Climb a reward by its own gradient, carried back along the pipeline's ODE (deterministic adjoint matching, arXiv
+2605.06583; the formulas are ours, see :mod:`flowhooks.hooks.adjoint_target.maths`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError, RewardError
+from flowhooks.hooks.adjoint_target import AdjointTargetSpec, maths
+from flowhooks.hooks.adjoint_target.maths import FULL, LOOKAHEAD
+from flowhooks.hooks.decoding import Decoder
+from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW, POLICY
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
+
+REFERENCE = "reference"
+QUADRATIC: Mapping[str, float] = {"2": 1.0}
+
+
+class AdjointTarget(AdjointTargetSpec, Hook):
+    """The target of a visited state: the base's velocity, less the control that is best there.
+
+    States before those that the adjoint reaches have the base's velocity itself.
+
+    Raises:
+        ModelError: on attaching, a rollout that is not ``ode`` or not visited from its end, or a pipeline without a
+            VAE.
+        RewardError: a reward that cannot be built, has no gradient, or gives NaN.
+    """
+
+    health = "adjoint_reward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.blocks = [dict(block) for block in self.rewards]
+        self.powers = {float(power): float(weight) for power, weight in self.regularizer.items()}
+        self._scale = None if self.reward_scale is None else torch.tensor(float(self.reward_scale))
+        self._limit: Tensor | None = None
+        self._forget()
+
+    def _forget(self) -> None:
+        self._rollout: Any = None
+        self._costates: dict[int, Tensor] = {}
+        self._bases: dict[int, Tensor] = {}
+        self._weight: Tensor | None = None
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        source = rollout_hook(session)
+        if not source.from_the_end:
+            raise ModelError(
+                "`adjoint_target` carries gradients back from the end of a rollout; set `sampler` to 'ode', and "
+                "`last_steps` or `sigma_max`, in `on_policy_rollout`"
+            )
+        model: Any = session.model
+        self._source = source
+        self._capacity = session.batch_size * source.group_size
+        self._decoder = Decoder(model, "`adjoint_target`")
+        # A run that names code was refused when it was read, unless it may.
+        rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
+        for reward, weight in zip(rewards, self._weights, strict=True):
+            if weight and not reward.differentiable:
+                raise RewardError(
+                    f"reward {reward.name!r} is not differentiable, and `adjoint_target` climbs gradients; take one "
+                    "that is, or give it the weight 0 to only measure it"
+                )
+        self._rewards = [reward.to(model.device) for reward in rewards]
+        self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
+        for prompt in source.prompt_list or () if self._unguided else ():
+            session.player.shapes(prompt.text, source.sampling, self._unguided)
+        with self._decoder.attached():
+            try:
+                yield
+            finally:
+                self._forget()
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        """Evaluates every role without guidance, and leaves out samples whose co-states are not finite."""
+        main = views[MAIN_VIEW]
+        visit = main.visit
+        if self._unguided:
+            for role in step.roles:
+                visit = visit.with_arguments(role, self._unguided)
+        if visit.rollout is not self._rollout:
+            self._solve(step, visit)
+        reached = visit.index in self._costates
+        return {**views, MAIN_VIEW: replace(main, visit=visit, weight=self._weight if reached else main.weight)}
+
+    def target(self, step: Step, view: View) -> Tensor | None:
+        if view.name != MAIN_VIEW:
+            return None
+        index = view.visit.index
+        if index not in self._bases:
+            self._bases[index] = step.velocity_at_visit(REFERENCE, view.visit)
+        base = self._bases[index]
+        return base - self._control(index) if index in self._costates else base
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        """``adjoint_control``, the best control, and ``adjoint_drift``, the policy's, as shares of the base's velocity;
+        ``adjoint_early_drift`` where the adjoint does not reach."""
+        visit = step.views[MAIN_VIEW].visit
+        policy, target = step.predict(MAIN_VIEW), step.target(MAIN_VIEW)
+        base = self._bases[visit.index]
+        nothing = torch.full((), float("nan"), device=base.device)
+        drift = _share(policy - base, base)
+        reached = visit.index in self._costates
+        return {
+            **self._values,
+            "adjoint_control": _share(target - base, base) if reached else nothing,
+            "adjoint_drift": drift if reached else nothing,
+            "adjoint_early_drift": nothing if reached else drift,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        held = {"scale": self._scale, "limit": self._limit}
+        return {name: value.detach().cpu() for name, value in held.items() if value is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._scale, self._limit = state.get("scale", self._scale), state.get("limit")
+
+    @torch.no_grad()
+    def _solve(self, step: Step, visit: Any) -> None:
+        """Once a rollout: the co-state after every step that the adjoint reaches, last one first."""
+        self._forget()
+        rollout = visit.rollout
+        end = self._source.end_of(rollout)
+        clean = rollout.final.to(step.model.device)
+        if self.adjoint == LOOKAHEAD:
+            self._look_ahead(step, visit, end, clean)
+        else:
+            self._carry_back(step, visit, end, clean)
+        self._rollout = rollout
+        self._clip(step)
+
+    def _carry_back(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
+        costate = self._reward_gradient(step, clean, measured=True)
+        for index in reversed(end):
+            at = replace(visit, index=index)
+            by = at.transition.end - at.transition.start
+            # The first one met is the last step, whose co-state is the reward's gradient.
+            last = index == end[-1]
+            if index == end[0]:
+                self._bases[index] = base = step.velocity_at_visit(REFERENCE, at)
+                self._costates[index] = self._scaled(step, costate, base) if last else costate
+                return
+            ours = self._own_velocity(step, at) if self.adjoint == FULL else None
+            with step.pullback(REFERENCE, at) as (base, pulled):
+                self._bases[index] = base
+                costate = self._costates[index] = self._scaled(step, costate, base) if last else costate
+                pressure = None if ours is None else maths.regularizer_gradient(base - ours, self.powers)
+                through_base = pulled(costate if pressure is None else pressure)
+            if pressure is None:
+                costate = maths.lean(costate, by, through_base)
+            else:
+                with step.pullback(POLICY, at) as (_, pulled):
+                    costate = maths.full(costate, by, pulled(costate - pressure), through_base)
+
+    def _look_ahead(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
+        for index in reversed(end):
+            at = replace(visit, index=index)
+            last = index == end[-1]
+            ahead = clean
+            if not last:
+                state, velocity = (kept[index].to(clean.device) for kept in (at.rollout.states, at.rollout.velocities))
+                ahead = state.float() - at.transition.start * velocity.float()
+            gradient = self._reward_gradient(step, ahead, measured=last)
+            if last:
+                self._bases[index] = step.velocity_at_visit(REFERENCE, at)
+                gradient = self._scaled(step, gradient, self._bases[index])
+            else:
+                gradient = self._scale.to(gradient.device) * gradient  # type: ignore[union-attr]
+            self._costates[index] = maths.lookahead(gradient, at.transition.end, self.lookahead_power)
+
+    def _own_velocity(self, step: Step, at: Any) -> Tensor:
+        """The policy's unguided velocity: from the rollout where that had no guidance, else computed anew."""
+        if self._unguided:
+            return step.velocity_at_visit(POLICY, at)
+        return at.rollout.velocities[at.index].to(step.model.device).float()
+
+    def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:
+        """``[B, ...]`` of the weighted sum, by latents."""
+        batch = step.batch
+
+        def judge(pictures: Tensor) -> Tensor:
+            asked = self._rewards, self._weights, pictures, batch.prompts, batch.records
+            if self.smoothing is None:
+                total, each, gradient = scored_with_gradient(*asked)
+            else:
+                total, each, gradient = smoothed_with_gradient(*asked, self._noises(step, pictures))
+            if measured:
+                named = {f"adjoint_reward_{name}": value.mean() for name, value in each.items()}
+                self._values = {**self._values, "adjoint_reward": total.mean(), **named}
+            return gradient
+
+        return self._decoder.gradient(clean, judge)
+
+    def _noises(self, step: Step, pictures: Tensor) -> Iterator[Tensor]:
+        # Noise is drawn in the order of memory.
+        like = pictures.contiguous()
+        for copy in range(int(self.smoothing["samples"])):  # type: ignore[index]
+            yield self.smoothing["sigma"] * step.draws.normal_like(like, f"smoothing/{copy}")  # type: ignore[index]
+
+    def _scaled(self, step: Step, gradient: Tensor, base: Tensor) -> Tensor:
+        """By the reward's scale, which the first rollout sets, from all processes."""
+        if self._scale is None:
+            fine = gradient.isfinite().flatten(1).all(1)
+            sums = [each[fine].double().square().sum() for each in (gradient, base)]
+            slope, speed = step.all_reduce(torch.stack(sums)).sqrt()
+            count = step.all_reduce(fine.sum() * gradient[0].numel()).clamp(min=1).double().sqrt()
+            if not bool(slope > 0):
+                raise RewardError(
+                    "the gradient of the rewards is zero or not finite in the latents of every picture of the first "
+                    "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"
+                )
+            self._scale = maths.reward_scale(slope / count, speed / count, self.powers, self.control_ratio).float()
+        return self._scale.to(gradient.device) * gradient
+
+    def _clip(self, step: Step) -> None:
+        """Bring down large co-states, a whole trajectory at once, and put zeros where one is not finite."""
+        stacked = torch.stack([maths.rms(costate) for costate in self._costates.values()])
+        fine = stacked.isfinite().all(0)
+        for index, costate in self._costates.items():
+            rows = fine.reshape(-1, *[1] * (costate.dim() - 1))
+            self._costates[index] = torch.where(rows, costate, torch.zeros_like(costate))
+        sizes = torch.where(fine, stacked.square().mean(0).sqrt(), torch.zeros_like(stacked[0]))
+        self._weight = fine.to(sizes.dtype)
+        self._values = {
+            **self._values,
+            "adjoint_reward_scale": self._scale.to(sizes.device),  # type: ignore[union-attr]
+            "adjoint_dropped": (~fine).float().mean(),
+        }
+        if self.clip_quantile == 1:
+            return
+        everyone = self._of_all_processes(step, torch.where(fine, sizes, torch.full_like(sizes, float("nan"))))
+        now = torch.nanquantile(everyone, self.clip_quantile)
+        if bool(now.isfinite()):
+            old = None if self._limit is None else self._limit.to(now.device)
+            self._limit = now if old is None else self.clip_decay * old + (1 - self.clip_decay) * now
+            factors = maths.clipped_at(sizes, self._limit)
+            for index, costate in self._costates.items():
+                self._costates[index] = costate * factors.reshape(-1, *[1] * (costate.dim() - 1))
+            self._values["adjoint_clipped"] = (factors < 1).float().mean()
+
+    def _of_all_processes(self, step: Step, sizes: Tensor) -> Tensor:
+        """``[processes * capacity]``: the sizes ``[B]`` of every process, NaN where one has fewer than it may have."""
+        places = torch.zeros(step.draws.world_size, self._capacity, dtype=sizes.dtype, device=sizes.device)
+        places[step.draws.rank] = float("nan")
+        places[step.draws.rank, : len(sizes)] = sizes
+        return step.all_reduce(places).flatten()
+
+    def _control(self, index: int) -> Tensor:
+        return maths.optimal_control(self._costates[index], self.powers)
+
+
+def unguided_arguments(contract: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The pipeline arguments that switch classifier-free guidance off where these switch it on; empty where not. A
+    scale that the network itself is told stays."""
+    told = {"guidance_scale"} if "embedded" in contract.guidance else set()
+    off = {name: value for name, value in contract.call.items() if name not in told}
+    return off if any(arguments.get(name, value) != value for name, value in off.items()) else {}
+
+
+def _share(difference: Tensor, base: Tensor) -> Tensor:
+    return (maths.rms(difference) / maths.rms(base).clamp(min=1e-6)).mean()

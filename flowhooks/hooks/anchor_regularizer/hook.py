@@ -1,0 +1,73 @@
+"""Keep the policy near another role on every view: the brake that a preference loss alone does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.frozen_role import check_digests, frozen_role
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+
+if TYPE_CHECKING:
+    from flowhooks.adapters.frozen import FrozenAdapter
+
+_PREFIX = "adapter:"
+
+
+def anchor(policy: Tensor, other: Tensor) -> Tensor:
+    """``[B]`` mean squared distance of two predictions ``[B, ...]`` over all elements; never masked."""
+    return (policy - other).square().flatten(1).mean(1)
+
+
+class AnchorRegularizer(AnchorRegularizerSpec, Hook):
+    """Adds ``weight * mean over views of MSE(policy, role)``; on a pair that is ``weight / 2 * (MSE_w + MSE_l)``.
+
+    Raises:
+        AdapterError: on attaching, an adapter that cannot be read or does not fit.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._frozen: dict[str, FrozenAdapter] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        if self.adapter is None or not self.weight:
+            yield
+            return
+        name = self.role.removeprefix(_PREFIX)
+        with frozen_role(session, name, self.adapter) as frozen:
+            self._frozen[name] = frozen
+            try:
+                yield
+            finally:
+                self._frozen.clear()
+
+    def penalty(self, step: Step) -> dict[str, Tensor]:
+        return {self._name("loss"): self.weight * self._distance(step)} if self.weight else {}
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        return {self._name("distance"): self._distance(step)} if self.weight else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        digests = {name: adapter.digest for name, adapter in self._frozen.items()}
+        return {"digests": digests} if digests else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        check_digests(self._frozen, state.get("digests", {}), "anchor")
+
+    def _distance(self, step: Step) -> Tensor:
+        distances = [
+            step.mean(anchor(step.predict(name), step.predict(name, self.role)), view.weight)
+            for name, view in step.views.items()
+        ]
+        return sum(distances[1:], start=distances[0]) / len(distances)
+
+    def _name(self, what: str) -> str:
+        return f"anchor_{self.role.replace(':', '_')}_{what}"

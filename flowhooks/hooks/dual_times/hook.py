@@ -1,0 +1,86 @@
+"""Two noise levels in one sample: most tokens at one sigma, a random few at another (Self-Flow, arXiv 2603.06507)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.hooks.dual_times import DualTimesSpec
+from flowhooks.hooks.flow_maps import expand_as_batch
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+from flowhooks.probe.tokens import TokenSigma
+
+EXACT, BERNOULLI = "exact", "bernoulli"
+#: Shares for pictures and for videos, whose tokens are more and more alike.
+PICTURES, VIDEOS = 0.25, 0.1
+
+
+def exact_subset(uniform: Tensor, ratio: float) -> Tensor:
+    """``[B, N]`` of 0 and 1: the ``round(ratio N)`` tokens of each sample whose ``uniform`` ``[B, N]`` is smallest are
+    1; one at least where the ratio is above 0."""
+    count = uniform.shape[1]
+    chosen = max(1, round(ratio * count)) if ratio else 0
+    index = torch.zeros(uniform.shape, dtype=torch.long)
+    return index.scatter_(1, uniform.argsort(1)[:, :chosen], 1)
+
+
+def bernoulli_subset(uniform: Tensor, ratio: float) -> Tensor:
+    """``[B, N]`` of 0 and 1: each token is 1 with probability ``ratio``."""
+    return (uniform < ratio).long()
+
+
+SUBSETS = {EXACT: exact_subset, BERNOULLI: bernoulli_subset}
+
+
+class DualTimes(DualTimesSpec, Hook):
+    """Gives each token of the main view one of two sigmas, ``a`` or ``b``, drawn independently from the same density
+    and never sorted; the noise is one tensor. ``a``, which most tokens have, is also the time that text is told.
+
+    Held-out data keeps one sigma a sample.
+
+    Raises:
+        ModelError: on attaching, a network that cannot be given a time per token.
+    """
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        model: Any = session.model
+        for each in model.everywhere():
+            each.tokens(torch.empty(1, *each.sample_shape, device=each.device))
+        yield
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        if not step.training:
+            return views
+        main, model = views["main"], step.model
+        if main.density is None:
+            raise ValueError("`dual_times` draws a second sigma, and the first was drawn from no density")
+        clean = step.batch.clean
+        tokens = model.tokens(clean)
+        a, b = main.level, main.density("second sigma")
+        index = self._index(step, tokens.count).to(a.device, non_blocking=True)
+        element_sigma = torch.where(tokens.spread(index) == 1, expand_as_batch(b, clean), expand_as_batch(a, clean))
+        told = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
+        return {**views, "main": replace(main, token_sigma=told, element_sigma=element_sigma)}
+
+    def _index(self, step: Step, count: int) -> Tensor:
+        """``[B, N]`` the level of each token."""
+        ratio, draws, clean = self.mask_ratio, step.draws, step.batch.clean
+        if ratio is None:
+            ratio = PICTURES if step.model.frames(clean) == 1 else VIDEOS
+        uniform = torch.rand(len(clean) * draws.world_size, count, generator=draws.shared("second tokens"))
+        return SUBSETS[self.selection](draws.local_rows(uniform), ratio)
+
+
+def at_lower_sigma(view: View) -> View:
+    """The view with all tokens at the lower, cleaner, of their two sigmas; the noise is the same."""
+    levels: Any = view.token_sigma
+    return replace(view, name="cleaner", sigma=levels.sigmas.amin(1), token_sigma=None, element_sigma=None)

@@ -1,0 +1,75 @@
+"""Flow-DPO: what the hook takes, needs and predicts. Maths and class are in ``hook``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from flowhooks.documents.spec import option
+from flowhooks.hooks.spec import PAIRS, HookSpec
+from flowhooks.kernel.plan import POLICY
+
+
+class FlowDPOSpec(HookSpec, type="flow_dpo", title="Flow-DPO"):
+    """Learns from pairs, preferred against rejected, with the adapter-free model as reference (arXiv 2501.13918,
+    2311.12908)."""
+
+    slots = {"reduce", "objective", "metrics"}
+    needs = {"view:rejected", "role:reference"}
+    wants = {"mask"}
+    excludes = {
+        "rollout": PAIRS,
+        "target:main": "a pair is scored against one target, `e - x0`, on both sides and under both models, and "
+        "{other} replaces it on the preferred side of the policy",
+    }
+    passes = tuple((view, role) for role in (POLICY, "reference") for view in ("main", "rejected"))
+    papers = ("liu2025improving", "wallace2023diffusion")
+    law = {"beta": 2.0}
+    page = "flow_dpo.md"
+
+    beta: float = option(
+        "Strength of the preference, and the value auto_beta starts from. It means nothing without norm_type:"
+        " with mean, the beta of sum times the number of latent elements.",
+        default=1.0,
+        exclusiveMinimum=0,
+        maximum=1_000_000_000,
+    )
+    auto_beta: bool = option(
+        "Adapt beta to the running size of the margin, so that the sigmoid neither saturates nor idles. Off "
+        "unless asked for.",
+        default=False,
+    )
+    auto_beta_target_gf: float = option(
+        "Gradient factor that auto_beta steers to, strictly between 0 and 0.5.",
+        default=0.2,
+        exclusiveMinimum=0,
+        exclusiveMaximum=0.5,
+    )
+    auto_beta_decay: float = option(
+        "Decay of the running margin behind auto_beta.", default=0.99, minimum=0, exclusiveMaximum=1
+    )
+    auto_beta_min: float | None = option(
+        "Lower bound of an adapted beta; null leaves it free. A bound that binds is logged.",
+        default=None,
+        exclusiveMinimum=0,
+        maximum=1_000_000_000,
+    )
+    auto_beta_max: float | None = option(
+        "Upper bound of an adapted beta; null leaves it free. A bound that binds is logged.",
+        default=None,
+        exclusiveMinimum=0,
+        maximum=1_000_000_000,
+    )
+    norm_type: Literal["sum", "mean", "masked_mean"] = option(
+        "How the error of a sample becomes one number: sum or mean over all latent elements, or masked_mean "
+        "over the mask (mean where there is no mask).",
+        default="sum",
+    )
+    sft_loss_weight: float = option(
+        "Weight of the ordinary flow-matching loss on the preferred side.", default=0.0, minimum=0, maximum=1_000_000
+    )
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        low, high = self.auto_beta_min, self.auto_beta_max
+        if low is not None and high is not None and low > high:
+            yield "auto_beta_min", f"{low} is above `auto_beta_max` {high}; swap the two"

@@ -1,0 +1,29 @@
+"""Flow-GRPO: what the hook takes and needs. Maths and class are in ``hook``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flowhooks.documents.spec import option
+from flowhooks.hooks.spec import HookSpec
+from flowhooks.kernel.plan import POLICY
+
+
+class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
+    """Policy gradient on rewards: pictures of one prompt compete, along steps with chance."""
+
+    slots = {"objective", "metrics"}
+    needs = {"rollout"}
+    excludes = {
+        "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do nothing",
+        "adapter_gate": "{name} draws with chance, and a gate goes with steps that have none",
+    }
+    passes = (("main", POLICY),)
+    papers = ("liu2025flowgrpo",)
+    page = "flow_grpo.md"
+
+    rewards: Sequence[Any] = option(
+        "One block a reward, with type and weight.", minItems=1, items={"$ref": "../reward.schema.json"}
+    )
+    advantage_clip: float = option("Largest advantage.", default=5.0, exclusiveMinimum=0, maximum=1_000_000)

@@ -1,0 +1,102 @@
+"""Policy gradient on rewards: pictures of one prompt compete (Flow-GRPO, arXiv 2505.05470)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.hooks.decoding import Decoder, as_pictures
+from flowhooks.hooks.flow_grpo import FlowGRPOSpec
+from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.rewards import build_rewards, scored
+
+SMALL = 1e-4
+
+
+def group_advantages(rewards: Tensor, size: int, clip: float) -> Tensor:
+    """``[B]`` of groups of ``size`` in a row: ``(r - mean) / (std + 1e-4)`` within each, cut off at ``clip``."""
+    groups = rewards.unflatten(0, (-1, size))
+    spread = groups.std(1, correction=0, keepdim=True)
+    return ((groups - groups.mean(1, keepdim=True)) / (spread + SMALL)).clamp(-clip, clip).flatten()
+
+
+def policy_gradient_loss(log_prob: Tensor, before: Tensor, advantage: Tensor) -> Tensor:
+    """``[B]`` ``-A pi / pi_before``.
+
+    Args:
+        log_prob: ``[B]`` of the sampled step, mean over elements, with gradient.
+        before: ``[B]`` the same when it was sampled. One update a rollout makes the ratio exactly 1, and clipping idle.
+        advantage: ``[B]``.
+    """
+    return -advantage * torch.exp(log_prob - before)
+
+
+class FlowGRPO(FlowGRPOSpec, Hook):
+    """The objective of rollouts with chance: a picture's advantage over the others of its prompt, times the log density
+    of every visited step.
+
+    Raises:
+        ModelError: on attaching, groups of one, a sampler without chance, or a pipeline without a VAE.
+        RewardError: a reward that cannot be built, or that gives NaN.
+    """
+
+    health = "flow_grpo_reward"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.blocks = [dict(block) for block in self.rewards]
+        self._rollout: Any = None
+        self._advantages: Tensor | None = None
+        self._values: dict[str, Tensor] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        source = rollout_hook(session)
+        if source.group_size < 2 or source.sampling.kind == "ode":
+            raise ModelError(
+                "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more, "
+                "and `sampler` to 'sde' or 'cps'"
+            )
+        model: Any = session.model
+        self._size = source.group_size
+        self._decoder = Decoder(model, "`flow_grpo`")
+        # A run that names code was refused when it was read, unless it may.
+        rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
+        self._rewards = [reward.to(model.device) for reward in rewards]
+        with self._decoder.attached():
+            yield
+
+    def objective(self, step: Step) -> Tensor:
+        view = step.views[MAIN_VIEW]
+        visit = view.visit
+        if visit.rollout is not self._rollout:
+            self._judge(step, visit.rollout)
+        assert self._advantages is not None
+        if not visit.transition.deviation:
+            return 0 * step.predict(MAIN_VIEW).sum()
+        log_prob = visit.log_density(step.predict(MAIN_VIEW)).flatten(1).mean(1)
+        return step.mean(policy_gradient_loss(log_prob, log_prob.detach(), self._advantages), view.weight)
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        return dict(self._values)
+
+    @torch.no_grad()
+    def _judge(self, step: Step, rollout: Any) -> None:
+        """Once a rollout, whose states then share the advantages."""
+        batch = step.batch
+        pixels = as_pictures(self._decoder.frames(batch.clean))
+        total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records)
+        self._rollout = rollout
+        self._advantages = group_advantages(total, self._size, self.advantage_clip)
+        spread = total.unflatten(0, (-1, self._size)).std(1, correction=0).mean()
+        named = {f"flow_grpo_reward_{name}": value.mean() for name, value in each.items()}
+        self._values = {"flow_grpo_reward": total.mean(), "flow_grpo_reward_spread": spread, **named}

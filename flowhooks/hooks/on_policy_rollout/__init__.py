@@ -1,0 +1,126 @@
+"""On-policy rollouts: what the hook takes, needs and gives. The class is in ``hook``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from flowhooks.documents.spec import option
+from flowhooks.hooks.spec import HookSpec
+from flowhooks.sampling.prompts import by_task, read_prompts, visited_places
+
+#: How the option is offered by methods whose steps have chance.
+NOISY_WEIGHTINGS: Mapping[str, Any] = {
+    "description": "W of a visited state: uniform 1; kl the factor of the exact divergence of two sde steps; kl_nodt "
+    "that times the step's length; x_t the length squared; x0 sigma squared.",
+    "enum": ["uniform", "kl", "kl_nodt", "x_t", "x0"],
+}
+
+
+class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy rollout"):
+    """Draws pictures with the student, through the pipeline's own loop, and trains on the states it went through."""
+
+    slots = {"source"}
+    gives = {"sigma", "rollout"}
+    implied_by = ("rollout",)
+    papers = ("liu2025flowgrpo", "wang2025coefficients")
+    page = "flow_opd.md"
+    words = {"needs": "`data:image` (without `prompts`)"}
+
+    prompts: str | Sequence[Any] | None = option(
+        "A .jsonl file of objects with the key prompt and columns beside it, a text file with one prompt a "
+        "line, or a list of either; relative to the working directory. null takes the captions of the data.",
+        default=None,
+        format="path",
+        items={"type": ["string", "object"]},
+        minItems=1,
+        minLength=1,
+    )
+    task_column: str | None = option(
+        "A column of the prompts by whose values micro-batches take turns; null mixes tasks.", default=None, minLength=1
+    )
+    group_size: int = option("Pictures of each prompt.", default=1, minimum=1, maximum=65_536)
+    sampler: Literal["ode", "sde", "cps"] = option(
+        "ode: the pipeline's own steps. sde: steps with chance that keep the flow's marginals. cps: steps "
+        "with chance that keep the shares of data and noise.",
+        default="sde",
+    )
+    num_inference_steps: int = option("Of a rollout.", default=10, minimum=2, maximum=10_000)
+    noise_level: float = option("Of sde and cps.", default=0.7, exclusiveMinimum=0, maximum=1_000_000)
+    window: Sequence[Any] | None = option(
+        "First and end index of the steps with chance, the others being ode; null: all but the last.",
+        default=None,
+        items={"type": "integer", "minimum": 0, "maximum": 10000},
+        minItems=2,
+        maxItems=2,
+    )
+    visits: int | None = option(
+        "How many states of each rollout are trained on, at random; null: all that may be.",
+        default=None,
+        minimum=1,
+        maximum=10_000,
+    )
+    train_fraction: float = option(
+        "Only states in this first part of the steps are trained on.", default=0.99, exclusiveMinimum=0, maximum=1
+    )
+    last_steps: int | None = option(
+        "Visit all of so many steps at the end, with the sampler ode and in place of visits, train_fraction "
+        "and window; null: not so.",
+        default=None,
+        minimum=1,
+        maximum=10_000,
+    )
+    sigma_max: float | None = option(
+        "The same for all steps that start at or below this sigma.", default=None, exclusiveMinimum=0, maximum=1
+    )
+    early_visits: int = option(
+        "Beside those of last_steps or sigma_max, how many states before them are visited, at random; each "
+        "stands for all of them.",
+        default=0,
+        minimum=0,
+        maximum=10_000,
+    )
+    weighting: Literal["uniform", "kl", "kl_nodt", "x_t", "x0", "dt"] = option(
+        "W of a visited state: uniform 1; kl the factor of the exact divergence of two sde steps; kl_nodt "
+        "that times the step's length; x_t the length squared; x0 sigma squared; dt the length relative to "
+        "the mean one.",
+        default="uniform",
+    )
+    pipeline_arguments: Mapping[str, Any] | None = option(
+        "Of the pipeline's call, such as guidance_scale and negative_prompt. Guidance is off unless it is named here.",
+        default=None,
+    )
+    offload_states: bool = option("Keep states on the CPU until they are visited.", default=False)
+
+    def declares(self) -> Mapping[str, Any]:
+        window = self.window if self.sampler != "ode" else None
+        places = visited_places(self.num_inference_steps, self.train_fraction, window)
+        chunks = min(self.visits or len(places), len(places))
+        if self.last_steps is not None:
+            chunks = min(self.last_steps + self.early_visits, self.num_inference_steps)
+        elif self.sigma_max is not None:
+            chunks = self.num_inference_steps
+        return {
+            "needs": set() if self.prompts is not None else {"data:image"},
+            "queries": self.num_inference_steps,
+            "chunks": chunks,
+        }
+
+    def refusal(self) -> str | None:
+        window, steps = self.window, self.num_inference_steps
+        from_the_end = self.last_steps is not None or self.sigma_max is not None
+        if window is not None and not 0 <= window[0] < window[1] <= steps:
+            return f"`window` must be two indices of steps, the first below the second, got {list(window)}"
+        if from_the_end and (self.sampler != "ode" or self.visits is not None):
+            return "`last_steps` and `sigma_max` go with the sampler 'ode', and in place of `visits`"
+        if self.last_steps is not None and self.sigma_max is not None:
+            return "`last_steps` and `sigma_max` both say where the end starts; give one of them"
+        if self.early_visits and not from_the_end:
+            return "`early_visits` counts states before those of `last_steps` or `sigma_max`; give one"
+        if self.prompts is None:
+            return None
+        try:
+            by_task(read_prompts(self.prompts), self.task_column)
+        except ValueError as error:
+            return str(error)
+        return None

@@ -1,0 +1,219 @@
+"""Train on what the student draws: a rollout of the stock pipeline, visited state by state (arXiv 2605.08063)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+
+from flowhooks.data.sampler import batch_plan
+from flowhooks.errors import ModelError
+from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import MAIN_VIEW
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import Batch, Chunk, NoCondition, View
+from flowhooks.sampling.encoded import EncodedPrompts
+from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
+from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
+from flowhooks.sampling.steps import ODE, SDE, Transition
+
+UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
+
+
+def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) -> float:
+    """W of a visited step from s to n, one of ``steps``, with ``D = n - s``: ``uniform`` 1, ``kl`` the factor ``w`` of
+    the exact KL divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0`` ``s^2``, ``dt``
+    ``steps |D|``, whose mean over all of them is 1."""
+    by = step.end - step.start
+    if kind == UNIFORM:
+        return 1.0
+    if kind == DT:
+        return -by * steps
+    if kind == X_T:
+        return by**2
+    if kind == X0:
+        return step.start**2
+    weight = Sampler(kind=SDE, noise_level=noise_level).step(0, step.start, step.end).kl_weight
+    return weight if kind == KL else -by * weight
+
+
+class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
+    """Draws pictures with the student and gives the states it went through, each as a chunk with the view ``main``.
+
+    Raises:
+        ModelError: on attaching, a pipeline without ``encode_prompt``; in a step, no state to visit.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.from_the_end = self.last_steps is not None or self.sigma_max is not None
+        #: The prompts to draw, None for those of the data.
+        self.prompt_list = None if self.prompts is None else read_prompts(self.prompts)
+        window = None if self.window is None else (self.window[0], self.window[1])
+        #: How the pipeline is called and stepped.
+        self.sampling = Sampler(
+            kind=self.sampler,
+            steps=self.num_inference_steps,
+            noise_level=self.noise_level,
+            window=window,
+            arguments=dict(self.pipeline_arguments or {}),
+        )
+        stochastic = None if self.sampler == ODE else window
+        self.places = visited_places(self.num_inference_steps, self.train_fraction, stochastic)
+        self.visit_count = min(self.visits or len(self.places), len(self.places))
+        self._tasks = by_task(self.prompt_list, self.task_column) if self.prompt_list is not None else []
+        self._shapes: dict[str, Any] = {}
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        model: Any = session.model
+        player = PipelineSampler(model, EncodedPrompts(model.pipe))
+        for prompt in self.prompt_list or ():
+            self._shape(player, prompt.text)
+        session.player = self._player = player
+        self._batch_size = session.batch_size
+        try:
+            yield
+        finally:
+            session.player = None
+
+    def source(self, step: Step) -> list[Chunk]:
+        if not step.training:
+            raise ValueError("what a run draws cannot be held out; set validation.holdout to 0")
+        asked = self._asked(step)
+        draws = step.draws
+        first = draws.rank * len(asked)
+        seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
+        chunks: list[Chunk] = []
+        for rows in self._groups([prompt.text for prompt in asked], step):
+            some = [asked[i] for i in rows]
+            told = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
+            if self.from_the_end:
+                every = range(self.sampling.steps)
+                rollout = self._player.draw(*told, keep=every, keep_velocities=every)
+                places = self._from_the_end(rollout, step)
+                rollout = rollout.keep_steps(list(places))
+            else:
+                places = {place: 1.0 for place in self._at_random(step)}
+                rollout = self._player.draw(*told, keep=_kept(list(places)))
+            step.forwards += self.sampling.steps
+            rollout = rollout.to("cpu") if self.offload_states else rollout
+            chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
+        if not chunks:
+            raise ModelError("the trained network is never asked in the steps that are visited; visit others")
+        return chunks
+
+    def end_of(self, rollout: Rollout) -> list[int]:
+        """Indices of the steps that ``last_steps`` or ``sigma_max`` mean."""
+        return last_steps([step.start for step in rollout.transitions], self.last_steps, self.sigma_max)
+
+    def _at_random(self, step: Step) -> list[int]:
+        order = torch.randperm(len(self.places), generator=step.draws.shared("visits"))[: self.visit_count]
+        return sorted(self.places[int(i)] for i in order)
+
+    def _from_the_end(self, rollout: Rollout, step: Step) -> dict[int, float]:
+        """The places at the end, and some before them; each with how many it stands for."""
+        end = self.end_of(rollout)
+        if not end:
+            starts = ", ".join(f"{each.start:.3g}" for each in rollout.transitions)
+            raise ModelError(f"no step starts at or below `sigma_max` {self.sigma_max}; they start at {starts}")
+        order = torch.randperm(end[0], generator=step.draws.shared("visits"))[: self.early_visits]
+        early = sorted(int(i) for i in order)
+        return {**{place: end[0] / len(early) for place in early}, **{place: 1.0 for place in end}}
+
+    def _chunks(
+        self, rollout: Rollout, prompts: Sequence[Prompt], places: Mapping[int, float], part: float, step: Step
+    ) -> list[Chunk]:
+        """Yields one chunk for each visited state.
+
+        Args:
+            part: this group's fraction of the batch.
+            places: index of a step -> how many states that are not visited it stands for.
+        """
+        device = step.model.device
+        batch = Batch(
+            clean=rollout.final.to(device),
+            condition=NoCondition(len(prompts)),
+            files=tuple(prompt.text for prompt in prompts),
+            prompts=tuple(prompt.text for prompt in prompts),
+            records=tuple(prompt.record for prompt in prompts),
+            size=(self._player.size["height"], self._player.size["width"]),
+        )
+        low, high = step.model.sigma_range
+        found = []
+        total = sum(places.values())
+        for place, count in places.items():
+            visit = RolloutState(player=self._player, rollout=rollout, index=place)
+            sigma = visit.transition.start
+            if not low <= sigma <= high:
+                continue
+            view = View(
+                name=MAIN_VIEW,
+                clean=batch.clean,
+                noise=None,
+                sigma=torch.full((len(prompts),), sigma, device=device),
+                condition=batch.condition,
+                state=visit.state.to(device),
+                visit=visit,
+            )
+            weight = visit_weight(self.weighting, visit.transition, self.sampling.noise_level, self.sampling.steps)
+            found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * count * weight / total))
+        return found
+
+    def _asked(self, step: Step) -> list[Prompt]:
+        """The prompts of this process's rows, each as often as a group has members."""
+        if self.prompt_list is None:
+            if step.given is None or not step.given.prompts:
+                raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
+            records = step.batch.records or ({},) * len(step.batch.prompts)
+            asked = [Prompt(text, record) for text, record in zip(step.batch.prompts, records, strict=True)]
+        else:
+            draws, turn = step.draws, step.draws.micro_step
+            task = self._tasks[turn % len(self._tasks)]
+            plan = batch_plan(
+                len(task), self._batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
+            )
+            asked = [task[i] for i in next(plan)]
+        return [prompt for prompt in asked for _ in range(self.group_size)]
+
+    def _groups(self, prompts: Sequence[str], step: Step) -> list[list[int]]:
+        """Rows that can be drawn together; on several processes, in parts of the same sizes on each."""
+        groups: dict[Any, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            groups.setdefault(self._shape(self._player, prompt), []).append(i)
+        found = list(groups.values())
+        return found if step.draws.world_size == 1 else _parts_of_all(found, step)
+
+    def _shape(self, player: PipelineSampler, prompt: str) -> Any:
+        if prompt not in self._shapes:
+            self._shapes[prompt] = player.shapes(prompt, self.sampling)
+        return self._shapes[prompt]
+
+
+def rollout_hook(session: Session) -> Any:
+    """The session's source, or None."""
+    return next((hook for hook in session.assembly.hooks if isinstance(hook, OnPolicyRollout)), None)
+
+
+def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:
+    """The groups, cut wherever a group of any process ends.
+
+    What is drawn together goes through the step as chunks, in which hooks exchange sums between processes: each has to
+    go through as many, and a mean over all of them is one only where each has as many samples in it. Pictures of one
+    prompt stay together, since every process draws as many of each.
+    """
+    rows = [i for group in groups for i in group]
+    ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=step.model.device)
+    ends[list(accumulate(len(group) for group in groups))] = 1
+    cuts = [0, *step.all_reduce(ends).nonzero().flatten().tolist()]
+    return [rows[start:end] for start, end in pairwise(cuts)]
+
+
+def _kept(places: Sequence[int]) -> list[int]:
+    """The states that visits start from and go to."""
+    return sorted({index for place in places for index in (place, place + 1)})

@@ -1,0 +1,81 @@
+"""What a hook says of itself before torch is imported: its options, slots, needs, papers, and a recipe for the laws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from flowhooks.documents.spec import Spec
+
+#: Why hooks that read pairs, or learn flow maps, cannot be beside one that draws.
+PAIRS = "pairs come from the data, and {other} trains on samples that it draws"
+FLOW_MAP = (
+    "a flow map is learned on intervals between noise and an image of the data, and {other} trains on samples that it "
+    "draws, step by step"
+)
+#: JSON Schema of a shift of times: a number above 0, or the value of the pipeline's scheduler.
+SHIFT: Mapping[str, Any] = {
+    "maximum": 1_000_000,
+    "if": {"type": "string"},
+    "then": {"enum": ["scheduler"]},
+    "else": {"exclusiveMinimum": 0},
+}
+#: Names (see :class:`flowhooks.kernel.plan.Declaration`) that a hook may set as class attributes or return from
+#: ``declares``.
+DECLARED = ("slots", "needs", "wants", "gives", "excludes", "passes", "queries", "chunks")
+
+
+class HookSpec(Spec):
+    """Base of the spec of a hook; ``class SigmaWeightSpec(HookSpec, type="sigma_weight", title="Sigma weight")``.
+
+    The class of the hook, ``SigmaWeight(SigmaWeightSpec, Hook)``, stands in the module ``hook`` beside the spec. What
+    it declares (see :class:`flowhooks.kernel.plan.Declaration`) are class attributes; what depends on options is
+    returned by :meth:`declares`.
+    """
+
+    kind: ClassVar[str] = "hook"
+    slots: ClassVar[Iterable[str]] = ()
+    needs: ClassVar[Iterable[str]] = ()
+    wants: ClassVar[Iterable[str]] = ()
+    gives: ClassVar[Iterable[str]] = ()
+    excludes: ClassVar[Mapping[str, str]] = {}
+    passes: ClassVar[tuple[tuple[str, str], ...]] = ()
+    queries: ClassVar[int] = 0
+    chunks: ClassVar[int] = 1
+    #: Needs of a run that this hook, with its defaults, is added for.
+    implied_by: ClassVar[tuple[str, ...]] = ()
+    #: Keys of ``papers.bib``, for the citation of the model card.
+    papers: ClassVar[tuple[str, ...]] = ()
+    #: Options under which the laws of the house are tested over this hook alone; None: a recipe of theirs names it.
+    law: ClassVar[Mapping[str, Any] | None] = None
+    #: The option whose weight switches on a hook that calls the network from pure noise to data.
+    whole_path: ClassVar[str] = ""
+    #: Page in ``docs/`` that explains it.
+    page: ClassVar[str] = "hooks.md"
+    #: Needs and gives in words, for the table in the docs, where they depend on options.
+    words: ClassVar[Mapping[str, str]] = {}
+
+    def declares(self) -> Mapping[str, Any]:
+        """What depends on options, in place of the class attributes."""
+        return {}
+
+    @classmethod
+    def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Complete options, with those filled in that follow from others."""
+        return options
+
+    def refusal(self) -> str | None:
+        """Why these options cannot be trained with, where telling takes a look at a file or at all of them; None
+        where they can."""
+        return None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if message := self.refusal():
+            raise ValueError(message)
+
+    @classmethod
+    def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """All of :data:`DECLARED` under these (complete) options."""
+        said = cls.unchecked(options).declares()
+        return {name: said.get(name, getattr(cls, name)) for name in DECLARED}
