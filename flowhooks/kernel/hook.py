@@ -93,7 +93,7 @@ class Hook:
 
 def defined_slots(cls: type) -> set[str]:
     """The slots whose methods a class defines."""
-    return {slot for slot in SLOTS if hasattr(cls, slot)}
+    return {slot for slot in SLOTS if callable(getattr(cls, slot, None))}
 
 
 def default_target(step: Step, view: View) -> Tensor:
