@@ -122,9 +122,12 @@ class _Listed:
         image = cells.get(columns.image)
         if isinstance(pictures[columns.image], Fault) or not isinstance(image, str):
             return Row(name=name, key=name, pictures=pictures)
-        caption = cells.get(columns.caption) if columns.caption else None
         return Row(
-            name=f"{name} ({image})", key=stem_of((folder / image).as_posix()), pictures=pictures, caption=caption
+            name=f"{name} ({image})",
+            key=stem_of((folder / image).as_posix()),
+            pictures=pictures,
+            caption=cells.get(columns.caption) if columns.caption else None,
+            cells=cells,
         )
 
     def _asset(self, cell: Any, folder: PurePosixPath) -> Asset | Fault | None:
