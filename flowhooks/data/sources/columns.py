@@ -134,8 +134,8 @@ def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
         elif block[key] is None:
             block[key] = stated[role]
     for name, column in stated.items():
-        if message := _misstated(name, column, block["dataset_type"]):
-            found.problem(json_path(["columns", name], path), message)
+        if fault := _misstated(name, column, block["dataset_type"]):
+            found.problem(json_path(["columns", name], path), fault)
 
 
 def place_of(block: dict[str, Any], path: str, key: str) -> str:

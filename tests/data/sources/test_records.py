@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from flowhooks.data import build_cache, collate
 from flowhooks.errors import DataError
 from tests.data.folders import audit_in, load, problems_in, write_image
 from tests.data.sources.kept import KEEPERS, picture, samples
@@ -148,3 +149,19 @@ def test_only_what_every_image_set_has_is_given(tmp_path):
     }
     off = {**other, "disabled": True}
     assert "data:task" in load(tmp_path, [one, off]).provides
+
+
+def test_a_batch_holds_the_records_of_its_samples_and_the_cache_knows_none(tmp_path, model):
+    block = listing(tmp_path, columns={"image": "good", "caption": "words", "label": "thumbs"})
+    dataset = build_cache(audit_in(tmp_path, [block]), model, tmp_path / "cache", progress=False)
+    assert collate([dataset[1], dataset[0]]).records == ({"label": "up"}, {"label": "up"})
+    made = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    bare = build_cache(
+        audit_in(tmp_path, [{**block, "columns": {"image": "good", "caption": "words"}}]),
+        model,
+        tmp_path / "cache",
+        progress=False,
+    )
+    assert sorted((tmp_path / "cache").rglob("*.safetensors")) == made and len(made) == 2
+    assert collate([bare[0], bare[1]]).records == ()
+    assert collate([bare[0], dataset[0]]).records == ({}, {"label": "up"})
