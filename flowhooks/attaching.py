@@ -32,6 +32,7 @@ from flowhooks.kernel import distributed
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import ANY_DATA
 from flowhooks.kernel.session import Session
 from flowhooks.modules_file import load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
@@ -115,7 +116,7 @@ def _session(
         roles["reference"] = lambda: _base(adapter, assembly)
     if run.training["use_ema"]:
         roles["ema"] = lambda: session.averaged()
-    provides = {"data:image", "data:rejected", "data:mask"} if run.data is None else run.provides
+    provides = {ANY_DATA} if run.data is None else run.provides
     assembly = build_assembly(hooks, {*provides, *(f"role:{name}" for name in roles)}, str(run.source))
     session = Session(
         model=model,

@@ -21,10 +21,11 @@ def run(args: Namespace) -> int:
     from flowhooks.checks.planning import describe_trainable, forwards, plan_run, unread
     from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
+    from flowhooks.kernel.plan import ANY_DATA
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
     # Without data, what the hooks ask of it is up to the loop they are attached in.
-    given = {"data:image", "data:rejected", "data:mask"} if configured.data is None else configured.provides
+    given = {ANY_DATA} if configured.data is None else configured.provides
     planned = plan_run(configured, given)
     origin = {hook.where: hook for hook in configured.hooks}
     if sentence := plain(configured.hooks):

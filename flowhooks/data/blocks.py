@@ -11,7 +11,14 @@ from flowhooks.reading import user_path
 
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
+#: What `columns` may name that has a key of its own too; every other name is one of the user's.
+ROLES = ("image", "caption", "rejected", "mask")
 Block = dict[str, Any]
+
+
+def record_columns(block: Block) -> dict[str, str]:
+    """Name that hooks know a cell of each sample by -> its column."""
+    return {name: column for name, column in (block["columns"] or {}).items() if name not in ROLES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +55,8 @@ class Datasets:
 
     @property
     def provides(self) -> frozenset[str]:
-        """``data:image``, and ``data:rejected`` and ``data:mask`` where an enabled, linked set gives them."""
+        """``data:image``; ``data:rejected`` and ``data:mask`` where an enabled, linked set gives them; ``data:<name>``
+        for every name that all enabled image sets have under ``columns``."""
         images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]
         ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
         kinds = {
@@ -63,6 +71,8 @@ class Datasets:
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
+        if images:
+            given |= {f"data:{name}" for name in set.intersection(*(set(record_columns(b)) for b in images))}
         return frozenset(given)
 
     @property

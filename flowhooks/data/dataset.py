@@ -56,7 +56,8 @@ class CachedDataset(Dataset):
         return self.sample(index, self.records[index].caption)
 
     def sample(self, index: int, caption: str) -> dict[str, Any]:
-        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`.
+        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`,
+        and `columns`, which the record has.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
         """
@@ -69,6 +70,7 @@ class CachedDataset(Dataset):
             "size": record.geometry.size,
             "file": record.image.asset.name,
             "caption": caption,
+            "columns": record.columns,
         }
 
     def condition(self, caption: str, size: tuple[int, int, int]) -> Any:
@@ -112,6 +114,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
         mask=_stack([item["mask"] for item in items]),
         files=tuple(item["file"] for item in items),
         prompts=tuple(item["caption"] for item in items),
+        records=tuple(item["columns"] for item in items) if any(item["columns"] for item in items) else (),
         size=size,
     )
 

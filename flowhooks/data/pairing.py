@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.blocks import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES, record_columns
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
@@ -102,10 +102,13 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
+    names = set(record_columns(images.block))
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     records: list[Record] = []
     for stem, picture in images.images.items():
         if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in strict):
+            continue
+        if names - images.records.get(stem, {}).keys():
             continue
         caption, *others = wordings(images.captions[stem], images.block)
         for rejected in rejected_sets or (None,):
@@ -123,6 +126,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
+                    columns=images.records.get(stem, {}),
                 )
             )
     return records * (1 + _repeats(images, len(records), found, before))
@@ -149,7 +153,9 @@ def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int
 def _line(images: DataSet, partners: list[DataSet]) -> str:
     parts = [count(len(images.images), "image")]
     parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
-    return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}"
+    named = record_columns(images.block)
+    known = f"; hooks may read {', '.join(map(repr, named))}" if named else ""
+    return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}{known}"
 
 
 def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit:
@@ -179,4 +185,5 @@ def _provided(records: list[Record], found: Findings) -> frozenset[str]:
         provides.add("mask")
         if unmasked:
             found.warnings.append(f"{unmasked:,} of {len(records):,} samples have no mask; they train everywhere")
-    return frozenset(provides)
+    named = [record.columns.keys() for record in records]
+    return frozenset(provides.union(set(named[0]).intersection(*named) if named else ()))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
@@ -42,6 +43,7 @@ class Record:
         geometry: how the image, the rejected image and the masks are cut.
         rejected_geometry: how the rejected image is cut where it has a box of its own, of the same size.
         drawing: how often and when; its data set's.
+        columns: name -> cell, for every name under `columns` of its data set.
     """
 
     key: str
@@ -54,6 +56,7 @@ class Record:
     geometry: Geometry
     rejected_geometry: Geometry | None = None
     drawing: Drawing = Drawing()
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def sides(self) -> tuple[tuple[Picture, Geometry], ...]:
@@ -90,7 +93,8 @@ class Audit:
     Args:
         records: every sample of an epoch; one with repeats stands here several times.
         counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct ones; `captions` as distinct texts.
-        provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere).
+        provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere); every
+            name of `columns` that all records have.
         report: one line a data set and what was noticed, for the terminal.
         warnings: what is allowed and likely not meant.
     """

@@ -17,6 +17,7 @@ class DataSet:
         path: its JSON path, `$[1]`.
         images: stem -> every readable image; empty when the set cannot be used.
         captions: stem -> prompt, of an image set; a stem without one was reported as a fault.
+        records: stem -> name -> cell, of an image set, for every name under `columns` that its row fills.
         unusable: stems whose image is there and was reported as a fault.
         usable: whether it could be opened.
         columns: partners from columns or members of the set itself, each like a linked conditioning set.
@@ -27,6 +28,7 @@ class DataSet:
     path: str
     images: dict[str, Picture]
     captions: dict[str, str] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
     unusable: frozenset[str] = frozenset()
     usable: bool = True
     columns: tuple[DataSet, ...] = ()

@@ -1,4 +1,9 @@
-"""What a shard of the cache is called, what it holds, and who is writing it. Free of torch.
+"""The files of the cache: their names and contents, and who is writing one. Free of torch.
+
+Headers are read by `safe_open` and locks are those of `filelock`. The bytes of an entry are read by ourselves, since
+`safe_open` maps the file into memory: where it is cut short or the disk fails after it was opened, the process does not
+get an error but ends by SIGBUS. And a lock must be gone with its holder, so that `filelock` may not fall back to files
+that stand for locks.
 
 A shard is a safetensors file of up to 32 entries, named by the hash of their keys. What it holds is therefore settled
 before anything is computed: the keys that are missing, in order, are cut into lots, and a lot becomes a shard, written
@@ -7,17 +12,16 @@ missing are whole lots, and cutting them in order gives the same lots again; and
 computes together, in batches that start with it, every byte comes out as if nothing had happened. For the same reason
 processes may share a build without talking: whoever is free takes the next lot that nobody works on.
 
-That somebody works on a lot is known by a lock on the file that is being written. The kernel holds it and drops it with
-its holder, however that ends, so there is no such thing as a lock left behind.
+That somebody works on a lot is known by a lock on a file beside the one that is being written. The kernel holds it and
+drops it with its holder, however that ends, so there is no such thing as a lock left behind.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
-import operator
+import math
 import os
 import re
 import uuid
@@ -25,8 +29,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
 
 from flowhooks.reading import MAX_TEXT, Unreadable, parse, refuse_special
 
@@ -35,6 +43,7 @@ SUFFIX = ".safetensors"
 #: Key of a shard's metadata, JSON: what each entry was made from, and under a key of their own the digests of all.
 METADATA, DIGESTS = "flowhooks", "digests"
 _NAME = re.compile(r"[0-9a-f]{64}")
+_LOCK = ".lock"
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
@@ -76,9 +85,14 @@ class ShardEntry:
         if any(len(part) < stop - start for part, (start, stop) in zip(parts, self.spans, strict=True)):
             raise DamagedShard("is cut off")
         data = b"".join((self.head, *parts))
-        if self.digest is not None and hashlib.sha256(data).hexdigest() != self.digest:
+        if self.digest is not None and digest_of(data) != self.digest:
             raise DamagedShard("its bytes are not those that were written")
         return data
+
+
+def digest_of(entry: bytes) -> str:
+    """What a shard says of an entry, so that a flipped bit is found: sha256, in hex."""
+    return hashlib.sha256(entry).hexdigest()
 
 
 def entry_key(about: dict[str, object]) -> str:
@@ -110,63 +124,50 @@ def shards_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names) if name.endswith(SUFFIX) and _NAME.fullmatch(name[: -len(SUFFIX)])]
 
 
-def contents(path: Path) -> dict[str, ShardEntry]:
+def contents(path: Path, *, partial: bool = False) -> dict[str, ShardEntry]:
     """Key -> place, of every entry of a shard, from its header alone.
+
+    Args:
+        partial: it is still being written, so that its name does not say yet what it holds.
 
     Raises OSError; DamagedShard if it is not as long as its header says, or holds other entries than its name does.
     """
     try:
         refuse_special(path)
-    except Unreadable as error:
-        raise DamagedShard(str(error)) from None
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if length <= size - 8 else b""
-    return _places(path, text, size)
-
-
-def digests(shard: bytes) -> dict[str, str]:
-    """Key -> digest, of every entry of a shard that is not yet on the disk."""
-    length = int.from_bytes(shard[:8], "little")
-    found = {}
-    for key, place in _places(None, shard[8 : 8 + length], len(shard)).items():
-        parts = (shard[start:stop] for start, stop in place.spans)
-        found[key] = hashlib.sha256(b"".join((place.head, *parts))).hexdigest()
-    return found
-
-
-def _places(path: Path | None, text: bytes, size: int) -> dict[str, ShardEntry]:
-    """Of a shard's header and its whole size; without a path it is not on the disk yet, and has no name."""
-    length = len(text)
-    try:
-        header = parse(text, most=MAX_TEXT)
-        told = header.pop("__metadata__", None) or {}
+        with safe_open(path, "numpy") as file:
+            told = file.metadata() or {}
+            # A file without holes: where each tensor lies follows from their order and sizes.
+            tensors = [(name, file.get_slice(name)) for name in file.offset_keys()]
+            parts = [(name, each.get_dtype(), tuple(each.get_shape())) for name, each in tensors]
         written = parse(told.get(METADATA, "{}"), most=MAX_TEXT).get(DIGESTS, {})
         written = {key: str(written[key]) for key in written}
-        tensors: dict[str, list[tuple[int, int, str, str, tuple[int, ...]]]] = {}
-        for full, about in header.items():
-            key, _, name = full.partition("/")
-            start, stop = (operator.index(at) for at in about["data_offsets"])
-            if not 0 <= start <= stop or not isinstance(about["dtype"], str):
-                raise ValueError(full)
-            shape = tuple(operator.index(edge) for edge in about["shape"])
-            tensors.setdefault(key, []).append((start, stop, name, about["dtype"], shape))
-        end = max(stop for each in tensors.values() for _, stop, *_ in each)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedShard("its first bytes are no header of safetensors") from None
-    data = 8 + length
-    if size != data + end:
-        raise DamagedShard(f"has {size:,} of {data + end:,} bytes")
-    if path is not None and shard_name(tensors) != path.stem:
+    except (Unreadable, SafetensorError) as error:
+        raise DamagedShard(str(error)) from None
+    except (ValueError, TypeError, AttributeError):
+        raise DamagedShard("its first bytes are no header of a shard") from None
+    sizes = [math.prod(shape) * _bits(dtype) // 8 for _, dtype, shape in parts]
+    starts = accumulate(sizes, initial=path.stat().st_size - sum(sizes))
+    found: dict[str, list[tuple[int, tuple[str, str, tuple[int, ...], int]]]] = {}
+    for (full, dtype, shape), size, start in zip(parts, sizes, starts, strict=False):
+        key, _, name = full.partition("/")
+        found.setdefault(key, []).append((start, (name, dtype, shape, size)))
+    if not partial and shard_name(found) != path.stem:
         raise DamagedShard("holds other entries than its name says")
-    places = {}
-    for key, unordered in tensors.items():
-        parts = sorted(unordered)
-        head = _head(tuple((name, dtype, shape, stop - start) for start, stop, name, dtype, shape in parts))
-        spans = tuple((data + start, data + stop) for start, stop, *_ in parts)
-        places[key] = ShardEntry(path or Path(), head, spans, written.get(key))
-    return places
+    return {
+        key: ShardEntry(
+            path,
+            _head(tuple(part for _, part in own)),
+            tuple((start, start + size) for start, (*_, size) in own),
+            written.get(key),
+        )
+        for key, own in found.items()
+    }
+
+
+def _bits(dtype: str) -> int:
+    """The size of one number: 32 of `F32`, 8 of `F8_E4M3` and of `BOOL`."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8
 
 
 @lru_cache(maxsize=4096)
@@ -181,22 +182,26 @@ def _head(parts: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
 
 
 class Claim:
-    """The file that one process, and no other, is writing. Gone after the block, unless it was published."""
+    """The right of one process, and no other, to write a shard. What is not published is gone after the block.
 
-    def __init__(self, path: Path, file: int):
-        self._path = path
-        self._file = file
+    Args:
+        path: the file that is written before it is published.
+        lock: what others wait for; None on a disk that knows no locks.
+    """
+
+    def __init__(self, path: Path, lock: FileLock | None):
+        self.path = path
+        self._lock = lock
         self._published = False
 
-    def publish(self, data: bytes, target: Path) -> None:
-        """Write it whole, then let it appear as `target`. Raises OSError."""
-        left = memoryview(data)
-        while left:
-            left = left[os.write(self._file, left) :]
-        # Without it a power cut could leave the new name on a file whose bytes never reached the disk.
-        os.fsync(self._file)
-        os.replace(self._path, target)
+    def publish(self, target: Path) -> None:
+        """Let what was written to `path` appear as `target`. Raises OSError."""
+        with self.path.open("rb") as file:
+            # Without it a power cut could leave the new name on a file whose bytes never reached the disk.
+            os.fsync(file.fileno())
+        os.replace(self.path, target)
         self._published = True
+        self._release()
 
     def __enter__(self) -> Claim:
         return self
@@ -206,48 +211,40 @@ class Claim:
     ) -> None:
         if not self._published:
             with suppress(OSError):
-                self._path.unlink()
-        os.close(self._file)
+                self.path.unlink()
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            # Removed before it is let go: filelock looks whether what it locked is still there, and else tries anew.
+            with suppress(OSError):
+                os.unlink(self._lock.lock_file)
+            self._lock.release()
 
 
 def claim(path: Path, *, wait: bool) -> Claim | None:
     """Take the file `path` for writing; None if another process has it and `wait` is false. Raises OSError."""
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            # Who held it until now may have renamed or removed it: then the lock is on a file that is not `path`.
-            if _same(file, path):
-                os.ftruncate(file, 0)
-                return Claim(path, file)
-        except BlockingIOError:
-            os.close(file)
-            return None
-        except OSError as error:
-            os.close(file)
-            if error.errno not in _NO_LOCKS:
-                raise
-            # Some network disks know no locks. Processes may do the same work there, each in a file of its own.
-            path = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-            return Claim(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666))
-        except BaseException:
-            os.close(file)
-            raise
-        os.close(file)
-
-
-def _same(file: int, path: Path) -> bool:
+    # A soft lock is a file, and outlives a process that is killed.
+    lock = FileLock(f"{path}{_LOCK}", fallback_to_soft=False)
     try:
-        return os.path.samestat(os.fstat(file), os.stat(path))
-    except FileNotFoundError:
-        return False
+        lock.acquire(blocking=wait)
+    except Timeout:
+        return None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        # Some network disks know no locks. Processes may do the same work there, each in a file of its own.
+        return Claim(path.with_name(f"{path.name}.{uuid.uuid4().hex}"), None)
+    return Claim(path, lock)
 
 
 def sweep(folder: Path) -> None:
     """Remove the files in `folder` that nobody is writing any more."""
     if folder.is_dir():
-        for path in folder.iterdir():
-            if (left := claim(path, wait=False)) is not None:
+        for name in {path.name.removesuffix(_LOCK) for path in folder.iterdir()}:
+            if (left := claim(folder / name, wait=False)) is not None:
                 with left:
                     pass
 

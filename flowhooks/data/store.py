@@ -24,7 +24,7 @@ from flowhooks.data.shards import (
     ShardEntry,
     claim,
     contents,
-    digests,
+    digest_of,
     shard_name,
     shards_in,
     sweep,
@@ -87,13 +87,17 @@ class Store:
             for key, tensors in entries.items()
             for name, tensor in tensors.items()
         }
-        # One key alone: safetensors writes several in any order, and a shard always comes out the same.
-        told = {**{key: about[key] for key in entries}, DIGESTS: digests(save(named))}
-        data = save(named, {METADATA: json.dumps(told)})
+        data = save(named)
         path = self.path(kind, shard_name(entries))
         with _writing(path, len(data)):
+            # Written twice: what the digests are of is in the order in which safetensors lays it out.
+            mine.path.write_bytes(data)
+            digests = {key: digest_of(each.read()) for key, each in contents(mine.path, partial=True).items()}
+            # One key alone: safetensors writes several in any order, and a shard always comes out the same.
+            told = {**{key: about[key] for key in entries}, DIGESTS: {key: digests[key] for key in sorted(digests)}}
+            mine.path.write_bytes(save(named, {METADATA: json.dumps(told)}))
             path.parent.mkdir(parents=True, exist_ok=True)
-            mine.publish(data, path)
+            mine.publish(path)
 
     def sweep(self) -> None:
         """Remove what killed writers left half-written."""

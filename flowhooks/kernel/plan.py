@@ -28,6 +28,8 @@ SLOTS: Mapping[str, str] = {
 MAIN_VIEW = "main"
 POLICY = "policy"
 EVERY_VIEW = "*"
+#: Given where a loop of somebody else brings the batches, and with them whatever hooks need of the data.
+ANY_DATA = "data:*"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,8 @@ class Declaration:
         where: JSON path the user wrote it at, or how it was implied.
         method: the method that stands for the hook, as written in JSON; empty for a hook that was written itself.
         slots: names out of :data:`SLOTS`; ``target`` names its view, ``target:main``.
-        needs: what somebody must give, such as ``sigma``, ``view:rejected``, ``data:mask``, ``role:reference``.
+        needs: what somebody must give, such as ``sigma``, ``view:rejected``, ``data:mask``, ``role:reference``;
+            ``data:label`` is a name under `columns` of the data sets, whose cells are in ``Batch.records``.
         wants: what this hook comes after when somebody gives it.
         gives: what this hook provides; only one hook may give a thing.
         excludes: what cannot be in one run with this hook, and why: a hook's type, a thing that is given, or a slot ->
@@ -133,8 +136,8 @@ def plan(
 
     Args:
         declarations: one for each hook of the run.
-        provides: what the surroundings give: ``data:image``, ``data:rejected``, ``data:mask``, ``role:reference``,
-            ``role:ema``.
+        provides: what the surroundings give: ``data:image``, ``data:rejected``, ``data:mask``, ``data:<name>`` for a
+            name under `columns`, ``data:*`` for all of them, ``role:reference``, ``role:ema``.
         imply: (need, JSON path of who needs it) -> the default hook that gives it, or None.
         where: file named in errors.
 
@@ -240,6 +243,7 @@ _REMEDY = {
     "conditioning_data, or name a column of the images' own table in rejected_column",
     "data:mask": "add a conditioning data set with conditioning_type 'mask' or 'segmentation' and name it in "
     "conditioning_data, or name a column of the images' own table in mask_column",
+    "data": "name the column that holds it under {name!r} in the `columns` of every image data set",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:ema": "set training.use_ema to true",
     "role:adapter": "name it in the `teachers` of a teacher_velocity hook, or use 'reference' or 'ema'",
@@ -251,7 +255,10 @@ def _unmet(hooks: Sequence[Declaration], given: frozenset[str], where: str | Non
     problems = []
     for d in hooks:
         for need in sorted(d.needs - available):
-            remedy = _REMEDY.get(need, _REMEDY.get(need.rpartition(":")[0], "add a hook that gives it"))
+            if ANY_DATA in given and need.startswith("data:"):
+                continue
+            kind, _, name = need.rpartition(":")
+            remedy = _REMEDY.get(need, _REMEDY.get(kind, "add a hook that gives it")).format(name=name)
             message = f"{d.name} needs {_WORDS.get(need, repr(need))}, which nothing in this run gives; {remedy}"
             problems.append(Problem(message, file=where, path=d.where))
     return problems

@@ -52,7 +52,8 @@ class Batch:
         mask: ``[B, 1, h, w]`` in [0, 1] on the VAE's latent grid; 1 trains, 0 does not.
         files: where each sample came from, for error messages.
         prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
-        records: what is known of each sample beside its prompt, by column.
+        records: what is known of each sample beside its prompt, by column of the prompts or by name under `columns` of
+            the data set; empty where nothing is.
         size: height and width in pixels, and frames of clips, of what the samples were made of, the same for all; None
             where their shape tells it.
     """

@@ -73,7 +73,7 @@ def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) ->
 def _alone(block: dict[str, Any]) -> dict[str, Any]:
     """The block without the partners that it has already."""
     columns: dict[str, list[str]] = {key: [] for key in ("rejected_column", "mask_column") if block.get(key)}
-    return {**block, "conditioning_data": None, **columns}
+    return {**block, "conditioning_data": None, **columns, "columns": None}
 
 
 def _keys(settings: Sequence[str]) -> set[str]:

@@ -43,6 +43,8 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
     for record in audit.records:
         pictures = [record.image, record.rejected, *record.masks]
         drawn = [record.key, record.bucket, record.captions, *astuple(record.drawing)]
+        # Left out where there are none, as by versions that knew no columns.
+        drawn += [record.columns] if record.columns else []
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"]},

@@ -40,6 +40,7 @@ def test_defaults(tmp_path):
         "caption_column": None,
         "rejected_column": None,
         "mask_column": None,
+        "columns": None,
         "mask_values": "grey",
         **dict.fromkeys(("split", "subset", "data_dir", "revision", "streaming", "max_samples")),
         "resolution": None,

@@ -4,7 +4,9 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import random
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -160,7 +162,7 @@ def test_one_writer_at_a_time_and_the_next_gets_a_file_of_its_own(store):
         store.sweep()
         assert files_under(store.folder)
         store.write(first, "latents", {KEY: TENSORS}, {KEY: {}})
-        # The lock went along with the file that is now the shard.
+        # With the shard in its place, the lock is let go.
         with store.claim("latents", name, wait=False) as second:
             assert second is not None
     assert files_under(store.folder) == [store.path("latents", name)]
@@ -271,3 +273,36 @@ def test_a_shard_of_an_earlier_release_has_no_digests_and_is_read(store):
     save_file(load_file(path), path, {"flowhooks": "{}"})
     assert torch.equal(read(store)["latents"], TENSORS["latents"])
     assert store.find("latents", {KEY}, check=10**6).keys() == {KEY}
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_told(store):
+    """Mapped into memory, as `safe_open` does, this would end the process by a signal."""
+    path = write(store, {KEY: {"latents": torch.zeros(50_000)}, OTHER: TENSORS})
+    places = store.find("latents", {KEY, OTHER})
+    os.truncate(path, 8000)
+    with pytest.raises(DataError, match=r"was damaged during the run \(is cut off\)"):
+        Entries({"latents": places}, limit=0).read("latents", KEY)
+
+
+def _take_turns(folder: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(40):
+        claim = Store(folder).claim("latents", shard_name([KEY]), wait=draw.random() < 0.5)
+        if claim is None:
+            continue
+        with claim:
+            os.close(os.open(folder / "alone", os.O_CREAT | os.O_EXCL))
+            os.unlink(folder / "alone")
+            if draw.random() < 0.5:
+                claim.path.write_bytes(b"1")
+                claim.publish(folder / "written")
+
+
+def test_no_two_of_many_writers_have_one_claim_and_nothing_is_left(store):
+    """The file of a lock goes with it, and who waited for it must not hold what nobody else can see. Threads lock each
+    other out as processes do: each claim opens the file anew."""
+    store.folder.mkdir()
+    with ThreadPoolExecutor(6) as pool:
+        for each in [pool.submit(_take_turns, store.folder, seed) for seed in range(6)]:
+            each.result()
+    assert files_under(store.folder) == [store.folder / "written"]

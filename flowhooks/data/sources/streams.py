@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from flowhooks.data.sources.cells import plain
 from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.hub import Origin, or_refused
 from flowhooks.data.sources.parquet import ParquetTable, read_tables
+from flowhooks.data.sources.rows import Refusal, cell_value
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.data.storage import LocalPlace, Refused
+from flowhooks.data.storage import LocalPlace, Place, Refused
 from flowhooks.home import whole
 
 _FILE = "rows.parquet"
@@ -48,7 +49,7 @@ def read_stream(
     if not folder.is_dir():
         with whole(folder) as aside:
             _write(_batches(data, origin, columns, block["max_samples"]), columns, aside / _FILE)
-    table = ParquetTable(LocalPlace(folder), [_FILE])
+    table = _Kept(LocalPlace(folder), [_FILE], _as_json(columns))
     found.notes.append(f"{block['id']}: {count(len(table), 'row')} of {origin.name}, streamed and kept in {folder}")
     named = {
         "image_column": columns.image,
@@ -57,6 +58,22 @@ def read_stream(
         "caption_column": columns.caption,
     }
     return read_tables(table, {**block, **named}, path, found, about=origin.name)
+
+
+class _Kept(ParquetTable):
+    """The rows of a stream, in which the columns `texts` hold JSON: a stream does not say what type comes next."""
+
+    def __init__(self, place: Place, names: Sequence[str], texts: tuple[str, ...]):
+        super().__init__(place, names)
+        self._texts = texts
+
+    def value(self, row: int, column: str) -> Any:
+        value = super().value(row, column)
+        return json.loads(value) if column in self._texts else value
+
+
+def _as_json(columns: Columns) -> tuple[str, ...]:
+    return tuple(name for name in columns.all if name not in columns.pictures and name != columns.caption)
 
 
 def _key(origin: Origin, columns: Columns, block: dict[str, Any]) -> str:
@@ -84,6 +101,8 @@ def _batches(data: Any, origin: Origin, columns: Columns, most: int | None) -> I
         size += sum(len(each["bytes"]) for each in kept.values() if each)
         if columns.caption is not None:
             kept[columns.caption] = _text(_cell(row, columns.caption), f"row {number}, {columns.caption!r}")
+        for name in _as_json(columns):
+            kept[name] = _json(_cell(row, name), f"{origin.name} row {number}, {name!r},")
         batch.append(kept)
         number += 1
         if len(batch) == _GROUP_ROWS or size >= _GROUP_BYTES:
@@ -125,9 +144,17 @@ def _text(value: Any, name: str) -> bytes | None:
     return value.encode("utf-8", "surrogateescape")
 
 
+def _json(value: Any, name: str) -> str:
+    try:
+        return json.dumps(cell_value(value))
+    except Refusal as reason:
+        raise BadTable(f"{name} {reason}") from None
+
+
 def _write(batches: Iterator[list[dict[str, Any]]], columns: Columns, file: Path) -> None:
     fields = [(name, _PICTURE) for name in dict.fromkeys(columns.pictures)]
-    schema = pa.schema(fields + ([(columns.caption, pa.binary())] if columns.caption else []))
+    fields += [(columns.caption, pa.binary())] if columns.caption else []
+    schema = pa.schema(fields + [(name, pa.string()) for name in _as_json(columns)])
     with pq.ParquetWriter(file, schema) as writer:
         for batch in batches:
             writer.write_table(pa.Table.from_pylist(batch, schema))

@@ -27,6 +27,7 @@ class Sample:
     caption: bytes | None
     rejected: bytes | None
     mask: bytes | None
+    label: Any = None
 
 
 def picture(seed: int, size: tuple[int, int] = (16, 16)) -> bytes:
@@ -79,26 +80,33 @@ def keep_local(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
     ]
 
 
-def _rows(root: Path, kept: Sequence[Sample]) -> list[dict[str, bytes]]:
+def _rows(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
     """Rows of paths and captions, the files written below `root`."""
     rows = []
     for each in kept:
         paths = {"file_name": each.key, "rejected_file_name": f"bad/{each.key}", "mask_file_name": f"where/{each.key}"}
         given = {"file_name": each.image, "rejected_file_name": each.rejected, "mask_file_name": each.mask}
-        row = {"caption": each.caption or b""}
+        row: dict[str, Any] = {"caption": each.caption or b""}
         for column, data in given.items():
             _put(root / f"{paths[column]}.png", data)
             row[column] = f"{paths[column]}.png".encode() if data is not None else b""
+        if each.label is not None:
+            row["thumbs"] = each.label
         rows.append(row)
     return rows
 
 
-def _csv(rows: Sequence[dict[str, bytes]]) -> bytes:
+def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
     text = io.StringIO()
-    table = csv.DictWriter(text, ["file_name", "caption", "rejected_file_name", "mask_file_name"])
+    names = ["file_name", "caption", "rejected_file_name", "mask_file_name"]
+    table = csv.DictWriter(text, list(dict.fromkeys([*names, *(name for row in rows for name in row)])))
     table.writeheader()
-    table.writerows({name: cell.decode("utf-8", "surrogateescape") for name, cell in row.items()} for row in rows)
+    table.writerows({name: _as_text(cell) for name, cell in row.items()} for row in rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _as_text(cell: Any) -> Any:
+    return cell.decode("utf-8", "surrogateescape") if isinstance(cell, bytes) else cell
 
 
 def keep_csv(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -117,7 +125,7 @@ def keep_metadata_jsonl(root: Path, kept: Sequence[Sample]) -> list[dict[str, An
     (root / "folder").mkdir()
     lines = []
     for row in _rows(root / "folder", kept):
-        text = {name: cell.decode("utf-8", "surrogateescape") or None for name, cell in row.items()}
+        text = {name: None if (cell := _as_text(given)) == "" else cell for name, given in row.items()}
         lines.append(json.dumps(text, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     (root / "folder/metadata.jsonl").write_bytes(b"\n".join(lines))
     return [{"id": "win", "type": "imagefolder", "instance_data_dir": "folder"}]
@@ -128,11 +136,17 @@ def _text(data: bytes | None) -> pa.Array:
     return pa.array([data], pa.binary()).view(pa.string())
 
 
+def _label_column(kept: Sequence[Sample]) -> dict[str, Any]:
+    labels = [each.label for each in kept]
+    return {"thumbs": pa.array(labels)} if any(label is not None for label in labels) else {}
+
+
 def keep_metadata_parquet(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
     (root / "folder").mkdir()
     rows = _rows(root / "folder", kept)
     names = ("file_name", "caption", "rejected_file_name", "mask_file_name")
     columns = {name: pa.chunked_array([_text(row[name] or None) for row in rows], pa.string()) for name in names}
+    columns |= _label_column(kept)
     pq.write_table(pa.table(columns), root / "folder/metadata.parquet")
     return [{"id": "win", "type": "imagefolder", "instance_data_dir": "folder"}]
 
@@ -155,6 +169,7 @@ def keep_parquet(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
             for name, cells in given.items()
         }
         columns["caption"] = pa.chunked_array([_text(each.caption) for each in part], pa.string())
+        columns |= _label_column(part)
         pq.write_table(pa.table(columns), root / f"tables/{name}.parquet", row_group_size=2)
     return [{"id": "win", "type": "parquet", "instance_data_dir": "tables"}]
 
@@ -167,7 +182,7 @@ def keep_parquet_bytes(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any
         "where": pa.array([each.mask for each in kept], pa.binary()),
         "words": pa.chunked_array([_text(each.caption) for each in kept], pa.string()),
     }
-    pq.write_table(pa.table(columns), root / "data.parquet", row_group_size=3)
+    pq.write_table(pa.table({**columns, **_label_column(kept)}), root / "data.parquet", row_group_size=3)
     named = {"image_column": "good", "rejected_column": "worse", "mask_column": ["where"], "caption_column": "words"}
     return [{"id": "win", "type": "parquet", "instance_data_dir": "data.parquet", **named}]
 
@@ -190,6 +205,8 @@ def keep_webdataset(root: Path, kept: Sequence[Sample]) -> list[dict[str, Any]]:
         for each in part:
             members += [(f"{each.key}.png", each.image), (f"{each.key}.txt", each.caption)]
             members += [(f"{each.key}.rejected.png", each.rejected), (f"{each.key}.mask.PNG", each.mask)]
+            if each.label is not None:
+                members += [(f"{each.key}.json", json.dumps({"thumbs": each.label}).encode())]
         _tar(root / f"shards/{number:03}.tar", members)
     return [{"id": "win", "type": "webdataset", "instance_data_dir": "shards"}]
 
@@ -198,7 +215,8 @@ def keep_webdataset_json(root: Path, kept: Sequence[Sample]) -> list[dict[str, A
     """One shard with captions in JSON members."""
     members = []
     for each in kept:
-        text = json.dumps({"prompt": (each.caption or b"").decode("utf-8", "surrogateescape")}, ensure_ascii=False)
+        words = {"prompt": (each.caption or b"").decode("utf-8", "surrogateescape"), "thumbs": each.label}
+        text = json.dumps({key: value for key, value in words.items() if value is not None}, ensure_ascii=False)
         members += [(f"{each.key}.png", each.image), (f"{each.key}.rejected.png", each.rejected)]
         members += [(f"{each.key}.segmentation.png", each.mask)]
         members += [(f"{each.key}.json", text.encode("utf-8", "surrogateescape"))]
@@ -218,10 +236,12 @@ def _hub(kept: Sequence[Sample]) -> datasets.Dataset:
             "text": pa.chunked_array([_text(each.caption) for each in kept], pa.string()),
             "rejected": cells([each.rejected for each in kept]),
             "mask": cells([each.mask for each in kept]),
+            **_label_column(kept),
         }
     )
     pictures = {name: datasets.Image() for name in ("image", "rejected", "mask")}
-    features = datasets.Features({**pictures, "text": datasets.Value("string")})
+    labels = {name: datasets.Features.from_arrow_schema(table.schema)[name] for name in _label_column(kept)}
+    features = datasets.Features({**pictures, "text": datasets.Value("string"), **labels})
     return datasets.Dataset(table).cast(features)
 
 
