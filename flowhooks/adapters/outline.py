@@ -52,11 +52,12 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     return hollow
 
 
-def meta_layers(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+def meta_layers(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A tree of nothing but these layers.
 
     Args:
         shapes: of the weights by layer name; two sides make a Linear layer, more a convolution.
+        dtype: of the weights, and with it of the adapters that PEFT puts on them.
     """
     root = nn.Module()
     for name, shape in shapes.items():
@@ -66,7 +67,9 @@ def meta_layers(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
             if part not in owner._modules:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
-        owner.add_module(leaf, linear(*shape) if len(shape) == 2 else convolution(shape))
+        layer = linear(*shape) if len(shape) == 2 else convolution(shape)
+        layer.weight = _weight(shape, dtype)
+        owner.add_module(leaf, layer)
     return root
 
 
@@ -86,5 +89,5 @@ def convolution(shape: Sequence[int], *, groups: int = 1, **geometry: Any) -> nn
     return layer
 
 
-def _weight(shape: Sequence[int]) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(()).expand(tuple(shape)), requires_grad=False)
+def _weight(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(tuple(shape)), requires_grad=False)
