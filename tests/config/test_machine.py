@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import diffusers
 import pytest
+from diffusers.models import attention_dispatch as dispatch
 
 from flowhooks import machine
 
@@ -37,14 +39,41 @@ def test_half_precision_backends_refuse_fp32(no_gpu):
     assert machine.backend_refusal("_native_flash", dtype="fp32", mixed_precision="bf16") is None
 
 
-def test_an_old_gpu_and_a_missing_package_are_named(monkeypatch):
+def test_an_old_gpu_is_named(monkeypatch):
     monkeypatch.setattr(machine, "cuda_capabilities", lambda: ((7, 5),))
     assert "8.0, the best one here has 7.5" in (machine.backend_refusal("flash") or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("xformers", "flowhooks[xformers]"), ("flash", "flash-attn>="), ("flash_hub", "kernels"), ("_flash_3", "FA3")],
+)
+def test_diffusers_names_the_package_that_is_missing(name, package, monkeypatch):
+    """Of the GPU that is there, and of packages as Diffusers found them when it was imported."""
     monkeypatch.setattr(machine, "cuda_capabilities", lambda: ((9, 0),))
-    monkeypatch.setattr(machine.util, "find_spec", lambda name: None)
-    assert "pip install 'flowhooks[xformers]'" in (machine.backend_refusal("xformers") or "")
-    monkeypatch.setattr(machine.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(machine, "version_of", lambda name: "0.0.20")
-    assert "0.0.20 is too old" in (machine.backend_refusal("xformers") or "")
-    monkeypatch.setattr(machine, "version_of", lambda name: "0.0.35")
+    for found in ("_CAN_USE_XFORMERS_ATTN", "_CAN_USE_FLASH_ATTN", "_CAN_USE_FLASH_ATTN_3"):
+        monkeypatch.setattr(dispatch, found, False)
+    monkeypatch.setattr(dispatch, "is_kernels_available", lambda: False)
+    refusal = machine.backend_refusal(name) or ""
+    assert f"'{name}' is not usable because" in refusal and package in refusal and not refusal.endswith(".")
+    monkeypatch.setattr(dispatch, "_CAN_USE_XFORMERS_ATTN", True)
     assert machine.backend_refusal("xformers") is None
+
+
+@pytest.mark.parametrize("moved", ["_check_attention_backend_requirements", "_AttentionBackendRegistry"])
+def test_a_diffusers_whose_checks_have_moved_is_not_asked(moved, no_gpu, monkeypatch):
+    monkeypatch.delattr(dispatch, moved)
+    assert machine.backend_refusal("_native_flash", dtype="fp32") is None
+    assert "no backward pass" in (machine.backend_refusal("sage") or "")
+    assert "needs an NVIDIA GPU" in (machine.backend_refusal("flash") or "")
+
+
+def test_a_diffusers_without_the_backend_says_its_version():
+    refusal = machine.backend_refusal("flash_9_hub") or ""
+    assert f"diffusers {diffusers.__version__} has none of this name" in refusal
+
+
+def test_all_that_is_said_here_is_of_backends_that_there_are():
+    names = {each.value for each in dispatch.AttentionBackendName}
+    assert machine._CAPABILITIES.keys() <= names
+    assert all(any(name.startswith(start) for name in names) for start in machine._FORWARD_ONLY)
