@@ -33,9 +33,9 @@ from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
+from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
-from flowhooks.run_files import MODULES, RUN
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
 

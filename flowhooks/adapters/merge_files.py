@@ -13,6 +13,7 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor
 
+from flowhooks.adapters.adapter_file import write_tensors
 from flowhooks.adapters.combine import (
     METHODS,
     Factors,
@@ -24,10 +25,9 @@ from flowhooks.adapters.combine import (
     truncate,
     weighted_sum,
 )
-from flowhooks.adapters.files import CONFIG_KEY, LORA_FILE, TRANSFORMER_KEY, write_tensors
-from flowhooks.adapters.names import DIFFUSERS_PREFIX, MERGE_KEY, first_few
+from flowhooks.adapters.merge_sources import SourceAdapter, read_sources
+from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, TRANSFORMER_KEY, first_few
 from flowhooks.adapters.peft_adapter import diffusers_metadata
-from flowhooks.adapters.sources import SourceAdapter, read_sources
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
 

@@ -41,7 +41,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, and for each attention backend None or the reason why it cannot be used."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    from flowhooks.machine import backend_refusal, version_of
+    from flowhooks.checks.machine import backend_refusal, version_of
 
     return {
         "python": platform.python_version(),

@@ -70,13 +70,13 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.prompts is not None:
-        from flowhooks.sampling.dataset import prompts_of
+        from flowhooks.sampling.outputs import prompts_of
 
         args.prompt = prompts_of(args.prompts)
     from flowhooks.sampling.outputs import free_output
 
     if args.save_dataset is not None:
-        from flowhooks.sampling.dataset import check_dataset
+        from flowhooks.sampling.outputs import check_dataset
 
         check_dataset(Path(args.save_dataset), args.steps)
     else:
@@ -131,8 +131,8 @@ def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
+    from flowhooks.manifest import PIPELINE
     from flowhooks.reading import user_path
-    from flowhooks.run_files import PIPELINE
 
     file = user_path(model_or_run) / "run.json"
     if not file.is_file():

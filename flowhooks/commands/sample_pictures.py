@@ -14,11 +14,9 @@ from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import scales
 from flowhooks.restore import restore_pipeline
-from flowhooks.sampling.dataset import save_dataset
 from flowhooks.sampling.flow_map_proxy import scheduled
-from flowhooks.sampling.grid import picture_grid
-from flowhooks.sampling.images import sample_images
-from flowhooks.sampling.outputs import GRID, PICTURE, is_picture
+from flowhooks.sampling.images import picture_grid, sample_images
+from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
 SCALE = "guidance_scale"
 #: One list of pictures for each step count.

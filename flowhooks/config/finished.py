@@ -9,8 +9,7 @@ from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.config.run import resolve_run
 from flowhooks.documents.document import read_json
 from flowhooks.errors import ConfigError, ModelError, Problem
-from flowhooks.manifest import damage
-from flowhooks.run_files import PIPELINE, RUN
+from flowhooks.manifest import PIPELINE, RUN, damage
 
 
 def model_section(folder: Path) -> dict[str, Any]:

@@ -29,17 +29,17 @@ from diffusers import (
 )
 from torch import Tensor
 
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.adapters.base import check_fit
-from flowhooks.adapters.files import read_tensors
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, share
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.restore import read_run
-from flowhooks.run_files import MODULES
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"

@@ -11,7 +11,7 @@ from flowhooks.errors import ModelError
 from flowhooks.hooks.on_policy import rollout_hook
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
-from flowhooks.sampling.adapter_gate import adapter_gate
+from flowhooks.sampling.gate import adapter_gate
 
 
 class AdapterGate(Hook):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import flux_autoencoder
+from flowhooks.testing.pieces import flux_autoencoder
 from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer
 
 

@@ -6,7 +6,7 @@ import diffusers
 import pytest
 from diffusers.models import attention_dispatch as dispatch
 
-from flowhooks import machine
+from flowhooks.checks import machine
 
 
 @pytest.fixture
