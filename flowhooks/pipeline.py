@@ -15,11 +15,11 @@ from transformers import dynamic_module_utils
 from flowhooks.checks.library import foreign_parts
 from flowhooks.checks.pipeline import INDEX, no_pipeline
 from flowhooks.errors import ModelError
+from flowhooks.pretrained import DTYPES
 from flowhooks.reading import user_path
 from flowhooks.splice import restore_attributes
 
 EMBEDDED = "digits"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_pipeline(section: Mapping[str, Any]) -> Any:

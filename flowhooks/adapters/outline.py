@@ -61,16 +61,23 @@ def meta_layers(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = tor
     """
     root = nn.Module()
     for name, shape in shapes.items():
-        *path, leaf = name.split(".")
-        owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
+        owner, leaf = grown(root, name)
         layer = linear(*shape) if len(shape) == 2 else convolution(shape)
         layer.weight = _weight(shape, dtype)
         owner.add_module(leaf, layer)
     return root
+
+
+def grown(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that is to own what is called ``name`` in a tree, made with all modules above it that the tree lacks;
+    and the last part of the name."""
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner, leaf
 
 
 def linear(outputs: int, inputs: int) -> nn.Linear:

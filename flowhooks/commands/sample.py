@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import add_imports, finite_number, whole_number, whole_numbers
+from flowhooks.commands.arguments import add_dtype, add_imports, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
@@ -48,12 +48,7 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16", "fp16"],
-        default="fp32",
-        help="precision of the weights (default: %(default)s)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--save-dataset",
         metavar="FOLDER",

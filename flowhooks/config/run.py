@@ -188,6 +188,6 @@ def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:
 def _cache_dir(written: str | None) -> str:
     if written is not None:
         return str(user_path(written))
-    from flowhooks.home import home
+    from flowhooks.files import home
 
     return str(home() / "cache")

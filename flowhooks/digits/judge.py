@@ -20,8 +20,7 @@ from torch.nn import functional as F
 from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.scans import RECIPE as DATA_RECIPE
 from flowhooks.digits.scans import ensure_data, load_scans
-from flowhooks.files import share
-from flowhooks.home import place, whole
+from flowhooks.files import place, share, whole
 from flowhooks.printing import progress_bar
 from flowhooks.reading import read_json
 

@@ -16,8 +16,7 @@ from flowhooks.digits.autoencoder import read_pixels, train_autoencoder
 from flowhooks.digits.places import AUTOENCODER, PIPELINE, PRETRAINING, example, pretrained_place, untrained_place
 from flowhooks.digits.scans import ensure_data
 from flowhooks.errors import ModelError
-from flowhooks.files import share
-from flowhooks.home import whole
+from flowhooks.files import share, whole
 from flowhooks.printing import progress_bar, say, shows_progress
 
 #: Before each line of the process that pretrains.

@@ -9,7 +9,7 @@ from typing import Any
 
 from flowhooks.digits import scans
 from flowhooks.documents.document import read_json
-from flowhooks.home import place
+from flowhooks.files import place
 
 #: How the autoencoder and the pipeline are made: a change here names new folders, and makes everybody build anew.
 LATENT_CHANNELS = 4

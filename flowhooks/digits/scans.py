@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from flowhooks.errors import DataError
-from flowhooks.home import place, whole
+from flowhooks.files import place, whole
 
 INK_RGB = (28, 48, 132)
 #: Shares of the picture's side.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,6 @@ from flowhooks import reading
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.json_faults import json_path as json_path
-
-_REMARK = re.compile(r"\$comment$|_comment")
 
 
 def read_json(path: Path) -> Any:
@@ -25,7 +22,7 @@ def read_json(path: Path) -> Any:
 def without_remarks(value: Any) -> Any:
     """A copy without the keys that are remarks: ``$comment``, and whatever starts with ``_comment``."""
     if isinstance(value, dict):
-        return {key: without_remarks(item) for key, item in value.items() if not _REMARK.match(key)}
+        return {key: without_remarks(item) for key, item in value.items() if not reading.REMARK.match(key)}
     if isinstance(value, list):
         return [without_remarks(item) for item in value]
     return value

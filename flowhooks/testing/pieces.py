@@ -119,8 +119,7 @@ def kl_autoencoder(channels: int, blocks: int = 2, cls: str = "AutoencoderKL", *
         layers_per_block=1,
         latent_channels=channels,
         norm_num_groups=2,
-        sample_size=8 * 2**blocks,
-        **options,
+        **{"sample_size": 8 * 2**blocks, **options},
     ).eval()
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowhooks.digits.scans import FOLDERS, PIXELS, WORDS, blot_opacity, load_scans, resolve_data, spill, write_data
 from flowhooks.errors import DataError
-from flowhooks.home import home, place, whole
+from flowhooks.files import home, place, whole
 
 COUNT = 60
 

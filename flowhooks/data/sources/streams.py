@@ -27,7 +27,7 @@ from flowhooks.data.sources.hub import Origin, or_refused
 from flowhooks.data.sources.parquet import ParquetTable, read_tables
 from flowhooks.data.sources.tables import BadTable
 from flowhooks.data.storage import LocalPlace, Refused
-from flowhooks.home import whole
+from flowhooks.files import whole
 
 _FILE = "rows.parquet"
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
