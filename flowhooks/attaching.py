@@ -24,7 +24,7 @@ from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
-from flowhooks.config.finished import model_section
+from flowhooks.config.run import model_section
 from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class

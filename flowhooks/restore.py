@@ -15,7 +15,7 @@ from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
-from flowhooks.config.finished import read_run
+from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import load_pipeline
