@@ -15,8 +15,8 @@ import matplotlib
 import torch
 
 import flowhooks
+from flowhooks.commands.demo import planned_lora, trained_lora
 from flowhooks.config import Run
-from flowhooks.demo import planned_lora, trained_lora
 from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
 from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock

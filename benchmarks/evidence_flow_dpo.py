@@ -11,7 +11,7 @@ from typing import Any
 
 import matplotlib
 
-from flowhooks.demo import trained_lora
+from flowhooks.commands.demo import trained_lora
 from flowhooks.digits.judge import Score, ensure_judge
 from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.digits.model import ensure_model

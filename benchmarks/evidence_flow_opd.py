@@ -12,9 +12,10 @@ from typing import Any
 import matplotlib
 from torch import Tensor
 
+from flowhooks.adapters.names import LORA_FILE
 from flowhooks.checks.planning import forwards, plan_run
+from flowhooks.commands.demo import trained_lora
 from flowhooks.config import Run, load_run
-from flowhooks.demo import LORA, trained_lora
 from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
 from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
@@ -229,7 +230,7 @@ def merged(base: Path, folders: Sequence[Path]) -> Any:
     pipe = load_stock(base)
     names = [f"teacher_{place}" for place in range(len(folders))]
     for name, folder in zip(names, folders, strict=True):
-        pipe.load_lora_weights(folder, weight_name=LORA, adapter_name=name)
+        pipe.load_lora_weights(folder, weight_name=LORA_FILE, adapter_name=name)
     pipe.set_adapters(names, [1 / len(names)] * len(names))
     return pipe
 

@@ -27,7 +27,7 @@ from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_st
 from flowhooks.digits.model import ensure_untrained, example
 from flowhooks.digits.report import machine
 from flowhooks.digits.scans import PIXELS, caption, load_scans, resolve_data
-from flowhooks.home import whole
+from flowhooks.files import whole
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import probe
 from flowhooks.train import train

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from benchmarks.fuzz_inputs import VALUES, bent, broken, safetensors_bent, written
 from flowhooks.adapters import build_adapter, load_adapter
-from flowhooks.adapters.files import write_tensors
+from flowhooks.adapters.adapter_file import write_tensors
 from flowhooks.adapters.fit import adapter_below, check_file
 from flowhooks.adapters.names import LORA_FILE, PEFT_CONFIG_FILE, PEFT_FILE, PEFT_PREFIX
 from flowhooks.cli import main
@@ -30,14 +30,14 @@ from flowhooks.data.inspection import inspect_image
 from flowhooks.data.shards import entry_key, shard_name
 from flowhooks.data.store import Entries, Store
 from flowhooks.errors import FlowhooksError
+from flowhooks.manifest import MANIFEST as CHECKPOINT_MANIFEST
+from flowhooks.manifest import MODULES
+from flowhooks.manifest import RUN as RUN_FILE
 from flowhooks.modules_file import MANIFEST, read_manifest
 from flowhooks.pairs.scores import read_scores
 from flowhooks.printing import printable
 from flowhooks.restore import read_run
-from flowhooks.run_files import MANIFEST as CHECKPOINT_MANIFEST
-from flowhooks.run_files import MODULES
-from flowhooks.run_files import RUN as RUN_FILE
-from flowhooks.sampling.dataset import prompts_of
+from flowhooks.sampling.outputs import prompts_of
 from flowhooks.testing import tiny
 from flowhooks.train.checkpoint import Checkpoints, read, verify
 from flowhooks.train.metrics import HISTORY, History

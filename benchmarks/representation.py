@@ -13,7 +13,7 @@ from transformers import ViTConfig, ViTModel
 
 from flowhooks.digits.judge import RECIPE as JUDGE
 from flowhooks.digits.scans import PIXELS
-from flowhooks.home import whole
+from flowhooks.files import whole
 from flowhooks.probe import probe
 from flowhooks.probe.streams import learn_streams
 

@@ -9,7 +9,7 @@ from flowhooks.lazy import lazy_attribute
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "adapter_gate": "flowhooks.sampling.adapter_gate",
+    "adapter_gate": "flowhooks.sampling.gate",
     "attach": "flowhooks.attaching",
     "Batch": "flowhooks.kernel",
     "Hook": "flowhooks.kernel",

@@ -24,7 +24,7 @@ from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
-from flowhooks.config.finished import model_section
+from flowhooks.config.run import model_section
 from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
@@ -34,9 +34,9 @@ from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import ANY_DATA
 from flowhooks.kernel.session import Session
+from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
-from flowhooks.run_files import MODULES, RUN
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
 

@@ -148,7 +148,7 @@ def _failed(args: argparse.Namespace, message: str, code: int) -> int:
 def _without_secrets(message: str) -> str:
     """A token given by mistake must not come back on the screen or in a log."""
     # Imported here: the configuration brings jsonschema along, which --help does without.
-    from flowhooks.documents.secrets import redact
+    from flowhooks.documents.document import redact
 
     return redact(message)
 

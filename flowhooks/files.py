@@ -1,16 +1,20 @@
-"""How every file for the user is written: aside, renamed when whole, readable by whom the user's umask lets read."""
+"""How every file and folder is written (aside, renamed when whole, readable by whom the user's umask lets read),
+and where flowhooks keeps what it builds for itself."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 import shutil
 import stat
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -91,3 +95,42 @@ def _new_mode(folder: Path) -> int:
     finally:
         os.close(file)
         probe.unlink(missing_ok=True)
+
+
+def home() -> Path:
+    """The folder for everything flowhooks builds for itself: `$FLOWHOOKS_HOME`, else `~/.cache/flowhooks`."""
+    chosen = os.environ.get("FLOWHOOKS_HOME")
+    return Path(chosen).expanduser() if chosen else Path("~/.cache/flowhooks").expanduser()
+
+
+def place(name: str, recipe: dict[str, Any]) -> Path:
+    """`home()/digits/<name>-<digest of the recipe>`: a changed recipe gets a new folder and never meets an old one."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return home() / "digits" / f"{name}-{digest}"
+
+
+@contextmanager
+def whole(target: Path, *, alike: bool = True) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that becomes `target` when the block ends without an exception.
+
+    A killed writer leaves only a hidden sibling, so a folder that exists under its own name is complete.
+
+    Args:
+        alike: all writers of this folder make the same content: the first to finish wins, and the others are content.
+
+    Raises:
+        OSError: the disk refuses, or another one was first who is not ``alike``.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = aside_of(target)
+    aside.mkdir()
+    try:
+        yield aside
+        share(aside)
+        try:
+            aside.rename(target)
+        except OSError:
+            if not alike or not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

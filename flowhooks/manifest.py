@@ -1,4 +1,5 @@
-"""The manifest of a checkpoint: the sizes and digests of its files, by which a changed byte is told. Free of torch."""
+"""What the files in a run's folder are called, and the manifest of a checkpoint: the sizes and digests of its files, by
+which a changed byte is told. Free of torch."""
 
 from __future__ import annotations
 
@@ -12,7 +13,24 @@ from typing import Any
 
 from flowhooks.errors import CheckpointError, UnusableCheckpoint
 from flowhooks.reading import parse, read_text
-from flowhooks.run_files import MANIFEST
+
+#: The resolved run.
+RUN = "run.json"
+#: The model card.
+CARD = "README.md"
+#: The metrics logged last.
+METRICS = "metrics.json"
+#: The metrics of a run, a line a logged step.
+HISTORY = "metrics.jsonl"
+#: Weights that hooks trained beside an adapter.
+MODULES = "flowhooks_modules.safetensors"
+#: The pipeline of a run that trained the whole network.
+PIPELINE = "pipeline"
+#: The folder of pictures that are drawn while it trains.
+VALIDATION = "validation"
+#: What the files of a checkpoint are, and their digests.
+MANIFEST = "manifest.json"
+
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 FORMAT = 1

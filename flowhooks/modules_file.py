@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.adapters.adapter_file import read_tensors, write_tensors
 from flowhooks.adapters.base import check_fit
-from flowhooks.adapters.files import read_tensors, write_tensors
 from flowhooks.adapters.fit import number_types
 from flowhooks.adapters.names import refuse_damaged, refuse_integers
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel.assembly import Assembly
+from flowhooks.manifest import MODULES
 from flowhooks.reading import parse
-from flowhooks.run_files import MODULES
 
 MANIFEST = "flowhooks.modules"
 FORMAT = 1

@@ -14,12 +14,11 @@ from transformers import dynamic_module_utils
 
 from flowhooks.checks.library import foreign_parts
 from flowhooks.checks.pipeline import INDEX, no_pipeline
+from flowhooks.digits.places import NAMES
 from flowhooks.errors import ModelError
+from flowhooks.pretrained import DTYPES
 from flowhooks.reading import user_path
 from flowhooks.splice import restore_attributes
-
-EMBEDDED = "digits"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_pipeline(section: Mapping[str, Any]) -> Any:
@@ -125,7 +124,7 @@ def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[No
 
 def _place(name: str) -> str:
     """A local folder, or a Hub id as it stands."""
-    if name == EMBEDDED or name.startswith(f"{EMBEDDED}:"):
+    if name.partition(":")[0] == NAMES[0]:
         from flowhooks.digits import resolve_model
 
         return str(resolve_model(name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -67,3 +67,18 @@ class _Printable:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def shows_progress(progress: bool | None) -> bool:
+    """Whether bars are shown: None asks for them only where somebody may be watching."""
+    return sys.stderr.isatty() if progress is None else progress
+
+
+@contextmanager
+def progress_bar(title: str, steps: int, progress: bool | None) -> Iterator[Callable[..., object]]:
+    """Show a bar in the block, and yield a function to call after each of `steps` steps, or with a number after
+    several."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=steps, desc=title, unit="step", disable=not shows_progress(progress)) as shown:
+        yield shown.update

@@ -32,7 +32,7 @@ MAX_NAME = 255
 MAX_PATH = 4095
 UTF16 = "is UTF-16; save the file as UTF-8"
 
-_REMARK = re.compile(r"\$comment$|_comment")
+REMARK = re.compile(r"\$comment$|_comment")
 _VARIABLE = re.compile(r"\$\{\w+\}|(?<![^/])\$[A-Z_][A-Z_0-9]*\b|%[A-Z_]+%")
 _BROKEN_DRIVE = re.compile(r"[A-Za-z]:[\t\n\r\f\b]")
 
@@ -270,7 +270,7 @@ _DEEP = f"nested too deeply to be read; at most {MAX_DEPTH} lists and objects st
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found and not _REMARK.match(key):
+        if key in found and not REMARK.match(key):
             raise BadJson(
                 f"the key {_start(key)!r} is written twice in one object; remove one of the two",
                 wanted=partial(_doubles, key),

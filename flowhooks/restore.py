@@ -15,13 +15,13 @@ from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
-from flowhooks.config.finished import read_run
+from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
+from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
-from flowhooks.run_files import MODULES, RUN
-from flowhooks.sampling.adapter_gate import adapter_gate
 from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.gate import adapter_gate
 
 
 @dataclass(frozen=True, kw_only=True)

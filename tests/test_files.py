@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import flowhooks
 from flowhooks.adapters import build_adapter
-from flowhooks.adapters.files import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE
 from flowhooks.export.dialects import export_lora
 from flowhooks.files import aside_of, share, sweep, write_aside
 from flowhooks.modules_file import save_modules

@@ -18,11 +18,11 @@ from flowhooks.config import load_datasets
 from flowhooks.data import audit
 from flowhooks.data.store import Store
 from flowhooks.errors import AdapterError, CheckpointError, ConfigError, DataError, ModelError
+from flowhooks.manifest import MANIFEST, MODULES
 from flowhooks.modules_file import read_manifest
 from flowhooks.reading import BadJson, Unreadable, parse, read_json, text_of
 from flowhooks.restore import read_run
-from flowhooks.run_files import MANIFEST, MODULES
-from flowhooks.sampling.dataset import prompts_of
+from flowhooks.sampling.outputs import prompts_of
 from flowhooks.train.checkpoint import read_manifest as read_checkpoint
 from flowhooks.train.codec import read_state
 from tests.families import tiny
@@ -37,7 +37,7 @@ def test_nobody_else_parses_json_or_expands_a_home():
         # Copies of what the program wrote itself.
         "train/identity.py": {"json.loads"},
         # A variable of the environment, and the home of the user.
-        "home.py": {"expanduser"},
+        "files.py": {"expanduser"},
     }
     found: dict[str, set[str]] = {}
     for file in PACKAGE.rglob("*.py"):

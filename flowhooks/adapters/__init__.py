@@ -14,7 +14,7 @@ from flowhooks.lazy import lazy_attribute
 _EXPORTS = {
     "Adapter": "flowhooks.adapters.base",
     "FrozenAdapter": "flowhooks.adapters.frozen",
-    "build_adapter": "flowhooks.adapters.build",
+    "build_adapter": "flowhooks.adapters.load",
     "build_second": "flowhooks.adapters.second",
     "load_adapter": "flowhooks.adapters.load",
 }

@@ -13,8 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flowhooks.adapters.bypass import Setting, overridden
-from flowhooks.adapters.files import CONFIG_KEY, TRANSFORMER_KEY
-from flowhooks.adapters.names import LAYERS_KEY, first_few
+from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, TRANSFORMER_KEY, first_few
 from flowhooks.errors import AdapterError
 
 

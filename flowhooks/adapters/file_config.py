@@ -17,13 +17,15 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile
-from flowhooks.adapters.files import CONFIG_KEY, PEFT_CONFIG_FILE, read_json
 from flowhooks.adapters.names import (
     ALPHA,
+    CONFIG_KEY,
     DIFFUSERS_PREFIX,
     METADATA_KEY,
+    PEFT_CONFIG_FILE,
     first_few,
     layer_name,
+    read_json,
     read_section,
 )
 from flowhooks.adapters.peft_document import check_plain, check_values

@@ -70,9 +70,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     refuse_integers(file, types)
     if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
         # Only Diffusers' own converter can tell, and it comes with torch.
-        from flowhooks.adapters.fit_other_names import check_converted
-
-        check_converted(file, model, section)
+        _check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
     found = _found(file, kind, shapes, metadata)
@@ -203,3 +201,43 @@ def _header(file: Path) -> tuple[Shapes, dict[str, str]]:
     with safe_open(file, framework="numpy") as handle:
         shapes = {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118 (not a dict)
         return shapes, dict(handle.metadata() or {})
+
+
+def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] | None) -> None:
+    """Raises `AdapterError` when a file with the layer names of another program cannot be loaded. Where the pipeline's
+    class is not known, only its kind is looked at.
+
+    Args:
+        file: a LoRA in safetensors.
+        model: folder of the pipeline it is for; None where there is none on this disk.
+        section: adapter section that the file is to fit, if it has one to fit.
+    """
+    if section is not None:
+        check_kind(file, "diffusers", section)
+    pipeline = None if model is None else _pipeline_class(model)
+    if model is None or pipeline is None:
+        return
+    # They import torch, which `check` does without where it can.
+    from flowhooks.adapters.adapter_file import read_adapter
+    from flowhooks.adapters.file_config import file_config, file_section
+
+    found = read_adapter(file, pipeline=pipeline)
+    config = file_config(found)
+    if section is not None:
+        check_scale(file, file_section(file, {}, config), section)
+    weights = transformer_shapes(model)
+    if weights:
+        check_layers(file, {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}, weights, lycoris=False)
+
+
+def _pipeline_class(model: Path) -> type | None:
+    """The class of Diffusers that the index of a pipeline's folder names, if it names one."""
+    import diffusers
+
+    index = model / "model_index.json"
+    try:
+        name = read_json(read_text(index, MAX_DOCUMENT), origin=str(index)).get("_class_name")
+    except (OSError, ValueError, AdapterError):
+        return None
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    return found if isinstance(found, type) and issubclass(found, diffusers.DiffusionPipeline) else None

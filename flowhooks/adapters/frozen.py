@@ -14,7 +14,7 @@ from torch import nn
 
 from flowhooks.adapters.base import base_layer
 from flowhooks.adapters.change import LayerChange
-from flowhooks.adapters.hub import fetch
+from flowhooks.adapters.from_hub import fetch
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.names import PEFT_CONFIG_FILE, PEFT_FILE, find_file, first_few, short_name

@@ -1,4 +1,4 @@
-"""From a file to an attached adapter."""
+"""From a file, or an adapter section, to an attached adapter."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
 from flowhooks.adapters.file_config import file_config, file_section, scale_of
-from flowhooks.adapters.files import CONFIG_KEY
 from flowhooks.adapters.fit import check_kind, check_scale
-from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, network_from_weights
-from flowhooks.adapters.names import first_few, layer_name, read_section
+from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, build_network, network_from_weights
+from flowhooks.adapters.names import CONFIG_KEY, first_few, layer_name, read_section
 from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
 from flowhooks.errors import AdapterError
@@ -155,3 +154,36 @@ def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dic
         "target_modules": None,
         "init_from": None,
     }
+
+
+def build_adapter(transformer: nn.Module, config: Mapping[str, Any], *, pipeline: Any = None) -> Adapter:
+    """Freeze ``transformer`` and put a fresh adapter on it, which changes nothing until it is trained.
+
+    ``config`` is the validated adapter section: type, algo (LyCORIS), rank, alpha, dropout, target_modules, init_from.
+    With ``init_from`` the values come from that file or folder, which must fit the section; ranks and strengths
+    that differ between layers, and rank-stabilised scaling, are the file's.
+
+    Args:
+        pipeline: as `load_adapter` takes it, for ``init_from``.
+
+    Raises:
+        AdapterError: no layer matches, the transformer already carries an adapter, or ``init_from`` does not fit.
+    """
+    check_bare(transformer)
+    if config["type"] == "lycoris" and config["algo"] is None:
+        config = {**config, "algo": "locon"}
+    targets = find_targets(transformer, config["target_modules"])
+    start = None if config["init_from"] is None else read_adapter(Path(config["init_from"]), pipeline=pipeline)
+    adapter: PeftAdapter | LycorisAdapter
+    if config["type"] == "lycoris":
+        adapter = LycorisAdapter(transformer, config, build_network(transformer, config, targets), targets)
+    else:
+        peft = peft_config(config, targets) if start is None else starting_config(start, config, targets)
+        adapter = PeftAdapter(transformer, config, peft, targets)
+    if start is not None:
+        try:
+            load_values(adapter, start)
+        except BaseException:
+            adapter.detach()
+            raise
+    return adapter

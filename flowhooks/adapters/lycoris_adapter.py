@@ -15,12 +15,11 @@ from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from lycoris.logging import logger as lycoris_logger
 from torch import Tensor, nn
 
+from flowhooks.adapters.adapter_file import write_tensors
 from flowhooks.adapters.base import AttachedAdapter, check_fit
-from flowhooks.adapters.bypass import without_lycoris
-from flowhooks.adapters.files import LYCORIS_FILE, write_tensors
+from flowhooks.adapters.bypass import Snapshot, without_lycoris
+from flowhooks.adapters.names import LYCORIS_FILE, first_few
 from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
-from flowhooks.adapters.names import first_few
-from flowhooks.adapters.trace import Snapshot
 from flowhooks.errors import AdapterError
 
 # Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.

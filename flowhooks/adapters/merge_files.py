@@ -13,11 +13,21 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from torch import Tensor
 
-from flowhooks.adapters.combine import METHODS, Factors, average, concatenate, distance, norm, padded, truncate
-from flowhooks.adapters.files import CONFIG_KEY, LORA_FILE, TRANSFORMER_KEY, write_tensors
-from flowhooks.adapters.names import DIFFUSERS_PREFIX, MERGE_KEY, first_few
+from flowhooks.adapters.adapter_file import write_tensors
+from flowhooks.adapters.combine import (
+    METHODS,
+    Factors,
+    average,
+    concatenate,
+    distance,
+    norm,
+    padded,
+    truncate,
+    weighted_sum,
+)
+from flowhooks.adapters.merge_sources import SourceAdapter, read_sources
+from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, TRANSFORMER_KEY, first_few
 from flowhooks.adapters.peft_adapter import diffusers_metadata
-from flowhooks.adapters.sources import SourceAdapter, read_sources
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
 
@@ -76,12 +86,13 @@ def merge_files(
     if method == "factor_average":
         _check_alike(sources)
     wanted = max(source.rank for source in sources) if rank is None else rank
+    sums = _sums(sources, weights)
     merged: dict[str, Factors] = {}
     off = size = 0.0
     widest = 0
     for name in shapes:
         parts = [(w, source.factors(name)) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
-        exact = concatenate(parts)
+        exact = sums.pop(name) if sums else concatenate(parts)
         if method == "cat":
             result = exact
         else:
@@ -158,6 +169,13 @@ def _agreed(sources: Sequence[SourceAdapter]) -> dict[str, tuple[int, ...]]:
                 )
             origin.setdefault(name, source)
     return shapes
+
+
+def _sums(sources: Sequence[SourceAdapter], weights: Sequence[float]) -> dict[str, Factors]:
+    """The exact sum of every layer, where PEFT can form it: of kinds that are low-rank. Empty otherwise."""
+    if not all(source.low_rank for source in sources):
+        return {}
+    return weighted_sum([{name: source.factors(name) for name in source.shapes} for source in sources], weights)
 
 
 def _check_low_rank(sources: Sequence[SourceAdapter], method: str) -> None:

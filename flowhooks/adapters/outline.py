@@ -52,22 +52,32 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     return hollow
 
 
-def meta_layers(shapes: Mapping[str, Sequence[int]]) -> nn.Module:
+def meta_layers(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A tree of nothing but these layers.
 
     Args:
         shapes: of the weights by layer name; two sides make a Linear layer, more a convolution.
+        dtype: of the weights, and with it of the adapters that PEFT puts on them.
     """
     root = nn.Module()
     for name, shape in shapes.items():
-        *path, leaf = name.split(".")
-        owner = root
-        for part in path:
-            if part not in owner._modules:
-                owner.add_module(part, nn.Module())
-            owner = owner.get_submodule(part)
-        owner.add_module(leaf, linear(*shape) if len(shape) == 2 else convolution(shape))
+        owner, leaf = grown(root, name)
+        layer = linear(*shape) if len(shape) == 2 else convolution(shape)
+        layer.weight = _weight(shape, dtype)
+        owner.add_module(leaf, layer)
     return root
+
+
+def grown(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that is to own what is called ``name`` in a tree, made with all modules above it that the tree lacks;
+    and the last part of the name."""
+    *path, leaf = name.split(".")
+    owner = root
+    for part in path:
+        if part not in owner._modules:
+            owner.add_module(part, nn.Module())
+        owner = owner.get_submodule(part)
+    return owner, leaf
 
 
 def linear(outputs: int, inputs: int) -> nn.Linear:
@@ -86,5 +96,5 @@ def convolution(shape: Sequence[int], *, groups: int = 1, **geometry: Any) -> nn
     return layer
 
 
-def _weight(shape: Sequence[int]) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(()).expand(tuple(shape)), requires_grad=False)
+def _weight(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.zeros((), dtype=dtype).expand(tuple(shape)), requires_grad=False)

@@ -15,17 +15,10 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
+from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter
-from flowhooks.adapters.bypass import without_peft
-from flowhooks.adapters.files import (
-    LORA_FILE,
-    PEFT_CONFIG_FILE,
-    PEFT_FILE,
-    write_aside,
-    write_tensors,
-)
-from flowhooks.adapters.names import DIFFUSERS_PREFIX, PEFT_PREFIX
-from flowhooks.adapters.trace import Snapshot
+from flowhooks.adapters.bypass import Snapshot, without_peft
+from flowhooks.adapters.names import DIFFUSERS_PREFIX, LORA_FILE, PEFT_CONFIG_FILE, PEFT_FILE, PEFT_PREFIX
 from flowhooks.errors import AdapterError
 
 ADAPTER_NAME = "default"

@@ -9,6 +9,7 @@ from torch import nn
 
 from flowhooks.adapters.base import AttachedAdapter
 from flowhooks.adapters.bypass import Setting
+from flowhooks.adapters.outline import grown
 from flowhooks.adapters.peft_adapter import PeftAdapter, inject_layers, parameters_of, peft_config
 from flowhooks.errors import AdapterError
 
@@ -59,12 +60,7 @@ class SecondAdapter(AttachedAdapter):
         """A module that holds the live parameters under the names of :meth:`named_parameters`."""
         root = nn.Module()
         for name, parameter in self._parameters.items():
-            *path, leaf = name.split(".")
-            owner = root
-            for part in path:
-                if part not in owner._modules:
-                    owner.add_module(part, nn.Module())
-                owner = owner.get_submodule(part)
+            owner, leaf = grown(root, name)
             owner.register_parameter(leaf, parameter)
         return root
 

@@ -10,9 +10,8 @@ from flowhooks.config import Run
 from flowhooks.data.blocks import Datasets
 from flowhooks.data.files import realpath
 from flowhooks.errors import Problem
-from flowhooks.manifest import checkpoints_in, no_checkpoint
+from flowhooks.manifest import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN, VALIDATION, checkpoints_in, no_checkpoint
 from flowhooks.reading import MAX_TEXT, parse, read_text, user_path
-from flowhooks.run_files import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN, VALIDATION
 
 LATEST = "latest"
 _WEIGHTS = (*ADAPTER_FILES, PEFT_CONFIG_FILE, MODULES, PIPELINE)

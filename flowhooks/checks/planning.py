@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.fit import check_file
-from flowhooks.adapters.hub import on_disk
+from flowhooks.adapters.from_hub import on_disk
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer

@@ -30,6 +30,15 @@ def add_imports(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="precision of the weights (default: %(default)s)",
+    )
+
+
 def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="latest|FOLDER", type=_checkpoint, help="go on from a checkpoint of this run"

@@ -39,14 +39,16 @@ def run(args: Namespace) -> int:
 
 def environment() -> dict[str, Any]:
     """Versions, devices, and for each attention backend None or the reason why it cannot be used."""
-    from flowhooks.machine import BACKENDS, backend_refusal, version_of
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    from flowhooks.checks.machine import backend_refusal, version_of
 
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: version_of(name) for name in PACKAGES},
         "devices": _devices(),
-        "attention_backends": {name: backend_refusal(name) for name in BACKENDS},
+        "attention_backends": {each.value: backend_refusal(each.value) for each in AttentionBackendName},
     }
 
 

@@ -88,7 +88,7 @@ def _again(args: Namespace) -> list[str]:
 
 def _written(folder: Path) -> list[tuple[str, Path]]:
     from flowhooks.adapters.names import ADAPTER_FILES
-    from flowhooks.run_files import PIPELINE
+    from flowhooks.manifest import PIPELINE
 
     candidates = (("adapter", name) for name in ADAPTER_FILES)
     named = [*candidates, ("pipeline", PIPELINE), ("validation", "validation")]

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowhooks.commands.arguments import whole_number
+from flowhooks.commands.arguments import add_dtype, whole_number
 from flowhooks.printing import say_lines
 
 NAME = "probe"
@@ -28,12 +28,7 @@ def add(parser: ArgumentParser) -> None:
         metavar="JSON",
         help="given to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
     )
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16", "fp16"],
-        default="fp32",
-        help="precision of the weights (default: %(default)s)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--offload",
         action="store_true",

@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
         args.private = section.get("private", True)
     if args.repo_id is None:
         raise ConfigError(Problem("no repository is named; give --repo-id owner/name, or set push.repo_id in the run"))
-    from flowhooks.export.hub import push
+    from flowhooks.export.upload import push
 
     say(f"Published {push(Path(args.run_dir), args.repo_id, private=args.private)}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import add_imports, finite_number, whole_number, whole_numbers
+from flowhooks.commands.arguments import add_dtype, add_imports, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "draw pictures with a pipeline, or with what a run trained"
@@ -48,12 +48,7 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
-    parser.add_argument(
-        "--dtype",
-        choices=["fp32", "bf16", "fp16"],
-        default="fp32",
-        help="precision of the weights (default: %(default)s)",
-    )
+    add_dtype(parser)
     parser.add_argument(
         "--save-dataset",
         metavar="FOLDER",
@@ -70,13 +65,13 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     if args.prompts is not None:
-        from flowhooks.sampling.dataset import prompts_of
+        from flowhooks.sampling.outputs import prompts_of
 
         args.prompt = prompts_of(args.prompts)
     from flowhooks.sampling.outputs import free_output
 
     if args.save_dataset is not None:
-        from flowhooks.sampling.dataset import check_dataset
+        from flowhooks.sampling.outputs import check_dataset
 
         check_dataset(Path(args.save_dataset), args.steps)
     else:
@@ -131,8 +126,8 @@ def _base(model_or_run: str) -> Path | None:
     """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
+    from flowhooks.manifest import PIPELINE
     from flowhooks.reading import user_path
-    from flowhooks.run_files import PIPELINE
 
     file = user_path(model_or_run) / "run.json"
     if not file.is_file():

@@ -12,15 +12,12 @@ from PIL import Image
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.printing import say
 from flowhooks.probe import probe
-from flowhooks.probe.guidance import scales
+from flowhooks.probe.guidance import SCALE, scales
 from flowhooks.restore import restore_pipeline
-from flowhooks.sampling.dataset import save_dataset
 from flowhooks.sampling.flow_map_proxy import scheduled
-from flowhooks.sampling.grid import picture_grid
-from flowhooks.sampling.images import sample_images
-from flowhooks.sampling.outputs import GRID, PICTURE, is_picture
+from flowhooks.sampling.images import picture_grid, sample_images
+from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
-SCALE = "guidance_scale"
 #: One list of pictures for each step count.
 Pictures = list[list[Image.Image]]
 

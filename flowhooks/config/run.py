@@ -1,4 +1,7 @@
-"""A run file -> a Run: overrides applied, remarks dropped, shorthand expanded, defaults filled, everything checked."""
+"""A run file -> a Run: overrides applied, remarks dropped, shorthand expanded, defaults filled, everything checked.
+
+Of the folder of a finished run, which may be a stranger's, its base model is believed and nothing else.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.config.crepa import KEYS, apply_use_ema_alias
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.shorthand import expand_shorthand
@@ -14,13 +18,13 @@ from flowhooks.data.block_rules import idle_steps
 from flowhooks.data.blocks import Datasets
 from flowhooks.data.load import load_datasets
 from flowhooks.documents import overrides as command_line
-from flowhooks.documents.document import read_json, without_remarks
+from flowhooks.documents.document import read_json, strip_secrets, without_remarks
 from flowhooks.documents.imports import imports_optimizer, refusals
-from flowhooks.documents.secrets import strip_secrets
 from flowhooks.documents.validation import problems_in, with_defaults
-from flowhooks.errors import ConfigError, Problem
+from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.hooks.blocks import HookConfig, resolve_hook
 from flowhooks.hooks.timestep_schedule import LIST, MODE
+from flowhooks.manifest import PIPELINE, RUN, damage
 from flowhooks.reading import user_path
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
@@ -188,6 +192,51 @@ def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:
 def _cache_dir(written: str | None) -> str:
     if written is not None:
         return str(user_path(written))
-    from flowhooks.home import home
+    from flowhooks.files import home
 
     return str(home() / "cache")
+
+
+def model_section(folder: Path) -> dict[str, Any]:
+    """The complete ``model`` section of the run in a folder.
+
+    Raises:
+        ConfigError: no run file, or none of flowhooks.
+        ModelError: it is a checkpoint's, and is not as it was written.
+    """
+    file = folder / RUN
+    if not file.is_file():
+        raise ConfigError(Problem("there is no such file; give a run's output folder", str(file)))
+    if (fault := damage(file)) is not None:
+        raise ModelError(fault)
+    document = read_json(file)
+    section = document.get("model") if isinstance(document, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(
+            Problem("is no run file of flowhooks, it has no `model`; give a run's output folder", str(file))
+        )
+    return dict(resolve_run({"model": section, "hooks": []}, file).model)
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
+    """The complete ``model`` section of a finished run, and its adapter's file; None where it trained the whole
+    transformer, whose pipeline the section then names.
+
+    Raises:
+        ConfigError: no run file.
+        ModelError: no weights yet.
+    """
+    filled = model_section(folder)
+    if (folder / PIPELINE).is_dir():
+        return {
+            **filled,
+            "pretrained_model_name_or_path": str(folder / PIPELINE),
+            "revision": None,
+            "variant": None,
+        }, None
+    found = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
+    if not found:
+        raise ModelError(
+            f"{folder}: this run has written no weights yet; finish it with `flowhooks train ... --resume latest`"
+        )
+    return filled, found[0]

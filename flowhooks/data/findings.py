@@ -6,7 +6,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flowhooks.errors import Problem
-from flowhooks.home import home
+from flowhooks.files import home
 
 NAMED = 20
 

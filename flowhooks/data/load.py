@@ -14,8 +14,7 @@ from flowhooks.data.findings import Findings
 from flowhooks.data.links import link
 from flowhooks.data.other_trainers import translate
 from flowhooks.data.sources import complete_block
-from flowhooks.documents.document import json_path, read_json, without_remarks
-from flowhooks.documents.secrets import strip_secrets
+from flowhooks.documents.document import json_path, read_json, strip_secrets, without_remarks
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, FlowhooksWarning, Problem
 from flowhooks.reading import user_path

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
+from flowhooks.lazy import lazy_attribute
+
 _EXPORTS = {
-    "ensure_data": "scans",
-    "resolve_data": "scans",
-    "ensure_model": "model",
-    "resolve_model": "model",
-    "Judge": "judge",
-    "ensure_judge": "judge",
+    "ensure_data": "flowhooks.digits.scans",
+    "resolve_data": "flowhooks.digits.scans",
+    "ensure_model": "flowhooks.digits.model",
+    "resolve_model": "flowhooks.digits.model",
+    "Judge": "flowhooks.digits.judge",
+    "ensure_judge": "flowhooks.digits.judge",
 }
-__all__ = ["Judge", "ensure_data", "ensure_judge", "ensure_model", "resolve_data", "resolve_model"]
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: checking a run must not cost an import of torch."""
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    return lazy_attribute(__name__, _EXPORTS, name)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from torch.nn import functional as F
 
-from flowhooks.digits.recipes import AUTOENCODER, KL_WEIGHT, LATENT_CHANNELS
+from flowhooks.digits.places import AUTOENCODER, KL_WEIGHT, LATENT_CHANNELS
 from flowhooks.digits.scans import PIXELS
 
 

@@ -18,11 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from flowhooks.digits.autoencoder import read_pixels
-from flowhooks.digits.progress import bar
 from flowhooks.digits.scans import RECIPE as DATA_RECIPE
 from flowhooks.digits.scans import ensure_data, load_scans
-from flowhooks.files import share
-from flowhooks.home import place, whole
+from flowhooks.files import place, share, whole
+from flowhooks.printing import progress_bar
 from flowhooks.reading import read_json
 
 FEATURES = 32
@@ -107,7 +106,7 @@ def ensure_judge(progress: bool | None = None) -> Judge:
         data = ensure_data()
         clean, blotted = read_pixels(data / "preferred"), read_pixels(data / "rejected")
         digits, steps = torch.from_numpy(load_scans()[1]), RECIPE["steps"]
-        with whole(target) as folder, bar("Judge", steps, progress) as advance:
+        with whole(target) as folder, progress_bar("Judge", steps, progress) as advance:
             train_judge(folder, clean, blotted, digits, steps, advance)
     return Judge.load(target)
 

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from flowhooks.digits.progress import bar
+from flowhooks.adapters.names import LORA_FILE
 from flowhooks.digits.scans import caption
+from flowhooks.printing import progress_bar
 
 SAMPLES, STEPS, FIRST_SEED, BATCH = 500, 20, 10_000, 100
 
@@ -22,7 +23,7 @@ def load_stock(folder: Path, lora: Path | None = None) -> StableDiffusion3Pipeli
     """
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     if lora is not None:
-        pipe.load_lora_weights(lora, weight_name="pytorch_lora_weights.safetensors")
+        pipe.load_lora_weights(lora, weight_name=LORA_FILE)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -45,7 +46,7 @@ def draw(
     """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `first_seed + i` in any batch."""
     digits = asked_digits(count).tolist()
     parts = []
-    with bar(title, count, progress) as advance:
+    with progress_bar(title, count, progress) as advance:
         for start in range(0, count, BATCH):
             chosen = range(start, min(start + BATCH, count))
             parts.append(

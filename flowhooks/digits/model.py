@@ -11,15 +11,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from flowhooks.digits import pipeline, recipes
+from flowhooks.digits import pipeline
 from flowhooks.digits.autoencoder import read_pixels, train_autoencoder
-from flowhooks.digits.places import PRETRAINING, example, pretrained_place, untrained_place
-from flowhooks.digits.progress import bar, wanted
+from flowhooks.digits.places import AUTOENCODER, PIPELINE, PRETRAINING, example, pretrained_place, untrained_place
 from flowhooks.digits.scans import ensure_data
 from flowhooks.errors import ModelError
-from flowhooks.files import share
-from flowhooks.home import whole
-from flowhooks.printing import say
+from flowhooks.files import share, whole
+from flowhooks.printing import progress_bar, say, shows_progress
 
 #: Before each line of the process that pretrains.
 MARK = "embedded pipeline: "
@@ -67,10 +65,10 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
     }
     command = [sys.executable, "-m", "flowhooks", "train", str(source)]
     command += [part for key, value in here.items() for part in ("--set", f"{key}={json.dumps(value)}")]
-    command += [] if wanted(progress) else ["--no-progress"]
+    command += [] if shows_progress(progress) else ["--no-progress"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
     # What it prints is of a run that nobody started: a bar is passed through, other lines are marked.
-    if wanted(progress):
+    if shows_progress(progress):
         code = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False).returncode
     else:
         with subprocess.Popen(
@@ -97,13 +95,13 @@ def ensure_untrained(progress: bool | None = None) -> Path:
         data = ensure_data()
         pixels = read_pixels(data / "preferred", data / "rejected")
         with whole(target) as folder:
-            build(folder, pixels, recipes.AUTOENCODER["steps"], progress)
+            build(folder, pixels, AUTOENCODER["steps"], progress)
     return target
 
 
 def build(folder: Path, pixels: Tensor, steps: int, progress: bool | None = None) -> None:
     """Train the autoencoder for `steps` steps on `pixels` `[N, 3, 32, 32]` and save the whole pipeline in `folder`."""
-    with bar("Autoencoder", steps, progress) as advance:
-        vae = train_autoencoder(pixels, steps=steps, seed=recipes.PIPELINE["seed"], after_step=advance)
+    with progress_bar("Autoencoder", steps, progress) as advance:
+        vae = train_autoencoder(pixels, steps=steps, seed=PIPELINE["seed"], after_step=advance)
     pipeline.assemble(vae).save_pretrained(folder, safe_serialization=True)
     share(folder)

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 
 from flowhooks.adapters.fit import SHAPES
 from flowhooks.digits.autoencoder import build_autoencoder
-from flowhooks.digits.recipes import LATENT_CHANNELS, PIPELINE
+from flowhooks.digits.places import LATENT_CHANNELS, PIPELINE
 from flowhooks.digits.scans import PIXELS
 from flowhooks.digits.text import CLIP_WIDTH, JOINT_WIDTH, text_components
 

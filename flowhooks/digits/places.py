@@ -1,13 +1,29 @@
-"""Where the embedded pipeline lies, whether it is built, and what is known of it before. Free of torch."""
+"""How the embedded pipeline is made, where it lies, whether it is built, and what is known of it before. Free of
+torch."""
 
 from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from flowhooks.digits import recipes, scans
+from flowhooks.digits import scans
 from flowhooks.documents.document import read_json
-from flowhooks.home import place
+from flowhooks.files import place
+
+#: How the autoencoder and the pipeline are made: a change here names new folders, and makes everybody build anew.
+LATENT_CHANNELS = 4
+KL_WEIGHT = 1e-4
+AUTOENCODER: dict[str, Any] = {
+    "version": 1,
+    "steps": 600,
+    "batch": 32,
+    "learning_rate": 8e-3,
+    "channels": [16, 32, 32],
+    "kl": KL_WEIGHT,
+}
+PIPELINE: dict[str, Any] = {"version": 1, "layers": 4, "heads": 4, "head_width": 32, "shift": 3.0, "seed": 0}
+
 
 NAMES = ("digits", "digits:untrained")
 #: The run that pretrains the pipeline.
@@ -16,7 +32,7 @@ PRETRAINING = "sft/digits.json"
 
 def untrained_place() -> Path:
     """The folder of the pipeline before pretraining, whether or not it is there."""
-    return place("untrained", {"data": scans.RECIPE, "vae": recipes.AUTOENCODER, "pipeline": recipes.PIPELINE})
+    return place("untrained", {"data": scans.RECIPE, "vae": AUTOENCODER, "pipeline": PIPELINE})
 
 
 def pretrained_place(start: Path, source: Path) -> Path:

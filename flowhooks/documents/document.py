@@ -1,4 +1,5 @@
-"""JSON as it stands in a configuration: its file, JSON paths, remarks."""
+"""JSON as it stands in a configuration: its file, JSON paths, remarks; and no secret, which would end up in logs,
+checkpoints and published files."""
 
 from __future__ import annotations
 
@@ -10,8 +11,6 @@ from flowhooks import reading
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.json_faults import json_path as json_path
-
-_REMARK = re.compile(r"\$comment$|_comment")
 
 
 def read_json(path: Path) -> Any:
@@ -25,7 +24,7 @@ def read_json(path: Path) -> Any:
 def without_remarks(value: Any) -> Any:
     """A copy without the keys that are remarks: ``$comment``, and whatever starts with ``_comment``."""
     if isinstance(value, dict):
-        return {key: without_remarks(item) for key, item in value.items() if not _REMARK.match(key)}
+        return {key: without_remarks(item) for key, item in value.items() if not reading.REMARK.match(key)}
     if isinstance(value, list):
         return [without_remarks(item) for item in value]
     return value
@@ -48,3 +47,45 @@ def _near(path: Path) -> str:
     except OSError:
         return ""
     return hint(path.name, names)
+
+
+_KEY = re.compile(
+    r"(^|[_\-.])(token|api_?key|password|passwd|secret|credentials?)$|^(hf|hub|wandb)(token|apikey)$", re.I
+)
+_VALUE = re.compile(
+    r"\b(hf_(?=[A-Za-z0-9]*[0-9A-Z])[A-Za-z0-9]{8,}|hf_[A-Za-z]{24,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
+    r"|sk-[A-Za-z0-9_-]{20,})"
+)
+_REMEDY = (
+    "take it out and use `hf auth login`, or an environment variable such as HF_TOKEN; a run file holds no secrets"
+)
+
+
+def redact(text: str) -> str:
+    """``text`` with everything that looks like a token replaced."""
+    return _VALUE.sub("***", text)
+
+
+def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]]:
+    """A copy of a document without its secrets, and a problem for each. The secrets themselves are never repeated."""
+    problems: list[Problem] = []
+
+    def clean(item: Any, at: tuple[str | int, ...]) -> Any:
+        if isinstance(item, dict):
+            kept = {}
+            for key, inner in item.items():
+                if _VALUE.search(key) or _KEY.search(key):
+                    problems.append(
+                        Problem(f"this key holds a secret; {_REMEDY}", file, json_path((*at, redact(key)), root))
+                    )
+                else:
+                    kept[key] = clean(inner, (*at, key))
+            return kept
+        if isinstance(item, list):
+            return [clean(inner, (*at, i)) for i, inner in enumerate(item)]
+        if isinstance(item, str) and _VALUE.search(item):
+            problems.append(Problem(f"this value looks like a token; {_REMEDY}", file, json_path(at, root)))
+            return redact(item)
+        return item
+
+    return clean(value, ()), problems

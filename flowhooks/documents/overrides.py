@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from flowhooks.documents.document import json_path
-from flowhooks.documents.secrets import redact
+from flowhooks.documents.document import json_path, redact
 from flowhooks.errors import Problem
 from flowhooks.reading import MAX_DEPTH, MAX_INTEGER, BadJson, check_sound, parse
 

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from flowhooks.export.card import CardPicture, write_card
 from flowhooks.export.dialects import DIALECTS, export_lora
-from flowhooks.export.hub import push
+from flowhooks.export.upload import push
 
 __all__ = ["DIALECTS", "CardPicture", "export_lora", "push", "write_card"]

@@ -13,8 +13,6 @@ both pipelines make the same latents.
 from __future__ import annotations
 
 import inspect
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,17 +27,17 @@ from diffusers import (
 )
 from torch import Tensor
 
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.adapters.base import check_fit
-from flowhooks.adapters.files import read_tensors
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
-from flowhooks.files import REFUSALS, share
+from flowhooks.files import REFUSALS, whole
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.restore import read_run
-from flowhooks.run_files import MODULES
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"
@@ -182,14 +180,9 @@ def _delta_embedder(run: Path) -> dict[str, Tensor]:
 
 
 def _save(pipe: AnyFlowPipeline, target: Path) -> Path:
-    """Written aside and renamed: a folder of that name is whole."""
-    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
-        pipe.save_pretrained(aside, safe_serialization=True)
-        share(aside)
-        aside.rename(target)
+        with whole(target, alike=False) as aside:
+            pipe.save_pretrained(aside, safe_serialization=True)
     except REFUSALS as error:
         raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return target

@@ -13,12 +13,12 @@ from typing import Any
 from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
-from flowhooks.adapters.files import write_aside
+from flowhooks.adapters.adapter_file import write_aside
 from flowhooks.export.card_code import below, card_code
 from flowhooks.export.papers import cited
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
-from flowhooks.run_files import CARD, MODULES
+from flowhooks.manifest import CARD, MODULES
 
 #: The words of those metrics that the card shows; every one is in metrics.json.
 _HEADLINES = re.compile(r"^loss$|_loss$|accuracy|margin|reward|held_out|validation")

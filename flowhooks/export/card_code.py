@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flowhooks.adapters.files import LORA_FILE, LYCORIS_FILE
+from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE
 from flowhooks.export.pipelines import PipelineKind
 
 # Where a run that trains the whole transformer puts its pipeline.

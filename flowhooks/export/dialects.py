@@ -17,7 +17,8 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from torch import Tensor
 
-from flowhooks.adapters.files import LORA_FILE, find_file, write_aside, write_tensors
+from flowhooks.adapters.adapter_file import write_aside, write_tensors
+from flowhooks.adapters.names import LORA_FILE, find_file
 from flowhooks.errors import AdapterError
 from flowhooks.export.lora_file import LoraFile, LoraLayer, read_lora
 from flowhooks.export.native_names import NATIVE

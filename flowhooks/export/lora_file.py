@@ -9,10 +9,9 @@ from pathlib import Path
 from peft import PeftConfig
 from torch import Tensor
 
-from flowhooks.adapters.adapter_file import AdapterFile, split_alphas
+from flowhooks.adapters.adapter_file import AdapterFile, read_tensors, split_alphas
 from flowhooks.adapters.file_config import alpha_of, file_config
-from flowhooks.adapters.files import TRANSFORMER_KEY, read_tensors
-from flowhooks.adapters.names import first_few
+from flowhooks.adapters.names import TRANSFORMER_KEY, first_few
 from flowhooks.errors import AdapterError
 
 _PREFIX = "transformer."

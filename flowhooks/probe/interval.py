@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from flowhooks.probe.partial import inputs_of
 from flowhooks.probe.recorder import bound_arguments
+from flowhooks.probe.runs import inputs_of
 from flowhooks.probe.times import Time
 
 R, T_MINUS_R = "r", "t-r"

@@ -14,15 +14,13 @@ from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import PipelineContract
+from flowhooks.probe.contract import PipelineContract, fingerprint
 from flowhooks.probe.exceptions import call_exceptions
-from flowhooks.probe.fingerprint import fingerprint
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.levels import WeightNames
-from flowhooks.probe.partial import output_of
 from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, without_side_effects
-from flowhooks.probe.runs import PROMPTS, find_networks, recorded_arguments
+from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved

@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan, Path
-from flowhooks.probe.partial import StopForward
 from flowhooks.probe.recorder import without_side_effects
+from flowhooks.probe.runs import StopForward
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
 from flowhooks.splice import restore_attributes

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import Broadcast, Levels, Mix, Path
-from flowhooks.probe.partial import inputs_of
+from flowhooks.probe.runs import inputs_of
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout

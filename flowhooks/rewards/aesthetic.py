@@ -12,9 +12,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import DTYPES, frozen, load_network
-from flowhooks.rewards.base import Records
+from flowhooks.rewards.base import ModelReward, Records
 from flowhooks.rewards.dual_encoder import directions
-from flowhooks.rewards.models import ModelReward
 from flowhooks.rewards.pictures import load_preprocessing
 
 _KEY = re.compile(r"^layers\.(\d+)\.(weight|bias)$")

@@ -108,3 +108,18 @@ def column(records: Records, key: str, name: str, prompts: Sequence[str]) -> lis
 
 def _repeated(items: Sequence[Any], times: int) -> list[Any]:
     return [item for item in items for _ in range(times)]
+
+
+class ModelReward(PictureReward):
+    """A reward that computes with a ``network``."""
+
+    network: Any
+
+    def to(self, device: torch.device | str) -> Self:
+        self.network.to(device)
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
+        return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)

@@ -14,8 +14,7 @@ from flowhooks.documents.imports import PATH
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import RewardError
 from flowhooks.pretrained import import_network, load_network
-from flowhooks.rewards.base import Records, column
-from flowhooks.rewards.models import ModelReward
+from flowhooks.rewards.base import ModelReward, Records, column
 from flowhooks.rewards.pictures import load_preprocessing
 
 TARGETS = ("log_probability", "probability")

@@ -10,8 +10,7 @@ from transformers import VisionEncoderDecoderModel
 
 from flowhooks.errors import RewardError
 from flowhooks.pretrained import load_network, load_tokenizer
-from flowhooks.rewards.base import Records, column
-from flowhooks.rewards.models import ModelReward
+from flowhooks.rewards.base import ModelReward, Records, column
 from flowhooks.rewards.pictures import load_stock
 
 

@@ -12,8 +12,8 @@ from flowhooks.errors import ConfigError, Problem
 
 REWARDS: Mapping[str, str] = {
     "classifier": "flowhooks.rewards.classifier:Classifier",
-    "clip_score": "flowhooks.rewards.clip_score:ClipScore",
-    "pickscore": "flowhooks.rewards.pickscore:PickScore",
+    "clip_score": "flowhooks.rewards.dual_encoder:ClipScore",
+    "pickscore": "flowhooks.rewards.dual_encoder:PickScore",
     "aesthetic": "flowhooks.rewards.aesthetic:Aesthetic",
     "ocr": "flowhooks.rewards.ocr:TextAccuracy",
 }

@@ -1,12 +1,16 @@
-"""Where drawn pictures go: never over a file that is there. Free of torch."""
+"""Where drawn pictures go, never over a file that is there, and how they become a data set. Free of torch."""
 
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.reading import user_path
+from flowhooks.sampling.prompts import read_prompts
 
 GRID = "grid.png"
 PICTURE = "prompt_"
@@ -46,3 +50,50 @@ def _in_the_way(output: Path) -> Path | None:
 
 def _is_numbered(file: Path) -> bool:
     return file.name.startswith(PICTURE) and file.suffix == ".png"
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CONFIG = "dataset.json"
+PICTURES = "images"
+
+
+def prompts_of(file: str) -> list[str]:
+    """The prompts of a file. Raises ConfigError when it cannot be read, or holds none."""
+    try:
+        return [prompt.text for prompt in read_prompts(file)]
+    except ValueError as error:
+        raise ConfigError(Problem(str(error).replace("`prompts`: ", ""), "--prompts")) from error
+
+
+def check_dataset(folder: Path, steps: Sequence[int]) -> None:
+    """Raises ConfigError for a folder that holds something, or several step counts."""
+    if len(steps) > 1:
+        raise ConfigError(
+            Problem("takes one number of --steps, as a data set has one picture of each seed", "--save-dataset")
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(Problem("is there already; name a new folder", str(folder)))
+
+
+def save_dataset(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> Path:
+    """Write every picture with its caption beside it, and the data set file that names them.
+
+    Returns:
+        The data set file.
+
+    Raises:
+        ConfigError: the disk refuses.
+    """
+    images = folder / PICTURES
+    block = {"id": folder.name, "instance_data_dir": PICTURES, "caption_strategy": "textfile"}
+    try:
+        images.mkdir(parents=True)
+        for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+            picture.save(images / f"{i:06d}.png")
+            (images / f"{i:06d}.txt").write_text(caption, encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps([block], indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be written ({error}); choose another folder", str(folder))) from error
+    return folder / CONFIG

@@ -18,8 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.partial import StopForward
-from flowhooks.probe.runs import find_networks
+from flowhooks.probe.runs import StopForward, find_networks
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order

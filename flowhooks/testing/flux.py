@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer
+from flowhooks.testing.pieces import flux_autoencoder
+from flowhooks.testing.text import WORDS, clip_text_model, clip_tokenizer, t5_text_encoder, t5_tokenizer
+
+_BLOCKS: dict[str, Any] = {
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 16,
+    "axes_dims_rope": (4, 6, 6),
+}
 
 
 def flux() -> Any:
@@ -28,13 +38,7 @@ def chroma() -> Any:
 
     tokenizer = t5_tokenizer(WORDS, max_length=8)
     transformer = ChromaTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        axes_dims_rope=(4, 6, 6),
+        **_BLOCKS,
         approximator_num_channels=64,
         approximator_hidden_dim=32,
         approximator_layers=2,
@@ -50,19 +54,12 @@ def chroma() -> Any:
 
 def _parts() -> dict[str, Any]:
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-    from transformers import CLIPTextModel
 
     clip, t5 = clip_tokenizer(WORDS, max_length=8), t5_tokenizer(WORDS, max_length=8)
     transformer = FluxTransformer2DModel(
-        in_channels=16,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=16,
+        **_BLOCKS,
         pooled_projection_dim=16,
         guidance_embeds=True,
-        axes_dims_rope=(4, 6, 6),
     )
     return {
         "scheduler": FlowMatchEulerDiscreteScheduler(
@@ -74,7 +71,7 @@ def _parts() -> dict[str, Any]:
             max_image_seq_len=4096,
         ),
         "vae": flux_autoencoder(),
-        "text_encoder": CLIPTextModel(clip_text_encoder(clip, 16, 16).config).eval(),
+        "text_encoder": clip_text_model(clip, 16),
         "tokenizer": clip,
         "text_encoder_2": t5_text_encoder(t5, 16),
         "tokenizer_2": t5,

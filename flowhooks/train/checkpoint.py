@@ -15,9 +15,19 @@ from flowhooks.checks.output import LATEST
 from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.files import REFUSALS
 from flowhooks.kernel import distributed
-from flowhooks.manifest import CHECKPOINT, FORMAT, OWN, checkpoints_in, digest, own_digest, read_manifest, verify
+from flowhooks.manifest import (
+    CHECKPOINT,
+    FORMAT,
+    HISTORY,
+    MANIFEST,
+    OWN,
+    checkpoints_in,
+    digest,
+    own_digest,
+    read_manifest,
+    verify,
+)
 from flowhooks.reading import user_path
-from flowhooks.run_files import HISTORY, MANIFEST
 from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.files import refused

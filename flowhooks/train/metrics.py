@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from flowhooks.errors import TrainingError
 from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
+from flowhooks.manifest import HISTORY
 from flowhooks.printing import one_line
 from flowhooks.reading import parse
-from flowhooks.run_files import HISTORY
 from flowhooks.train.agreement import gather
 from flowhooks.train.files import write_aside
 

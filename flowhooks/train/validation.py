@@ -21,13 +21,12 @@ from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.kernel import distributed
 from flowhooks.kernel.session import Session
+from flowhooks.manifest import VALIDATION
 from flowhooks.pipeline import encoders_and_vae_on_device
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
-from flowhooks.run_files import VALIDATION
 from flowhooks.sampling.flow_map_proxy import first_order
-from flowhooks.sampling.grid import picture_grid
-from flowhooks.sampling.images import sample_images
+from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flowhooks import machine
+from flowhooks.checks import machine
 from tests.acceptance.mistakes import MISTAKES, SECRET
 from tests.acceptance.user import Outcome, User, assert_one_error
 

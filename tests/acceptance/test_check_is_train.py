@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 
 import flowhooks
-from flowhooks import machine
+from flowhooks.checks import machine
 from tests.acceptance.refusal_makers import Refusal
 from tests.acceptance.refusals import REFUSALS
 from tests.acceptance.user import User, assert_one_error

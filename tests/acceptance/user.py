@@ -87,7 +87,7 @@ def assert_one_error(found: Outcome, code: int, words: Sequence[str]) -> None:
 def checkpoint_states(folder: Path) -> Mapping[str, Any]:
     """Every state of a checkpoint, by the stem of its file."""
     from flowhooks.adapters.names import ADAPTER_FILES
-    from flowhooks.run_files import MODULES
+    from flowhooks.manifest import MODULES
     from flowhooks.train.checkpoint import read
 
     # Beside the states lies what can be sampled, in files of other formats.

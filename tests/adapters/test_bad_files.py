@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from flowhooks.adapters import build_adapter, files, load_adapter
+from flowhooks.adapters import adapter_file, build_adapter, load_adapter
+from flowhooks.adapters.names import CONFIG_KEY, LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE
 from flowhooks.errors import AdapterError
 from tests.adapters.helpers import KINDS, appearance, predict, section, train_randomly, transformer
 
@@ -116,7 +117,7 @@ def test_other_paths(saved, tmp_path):
     note = tmp_path / "note.txt"
     note.write_text("hello")
     refused(note, "expected a .safetensors")
-    for name in (files.LORA_FILE, files.LYCORIS_FILE):
+    for name in (LORA_FILE, LYCORIS_FILE):
         (saved.parent / name).write_bytes(saved.read_bytes())
     refused(saved.parent, "Give the path of the one")
 
@@ -139,7 +140,7 @@ def test_a_full_disk(saved, kind, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(adapter_file, "save_file", full)
     with pytest.raises(AdapterError, match="No space left"):
         adapter.save(saved.parent, {})
     assert saved.read_bytes() == content
@@ -161,7 +162,7 @@ def test_load_state_dict_is_strict(saved):
 
 def test_a_damaged_configuration(saved, kind):
     if kind in ("loha", "lokr"):
-        document = saved.with_name(files.PEFT_CONFIG_FILE)
+        document = saved.with_name(PEFT_CONFIG_FILE)
         content = json.loads(document.read_text())
         document.write_text("{")
         refused(saved, "not valid JSON")
@@ -172,7 +173,7 @@ def test_a_damaged_configuration(saved, kind):
         return
     with safe_open(saved, "pt") as handle:
         metadata = handle.metadata()
-    key = "lora_adapter_metadata" if kind == "lora" else files.CONFIG_KEY
+    key = "lora_adapter_metadata" if kind == "lora" else CONFIG_KEY
     for text, message in (("{", "not valid JSON"), ("[]", "expected a JSON object")):
         save_file(load_file(saved), saved, {**metadata, key: text})
         refused(saved, message)

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.combine import Factors, average, concatenate, distance, hadamard, norm, padded, truncate
+from flowhooks.adapters.combine import (
+    Factors,
+    average,
+    concatenate,
+    distance,
+    hadamard,
+    norm,
+    padded,
+    truncate,
+    weighted_sum,
+)
 
 OUT, IN = 48, 40
 
@@ -38,6 +48,28 @@ def test_concatenation_is_the_sum(three):
     assert found.rank == 13
     torch.testing.assert_close(whole(found), wanted, rtol=1e-12, atol=1e-12)
     assert norm(found) == pytest.approx(float(wanted.norm()), rel=1e-12)
+
+
+def test_adapters_of_other_layers_and_ranks_add_up():
+    """Names that end each other's, ranks that differ within an adapter, a negative weight, a single adapter."""
+    generator = torch.Generator().manual_seed(5)
+    one = {"to_q": factors(generator, 4), "block.to_q": factors(generator, 2, sides=(IN, OUT))}
+    two = {"block.to_q": factors(generator, 3, sides=(IN, OUT)), "layer0": factors(generator, 5)}
+    found = weighted_sum([one, two], [0.7, -0.3])
+    assert {name: change.rank for name, change in found.items()} == {"to_q": 4, "block.to_q": 5, "layer0": 5}
+    for name, change in found.items():
+        parts = [(weight, each[name]) for weight, each in ((0.7, one), (-0.3, two)) if name in each]
+        assert change.down.dtype == change.up.dtype == torch.float64
+        torch.testing.assert_close(whole(change), whole(concatenate(parts)), rtol=1e-12, atol=1e-12)
+    (alone,) = weighted_sum([{"to_q": one["to_q"]}], [-0.3]).values()
+    # PEFT keeps the root of a single adapter's weight in fp32.
+    torch.testing.assert_close(whole(alone), -0.3 * whole(one["to_q"]), rtol=1e-7, atol=1e-6)
+
+
+def test_the_same_adapter_twice_is_of_its_own_rank():
+    """Whatever the weights round to."""
+    adapter = {"to_q": factors(torch.Generator().manual_seed(6), 5)}
+    assert truncate(weighted_sum([adapter] * 2, [0.3, 0.7])["to_q"], 10).rank == 5
 
 
 def test_elementwise_products(three):

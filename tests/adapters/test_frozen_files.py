@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import FrozenAdapter, build_adapter
-from flowhooks.adapters.files import LORA_FILE, PEFT_CONFIG_FILE
+from flowhooks.adapters.names import LORA_FILE, PEFT_CONFIG_FILE
 from flowhooks.errors import AdapterError
 from tests.adapters.helpers import KINDS, appearance, predict, section, transformer
 

@@ -19,8 +19,8 @@ from flowhooks.adapters.load import load_values
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.export.dialects import export_lora
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import load_modules, save_modules
-from flowhooks.run_files import MODULES
 from tests.adapters.helpers import section, train_randomly, transformer
 from tests.families.matrix import learnt
 

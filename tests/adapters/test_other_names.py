@@ -14,7 +14,7 @@ import flowhooks
 from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
 from flowhooks.adapters.base import base_layer
 from flowhooks.adapters.fit import check_file
-from flowhooks.adapters.sources import read_sources
+from flowhooks.adapters.merge_sources import read_sources
 from flowhooks.errors import AdapterError
 from flowhooks.export import export_lora
 from tests.adapters.helpers import section, train_randomly

@@ -15,8 +15,8 @@ from flowhooks.adapters.adapter_file import read_adapter
 from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.load import load_values
 from flowhooks.adapters.merge import merge_adapter
+from flowhooks.adapters.merge_sources import read_sources
 from flowhooks.adapters.names import METADATA_KEY
-from flowhooks.adapters.sources import read_sources
 from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.export.lora_file import read_lora
 from tests.adapters.helpers import predict, section, transformer

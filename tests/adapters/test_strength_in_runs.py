@@ -13,9 +13,9 @@ import torch
 import flowhooks
 from flowhooks.adapters import FrozenAdapter, build_adapter, build_second
 from flowhooks.adapters.names import LORA_FILE
+from flowhooks.manifest import RUN
 from flowhooks.modules_file import save_modules
 from flowhooks.restore import Restored, read_run, restore_pipeline
-from flowhooks.run_files import RUN
 from tests.adapters.helpers import predict, section, transformer
 from tests.adapters.strength_files import ALPHA, KINDS, RANK, by_formula, changed, deltas, same, write_lora
 from tests.families import tiny

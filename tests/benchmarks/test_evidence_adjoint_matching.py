@@ -22,7 +22,7 @@ from benchmarks.evidence_adjoint_matching import (
     verdict,
     within,
 )
-from flowhooks.demo import planned_lora
+from flowhooks.commands.demo import planned_lora
 
 
 def measured(reward: float, diversity: float) -> Measured:

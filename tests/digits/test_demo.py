@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.evidence_flow_dpo import verdict
-from flowhooks.demo import LORA, trained_lora
+from flowhooks.adapters.names import LORA_FILE
+from flowhooks.commands.demo import trained_lora
 from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Score
 from flowhooks.digits.measure import draw, load_stock
@@ -56,18 +57,18 @@ def overrides(scans, base):
 def test_a_lora_is_trained_once_a_run_and_changes_what_the_stock_pipeline_draws(tmp_path, base, overrides, monkeypatch):
     folder, run = trained_lora(tmp_path, base, False, overrides=overrides)
     assert run.training["max_train_steps"] == 2
-    written = (folder / LORA).stat().st_mtime_ns
+    written = (folder / LORA_FILE).stat().st_mtime_ns
 
     again, _ = trained_lora(tmp_path, base, False, overrides=overrides)
     assert again == folder
-    assert (folder / LORA).stat().st_mtime_ns == written
+    assert (folder / LORA_FILE).stat().st_mtime_ns == written
 
     other, _ = trained_lora(tmp_path, base, False, overrides=(*overrides, "training.seed=1"))
     assert other != folder
 
     rebuilt, _ = trained_lora(tmp_path, base, False, rebuild=True, overrides=overrides)
     assert rebuilt == folder
-    assert (folder / LORA).stat().st_mtime_ns > written
+    assert (folder / LORA_FILE).stat().st_mtime_ns > written
 
     monkeypatch.setattr("flowhooks.digits.measure.STEPS", 2)
     before, after = (draw(load_stock(base, lora), 2, progress=False) for lora in (None, folder))

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowhooks.digits.ink import blot_opacity, spill
-from flowhooks.digits.scans import FOLDERS, PIXELS, WORDS, load_scans, resolve_data, write_data
+from flowhooks.digits.scans import FOLDERS, PIXELS, WORDS, blot_opacity, load_scans, resolve_data, spill, write_data
 from flowhooks.errors import DataError
-from flowhooks.home import home, place, whole
+from flowhooks.files import home, place, whole
 
 COUNT = 60
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.pieces import piece_tokenizer
+from flowhooks.testing.pieces import kl_autoencoder, piece_tokenizer
 from flowhooks.testing.text import WORDS, t5_text_encoder
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import kl_autoencoder
+from flowhooks.testing.pieces import kl_autoencoder
 from flowhooks.testing.text import WORDS, t5_text_encoder, t5_tokenizer
 from tests.families.vision_language import fast_tokenizer
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.pieces import text_settings
+from flowhooks.testing.pieces import kl_autoencoder, text_settings
 from flowhooks.testing.text import WORDS
 from tests.families.vision_language import eye_settings, fast_tokenizer
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.pieces import decoder_text_encoder
+from flowhooks.testing.pieces import decoder_text_encoder, kl_autoencoder
 from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer
 from tests.families.vision_language import fast_tokenizer
 

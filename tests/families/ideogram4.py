@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.pieces import byte_tokenizer
+from flowhooks.testing.pieces import byte_tokenizer, kl_autoencoder
 from flowhooks.testing.text import CHATML, WORDS
 from tests.families.qwen_image import CHAT_TOKENS, CHAT_WORDS
 from tests.families.vision_language import qwen3_vl

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import kl_autoencoder
-from flowhooks.testing.pieces import decoder_text_encoder, piece_tokenizer
+from flowhooks.testing.pieces import decoder_text_encoder, kl_autoencoder, piece_tokenizer
 from flowhooks.testing.text import WORDS
 
 

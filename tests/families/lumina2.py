@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.pieces import decoder_text_encoder, piece_tokenizer
+from flowhooks.testing.pieces import decoder_text_encoder, flux_autoencoder, piece_tokenizer
 from flowhooks.testing.text import WORDS
 
 SYSTEM_PROMPT = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.pieces import piece_tokenizer, t5_gemma_settings
+from flowhooks.testing.pieces import flux_autoencoder, piece_tokenizer, t5_gemma_settings
 from flowhooks.testing.text import WORDS, qwen_tokenizer
 from tests.families.vision_language import qwen3_vl
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.testing.autoencoder import flux_autoencoder
-from flowhooks.testing.pieces import byte_tokenizer, decoder_text_encoder
+from flowhooks.testing.pieces import byte_tokenizer, decoder_text_encoder, flux_autoencoder
 from flowhooks.testing.text import WORDS
 from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS
 

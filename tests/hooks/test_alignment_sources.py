@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 import flowhooks
-from flowhooks.adapters.files import read_tensors
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import ModelError
 from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams

@@ -12,7 +12,7 @@ from torch import nn
 
 import flowhooks
 from flowhooks.adapters import build_adapter
-from flowhooks.adapters.files import read_tensors
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import DistributionMatching, IntervalTimes, TargetReplacer
@@ -30,9 +30,9 @@ from flowhooks.hooks.distribution_matching.dmd import (
 from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import read_manifest, save_modules
 from flowhooks.probe import probe
-from flowhooks.run_files import MODULES
 from flowhooks.testing import GaussianFlow, NoCondition
 from tests.families import tiny
 from tests.families.matrix import pairs

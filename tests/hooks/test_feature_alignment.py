@@ -10,14 +10,14 @@ import torch
 from torch.nn import functional as F
 
 import flowhooks
-from flowhooks.adapters.files import read_tensors
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import FeatureAlignment
 from flowhooks.kernel.assembly import Assembly
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
-from flowhooks.run_files import MODULES
 from tests.families.matrix import learnt, pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
 

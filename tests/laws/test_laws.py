@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import flowhooks
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.hooks.registry import HOOKS
+from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
-from flowhooks.run_files import MODULES
 from tests.laws.cases import (
     ADAPTERS,
     ANCHOR,

@@ -11,7 +11,7 @@ import flowhooks
 
 PACKAGE = Path(flowhooks.__file__).parent
 #: Rooms that build models (tests, the embedded one), speak other tools' dialects, hold the table, or print an example.
-KNOWING = ("testing/", "digits/", "export/", "demo.py", "probe/exceptions.py", "commands/explain.py")
+KNOWING = ("testing/", "digits/", "export/", "commands/demo.py", "probe/exceptions.py", "commands/explain.py")
 NAMES = re.compile(
     r"Flux|FLUX|Qwen|\bWan\b|Wan(2|Pipe|Trans)|Sana|SANA|SD3|StableDiffusion|Lumina|HiDream|CogView|Kandinsky|LTX|Mochi"
     r"|Hunyuan|Chroma|Bria|Krea|AuraFlow|Z-?Image|Cosmos|E(rnie|RNIE)|Ideogram|PRX|SkyReels|Ovis|LongCat|Nucleus|Motif"

@@ -12,8 +12,7 @@ from PIL import Image
 from flowhooks.commands.sample_pictures import sample_command
 from flowhooks.errors import AdapterError, ConfigError, ModelError
 from flowhooks.probe import probe
-from flowhooks.sampling.grid import picture_grid
-from flowhooks.sampling.images import sample_images
+from flowhooks.sampling.images import picture_grid, sample_images
 from tests.families import PIPELINES, tiny
 
 QUICK = {"num_inference_steps": 2, "height": 16, "width": 16, "arguments": {"max_sequence_length": 8}}

@@ -17,8 +17,8 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import TargetReplacer
 from flowhooks.kernel import Hook
+from flowhooks.manifest import MODULES
 from flowhooks.probe import probe
-from flowhooks.run_files import MODULES
 from flowhooks.train import train
 from tests.families import tiny
 from tests.train.runs import document, history, weights

@@ -14,7 +14,7 @@ from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.merge_files import merge_files
 from flowhooks.errors import AdapterError, ConfigError, FlowhooksError, ModelError
 from flowhooks.export.dialects import export_lora
-from flowhooks.export.hub import stage
+from flowhooks.export.upload import stage
 from flowhooks.manifest import damage, verify
 from flowhooks.restore import restore_pipeline
 from flowhooks.testing import tiny

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowhooks.adapters.files import write_tensors
+from flowhooks.adapters.adapter_file import write_tensors
 from flowhooks.errors import AdapterError, CheckpointError, TrainingError
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest, verify
 from flowhooks.train.files import full_disk_told

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from flowhooks.adapters import build_adapter, load_adapter
-from flowhooks.adapters.files import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE
 from flowhooks.cli import main
 from flowhooks.export.dialects import export_lora
 from flowhooks.restore import restore_pipeline

@@ -10,7 +10,7 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from safetensors.torch import load_file
 
 from flowhooks.adapters.names import LORA_FILE
-from flowhooks.run_files import MODULES
+from flowhooks.manifest import MODULES
 from flowhooks.train import train
 from tests.config.test_crepa import PRINTED
 from tests.families import tiny

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import flowhooks
 from flowhooks.errors import ConfigError
-from flowhooks.run_files import MODULES
+from flowhooks.manifest import MODULES
 from flowhooks.train import train
 from tests.train.runs import history, weights
 

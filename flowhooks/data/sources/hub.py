@@ -20,7 +20,7 @@ from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
 from flowhooks.data.storage import LocalPlace, Refused, is_url
-from flowhooks.documents.secrets import redact
+from flowhooks.documents.document import redact
 from flowhooks.reading import parse, read_bytes, user_path
 
 T = TypeVar("T")

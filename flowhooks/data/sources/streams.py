@@ -28,7 +28,7 @@ from flowhooks.data.sources.parquet import ParquetTable, read_tables
 from flowhooks.data.sources.rows import Refusal, cell_value
 from flowhooks.data.sources.tables import BadTable
 from flowhooks.data.storage import LocalPlace, Place, Refused
-from flowhooks.home import whole
+from flowhooks.files import whole
 
 _FILE = "rows.parquet"
 _PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

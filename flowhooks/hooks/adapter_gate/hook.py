@@ -12,7 +12,7 @@ from flowhooks.hooks.adapter_gate import AdapterGateSpec
 from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
-from flowhooks.sampling.adapter_gate import adapter_gate
+from flowhooks.sampling.gate import adapter_gate
 
 
 class AdapterGate(AdapterGateSpec, Hook):

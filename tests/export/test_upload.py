@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from flowhooks.commands.push import run as push_run
 from flowhooks.errors import HubError
-from flowhooks.export import CardPicture, hub, push, write_card
-from flowhooks.export.hub import stage, upload_set
+from flowhooks.export import CardPicture, push, upload, write_card
 from flowhooks.export.privacy import without_local_paths
+from flowhooks.export.upload import stage, upload_set
 from tests.export.helpers import PRIVATE, document, run_folder
 
 PUBLISHED = ["README.md", "pytorch_lora_weights.safetensors", "run.json", "validation/step_000004_0.png"]
@@ -156,7 +156,7 @@ def test_the_words_of_a_tokenizer_are_uploaded_as_they_are(tmp_path):
 
 
 def test_without_a_token(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(upload, "get_token", lambda: None)
     folder = run_folder(tmp_path)
     before = contents(folder)
     with pytest.raises(HubError, match="hf auth login"):
@@ -300,6 +300,6 @@ def test_what_cannot_be_pushed(tmp_path, token, server):
 
 
 def test_the_command_without_a_token(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "get_token", lambda: None)
+    monkeypatch.setattr(upload, "get_token", lambda: None)
     with pytest.raises(HubError, match="HF_TOKEN"):
         push_run(Namespace(run_dir=str(run_folder(tmp_path)), repo_id="me/x", private=True))

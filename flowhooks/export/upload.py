@@ -13,26 +13,27 @@ from typing import Any
 from huggingface_hub import HfApi, get_token
 from safetensors import SafetensorError, safe_open
 
+from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE, PEFT_FILE
 from flowhooks.errors import HubError
 from flowhooks.export.hub_errors import FAILURES, Upload
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
-from flowhooks.manifest import damage
+from flowhooks.manifest import CARD, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
 from flowhooks.reading import MAX_TEXT, parse
 
 # Everything else in a run folder (checkpoints, caches, logs) stays at home.
 ALLOWED = (
-    "README.md",
-    "run.json",
-    "metrics.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "pytorch_lora_weights*.safetensors",
-    "pytorch_lycoris_weights.safetensors",
-    "flowhooks_modules.safetensors",
-    "validation/*.png",
-    "pipeline/model_index.json",
+    CARD,
+    RUN,
+    METRICS,
+    PEFT_CONFIG_FILE,
+    PEFT_FILE,
+    LORA_FILE.replace(".", "*."),
+    LYCORIS_FILE,
+    MODULES,
+    f"{VALIDATION}/*.png",
+    f"{PIPELINE}/model_index.json",
     # A Diffusers pipeline's weights, configurations and vocabularies.
-    *(f"pipeline/*/*.{ending}" for ending in ("safetensors", "json", "txt", "model", "jinja")),
+    *(f"{PIPELINE}/*/*.{ending}" for ending in ("safetensors", "json", "txt", "model", "jinja")),
 )
 
 
