@@ -212,6 +212,7 @@ def batch_for(model: FlowModel, step: int, size: int = 2) -> Batch:
         mask=mask,
         condition=model.encode_prompts(["one", "a photo of two", "three"][:size]),
         files=tuple(f"{step}/{i}.png" for i in range(size)),
+        records=tuple({"label": (step + i) % 2} for i in range(size)),
     )
 
 

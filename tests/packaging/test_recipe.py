@@ -1,4 +1,5 @@
-"""The worked recipe of CONTRIBUTING.md, followed to the letter in a copy of the tree: what it adds obeys the laws."""
+"""What a new hook costs, shown in copies of the tree: the worked recipe of CONTRIBUTING.md, followed to the letter, and
+KTO, which reads a label of the data. What each adds obeys the laws."""
 
 from __future__ import annotations
 
@@ -17,22 +18,27 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 PLAIN = ("-q", "-p", "no:xdist", "--override-ini=addopts=")
 HOOK = "flowhooks/hooks/sigma_weight"
+KTO = Path(__file__).parent / "kto"
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree with the recipe's hook in it: its two files, and what `make generated` makes."""
+    """A copy of the tree with the recipe's hook in it."""
     recipe = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add a hook")[1]
     spec, hook = [match["text"] for match in BLOCK.finditer(recipe) if match["kind"] == "python"]
     assert len(f"{spec}{hook}".splitlines()) <= 45
-    tree = tmp_path_factory.mktemp("recipe")
-    for folder in ("flowhooks", "schemas", "docs", "tests"):
-        shutil.copytree(ROOT / folder, tree / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return with_hook(tmp_path_factory.mktemp("recipe"), HOOK, spec, hook)
+
+
+def with_hook(tree: Path, folder: str, spec: str, hook: str) -> Path:
+    """A copy of the tree with the two files of a hook, and what `make generated` makes of them."""
+    for each in ("flowhooks", "schemas", "docs", "tests"):
+        shutil.copytree(ROOT / each, tree / each, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("setup.cfg", "README.md"):
         shutil.copy(ROOT / file, tree)
-    (tree / HOOK).mkdir()
-    (tree / HOOK / "__init__.py").write_text(spec, encoding="utf-8")
-    (tree / HOOK / "hook.py").write_text(hook, encoding="utf-8")
+    (tree / folder).mkdir()
+    (tree / folder / "__init__.py").write_text(spec, encoding="utf-8")
+    (tree / folder / "hook.py").write_text(hook, encoding="utf-8")
     generate(tree)
     return tree
 
@@ -91,3 +97,47 @@ def test_the_sources_are_as_the_house_wants_them(followed: Path) -> None:
     for file in ("__init__.py", "hook.py"):
         python(followed, "-m", "ruff", "check", "--no-cache", f"{HOOK}/{file}")
         python(followed, "-m", "ruff", "format", "--check", "--no-cache", f"{HOOK}/{file}")
+
+
+@pytest.fixture(scope="module")
+def preferring(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tree with KTO in it."""
+    spec, hook = ((KTO / file).read_text(encoding="utf-8") for file in ("__init__.py", "hook.py"))
+    assert len(f"{spec}{hook}".splitlines()) <= 120
+    return with_hook(tmp_path_factory.mktemp("kto"), "flowhooks/hooks/kto", spec, hook)
+
+
+def test_kto_is_two_files_and_obeys_the_laws(preferring: Path) -> None:
+    said = python(preferring, "-m", "pytest", "tests/laws", "-k", "kto or every_hook", *PLAIN)
+    assert re.search(r"\b[1-9]\d* passed", said), said
+
+
+def test_kto_starts_and_pulls_as_its_formula_says(preferring: Path) -> None:
+    """Half of each weight at the start, and there ``y w beta / 4`` of the gradient of the error."""
+    script = (
+        "import torch\n"
+        "from flowhooks.hooks.kto.hook import kto_loss\n"
+        "error = torch.tensor([0.3, 0.9], dtype=torch.float64, requires_grad=True)\n"
+        "loss = kto_loss(error.detach() - error, torch.tensor([True, False]), torch.zeros(()), 1000.0)\n"
+        "loss.sum().backward()\n"
+        "print(loss.tolist(), error.grad.tolist())\n"
+    )
+    assert python(preferring, "-c", script).strip() == "[0.5, 0.5] [250.0, -250.0]"
+
+
+def test_kto_without_labels_is_refused_before_weights_load(preferring: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from flowhooks.checks.planning import plan_run\n"
+        "from flowhooks.config import resolve_run\n"
+        "from flowhooks.errors import ConfigError\n"
+        "run = resolve_run({'hooks': [{'type': 'kto'}]}, Path('run.json'))\n"
+        "print([each.type for each in plan_run(run, {'data:image', 'data:label'}).order])\n"
+        "try:\n"
+        "    plan_run(run, {'data:image'})\n"
+        "except ConfigError as error:\n"
+        "    print(error)\n"
+    )
+    planned, refused = python(preferring, "-c", script).splitlines()
+    assert planned == "['timestep_schedule', 'kto']"
+    assert "needs 'data:label'" in refused and "`columns` of every image data set" in refused
