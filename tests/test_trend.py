@@ -27,7 +27,7 @@ class Talks(Hook):
 
 def session() -> Session:
     talks = Declaration(type="talks", where="hooks[0]", slots=frozenset({"metrics"}))
-    made = Plan(order=(talks,), views=("main",), passes=(("main", "policy"),))
+    made = Plan(order=(talks,), passes=(("main", "policy"),))
     return Session(model=None, assembly=Assembly(made, [Talks()]), roles={}, parameters={})
 
 

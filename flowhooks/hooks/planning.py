@@ -44,7 +44,7 @@ def plan_hooks(
             raise ConfigError(problems)
         order = _order(hooks)
     views = (MAIN_VIEW, *(g.removeprefix("view:") for d in order for g in sorted(d.gives) if g.startswith("view:")))
-    return Plan(order=order, views=views, passes=_passes(order, views))
+    return Plan(order=order, passes=_passes(order, views))
 
 
 def _with_implied(declarations: Sequence[Declaration], given: frozenset[str], imply: Callable) -> list[Declaration]:

@@ -68,12 +68,10 @@ class Plan:
 
     Args:
         order: declarations, providers first; those that were given are the very objects.
-        views: names of the views a step holds.
         passes: distinct (view, role) pairs, the policy's first.
     """
 
     order: tuple[Declaration, ...]
-    views: tuple[str, ...]
     passes: tuple[tuple[str, str], ...]
 
     @property

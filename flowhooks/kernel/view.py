@@ -41,7 +41,7 @@ class Sigma:
         return Sigma(level=concatenate([self.level, *(other.level for other in others)]))
 
 
-class State(Protocol):
+class ViewState(Protocol):
     """What the samples are at a time, and how a model is asked about it."""
 
     @property
@@ -51,7 +51,7 @@ class State(Protocol):
     def noisy(self, time: Sigma) -> Tensor:
         """``[B, ...]`` x_s."""
 
-    def fits(self, other: State) -> bool:
+    def fits(self, other: ViewState) -> bool:
         """Whether both can go through the network in one batch, at times of one type."""
 
     def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
@@ -80,7 +80,7 @@ class Path:
         sigma = time.spread(self.clean)
         return (1 - sigma) * self.clean + sigma * self.noise
 
-    def fits(self, other: State) -> bool:
+    def fits(self, other: ViewState) -> bool:
         return isinstance(other, Path) and self.shape[1:] == other.shape[1:]
 
     def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
@@ -106,7 +106,7 @@ class View:
     """
 
     name: str
-    state: State
+    state: ViewState
     time: Sigma | None
     condition: Any
     mask: Tensor | None = None

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flowhooks.distributed import ALONE, Processes
-from flowhooks.hooks.interval_times.hook import Interval
+from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.view import Path, Sigma
 from flowhooks.testing import NoCondition
@@ -118,7 +118,7 @@ def test_views_apart_are_the_views_together():
     ("time", "told"),
     [
         (lambda level: Lagging(level=level), "lag"),
-        (lambda level: Interval(level=level, end=level / 2, rows=(0, 1, 2)), "r_sigma"),
+        (lambda level: IntervalTime(level=level, end=level / 2, rows=(0, 1, 2)), "r_sigma"),
     ],
 )
 def test_times_are_joined_by_type_and_told_to_the_model(time, told):
@@ -149,8 +149,8 @@ def test_states_of_other_shapes_and_kinds_go_alone():
 
 
 def test_rows_of_joined_intervals_are_theirs():
-    first = Interval(level=torch.ones(2), end=torch.tensor([1.0, 0.5]), rows=(1,))
-    other = Interval(level=torch.ones(3), end=torch.zeros(3), rows=(0, 2))
+    first = IntervalTime(level=torch.ones(2), end=torch.tensor([1.0, 0.5]), rows=(1,))
+    other = IntervalTime(level=torch.ones(3), end=torch.zeros(3), rows=(0, 2))
     joined = first.join([other])
     assert joined.rows == (1, 2, 4) and joined.level.shape == joined.end.shape == (5,)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flowhooks.hooks.asking import trained_velocity
 from flowhooks.hooks.flow_matching_loss import FlowMatchingLossSpec
-from flowhooks.hooks.interval_times.hook import Interval
+from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.hooks.mask_reducer.hook import counted, dilate
 from flowhooks.hooks.timestep_schedule.hook import TimestepSchedule
 from flowhooks.kernel.hook import Hook
@@ -56,7 +56,7 @@ class FlowMatchingLoss(FlowMatchingLossSpec, Hook):
     def _predicted(self, step: Step, view: View) -> Tensor:
         """``[B, ...]`` velocity at the view's noise level, whatever interval or token levels the view has."""
         plain = replace(view, time=Sigma(level=view.level))
-        end = view.level if isinstance(view.time, Interval) else None
+        end = view.level if isinstance(view.time, IntervalTime) else None
         return trained_velocity(step, plain.noisy, plain.level, plain.condition, r_sigma=end)
 
     def _loss(self, step: Step, view: View, prediction: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ DIFFUSION, TO_DATA, FREE = 0, 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Interval(Sigma):
+class IntervalTime(Sigma):
     """The way from one sigma to another.
 
     Args:
@@ -39,18 +39,18 @@ class Interval(Sigma):
         torch._assert_async(ordered.all(), "an interval must end at or below its start")
         return {"r_sigma": self.end}
 
-    def join(self, others: Sequence[Any]) -> Interval:
+    def join(self, others: Sequence[Any]) -> IntervalTime:
         every, start, rows = [self, *others], 0, []
         for each in every:
             rows += [start + row for row in each.rows]
             start += len(each.level)
         level, end = (concatenate([getattr(each, name) for each in every]) for name in ("level", "end"))
-        return Interval(level=level, end=end, rows=tuple(rows))
+        return IntervalTime(level=level, end=end, rows=tuple(rows))
 
 
-def interval_of(view: View) -> Interval:
+def interval_of(view: View) -> IntervalTime:
     """The time of a view whose giver a hook needs as ``r_sigma``."""
-    assert isinstance(view.time, Interval), f"view {view.name!r} has no interval"
+    assert isinstance(view.time, IntervalTime), f"view {view.name!r} has no interval"
     return view.time
 
 
@@ -76,7 +76,7 @@ def branches(count: int, diffusion: float, to_data: float, offset: Tensor, order
 
 
 class IntervalTimes(IntervalTimesSpec, Hook):
-    """Gives the main view an :class:`Interval` as its time."""
+    """Gives the main view an :class:`IntervalTime` as its time."""
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         main, draws = views["main"], step.draws
@@ -86,7 +86,7 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         u = draws.local_rows(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
         to_data = self.r_timestep_sampler == ZERO
         r = torch.zeros_like(u) if to_data else uniform_ends(main.level, u, self.min_interval_ratio)
-        time = Interval(level=main.level, end=r, rows=tuple(range(len(r))))
+        time = IntervalTime(level=main.level, end=r, rows=tuple(range(len(r))))
         return {**views, "main": replace(main, time=time)}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
@@ -105,7 +105,7 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         t, r, rows = mixture(len(clean), step.draws, shares, shift, step.model.sigma_range)
         t, r = (value.to(clean.device, clean.dtype, non_blocking=True) for value in (t, r))
         path = Path(clean=clean, noise=step.draws.normal_like(clean, "noise"))
-        return replace(main, state=path, time=Interval(level=t, end=r, rows=rows))
+        return replace(main, state=path, time=IntervalTime(level=t, end=r, rows=rows))
 
 
 def mixture(

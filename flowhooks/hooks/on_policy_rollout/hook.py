@@ -19,7 +19,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import Chunk, Sigma, State, View
+from flowhooks.kernel.view import Chunk, Sigma, View, ViewState
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
@@ -72,7 +72,7 @@ class Visited:
     def noisy(self, time: Sigma) -> Tensor:
         return self.visit.state.to(self.visit.player.model.device)
 
-    def fits(self, other: State) -> bool:
+    def fits(self, other: ViewState) -> bool:
         return other is self
 
     def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
