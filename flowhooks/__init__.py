@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "adapter_gate": "flowhooks.sampling.gate",
     "attach": "flowhooks.attaching",
-    "Batch": "flowhooks.kernel",
+    "Batch": "flowhooks.batch",
     "Hook": "flowhooks.kernel",
     "Session": "flowhooks.kernel",
 }

@@ -12,8 +12,9 @@ Leaving the block takes everything off again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.config import Run
 from flowhooks.config.run import model_section
+from flowhooks.distributed import processes
 from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
-from flowhooks.kernel import distributed
+from flowhooks.hooks.weight_average import WeightAverage
 from flowhooks.kernel.assembly import Assembly
-from flowhooks.kernel.average import WeightAverage
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import ANY_DATA
 from flowhooks.kernel.session import Session
@@ -111,32 +112,27 @@ def _session(
 ) -> Session:
     """The hooks attached, to be taken off by the stack; their modules start as those of the run in ``start``."""
     parameters = _trained(model, run, adapter, stack)
-    roles: dict[str, Callable[[], AbstractContextManager]] = {}
+    provides = {ANY_DATA} if run.data is None else set(run.provides)
     if adapter is not None:
-        roles["reference"] = lambda: _base(adapter, assembly)
-    if run.training["use_ema"]:
-        roles["ema"] = lambda: session.averaged()
-    provides = {ANY_DATA} if run.data is None else run.provides
-    assembly = build_assembly(hooks, {*provides, *(f"role:{name}" for name in roles)}, str(run.source))
+        provides.add("role:reference")
+    implied = [WeightAverage(decay=run.training["ema_decay"])] if run.training["use_ema"] else []
+    assembly = build_assembly([*hooks, *implied], provides, str(run.source))
     session = Session(
         model=model,
         assembly=assembly,
-        roles=roles,
+        roles={} if adapter is None else {"reference": partial(_base, adapter, assembly)},
         parameters=parameters,
+        adapter=adapter,
         seed=run.training["seed"] if seed is None else seed,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        fresh=adapter is not None and adapter.fresh,
+        processes=processes(),
         batch_views=run.training["batch_views"],
         batch_size=run.training["train_batch_size"],
-        all_reduce=distributed.all_reduce,
     )
-    session.adapter = adapter
-    assembly.attach(session, stack)
+    stack.enter_context(assembly.within(lambda hook: hook.attached(session)))
     if start is not None:
         _start_modules(start / MODULES, assembly)
-    if run.training["use_ema"]:
-        session.average = WeightAverage(session.parameters(), run.training["ema_decay"])
+    for hook in assembly.hooks:
+        hook.started(session)
     return session
 
 

@@ -11,10 +11,10 @@ import flowhooks
 from flowhooks.adapters.adapter_file import read_tensors, write_tensors
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
+from flowhooks.hooks.weight_average import averaged
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import MANIFEST, load_modules, read_manifest, save_modules
 from flowhooks.restore import restore_pipeline
-from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE
 from tests.families.matrix import learnt
 

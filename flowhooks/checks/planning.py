@@ -12,8 +12,9 @@ from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem
+from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
-from flowhooks.kernel.plan import Declaration, Plan, plan
+from flowhooks.kernel.plan import Declaration, Plan
 
 
 def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
@@ -40,7 +41,7 @@ def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     ]
     if not imports and any(hook.type not in HOOKS for hook in run.hooks):
         provides |= _missed(declarations, provides)
-    return plan(declarations, provides, imply=imply(hook_defaults), where=str(run.source))
+    return plan_hooks(declarations, provides, where=str(run.source))
 
 
 def unread(run: Run) -> Iterator[str]:
@@ -83,7 +84,7 @@ def forwards(run: Run, planned: Plan) -> int:
     batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing, and
     of the data beside it."""
     passes = len(planned.roles) if run.training["batch_views"] else len(planned.passes)
-    return planned.rollout_forwards + planned.chunks * (passes + planned.queries) + planned.on_data
+    return step_cost(planned).forwards(passes)
 
 
 def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:

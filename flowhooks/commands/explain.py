@@ -21,6 +21,7 @@ def run(args: Namespace) -> int:
     from flowhooks.checks.planning import describe_trainable, forwards, plan_run, unread
     from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
+    from flowhooks.hooks.planning import slot_table, step_cost
     from flowhooks.kernel.plan import ANY_DATA
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
@@ -39,7 +40,7 @@ def run(args: Namespace) -> int:
             say(f"  {json.dumps({'type': each.type})}    {each.where}")
     say()
     say("slots, in the order a step runs them")
-    for slot, rule, owners in planned.table():
+    for slot, rule, owners in slot_table(planned):
         say(f"  {slot:<10} {rule:<6} {' -> '.join(owners) or '(default)'}")
     say()
     say(f"forwards    {forwards(configured, planned)} per micro-batch")
@@ -57,8 +58,8 @@ def run(args: Namespace) -> int:
         start = configured.adapter["init_from"]
         policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
         say(f"reference   the base model, its adapter off{policy}")
-    if planned.on_data:
-        say(f"chunks      {planned.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
+    if (cost := step_cost(planned)).on_data:
+        say(f"chunks      {cost.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
     for hook in configured.hooks:
         if hook.type == "flow_dpo":
             say()

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from flowhooks.batch import Batch
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import Record
 from flowhooks.data.store import Entries
-from flowhooks.kernel import Batch
 
 
 class CachedDataset(Dataset):

@@ -9,11 +9,12 @@ from typing import Any
 from flowhooks.documents.imports import foreign_options
 from flowhooks.documents.spec import Spec
 from flowhooks.errors import ConfigError, Problem, in_file
-from flowhooks.hooks.blocks import hook_defaults, resolve_hook
-from flowhooks.hooks.registry import HOOKS, declare, hook_class, imply
+from flowhooks.hooks.blocks import resolve_hook
+from flowhooks.hooks.planning import plan_hooks
+from flowhooks.hooks.registry import HOOKS, declare, hook_class
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
-from flowhooks.kernel.plan import Declaration, plan
+from flowhooks.kernel.plan import Declaration
 
 
 def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Assembly:
@@ -26,11 +27,9 @@ def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Asse
     """
     with in_file(where):
         made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
-    planned = plan([m.declaration for m in made], provides, imply=imply(hook_defaults), where=where)
-    ordered = [
-        made[source] if source is not None else _made(resolve_hook({"type": d.type}, d.where), d.where)
-        for d, source in zip(planned.order, planned.sources, strict=True)
-    ]
+    planned = plan_hooks([m.declaration for m in made], provides, where=where)
+    written = {id(m.declaration): m for m in made}
+    ordered = [written.get(id(d)) or _made(resolve_hook({"type": d.type}, d.where), d.where) for d in planned.order]
     return Assembly(planned, [m.hook for m in ordered], [m.block for m in ordered])
 
 

@@ -22,11 +22,8 @@ def frozen_role(session: Session, name: str, source: str, *, parked: bool = Fals
     """
     model: Any = session.model
     adapter = FrozenAdapter(model.transformer, source, name=name, parked=parked, pipeline=model.pipe)
-    session.roles[f"adapter:{name}"] = partial(_playing, session, adapter)
-    try:
+    with session.roles.registered(f"adapter:{name}", partial(_playing, session, adapter)):
         yield adapter
-    finally:
-        session.roles.pop(f"adapter:{name}", None)
 
 
 def check_digests(adapters: Mapping[str, FrozenAdapter], saved: Mapping[str, str], what: str) -> None:

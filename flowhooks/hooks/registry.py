@@ -83,7 +83,7 @@ def declare(type: str, options: Options, where: str, cls: Any = None, *, method:
 
 
 def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaration | None]:
-    """For :func:`flowhooks.kernel.plan.plan`: the default giver of a need, with options from ``defaults(type)``."""
+    """Need, JSON path of who needs it -> the hook that gives it by default, with options from ``defaults(type)``."""
 
     def default_hook(need: str, who: str) -> Declaration | None:
         type = PROVIDERS.get(need)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from flowhooks.errors import CheckpointError
-from flowhooks.kernel.hook import Hook, default_objective, default_reduce, default_target
-from flowhooks.kernel.plan import MAIN_VIEW, Plan
-from flowhooks.kernel.trend import Trend
-from flowhooks.kernel.view import Chunk, View
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import Plan
+from flowhooks.kernel.view import View
 
 if TYPE_CHECKING:
-    from flowhooks.kernel.session import Session
     from flowhooks.kernel.step import Step
 
 
@@ -23,7 +22,7 @@ class Assembly:
     """Hooks in plan order.
 
     Args:
-        plan: from :func:`flowhooks.kernel.plan.plan`.
+        plan: of the hooks.
         hooks: one per entry of ``plan.order``.
         blocks: the JSON block of each, or None for a hook that was not made from one.
     """
@@ -31,92 +30,50 @@ class Assembly:
     def __init__(self, plan: Plan, hooks: Sequence[Hook], blocks: Sequence[Mapping[str, Any] | None] | None = None):
         self.plan = plan
         self.hooks = tuple(hooks)
-        self.keys = _unique([declaration.type for declaration in plan.order])
+        types = [declaration.type for declaration in plan.order]
+        #: ``a``, ``a#2``: unique and stable, since the plan's order is.
+        self.keys = tuple(f"{t}#{n}" if (n := types[: i + 1].count(t)) > 1 else t for i, t in enumerate(types))
         self.blocks = dict(zip(self.keys, blocks or [None] * len(self.hooks), strict=True))
-        self._slots: dict[str, list[Hook]] = {}
+        self._slots: dict[str, list[Any]] = defaultdict(list)
         for declaration, hook in zip(plan.order, hooks, strict=True):
             for slot in declaration.slots:
-                self._slots.setdefault(slot.split(":")[0], []).append(hook)
-
-    def attach(self, session: Session, stack: ExitStack) -> None:
-        """Attach every hook; the stack detaches them in reverse."""
-        for hook in self.hooks:
-            stack.enter_context(hook.attached(session))
+                self._slots[slot.split(":")[0]].append(hook)
 
     @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def within(self, enter: Callable[[Hook], AbstractContextManager[None]]) -> Iterator[None]:
+        """Inside what ``enter`` gives for each hook, such as ``hook.attached(session)``, which end in reverse order."""
+        with ExitStack() as stack:
+            for hook in self.hooks:
+                stack.enter_context(enter(hook))
+            yield
+
+    def disabled(self) -> AbstractContextManager[None]:
         """The model without what hooks gave it."""
-        with ExitStack() as stack:
-            for hook in self.hooks:
-                stack.enter_context(hook.disabled())
-            yield
+        return self.within(lambda hook: hook.disabled())
 
-    @contextmanager
-    def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
-        """Every hook may look on while ``role`` predicts ``views``."""
-        with ExitStack() as stack:
-            for hook in self.hooks:
-                stack.enter_context(hook.watching(step, views, role))
-            yield
+    def owner(self, slot: str) -> Any:
+        """The hook of a slot that one hook fills; None where the engine's own way stands."""
+        return next(iter(self._slots[slot]), None)
 
-    @property
-    def draws(self) -> bool:
-        """Whether a hook draws what is trained on."""
-        return "source" in self._slots
-
-    def chunks(self, step: Step) -> list[Chunk]:
-        """What a step goes through, one after the other: what was drawn, and then the data that is trained on beside
-        it."""
-        owner = self._one("source")
-        if owner is not None:
-            beside = self._one("data")
-            return owner.source(step) + ([beside.data(step)] if beside is not None else [])  # type: ignore[attr-defined]
-        view = View(name=MAIN_VIEW, clean=step.batch.clean, noise=None, sigma=None, condition=step.batch.condition)
-        return [Chunk(batch=step.batch, views={MAIN_VIEW: view})]
-
-    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
-        for hook in self._slots.get("views", []):
-            views = hook.views(step, views)  # type: ignore[attr-defined]
-        return views
+    def chain(self, slot: str, value: Any, *known: Any) -> Any:
+        """``value`` through every hook of a slot, each of which is given ``known`` and what the one before made."""
+        for hook in self._slots[slot]:
+            value = getattr(hook, slot)(*known, value)
+        return value
 
     def target(self, step: Step, view: View) -> Tensor:
-        for hook in self._slots.get("target", []):
-            target = hook.target(step, view)  # type: ignore[attr-defined]
+        """``[B, ...]``; ``e - x0``, the straight flow, for a view that no hook has another one for."""
+        for hook in self._slots["target"]:
+            target = hook.target(step, view)
             if target is not None:
                 return target
-        return default_target(step, view)
-
-    def error(self, step: Step, view: View, error: Tensor) -> Tensor:
-        for hook in self._slots.get("error", []):
-            error = hook.error(step, view, error)  # type: ignore[attr-defined]
-        return error
-
-    def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
-        owner = self._one("reduce")
-        return owner.reduce(step, view, error) if owner else default_reduce(step, view, error)  # type: ignore[attr-defined]
-
-    def objective(self, step: Step) -> Tensor:
-        owner = self._one("objective")
-        return owner.objective(step) if owner else default_objective(step)  # type: ignore[attr-defined]
+        return view.velocity
 
     def penalties(self, step: Step) -> dict[str, Tensor]:
         return self._gather("penalty", step)
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return self._gather("metrics", step)
-
-    def warnings(self, trend: Trend) -> list[str]:
-        return [sentence for hook in self.hooks for sentence in hook.warnings(trend.means(hook.patience))]
-
-    @property
-    def health(self) -> dict[str, str]:
-        """Metric -> what people call it, for each hook that names one: ``implicit accuracy``."""
-        named = [
-            (hook.health, hook.health_label or hook.health.removeprefix(f"{hook.type}_"))
-            for hook in self.hooks
-            if hook.health
-        ]
-        return {metric: short.replace("_", " ") for metric, short in named}
 
     def modules(self) -> dict[str, nn.Module]:
         """Trainable modules of all hooks, as ``<hook>.<name>``."""
@@ -142,26 +99,11 @@ class Assembly:
     def _keyed(self) -> list[tuple[str, Hook]]:
         return list(zip(self.keys, self.hooks, strict=True))
 
-    def _one(self, slot: str) -> Hook | None:
-        owners = self._slots.get(slot, [])
-        return owners[0] if owners else None
-
     def _gather(self, slot: str, step: Step) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {}
-        for key, hook in self._keyed():
-            if hook in self._slots.get(slot, []):
-                for name, value in getattr(hook, slot)(step).items():
-                    if name in named:
-                        raise ValueError(f"two hooks give the {slot} {name!r}; {key!r} must name its own differently")
-                    named[name] = value
+        for hook in self._slots[slot]:
+            for name, value in getattr(hook, slot)(step).items():
+                if name in named:
+                    raise ValueError(f"two hooks give the {slot} {name!r}; `{hook.type}` must name its own differently")
+                named[name] = value
         return named
-
-
-def _unique(names: Sequence[str]) -> tuple[str, ...]:
-    """``a, a#2``: unique and stable, since the plan's order is."""
-    seen: dict[str, int] = {}
-    keys = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        keys.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return tuple(keys)

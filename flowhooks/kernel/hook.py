@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from flowhooks.kernel.plan import SLOTS
-from flowhooks.kernel.view import View
 
 if TYPE_CHECKING:
     from flowhooks.kernel.session import Session
@@ -40,6 +39,8 @@ class Hook:
     health: str = ""
     #: What people call that metric; empty: its name without the type of the hook.
     health_label: str = ""
+    #: Key of the session's state at which an earlier release kept what is this hook's now.
+    former: ClassVar[str] = ""
     #: Logged steps after which :meth:`warnings` is given a metric's mean: before that a mean is mostly chance.
     patience: ClassVar[int] = 10
 
@@ -58,6 +59,12 @@ class Hook:
         What a hook learns of the pipeline it learns here, where text encoders are awake; a run parks them after it.
         """
         yield
+
+    def started(self, session: Session) -> None:
+        """Called once when all hooks are attached and all weights are those that training starts from."""
+
+    def updated(self) -> None:
+        """Called after each optimiser step."""
 
     @contextmanager
     def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
@@ -94,18 +101,3 @@ class Hook:
 def defined_slots(cls: type) -> set[str]:
     """The slots whose methods a class defines."""
     return {slot for slot in SLOTS if callable(getattr(cls, slot, None))}
-
-
-def default_target(step: Step, view: View) -> Tensor:
-    """``e - x0`` [B, ...], the straight flow."""
-    return view.velocity
-
-
-def default_reduce(step: Step, view: View, error: Tensor) -> Tensor:
-    """Mean over all elements of a sample, ``[B]``."""
-    return error.flatten(1).mean(1)
-
-
-def default_objective(step: Step) -> Tensor:
-    """Mean score of the policy on the main view."""
-    return step.mean(step.score("main", "policy"), step.views["main"].weight)

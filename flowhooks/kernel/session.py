@@ -18,19 +18,36 @@ it a hook in the slot ``data`` adds the batch of the data as one more chunk, wit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flowhooks.distributed import ALONE, Processes
 from flowhooks.kernel.assembly import Assembly
-from flowhooks.kernel.average import WeightAverage
-from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Model, Step
-from flowhooks.kernel.trend import Trend
-from flowhooks.kernel.view import Batch, Chunk, StepResult
+from flowhooks.kernel.view import Batch, Chunk, StepResult, View
+from flowhooks.trend import Trend
+
+Playing = Callable[[], AbstractContextManager[None]]
+
+
+class Roles(dict[str, Playing]):
+    """Role name -> context manager under which the model plays it; ``policy`` is the model as it stands."""
+
+    @contextmanager
+    def registered(self, name: str, playing: Playing) -> Iterator[None]:
+        """Inside, there is this role too. Raises ValueError where another one has the name."""
+        if name in self:
+            raise ValueError(f"two hooks give the role {name!r}")
+        self[name] = playing
+        try:
+            yield
+        finally:
+            del self[name]
 
 
 class Session:
@@ -39,14 +56,13 @@ class Session:
     Args:
         model: predicts velocities; see :class:`flowhooks.kernel.step.Model`.
         assembly: the hooks.
-        roles: role name -> context manager, besides ``policy``.
+        roles: role name -> context manager, besides ``policy``; hooks register others.
         parameters: name -> what is trained, hook modules aside.
+        adapter: that is trained; None for a network that is trained whole.
         seed: of every random number a step draws.
-        rank, world_size: of this process.
-        fresh: whether the policy starts equal to the reference (a new adapter).
+        processes: that share a batch.
         batch_views: run the views of one role in one forward; off trades speed for memory.
         batch_size: samples of a micro-batch on this process, for a run that draws them.
-        all_reduce: sums a tensor over processes.
     """
 
     def __init__(
@@ -54,30 +70,27 @@ class Session:
         *,
         model: Model,
         assembly: Assembly,
-        roles: Mapping[str, Callable[[], AbstractContextManager]],
+        roles: Mapping[str, Playing],
         parameters: Mapping[str, nn.Parameter],
+        adapter: Any = None,
         seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        fresh: bool = True,
+        processes: Processes = ALONE,
         batch_views: bool = True,
         batch_size: int = 1,
-        all_reduce: Callable[[Tensor], Tensor] = lambda tensor: tensor,
     ):
-        self.model = model
-        self.assembly = assembly
-        self.roles = {POLICY: nullcontext, **roles}
-        self.seed = seed
-        self.rank, self.world_size, self.all_reduce = rank, world_size, all_reduce
+        self.model, self.assembly, self.adapter = model, assembly, adapter
+        self.roles = Roles({POLICY: nullcontext, **roles})
+        self.seed, self.processes = seed, processes
         self.batch_views, self.batch_size = batch_views, batch_size
-        self.fresh = fresh
         self.micro_step = 0
-        self.adapter: Any = None
-        #: Draws with the pipeline and visits what it drew; of a run with a source.
-        self.player: Any = None
-        self.average: WeightAverage | None = None
         self._parameters = dict(parameters)
         self._trend = Trend()
+
+    @property
+    def source(self) -> Any:
+        """The hook that draws what is trained on, which says more of itself to hooks that learn from that; None where
+        the data is trained on."""
+        return self.assembly.owner("source")
 
     def step(self, batch: Batch, *, log: bool = True) -> StepResult:
         """Loss of one micro-batch, with gradient; the caller runs backward.
@@ -89,7 +102,7 @@ class Session:
         Raises:
             ValueError: the run draws its own samples, whose steps come in chunks; see :meth:`steps`.
         """
-        if self.assembly.draws:
+        if self.source is not None:
             raise ValueError("this run visits what it draws, state by state; use `for result in session.steps(batch)`")
         (result,) = self.steps(batch, log=log)
         return result
@@ -101,106 +114,104 @@ class Session:
         Args:
             batch: None for a run that needs no data.
         """
-        start = self._step(batch, self.micro_step, training=True)
-        chunks = self.assembly.chunks(start)
+        start = self._step(batch, self.micro_step, self.processes, training=True)
+        chunks = self._chunks(start)
         spent = start.forwards
         for chunk in chunks:
-            step = self._step(chunk.batch, self.micro_step, training=True)
+            step = self._step(chunk.batch, self.micro_step, self.processes, training=True)
             step.forwards, spent = spent, 0
             yield self._run(step, chunk, log=log)
         self.micro_step += 1
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch, *, micro_step: int = 0) -> StepResult:
+    def evaluate(self, batch: Batch, *, micro_step: int = 0, processes: Processes | None = None) -> StepResult:
         """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state
-        changed."""
-        step = self._step(batch, micro_step, training=False)
-        (chunk,) = self.assembly.chunks(step)
+        changed.
+
+        Args:
+            processes: that share the batch; default: those of the session.
+        """
+        step = self._step(batch, micro_step, processes or self.processes, training=False)
+        (chunk,) = self._chunks(step)
         return self._run(step, chunk, log=True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, by unique name."""
-        own = {
-            f"{key}.{name}": p
-            for key, module in self.assembly.modules().items()
-            for name, p in module.named_parameters()
-        }
+        modules = self.assembly.modules().items()
+        own = {f"{key}.{name}": p for key, module in modules for name, p in module.named_parameters()}
         return {**self._parameters, **own}
 
     def updated(self) -> None:
-        """Call after each optimiser step: the average of the weights follows."""
-        if self.average is not None:
-            self.average.update()
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """The role ``ema``: inside, the averaged weights are in place. Raises ValueError without an average."""
-        if self.average is None:
-            raise ValueError("this session keeps no average of its weights; set training.use_ema to true")
-        return self.average.swapped()
+        """Call after each optimiser step: the average of the weights, for one, follows."""
+        for hook in self.assembly.hooks:
+            hook.updated()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """What the hooks have to say, once they have seen the metrics of enough logged steps; call it after each."""
         self._trend.update(metrics)
-        return self.assembly.warnings(self._trend)
+        return [said for hook in self.assembly.hooks for said in hook.warnings(self._trend.means(hook.patience))]
 
     def state_dict(self) -> dict[str, Any]:
         """Cursor and hook state; weights are saved by their owners."""
-        state: dict[str, Any] = {
+        return {
             "micro_step": self.micro_step,
             "hooks": self.assembly.state_dict(),
             "trend": self._trend.state_dict(),
         }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.assembly.load_state_dict(state["hooks"])
+        """Take back what :meth:`state_dict` gave, or what it gave in an earlier release."""
+        hooks = self.assembly.hooks
+        self.assembly.load_state_dict({h.type: state[h.former] for h in hooks if h.former in state} | state["hooks"])
         self.micro_step = int(state["micro_step"])
-        if "trend" in state:  # of an earlier release it is not there
+        if "trend" in state:
             self._trend.load_state_dict(state["trend"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
 
-    def _step(self, batch: Batch | None, micro_step: int, *, training: bool) -> Step:
-        size = None if batch is None else batch.size
+    def _step(self, batch: Batch | None, micro_step: int, processes: Processes, *, training: bool) -> Step:
+        numbered = {"micro_step": micro_step, "rank": processes.rank, "world_size": processes.world_size}
         return Step(
-            assembly=self.assembly,
-            model=self.model if size is None else self.model.at(*size),
-            roles=self.roles,
+            session=self,
+            model=self.model if batch is None or batch.size is None else self.model.at(*batch.size),
             given=batch,
-            draws=Draws(seed=self.seed, micro_step=micro_step, rank=self.rank, world_size=self.world_size),
+            draws=Draws(seed=self.seed, **numbered),
+            all_reduce=processes.all_reduce,
             training=training,
-            first=training and micro_step == 0,
-            fresh=training and self.fresh and micro_step == 0,
-            batch_views=self.batch_views,
-            all_reduce=self.all_reduce,
         )
 
+    def _chunks(self, step: Step) -> list[Chunk]:
+        """What a step goes through, one after the other: what was drawn, and then the data that is trained on beside
+        it."""
+        beside = self.assembly.owner("data")
+        if self.source is None:
+            return [Chunk(batch=step.batch, views={MAIN_VIEW: View.of(step.batch)})]
+        return self.source.source(step) + ([] if beside is None else [beside.data(step)])
+
     def _run(self, step: Step, chunk: Chunk, *, log: bool) -> StepResult:
-        if chunk.loss is not None:
-            step.views = chunk.views
+        """The lines at the top of this file."""
+        if chunk.loss is None:
+            step.views = self.assembly.chain("views", chunk.views, step)
+            objective = self._objective(step)
+            terms = self.assembly.penalties(step)
+        else:
+            step.views, objective = chunk.views, torch.zeros((), device=step.model.device)
             terms = chunk.loss(step)
-            return StepResult(
-                loss=sum(terms.values(), start=torch.zeros((), device=self.model.device)),
-                metrics={name: value.detach() for name, value in terms.items()} if log else {},
-                passes=step.forwards,
-                files=step.batch.files,
-                added=True,
-            )
-        step.views = self.assembly.views(step, chunk.views)
-        objective = self.assembly.objective(step)
-        penalties = self.assembly.penalties(step)
-        loss = sum(penalties.values(), start=objective)
-        metrics, passes = {}, step.forwards
-        if log:
-            metrics = {"loss": loss.detach(), **{name: value.detach() for name, value in penalties.items()}}
+        loss, passes = sum(terms.values(), start=objective), step.forwards
+        metrics = {name: value.detach() for name, value in terms.items()} if log else {}
+        if log and chunk.loss is None:
             with torch.no_grad():
-                metrics.update(self.assembly.metrics(step))
+                metrics = {"loss": loss.detach(), **metrics, **self.assembly.metrics(step)}
         return StepResult(
             loss=loss if chunk.share == 1 else chunk.share * loss,
             metrics=metrics,
             passes=passes,
             share=chunk.share,
             files=step.batch.files,
+            added=chunk.loss is not None,
         )
+
+    def _objective(self, step: Step) -> Tensor:
+        """A scalar; by default the mean score of the policy on the main view."""
+        owner = self.assembly.owner("objective")
+        if owner is None:
+            return step.mean(step.score(MAIN_VIEW), step.views[MAIN_VIEW].weight)
+        return owner.objective(step)

@@ -1,4 +1,4 @@
-"""What travels through a step: the batch that came in, and the views the hooks make of it."""
+"""What travels through a step: the views that hooks make of a batch, its chunks, and what comes of them."""
 
 from __future__ import annotations
 
@@ -9,146 +9,157 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-
-class Conditioning(Protocol):
-    """What the model is conditioned on, for ``size`` samples. The engine only joins it; the probe knows what is
-    inside."""
-
-    @property
-    def size(self) -> int: ...
-
-    def join(self, others: Sequence[Any]) -> Any: ...
-
-    def take(self, rows: Sequence[int]) -> Any: ...
-
-
-class TokenLevels(Protocol):
-    """A time for each token of a sample. The engine only joins it; the probe knows what is inside."""
-
-    def join(self, others: Sequence[Any]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class NoCondition:
-    """The condition of ``size`` samples of a model that takes none, or that is told by other ways."""
-
-    size: int
-
-    def join(self, others: Sequence[NoCondition]) -> NoCondition:
-        return NoCondition(self.size + sum(other.size for other in others))
-
-    def take(self, rows: Sequence[int]) -> NoCondition:
-        return NoCondition(len(rows))
+from flowhooks.batch import Batch
+from flowhooks.kernel.plan import MAIN_VIEW
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Batch:
-    """One micro-batch of training data.
+class Sigma:
+    """The time of a state: one sigma for a whole sample. Other kinds of time derive from it beside the hooks that make
+    them.
 
     Args:
-        clean: ``[B, ...]`` latents in the scheduler's sample space; of a rollout, what was drawn.
-        condition: conditioning of the same B samples.
-        rejected: ``[B, ...]`` latents of the rejected side, shaped like ``clean``.
-        mask: ``[B, 1, h, w]`` in [0, 1] on the VAE's latent grid; 1 trains, 0 does not.
-        files: where each sample came from, for error messages.
-        prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
-        records: what is known of each sample beside its prompt, by column of the prompts or by name under `columns` of
-            the data set; empty where nothing is.
-        size: height and width in pixels, and frames of clips, of what the samples were made of, the same for all; None
-            where their shape tells it.
+        level: ``[B]`` in [0, 1]; where a sample has several, that of text and of most of the sample.
+        density: purpose -> ``[B]`` more sigmas of the density that ``level`` was drawn from, independent of it; None
+            where it was not drawn from one.
+    """
+
+    level: Tensor
+    density: Callable[[str], Tensor] | None = None
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What the model's ``predict`` is told beside the level, by keyword."""
+        return {}
+
+    def spread(self, like: Tensor) -> Tensor:
+        """The sigma of each number of ``like`` ``[B, ...]``, broadcastable to it, in its dtype."""
+        return self.level.to(like.dtype).reshape(-1, *[1] * (like.dim() - 1))
+
+    def join(self, others: Sequence[Any]) -> Sigma:
+        """The samples of this one, then those of others of its type."""
+        return Sigma(level=concatenate([self.level, *(other.level for other in others)]))
+
+
+class ViewState(Protocol):
+    """What the samples are at a time, and how a model is asked about it."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B, ...]``."""
+
+    def noisy(self, time: Sigma) -> Tensor:
+        """``[B, ...]`` x_s."""
+
+    def fits(self, other: ViewState) -> bool:
+        """Whether both can go through the network in one batch, at times of one type."""
+
+    def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
+        """``[B, ...]`` velocity on each of the views, whose states fit this one, in one forward of the model, which
+        plays ``role``."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Path:
+    """A state on the straight path from data to noise, ``x_s = (1 - s) x0 + s e``.
+
+    Args:
+        clean: ``[B, ...]`` x0.
+        noise: ``[B, ...]`` e, shaped like ``clean``; None until a hook gives it, with a time.
     """
 
     clean: Tensor
-    condition: Any
-    rejected: Tensor | None = None
-    mask: Tensor | None = None
-    files: tuple[str, ...] = ()
-    prompts: tuple[str, ...] = ()
-    records: tuple[Mapping[str, Any], ...] = ()
-    size: tuple[int, ...] | None = None
+    noise: Tensor | None = None
 
-    def __post_init__(self) -> None:
-        if self.rejected is not None and self.rejected.shape != self.clean.shape:
-            raise ValueError(
-                f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match"
-            )
-        if self.condition.size != len(self.clean):
-            raise ValueError(f"`condition` holds {self.condition.size} samples, `clean` holds {len(self.clean)}")
+    @property
+    def shape(self) -> torch.Size:
+        return self.clean.shape
+
+    def noisy(self, time: Sigma) -> Tensor:
+        assert self.noise is not None, "who gives a time gives noise with it"
+        sigma = time.spread(self.clean)
+        return (1 - sigma) * self.clean + sigma * self.noise
+
+    def fits(self, other: ViewState) -> bool:
+        return isinstance(other, Path) and self.shape[1:] == other.shape[1:]
+
+    def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
+        first, *others = views
+        noisy = [view.noisy for view in views]
+        time = first.timed.join([view.timed for view in others])
+        condition = first.condition.join([view.condition for view in others])
+        joint = model.predict(concatenate(noisy), time.level, condition, **time.told)
+        return joint.split([len(each) for each in noisy])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """One noisy state of the batch, and what it was made of.
-
-    ``x_s = (1 - s) x0 + s e`` and ``v = e - x0``; sigma runs from 1 (noise) to 0 (data).
+    """The samples of the batch in one state at one time; sigma runs from 1 (noise) to 0 (data).
 
     Args:
         name: ``main``, ``rejected``, ...
-        clean: ``[B, ...]`` x0, or None when ``state`` came from a rollout.
-        noise: ``[B, ...]`` e, shaped like ``clean``.
-        sigma: ``[B]`` in [0, 1].
+        state: a :class:`Path`, or what a hook in the slot ``source`` has drawn.
+        time: of the B samples; None until a hook gives it.
         condition: conditioning of the B samples.
-        r_sigma: ``[B]``, the end of the interval for flow maps.
-        interval_rows: with ``r_sigma``, the rows whose interval is not empty, known without asking the device.
-        density: purpose -> ``[B]`` more sigmas of the density that ``sigma`` was drawn from, independent of it; None
-            where it was not drawn from one.
-        token_sigma: a sigma for each token, as the model takes it; ``sigma`` is then that of text and of most tokens.
-        element_sigma: with ``token_sigma``, ``[B, ...]``, the same for each number of the sample.
-        mask: broadcastable to ``clean``, >= 0.
+        mask: broadcastable to the state, >= 0.
         weight: ``[B]``; 0 leaves a sample out of every mean.
-        state: ``[B, ...]`` the noisy state itself, when it is not made of clean and noise.
-        visit: the same state in the pipeline's own loop: predictions are then guided as the pipeline guides them.
     """
 
     name: str
-    clean: Tensor | None
-    noise: Tensor | None
-    sigma: Tensor | None
+    state: ViewState
+    time: Sigma | None
     condition: Any
-    r_sigma: Tensor | None = None
-    interval_rows: tuple[int, ...] = ()
-    density: Callable[[str], Tensor] | None = None
-    token_sigma: TokenLevels | None = None
-    element_sigma: Tensor | None = None
     mask: Tensor | None = None
     weight: Tensor | None = None
-    state: Tensor | None = None
-    visit: Any = None
+
+    @classmethod
+    def of(cls, batch: Batch) -> View:
+        """The main view of a batch, before any hook has given it time and noise."""
+        return cls(name=MAIN_VIEW, state=Path(clean=batch.clean), time=None, condition=batch.condition)
 
     @property
-    def noisy(self) -> Tensor:
-        """``[B, ...]`` x_s."""
-        if self.state is not None:
-            return self.state
-        clean, noise = self._ends()
-        if self.element_sigma is not None:
-            sigma = self.element_sigma.to(clean.dtype)
-        else:
-            sigma = self.level.to(clean.dtype).reshape(-1, *[1] * (clean.dim() - 1))
-        return (1 - sigma) * clean + sigma * noise
-
-    @property
-    def shape(self) -> torch.Size:
-        """``[B, ...]`` of the noisy state."""
-        return (self.state if self.state is not None else self._ends()[0]).shape
+    def timed(self) -> Sigma:
+        """The time, which some hook must have given."""
+        if self.time is None:
+            raise ValueError(f"view {self.name!r} has no sigma yet; the hook that reads it must need 'sigma'")
+        return self.time
 
     @property
     def level(self) -> Tensor:
         """``[B]`` sigma, which some hook must have given."""
-        if self.sigma is None:
-            raise ValueError(f"view {self.name!r} has no sigma yet; the hook that reads it must need 'sigma'")
-        return self.sigma
+        return self.timed.level
+
+    @property
+    def sigma(self) -> Tensor | None:
+        """``[B]``, or None before a hook has given it."""
+        return None if self.time is None else self.time.level
+
+    @property
+    def noisy(self) -> Tensor:
+        """``[B, ...]`` x_s."""
+        return self.state.noisy(self.timed)
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[B, ...]`` of the noisy state."""
+        return self.state.shape
+
+    @property
+    def clean(self) -> Tensor | None:
+        """``[B, ...]`` x0, or None for a state that was drawn."""
+        return self.state.clean if isinstance(self.state, Path) else None
+
+    @property
+    def noise(self) -> Tensor | None:
+        """``[B, ...]`` e, or None before a hook has given it, and for a state that was drawn."""
+        return self.state.noise if isinstance(self.state, Path) else None
 
     @property
     def velocity(self) -> Tensor:
         """``[B, ...]`` e - x0, the default target."""
-        clean, noise = self._ends()
-        return noise - clean
-
-    def _ends(self) -> tuple[Tensor, Tensor]:
         if self.clean is None or self.noise is None:
             raise ValueError(f"view {self.name!r} has no clean latents and noise, so it has no straight-line velocity")
-        return self.clean, self.noise
+        return self.noise - self.clean
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

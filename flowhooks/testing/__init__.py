@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowhooks.kernel.view import NoCondition
+from flowhooks.batch import NoCondition
 from flowhooks.testing.gaussian import GaussianFlow, GaussianModel
 from flowhooks.testing.tiny import PIPELINES, tiny
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import distributed as dist
 
+from flowhooks import distributed
 from flowhooks.errors import FlowhooksError
-from flowhooks.kernel import distributed
 
 
 def gather(text: str) -> list[str]:

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flowhooks import distributed
 from flowhooks.checks.output import LATEST
 from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, UnusableCheckpoint
 from flowhooks.files import REFUSALS
-from flowhooks.kernel import distributed
 from flowhooks.manifest import (
     CHECKPOINT,
     FORMAT,

@@ -30,7 +30,7 @@ from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
-from flowhooks.train.report import Progress, summary
+from flowhooks.train.report import Progress, health_names, summary
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -79,7 +79,7 @@ class Job:
         with rng.preserved(self.accelerator.device):
             self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
         self.progress = Progress(
-            total=training["max_train_steps"], health=self.session.assembly.health, bar=progress, main=main
+            total=training["max_train_steps"], health=health_names(self.session.assembly.hooks), bar=progress, main=main
         )
         for line in summary(self):
             self.progress.say(line)

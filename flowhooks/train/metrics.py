@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from flowhooks import distributed
 from flowhooks.errors import TrainingError
-from flowhooks.kernel import distributed
 from flowhooks.kernel.view import StepResult
 from flowhooks.manifest import HISTORY
 from flowhooks.printing import one_line

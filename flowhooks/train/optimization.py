@@ -10,7 +10,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from flowhooks.config import Run
-from flowhooks.kernel.distributed import average_gradients
+from flowhooks.distributed import average_gradients
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.optimizers import make_optimizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,14 @@ from flowhooks.data.shards import human_bytes
 from flowhooks.printing import one_line
 
 if TYPE_CHECKING:
+    from flowhooks.kernel.hook import Hook
     from flowhooks.train.job import Job
+
+
+def health_names(hooks: Sequence[Hook]) -> dict[str, str]:
+    """Metric -> what people call it, for each hook that names one: ``implicit accuracy``."""
+    named = {hook.health: hook.health_label or hook.health.removeprefix(f"{hook.type}_") for hook in hooks}
+    return {metric: short.replace("_", " ") for metric, short in named.items() if metric}
 
 
 class Progress:
@@ -25,7 +32,7 @@ class Progress:
 
     Args:
         total: the run's last step.
-        health: metric -> what it is called here, see :attr:`flowhooks.kernel.assembly.Assembly.health`.
+        health: metric -> what it is called here, see :func:`health_names`.
         bar: show a bar.
         main: whether this is the main process.
     """

@@ -31,7 +31,6 @@ from flowhooks.data import (
 from flowhooks.data.schedule import small_bucket_warning
 from flowhooks.data.shards import human_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, model_errors_at
-from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
 from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
 from flowhooks.printing import say
@@ -104,7 +103,7 @@ def prepared(
         model.transformer.train()
         batch_size = run.training["train_batch_size"]
         schedule = Schedule(
-            drawn or (Stream(indices=range(len(rollout_hook(session).prompts))),),
+            drawn or (Stream(indices=range(len(session.source.prompt_list))),),
             batch_size=batch_size,
             seed=run.training["seed"],
             world_size=accelerator.num_processes,

@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 from torch import distributed as dist
 
-from flowhooks.kernel import distributed
+from flowhooks import distributed
 
 _NOTICE = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to stop at once\n"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
+from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Record, collate
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
-from flowhooks.kernel import distributed
+from flowhooks.hooks.weight_average import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import VALIDATION
 from flowhooks.pipeline import encoders_and_vae_on_device
@@ -85,11 +86,11 @@ class Validation:
         measured: dict[str, list[Tensor]] = {}
         sizes: dict[str, list[float]] = {}
         batches = held_batches([record.bucket for record in self._records()], self.batch_size)
-        with single_process(self.session), self.accelerator.autocast():
+        with self.accelerator.autocast():
             for number in range(distributed.rank(), len(batches), distributed.world_size()):
                 rows = batches[number]
                 batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
-                found = self.session.evaluate(batch, micro_step=number)
+                found = self.session.evaluate(batch, micro_step=number, processes=distributed.ALONE)
                 for name, value in found.metrics.items():
                     measured.setdefault(name, []).append(value)
                     sizes.setdefault(name, []).append(float(len(rows)))
@@ -147,28 +148,6 @@ def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]
     for i, bucket in enumerate(buckets):
         rows.setdefault(bucket, []).append(i)
     return [each[at : at + batch_size] for each in rows.values() for at in range(0, len(each), batch_size)]
-
-
-@contextmanager
-def averaged(session: Session) -> Iterator[None]:
-    """The averaged weights are in place, if the run keeps an average."""
-    if session.average is None:
-        yield
-        return
-    with session.average.swapped():
-        yield
-
-
-@contextmanager
-def single_process(session: Session) -> Iterator[None]:
-    """The session acts as that of a run of one process."""
-    found = session.rank, session.world_size, session.all_reduce
-    sum_of_one: Callable[[Tensor], Tensor] = torch.Tensor.detach
-    session.rank, session.world_size, session.all_reduce = 0, 1, sum_of_one
-    try:
-        yield
-    finally:
-        session.rank, session.world_size, session.all_reduce = found
 
 
 def on_device(batch: Any, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from torch import nn
 
 import flowhooks
 from flowhooks.config import resolve_run
+from flowhooks.hooks.weight_average import averaged
 from flowhooks.kernel import Hook
 from flowhooks.pipeline import load_pipeline
 from flowhooks.train.outputs import write_outputs, write_run
@@ -89,7 +90,7 @@ def finished(
             session.updated()
         if average is not None:
             last = {key: parameter.detach().clone() for key, parameter in session.parameters().items()}
-            with session.averaged():
+            with averaged(session):
                 average |= {key: parameter.detach().clone() for key, parameter in session.parameters().items()}
             assert all(not torch.equal(average[key], value) for key, value in last.items() if "delta" in key)
         write_run(run)

@@ -61,7 +61,7 @@ class ByHand:
 
     def __init__(self, session, steps):
         self.session, self.model = session, session.model
-        visit = steps[-1].views["main"].visit
+        visit = steps[-1].views["main"].state.visit
         self.rollout, self.transitions = visit.rollout, visit.rollout.transitions
         self.condition = self.model.encode_prompts(list(visit.rollout.prompts))
 

@@ -25,10 +25,10 @@ def test_the_rollout_is_the_bases_above_the_gate_and_the_policys_below(name):
     with flowhooks.attach(model, document(GATED, target(), GATE), allow_imports=True) as session:
         moved(session)
         steps = run_through(session)
-        drawn = steps[-1].views["main"].visit.rollout
+        drawn = steps[-1].views["main"].state.visit.rollout
         # Of a run, states are kept only where visits start; so all are drawn again.
         every = range(STEPS)
-        rollout = session.player.draw(drawn.prompts, drawn.seeds, drawn.sampler, every, every)
+        rollout = session.source.player.draw(drawn.prompts, drawn.seeds, drawn.sampler, every, every)
         assert torch.equal(rollout.final, drawn.final)
         found = [step.predict("main") for step in steps]
         assert any(p.grad is not None and p.grad.any() for p in session.parameters().values())

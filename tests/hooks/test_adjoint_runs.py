@@ -194,8 +194,8 @@ def test_the_end_by_sigma():
     by_sigma = {**ROLLOUT, "last_steps": None, "sigma_max": 0.6}
     with flowhooks.attach(model, document(by_sigma, target()), allow_imports=True) as session:
         steps = run_through(session)
-        starts = [step.views["main"].visit.transition.start for step in steps]
-        assert starts == [t.start for t in steps[0].views["main"].visit.rollout.transitions if t.start <= 0.6]
+        starts = [step.views["main"].state.visit.transition.start for step in steps]
+        assert starts == [t.start for t in steps[0].views["main"].state.visit.rollout.transitions if t.start <= 0.6]
     with (
         flowhooks.attach(model, document({**by_sigma, "sigma_max": 0.001}, target()), allow_imports=True) as session,
         pytest.raises(FlowhooksError, match="no step starts at or below `sigma_max` 0.001"),
@@ -274,7 +274,7 @@ def test_smoothing_averages_the_gradient_over_noisy_copies(adjoint):
             noises = [last.draws.normal_like(pictures.contiguous(), f"smoothing/{copy}") for copy in range(2)]
             rewards = sum((pictures + 0.3 * noise).clamp(0, 1).flatten(1).square().mean(1) for noise in noises) / 2
             (gradient,) = torch.autograd.grad(SCALE * rewards.sum(), leaf)
-            base = hook._bases[last.views["main"].visit.index]
+            base = hook._bases[last.views["main"].state.visit.index]
             torch.testing.assert_close(base - found[-1][-1], gradient, rtol=1e-3, atol=1e-5)
             assert float(value) == pytest.approx(float(rewards.detach().mean()), rel=1e-4)
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -18,7 +18,7 @@ from tests.sampling.test_rollout import GUIDED
 
 def assert_targets(steps, hand, costates, powers):
     for step in steps:
-        index = step.views["main"].visit.index
+        index = step.views["main"].state.visit.index
         with torch.no_grad():
             base = hand.velocity(hand.rollout.states[index], index, "reference")
         control = base - step.target("main")
@@ -37,7 +37,7 @@ def test_lean_targets(name, guided):
     with flowhooks.attach(model, document(rollout, target()), allow_imports=True) as session:
         moved(session)
         steps = run_through(session)
-        assert [step.views["main"].visit.index for step in steps] == [2, 3, 4]
+        assert [step.views["main"].state.visit.index for step in steps] == [2, 3, 4]
         hand = ByHand(session, steps)
         assert_targets(steps, hand, hand.lean(), {2: 1.0})
         policy = hand.velocity(hand.rollout.states[2], 2, "policy")
@@ -78,7 +78,7 @@ def test_states_before_the_end_are_held_at_the_base(early):
         assert len(steps) == 3 + early
         hand = ByHand(session, steps)
         for step, result in zip(steps, results, strict=True):
-            index = step.views["main"].visit.index
+            index = step.views["main"].state.visit.index
             drift, early_drift = (result.metrics[name] for name in ("adjoint_drift", "adjoint_early_drift"))
             assert bool(early_drift.isnan()) == (index >= 2) != bool(drift.isnan())
             if index < 2:
@@ -130,7 +130,7 @@ def test_an_anchor_at_a_frozen_adapter_on_guided_rollouts(tmp_path):
         hand = ByHand(session, steps)
         frozen = FrozenAdapter(model.transformer, source)
         for step, result in zip(steps, results, strict=True):
-            index = step.views["main"].visit.index
+            index = step.views["main"].state.visit.index
             state = hand.rollout.states[index]
             with torch.no_grad(), session.adapter.disabled(), frozen.alone():
                 velocity = hand.model.predict(state, torch.full((2,), hand.transitions[index].start), hand.condition)

@@ -145,8 +145,8 @@ def learn(model: Adapted, adapter, matching: DistributionMatching, target: Targe
         assembly=build_assembly(hooks, EVERYTHING, "test"),
         roles={"reference": adapter.disabled},
         parameters=adapter.named_parameters(),
+        adapter=adapter,
     )
-    session.adapter = adapter
     with matching.attached(session):
         optimizer = torch.optim.Adam(session.parameters().values(), lr=2e-3, betas=(0.0, 0.99))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

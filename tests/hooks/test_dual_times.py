@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import flowhooks
+from flowhooks.distributed import Processes
 from flowhooks.errors import ConfigError
 from flowhooks.hooks import DualTimes
 from flowhooks.hooks.dual_times.hook import bernoulli_subset, exact_subset
 from flowhooks.kernel.session import Session
-from flowhooks.kernel.view import View
+from flowhooks.kernel.view import Sigma, View
 from tests.families.matrix import learnt, pairs
 
 DUAL = {"type": "dual_times"}
@@ -51,7 +52,7 @@ def test_each_number_of_the_sample_is_at_the_sigma_of_its_token(name):
         view = main_view(session, batch)
     assert torch.equal(view.sigma, plain.sigma), "most tokens keep the sigma that the step has anyway"
     assert torch.equal(view.noise, plain.noise), "one noise for both levels"
-    tokens, told = model.tokens(batch.clean), view.token_sigma
+    tokens, told = model.tokens(batch.clean), view.time.tokens
     assert told.index.sum(1).tolist() == [round(0.4 * tokens.count)] * 2
     assert torch.equal(told.sigmas[:, 0], view.sigma)
     for sample in range(2):
@@ -74,7 +75,9 @@ def test_the_two_sigmas_are_independent_and_never_sorted():
     drawn = []
     with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": [DUAL]}) as session:
         for _ in range(120):
-            drawn.append(session.assembly.views(*_fresh(session, batch))["main"].token_sigma.sigmas)
+            step = _fresh(session, batch)
+            views = session.assembly.chain("views", {"main": View.of(batch)}, step)
+            drawn.append(views["main"].time.tokens.sigmas)
             session.micro_step += 1
     a, b = torch.cat(drawn).unbind(1)
     assert abs(torch.corrcoef(torch.stack([a, b]))[0, 1].item()) < 0.15
@@ -86,19 +89,14 @@ def _fresh(session: Session, batch: flowhooks.Batch):
     from flowhooks.kernel.random import Draws
     from flowhooks.kernel.step import Step
 
-    step = Step(
-        assembly=session.assembly,
+    return Step(
+        session=session,
         model=session.model,
-        roles=session.roles,
         given=batch,
         draws=Draws(seed=0, micro_step=session.micro_step),
         training=True,
-        first=False,
-        fresh=False,
-        batch_views=True,
-        all_reduce=session.all_reduce,
+        all_reduce=session.processes.all_reduce,
     )
-    return step, {"main": View(name="main", clean=batch.clean, noise=None, sigma=None, condition=batch.condition)}
 
 
 def test_the_second_sigma_comes_from_the_list_too():
@@ -106,7 +104,7 @@ def test_the_second_sigma_comes_from_the_list_too():
     walk = {"type": "timestep_schedule", "flow_custom_timesteps": [900, 500], "flow_timesteps_mode": "round-robin"}
     with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": [DUAL, walk]}) as session:
         views = [main_view(session, pairs(model)) for _ in range(8)]
-    assert {round(s, 3) for v in views for s in v.token_sigma.sigmas[:, 1].tolist()} == {0.9, 0.5}
+    assert {round(s, 3) for v in views for s in v.time.tokens.sigmas[:, 1].tolist()} == {0.9, 0.5}
     assert all(v.sigma.tolist() == pytest.approx(e) for v, e in zip(views, [[0.9, 0.5], [0.5, 0.9]] * 4, strict=True))
 
 
@@ -115,12 +113,12 @@ def test_processes_share_out_one_draw():
     batch = pairs(model)
     both = flowhooks.Batch(clean=batch.clean.repeat(2, 1, 1, 1), condition=batch.condition.join([batch.condition]))
     with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": [DUAL]}) as session:
-        whole = main_view(session, both).token_sigma
-        session.world_size = 2
-        for session.rank in (0, 1):
+        whole = main_view(session, both).time.tokens
+        for rank in (0, 1):
+            session.processes = Processes(rank=rank, world_size=2)
             session.micro_step = 0
-            part = main_view(session, batch).token_sigma
-            rows = slice(2 * session.rank, 2 * session.rank + 2)
+            part = main_view(session, batch).time.tokens
+            rows = slice(2 * rank, 2 * rank + 2)
             assert torch.equal(part.sigmas, whole.sigmas[rows])
             assert torch.equal(part.index, whole.index[rows])
 
@@ -129,15 +127,14 @@ def test_held_out_data_keeps_one_sigma_a_sample():
     model = learnt("sd3")
     with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": [DUAL]}) as session:
         view = main_view(session, pairs(model), training=False)
-    assert view.token_sigma is None
-    assert view.element_sigma is None
+    assert type(view.time) is Sigma
 
 
 @pytest.mark.parametrize(("name", "share"), [("sd3", 0.25), ("wan", 0.1)])
 def test_pictures_and_videos_have_shares_of_their_own(name, share):
     model = learnt(name)
     with flowhooks.attach(model, {"adapter": {"rank": 2}, "hooks": [DUAL]}) as session:
-        index = main_view(session, pairs(model)).token_sigma.index
+        index = main_view(session, pairs(model)).time.tokens.index
     assert index.sum(1).tolist() == [max(1, round(share * index.shape[1]))] * 2
 
 

@@ -57,7 +57,7 @@ def test_a_step_pushes_what_was_drawn_by_its_advantage(name):
             result = next(session.steps(None))
             result.loss.backward()
         gradients = {key: p.grad.clone() for key, p in session.parameters().items() if p.grad is not None}
-        step, visit = steps[0], steps[0].views["main"].visit
+        step, visit = steps[0], steps[0].views["main"].state.visit
         pixels = model.decode(visit.rollout.final) / 2 + 0.5
         rewards = pixels.clamp(0, 1).flatten(1).mean(1)
         advantage = (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4)

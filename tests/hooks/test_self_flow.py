@@ -63,12 +63,12 @@ def test_the_loss_is_that_of_two_passes_made_by_hand(name):
         student, teacher = (streams.pick(i, "block_index") for i in (0, 1))
         view = step.views["main"]
         with outputs_of(model, student.name) as seen, torch.no_grad():
-            model.predict(view.noisy, view.sigma, batch.condition, token_sigma=view.token_sigma)
+            model.predict(view.noisy, view.sigma, batch.condition, token_sigma=view.time.tokens)
         h = torch.cat([student.of(out, tokens) for out in seen[student.name]])
-        low = view.token_sigma.sigmas.min(1).values
+        low = view.time.tokens.sigmas.min(1).values
         shaped = low.reshape(-1, *[1] * (batch.clean.dim() - 1))
         clean_view = (1 - shaped) * batch.clean + shaped * view.noise
-        average = session.state_dict()["average"]["shadow"]
+        average = session.state_dict()["hooks"]["weight_average"]["shadow"]
         own = {key: p.detach().clone() for key, p in session.parameters().items()}
         with torch.no_grad():
             for key, p in session.parameters().items():
@@ -171,7 +171,7 @@ def test_the_whole_network_is_trained_too():
     run = document(adapter=None, training={"use_ema": True, "trainable": "transformer"})
     with flowhooks.attach(model, run) as session:
         session.step(pairs(model)).loss.backward()
-        average = session.state_dict()["average"]["shadow"]
+        average = session.state_dict()["hooks"]["weight_average"]["shadow"]
     assert set(average) == {f"transformer.{name}" for name, _ in model.transformer.named_parameters()}
 
 

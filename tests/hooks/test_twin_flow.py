@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from flowhooks.hooks import IntervalTimes, TargetReplacer, TwinFlow, TwinFlowTar
 from flowhooks.hooks.distribution_matching.dmd import dmd_surrogate
 from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.twin_flow_target.trajectories import bounded, branch_difference, enhanced, residual
-from flowhooks.kernel.average import WeightAverage
+from flowhooks.hooks.weight_average import WeightAverage
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import GaussianFlow, NoCondition
@@ -127,13 +129,17 @@ class Signed(nn.Module):
 
 
 def session_of(model: Signed, *hooks) -> Session:
+    average = WeightAverage(decay=0.99)
     session = Session(
         model=model,
-        assembly=build_assembly(hooks, {*EVERYTHING, "role:ema"}, "test"),
-        roles={"ema": lambda: session.averaged()},
+        assembly=build_assembly([*hooks, average], EVERYTHING, "test"),
+        roles={},
         parameters=dict(model.named_parameters()),
     )
-    session.average = WeightAverage(session.parameters(), 0.99)
+    # Held by the session: what is let go of detaches.
+    session.attachments = ExitStack()
+    session.attachments.enter_context(average.attached(session))
+    average.started(session)
     return session
 
 
@@ -232,6 +238,6 @@ def test_only_rows_with_an_interval_are_walked():
     assert 0 <= float(result.metrics["twin_flow_clamped"]) <= 1 and float(result.metrics["twin_flow_residual"]) > 0
     found, _ = targeted(session, Batch(clean=torch.randn(4, 16), condition=NoCondition(4)))
     view, away = found["view"], (found["target"] - found["student"]).detach().abs()
-    plain = [i for i in range(4) if i not in view.interval_rows]
+    plain = [i for i in range(4) if i not in view.time.rows]
     assert torch.equal(found["target"][plain], view.velocity[plain])
-    assert float(away[list(view.interval_rows)].max()) <= 1 + 1e-6
+    assert float(away[list(view.time.rows)].max()) <= 1 + 1e-6

@@ -13,6 +13,7 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import TwinFlow, TwinFlowTarget
 from flowhooks.hooks.build import resolved_hooks
+from flowhooks.hooks.weight_average import averaged
 from flowhooks.kernel.hook import Hook
 from flowhooks.probe import probe
 from flowhooks.probe.times import Time
@@ -114,7 +115,7 @@ def test_the_enhanced_velocity_is_that_of_the_average(model):
         found, result = targeted(session, pairs(model))
         assert result.passes == 2
         view, null = found["view"], model.null_condition.join([model.null_condition])
-        with torch.no_grad(), session.averaged():
+        with torch.no_grad(), averaged(session):
             u, u_null = (model.predict(view.noisy, view.level, c, r_sigma=view.level) for c in (view.condition, null))
     torch.testing.assert_close(found["target"] - view.velocity, 0.5 * (u - u_null))
     assert bool((u != u_null).any())

@@ -70,18 +70,19 @@ def assert_descends_to_data(gradient: Callable[[float, float], tuple[float, floa
 
 
 def toy_session(model: GaussianModel, *hooks, **options) -> Session:
-    """Hooks on the model, planned and built as a run's are."""
+    """Hooks on the model, planned and built as a run's are; ``fresh``: as if with a new adapter."""
+    adapter = SimpleNamespace(disabled=model.disabled, config={}, fresh=options.pop("fresh", False))
     session = Session(
         model=model,
         assembly=build_assembly(hooks, EVERYTHING, "toy"),
         roles={"reference": model.disabled},
         parameters=dict(model.named_parameters()),
-        **{"fresh": False, **options},
+        adapter=adapter,
+        **options,
     )
-    session.adapter = SimpleNamespace(disabled=model.disabled, config={})
     # Held by the session: what is let go of detaches.
     session.attachments = ExitStack()
-    session.assembly.attach(session, session.attachments)
+    session.attachments.enter_context(session.assembly.within(lambda hook: hook.attached(session)))
     return session
 
 

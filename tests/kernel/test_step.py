@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from flowhooks.distributed import Processes
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.random import Draws
-from flowhooks.kernel.view import Batch, View
+from flowhooks.kernel.view import Batch, Path, Sigma, View
 from flowhooks.testing import NoCondition
 from tests.hooks.toy import toy_batch, toy_model, toy_session
 
@@ -22,16 +25,17 @@ class Extra(Hook):
 
 def test_view_is_the_straight_path():
     clean, noise = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    view = View(name="main", clean=clean, noise=noise, sigma=torch.tensor([0.0, 1.0]), condition=NoCondition(2))
+    time = Sigma(level=torch.tensor([0.0, 1.0]))
+    view = View(name="main", state=Path(clean=clean, noise=noise), time=time, condition=NoCondition(2))
     assert torch.equal(view.noisy[0], clean[0]) and torch.equal(view.noisy[1], noise[1])
     assert torch.equal(view.velocity, noise - clean)
 
 
 def test_a_view_without_its_parts_says_so():
-    view = View(name="main", clean=None, noise=None, sigma=None, condition=NoCondition(1))
+    view = View.of(Batch(clean=torch.ones(1, 2), condition=NoCondition(1)))
     with pytest.raises(ValueError, match="no clean latents"):
         view.velocity  # noqa: B018
-    half = View(name="main", clean=torch.ones(1, 2), noise=torch.ones(1, 2), sigma=None, condition=NoCondition(1))
+    half = replace(view, state=Path(clean=torch.ones(1, 2), noise=torch.ones(1, 2)))
     with pytest.raises(ValueError, match="no sigma yet"):
         half.noisy  # noqa: B018
 
@@ -91,7 +95,9 @@ def test_weighted_mean_is_the_global_one():
     weights = [torch.tensor([1.0, 1.0]), torch.tensor([1.0, 0.0])]
     shares = []
     for rank in (0, 1):
-        session = toy_session(toy_model(), Extra(), rank=rank, world_size=2, all_reduce=lambda t: torch.tensor(3.0))
+        session = toy_session(
+            toy_model(), Extra(), processes=Processes(rank=rank, world_size=2, all_reduce=lambda t: torch.tensor(3.0))
+        )
         got = {}
         session.assembly.metrics = lambda step, got=got, rank=rank: {"m": step.mean(values[rank], weights[rank])} | got
         shares.append(session.step(toy_batch(2, masked=False)).metrics["m"])

@@ -14,6 +14,7 @@ from typing import Any
 from flowhooks.checks.planning import plan_run
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError
+from flowhooks.hooks.planning import step_cost
 from flowhooks.kernel.plan import Plan
 from flowhooks.methods import METHODS
 
@@ -75,7 +76,8 @@ def in_words(plan: Plan) -> str:
         elif "penalty" in each.slots and each.passes:
             terms.append(f"`{each.type}` of `{each.method}`")
     drawn = any("source" in each.slots for each in plan.order)
-    chunks = f"; a step has {plan.chunks} drawn chunks and 1 of data" if drawn and plan.on_data else ""
+    cost = step_cost(plan)
+    chunks = f"; a step has {cost.chunks} drawn chunks and 1 of data" if drawn and cost.on_data else ""
     return " + ".join(terms) + chunks
 
 

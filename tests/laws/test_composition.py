@@ -59,7 +59,7 @@ def document(methods: dict[str, dict]) -> dict:
 
 def moved(session: Session) -> None:
     """Put the adapter off its start, so that every part of it has a gradient."""
-    session.fresh = False
+    session.adapter.fresh = False
     with torch.no_grad():
         for name, parameter in session.parameters().items():
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))

@@ -13,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import flowhooks
 from flowhooks.adapters.fit import adapter_below
+from flowhooks.hooks.planning import step_cost
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
+from flowhooks.train.report import health_names
 from tests.laws.cases import (
     ADAPTERS,
     ANCHOR,
@@ -121,7 +123,7 @@ def gradients(document: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         with torch.no_grad():
             for i, p in enumerate(session.parameters().values()):
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
-        session.fresh = False
+        session.adapter.fresh = False
         loss = session.step(batch_for(model, 0)).loss
         loss.backward()
         return loss.detach(), {name: p.grad.clone() for name, p in session.parameters().items()}
@@ -169,20 +171,21 @@ def test_law_5_forwards_equal_the_distinct_pairs(recipe):
         )
         passes = sum(result.passes for result in loop.chunks(batch, log=False))
         plan = loop.session.assembly.plan
-        spared = plan.rollout_forwards + plan.chunks * (len(plan.roles) + plan.queries) + plan.on_data - len(calls)
+        cost = step_cost(plan)
+        spared = cost.forwards(len(plan.roles)) - len(calls)
         assert passes == len(calls)
         assert spared >= 0 if recipe in DRAWN else spared == 0
-        if not plan.queries and not plan.rollout_forwards:
+        if not cost.queries and not cost.rollout:
             assert sum(calls) == 2 * len(plan.passes)
         calls.clear()
         loop.session.batch_views = False
         loop.session.micro_step = 0
-        expected = plan.rollout_forwards + plan.chunks * (len(plan.passes) + plan.queries) + plan.on_data - spared
+        expected = cost.forwards(len(plan.passes)) - spared
         assert sum(result.passes for result in loop.chunks(batch, log=False)) == len(calls) == expected
         handle.remove()
         # What a hook says its health is, a logged step tells.
         told = {name for result in loop.chunks(batch, log=True) for name in result.metrics}
-        assert set(loop.session.assembly.health) <= told
+        assert set(health_names(loop.session.assembly.hooks)) <= told
 
 
 @everywhere

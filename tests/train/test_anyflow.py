@@ -16,6 +16,7 @@ from flowhooks.cli import main
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import TargetReplacer
+from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.kernel import Hook
 from flowhooks.manifest import MODULES
 from flowhooks.probe import probe
@@ -164,7 +165,7 @@ class Backwards(Hook):
 
     def views(self, step, views):
         main = views["main"]
-        return {"main": replace(main, r_sigma=main.level + 0.1)}
+        return {"main": replace(main, time=IntervalTime(level=main.level, end=main.level + 0.1, rows=(0,)))}
 
     @classmethod
     def declaration(cls, options):

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 import flowhooks
-from flowhooks.kernel import distributed
+from flowhooks import distributed
 from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.train.metrics import MetricWindow
 from tests.laws.cases import batch_for, teacher, tiny_model

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import multiprocessing
 
 import flowhooks
-from flowhooks.kernel import distributed
+from flowhooks import distributed
 from tests.families.matrix import learnt
 from tests.laws.test_composition import METHODS, moved
 

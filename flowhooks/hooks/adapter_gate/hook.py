@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from flowhooks.adapters.names import GATE_KEY
 from flowhooks.errors import ModelError
 from flowhooks.hooks.adapter_gate import AdapterGateSpec
-from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.hooks.on_policy_rollout.hook import RolloutSource
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.sampling.gate import adapter_gate
@@ -25,7 +25,7 @@ class AdapterGate(AdapterGateSpec, Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        source = rollout_hook(session)
+        source: RolloutSource = session.source
         if source.sigma_max is None or source.sigma_max > self.sigma or source.early_visits:
             raise ModelError(
                 f"`adapter_gate` keeps the adapter off above sigma {self.sigma}, so nothing is trained there; set "

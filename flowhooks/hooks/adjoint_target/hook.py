@@ -14,8 +14,9 @@ from torch import Tensor
 from flowhooks.errors import ModelError, RewardError
 from flowhooks.hooks.adjoint_target import AdjointTargetSpec, maths
 from flowhooks.hooks.adjoint_target.maths import FULL, LOOKAHEAD
+from flowhooks.hooks.asking import pullback, visited_velocity
 from flowhooks.hooks.decoding import Decoder
-from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, Visited, visit_of
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
@@ -57,7 +58,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        source = rollout_hook(session)
+        source: RolloutSource = session.source
         if not source.from_the_end:
             raise ModelError(
                 "`adjoint_target` carries gradients back from the end of a rollout; set `sampler` to 'ode', and "
@@ -78,7 +79,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._rewards = [reward.to(model.device) for reward in rewards]
         self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
         for prompt in source.prompt_list or () if self._unguided else ():
-            session.player.shapes(prompt.text, source.sampling, self._unguided)
+            source.player.shapes(prompt.text, source.sampling, self._unguided)
         with self._decoder.attached():
             try:
                 yield
@@ -88,28 +89,31 @@ class AdjointTarget(AdjointTargetSpec, Hook):
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         """Evaluates every role without guidance, and leaves out samples whose co-states are not finite."""
         main = views[MAIN_VIEW]
-        visit = main.visit
+        visit = visit_of(main)
         if self._unguided:
-            for role in step.roles:
+            for role in step.session.roles:
                 visit = visit.with_arguments(role, self._unguided)
         if visit.rollout is not self._rollout:
             self._solve(step, visit)
         reached = visit.index in self._costates
-        return {**views, MAIN_VIEW: replace(main, visit=visit, weight=self._weight if reached else main.weight)}
+        return {
+            **views,
+            MAIN_VIEW: replace(main, state=Visited(visit=visit), weight=self._weight if reached else main.weight),
+        }
 
     def target(self, step: Step, view: View) -> Tensor | None:
         if view.name != MAIN_VIEW:
             return None
-        index = view.visit.index
+        index = visit_of(view).index
         if index not in self._bases:
-            self._bases[index] = step.velocity_at_visit(REFERENCE, view.visit)
+            self._bases[index] = visited_velocity(step, REFERENCE, visit_of(view))
         base = self._bases[index]
         return base - self._control(index) if index in self._costates else base
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         """``adjoint_control``, the best control, and ``adjoint_drift``, the policy's, as shares of the base's velocity;
         ``adjoint_early_drift`` where the adjoint does not reach."""
-        visit = step.views[MAIN_VIEW].visit
+        visit = visit_of(step.views[MAIN_VIEW])
         policy, target = step.predict(MAIN_VIEW), step.target(MAIN_VIEW)
         base = self._bases[visit.index]
         nothing = torch.full((), float("nan"), device=base.device)
@@ -151,11 +155,11 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             # The first one met is the last step, whose co-state is the reward's gradient.
             last = index == end[-1]
             if index == end[0]:
-                self._bases[index] = base = step.velocity_at_visit(REFERENCE, at)
+                self._bases[index] = base = visited_velocity(step, REFERENCE, at)
                 self._costates[index] = self._scaled(step, costate, base) if last else costate
                 return
             ours = self._own_velocity(step, at) if self.adjoint == FULL else None
-            with step.pullback(REFERENCE, at) as (base, pulled):
+            with pullback(step, REFERENCE, at) as (base, pulled):
                 self._bases[index] = base
                 costate = self._costates[index] = self._scaled(step, costate, base) if last else costate
                 pressure = None if ours is None else maths.regularizer_gradient(base - ours, self.powers)
@@ -163,7 +167,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             if pressure is None:
                 costate = maths.lean(costate, by, through_base)
             else:
-                with step.pullback(POLICY, at) as (_, pulled):
+                with pullback(step, POLICY, at) as (_, pulled):
                     costate = maths.full(costate, by, pulled(costate - pressure), through_base)
 
     def _look_ahead(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
@@ -176,7 +180,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                 ahead = state.float() - at.transition.start * velocity.float()
             gradient = self._reward_gradient(step, ahead, measured=last)
             if last:
-                self._bases[index] = step.velocity_at_visit(REFERENCE, at)
+                self._bases[index] = visited_velocity(step, REFERENCE, at)
                 gradient = self._scaled(step, gradient, self._bases[index])
             else:
                 gradient = self._scale.to(gradient.device) * gradient  # type: ignore[union-attr]
@@ -185,7 +189,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
     def _own_velocity(self, step: Step, at: Any) -> Tensor:
         """The policy's unguided velocity: from the rollout where that had no guidance, else computed anew."""
         if self._unguided:
-            return step.velocity_at_visit(POLICY, at)
+            return visited_velocity(step, POLICY, at)
         return at.rollout.velocities[at.index].to(step.model.device).float()
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:

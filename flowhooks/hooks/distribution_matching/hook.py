@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.adapters.second import SecondAdapter, build_second
+from flowhooks.hooks.asking import exact_velocity, trained_velocity
 from flowhooks.hooks.distribution_matching import DistributionMatchingSpec
 from flowhooks.hooks.distribution_matching.dmd import (
     critic_error,
@@ -73,12 +74,11 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
             with session.assembly.disabled(), critic.alone():
                 yield
 
-        session.roles[CRITIC] = playing
         try:
-            yield
+            with session.roles.registered(CRITIC, playing):
+                yield
         finally:
             self._critic = None
-            del session.roles[CRITIC]
             critic.detach()
 
     def modules(self) -> dict[str, nn.Module]:
@@ -104,13 +104,14 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         grid = jump_times(count, self._shift(step)).to(x.device, non_blocking=True)
         times, condition = [sigma.expand(len(x)) for sigma in grid], step.batch.condition
         for t, r in zip(times[:-2], times[1:-1], strict=True):
-            x = flow_map_jump(x, step.query(POLICY, x, t, condition, r_sigma=r), t - r)
-        return flow_map_jump(x, step.velocity(x, times[-2], condition, r_sigma=times[-1]), times[-2])
+            x = flow_map_jump(x, exact_velocity(step, POLICY, x, t, condition, r_sigma=r), t - r)
+        return flow_map_jump(x, trained_velocity(step, x, times[-2], condition, r_sigma=times[-1]), times[-2])
 
     def _generator_loss(self, step: Step, sample: Tensor) -> Tensor:
         x, sigma, _ = self._noised(step, sample.detach(), "dmd_generator")
         real, fake = (
-            flow_map_jump(x, step.query(role, x, sigma, step.batch.condition), sigma) for role in (TEACHER, CRITIC)
+            flow_map_jump(x, exact_velocity(step, role, x, sigma, step.batch.condition), sigma)
+            for role in (TEACHER, CRITIC)
         )
         towards = direction(fake, real, sample.detach())
         self._measured = {
@@ -123,8 +124,8 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         assert self._critic is not None
         x, sigma, noise = self._noised(step, sample, "dmd_critic")
         parameters = self._critic.parameters()
-        with step.roles[CRITIC]():
-            loss = step.mean(critic_error(step.velocity(x, sigma, step.batch.condition), noise, sample))
+        with step.playing(CRITIC, gradient=True) as model:
+            loss = step.mean(critic_error(model.predict(x, sigma, step.batch.condition), noise, sample))
             if not torch.is_grad_enabled():
                 return loss
             # Here and not in the caller's backward: a checkpointed forward would run again without the critic. The

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View
+from flowhooks.kernel.view import Sigma, View, concatenate
 from flowhooks.probe.tokens import TokenSigma
 
 EXACT, BERNOULLI = "exact", "bernoulli"
@@ -40,6 +40,34 @@ def bernoulli_subset(uniform: Tensor, ratio: float) -> Tensor:
 SUBSETS = {EXACT: exact_subset, BERNOULLI: bernoulli_subset}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenTimes(Sigma):
+    """A sigma for each token of a sample.
+
+    Args:
+        level: ``[B]``, that of text and of most tokens.
+        tokens: the sigma of each token, as the model takes it.
+        elements: ``[B, ...]``, the same for each number of the sample.
+    """
+
+    tokens: TokenSigma
+    elements: Tensor
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        return {"token_sigma": self.tokens}
+
+    def spread(self, like: Tensor) -> Tensor:
+        return self.elements.to(like.dtype)
+
+    def join(self, others: Sequence[Any]) -> TokenTimes:
+        level, elements = (
+            concatenate([getattr(each, name) for each in (self, *others)]) for name in ("level", "elements")
+        )
+        tokens = self.tokens.join([other.tokens for other in others])
+        return TokenTimes(level=level, tokens=tokens, elements=elements)
+
+
 class DualTimes(DualTimesSpec, Hook):
     """Gives each token of the main view one of two sigmas, ``a`` or ``b``, drawn independently from the same density
     and never sorted; the noise is one tensor. ``a``, which most tokens have, is also the time that text is told.
@@ -61,15 +89,15 @@ class DualTimes(DualTimesSpec, Hook):
         if not step.training:
             return views
         main, model = views["main"], step.model
-        if main.density is None:
+        if not isinstance(main.time, Sigma) or main.time.density is None:
             raise ValueError("`dual_times` draws a second sigma, and the first was drawn from no density")
         clean = step.batch.clean
         tokens = model.tokens(clean)
-        a, b = main.level, main.density("second sigma")
+        a, b = main.level, main.time.density("second sigma")
         index = self._index(step, tokens.count).to(a.device, non_blocking=True)
         element_sigma = torch.where(tokens.spread(index) == 1, expand_as_batch(b, clean), expand_as_batch(a, clean))
         told = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
-        return {**views, "main": replace(main, token_sigma=told, element_sigma=element_sigma)}
+        return {**views, "main": replace(main, time=TokenTimes(level=a, tokens=told, elements=element_sigma))}
 
     def _index(self, step: Step, count: int) -> Tensor:
         """``[B, N]`` the level of each token."""
@@ -82,5 +110,5 @@ class DualTimes(DualTimesSpec, Hook):
 
 def at_lower_sigma(view: View) -> View:
     """The view with all tokens at the lower, cleaner, of their two sigmas; the noise is the same."""
-    levels: Any = view.token_sigma
-    return replace(view, name="cleaner", sigma=levels.sigmas.amin(1), token_sigma=None, element_sigma=None)
+    assert isinstance(view.time, TokenTimes), f"view {view.name!r} has one sigma a sample"
+    return replace(view, name="cleaner", time=Sigma(level=view.time.tokens.sigmas.amin(1)))

@@ -128,7 +128,10 @@ class CleanerSource:
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         grid = self.tap.grid(step)
         with evaluating(*self.dropouts):
-            return step.features("ema", at_lower_sigma(step.views[MAIN_VIEW]), self.stream, prod(grid)), grid
+            view = at_lower_sigma(step.views[MAIN_VIEW])
+            told = view.noisy, view.level, view.condition
+            with step.playing("ema") as model:
+                return model.features(*told, block=self.stream, tokens=prod(grid)), grid
 
 
 class PictureSource:

@@ -24,6 +24,7 @@ from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
 from flowhooks.hooks.flow_dpo import FlowDPOSpec
 from flowhooks.hooks.flow_dpo.detectors import Terms, detect, warn
 from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -153,7 +154,7 @@ class FlowDPO(FlowDPOSpec, Hook):
             sizes = torch.stack([step.mean(margin.detach().abs(), weight), step.mean(scale, weight)])
             self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
         loss = step.mean(dpo_loss(margin, self._beta(margin)), weight)
-        if step.first:
+        if step.training and step.draws.micro_step == 0:
             self._self_test(step, margin.detach())
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(self._plain_error(step), weight)
@@ -219,7 +220,8 @@ class FlowDPO(FlowDPOSpec, Hook):
         file is switched off, and the predictions must be the same to the bit.
         """
         loss = dpo_loss(margin, self._beta(margin)).mean()
-        if step.fresh:
+        fresh = self._adapter is not None and self._adapter.fresh
+        if fresh:
             sound = not bool((margin != 0).any()) and math.isclose(float(loss), math.log(2), rel_tol=1e-6)
         else:
             sound = self._is_reference(step, nullcontext())
@@ -227,7 +229,7 @@ class FlowDPO(FlowDPOSpec, Hook):
             return
         culprits = [
             key
-            for key, hook in zip(step.assembly.keys, step.assembly.hooks, strict=True)
+            for key, hook in zip(step.session.assembly.keys, step.session.assembly.hooks, strict=True)
             if self._is_reference(step, hook.disabled())
         ]
         if self._is_reference(step, nullcontext()):
@@ -243,7 +245,7 @@ class FlowDPO(FlowDPOSpec, Hook):
         found = (
             f"the margin must be exactly 0 and the loss ln 2, found a margin of up to {float(margin.abs().max()):.3g} "
             f"and a loss of {float(loss):.6g}"
-            if step.fresh
+            if fresh
             else "the policy with its adapter off must predict what the reference predicts, and does not"
         )
         raise TrainingError(f"Flow-DPO self-test: before the first update {found}; {cause}")
@@ -254,5 +256,8 @@ class FlowDPO(FlowDPOSpec, Hook):
             if self._adapter is not None:
                 off.enter_context(self._adapter.disabled())
             off.enter_context(without)
-            found = step.predict_again((WIN, LOSE))
+            found: dict[str, Tensor] = {}
+            for together in step.groups((WIN, LOSE)):
+                with step.playing(POLICY) as model:
+                    found |= step.through(model, together, POLICY)
         return all(torch.equal(found[view], step.predict(view, "reference")) for view in (WIN, LOSE))

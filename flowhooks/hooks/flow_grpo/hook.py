@@ -12,7 +12,7 @@ from torch import Tensor
 from flowhooks.errors import ModelError
 from flowhooks.hooks.decoding import Decoder, as_pictures
 from flowhooks.hooks.flow_grpo import FlowGRPOSpec
-from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, visit_of
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
@@ -60,7 +60,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        source = rollout_hook(session)
+        source: RolloutSource = session.source
         if source.group_size < 2 or source.sampling.kind == "ode":
             raise ModelError(
                 "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more, "
@@ -77,7 +77,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
 
     def objective(self, step: Step) -> Tensor:
         view = step.views[MAIN_VIEW]
-        visit = view.visit
+        visit = visit_of(view)
         if visit.rollout is not self._rollout:
             self._judge(step, visit.rollout)
         assert self._advantages is not None

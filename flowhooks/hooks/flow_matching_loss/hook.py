@@ -13,13 +13,15 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from flowhooks.hooks.asking import trained_velocity
 from flowhooks.hooks.flow_matching_loss import FlowMatchingLossSpec
+from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.hooks.mask_reducer.hook import counted, dilate
 from flowhooks.hooks.timestep_schedule.hook import TimestepSchedule
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import Chunk, View
+from flowhooks.kernel.view import Chunk, Sigma, View
 
 #: Where the prediction comes from: that of the view ``main``, a forward of its own, or a chunk of its own.
 MAIN, OWN, DATA = "main", "own", "data"
@@ -37,8 +39,7 @@ class FlowMatchingLoss(FlowMatchingLossSpec, Hook):
         if step.given is None:
             raise ValueError("the step has no batch of the data, which `flow_matching_loss` trains on; pass a `Batch`")
         batch = step.batch
-        view = View(name=MAIN_VIEW, clean=batch.clean, noise=None, sigma=None, condition=batch.condition)
-        return Chunk(batch=batch, views={MAIN_VIEW: view}, loss=self._on_data)
+        return Chunk(batch=batch, views={MAIN_VIEW: View.of(batch)}, loss=self._on_data)
 
     def penalty(self, step: Step) -> dict[str, Tensor]:
         if self.prediction == DATA:
@@ -54,9 +55,9 @@ class FlowMatchingLoss(FlowMatchingLossSpec, Hook):
 
     def _predicted(self, step: Step, view: View) -> Tensor:
         """``[B, ...]`` velocity at the view's noise level, whatever interval or token levels the view has."""
-        plain = replace(view, token_sigma=None, element_sigma=None)
-        end = None if view.r_sigma is None else view.level
-        return step.velocity(plain.noisy, plain.level, plain.condition, r_sigma=end)
+        plain = replace(view, time=Sigma(level=view.level))
+        end = view.level if isinstance(view.time, IntervalTime) else None
+        return trained_velocity(step, plain.noisy, plain.level, plain.condition, r_sigma=end)
 
     def _loss(self, step: Step, view: View, prediction: Tensor) -> Tensor:
         """The mean ``[]`` over the counted samples of the global batch, unweighted."""

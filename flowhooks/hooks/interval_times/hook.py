@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,44 @@ from flowhooks.hooks.timestep_schedule.hook import shift_sigma
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View
+from flowhooks.kernel.view import Path, Sigma, View, concatenate
 
 UNIFORM, ZERO, MIXTURE = "uniform", "zero", "mixture"
 DIFFUSION, TO_DATA, FREE = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class IntervalTime(Sigma):
+    """The way from one sigma to another.
+
+    Args:
+        level: ``[B]`` t, where it starts.
+        end: ``[B]`` r, at or below t.
+        rows: those whose interval is not empty, known without asking the device.
+    """
+
+    end: Tensor
+    rows: tuple[int, ...]
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        ordered = (self.end <= self.level) & (self.level > 0)
+        torch._assert_async(ordered.all(), "an interval must end at or below its start")
+        return {"r_sigma": self.end}
+
+    def join(self, others: Sequence[Any]) -> IntervalTime:
+        every, start, rows = [self, *others], 0, []
+        for each in every:
+            rows += [start + row for row in each.rows]
+            start += len(each.level)
+        level, end = (concatenate([getattr(each, name) for each in every]) for name in ("level", "end"))
+        return IntervalTime(level=level, end=end, rows=tuple(rows))
+
+
+def interval_of(view: View) -> IntervalTime:
+    """The time of a view whose giver a hook needs as ``r_sigma``."""
+    assert isinstance(view.time, IntervalTime), f"view {view.name!r} has no interval"
+    return view.time
 
 
 def uniform_ends(t: Tensor, u: Tensor, least: float) -> Tensor:
@@ -40,7 +76,7 @@ def branches(count: int, diffusion: float, to_data: float, offset: Tensor, order
 
 
 class IntervalTimes(IntervalTimesSpec, Hook):
-    """Gives the main view ``r_sigma`` ``[B]``, the end of its interval."""
+    """Gives the main view an :class:`IntervalTime` as its time."""
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         main, draws = views["main"], step.draws
@@ -50,12 +86,12 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         u = draws.local_rows(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
         to_data = self.r_timestep_sampler == ZERO
         r = torch.zeros_like(u) if to_data else uniform_ends(main.level, u, self.min_interval_ratio)
-        return {**views, "main": replace(main, r_sigma=r, interval_rows=tuple(range(len(r))))}
+        time = IntervalTime(level=main.level, end=r, rows=tuple(range(len(r))))
+        return {**views, "main": replace(main, time=time)}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         view = step.views["main"]
-        t, r = view.level, view.r_sigma
-        assert r is not None
+        t, r = view.level, interval_of(view).end
         return {
             "anyflow_timestep": t.mean(),
             "anyflow_r_timestep": r.mean(),
@@ -68,7 +104,8 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         shift = step.model.shift(clean) if self.shift == "scheduler" else float(self.shift)
         t, r, rows = mixture(len(clean), step.draws, shares, shift, step.model.sigma_range)
         t, r = (value.to(clean.device, clean.dtype, non_blocking=True) for value in (t, r))
-        return replace(main, sigma=t, r_sigma=r, interval_rows=rows, noise=step.draws.normal_like(clean, "noise"))
+        path = Path(clean=clean, noise=step.draws.normal_like(clean, "noise"))
+        return replace(main, state=path, time=IntervalTime(level=t, end=r, rows=rows))
 
 
 def mixture(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
+from flowhooks.batch import Batch, NoCondition
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
 from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
@@ -16,13 +19,27 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import Batch, Chunk, NoCondition, View
+from flowhooks.kernel.view import Chunk, Sigma, View, ViewState
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
 from flowhooks.sampling.steps import ODE, SDE, Transition
 
 UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
+
+
+class RolloutSource(Protocol):
+    """What hooks that learn from rollouts ask of the session's source; :class:`OnPolicyRollout` says what each is."""
+
+    prompt_list: list[Prompt] | None
+    group_size: int
+    sampling: Sampler
+    sigma_max: float | None
+    early_visits: int
+    from_the_end: bool
+    player: PipelineSampler
+
+    def end_of(self, rollout: Rollout) -> list[int]: ...
 
 
 def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) -> float:
@@ -40,6 +57,32 @@ def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) ->
         return step.start**2
     weight = Sampler(kind=SDE, noise_level=noise_level).step(0, step.start, step.end).kl_weight
     return weight if kind == KL else -by * weight
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Visited:
+    """A state of a rollout in the pipeline's own loop: predictions on it are guided as the pipeline guides them."""
+
+    visit: RolloutState
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.visit.state.shape
+
+    def noisy(self, time: Sigma) -> Tensor:
+        return self.visit.state.to(self.visit.player.model.device)
+
+    def fits(self, other: ViewState) -> bool:
+        return other is self
+
+    def predict(self, model: Any, role: str, views: Sequence[View]) -> Sequence[Tensor]:
+        return [self.visit.velocity(role)]
+
+
+def visit_of(view: View) -> RolloutState:
+    """The visited state that a view of a rollout is."""
+    assert isinstance(view.state, Visited), f"view {view.name!r} was not drawn"
+    return view.state.visit
 
 
 class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
@@ -75,12 +118,9 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         player = PipelineSampler(model, EncodedPrompts(model.pipe))
         for prompt in self.prompt_list or ():
             self._shape(player, prompt.text)
-        session.player = self._player = player
+        self.player = player
         self._batch_size = session.batch_size
-        try:
-            yield
-        finally:
-            session.player = None
+        yield
 
     def source(self, step: Step) -> list[Chunk]:
         if not step.training:
@@ -95,12 +135,12 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             told = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
             if self.from_the_end:
                 every = range(self.sampling.steps)
-                rollout = self._player.draw(*told, keep=every, keep_velocities=every)
+                rollout = self.player.draw(*told, keep=every, keep_velocities=every)
                 places = self._from_the_end(rollout, step)
                 rollout = rollout.keep_steps(list(places))
             else:
                 places = {place: 1.0 for place in self._at_random(step)}
-                rollout = self._player.draw(*told, keep=_kept(list(places)))
+                rollout = self.player.draw(*told, keep=_kept(list(places)))
             step.forwards += self.sampling.steps
             rollout = rollout.to("cpu") if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
@@ -142,24 +182,21 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             files=tuple(prompt.text for prompt in prompts),
             prompts=tuple(prompt.text for prompt in prompts),
             records=tuple(prompt.record for prompt in prompts),
-            size=(self._player.size["height"], self._player.size["width"]),
+            size=(self.player.size["height"], self.player.size["width"]),
         )
         low, high = step.model.sigma_range
         found = []
         total = sum(places.values())
         for place, count in places.items():
-            visit = RolloutState(player=self._player, rollout=rollout, index=place)
+            visit = RolloutState(player=self.player, rollout=rollout, index=place)
             sigma = visit.transition.start
             if not low <= sigma <= high:
                 continue
             view = View(
                 name=MAIN_VIEW,
-                clean=batch.clean,
-                noise=None,
-                sigma=torch.full((len(prompts),), sigma, device=device),
+                state=Visited(visit=visit),
+                time=Sigma(level=torch.full((len(prompts),), sigma, device=device)),
                 condition=batch.condition,
-                state=visit.state.to(device),
-                visit=visit,
             )
             weight = visit_weight(self.weighting, visit.transition, self.sampling.noise_level, self.sampling.steps)
             found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * count * weight / total))
@@ -185,7 +222,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         """Rows that can be drawn together; on several processes, in parts of the same sizes on each."""
         groups: dict[Any, list[int]] = {}
         for i, prompt in enumerate(prompts):
-            groups.setdefault(self._shape(self._player, prompt), []).append(i)
+            groups.setdefault(self._shape(self.player, prompt), []).append(i)
         found = list(groups.values())
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 
@@ -193,11 +230,6 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         if prompt not in self._shapes:
             self._shapes[prompt] = player.shapes(prompt, self.sampling)
         return self._shapes[prompt]
-
-
-def rollout_hook(session: Session) -> Any:
-    """The session's source, or None."""
-    return next((hook for hook in session.assembly.hooks if isinstance(hook, OnPolicyRollout)), None)
 
 
 def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:

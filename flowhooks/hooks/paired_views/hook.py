@@ -9,13 +9,13 @@ from torch import Tensor
 from flowhooks.hooks.paired_views import PairedViewsSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View
+from flowhooks.kernel.view import Path, View
 
 
 def rejected_view(main: View, rejected: Tensor) -> View:
     """``main`` with the rejected latents ``[B, ...]`` in place of the clean ones: same prompt, noise and sigma (arXiv
     2311.12908)."""
-    return replace(main, name="rejected", clean=rejected)
+    return replace(main, name="rejected", state=Path(clean=rejected, noise=main.noise))
 
 
 class PairedViews(PairedViewsSpec, Hook):

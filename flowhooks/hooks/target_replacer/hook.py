@@ -11,6 +11,8 @@ from torch import Tensor
 
 from flowhooks.errors import AdapterError
 from flowhooks.hooks import flow_maps
+from flowhooks.hooks.asking import exact_velocity
+from flowhooks.hooks.interval_times.hook import interval_of
 from flowhooks.hooks.target_replacer import TargetReplacerSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
@@ -48,7 +50,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
     def target(self, step: Step, view: View) -> Tensor | None:
         if view.name != "main":
             return None
-        return self._target(step, view, self._ends(view))
+        return self._target(step, view, interval_of(view).end)
 
     def error(self, step: Step, view: View, error: Tensor) -> Tensor:
         if view.name != "main":
@@ -60,7 +62,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
         if self.rescale == SAMPLE:
             factor = factor / (loss + SMALL)
         if self.rescale == BRANCH:
-            r = self._ends(view)
+            r = interval_of(view).end
             branch = torch.where(r == view.level, 0, torch.where(r == 0, 1, 2))
             factor = factor * flow_maps.balanced(loss, branch, self.rescale_floor, step.all_reduce)
         return error * flow_maps.expand_as_batch(factor, error)
@@ -81,15 +83,10 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             "can be learnt; raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
         ]
 
-    @staticmethod
-    def _ends(view: View) -> Tensor:
-        assert view.r_sigma is not None
-        return view.r_sigma
-
     def _target(self, step: Step, view: View, r: Tensor) -> Tensor:
         """``[B, ...]`` with the view's intervals ending at ``r``."""
         whole = self._velocity(step, view)
-        rows = list(view.interval_rows)
+        rows = list(interval_of(view).rows)
         if not rows or self.target_mode == LINEAR:
             return whole
         x, t, r, v = (at_least_fp32(value[rows]) for value in (view.noisy, view.level, r, whole))
@@ -111,17 +108,17 @@ class TargetReplacer(TargetReplacerSpec, Hook):
         """``[B, ...]`` of the path through the view's states."""
         if self.target_mode not in (FLOW_MAP, SHORTCUT) or self.velocity == DATA:
             return view.velocity
-        return step.query(REFERENCE, view.noisy, view.level, view.condition).to(view.velocity.dtype)
+        return exact_velocity(step, REFERENCE, view.noisy, view.level, view.condition).to(view.velocity.dtype)
 
     def _sensitivity(self, step: Step, view: View) -> Tensor:
         """Mean absolute change of the target when every interval ends halfway, of the rows that have an interval; NaN
         without any."""
-        if not view.interval_rows:
+        if not interval_of(view).rows:
             return torch.full((), float("nan"), device=view.level.device)
         if self.target_mode == LINEAR:
             return torch.zeros((), device=view.level.device)
-        rows = list(view.interval_rows)
-        other = self._target(step, view, (view.level + self._ends(view)) / 2)
+        rows = list(interval_of(view).rows)
+        other = self._target(step, view, (view.level + interval_of(view).end) / 2)
         return (other[rows] - step.target("main")[rows]).abs().float().mean()
 
 
@@ -140,6 +137,6 @@ def _field(step: Step, role: str, condition: Any) -> flow_maps.Field:
     def field(x: Tensor, t: Tensor, r: Tensor | None) -> Tensor:
         times = len(x) // condition.size
         repeated = condition if times == 1 else condition.join([condition] * (times - 1))
-        return step.query(role, x, t, repeated, r_sigma=r)
+        return exact_velocity(step, role, x, t, repeated, r_sigma=r)
 
     return field

@@ -15,8 +15,9 @@ from torch import Tensor
 from flowhooks.adapters.frozen import FrozenAdapter
 from flowhooks.documents.imports import imported
 from flowhooks.errors import ModelError
+from flowhooks.hooks.asking import exact_velocity, visited_velocity
 from flowhooks.hooks.frozen_role import check_digests, frozen_role
-from flowhooks.hooks.on_policy_rollout.hook import rollout_hook
+from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, Visited
 from flowhooks.hooks.teacher_velocity import BASE, TeacherVelocitySpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
@@ -65,7 +66,8 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        known = self._known_prompts(session)
+        drawn: RolloutSource | None = session.source
+        known = [(prompt.text, prompt.record) for prompt in (drawn.prompt_list if drawn else None) or ()]
         for prompt, record in known:
             self._teacher_of(prompt, record)
         with ExitStack() as stack:
@@ -73,21 +75,21 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
             for name, source in self.sources.items():
                 role = frozen_role(session, name, source["path"], parked=source["parked"])
                 self._teachers[name] = stack.enter_context(role)
-                if source["pipeline_arguments"] is not None and session.player is not None:
+                if source["pipeline_arguments"] is not None and drawn is not None:
                     for prompt, _ in known:
-                        session.player.shapes(prompt, rollout_hook(session).sampling, source["pipeline_arguments"])
+                        drawn.player.shapes(prompt, drawn.sampling, source["pipeline_arguments"])
             yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
         """Each teacher is asked under arguments of its own."""
         main = views[MAIN_VIEW]
-        if main.visit is None:
+        if not isinstance(main.state, Visited):
             return views
-        visit = main.visit
+        visit = main.state.visit
         for name, source in self.sources.items():
             if source["pipeline_arguments"] is not None:
                 visit = visit.with_arguments(f"adapter:{name}", source["pipeline_arguments"])
-        return {**views, MAIN_VIEW: replace(main, visit=visit)}
+        return {**views, MAIN_VIEW: replace(main, state=Visited(visit=visit))}
 
     def target(self, step: Step, view: View) -> Tensor | None:
         if view.name != MAIN_VIEW:
@@ -104,10 +106,10 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
         view = step.views[MAIN_VIEW]
         if self.estimator == DIRECT:
             return step.mean(step.score(MAIN_VIEW), view.weight)
-        if view.visit is None or not view.visit.transition.deviation:
+        if not isinstance(view.state, Visited) or not view.state.visit.transition.deviation:
             raise ValueError("`pg_logratio` scores a step with chance; take the sampler 'sde' or 'cps'")
         student, teacher = (
-            view.visit.log_density(velocity) for velocity in (step.predict(MAIN_VIEW), step.target(MAIN_VIEW))
+            view.state.visit.log_density(velocity) for velocity in (step.predict(MAIN_VIEW), step.target(MAIN_VIEW))
         )
         return step.mean(log_ratio_loss(student, teacher), view.weight)
 
@@ -128,10 +130,11 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
     def _velocity(self, step: Step, view: View, name: str, rows: Sequence[int]) -> Tensor:
         role = "reference" if name == BASE else f"adapter:{name}"
         everyone = len(rows) == view.shape[0]
-        if view.visit is not None:
-            return step.velocity_at_visit(role, view.visit if everyone else view.visit.take(rows))
+        if isinstance(view.state, Visited):
+            visit = view.state.visit
+            return visited_velocity(step, role, visit if everyone else visit.take(rows))
         at = list(rows)
-        return step.query(role, view.noisy[at], view.level[at], view.condition.take(at))
+        return exact_velocity(step, role, view.noisy[at], view.level[at], view.condition.take(at))
 
     def _rows(self, step: Step) -> dict[str, list[int]]:
         """Teacher -> rows of the batch."""
@@ -160,10 +163,6 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
         if name not in self.sources and name != BASE:
             raise ModelError(f"the prompt {prompt!r}: {how} no teacher; there are {sorted(self.sources)} and {BASE!r}")
         return name
-
-    def _known_prompts(self, session: Session) -> list[tuple[str, Mapping[str, Any]]]:
-        source = rollout_hook(session)
-        return [(prompt.text, prompt.record) for prompt in (source.prompt_list if source else None) or ()]
 
 
 def _imported(path: str) -> Any:

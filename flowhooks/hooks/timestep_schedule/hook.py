@@ -11,7 +11,7 @@ from torch import Tensor
 from flowhooks.hooks.timestep_schedule import MODE, TimestepScheduleSpec, parse_timesteps
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View
+from flowhooks.kernel.view import Path, Sigma, View
 
 RANDOM, FIXED_LIST, ROUND_ROBIN = "random", "fixed-list", "round-robin"
 #: What the walk of a list is for; other draws from the same list are random.
@@ -47,7 +47,8 @@ class TimestepSchedule(TimestepScheduleSpec, Hook):
             return self._draw(step, len(clean), purpose).to(clean.device, clean.dtype, non_blocking=True)
 
         noise = step.draws.normal_like(clean, "noise")
-        return {**views, "main": replace(main, sigma=density(SIGMA), density=density, noise=noise)}
+        time = Sigma(level=density(SIGMA), density=density)
+        return {**views, "main": replace(main, state=Path(clean=clean, noise=noise), time=time)}
 
     def _draw(self, step: Step, count: int, purpose: str) -> Tensor:
         draws = step.draws

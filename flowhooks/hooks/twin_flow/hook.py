@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from flowhooks.hooks.asking import exact_velocity, trained_velocity
 from flowhooks.hooks.distribution_matching.dmd import critic_error, dmd_surrogate, flow_map_jump, noising_times
 from flowhooks.hooks.experts import require_whole_path
 from flowhooks.hooks.flow_maps import expand_as_batch
@@ -71,20 +72,20 @@ class TwinFlow(TwinFlowSpec, Hook):
         ones, condition = noise.new_ones(len(noise)), step.batch.condition
         zeros = torch.zeros_like(ones)
         if self.rectification_weight:
-            velocity = step.velocity(noise, ones, condition, r_sigma=zeros)
+            velocity = trained_velocity(step, noise, ones, condition, r_sigma=zeros)
         else:
-            velocity = step.query(POLICY, noise, ones, condition, r_sigma=zeros)
+            velocity = exact_velocity(step, POLICY, noise, ones, condition, r_sigma=zeros)
         return velocity, flow_map_jump(noise, velocity.detach(), ones)
 
     def _adversarial(self, step: Step, sample: Tensor) -> Tensor:
         x, sigma, noise = self._noised(step, sample, "twin_flow_fake")
-        fake = step.velocity(x, -sigma, step.batch.condition, r_sigma=-sigma)
+        fake = trained_velocity(step, x, -sigma, step.batch.condition, r_sigma=-sigma)
         return step.mean(critic_error(fake, noise, sample))
 
     def _rectification(self, step: Step, velocity: Tensor, sample: Tensor) -> Tensor:
         x, sigma, _ = self._noised(step, sample, "twin_flow_twin")
         times, condition = torch.cat([sigma, -sigma]), step.batch.condition
-        both = step.query(POLICY, torch.cat([x, x]), times, condition.join([condition]), r_sigma=times)
+        both = exact_velocity(step, POLICY, torch.cat([x, x]), times, condition.join([condition]), r_sigma=times)
         real, fake = both.chunk(2)
         self._measured = {"twin_flow_gap": (fake - real).abs().mean()}
         return step.mean(dmd_surrogate(velocity, branch_difference(fake, real, self.difference_clamp)))

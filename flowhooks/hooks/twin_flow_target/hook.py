@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.hooks.asking import exact_velocity
+from flowhooks.hooks.interval_times.hook import interval_of
 from flowhooks.hooks.target_replacer.hook import refuse_dropout
 from flowhooks.hooks.twin_flow_target import TwinFlowTargetSpec
 from flowhooks.hooks.twin_flow_target.trajectories import bounded, enhanced, residual
@@ -47,21 +49,21 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
         if view.name != "main":
             return None
         velocity = self._velocity(step, view)
-        rows = list(view.interval_rows)
+        interval = interval_of(view)
+        rows = list(interval.rows)
         if not rows:
             self._measured = {}
             return velocity
-        assert view.r_sigma is not None
         predicted = step.predict(view.name).detach()
-        known = (view.noisy, view.level, view.r_sigma, velocity, predicted)
+        known = (view.noisy, view.level, interval.end, velocity, predicted)
         x, t, r, v, u = (at_least_fp32(value[rows]) for value in known)
         condition = view.condition.take(rows)
 
         def average(state: Tensor, start: Tensor, end: Tensor | None) -> Tensor:
-            return step.query(EMA, state, start, condition, r_sigma=end)
+            return exact_velocity(step, EMA, state, start, condition, r_sigma=end)
 
         # Asked again, without autocast: divided by the first step, what that rounds off is as large as the rest.
-        student = step.query(POLICY, x, t, condition, r_sigma=r)
+        student = exact_velocity(step, POLICY, x, t, condition, r_sigma=r)
         asked = residual(average, student, v, x, t, r, order=self.estimate_order, step=self.delta_t)
         change = bounded(asked, self.target_clamp)
         self._measured = {
@@ -82,5 +84,5 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
         model: Any = step.model
         both = view.condition.join([model.null_condition] * size)
         t = torch.cat([t, t])
-        conditional, unconditional = step.query(EMA, torch.cat([x, x]), t, both, r_sigma=t).chunk(2)
+        conditional, unconditional = exact_velocity(step, EMA, torch.cat([x, x]), t, both, r_sigma=t).chunk(2)
         return enhanced(view.velocity, conditional, unconditional, self.enhanced_ratio).to(view.velocity.dtype)

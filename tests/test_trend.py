@@ -8,9 +8,10 @@ import pytest
 
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
-from flowhooks.kernel.plan import Declaration, plan
+from flowhooks.kernel.plan import Declaration, Plan
 from flowhooks.kernel.session import Session
-from flowhooks.kernel.trend import Trend
+from flowhooks.train.report import health_names
+from flowhooks.trend import Trend
 
 
 class Talks(Hook):
@@ -25,7 +26,8 @@ class Talks(Hook):
 
 
 def session() -> Session:
-    made = plan([Declaration(type="talks", where="hooks[0]", slots=frozenset({"metrics"}))], frozenset())
+    talks = Declaration(type="talks", where="hooks[0]", slots=frozenset({"metrics"}))
+    made = Plan(order=(talks,), passes=(("main", "policy"),))
     return Session(model=None, assembly=Assembly(made, [Talks()]), roles={}, parameters={})
 
 
@@ -56,4 +58,4 @@ def test_a_resumed_run_goes_on_with_its_means():
 
 
 def test_health_is_named_for_people():
-    assert session().assembly.health == {"talks_well_being": "well being"}
+    assert health_names(session().assembly.hooks) == {"talks_well_being": "well being"}

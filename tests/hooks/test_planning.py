@@ -8,8 +8,9 @@ import pytest
 
 from flowhooks.config import hook_defaults, resolve_hook
 from flowhooks.errors import ConfigError
-from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare, imply
-from flowhooks.kernel.plan import ANY_DATA, SLOTS, Declaration, plan
+from flowhooks.hooks.planning import plan_hooks, slot_table
+from flowhooks.hooks.registry import HOOKS, PROVIDERS, declare
+from flowhooks.kernel.plan import ANY_DATA, SLOTS, Declaration
 from tests.hooks.required import REQUIRED
 
 OPTIONS = {"anchor_regularizer": {"role": "reference", "weight": 0.1, "adapter": None}}
@@ -21,7 +22,7 @@ def declared(*types):
 
 
 def planned(*types, provides=ALL):
-    return plan(declared(*types), provides, imply=imply(lambda type: OPTIONS.get(type, {})), where="run.json")
+    return plan_hooks(declared(*types), provides, defaults=lambda type: OPTIONS.get(type, {}), where="run.json")
 
 
 def test_providers_come_before_those_who_need_them():
@@ -40,7 +41,7 @@ def test_two_hooks_of_one_type_are_ordered_by_their_options():
     a = declare("anchor_regularizer", {"role": "ema", "weight": 0.1, "adapter": None}, "$.hooks[0]")
     b = declare("anchor_regularizer", {"role": "reference", "weight": 0.2, "adapter": None}, "$.hooks[1]")
     orders = [
-        [d.passes for d in plan(pair, ALL, imply=imply(lambda t: {})).order if d.type == "anchor_regularizer"]
+        [d.passes for d in plan_hooks(pair, ALL, defaults=lambda t: {}).order if d.type == "anchor_regularizer"]
         for pair in ([a, b], [b, a])
     ]
     assert orders[0] == orders[1]
@@ -81,26 +82,26 @@ def test_hooks_that_exclude_each_other_are_named_with_both_places_and_the_reason
             for i, t in enumerate(("sigma", *types))
         ]
 
-    plan(hooks("a", "d"), ())
-    plan(hooks("b", "c"), ())
+    plan_hooks(hooks("a", "d"), ())
+    plan_hooks(hooks("b", "c"), ())
     for types, place, other in ((("a", "b"), 1, 2), (("b", "a"), 2, 1)):
         with pytest.raises(ConfigError) as caught:
-            plan(hooks(*types), (), where="run.json")
+            plan_hooks(hooks(*types), (), where="run.json")
         (problem,) = caught.value.problems
         assert problem.path == f"$.hooks[{place}]"
         said = f"`a` cannot be in one run with `b` (at $.hooks[{other}]): one of them is enough, and `b` is there"
         assert said in str(problem)
     with pytest.raises(ConfigError) as caught:
-        plan(hooks("a", "b", "c"), ())
+        plan_hooks(hooks("a", "b", "c"), ())
     assert len(caught.value.problems) == 2
 
 
 def test_a_need_of_a_column_is_met_by_its_name_or_by_a_loop_of_somebody_else():
     own = Declaration(type="own", where="$.hooks[0]", needs=frozenset({"data:label", "data:image"}))
     given = {"sigma", "data:image"}
-    assert plan([own], {*given, "data:label"}) and plan([own], {"sigma", ANY_DATA})
+    assert plan_hooks([own], {*given, "data:label"}) and plan_hooks([own], {"sigma", ANY_DATA})
     with pytest.raises(ConfigError, match="needs 'data:label'.*name the column that holds it under 'label'"):
-        plan([own], given)
+        plan_hooks([own], given)
 
 
 def test_unmet_needs_are_all_reported_with_the_remedy():
@@ -116,7 +117,7 @@ def test_a_circle_is_an_error():
     a = Declaration(type="a", where="$.hooks[0]", needs=frozenset({"y"}), gives=frozenset({"x", "sigma"}))
     b = Declaration(type="b", where="$.hooks[1]", needs=frozenset({"x"}), gives=frozenset({"y"}))
     with pytest.raises(ConfigError, match="wait for each other"):
-        plan([a, b], ())
+        plan_hooks([a, b], ())
 
 
 def test_target_slots_are_one_per_view():
@@ -126,13 +127,13 @@ def test_target_slots_are_one_per_view():
         )
 
     sigma = Declaration(type="s", where="-", gives=frozenset({"sigma"}))
-    plan([target("main", 0), target("rejected", 1), sigma], ())
+    plan_hooks([target("main", 0), target("rejected", 1), sigma], ())
     with pytest.raises(ConfigError, match="each says what the network should predict"):
-        plan([target("main", 0), target("main", 1), sigma], ())
+        plan_hooks([target("main", 0), target("main", 1), sigma], ())
 
 
 def test_table_lists_every_slot_in_order():
-    rows = planned("flow_dpo", "mask_reducer").table()
+    rows = slot_table(planned("flow_dpo", "mask_reducer"))
     assert [row[0] for row in rows] == list(SLOTS)
     assert dict((r[0], r[2]) for r in rows)["views"] == ("timestep_schedule", "mask_reducer", "paired_views")
 

@@ -1,0 +1,67 @@
+"""Ways in which hooks ask the network at states of their own, beside the passes on views. Each counts as one of the
+`queries` that a hook declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import at_least_fp32
+
+
+def exact_velocity(
+    step: Step, role: str, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None
+) -> Tensor:
+    """``[n, ...]`` fp32 velocity of ``role`` at states ``[n, ...]``, without gradient and without autocast."""
+    times = {} if r_sigma is None else {"r_sigma": r_sigma}
+    with step.playing(role, autocast=False) as model:
+        return model.predict(at_least_fp32(noisy), sigma, condition, **times)
+
+
+def trained_velocity(
+    step: Step, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None
+) -> Tensor:
+    """``[n, ...]`` velocity of the policy at states ``[n, ...]``, with gradient."""
+    times = {} if r_sigma is None else {"r_sigma": r_sigma}
+    with step.playing(POLICY, gradient=True) as model:
+        return model.predict(noisy, sigma, condition, **times)
+
+
+def visited_velocity(step: Step, role: str, visit: Any) -> Tensor:
+    """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient."""
+    with step.playing(role):
+        return at_least_fp32(visit.velocity(role))
+
+
+@contextmanager
+def pullback(step: Step, role: str, visit: Any) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
+    """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient, and the product of its
+    transposed Jacobian by the state with ``[n, ...]``, which may be asked for once.
+
+    Only inside the block is the graph held.
+    """
+    released, leaf = visit.with_leaf_state()
+    with step.playing(role):
+        with torch.enable_grad():
+            graph = [released.velocity(role)]
+
+        def product(cotangent: Tensor) -> Tensor:
+            # Scaled to a mean square of 1, so that half precision does not underflow.
+            shape = (-1, *[1] * (cotangent.dim() - 1))
+            size = cotangent.flatten(1).square().mean(1).sqrt().reshape(shape)
+            unit = cotangent / torch.where(size > 0, size, torch.ones_like(size))
+            (found,) = torch.autograd.grad(graph[0], leaf, unit.to(graph[0].dtype))
+            return at_least_fp32(found) * size
+
+        try:
+            yield at_least_fp32(graph[0].detach()), product
+        finally:
+            # The graph is freed even if the caller keeps the product: autograd does not free paths to weights that
+            # were not walked.
+            graph.clear()
