@@ -30,7 +30,6 @@ from flowhooks.distributed import processes
 from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
-from flowhooks.hooks.weight_average import WeightAverage
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import ANY_DATA
@@ -91,7 +90,28 @@ def attach(
     with ExitStack() as stack:
         model = _probed(pipe, resolved, height, width)
         fitted = _fit_adapter(model, resolved, adapter, stack)
-        yield _session(model, resolved, hooks, fitted, seed, stack, start=_start(resolved, adapter))
+        provides = {ANY_DATA} if resolved.data is None else set(resolved.provides)
+        assembly = _assembled(resolved, hooks, fitted, provides)
+        yield _session(model, resolved, assembly, fitted, seed, stack, start=_start(resolved, adapter))
+
+
+@contextmanager
+def attach_planned(model: FlowModel, run: Run, assembly: Assembly) -> Iterator[Session]:
+    """Attach the hooks of a run that are built already, and its adapter; detach both on leaving.
+
+    Raises:
+        ModelError: a hook cannot be attached to this pipeline.
+        AdapterError: the adapter does not fit.
+    """
+    with ExitStack() as stack:
+        fitted = _fit_adapter(model, run, None, stack)
+        yield _session(model, run, assembly, fitted, None, stack, start=_start(run, None))
+
+
+def _assembled(run: Run, hooks: Sequence[Any], adapter: Adapter | None, provides: set[str]) -> Assembly:
+    roles = set() if adapter is None else {"role:reference"}
+    implied = run.every_hook[len(run.hooks) :]
+    return build_assembly([*hooks, *implied], provides | roles, str(run.source))
 
 
 def _probed(pipe: Any, run: Run, height: int | None, width: int | None, frames: int | None = None) -> FlowModel:
@@ -104,7 +124,7 @@ def _probed(pipe: Any, run: Run, height: int | None, width: int | None, frames: 
 def _session(
     model: FlowModel,
     run: Run,
-    hooks: Sequence[Any],
+    assembly: Assembly,
     adapter: Adapter | None,
     seed: int | None,
     stack: ExitStack,
@@ -112,11 +132,6 @@ def _session(
 ) -> Session:
     """The hooks attached, to be taken off by the stack; their modules start as those of the run in ``start``."""
     parameters = _trained(model, run, adapter, stack)
-    provides = {ANY_DATA} if run.data is None else set(run.provides)
-    if adapter is not None:
-        provides.add("role:reference")
-    implied = [WeightAverage(decay=run.training["ema_decay"])] if run.training["use_ema"] else []
-    assembly = build_assembly([*hooks, *implied], provides, str(run.source))
     session = Session(
         model=model,
         assembly=assembly,
@@ -163,7 +178,8 @@ def _restored(
             else:
                 adapter = load_adapter(network, folder, pipeline=model.pipe)
                 stack.callback(adapter.detach)
-        session = _session(model, run, run.hooks, adapter, seed, stack)
+        assembly = _assembled(run, run.hooks, adapter, {ANY_DATA})
+        session = _session(model, run, assembly, adapter, seed, stack)
         if manifest is not None:
             load_modules(folder / MODULES, session.assembly)
         yield session

@@ -11,7 +11,7 @@ import flowhooks
 from flowhooks.adapters.adapter_file import read_tensors, write_tensors
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.hooks.weight_average import averaged
+from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import MANIFEST, load_modules, read_manifest, save_modules
 from flowhooks.restore import restore_pipeline

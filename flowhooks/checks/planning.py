@@ -31,13 +31,11 @@ def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     provides = set(data)
     if run.adapter is not None:
         provides.add("role:reference")
-    if run.training["use_ema"]:
-        provides.add("role:ema")
     declarations = [
         declare(hook.type, hook.options, hook.where, method=hook.method)
         if imports or hook.type in HOOKS
         else undeclared(hook.type, hook.where)
-        for hook in run.hooks
+        for hook in run.every_hook
     ]
     if not imports and any(hook.type not in HOOKS for hook in run.hooks):
         provides |= _missed(declarations, provides)

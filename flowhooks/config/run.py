@@ -56,6 +56,14 @@ class Run:
     document: dict[str, Any]
 
     @property
+    def every_hook(self) -> tuple[HookConfig, ...]:
+        """Its hooks, and those that other sections stand for: the average of the weights."""
+        if not self.training["use_ema"]:
+            return self.hooks
+        options = {"decay": self.training["ema_decay"]}
+        return (*self.hooks, HookConfig(type="weight_average", options=options, where="$.training.use_ema"))
+
+    @property
     def provides(self) -> frozenset[str]:
         """What the data gives to hooks: ``data:image``, ``data:rejected``, ``data:mask``."""
         return self.data.provides if self.data is not None else frozenset()

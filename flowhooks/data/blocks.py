@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ class Datasets:
             ``conditioning_data`` lists every set that applies to it, whichever side stated the link; its
             ``rejected_column`` and ``mask_column`` list the columns of its own that do.
         root: JSON path of the list of blocks in ``source``.
+        links: index of each enabled image block -> those of the sets that belong to it, in order.
     """
 
     source: Path
     blocks: tuple[Block, ...]
     root: str = "$"
+    links: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def paths(self) -> tuple[str, ...]:

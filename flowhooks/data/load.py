@@ -88,7 +88,7 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
         raise DataError(problems)
     for i, partners in links.items():
         blocks[i]["conditioning_data"] = [blocks[j]["id"] for j in partners]
-    return Datasets(source=source, blocks=blocks, root=root)
+    return Datasets(source=source, blocks=blocks, root=root, links=links)
 
 
 def _circles(blocks: Sequence[Block], file: str, root: str) -> list[Problem]:

@@ -10,7 +10,6 @@ from flowhooks.data.blocks import MASK_TYPES, record_columns
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
-from flowhooks.data.links import link
 from flowhooks.data.masks import tell_values
 from flowhooks.data.optional_partners import is_loose, loose_cuts
 from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans, warn_of_twins
@@ -79,7 +78,7 @@ def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Aud
 def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     """What `audit` looks at, also where it would raise."""
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
-    links = link(datasets.blocks, found)
+    links = dict(datasets.links)
     blocks = propagate_num_frames(datasets.blocks, links, found)
     sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
     records: list[Record] = []

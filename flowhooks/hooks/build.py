@@ -3,43 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.documents.imports import foreign_options
 from flowhooks.documents.spec import Spec
 from flowhooks.errors import ConfigError, Problem, in_file
 from flowhooks.hooks.blocks import resolve_hook
 from flowhooks.hooks.planning import plan_hooks
-from flowhooks.hooks.registry import HOOKS, declare, hook_class
+from flowhooks.hooks.registry import declare, hook_class
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.hook import Hook
-from flowhooks.kernel.plan import Declaration
+from flowhooks.kernel.plan import Declaration, Plan
+
+#: A hook, and the JSON block that it was made from, if any.
+Made = tuple[Hook, dict[str, Any] | None]
 
 
 def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Assembly:
-    """Plan the hooks of a run, build those that were implied too, and put all in order.
+    """Plan hooks, build those that were implied too, and put all in order.
 
     Args:
         given: HookConfig, Hook or ``{"type": ...}`` entries.
         provides: what the surroundings give.
         where: file named in errors.
+
+    Raises:
+        ConfigError: a block is not valid, a class refuses its options, or the hooks cannot be planned.
     """
+    made: dict[int, Made] = {}
+    declarations = []
     with in_file(where):
-        made = [_made(entry, f"$.hooks[{i}]") for i, entry in enumerate(resolved_hooks(given))]
-    planned = plan_hooks([m.declaration for m in made], provides, where=where)
-    written = {id(m.declaration): m for m in made}
-    ordered = [written.get(id(d)) or _made(resolve_hook({"type": d.type}, d.where), d.where) for d in planned.order]
-    return Assembly(planned, [m.hook for m in ordered], [m.block for m in ordered])
+        for i, entry in enumerate(resolved_hooks(given)):
+            if isinstance(entry, Hook):
+                name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
+                declared = declare(name, _options(entry), f"$.hooks[{i}]", type(entry))
+                made[id(declared)] = entry, None
+            else:
+                declared = declare(entry.type, entry.options, entry.where, method=entry.method)
+                made[id(declared)] = _made(declared)
+            declarations.append(declared)
+    return assemble(plan_hooks(declarations, provides, where=where), where, made)
 
 
-@dataclass(frozen=True)
-class BuiltHook:
-    """A hook, what it declares, and the JSON block it came from, if any."""
+def assemble(planned: Plan, where: str, made: Mapping[int, Made] | None = None) -> Assembly:
+    """Build the hooks of a plan, each once.
 
-    hook: Hook
-    declaration: Declaration
-    block: dict[str, Any] | None
+    Args:
+        where: file named in errors.
+        made: ``id`` of a declaration -> its hook, of those that are there already.
+
+    Raises:
+        ConfigError: a class refuses its options.
+    """
+    there = made or {}
+    with in_file(where):
+        ordered = [there.get(id(declared)) or _made(declared) for declared in planned.order]
+    return Assembly(planned, [hook for hook, _ in ordered], [block for _, block in ordered])
 
 
 def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list[Any]:
@@ -64,17 +82,9 @@ def _options(hook: Hook) -> Mapping[str, Any]:
     return hook.options() if isinstance(hook, Spec) else vars(hook)
 
 
-def _made(entry: Any, where: str) -> BuiltHook:
-    if isinstance(entry, Hook):
-        name = entry.type or f"{type(entry).__module__}:{type(entry).__qualname__}"
-        return BuiltHook(entry, declare(name, _options(entry), where, type(entry)), None)
-    cls, options = hook_class(entry.type, entry.where), entry.options
-    foreign = entry.type not in HOOKS
-    if foreign:
-        options = foreign_options(dict(options), cls, None, entry.where)
+def _made(declared: Declaration) -> Made:
     try:
-        hook = cls(**options)
+        hook = hook_class(declared.type, declared.where)(**declared.options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(Problem(str(error), path=entry.where)) from error
-    declaration = declare(entry.type, options, entry.where, cls if foreign else None, method=entry.method)
-    return BuiltHook(hook, declaration, {"type": entry.type, **options})
+        raise ConfigError(Problem(str(error), path=declared.where)) from error
+    return hook, {"type": declared.type, **declared.options}

@@ -78,6 +78,7 @@ def declare(type: str, options: Options, where: str, cls: Any = None, *, method:
         queries=int(fields.get("queries", 0)),
         chunks=int(fields.get("chunks", 1)),
         excludes=dict(fields.get("excludes", {})),
+        options=options,
         **frozen,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 #: Slot -> how hooks share it. "one": a second writer is an error. "chain": each sees the one before. "sum": all are
 #: added.
@@ -46,6 +47,7 @@ class Declaration:
             it takes to draw.
         chunks: of a source, how many it gives.
         rank: place among hooks that nothing else orders.
+        options: complete keyword arguments of the hook's class.
     """
 
     type: str
@@ -60,6 +62,7 @@ class Declaration:
     queries: int = 0
     chunks: int = 1
     rank: tuple = ()
+    options: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

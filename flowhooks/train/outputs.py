@@ -15,7 +15,7 @@ from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
-from flowhooks.hooks.weight_average import averaged
+from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import save_modules

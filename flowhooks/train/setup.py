@@ -13,10 +13,11 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-from flowhooks.attaching import attach, build_assembly
+from flowhooks.attaching import attach_planned
 from flowhooks.checks import Examined, examine
 from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.output import LATEST
+from flowhooks.checks.planning import plan_run
 from flowhooks.config import Run
 from flowhooks.data import (
     Audit,
@@ -31,6 +32,9 @@ from flowhooks.data import (
 from flowhooks.data.schedule import small_bucket_warning
 from flowhooks.data.shards import human_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, model_errors_at
+from flowhooks.hooks.build import assemble
+from flowhooks.hooks.registry import HOOKS
+from flowhooks.kernel.plan import Plan
 from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
 from flowhooks.printing import say
@@ -62,8 +66,11 @@ def prepared(
         ConfigError, DataError, ModelError, AdapterError, CheckpointError: what is wrong, as far as possible before
             weights load.
     """
-    audited = (examined or examine(run, resume)).audit
-    _build(run, frozenset(f"data:{each}" for each in audited.provides) if run.data is not None else run.provides)
+    examined = examined or examine(run, resume)
+    audited = examined.audit
+    # What only their classes can say of the options of an optimiser and of hooks is said before weights load.
+    try_optimizer(run)
+    assembly = assemble(_planned(run, examined), str(run.source))
     with ExitStack() as stack:
         accelerator = stack.enter_context(accelerated(run))
         with raise_on_all_ranks(ConfigError):
@@ -98,7 +105,7 @@ def prepared(
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
             # One seed on every process for what an adapter starts from, then one of its own for dropout.
             rng.seed_all(run.training["seed"])
-            session = stack.enter_context(attach(model, run))
+            session = stack.enter_context(attach_planned(model, run, assembly))
         rng.seed_all(run.training["seed"] + accelerator.process_index)
         model.transformer.train()
         batch_size = run.training["train_batch_size"]
@@ -143,11 +150,12 @@ def prepared(
             yield job
 
 
-def _build(run: Run, given: frozenset[str]) -> None:
-    """Make optimiser and hooks once, for what only their classes can say. Raises ConfigError."""
-    try_optimizer(run)
-    roles = {name for name, there in (("reference", run.adapter), ("ema", run.training["use_ema"])) if there}
-    build_assembly(run.hooks, {*given, *(f"role:{name}" for name in roles)}, str(run.source))
+def _planned(run: Run, examined: Examined) -> Plan:
+    """The plan of the checks, made anew where hooks of the user's own are imported only now."""
+    if all(hook.type in HOOKS for hook in run.hooks):
+        return examined.plan
+    given = run.provides if run.data is None else frozenset(f"data:{each}" for each in examined.audit.provides)
+    return plan_run(run, given, imports=True)
 
 
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:

@@ -20,7 +20,7 @@ from flowhooks.config import Run
 from flowhooks.data import Record, collate
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
-from flowhooks.hooks.weight_average import averaged
+from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import VALIDATION
 from flowhooks.pipeline import encoders_and_vae_on_device

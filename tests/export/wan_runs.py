@@ -10,7 +10,7 @@ from torch import nn
 
 import flowhooks
 from flowhooks.config import resolve_run
-from flowhooks.hooks.weight_average import averaged
+from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel import Hook
 from flowhooks.pipeline import load_pipeline
 from flowhooks.train.outputs import write_outputs, write_run

@@ -12,7 +12,7 @@ from flowhooks.hooks import IntervalTimes, TargetReplacer, TwinFlow, TwinFlowTar
 from flowhooks.hooks.distribution_matching.dmd import dmd_surrogate
 from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.twin_flow_target.trajectories import bounded, branch_difference, enhanced, residual
-from flowhooks.hooks.weight_average import WeightAverage
+from flowhooks.hooks.weight_average.hook import WeightAverage
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import GaussianFlow, NoCondition

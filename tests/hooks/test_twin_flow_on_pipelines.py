@@ -13,7 +13,7 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import TwinFlow, TwinFlowTarget
 from flowhooks.hooks.build import resolved_hooks
-from flowhooks.hooks.weight_average import averaged
+from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.hook import Hook
 from flowhooks.probe import probe
 from flowhooks.probe.times import Time

@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import CheckpointError
 from flowhooks.hooks import AnchorRegularizer
-from flowhooks.hooks.weight_average import WeightAverage, averaged
+from flowhooks.hooks.weight_average.hook import WeightAverage, averaged
 from tests.hooks.toy import toy_batch, toy_model, toy_session
 
 

@@ -1,7 +1,4 @@
-"""An exponential moving average of what is trained, and of nothing else: megabytes beside an adapter.
-
-``training.use_ema`` implies this hook; it is not written in a run.
-"""
+"""An exponential moving average of what is trained, and of nothing else: megabytes beside an adapter."""
 
 from __future__ import annotations
 
@@ -12,28 +9,17 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 
+from flowhooks.hooks.weight_average import WeightAverageSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 
 EMA = "ema"
 
 
-class WeightAverage(Hook):
-    """Gives the role ``ema``, over Diffusers' EMAModel.
+class WeightAverage(WeightAverageSpec, Hook):
+    """Gives the role ``ema``, over Diffusers' EMAModel."""
 
-    Args:
-        decay: in [0, 1); 0.9999 for full training, 0.999 for an adapter are usual.
-    """
-
-    type = "weight_average"
     former = "average"
-
-    def __init__(self, *, decay: float):
-        self.decay = decay
-
-    @classmethod
-    def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {"gives": {f"role:{EMA}"}}
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
