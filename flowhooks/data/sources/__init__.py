@@ -8,7 +8,7 @@ from typing import Any
 
 from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import take_columns, usual_partners
 from flowhooks.data.storage import Refused
 

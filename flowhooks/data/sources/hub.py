@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flowhooks.data.assets import Asset, FileAsset, RemoteAsset, why
 from flowhooks.data.files import realpath
 from flowhooks.data.findings import Findings
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect

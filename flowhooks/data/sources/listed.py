@@ -1,7 +1,7 @@
 """`imagefolder` and `csv`: image files that a table beside them lists, a row a sample.
 
-Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of 100,000
-pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
+Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of
+100,000 pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.files import Tree, is_image, stem_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.opening import METADATA, open_files, open_folder

@@ -1,8 +1,9 @@
 """`parquet`: tables that hold their pictures, as bytes or as the structs of Hugging Face, or paths of them.
 
-Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every picture into an Arrow
-file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before it: 0.18 s
-to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the group.
+Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every picture into an
+Arrow file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before
+it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the
+group.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 
 from flowhooks.data.assets import Asset, FileAsset, why
 from flowhooks.data.findings import Findings, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.opening import open_files

@@ -1,8 +1,8 @@
 """`webdataset`: shards, tar files in which the members of one stem make one sample. Nothing is unpacked.
 
-Tried instead: `load_dataset("webdataset")` of `datasets` 5.2, which copies every member into an Arrow file (99 MB of 98 MB),
-or with `streaming=True` reads the shard from its start to come to a sample: 0.39 s to sample 1,900 of 2,000. Python's own
-`tarfile` gives where each member lies, in 0.26 ms a sample, and a sample is then one read.
+Tried instead: `load_dataset("webdataset")` of `datasets` 5.2, which copies every member into an Arrow file (99 MB of
+98 MB), or with `streaming=True` reads the shard from its start to come to a sample: 0.39 s to sample 1,900 of 2,000.
+Python's own `tarfile` gives where each member lies, in 0.26 ms a sample, and a sample is then one read.
 
 `000.jpg` is the image of sample `000`, `000.rejected.png` its rejected side, `000.mask.png` its mask, `000.txt` or a
 key of `000.json` its caption: what stands between the stem and the suffix is the name of the column.
@@ -20,7 +20,7 @@ from flowhooks.data.assets import Asset, MemberAsset, why
 from flowhooks.data.blocks import record_columns
 from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
 from flowhooks.data.sources.opening import open_files
