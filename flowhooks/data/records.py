@@ -37,6 +37,11 @@ class DataSet:
     columns: tuple[DataSet, ...] = ()
     place: str = "instance_data_dir"
 
+    @classmethod
+    def unread(cls, block: dict[str, Any], path: str) -> DataSet:
+        """Return the set of a block that could not be opened, or is disabled."""
+        return cls(block=block, path=path, images={}, usable=False)
+
     @property
     def id(self) -> str:
         return self.block["id"]

@@ -19,7 +19,7 @@ def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     where = f"{path}.instance_data_dir"
     listed = _list(block, where, found)
     if listed is None:
-        return DataSet(block=block, path=path, images={}, usable=False)
+        return DataSet.unread(block, path)
     tree, named = listed
     shared = [" and ".join(paths) for paths in named.duplicates.values()]
     found.listing(

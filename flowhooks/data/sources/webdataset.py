@@ -23,10 +23,10 @@ from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
-from flowhooks.data.sources.opening import open_files
+from flowhooks.data.sources.opening import files_of, open_files
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
+from flowhooks.data.storage import Place, Refused, safe_relative_path
 from flowhooks.reading import BadJson, parse
 
 SUFFIXES = (".tar",)
@@ -116,10 +116,9 @@ class _Shards:
 def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """One tar file, or all in a folder."""
     where = f"{path}.instance_data_dir"
-    unread = DataSet(block=block, path=path, images={}, usable=False)
     files = open_files(block, where, SUFFIXES, found)
     if files is None:
-        return unread
+        return DataSet.unread(block, path)
     place, names = files
     shards, problems_before = _Shards(place, suffixes_of(block)), len(found.problems)
     for name in names:
@@ -139,19 +138,18 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     if not shards.samples:
         if len(found.problems) == problems_before:
             found.problem(where, f"{place.name}: {some(names)} holds no image")
-        return unread
+        return DataSet.unread(block, path)
     texts = _Texts(shards)
     of_keys = block["caption_strategy"] == "column" or record_columns(block)
     columns = choose(block, path, shards.columns, found, texts=texts.keys() if of_keys else ())
     if columns is None:
-        return unread
+        return DataSet.unread(block, path)
     return collect(block, path, columns, _rows(shards, columns, texts), found, about=place.name)
 
 
 def webdataset_columns(block: dict[str, Any], found: Findings) -> list[str]:
     """The columns of pictures among the first members of the first shard. Raises BadTable, Refused or OSError."""
-    place, file = open_place(block["instance_data_dir"], found.source)
-    names = [name for name in place.matching(file or "*") if name.lower().endswith(SUFFIXES)]
+    place, names = files_of(block, SUFFIXES, found)
     shards = _Shards(place, suffixes_of(block))
     if names:
         shards.read(names[0], _PEEKED)
