@@ -1,4 +1,4 @@
-"""What each bucket holds, and what that means for a run. A bucket is all samples of one trained size."""
+"""What a run will draw, in words: the share of each data set, and what each bucket (one trained size) holds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from flowhooks.data.findings import count
 from flowhooks.data.records import Record
-from flowhooks.data.schedule import Stream, streams
+from flowhooks.data.schedule import Stream, phases, streams
 
 SHOWN = 20
 
@@ -38,6 +38,40 @@ def named(bucket: tuple[int, int, int]) -> str:
     """`width x height`, and frames of a clip."""
     width, height, frames = bucket
     return f"{width}x{height}" + (f"x{frames}" if frames > 1 else "")
+
+
+def small_bucket_warning(streams: Sequence[Stream], samples: int) -> str | None:
+    """That some streams hold fewer samples than a micro-step draws over all processes, for a warning; None if none."""
+    small = [len(stream.indices) for stream in streams if len(stream.indices) < samples]
+    if not small:
+        return None
+    return (
+        f"a micro-step draws {samples:,} samples of one size, and {len(small):,} of {len(streams):,} groups of samples "
+        f"that are drawn together hold fewer, the smallest {min(small):,}: there a batch holds samples more than once, "
+        "and processes share them; lower `training.train_batch_size`, or add images of these sizes"
+    )
+
+
+def report(records: Sequence[Record]) -> list[str]:
+    """A line for each phase: the share of each data set in what is drawn; none where that is one data set throughout.
+
+    For the terminal; the share of a data set is that of its samples in what a long run of steps draws.
+    """
+    drawn = streams(records)
+    changing = phases(drawn)
+    if len(changing) == 1 and len({record.dataset for record in records}) < 2:
+        return []
+    lines = []
+    for phase in changing:
+        weights: dict[str, float] = {}
+        for i in phase.active:
+            for name, number in Counter(records[index].dataset for index in drawn[i].indices).items():
+                weights[name] = weights.get(name, 0.0) + drawn[i].probability * number
+        total = sum(weights.values())
+        shares = ", ".join(f"{name} {weight / total:.1%}" for name, weight in weights.items())
+        when = "" if len(changing) == 1 else f" from step {phase.start:,}" + (f" to {phase.end:,}" if phase.end else "")
+        lines.append(f"drawn{when}: {shares or 'nothing'}")
+    return lines
 
 
 def _line(records: Sequence[Record], stream: Stream, draw: int) -> str:

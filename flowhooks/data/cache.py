@@ -17,9 +17,8 @@ from flowhooks.data.dataset import CachedDataset
 from flowhooks.data.encode import CaptionEncoder, Encoder, Masks, Pictures, caption_key
 from flowhooks.data.records import Audit, distinct_captions
 from flowhooks.data.shards import entry_key, shard_groups, shard_name
-from flowhooks.data.sizes import latent_grids
 from flowhooks.data.store import CHECKED_BYTES, Entries, Entry, Store
-from flowhooks.errors import DataError
+from flowhooks.errors import DataError, ModelError, Problem
 from flowhooks.reading import user_path
 
 if TYPE_CHECKING:
@@ -90,6 +89,40 @@ def build_cache(
         grids=grids,
         provides=audit.provides,
     )
+
+
+def latent_grids(
+    model: FlowModel, sizes: Iterable[tuple[int, int, int]]
+) -> dict[tuple[int, int, int], tuple[int, int]]:
+    """Height, width and frames of samples -> (h, w) of their latents; the model then knows these sizes.
+
+    Raises DataError naming every size that the pipeline refuses or rounds to another.
+    """
+    grids, problems = {}, []
+    for height, width, frames in sizes:
+        try:
+            shape = _fitting(model.at(height, width, frames))
+        except (ValueError, ModelError) as error:  # the pipeline's own check of its arguments, and ours
+            what = f"clips of {frames} frames of {width}x{height}" if frames > 1 else f"pictures of {width}x{height}"
+            remedy = "set `num_frames` or `resolution`" if frames > 1 else "set `resolution`"
+            problems.append(
+                Problem(
+                    f"the pipeline refuses {what}: {error}; {remedy} to a size it takes; where sizes follow the "
+                    "aspect, `resolution_multiple` is what their edges are rounded to"
+                )
+            )
+        else:
+            grids[height, width, frames] = shape[-2], shape[-1]
+    if problems:
+        raise DataError(problems)
+    return grids
+
+
+def _fitting(model: FlowModel) -> tuple[int, ...]:
+    from flowhooks.probe.pictures import verify_size
+
+    verify_size(model)
+    return model.layout(**model.size).vae_shape
 
 
 class _Wanted:

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from flowhooks.data.boxes import still_of
-from flowhooks.data.inspection import FORMATS, MAX_PIXELS, BadImage, decoding, open_image
+from flowhooks.data.images import FORMATS, MAX_PIXELS, BadImage, decoding, open_image, still_of
 
 MOVING = (*FORMATS, "GIF")
 NEEDS_AV = "is a video file, which needs PyAV; run `pip install 'flowhooks[video]'`"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage, Picture
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import Picture
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_clip, load_mask, load_pixels
 from flowhooks.errors import Problem

@@ -9,7 +9,7 @@ from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
 from flowhooks.data.geometry import stable_hash
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 
 
 def propagate_num_frames(

@@ -11,8 +11,9 @@ from PIL import Image
 from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.colors import eight_bit
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.inspection import BadImage, Picture
-from flowhooks.data.sets import DataSet
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import Picture
+from flowhooks.data.records import DataSet
 from flowhooks.data.transform import mask_levels, open_upright
 
 GREY, LABELS = "grey", "labels"

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.data.blocks import MASK_TYPES, record_columns
+from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
-from flowhooks.data.optional_partners import is_loose, loose_cuts
-from flowhooks.data.partners import check_partner, plan_geometries, warn_of_orphans, warn_of_twins
-from flowhooks.data.records import Audit, Drawing, Record, distinct_captions, partly_rejected
-from flowhooks.data.schedule import report
-from flowhooks.data.sets import DataSet
+from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
+from flowhooks.data.records import Audit, DataSet, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.sources import read_set
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path

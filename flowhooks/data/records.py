@@ -1,4 +1,4 @@
-"""What the audit hands on: one record per training sample."""
+"""What readers hand on, a data set with every file looked at, and what the audit hands on, a record for each sample."""
 
 from __future__ import annotations
 
@@ -9,6 +9,47 @@ from typing import Any
 
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSet:
+    """One data set block and the images it holds.
+
+    Args:
+        block: the validated block.
+        path: its JSON path, `$[1]`.
+        images: stem -> every readable image; empty when the set cannot be used.
+        captions: stem -> prompt, of an image set; a stem without one was reported as a fault.
+        records: stem -> name -> cell, of an image set, for every name under `columns` that its row fills.
+        unusable: stems whose image is there and was reported as a fault.
+        usable: whether it could be opened.
+        columns: partners from columns or members of the set itself, each like a linked conditioning set.
+        place: key of the block that says where the images are.
+    """
+
+    block: dict[str, Any]
+    path: str
+    images: dict[str, Picture]
+    captions: dict[str, str] = field(default_factory=dict)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unusable: frozenset[str] = frozenset()
+    usable: bool = True
+    columns: tuple[DataSet, ...] = ()
+    place: str = "instance_data_dir"
+
+    @classmethod
+    def unread(cls, block: dict[str, Any], path: str) -> DataSet:
+        """Return the set of a block that could not be opened, or is disabled."""
+        return cls(block=block, path=path, images={}, usable=False)
+
+    @property
+    def id(self) -> str:
+        return self.block["id"]
+
+    @property
+    def where(self) -> str:
+        """JSON path of what says where the images are."""
+        return f"{self.path}.{self.place}"
 
 
 @dataclass(frozen=True, kw_only=True)

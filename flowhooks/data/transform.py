@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from flowhooks.data.clips import frames_of, moves
 from flowhooks.data.colors import eight_bit, to_rgb
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import MAX_PIXELS, BadImage, decoding, open_image
+from flowhooks.data.images import MAX_PIXELS, BadImage, decoding, open_image
 
 #: Modes whose numbers can be told from nothing as they are stored.
 STORED = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L")

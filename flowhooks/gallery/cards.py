@@ -11,9 +11,8 @@ from flowhooks.data import Record, Survey
 from flowhooks.data.blocks import MASK_TYPES
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
-from flowhooks.data.optional_partners import is_loose
-from flowhooks.data.partners import SAME, same_aspect, same_sides
-from flowhooks.data.sets import DataSet
+from flowhooks.data.partners import SAME, is_loose, same_aspect, same_sides
+from flowhooks.data.records import DataSet
 from flowhooks.data.sizing import Sizing
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage, Picture
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import Picture
 from flowhooks.data.masks import BLACK, dimness
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.gallery.cards import Card

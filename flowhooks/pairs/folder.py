@@ -15,7 +15,7 @@ from typing import Any
 
 from flowhooks.config import load_datasets
 from flowhooks.data import Audit, audit
-from flowhooks.data.inspection import open_image
+from flowhooks.data.images import open_image
 from flowhooks.data.sources import SOURCES
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import DataError, Problem

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from flowhooks.data import Record
 from flowhooks.data.findings import count, some
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage
-from flowhooks.data.sets import DataSet
+from flowhooks.data.images import BadImage
+from flowhooks.data.records import DataSet
 from flowhooks.data.transform import load_mask, load_pixels, open_upright
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.pairs.degradations import Degradation, degrade, stream

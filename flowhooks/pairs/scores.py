@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flowhooks.data.assets import Asset, FileAsset
 from flowhooks.data.findings import NAMED
-from flowhooks.data.inspection import BadImage, Picture, inspect_image
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import Picture, inspect_image
 from flowhooks.data.sources.columns import CAPTION, IMAGE
 from flowhooks.errors import DataError, Problem
 

@@ -29,7 +29,7 @@ from flowhooks.data import (
     holdout,
     streams,
 )
-from flowhooks.data.schedule import small_bucket_warning
+from flowhooks.data.buckets import small_bucket_warning
 from flowhooks.data.shards import human_bytes, total_bytes
 from flowhooks.errors import ConfigError, DataError, FlowhooksWarning, model_errors_at
 from flowhooks.hooks.build import assemble

@@ -15,7 +15,8 @@ import flowhooks
 from flowhooks.data import build_cache, clips, collate
 from flowhooks.data.assets import FileAsset
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage, inspect_image
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import inspect_image
 from flowhooks.data.transform import load_clip, load_pixels
 from flowhooks.errors import DataError
 from flowhooks.probe import probe

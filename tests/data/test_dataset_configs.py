@@ -106,6 +106,18 @@ def kept() -> list:
     return samples(NAMES, SIZE)
 
 
+def csv_labels(root: Path) -> Callable[[Audit], None]:
+    captioned(root / "votes")
+    rows = [f"{name}.png,a photo,{i % 2},{'deep' if i else 'flat'}" for i, name in enumerate(NAMES)]
+    (root / "votes/list.csv").write_text("\n".join(["file,words,thumbs,task", *rows]))
+
+    def labelled(result: Audit) -> None:
+        assert result.provides == {"image", "label", "task"}
+        assert [record.columns["label"] for record in result.records] == ["0", "1", "0", "1"]
+
+    return labelled
+
+
 def parquet_pairs(root: Path) -> Callable[[Audit], None]:
     keep_parquet(root, kept())
     return whole
@@ -205,7 +217,17 @@ def digits_pairs(root: Path) -> Callable[[Audit], None]:
 MAKERS = {
     make.__name__: make
     for make in (
-        *(local_folder, local_pairs, loose_pairs, several_masks, imagefolder_pairs, csv_pairs, parquet_pairs, clips),
+        *(
+            local_folder,
+            local_pairs,
+            loose_pairs,
+            several_masks,
+            imagefolder_pairs,
+            csv_pairs,
+            csv_labels,
+            parquet_pairs,
+            clips,
+        ),
         *(huggingface_saved, huggingface_stream, webdataset, remote, aspect_buckets, captions, mixture, digits_pairs),
     )
 }

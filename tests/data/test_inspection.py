@@ -12,10 +12,10 @@ from PIL import Image
 
 from flowhooks.data import inspection
 from flowhooks.data.assets import FileAsset
-from flowhooks.data.boxes import NEEDS_HEIF
 from flowhooks.data.clips import container_of
 from flowhooks.data.geometry import Geometry
-from flowhooks.data.inspection import BadImage, inspect_image
+from flowhooks.data.images import NEEDS_HEIF, BadImage
+from flowhooks.data.inspection import inspect_image
 from flowhooks.data.transform import load_pixels
 from tests.data.folders import write_image
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowhooks.data import Schedule, Stream, batch_plan
-from flowhooks.data.schedule import WeightedInterleaver, small_bucket_warning
+from flowhooks.data.buckets import small_bucket_warning
+from flowhooks.data.schedule import WeightedInterleaver
 
 seeds = st.integers(0, 2**32 - 1)
 worlds = st.integers(1, 3)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from flowhooks.data.geometry import Geometry, plan_geometry
-from flowhooks.data.inspection import BadImage
+from flowhooks.data.images import BadImage
 from flowhooks.data.transform import load_mask, load_pixels
 
 WHOLE = Geometry(width=16, height=16)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import take_columns, usual_partners
 from flowhooks.data.storage import Refused
 
@@ -76,7 +76,7 @@ _OPTIONAL = {option for source in SOURCES.values() for option in source.options}
 def read_set(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """Look at every picture and caption of a block; problems go to `found`. A disabled block is not looked at."""
     if block["disabled"]:
-        return DataSet(block=block, path=path, images={}, usable=False)
+        return DataSet.unread(block, path)
     return valued(_function(SOURCES[block["type"]].reader)(block, path, found))
 
 

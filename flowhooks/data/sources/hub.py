@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from flowhooks.data.assets import Asset, FileAsset, RemoteAsset, why
 from flowhooks.data.files import realpath
 from flowhooks.data.findings import Findings
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.rows import Row, collect
@@ -31,7 +31,6 @@ _HUB_ONLY = ("subset", "data_dir", "revision")
 def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """Load what the block names and look at every row. What has to be fetched is kept in the cache folder."""
     where = f"{path}.instance_data_dir"
-    unread = DataSet(block=block, path=path, images={}, usable=False)
     try:
         origin = find_origin(block, found)
         _refuse_options(origin, block, path, found)
@@ -40,7 +39,7 @@ def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataS
             block, path, data.column_names or list(or_refused(lambda: next(iter(data), {}), origin.name)), found
         )
         if columns is None:
-            return unread
+            return DataSet.unread(block, path)
         if block["streaming"]:
             from flowhooks.data.sources.streams import read_stream
 
@@ -54,7 +53,7 @@ def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataS
         found.problem(where, str(error))
     except OSError as error:
         found.problem(where, f"{block['instance_data_dir']!r} cannot be read ({why(error)})")
-    return unread
+    return DataSet.unread(block, path)
 
 
 def huggingface_columns(block: dict[str, Any], found: Findings) -> list[str]:

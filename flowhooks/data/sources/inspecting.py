@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.inspection import BadImage, Picture, inspect_image
+from flowhooks.data.images import BadImage
+from flowhooks.data.inspection import Picture, inspect_image
 
 
 @dataclass(frozen=True, slots=True)

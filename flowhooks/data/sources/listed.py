@@ -1,7 +1,7 @@
 """`imagefolder` and `csv`: image files that a table beside them lists, a row a sample.
 
-Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of 100,000
-pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
+Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of
+100,000 pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from flowhooks.data.assets import Asset, why
 from flowhooks.data.files import Tree, is_image, stem_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
-from flowhooks.data.sources.opening import METADATA, open_files, open_folder
+from flowhooks.data.sources.opening import METADATA, files_of, open_files, open_folder, problems_of
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import SUFFIXES, BadTable, open_table
 from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
@@ -28,10 +28,9 @@ def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataS
     Paths in a table are relative to that table. Image files that none lists are a warning.
     """
     where = f"{path}.instance_data_dir"
-    unread = DataSet(block=block, path=path, images={}, usable=False)
     folder = open_folder(block, where, found)
     if folder is None:
-        return unread
+        return DataSet.unread(block, path)
     place, tree = folder
     tables = _metadata(tree)
     if not tables:
@@ -39,7 +38,7 @@ def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataS
             f"{place.name} holds no {' or '.join(METADATA)}; add one with a column 'file_name', or use type 'local'"
         )
         found.problem(where, message)
-        return unread
+        return DataSet.unread(block, path)
     several = [str(PurePosixPath(name).parent) for name in tables]
     twice = sorted({each for each in several if several.count(each) > 1})
     found.listing(where, twice, "folders with several metadata files", "keep one of them")
@@ -54,7 +53,7 @@ def read_csv(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """One CSV or TSV file, or all in a folder; paths in it are relative to its folder."""
     files = open_files(block, f"{path}.instance_data_dir", SUFFIXES, found)
     if files is None:
-        return DataSet(block=block, path=path, images={}, usable=False)
+        return DataSet.unread(block, path)
     return _Listed(block, path, *files, found).read()
 
 
@@ -66,8 +65,7 @@ def imagefolder_columns(block: dict[str, Any], found: Findings) -> list[str]:
 
 def csv_columns(block: dict[str, Any], found: Findings) -> list[str]:
     """The columns of a CSV file, or of all in a folder. Raises BadTable, Refused or OSError."""
-    place, file = open_place(block["instance_data_dir"], found.source)
-    return _columns(place, [name for name in place.matching(file or "*") if name.lower().endswith(SUFFIXES)])
+    return _columns(*files_of(block, SUFFIXES, found))
 
 
 def _metadata(tree: Tree) -> list[str]:
@@ -92,18 +90,14 @@ class _Listed:
 
     def read(self) -> DataSet:
         where = f"{self.path}.instance_data_dir"
-        try:
+        with problems_of(self.place.name, where, self.found):
             available = _columns(self.place, self.tables)
             if available:
                 self.columns = choose(self.block, self.path, available, self.found)
             else:
                 self.found.problem(where, f"{self.place.name}: {some(self.tables)} holds no row")
-        except (BadTable, Refused) as error:
-            self.found.problem(where, f"{self.place.name}: {error}")
-        except OSError as error:
-            self.found.problem(where, f"{error.filename or self.place.name} cannot be read ({why(error)})")
         if self.columns is None:
-            return DataSet(block=self.block, path=self.path, images={}, usable=False)
+            return DataSet.unread(self.block, self.path)
         about = f"{self.place.name}: {some(self.tables)}"
         return collect(self.block, self.path, self.columns, self._rows(self.columns), self.found, about=about)
 

@@ -9,7 +9,7 @@ from flowhooks.data.captions import Captions, captions_without_text
 from flowhooks.data.files import Images, Tree, group_images, suffixes_of
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.inspecting import Inspector, note_copies
 from flowhooks.data.sources.opening import KINDS, METADATA, open_folder
 
@@ -19,7 +19,7 @@ def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     where = f"{path}.instance_data_dir"
     listed = _list(block, where, found)
     if listed is None:
-        return DataSet(block=block, path=path, images={}, usable=False)
+        return DataSet.unread(block, path)
     tree, named = listed
     shared = [" and ".join(paths) for paths in named.duplicates.values()]
     found.listing(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from flowhooks.data.assets import why
 from flowhooks.data.files import Tree
 from flowhooks.data.findings import Findings
+from flowhooks.data.sources.tables import BadTable
 from flowhooks.data.storage import Place, Refused, open_place
 
 T = TypeVar("T")
@@ -16,6 +18,17 @@ T = TypeVar("T")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 #: Suffix -> the type that reads such files.
 KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "webdataset"}
+
+
+@contextmanager
+def problems_of(name: str, where: str, found: Findings) -> Iterator[None]:
+    """Tell a table or shard that cannot be read as a problem about `name` at the JSON path `where`."""
+    try:
+        yield
+    except (BadTable, Refused) as error:
+        found.problem(where, f"{name}: {error}")
+    except OSError as error:
+        found.problem(where, f"{error.filename or name} cannot be read ({why(error)})")
 
 
 def or_problem(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
@@ -66,6 +79,12 @@ def open_files(
         found.problem(where, f"{place.name}{f'/{file}' if file else ''} holds no {wanted} file; name one, or a folder")
         return None
     return place, fitting
+
+
+def files_of(block: dict[str, Any], suffixes: Sequence[str], found: Findings) -> tuple[Place, list[str]]:
+    """Return what `open_files` finds. Raises Refused or OSError instead of telling a problem."""
+    place, file = open_place(block["instance_data_dir"], found.source)
+    return place, [name for name in place.matching(file or "*") if name.lower().endswith(tuple(suffixes))]
 
 
 def _locate(block: dict[str, Any], where: str, found: Findings) -> tuple[Place, str | None] | None:

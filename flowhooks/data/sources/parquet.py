@@ -1,8 +1,9 @@
 """`parquet`: tables that hold their pictures, as bytes or as the structs of Hugging Face, or paths of them.
 
-Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every picture into an Arrow
-file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before it: 0.18 s
-to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the group.
+Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every picture into an
+Arrow file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before
+it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the
+group.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flowhooks.data.assets import Asset, FileAsset, why
+from flowhooks.data.assets import Asset, FileAsset
 from flowhooks.data.findings import Findings, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.cells import plain, rows_of
 from flowhooks.data.sources.columns import Columns, choose
-from flowhooks.data.sources.opening import open_files
+from flowhooks.data.sources.opening import files_of, open_files, problems_of
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
+from flowhooks.data.storage import Place, Refused, safe_relative_path
 
 SUFFIXES = (".parquet",)
 # One group of rows is decoded at a time; a file may declare more than any memory holds.
@@ -37,7 +38,7 @@ def read_parquet(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """One Parquet file, or all in a folder."""
     files = open_files(block, f"{path}.instance_data_dir", SUFFIXES, found)
     if files is None:
-        return DataSet(block=block, path=path, images={}, usable=False)
+        return DataSet.unread(block, path)
     place, names = files
     table = ParquetTable(place, names)
     return read_tables(table, block, path, found, about=place.name, held=f"{place.name}: {some(names)}")
@@ -45,8 +46,7 @@ def read_parquet(block: dict[str, Any], path: str, found: Findings) -> DataSet:
 
 def parquet_columns(block: dict[str, Any], found: Findings) -> list[str]:
     """The columns of the first file. Raises BadTable, Refused or OSError."""
-    place, file = open_place(block["instance_data_dir"], found.source)
-    names = [name for name in place.matching(file or "*") if name.lower().endswith(SUFFIXES)]
+    place, names = files_of(block, SUFFIXES, found)
     return ParquetTable(place, names[:1]).columns() if names else []
 
 
@@ -55,28 +55,20 @@ def read_tables(
 ) -> DataSet:
     """The rows of Parquet files as a data set, which messages call `about`, or `held` where all rows are meant."""
     where = f"{path}.instance_data_dir"
-    columns = None
-    try:
+    columns, checked = None, False
+    with problems_of(about, where, found):
         columns = choose(block, path, table.columns(), found)
         if columns is not None:
             table.check(columns)
-    except BadTable as error:
-        found.problem(where, f"{about}: {error}")
-        columns = None
-    except OSError as error:
-        found.problem(where, f"{about} cannot be read ({why(error)})")
-    if columns is None:
-        return DataSet(block=block, path=path, images={}, usable=False)
+            checked = True
+    if columns is None or not checked:
+        return DataSet.unread(block, path)
     return collect(block, path, columns, _rows(table, columns, where, about, found), found, about=held or about)
 
 
 def _rows(table: ParquetTable, columns: Columns, where: str, about: str, found: Findings) -> Iterator[Row]:
-    try:
+    with problems_of(about, where, found):
         yield from rows_of(table, columns)
-    except BadTable as error:
-        found.problem(where, f"{about}: {error}")
-    except OSError as error:
-        found.problem(where, f"{about} cannot be read ({why(error)})")
 
 
 class ParquetTable:

@@ -11,7 +11,7 @@ from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_tex
 from flowhooks.data.files import is_text
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, place_of
 from flowhooks.data.sources.inspecting import Fault, Inspector, note_copies
 from flowhooks.json_faults import json_path

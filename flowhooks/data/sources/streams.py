@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from flowhooks.data.assets import refuse_large, why
 from flowhooks.data.files import walk
 from flowhooks.data.findings import Findings, count
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.cells import plain
 from flowhooks.data.sources.columns import Columns
 from flowhooks.data.sources.hub import Origin, or_refused

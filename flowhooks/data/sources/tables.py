@@ -1,10 +1,10 @@
 """Tables of text: CSV, TSV and JSON Lines, read row by row so that a fault names its line.
 
-Tried instead: `load_dataset` of `datasets` 5.2. Its `csv` reads text with features and `keep_default_na=False`, but gives a
-row that is too short empty cells without a word, and of a row that is too long, or one byte that is not UTF-8, only that
-the file cannot be loaded. Its `json` makes the number 1 of the text `001` where the column holds numbers too. Importing
-it takes 1.7 s, which is longer than the audit of a small set; these readers take 0.4 s for 100,000 lines of CSV and
-1.5 s for as many of JSON.
+Tried instead: `load_dataset` of `datasets` 5.2. Its `csv` reads text with features and `keep_default_na=False`, but
+gives a row that is too short empty cells without a word, and of a row that is too long, or one byte that is not
+UTF-8, only that the file cannot be loaded. Its `json` makes the number 1 of the text `001` where the column holds
+numbers too. Importing it takes 1.7 s, which is longer than the audit of a small set; these readers take 0.4 s for
+100,000 lines of CSV and 1.5 s for as many of JSON.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`webdataset`: shards, tar files in which the members of one stem make one sample. Nothing is unpacked.
 
-Tried instead: `load_dataset("webdataset")` of `datasets` 5.2, which copies every member into an Arrow file (99 MB of 98 MB),
-or with `streaming=True` reads the shard from its start to come to a sample: 0.39 s to sample 1,900 of 2,000. Python's own
-`tarfile` gives where each member lies, in 0.26 ms a sample, and a sample is then one read.
+Tried instead: `load_dataset("webdataset")` of `datasets` 5.2, which copies every member into an Arrow file (99 MB of
+98 MB), or with `streaming=True` reads the shard from its start to come to a sample: 0.39 s to sample 1,900 of 2,000.
+Python's own `tarfile` gives where each member lies, in 0.26 ms a sample, and a sample is then one read.
 
 `000.jpg` is the image of sample `000`, `000.rejected.png` its rejected side, `000.mask.png` its mask, `000.txt` or a
 key of `000.json` its caption: what stands between the stem and the suffix is the name of the column.
@@ -20,13 +20,13 @@ from flowhooks.data.assets import Asset, MemberAsset, why
 from flowhooks.data.blocks import record_columns
 from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
-from flowhooks.data.sets import DataSet
+from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
-from flowhooks.data.sources.opening import open_files
+from flowhooks.data.sources.opening import files_of, open_files
 from flowhooks.data.sources.rows import Row, collect
 from flowhooks.data.sources.tables import BadTable
-from flowhooks.data.storage import Place, Refused, open_place, safe_relative_path
+from flowhooks.data.storage import Place, Refused, safe_relative_path
 from flowhooks.reading import BadJson, parse
 
 SUFFIXES = (".tar",)
@@ -116,10 +116,9 @@ class _Shards:
 def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     """One tar file, or all in a folder."""
     where = f"{path}.instance_data_dir"
-    unread = DataSet(block=block, path=path, images={}, usable=False)
     files = open_files(block, where, SUFFIXES, found)
     if files is None:
-        return unread
+        return DataSet.unread(block, path)
     place, names = files
     shards, problems_before = _Shards(place, suffixes_of(block)), len(found.problems)
     for name in names:
@@ -139,19 +138,18 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     if not shards.samples:
         if len(found.problems) == problems_before:
             found.problem(where, f"{place.name}: {some(names)} holds no image")
-        return unread
+        return DataSet.unread(block, path)
     texts = _Texts(shards)
     of_keys = block["caption_strategy"] == "column" or record_columns(block)
     columns = choose(block, path, shards.columns, found, texts=texts.keys() if of_keys else ())
     if columns is None:
-        return unread
+        return DataSet.unread(block, path)
     return collect(block, path, columns, _rows(shards, columns, texts), found, about=place.name)
 
 
 def webdataset_columns(block: dict[str, Any], found: Findings) -> list[str]:
     """The columns of pictures among the first members of the first shard. Raises BadTable, Refused or OSError."""
-    place, file = open_place(block["instance_data_dir"], found.source)
-    names = [name for name in place.matching(file or "*") if name.lower().endswith(SUFFIXES)]
+    place, names = files_of(block, SUFFIXES, found)
     shards = _Shards(place, suffixes_of(block))
     if names:
         shards.read(names[0], _PEEKED)

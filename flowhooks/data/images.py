@@ -1,19 +1,42 @@
-"""Still pictures in the containers of the MP4 family: AVIF and HEIC. They begin like a video file, and are none."""
+"""Which image files are opened, how, and up to which size. AVIF and HEIC begin like a video file, and are none."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from typing import cast
 
 from PIL import Image
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "AVIF")
+# Pillow's own threshold for a probable decompression bomb, fixed here because a caller may have switched Pillow's off.
+MAX_PIXELS = 89_478_485
 AVIF, HEIC = "AVIF", "HEIC"
 NEEDS_HEIF = "is a HEIC image, which needs pillow-heif; run `pip install 'flowhooks[heic]'`"
 _AVIF = (b"avif", b"avis")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
 #: Brands that say "a still picture" and not of which codec.
 _STILL = (b"mif1", b"msf1")
+
+
+class BadImage(Exception):
+    """The file is not an image that flowhooks can train on; the message says why."""
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Quietly; whatever goes wrong is a BadImage."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except BadImage:
+        raise
+    except Exception as error:  # a decoder may raise anything on damaged bytes
+        raise BadImage(f"cannot be decoded ({error})") from None
 
 
 def still_of(data: bytes) -> str | None:
@@ -52,3 +75,12 @@ def open_heic(data: bytes) -> Image.Image:
 def reads_heic() -> bool:
     """Whether pillow-heif is installed."""
     return find_spec("pillow_heif") is not None
+
+
+def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """An image, not decoded yet. Raises BadImage for a HEIC that cannot be read here; whatever Pillow raises."""
+    if still_of(data) == HEIC:
+        if not reads_heic():
+            raise BadImage(NEEDS_HEIF)
+        return open_heic(data)
+    return Image.open(BytesIO(data), formats=formats)
