@@ -72,10 +72,6 @@ def test_an_import_anywhere_in_a_file_is_seen(tmp_path):
     assert sorted(set(imports(file))) == [(1, "train"), (3, "cli"), (6, "data")]
 
 
-#: Files of these are found by their names: a command, a hook or a method has one of its own, however short.
-BY_NAME = ("commands/", "hooks/", "methods/")
-
-
 def users() -> dict[Path, set[Path]]:
     """File of the package -> the other files of the package that import it, or name it for a lazy import."""
     modules = {
@@ -96,13 +92,14 @@ def users() -> dict[Path, set[Path]]:
 
 
 def test_what_is_short_and_has_one_user_stands_in_its_file():
-    """What a whole room offers, the user is its `__init__`, may have a file of its own."""
+    """A file of the same folder: those at the top are rooms of their own, and what a room offers to all, so that its
+    user is the `__init__`, may have a file too."""
     alone = [
         f"{short.relative_to(PACKAGE)} has one user, {next(iter(by)).relative_to(PACKAGE)}; join it to that file"
         for short, by in users().items()
         if len(by) == 1
+        and short.parent == next(iter(by)).parent != PACKAGE
         and len(short.read_text(encoding="utf-8").splitlines()) < 60
         and not {short.name, next(iter(by)).name} & {"__init__.py"}
-        and not str(short.relative_to(PACKAGE)).startswith(BY_NAME)
     ]
     assert alone == []
