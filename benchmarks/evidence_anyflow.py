@@ -14,11 +14,10 @@ import torch
 import flowhooks
 from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.commands.demo import trained_lora
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
-from flowhooks.digits.measure import SAMPLES, draw, load_stock
 from flowhooks.digits.model import ensure_model
-from flowhooks.digits.report import machine
+from flowhooks.digits.pipeline import read_pixels
+from flowhooks.digits.report import SAMPLES, draw, load_stock, machine
 from flowhooks.digits.scans import PIXELS, resolve_data
 from flowhooks.manifest import MODULES
 

@@ -13,9 +13,8 @@ import matplotlib
 
 from flowhooks.commands.demo import trained_lora
 from flowhooks.digits.judge import Score, ensure_judge
-from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.digits.model import ensure_model
-from flowhooks.digits.report import machine
+from flowhooks.digits.report import SAMPLES, STEPS, asked_digits, draw, load_stock, machine
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402

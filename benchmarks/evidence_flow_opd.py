@@ -16,11 +16,10 @@ from flowhooks.adapters.names import LORA_FILE
 from flowhooks.checks.planning import forwards, plan_run
 from flowhooks.commands.demo import trained_lora
 from flowhooks.config import Run, load_run
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, ensure_judge, frechet_distance, gaussian, infer
-from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.digits.model import ensure_model, example
-from flowhooks.digits.report import machine
+from flowhooks.digits.pipeline import read_pixels
+from flowhooks.digits.report import SAMPLES, STEPS, asked_digits, draw, load_stock, machine
 from flowhooks.digits.scans import caption, resolve_data
 from flowhooks.rewards import build_reward
 

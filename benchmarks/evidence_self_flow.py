@@ -21,11 +21,10 @@ from benchmarks.evidence_self_flow_page import write_page
 from benchmarks.measure import interleaved, ratio
 from benchmarks.representation import block_features, ensure_encoder, probe_accuracy, split
 from flowhooks.config import Run, load_run
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, ensure_judge
-from flowhooks.digits.measure import SAMPLES, STEPS, asked_digits, draw, load_stock
 from flowhooks.digits.model import ensure_untrained, example
-from flowhooks.digits.report import machine
+from flowhooks.digits.pipeline import read_pixels
+from flowhooks.digits.report import SAMPLES, STEPS, asked_digits, draw, load_stock, machine
 from flowhooks.digits.scans import PIXELS, caption, load_scans, resolve_data
 from flowhooks.files import whole
 from flowhooks.kernel.view import Batch

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 __version__ = "0.1.0"
 
@@ -16,7 +14,4 @@ _EXPORTS = {
     "Session": "flowhooks.kernel",
 }
 __all__ = [*sorted(_EXPORTS), "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

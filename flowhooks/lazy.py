@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
 
-def lazy_attribute(package: str, rooms: Mapping[str, str], name: str) -> Any:
-    """What ``name`` is in a package, for its ``__getattr__``.
+def lazy_attributes(package: str, rooms: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's ``__getattr__``. It raises AttributeError for a name that the package has not.
 
     Args:
         rooms: name -> the module that holds it, in full.
-
-    Raises:
-        AttributeError: the package has no such name.
     """
-    if name not in rooms:
-        raise AttributeError(f"module {package!r} has no attribute {name!r}")
-    return getattr(import_module(rooms[name]), name)
+
+    def attribute(name: str) -> Any:
+        if name not in rooms:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(rooms[name]), name)
+
+    return attribute

@@ -7,9 +7,7 @@ whatever is trained.
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {
     "Adapter": "flowhooks.adapters.base",
@@ -19,7 +17,4 @@ _EXPORTS = {
     "load_adapter": "flowhooks.adapters.load",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

@@ -14,6 +14,9 @@ from flowhooks.errors import AdapterError
 _ABSENT = object()
 # (module, name of an instance attribute, value)
 Setting = tuple[nn.Module, str, Any]
+# What PEFT and Diffusers leave on the transformer, and LyCORIS on a layer.
+_ROOT_ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded")
+_LAYER_ATTRIBUTES = ("forward", "_lycoris_wrappers", "_lycoris_original_forward")
 
 
 @contextmanager
@@ -76,11 +79,6 @@ def without_any(network: nn.Module) -> list[Setting]:
         for lora in vars(module).get("_lycoris_wrappers", ()):
             settings += without_lycoris(lora)
     return settings
-
-
-# What PEFT and Diffusers leave on the transformer, and LyCORIS on a layer.
-_ROOT_ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded")
-_LAYER_ATTRIBUTES = ("forward", "_lycoris_wrappers", "_lycoris_original_forward")
 
 
 class Snapshot:

@@ -27,6 +27,19 @@ _CAPABILITIES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("_native_cudnn", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub"), (8, 0)),
     **dict.fromkeys(("_flash_3", "_flash_3_hub", "_flash_3_varlen_hub", "_flash_varlen_3", "flash_4_hub"), (9, 0)),
 }
+#: Processes that read ahead, for each CPU, beyond which a run is refused: each holds some hundred megabytes.
+WORKERS_PER_CPU = 8
+_SHARDED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+#: Optimisers of torch that no network is trained with here.
+UNFIT: Mapping[str, str] = {
+    "LBFGS": "asks for the loss again and again within one step, and a step here has one",
+    "SparseAdam": "takes sparse gradients only, and those of a network are dense",
+}
+_EXPORTED = re.compile(r"^from torch\.optim\.\w+ import (\w+) as \1$", re.MULTILINE)
 
 
 def backend_refusal(name: str, *, dtype: str = "bf16", mixed_precision: str = "no") -> str | None:
@@ -135,15 +148,6 @@ def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(str(part) for part in capability)
 
 
-#: Processes that read ahead, for each CPU, beyond which a run is refused: each holds some hundred megabytes.
-WORKERS_PER_CPU = 8
-_SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
-
-
 def sharding_problems(run: Run) -> Iterator[Problem]:
     """Settings of accelerate that split the model over processes."""
     for variable, name in _SHARDED.items():
@@ -224,14 +228,6 @@ def _unmakeable(place: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-#: Optimisers of torch that no network is trained with here.
-UNFIT: Mapping[str, str] = {
-    "LBFGS": "asks for the loss again and again within one step, and a step here has one",
-    "SparseAdam": "takes sparse gradients only, and those of a network are dense",
-}
-_EXPORTED = re.compile(r"^from torch\.optim\.\w+ import (\w+) as \1$", re.MULTILINE)
 
 
 @cache

@@ -57,9 +57,8 @@ def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
 
 def _run(output: Path, progress: bool, rebuild: bool) -> int:
     from flowhooks.digits.judge import ensure_judge
-    from flowhooks.digits.measure import SAMPLES, asked_digits, draw, load_stock
     from flowhooks.digits.model import ensure_model
-    from flowhooks.digits.report import as_text, save_grid, table, write_report
+    from flowhooks.digits.report import SAMPLES, as_text, asked_digits, draw, load_stock, save_grid, table, write_report
     from flowhooks.digits.scans import ensure_data
 
     began = time.monotonic()

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {
     "Audit": "flowhooks.data.records",
@@ -26,7 +24,4 @@ _EXPORTS = {
     "survey": "flowhooks.data.pairing",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

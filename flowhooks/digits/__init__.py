@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {
     "ensure_data": "flowhooks.digits.scans",
@@ -15,7 +13,4 @@ _EXPORTS = {
     "ensure_judge": "flowhooks.digits.judge",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

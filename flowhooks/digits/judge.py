@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.pipeline import read_pixels
 from flowhooks.digits.scans import RECIPE as DATA_RECIPE
 from flowhooks.digits.scans import ensure_data, load_scans
 from flowhooks.files import place, share, whole

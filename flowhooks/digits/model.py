@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from flowhooks.digits import pipeline
-from flowhooks.digits.autoencoder import read_pixels, train_autoencoder
+from flowhooks.digits.pipeline import read_pixels, train_autoencoder
 from flowhooks.digits.places import AUTOENCODER, PIPELINE, PRETRAINING, example, pretrained_place, untrained_place
 from flowhooks.digits.scans import ensure_data
 from flowhooks.errors import ModelError

@@ -14,6 +14,17 @@ from flowhooks.files import place, whole
 INK_RGB = (28, 48, 132)
 #: Shares of the picture's side.
 RADIUS = (0.17, 0.23)
+PIXELS = 32
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+FOLDERS = ("preferred", "rejected", "mask", "base")
+RECIPE: dict[str, Any] = {
+    "version": 1,
+    "pixels": PIXELS,
+    "seed": 0,
+    "ink": list(INK_RGB),
+    "radius": list(RADIUS),
+    "blotted_in_base": 0.5,
+}
 
 
 def blot_opacity(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -49,19 +60,6 @@ def spill(paper: np.ndarray, opacity: np.ndarray) -> np.ndarray:
 def _soft_edge(depth: np.ndarray) -> np.ndarray:
     opacity = np.clip(depth + 0.5, 0.0, 1.0)
     return np.where(opacity < 0.15, 0.0, opacity)
-
-
-PIXELS = 32
-WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-FOLDERS = ("preferred", "rejected", "mask", "base")
-RECIPE: dict[str, Any] = {
-    "version": 1,
-    "pixels": PIXELS,
-    "seed": 0,
-    "ink": list(INK_RGB),
-    "radius": list(RADIUS),
-    "blotted_in_base": 0.5,
-}
 
 
 def caption(digit: int) -> str:

@@ -12,6 +12,17 @@ from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.json_faults import json_path as json_path
 
+_KEY = re.compile(
+    r"(^|[_\-.])(token|api_?key|password|passwd|secret|credentials?)$|^(hf|hub|wandb)(token|apikey)$", re.I
+)
+_VALUE = re.compile(
+    r"\b(hf_(?=[A-Za-z0-9]*[0-9A-Z])[A-Za-z0-9]{8,}|hf_[A-Za-z]{24,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
+    r"|sk-[A-Za-z0-9_-]{20,})"
+)
+_REMEDY = (
+    "take it out and use `hf auth login`, or an environment variable such as HF_TOKEN; a run file holds no secrets"
+)
+
 
 def read_json(path: Path) -> Any:
     """Contents of a JSON file. Raises ConfigError like :func:`flowhooks.reading.read_json`, with the file that was
@@ -47,18 +58,6 @@ def _near(path: Path) -> str:
     except OSError:
         return ""
     return hint(path.name, names)
-
-
-_KEY = re.compile(
-    r"(^|[_\-.])(token|api_?key|password|passwd|secret|credentials?)$|^(hf|hub|wandb)(token|apikey)$", re.I
-)
-_VALUE = re.compile(
-    r"\b(hf_(?=[A-Za-z0-9]*[0-9A-Z])[A-Za-z0-9]{8,}|hf_[A-Za-z]{24,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
-    r"|sk-[A-Za-z0-9_-]{20,})"
-)
-_REMEDY = (
-    "take it out and use `hf auth login`, or an environment variable such as HF_TOKEN; a run file holds no secrets"
-)
 
 
 def redact(text: str) -> str:

@@ -23,7 +23,11 @@ _OPTIONS = ("type", "route", "model")
 #: What comes with flowhooks and is named by its path, since it is of use to the embedded pipeline alone.
 _SHIPPED = frozenset({"flowhooks.digits.rewards:Ink", "flowhooks.digits.rewards:Legibility"})
 #: Paths that run files of the first edition name -> where that is now.
-_MOVED = {path.replace(".digits.", ".embedded."): path for path in _SHIPPED}
+_MOVED = {
+    **{path.replace(".digits.", ".embedded."): path for path in _SHIPPED},
+    "flowhooks.rewards.clip_score:ClipScore": "flowhooks.rewards.dual_encoder:ClipScore",
+    "flowhooks.rewards.pickscore:PickScore": "flowhooks.rewards.dual_encoder:PickScore",
+}
 #: What is there comes with torch.
 OF_TORCH = "torch.optim:"
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Union, dataclass_transform, get_args,
 from jsonschema import Draft202012Validator
 
 from flowhooks.documents.document import json_path
-from flowhooks.documents.messages import explain
+from flowhooks.documents.validation import explain
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: Keys that a reader of any object skips.

@@ -1,17 +1,176 @@
-"""Values against schemas: every problem at once, then the defaults."""
+"""Values against schemas: every problem at once, in words, then the defaults."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from flowhooks.documents.document import json_path
-from flowhooks.documents.messages import explain
-from flowhooks.documents.schemas import validator
-from flowhooks.errors import Problem
+from jsonschema import ValidationError
 
+from flowhooks.documents.document import json_path
+from flowhooks.documents.schemas import schemas, validator
+from flowhooks.documents.suggest import closest, listed, nearest
+from flowhooks.errors import Problem
+from flowhooks.reading import path_fault
+
+_KINDS = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "an integer",
+    "null": "null",
+    "number": "a number",
+    "object": "an object",
+    "string": "a string",
+}
+_BOUNDS = {
+    "exclusiveMinimum": "above",
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMaximum": "below",
+}
+#: Bounds from here on are no rule of a method.
+_ABSURD = 100_000
 Schema = str | Mapping[str, Any]
+
+
+def explain(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """(path below the validated value, message) of each thing one schema error stands for."""
+    at = tuple(error.absolute_path)
+    match error.validator:
+        case "additionalProperties":
+            for key in _unknown(error):
+                yield (*at, key), _unknown_key(key, error)
+        case "required":
+            # One schema error is raised for each missing key, and names it only in its text.
+            for key in error.validator_value:
+                if key not in error.instance and repr(key) in error.message:
+                    yield (*at, key), f"is missing; expected {_expected(error.schema['properties'].get(key, {}))}"
+        case _:
+            yield at, _value(error)
+
+
+def shown(value: Any) -> str:
+    """A JSON value in a sentence."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str):
+        return f"the string {value if len(value) <= 60 else value[:57] + '...'!r}"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    return "an object" if isinstance(value, dict) else "a list"
+
+
+def _value(error: ValidationError) -> str:
+    found, expected = error.instance, error.validator_value
+    match error.validator:
+        case "type":
+            wanted = [expected] if isinstance(expected, str) else expected
+            return f"expected {_either(wanted)}, found {shown(found)}{_type_remedy(wanted, found)}"
+        case "enum":
+            words = _not_one_of(found, expected)
+            return words if "did you mean" in words else words + _examples(error, "; or something like")
+        case "const":
+            return f"expected {shown(expected)}, found {shown(found)}"
+        case "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum":
+            return f"expected {_range(error.schema, error.validator)}, found {found}"
+        case "minItems" | "maxItems":
+            return f"expected {_BOUNDS[error.validator[:3] + 'imum']} {_count(expected)}, found {len(found)}"
+        case "uniqueItems":
+            twice = next(item for i, item in enumerate(found) if item in found[:i])
+            return f"{shown(twice)} is listed twice; remove one of the two"
+        case "minLength":
+            return "the string is empty; write a value or remove the key"
+        case "format":
+            return f"{shown(found)}: {path_fault(found)}"
+        case "pattern":
+            return f"{shown(found)} has the wrong form{_examples(error, '; expected something like')}"
+    return error.message
+
+
+def _not_one_of(found: Any, allowed: list[Any]) -> str:
+    names = [each for each in allowed if isinstance(each, str)]
+    either = listed(names) + (", or null" if None in allowed else "")
+    if not isinstance(found, str):
+        return f"expected one of {either}, found {shown(found)}"
+    close = closest(found, names)
+    return f"{found!r} is not one of {either}" + (f"; did you mean {close!r}?" if close else "")
+
+
+def _unknown(error: ValidationError) -> list[str]:
+    known = error.schema.get("properties", {})
+    return [key for key in error.instance if key not in known and not key.startswith(("_comment", "$comment"))]
+
+
+def _unknown_key(key: str, error: ValidationError) -> str:
+    known = list(error.schema.get("properties", {}))
+    close = closest(key, known) or _elsewhere(key)
+    told = f"unknown key {key if len(key) <= 60 else key[:57] + '...'!r}; "
+    if close:
+        return f"{told}did you mean {close!r}?"
+    # A list of all would be a screen long; the schema has them.
+    return told + (f"nearest here: {listed(nearest(key, known))}" if known else "there is none here")
+
+
+def _elsewhere(key: str) -> str | None:
+    """A key that another section of a run has."""
+    for name, section in schemas()["run"]["properties"].items():
+        if key in section.get("properties", {}):
+            return f"{name}.{key}"
+    return None
+
+
+def _type_remedy(wanted: list[str], found: Any) -> str:
+    if isinstance(found, str):
+        if re.fullmatch(r"\$\{?\w+\}?", found):
+            return "; variables are not expanded in a file, write the value itself, or give it with --set"
+        numbers = {"integer", "number"} & set(wanted)
+        if numbers and _is_number(found) or "boolean" in wanted and found in ("true", "false"):
+            return "; remove the quotes"
+        if "array" in wanted and not numbers:
+            return "; put it in brackets"
+        if "null" in wanted and found in ("null", "None", "none"):
+            return "; write null without quotes"
+    if "string" in wanted and isinstance(found, (int, float)) and not isinstance(found, bool):
+        return "; put it in quotes"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _range(schema: dict[str, Any], broken: str) -> str:
+    """The bounds of a number; those that only keep out what no machine computes with are worth a word when broken."""
+    told = {key: words for key, words in _BOUNDS.items() if key in schema}
+    told = {key: words for key, words in told.items() if key == broken or abs(schema[key]) < _ABSURD}
+    return "a number " + " and ".join(f"{words} {schema[key]}" for key, words in told.items())
+
+
+def _examples(error: ValidationError, lead: str) -> str:
+    examples = error.schema.get("examples", [])
+    return f"{lead} {' or '.join(repr(each) for each in examples)}" if examples else ""
+
+
+def _expected(schema: dict[str, Any]) -> str:
+    kind = schema.get("type", "a value")
+    words = _either([kind] if isinstance(kind, str) else kind) if "type" in schema else "a value"
+    about = schema.get("description", "")
+    return f"{words} ({about[:1].lower()}{about[1:].rstrip('.')})" if about else words
+
+
+def _either(kinds: list[str]) -> str:
+    words = [_KINDS[kind] for kind in kinds]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def _count(number: int) -> str:
+    return f"{number} entry" if number == 1 else f"{number} entries"
 
 
 def problems_in(value: Any, schema: Schema, *, file: str | None, root: str = "$") -> list[Problem]:

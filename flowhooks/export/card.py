@@ -7,6 +7,8 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.adapter_file import write_aside
 from flowhooks.export.card_code import below, card_code
-from flowhooks.export.papers import cited
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import CARD, MODULES
 
 #: The words of those metrics that the card shows; every one is in metrics.json.
@@ -28,6 +30,13 @@ _GATE_NOTE = (
 )
 _LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
 _DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."
+_ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
+#: Type of a reward -> keys of what it is built on.
+REWARD_PAPERS: Mapping[str, tuple[str, ...]] = {
+    "clip_score": ("hessel2021clipscore", "zhai2023sigmoid"),
+    "pickscore": ("kirstain2023pick",),
+    "ocr": ("li2021trocr",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,3 +173,17 @@ def _relative(path: Path, folder: Path) -> str:
 
 def _one_line(text: str) -> str:
     return re.sub(r"[\[\]\s]+", " ", text).strip()
+
+
+@cache
+def entries() -> Mapping[str, str]:
+    """Key -> BibTeX entry, of every paper in ``papers.bib``."""
+    text = resources.files("flowhooks.export").joinpath("papers.bib").read_text(encoding="utf-8")
+    return {found[1]: found[0] for found in _ENTRY.finditer(text)}
+
+
+def cited(hooks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """BibTeX entries of the papers behind hook blocks and the rewards in them, each once."""
+    types = [HOOKS[hook["type"]].papers for hook in hooks if hook["type"] in HOOKS]
+    rewards = [REWARD_PAPERS.get(block["type"], ()) for hook in hooks for block in hook.get("rewards", ())]
+    return [entries()[key] for key in dict.fromkeys(key for keys in (*types, *rewards) for key in keys)]

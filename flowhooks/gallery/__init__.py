@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {"Gallery": "flowhooks.gallery.write", "write_gallery": "flowhooks.gallery.write"}
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

@@ -22,8 +22,7 @@ from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.files import write_aside
 from flowhooks.gallery.cards import Card, all_cards, chosen
 from flowhooks.gallery.page import MARK, Overview, page
-from flowhooks.gallery.sheet import sheet
-from flowhooks.gallery.thumbs import Thumbs, draw
+from flowhooks.gallery.thumbs import Thumbs, draw, sheet
 from flowhooks.reading import user_path
 
 PAGE, SHEET = "inspect.html", "inspect.png"

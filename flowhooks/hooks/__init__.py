@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 
 def _classes() -> dict[str, str]:
@@ -21,4 +21,4 @@ def _classes() -> dict[str, str]:
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted(_classes())
-    return lazy_attribute(__name__, _classes(), name)
+    return lazy_attributes(__name__, _classes())(name)

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {
     "Assembly": "flowhooks.kernel.assembly",
@@ -22,7 +20,4 @@ _EXPORTS = {
     "View": "flowhooks.kernel.view",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 _EXPORTS = {
     "Made": "flowhooks.pairs.folder",
@@ -12,7 +10,4 @@ _EXPORTS = {
     "pairs_from_scores": "flowhooks.pairs.choose",
 }
 __all__ = sorted(_EXPORTS)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _EXPORTS, name)
+__getattr__ = lazy_attributes(__name__, _EXPORTS)

@@ -6,9 +6,7 @@ does not ask for one.
 
 from __future__ import annotations
 
-from typing import Any
-
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 from flowhooks.rewards.registry import REWARDS
 
 _MODULES = {
@@ -23,7 +21,4 @@ _MODULES = {
     "build_rewards": "flowhooks.rewards.build",
 }
 __all__ = sorted(_MODULES)
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, _MODULES, name)
+__getattr__ = lazy_attributes(__name__, _MODULES)

@@ -13,6 +13,7 @@ from flowhooks.splice import restore_attributes
 
 #: How pipelines call the number of pictures or videos of one prompt.
 EACH = ("num_images_per_prompt", "num_videos_per_prompt")
+GAP = 2
 
 
 @torch.no_grad()
@@ -84,9 +85,6 @@ def _generators(
 def _still(made: Image.Image | Sequence[Image.Image]) -> Image.Image:
     """A picture, or the middle frame of a video."""
     return made if isinstance(made, Image.Image) else made[len(made) // 2]
-
-
-GAP = 2
 
 
 def picture_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:

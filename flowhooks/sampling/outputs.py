@@ -15,6 +15,8 @@ from flowhooks.sampling.prompts import read_prompts
 GRID = "grid.png"
 PICTURE = "prompt_"
 DEFAULT = "samples"
+CONFIG = "dataset.json"
+PICTURES = "images"
 
 
 def free_output(asked: str | None) -> Path:
@@ -54,9 +56,6 @@ def _is_numbered(file: Path) -> bool:
 
 if TYPE_CHECKING:
     from PIL import Image
-
-CONFIG = "dataset.json"
-PICTURES = "images"
 
 
 def prompts_of(file: str) -> list[str]:

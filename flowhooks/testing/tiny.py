@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowhooks.testing.pieces import kl_autoencoder
+from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer
+
 
 @dataclass(frozen=True)
 class Tiny:
@@ -30,7 +33,7 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 PIPELINES: Mapping[str, Tiny] = {
-    "sd3": Tiny("flowhooks.testing.sd3:sd3", {"height": 16, "width": 16, "max_sequence_length": 8}),
+    "sd3": Tiny("flowhooks.testing.tiny:sd3", {"height": 16, "width": 16, "max_sequence_length": 8}),
     "flux": Tiny("flowhooks.testing.flux:flux", {"height": 16, "width": 16, "max_sequence_length": 8}),
     "flux-kontext": Tiny(
         "flowhooks.testing.flux:flux_kontext",
@@ -89,3 +92,41 @@ def _fill_zeros(transformer: torch.nn.Module | None) -> None:
     for parameter in transformer.parameters() if transformer is not None else ():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
+
+
+def sd3() -> Any:
+    """A StableDiffusion3Pipeline for 16-pixel pictures: latents ``[4, 8, 8]``, two transformer blocks, one of dual
+    attention."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+
+    tokenizer = clip_tokenizer(WORDS, max_length=8)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        pooled_projection_dim=32,
+        pos_embed_max_size=8,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    vae = kl_autoencoder(
+        4, sample_size=16, scaling_factor=1.5, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False
+    )
+    encoders = [clip_text_encoder(tokenizer, 16, 16) for _ in range(2)]
+    return StableDiffusion3Pipeline(
+        transformer=transformer.eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=encoders[0],
+        tokenizer=tokenizer,
+        text_encoder_2=encoders[1],
+        tokenizer_2=clip_tokenizer(WORDS, max_length=8),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from flowhooks.lazy import lazy_attribute
+from flowhooks.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from flowhooks.train.loop import TrainResult, train
 
 __all__ = ["TrainResult", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    return lazy_attribute(__name__, dict.fromkeys(__all__, "flowhooks.train.loop"), name)
+__getattr__ = lazy_attributes(__name__, dict.fromkeys(__all__, "flowhooks.train.loop"))

@@ -20,6 +20,7 @@ import flowhooks
 from flowhooks.adapters import load_adapter
 from flowhooks.config import load_run
 from flowhooks.rewards import build_rewards
+from flowhooks.rewards.registry import reward_class
 from flowhooks.train import train
 from tests.families import tiny
 from tests.golden.record import TOLERANCE, one_thread
@@ -93,6 +94,11 @@ def test_a_resolved_run_is_a_run_file(folder):
             (hook.type, hook.options) for hook in written.hooks
         ]
         assert (again.training, again.adapter) == (written.training, written.adapter)
+
+
+@pytest.mark.parametrize(("file", "name"), [("clip_score", "ClipScore"), ("pickscore", "PickScore")])
+def test_a_reward_that_shares_a_file_now_is_found_by_its_old_path(file, name):
+    assert reward_class(f"flowhooks.rewards.{file}:{name}", "$").__name__ == name
 
 
 def test_a_reward_of_the_digits_is_found_by_its_old_path():

@@ -10,10 +10,10 @@ import torch
 from benchmarks.evidence_flow_dpo import verdict
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.commands.demo import trained_lora
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Score
-from flowhooks.digits.measure import draw, load_stock
 from flowhooks.digits.model import build
+from flowhooks.digits.pipeline import read_pixels
+from flowhooks.digits.report import draw, load_stock
 from flowhooks.digits.scans import write_data
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_lora_is_trained_once_a_run_and_changes_what_the_stock_pipeline_draws(
     assert rebuilt == folder
     assert (folder / LORA_FILE).stat().st_mtime_ns > written
 
-    monkeypatch.setattr("flowhooks.digits.measure.STEPS", 2)
+    monkeypatch.setattr("flowhooks.digits.report.STEPS", 2)
     before, after = (draw(load_stock(base, lora), 2, progress=False) for lora in (None, folder))
     assert not torch.equal(before, after)
 

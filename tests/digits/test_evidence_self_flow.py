@@ -10,9 +10,9 @@ from benchmarks import representation
 from benchmarks.evidence_self_flow import ARMS, ENCODER, STUDENT, TEACHER, Bench
 from benchmarks.evidence_self_flow_page import BETTER, FEW, UNCLEAR, WORSE, compared, page, verdicts
 from benchmarks.representation import block_features, ensure_encoder, probe_accuracy, split
-from flowhooks.digits.autoencoder import read_pixels
-from flowhooks.digits.measure import load_stock
 from flowhooks.digits.model import build
+from flowhooks.digits.pipeline import read_pixels
+from flowhooks.digits.report import load_stock
 from flowhooks.digits.scans import write_data
 
 

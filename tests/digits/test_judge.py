@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.judge import Judge, frechet_distance, gaussian, train_judge
+from flowhooks.digits.pipeline import read_pixels
 from flowhooks.digits.scans import load_scans, write_data
 
 COUNT = 200

@@ -8,12 +8,10 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
 
-from flowhooks.digits.autoencoder import encode, read_pixels
 from flowhooks.digits.judge import Score
-from flowhooks.digits.measure import asked_digits, draw, load_stock
 from flowhooks.digits.model import build, example, pretrained_place, resolve_model
-from flowhooks.digits.pipeline import assemble
-from flowhooks.digits.report import GAP, as_text, save_grid, table
+from flowhooks.digits.pipeline import assemble, encode, read_pixels
+from flowhooks.digits.report import GAP, as_text, asked_digits, draw, load_stock, save_grid, table
 from flowhooks.digits.scans import caption, write_data
 from flowhooks.digits.text import clip_tokenizer, t5_tokenizer
 from flowhooks.errors import ModelError
@@ -93,9 +91,9 @@ def test_a_known_word_is_one_token_and_another_falls_apart():
 
 
 def test_a_picture_depends_on_its_own_seed_and_not_on_its_batch(pipe, monkeypatch):
-    monkeypatch.setattr("flowhooks.digits.measure.STEPS", 2)
+    monkeypatch.setattr("flowhooks.digits.report.STEPS", 2)
     together = draw(pipe, 3, progress=False)
-    monkeypatch.setattr("flowhooks.digits.measure.BATCH", 2)
+    monkeypatch.setattr("flowhooks.digits.report.BATCH", 2)
     apart = draw(pipe, 3, progress=False)
     assert together.shape == (3, 3, 32, 32)
     assert torch.allclose(together, apart, atol=1e-4)

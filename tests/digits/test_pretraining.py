@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flowhooks.digits import model
-from flowhooks.digits.autoencoder import read_pixels
+from flowhooks.digits.pipeline import read_pixels
 from flowhooks.digits.scans import write_data
 from flowhooks.errors import ModelError
 

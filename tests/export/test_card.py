@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 
 import flowhooks
 from flowhooks.export import CardPicture, write_card
+from flowhooks.export.card import REWARD_PAPERS, entries
 from flowhooks.export.card_code import card_code
-from flowhooks.export.papers import REWARD_PAPERS, entries
 from flowhooks.export.pipelines import PipelineKind, pipeline_kind
 from flowhooks.hooks.registry import HOOKS
 from tests.export.helpers import PRIVATE, document

@@ -17,8 +17,8 @@ from flowhooks.adapters import build_adapter
 from flowhooks.commands import export
 from flowhooks.errors import AdapterError
 from flowhooks.export import DIALECTS, export_lora
+from flowhooks.export.dialects import fuse
 from flowhooks.export.lora_file import LoraLayer, read_lora
-from flowhooks.export.native_names import fuse
 from tests.adapters.helpers import section, train_randomly, transformer
 
 EVERY_LINEAR = [

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 import flowhooks
-from flowhooks.digits.autoencoder import read_pixels
 from flowhooks.digits.model import build
+from flowhooks.digits.pipeline import read_pixels
 from flowhooks.digits.scans import write_data
 from flowhooks.train import train
 from tests.golden.record import fingerprint, one_thread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -69,3 +70,36 @@ def test_an_import_anywhere_in_a_file_is_seen(tmp_path):
         encoding="utf-8",
     )
     assert sorted(set(imports(file))) == [(1, "train"), (3, "cli"), (6, "data")]
+
+
+def users() -> dict[Path, set[Path]]:
+    """File of the package -> the other files of the package that import it, or name it for a lazy import."""
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file for files in rooms().values() for file in files
+    }
+    found: dict[Path, set[Path]] = {file: set() for file in modules.values()}
+    for file in modules.values():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names = [node.value.partition(":")[0]]
+            for name in names:
+                if name in modules and modules[name] != file:
+                    found[modules[name]].add(file)
+    return found
+
+
+def test_what_is_short_and_has_one_user_stands_in_its_file():
+    """A file of the same folder: those at the top are rooms of their own, and what a room offers to all, so that its
+    user is the `__init__`, may have a file too."""
+    alone = [
+        f"{short.relative_to(PACKAGE)} has one user, {next(iter(by)).relative_to(PACKAGE)}; join it to that file"
+        for short, by in users().items()
+        if len(by) == 1
+        and short.parent == next(iter(by)).parent != PACKAGE
+        and len(short.read_text(encoding="utf-8").splitlines()) < 60
+        and not {short.name, next(iter(by)).name} & {"__init__.py"}
+    ]
+    assert alone == []
