@@ -9,7 +9,7 @@ from flowhooks.hooks.spec import HookSpec
 
 
 class DualTimesSpec(HookSpec, type="dual_times", title="Dual times"):
-    """Gives each picture token one of two sigmas, drawn independently from the density of timestep_schedule."""
+    """Gives each image token one of two sigmas, sampled independently from the density of timestep_schedule."""
 
     slots = {"views"}
     needs = {"density"}
@@ -24,12 +24,13 @@ class DualTimesSpec(HookSpec, type="dual_times", title="Dual times"):
     page = "self_flow.md"
 
     mask_ratio: float | None = option(
-        "Share of tokens at the second sigma; null takes 0.25 for pictures and 0.1 for videos.",
+        "Share of tokens at the second sigma. `null` takes 0.25 for images and 0.1 for videos.",
         default=None,
         minimum=0,
         maximum=0.5,
     )
     selection: Literal["exact", "bernoulli"] = option(
-        "exact: that share of each sample's tokens; bernoulli: each token by itself with that probability.",
+        "`exact`: that share of each sample's tokens, at least one. `bernoulli`: each token by itself, with that "
+        "probability.",
         default="exact",
     )
