@@ -16,8 +16,8 @@ class DualTimesSpec(HookSpec, type="dual_times", title="Dual times"):
     gives = {"token_sigma"}
     excludes = {
         "interval_times": "an interval starts at one noise level, and {name} gives the tokens of a sample two",
-        "rollout": "two noise levels are put on an image of the data, and {other} trains on samples that it draws, at "
-        "the levels that its sampler goes through",
+        "rollout": "two noise levels are put on an image of the data, and {other} trains on samples that it generates, "
+        "at the levels that its sampler goes through",
     }
     implied_by = ("token_sigma",)
     papers = ("chefer2026self",)

@@ -10,8 +10,8 @@ from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import POLICY
 
 FEATURES = (
-    "features are compared at the noisy images of the data, and {other} trains on samples that the pipeline draws with "
-    "its own guidance"
+    "features are compared at the noisy images of the data, and {other} trains on samples that the pipeline generates "
+    "with its own guidance"
 )
 TWIN = "Self-Flow gives every token a time of its own, TwinFlow each sample one interval"
 

@@ -17,7 +17,7 @@ class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
     needs = {"rollout"}
     excludes = {
         "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do nothing",
-        "adapter_gate": "{name} draws with chance, and a gate goes with steps that have none",
+        "adapter_gate": "{name} samples in stochastic steps, and a gate needs deterministic ones",
     }
     passes = (("main", POLICY),)
     papers = ("liu2025flowgrpo",)

@@ -28,7 +28,7 @@ def parse_timesteps(value: str | Sequence[float]) -> list[float]:
             raise ValueError(f"{entry!r} is out of range; timesteps lie in (0, 1], or in (1, 1000] as thousandths")
         sigmas.append(number / 1000 if number > 1 else number)
     if not sigmas:
-        raise ValueError("the list of timesteps is empty; leave it out to draw random times")
+        raise ValueError("the list of timesteps is empty; leave it out to sample times at random")
     return sigmas
 
 
