@@ -311,8 +311,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
             weight = HOOKS[hook.type].whole_path if hook.type in HOOKS else ""
             if weight and hook.options[weight]:
                 yield (
-                    f"has two networks, each for a part of the noise levels, and {hook.type!r} draws samples from pure "
-                    "noise to data with one; train it without this hook",
+                    f"has two networks, each for a part of the noise levels, and {hook.type!r} generates samples from "
+                    "pure noise to data with one; train it without this hook",
                     hook.where,
                 )
 

@@ -65,7 +65,7 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:
         if hook.type == "on_policy_rollout" and document["validation"]["holdout"]:
-            message = "what a run draws cannot be held out; set it to 0, and judge its validation pictures"
+            message = "samples that a run generates cannot be held out; set it to 0, and judge its validation images"
             yield Problem(message, file, "$.validation.holdout")
         differing = "flow_map" if hook.options.get("target_mode") == "flow_map" else hook.type
         if differing in ("flow_map", "twin_flow_target") and dropout:

@@ -1,4 +1,4 @@
-"""Data set files in the dialect of another trainer: what is taken over, what has no effect here, what is told.
+"""Data set files in the dialect of another trainer: what is taken over, what has no effect here, what is an error.
 
 A block is taken to be in that dialect when it has a key of :data:`TABLE` that is none of ours, or writes ``crop`` as
 true or false.
@@ -13,7 +13,7 @@ from flowhooks.documents.document import json_path
 from flowhooks.errors import Problem
 
 Block = dict[str, Any]
-SAME, IDLE, OTHER = "taken over", "no effect", "told"
+SAME, IDLE, OTHER = "taken over", "no effect", "error"
 
 
 @dataclass(frozen=True)
@@ -33,18 +33,22 @@ class Keys:
 
 #: docs/config.md prints it.
 TABLE = (
-    Keys(("crop",), SAME, '`false` is `"aspect": "bucket"`; `true` is `"aspect": "crop"` unless told below'),
+    Keys(
+        ("crop",),
+        SAME,
+        '`false` is `"aspect": "bucket"`; `true` is `"aspect": "crop"` unless a key below says otherwise',
+    ),
     Keys(("crop_style",), SAME, "`crop`: `center`, `random` or `corner`"),
     Keys(("crop_aspect",), SAME, "`aspect`: `square` is `crop`, `preserve` is `bucket`"),
     Keys(
         ("minimum_image_size",),
         SAME,
-        'with `"small_images": "leave_out"`, and `allow_upscale` for pictures between it and `resolution`',
+        'with `"small_images": "leave_out"`, and `allow_upscale` for images between it and `resolution`',
     ),
     Keys(
         ("maximum_image_size", "target_downsample_size"),
         SAME,
-        "nothing where `target_downsample_size` is `resolution`, which pictures are shrunk to anyway; else told",
+        "nothing where `target_downsample_size` is `resolution`, to which images are shrunk anyway; else an error",
     ),
     Keys(
         ("cache_dir", "cache_dir_vae", "cache_file_suffix", "hash_filenames", "preserve_data_backend_cache"),
@@ -52,7 +56,7 @@ TABLE = (
         "one cache, at `cache_dir` of the run, finds its entries by content",
     ),
     Keys(("vae_cache_clear_each_epoch", "write_batch_size", "read_batch_size"), IDLE, "the cache needs no settings"),
-    Keys(("metadata_backend", "skip_file_discovery"), IDLE, "the files are looked at each time; `parquet` is told"),
+    Keys(("metadata_backend", "skip_file_discovery"), IDLE, "the files are read each time; `parquet` is an error"),
     Keys(("text_embeds", "image_embeds", "default"), IDLE, "and so whole blocks of `text_embeds` and `image_embeds`"),
     Keys(("delete_problematic_images", "delete_unwanted_images"), IDLE, "nothing of yours is deleted"),
     Keys(("parquet",), OTHER, '`"type": "parquet"` or `"csv"`, the table as `instance_data_dir`, and `caption_column`'),
@@ -60,9 +64,13 @@ TABLE = (
     Keys(("only_instance_prompt",), OTHER, '`"caption_strategy": "instanceprompt"`'),
     Keys(("video",), OTHER, "`num_frames` and `frame_selection`"),
     Keys(("crop_aspect_buckets",), OTHER, '`"aspect": "bucket"`, whose shapes are the usual eleven'),
-    Keys(("minimum_aspect_ratio", "maximum_aspect_ratio"), OTHER, "take those pictures out of the folder"),
+    Keys(("minimum_aspect_ratio", "maximum_aspect_ratio"), OTHER, "take those images out of the folder"),
     Keys(("caption_filter_list",), OTHER, "edit the captions"),
-    Keys(("is_regularisation_data", "is_regularization_data"), OTHER, "leave the set out; no loss tells sets apart"),
+    Keys(
+        ("is_regularisation_data", "is_regularization_data"),
+        OTHER,
+        "leave the set out; no loss treats sets differently",
+    ),
     Keys(("conditioning",), OTHER, "make that set first, with `flowhooks pairs`, and link it with `conditioning_data`"),
     Keys(("start_epoch", "end_epoch"), OTHER, "`start_step` and `end_step`, in optimiser steps"),
 )  # fmt: skip

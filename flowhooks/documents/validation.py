@@ -160,8 +160,9 @@ def _examples(error: ValidationError, lead: str) -> str:
 def _expected(schema: dict[str, Any]) -> str:
     kind = schema.get("type", "a value")
     words = _either([kind] if isinstance(kind, str) else kind) if "type" in schema else "a value"
-    about = schema.get("description", "")
-    return f"{words} ({about[:1].lower()}{about[1:].rstrip('.')})" if about else words
+    # The first of its sentences; the others are in the schema.
+    about = re.split(r"\.(?=\s|$)", schema.get("description", ""))[0]
+    return f"{words} ({about[:1].lower()}{about[1:]})" if about else words
 
 
 def _either(kinds: list[str]) -> str:

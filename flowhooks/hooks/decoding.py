@@ -1,4 +1,4 @@
-"""Clean latents as pictures, while a run keeps its VAE parked."""
+"""Clean latents as images, while a run keeps its VAE parked."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Decoder:
     def __init__(self, model: Any, who: str):
         self.model = model
         if not isinstance(getattr(model.pipe, "vae", None), nn.Module):
-            raise ModelError(f"{who} looks at pictures, and this pipeline has no `vae` to decode latents with")
+            raise ModelError(f"{who} looks at images, and this pipeline has no `vae` to decode latents with")
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -54,13 +54,13 @@ class Decoder:
             return torch.cat([self._one(sample, model) for sample in clean.split(1)])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
-        """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their pictures, with the VAE in fp32.
+        """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their images, with the VAE in fp32.
 
-        Pictures are decoded twice, so that only the graph of one is held, and not beside that of the function; where
+        Images are decoded twice, so that only the graph of one is held, and not beside that of the function; where
         the VAE knows gradient checkpointing, not even that.
 
         Args:
-            judge: pictures in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
+            judge: images in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
         """
         self._wake()
         vae = self.model.pipe.vae

@@ -23,7 +23,7 @@ def rollout_target(teacher: Field, x: Tensor, t: Tensor, r: Tensor, steps: int) 
     """``(x_K - x_t) / (r - t)`` after K Euler steps of the teacher from t to r.
 
     Even steps make that the mean of the K velocities. With K = 1 it is the velocity at t whatever r is: no flow map can
-    be learnt from it.
+    be learned from it.
     """
     state, total = x, torch.zeros_like(x)
     for k in range(steps):

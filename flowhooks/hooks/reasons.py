@@ -18,7 +18,7 @@ _CLASHES: Mapping[str, str] = {
     "objective": "each brings a loss that takes the place of the ordinary one, and a run has one such loss",
     "target": "each says what the network should predict, and a prediction has one target",
     "reduce": "each says how the error of a sample becomes one number, and a run has one way",
-    "source": "each draws the samples that it trains on, and a step has one rollout",
+    "source": "each generates the samples that it trains on, and a step has one rollout",
     "data": "each trains on the data beside a rollout, and a step has one such part",
     "sigma": "each chooses the noise levels of the samples, and a sample has one",
 }
@@ -114,7 +114,7 @@ def _idle(hooks: Sequence[Declaration]) -> list[Problem]:
     if any(slot in ("objective", "target:main") for d in hooks for slot in d.slots):
         return []
     message = (
-        "draws samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo or "
+        "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo or "
         "adjoint_matching"
     )
     return [Problem(f"{_name(d)} {message}", path=d.where) for d in hooks if "source" in d.slots]

@@ -1,4 +1,4 @@
-"""What a hook says of itself before torch is imported: its options, slots, needs, papers, and a recipe for the laws."""
+"""The spec of a hook, which is read before torch is imported: options, slots, needs, papers, a recipe for the laws."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 
 from flowhooks.documents.spec import Spec
 
-#: Why hooks that read pairs, or learn flow maps, cannot be beside one that draws.
-PAIRS = "pairs come from the data, and {other} trains on samples that it draws"
+#: Why hooks that read pairs, or learn flow maps, cannot be beside one that generates its samples.
+PAIRS = "pairs come from the data, and {other} trains on samples that it generates"
 FLOW_MAP = (
     "a flow map is learned on intervals between noise and an image of the data, and {other} trains on samples that it "
-    "draws, step by step"
+    "generates, step by step"
 )
 #: JSON Schema of a shift of times: a number above 0, or the value of the pipeline's scheduler.
 SHIFT: Mapping[str, Any] = {

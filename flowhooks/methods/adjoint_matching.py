@@ -15,16 +15,18 @@ from flowhooks.methods.spec import Block, Context, Method, Part
 _LAST_K = {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000, "default": None}
 _SIGMA_MAX = {"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1, "default": None}
 _WEIGHTING = {
-    "description": "W of a visited state: dt the step's length relative to the mean one, as the cost has it; uniform "
-    "1; x_t the length squared; x0 sigma squared.",
+    "description": "Weight W of a visited state. `dt`: the step's length relative to the mean length, as in the cost. "
+    "`uniform`: 1. `x_t`: the length squared. `x0`: sigma squared.",
     "enum": ["dt", "uniform", "x_t", "x0"],
     "default": "dt",
 }
 _ARGUMENTS = (
-    "Of the pipeline's call in rollouts, such as guidance_scale and negative_prompt. Guidance is off unless it is "
-    "named here, and off wherever velocities are compared."
+    "Arguments for the pipeline's call in rollouts, such as `guidance_scale` and `negative_prompt`. Guidance is off "
+    "unless it is named here, and off wherever velocities are compared."
 )
-_EARLY_VISITS = "With anchor, how many of them are visited in each rollout, at random; each stands for all."
+_EARLY_VISITS = (
+    "With `early` `anchor`: how many early states are visited in each rollout, at random; each stands for all."
+)
 _ANCHOR_WEIGHT = "Weight of the squared distance from the anchor's velocity on every visited state; 0 costs nothing."
 
 
@@ -53,23 +55,24 @@ class AdjointMatchingMethod(Method, type="adjoint_matching", title="Adjoint matc
         ),
     )
     truncate: Mapping[str, Any] | None = option(
-        "Which steps the adjoint reaches: last_k of them, or those that start at or below sigma_max; null, or both "
-        "null: all.",
+        "Which steps the adjoint reaches: the last `last_k`, or those that start at or below `sigma_max`. It reaches "
+        "all steps where this is `null`, or both are.",
         default={"last_k": 3},
         schema=closed_object(
             {
-                "last_k": {"description": "So many steps at the end.", **_LAST_K},
+                "last_k": {"description": "This many steps at the end.", **_LAST_K},
                 "sigma_max": {"description": "Steps that start at or below this sigma.", **_SIGMA_MAX},
             }
         ),
     )
     early: Literal["anchor", "free", "gate"] = option(
-        "Steps that the adjoint does not reach. anchor: held at the base's velocity. free: not visited. gate: not "
-        "visited, and the adapter is off there, in training as at inference.",
+        "What happens in the steps that the adjoint does not reach. `anchor`: they are held at the base's velocity. "
+        "`free`: they are not visited. `gate`: they are not visited, and the adapter is off there, in training as at "
+        "inference.",
         default="anchor",
     )
     anchor: str = option(
-        "What anchor_weight holds the model near: base, or the file, folder or Hub id of a frozen adapter.",
+        "What `anchor_weight` holds the model near: `base`, or the file, folder or Hub id of a frozen adapter.",
         default="base",
         format="path",
         minLength=1,

@@ -10,13 +10,15 @@ from flowhooks.hooks.time_conditioning import TimeConditioningEnablerSpec
 from flowhooks.methods.spec import Block, Context, Method, Part
 
 _SAMPLER = (
-    "uniform: r anywhere below t. zero: r = 0. mixture: t and r from two uniforms, some samples at r = t and some at "
-    "r = 0. null: mixture under flow_map and shortcut, else uniform."
+    "How the interval from t to r is chosen. `uniform`: r anywhere below t. `zero`: r = 0. `mixture`: t and r are the "
+    "larger and the smaller of two uniform numbers, both shifted; some samples have r = t and some r = 0. `null` is "
+    "`mixture` under `flow_map` and `shortcut`, else `uniform`."
 )
 
 
 class AnyFlowMethod(Method, type="anyflow", title="AnyFlow method"):
-    """Flow maps: a model that draws in few steps. Expands to time_conditioning, interval_times and target_replacer."""
+    """Flow maps: a model that generates in few steps. Expands to time_conditioning, interval_times and
+    target_replacer."""
 
     parts = (
         Part(hook=TimeConditioningEnablerSpec),

@@ -8,8 +8,8 @@ from flowhooks.hooks.mask_reducer import MaskReducerSpec
 from flowhooks.methods.spec import Block, Context, Method, Part
 
 _ANCHOR = (
-    "Weight of the unmasked distance to the reference on both sides. A value above 0 is advised with auto_beta, which "
-    "removes the brake that beta gives."
+    "Weight of the unmasked distance to the reference on both sides. A value above 0 is advised with `auto_beta`, "
+    "which removes the brake that a fixed beta is."
 )
 
 

@@ -1,4 +1,4 @@
-"""Flow-GRPO: rewards of what the student draws, and a divergence from the base."""
+"""Flow-GRPO: rewards of the student's own samples, and a divergence from the base."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from flowhooks.hooks.flow_grpo import FlowGRPOSpec
 from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
 from flowhooks.methods.spec import Method, Part
 
-_SAMPLER = "sde: steps with chance that keep the flow's marginals. cps: steps that keep the shares of data and noise."
+_SAMPLER = (
+    "`sde`: stochastic steps that keep the flow's marginals. `cps`: stochastic steps that keep the shares of data and "
+    "noise."
+)
 
 
 class FlowGRPOMethod(Method, type="flow_grpo", title="Flow-GRPO method"):
-    """Flow-GRPO: policy gradient on rewards of what the student draws. Expands to on_policy_rollout, flow_grpo and
-    anchor_regularizer."""
+    """Flow-GRPO: policy gradient on rewards of the student's own samples. Expands to on_policy_rollout, flow_grpo
+    and anchor_regularizer."""
 
     parts = (
         Part(

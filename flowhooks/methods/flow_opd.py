@@ -26,14 +26,16 @@ class FlowOPDMethod(Method, type="flow_opd", title="Flow-OPD method"):
             hook=AnchorRegularizerSpec,
             without=("role", "adapter"),
             names={"anchor_weight": "weight"},
-            changes={"anchor_weight": {"description": "Weight of that; 0 costs nothing.", "default": 0.02}},
+            changes={"anchor_weight": {"description": "Weight of `anchor`; 0 costs nothing.", "default": 0.02}},
         ),
     )
     anchor: str = option(
-        "Whom the student is held near to on every prompt: a teacher, or base.", default="base", format="path"
+        "What the student is held near to on every prompt: the name of a teacher, or `base`.",
+        default="base",
+        format="path",
     )
     tasks_take_turns: bool = option(
-        "Micro-batches hold one task each, in turn: accumulate as many as there are tasks. Else tasks are mixed.",
+        "Micro-batches hold one task each, in turn: accumulate as many as there are tasks. `false` mixes tasks.",
         default=False,
     )
 

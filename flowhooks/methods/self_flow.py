@@ -7,7 +7,8 @@ from flowhooks.hooks.feature_alignment import DECAYING, FeatureAlignmentSpec
 from flowhooks.methods.spec import Method, Part
 
 _STUDENT = (
-    "The student's block, by number in running order over all of the network's blocks, from 0, or by module name."
+    "The student's block: its number, counted from 0 in running order over all of the network's blocks, or its module "
+    "name."
 )
 _BLOCK = {"type": ["integer", "string"], "default": ...}
 
@@ -23,7 +24,10 @@ class SelfFlowMethod(Method, type="self_flow", title="Self-Flow method"):
             without=("encoder", "adjacent_distance", "adjacent_tau"),
             changes={
                 "block_index": {**_BLOCK, "description": _STUDENT},
-                "teacher_block_index": {**_BLOCK, "description": "The teacher's block, usually a deeper one."},
+                "teacher_block_index": {
+                    **_BLOCK,
+                    "description": "The teacher's block, by number or module name; usually a deeper one.",
+                },
             },
             fixed={"source": "self_flow"},
         ),

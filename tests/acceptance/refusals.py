@@ -248,7 +248,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a rollout that is held out": Refusal(
         make=written(data=None, validation={"holdout": 1}, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, PROMPTED]),
-        words=("$.validation.holdout: ", "what a run draws cannot be held out"),
+        words=("$.validation.holdout: ", "samples that a run generates cannot be held out"),
     ),
     "differences of dropped predictions": Refusal(
         make=written(adapter={"dropout": 0.1}, hooks=[{"type": "target_replacer", "target_mode": "flow_map"}]),

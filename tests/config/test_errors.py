@@ -61,6 +61,11 @@ CASES = [
     ({"adapter": {"type": "lycoris", "algo": "locom"}}, "$.adapter.algo", "did you mean 'locon'?"),
     ({"logging": {"trackers": ["wandb", "wandb"]}}, "$.logging.trackers", "the string 'wandb' is listed twice"),
     ({"push": {}}, "$.push.repo_id", "is missing; expected a string"),
+    (  # The first sentence of its text, not all of it.
+        {"hooks": [{"type": "adapter_gate"}]},
+        "$.hooks[0].sigma",
+        "expected a number (the adapter is off in steps that start above this sigma, in (0, 1]; 1 is pure noise)",
+    ),
     ({"push": {"repo_id": "no owner"}}, "$.push.repo_id", "something like 'my-name/my-lora'"),
     ({"hooks": {"type": "flow_dpo"}}, "$.hooks", "expected a list, found an object"),
     ({"hooks": ["flow_dpo"]}, "$.hooks[0]", "expected an object, found the string 'flow_dpo'"),

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [path.relative_to(ROOT).as_posix() for path in sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])]
 _FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-_TABLE = re.compile(
-    r"^#+ `(?P<name>[\w/]+)`\n+\| key \| default \| \|\n\|---\|---\|---\|\n(?P<rows>(?:\|.*\n)+)", re.MULTILINE
+OPTION_HEAD = "| key | default | what it does |\n|---|---|---|\n"
+#: A table of options under a heading in code, with the text that may stand between the two.
+TABLE = re.compile(
+    rf"(?P<above>^#+ `(?P<name>[\w/]+)`\n+(?:[^#|\n].*\n+)*){re.escape(OPTION_HEAD)}(?P<rows>(?:\|.*\n)+)", re.MULTILINE
 )
 
 
@@ -36,18 +35,6 @@ def commands(page: str) -> list[str]:
 def named_commands(page: str) -> set[str]:
     """The word after ``flowhooks`` wherever a command is mentioned in code."""
     return set(re.findall(r"`flowhooks ([\w-]+)", read(page))) | {line.split()[0] for line in commands(page)}
-
-
-def option_tables(page: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(section or schema in the heading, key -> default as it is printed) of every table of options."""
-    for match in _TABLE.finditer(read(page)):
-        rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in match["rows"].splitlines()]
-        yield match["name"], {row[0].strip(" `"): row[1].strip(" `") for row in rows}
-
-
-def as_printed(schema: dict[str, Any]) -> str:
-    """A property's default as tables print it; empty where there is none."""
-    return json.dumps(schema["default"]) if "default" in schema else ""
 
 
 def anchors(page: Path) -> set[str]:

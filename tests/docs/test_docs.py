@@ -23,15 +23,7 @@ from tests.families import tiny
 
 WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]
 WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page != "README.md"]
-TABLES = [(page, name, rows) for page in PAGES for name, rows in pages.option_tables(page)]
-
-
-def section(name: str) -> dict:
-    """Properties of the schema, or of the section of a run, that a table is about."""
-    if name == "dataset":
-        return schemas()["dataloader"]["$defs"]["dataset"]["properties"]
-    found = schemas()[name] if name in schemas() else schemas()["run"]["properties"][name]
-    return {key: value for key, value in found["properties"].items() if key != "type" or "default" in value}
+TABLES = [(page, name) for page in PAGES for name in tables.named(page)]
 
 
 def test_what_anyflow_costs_is_what_explain_counts() -> None:
@@ -44,32 +36,47 @@ def test_what_anyflow_costs_is_what_explain_counts() -> None:
         assert forwards(run, plan_run(run, {"data:image"})) == int(count), block
 
 
-def test_the_table_of_hooks_is_that_of_the_specs() -> None:
-    """``make generated`` writes it anew."""
-    text = pages.read("docs/hooks.md")
-    assert tables.with_table(text) == text
+@pytest.mark.parametrize("page", sorted({tables.REST, "docs/hooks.md", *(page for page, _ in TABLES)}))
+def test_tables_of_hooks_and_options_are_those_of_specs_and_schemas(page: str) -> None:
+    """``make generated`` writes them anew."""
+    assert tables.made(page) == pages.read(page)
+
+
+def test_everything_with_options_has_one_table() -> None:
+    sections = {"model", "adapter", "training", "validation", "dataset"}
+    specs = {name for name in schemas() if name.startswith(("hooks/", "methods/", "rewards/")) and tables.options(name)}
+    assert sorted(name for _, name in TABLES) == sorted(sections | specs)
+
+
+@pytest.mark.parametrize(
+    ("schema", "more"),
+    [
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 0.5}, " In [0, 0.5)."),
+        ({"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1_000_000}, " Above 0."),
+        ({"type": "integer", "minimum": 2, "maximum": 10_000}, " At least 2."),
+        ({"type": "integer", "minimum": 0, "maximum": 10_000}, ""),
+        ({"type": "number", "minimum": -1_000_000, "maximum": 1_000_000}, ""),
+        ({"type": "integer", "minimum": 1, "maximum": 3, "description": "From 1 to 3."}, ""),
+        ({"type": "string", "enum": ["a", "b", None]}, " One of `a`, `b`."),
+        ({"type": "string", "enum": ["a", "b"], "description": "`a` adds, `b` takes away."}, ""),
+        ({"type": "string", "enum": list("abcdefghi")}, ""),
+    ],
+)
+def test_a_row_says_the_range_and_the_choices_that_its_text_leaves_out(schema: dict, more: str) -> None:
+    schema = {"description": "A text.", **schema}
+    assert tables.choices(schema) + tables.bounds(schema) == more
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_reward_has_a_row_and_a_table(name: str) -> None:
     rows = [line for line in pages.read("docs/rewards.md").splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
-    assert ("docs/rewards.md", f"rewards/{name}") in {(page, about) for page, about, _ in TABLES}
+    assert ("docs/rewards.md", f"rewards/{name}") in TABLES
 
 
 def test_every_degradation_has_a_row_with_its_default() -> None:
     rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| `([\d.]+)` \|", pages.read("docs/data.md"), re.MULTILINE)
     assert rows == [(name, f"{kind.default:g}") for name, kind in KINDS.items()]
-
-
-@pytest.mark.parametrize(("page", "name", "rows"), TABLES, ids=[f"{page}:{name}" for page, name, _ in TABLES])
-def test_tables_of_options_are_complete_and_print_the_schemas_defaults(page: str, name: str, rows: dict) -> None:
-    assert rows == {key: pages.as_printed(schema) for key, schema in section(name).items()}
-
-
-def test_every_section_of_a_run_has_its_table() -> None:
-    wanted = {"model", "adapter", "training", "validation", "dataset", "hooks/flow_dpo", "hooks/timestep_schedule"}
-    assert wanted <= {name for _, name, _ in TABLES}
 
 
 @pytest.mark.parametrize("page", WITH_JSON)

@@ -188,7 +188,7 @@ def unusable(dinov2: Path, folder: Path) -> dict[str, Path]:
         "lacks .* weights of a Dinov2Model, such as 'encoder.layer.1": lacking,
         "cannot be loaded: .*header": broken,
         "cannot be loaded: .*not a valid JSON": unread,
-        "cannot see pictures of 42 pixels": fixed,
+        "cannot see images of 42 pixels": fixed,
         "expected 64 patches or more": coarse,
     }
 

@@ -102,7 +102,7 @@ def test_rewards_rise():
 @pytest.mark.parametrize("changes", [{"group_size": 1}, {"sampler": "ode"}], ids=["alone", "without chance"])
 def test_nothing_to_compare_is_refused(changes):
     with (
-        pytest.raises(ModelError, match="compares pictures of one prompt along steps with chance"),
+        pytest.raises(ModelError, match="compares images of one prompt along stochastic steps"),
         flowhooks.attach(learnt("sd3"), document({**GROUPED, **changes}, grpo()), allow_imports=True),
     ):
         pass

@@ -301,7 +301,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_a_hold_out_of_what_is_drawn_is_refused():
-    with pytest.raises(ConfigError, match=r"\$\.validation\.holdout: what a run draws cannot be held out"):
+    with pytest.raises(ConfigError, match=r"\$\.validation\.holdout: samples that a run generates cannot be held out"):
         resolve_run({"hooks": [ROLLOUT], "validation": {"holdout": 2}}, Path("run.json"))
 
 

@@ -77,7 +77,7 @@ def in_words(plan: Plan) -> str:
             terms.append(f"`{each.type}` of `{each.method}`")
     drawn = any("source" in each.slots for each in plan.order)
     cost = step_cost(plan)
-    chunks = f"; a step has {cost.chunks} drawn chunks and 1 of data" if drawn and cost.on_data else ""
+    chunks = f"; a step has {cost.chunks} generated chunks and 1 of data" if drawn and cost.on_data else ""
     return " + ".join(terms) + chunks
 
 
@@ -107,13 +107,13 @@ def page() -> str:
 
 _INTRODUCTION = """# Methods together
 
-Several methods may stand in one run, side by side in `method`. Either both losses are in the total, each with a
-gradient of its own, or `flowhooks check` refuses the two and says why. This page is made from the plan that `check`
-makes (`python -m tests.laws.composition`), and a test holds every row to what a step really computes."""
+A run may name several methods, side by side in `method`. Either both losses are in the total, each with its own
+gradient, or `flowhooks check` refuses the two and says why. `python -m tests.laws.composition` makes this page from the
+plan that `check` makes, and a test compares every row with what a step really computes."""
 
 _REST = """
-What is refused in one run can be trained in two, one after the other: the second run starts from the first one's result
-with `adapter.init_from`. Its reference is then still the base model, with its adapter off.
+Two methods that cannot share a run can be trained in two runs, one after the other: the second run starts from the
+first one's result with `adapter.init_from`. Its reference is then still the base model, with its adapter off.
 
 ## `sft` beside another method
 
@@ -130,27 +130,28 @@ data, `weight` times (1 unless you write it), masked where the data has masks:
 ```
 
 * Beside `flow_dpo` it scores the prediction of the preferred side that is made anyway, and costs no forward.
-* Beside `anyflow` and `self_flow` it asks the network once more, at one noise level for the whole sample.
-* Beside a method that draws its samples, a step has one more chunk: the batch of the data, at the noise levels of
-  `timestep_schedule` with its defaults. The losses of the drawn chunks are shares of the method's loss, as without
-  `sft`; the loss of the data is added to them whole, times `weight`. Such a run needs `data`. Where the method has
-  `prompts` of its own, captions of the data are used for its images only. The logged `loss` is the sum.
+* Beside `anyflow` and `self_flow` it runs the network once more, at one noise level for the whole sample.
+* Beside a method that generates its samples, a step has one more chunk: the batch of the data, at the noise levels of
+  `timestep_schedule` with its defaults. The losses of the generated chunks are shares of the method's loss, as
+  without `sft`; the whole loss of the data is added to them, times `weight`. Such a run needs `data`. Where the method
+  has `prompts` of its own, captions of the data are used for its images only. The logged `loss` is the sum.
 
-`sft_loss` in the logs is the weighted term. In a run that is written as hooks, the same is the hook
-[`flow_matching_loss`](hooks.md#the-hooks), and beside a hook of your own that replaces the loss, name it yourself.
+`sft_loss` in the logs is the weighted term. In a run that is written as hooks, use the hook
+[`flow_matching_loss`](options.md#hooksflow_matching_loss). Beside a hook of your own that replaces the loss,
+add it yourself.
 
-## Data and what is drawn
+## Data and generated samples
 
-Pairs, masks, intervals and two noise levels belong to images of the data. A method that draws its samples has none of
-them, so the plan refuses them beside it. A method's name stands in the message where the run names a method, and the
+Pairs, masks, intervals and two noise levels belong to images of the data. A method that generates its samples has none
+of them, so the plan refuses them beside it. The message gives the method's name where the run names a method, and the
 hook's type where the run names a hook.
 
 ## The self-test of Flow-DPO
 
 Before the first update the policy without its adapter must be the reference. With a new adapter that means a margin of
 exactly 0 and a loss of ln 2. With `adapter.init_from` the policy starts elsewhere, and the reference is the base model:
-the test switches the adapter off and compares predictions to the bit. A hook that changes the policy and not the
-reference is named.
+the test switches the adapter off and compares predictions bit by bit. The message names a hook that changes the policy
+and not the reference.
 """
 
 

@@ -14,5 +14,8 @@ class AdapterGateSpec(HookSpec, type="adapter_gate", title="Adapter gate"):
     page = "adjoint_matching.md#truncation"
 
     sigma: float = option(
-        "In (0, 1], 1 being pure noise. The rollout is visited at or below it.", exclusiveMinimum=0, maximum=1
+        "The adapter is off in steps that start above this sigma, in (0, 1]; 1 is pure noise. The rollout must be "
+        "visited at or below it (`sigma_max`), without `early_visits`.",
+        exclusiveMinimum=0,
+        maximum=1,
     )

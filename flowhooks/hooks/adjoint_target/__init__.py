@@ -21,35 +21,42 @@ class AdjointTargetSpec(HookSpec, type="adjoint_target", title="Adjoint target")
     page = "adjoint_matching.md"
 
     rewards: Sequence[Any] = option(
-        "One block a reward, with type and weight.", minItems=1, items={"$ref": "../reward.schema.json"}
+        "One block per reward, with `type`, the options of that reward, and `weight`.",
+        minItems=1,
+        items={"$ref": "../reward.schema.json"},
     )
     adjoint: Literal["lean", "full", "lookahead"] = option(
-        "lean: co-states through the base alone. full: the exact ones, through policy and base. lookahead: "
-        "the reward's gradient where a straight line from the state ends.",
+        "How gradients are carried back. `lean`: co-states through the base alone. `full`: the exact ones, through "
+        "policy and base. `lookahead`: the reward's gradient where a straight line from the state ends.",
         default="lean",
     )
     regularizer: Mapping[str, Any] = option(
-        'The control\'s cost: power above 1 to weight. {"2": 1.0} is the square; a higher power alone has no '
-        "finite slope at 0, so mix the square in.",
+        'Cost of the control: powers above 1 with their weights above 0. `{"2": 1.0}` is the square. A higher power '
+        "alone has no finite slope at 0, so add the square to it.",
         default={"2": 1.0},
         minProperties=1,
         propertyNames={"pattern": "^([2-9]|[1-9][0-9]+|1\\.[0-9]*[1-9][0-9]*|[1-9][0-9]*\\.[0-9]*[1-9][0-9]*)$"},
         additionalProperties={"type": "number", "exclusiveMinimum": 0, "maximum": 1000000},
     )
     reward_scale: float | None = option(
-        "Factor on rewards; null: found in the first rollout, from control_ratio.",
+        "Factor on the rewards. `null` finds it once, in the first rollout, from `control_ratio`, and keeps it in "
+        "checkpoints.",
         default=None,
         exclusiveMinimum=0,
         maximum=1_000_000,
     )
     control_ratio: float = option(
-        "Without reward_scale: the share of the base's velocity that the first rollout's last control is scaled to.",
+        "Without `reward_scale`: the factor is set so that the control at the last step of the first rollout is "
+        "this share of the base's velocity.",
         default=0.05,
         exclusiveMinimum=0,
         maximum=1_000_000,
     )
     lookahead_power: float = option(
-        "Of 1 - sigma, the factor on gradients of lookahead.", default=1.0, minimum=0, maximum=1_000_000
+        "Under `lookahead`, gradients are multiplied by `1 - sigma` to this power.",
+        default=1.0,
+        minimum=0,
+        maximum=1_000_000,
     )
     clip_quantile: float = option(
         "Co-states above the running average of this quantile of their sizes are clipped to it; 1 clips none.",
@@ -57,13 +64,17 @@ class AdjointTargetSpec(HookSpec, type="adjoint_target", title="Adjoint target")
         exclusiveMinimum=0,
         maximum=1,
     )
-    clip_decay: float = option("Of that running average.", default=0.99, minimum=0, exclusiveMaximum=1)
+    clip_decay: float = option(
+        "Decay of the running average behind `clip_quantile`.", default=0.99, minimum=0, exclusiveMaximum=1
+    )
     smoothing: Mapping[str, Any] | None = option(
-        "Average the rewards' gradient over noisy copies of each picture; null: none.",
+        'Averages rewards and their gradient over noisy copies of each image: `{"samples": 4, "sigma": 0.05}` makes '
+        "4 copies, with noise of standard deviation 0.05 in pixel values of 0 to 1. Each copy costs a reward but no "
+        "decode; `null` makes none.",
         default=None,
         required=["samples", "sigma"],
         properties={
-            "samples": {"description": "Copies of each picture.", "type": "integer", "minimum": 1, "maximum": 10000},
+            "samples": {"description": "Copies of each image.", "type": "integer", "minimum": 1, "maximum": 10000},
             "sigma": {
                 "description": "Standard deviation of the noise, in pixels of 0 to 1.",
                 "type": "number",

@@ -224,7 +224,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             count = step.all_reduce(fine.sum() * gradient[0].numel()).clamp(min=1).double().sqrt()
             if not bool(slope > 0):
                 raise RewardError(
-                    "the gradient of the rewards is zero or not finite in the latents of every picture of the first "
+                    "the gradient of the rewards is zero or not finite in the latents of every image of the first "
                     "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"
                 )
             self._scale = maths.reward_scale(slope / count, speed / count, self.powers, self.control_ratio).float()

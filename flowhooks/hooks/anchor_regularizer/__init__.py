@@ -26,7 +26,7 @@ class AnchorRegularizerSpec(HookSpec, type="anchor_regularizer", title="Anchor r
                 "required": ["role"],
                 "properties": {
                     "role": {
-                        "description": "A name for it, adapter:<name>.",
+                        "description": "Name of the role, `adapter:<name>`.",
                         "type": "string",
                         "pattern": "^adapter:.+$",
                         "examples": ["adapter:teacher"],
@@ -37,7 +37,8 @@ class AnchorRegularizerSpec(HookSpec, type="anchor_regularizer", title="Anchor r
     ]
 
     role: str = option(
-        "What to stay near: reference (the adapter off), ema (the averaged weights), or adapter:<name>.",
+        "The role that the prediction is kept near: `reference` (the adapter off), `ema` (the averaged weights), or "
+        "`adapter:<name>`.",
         default="reference",
         pattern="^(reference|ema|adapter:.+)$",
         examples=["reference", "ema", "adapter:teacher"],
@@ -46,8 +47,8 @@ class AnchorRegularizerSpec(HookSpec, type="anchor_regularizer", title="Anchor r
         "Weight of the mean squared distance; 0 costs nothing.", default=0.0, minimum=0, maximum=1_000_000
     )
     adapter: str | None = option(
-        "File, folder or Hub id of a frozen adapter that plays the role, which is then adapter:<name>; null: "
-        "somebody else gives the role.",
+        "File, folder or Hub id of a frozen adapter that plays the role, which is then `adapter:<name>`. `null`: "
+        "something else in the run gives the role.",
         default=None,
         format="path",
         minLength=1,

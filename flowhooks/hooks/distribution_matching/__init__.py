@@ -10,7 +10,7 @@ from flowhooks.hooks.spec import FLOW_MAP, SHIFT, HookSpec
 
 
 class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Distribution matching"):
-    """Trains a flow map on its own samples: they are moved towards the teacher's (experimental)."""
+    """Trains a flow map on its own samples and moves them towards the teacher's (experimental)."""
 
     slots = {"penalty", "metrics"}
     papers = ("gu2026anyflow", "yin2023one", "yin2024improved")
@@ -18,17 +18,21 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
     whole_path = "weight"
 
     weight: float = option(
-        "Weight of the loss on the samples; 0 switches the hook off.", default=1.0, minimum=0, maximum=1_000_000
+        "Weight of the loss on the samples. 0 switches the hook off, critic included.",
+        default=1.0,
+        minimum=0,
+        maximum=1_000_000,
     )
     jumps: int = option(
-        "A sample is drawn in at most so many jumps from noise to data, 1 or more by chance.",
+        "A sample takes at most this many jumps from noise to data. Each step chooses how many at random, the same "
+        "on all processes.",
         default=2,
         minimum=1,
         maximum=3,
     )
     shift: float | str = option(
-        "Shift of the jumps' grid and of the times at which samples are judged; scheduler takes the value of "
-        "the pipeline's own scheduler.",
+        "Shift of the jumps' grid and of the times s at which samples are judged: a number, or `scheduler` for the "
+        "value of the pipeline's own scheduler.",
         default="scheduler",
         schema=SHIFT,
     )
@@ -36,7 +40,7 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
         "Rank of the critic, a second adapter that is trained on the samples.", default=16, minimum=1, maximum=65_536
     )
     critic_alpha: float | None = option(
-        "The critic's update is scaled by alpha / rank; null takes the rank.",
+        "The critic's update is scaled by `alpha / rank`; `null` takes the rank, a scale of 1.",
         default=None,
         exclusiveMinimum=0,
         maximum=1_000_000,

@@ -1,9 +1,9 @@
-"""Make what a flow map draws from noise look as the teacher's pictures do: the on-policy second stage of AnyFlow
+"""Make what a flow map draws from noise look as the teacher's images do: the on-policy second stage of AnyFlow
 (arXiv 2605.13724). Experimental.
 
 The policy draws a sample in a few jumps, ``x_r = x_t - (t - r) u(x_t, t, r)``. A teacher and a critic, which knows the
 policy's own samples, both say what a noised copy of it was made of; the sample moves from the critic's answer to the
-teacher's (DMD, arXiv 2311.18828). The critic is trained beside it; no pairs of noise and picture are needed (DMD2,
+teacher's (DMD, arXiv 2311.18828). The critic is trained beside it; no pairs of noise and image are needed (DMD2,
 arXiv 2405.14867).
 """
 

@@ -19,7 +19,7 @@ from flowhooks.kernel.view import Sigma, View, concatenate
 from flowhooks.probe.tokens import TokenSigma
 
 EXACT, BERNOULLI = "exact", "bernoulli"
-#: Shares for pictures and for videos, whose tokens are more and more alike.
+#: Shares for images and for videos, whose tokens are more and more alike.
 PICTURES, VIDEOS = 0.25, 0.1
 
 
@@ -90,7 +90,7 @@ class DualTimes(DualTimesSpec, Hook):
             return views
         main, model = views["main"], step.model
         if not isinstance(main.time, Sigma) or main.time.density is None:
-            raise ValueError("`dual_times` draws a second sigma, and the first was drawn from no density")
+            raise ValueError("`dual_times` samples a second sigma, and the first was not sampled from a density")
         clean = step.batch.clean
         tokens = model.tokens(clean)
         a, b = main.level, main.time.density("second sigma")

@@ -10,8 +10,8 @@ from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import POLICY
 
 FEATURES = (
-    "features are compared at the noisy images of the data, and {other} trains on samples that the pipeline draws with "
-    "its own guidance"
+    "features are compared at the noisy images of the data, and {other} trains on samples that the pipeline generates "
+    "with its own guidance"
 )
 TWIN = "Self-Flow gives every token a time of its own, TwinFlow each sample one interval"
 
@@ -63,64 +63,76 @@ class FeatureAlignmentSpec(HookSpec, type="feature_alignment", title="Feature al
     ]
 
     source: Literal["layersync", "backbone", "external", "crepa", "self_flow"] = option(
-        "The teacher. layersync: a deeper block of the same pass. backbone: a block of the frozen base. "
-        "external: a vision model on the clean picture. crepa: the same on video, with neighbouring frames. "
-        "self_flow: a block of the averaged weights, with all tokens at the lower of the two sigmas that "
-        "dual_times gives.",
+        "The teacher. `layersync`: a deeper block of the same pass. `backbone`: a block of the frozen base. "
+        "`external`: a vision model on the clean image. `crepa`: the same on video, with neighbouring frames. "
+        "`self_flow`: a block of the averaged weights, with all tokens at the lower of the two sigmas that "
+        "`dual_times` gives.",
         default="layersync",
     )
     block_index: int | str | None = option(
-        "The student's block, by number in running order over all of the network's blocks, from 0, or by "
+        "The student's block: its number, counted from 0 in running order over all of the network's blocks, or its "
         "module name. Must be given.",
         default=None,
         minimum=0,
         maximum=1_000_000,
     )
     teacher_block_index: int | str | None = option(
-        "The teacher's block; layersync, backbone and self_flow need it.", default=None, minimum=0, maximum=1_000_000
+        "The teacher's block, by number or module name. `layersync`, `backbone` and `self_flow` need it.",
+        default=None,
+        minimum=0,
+        maximum=1_000_000,
     )
     encoder: str | None = option(
-        "Folder or Hub id of the vision model, through transformers, safetensors only; external and crepa need it.",
+        "Folder or Hub id of the vision model, which transformers loads, safetensors only. `external` and `crepa` "
+        "need it.",
         default=None,
         format="path",
         minLength=1,
     )
-    weight: float = option("Weight of the loss; 0 switches the hook off.", default=0.5, minimum=0, maximum=1_000_000)
+    weight: float = option(
+        "Weight of the loss; 0 switches the hook off. LayerSync uses 0.2, REPA 0.5.",
+        default=0.5,
+        minimum=0,
+        maximum=1_000_000,
+    )
     scheduler: Literal["constant", "linear", "cosine"] = option(
-        "How the weight goes from its full value to weight_end, in decay_steps.", default="constant"
+        "Course of the weight. `constant` keeps it; `linear` and `cosine` bring it to `weight_end` in `decay_steps`.",
+        default="constant",
     )
     warmup_steps: int = option(
         "Micro-steps in which the weight rises from 0.", default=0, minimum=0, maximum=1_000_000_000
     )
     decay_steps: int = option(
-        "Micro-steps after the warm-up in which the weight decays; linear and cosine need it.",
+        "Micro-steps in which the weight decays, counted from the end of the warm-up. `linear` and `cosine` need it.",
         default=0,
         minimum=0,
         maximum=1_000_000_000,
     )
     weight_end: float = option("Weight after the decay.", default=0.0, minimum=0, maximum=1_000_000)
     cutoff_step: int = option(
-        "Micro-step from which the weight is 0; 0 for never.", default=0, minimum=0, maximum=1_000_000_000
+        "Micro-step from which on the weight is 0; 0 means never.", default=0, minimum=0, maximum=1_000_000_000
     )
     similarity_threshold: float | None = option(
-        "Ends the alignment for good once the running mean of the cosine has reached this; null for never.",
+        "The alignment ends for good once the running mean of the cosine has reached this value; `null` means never.",
         default=None,
         exclusiveMinimum=0,
         maximum=1,
     )
-    similarity_ema_decay: float = option("Decay of that running mean.", default=0.99, minimum=0, exclusiveMaximum=1)
+    similarity_ema_decay: float = option(
+        "Decay of the running mean behind `similarity_threshold`.", default=0.99, minimum=0, exclusiveMaximum=1
+    )
     projector_depth: int | None = option(
-        "Linear layers of the projector, 0 for none; null takes none for layersync, else 3.",
+        "Linear layers of the projector; 0 uses no projector. `null` takes 0 for `layersync`, else 3.",
         default=None,
         minimum=0,
         maximum=64,
     )
     projector_width: int = option("Width between the projector's layers.", default=2048, minimum=1, maximum=65_536)
     adjacent_distance: int = option(
-        "How many frames away a neighbour may be, of crepa.", default=1, minimum=0, maximum=1_000_000
+        "`crepa` only: how many frames away a neighbour may be.", default=1, minimum=0, maximum=1_000_000
     )
     adjacent_tau: float = option(
-        "A frame k frames away has weight exp(-k / adjacent_tau), of crepa.",
+        "`crepa` only: a frame k frames away has the weight `exp(-k / adjacent_tau)`.",
         default=1.0,
         exclusiveMinimum=0,
         maximum=1_000_000,

@@ -32,7 +32,7 @@ from flowhooks.kernel.step import Step
 class FeatureAlignment(FeatureAlignmentSpec, Hook):
     """Adds ``weight * mean over tokens and samples of 1 - cos(project(h), z)`` as ``alignment_loss``.
 
-    ``h`` are the picture tokens of the policy on the main view after a block, taken in passing; ``z`` the teacher's.
+    ``h`` are the image tokens of the policy on the main view after a block, taken in passing; ``z`` the teacher's.
     The projector is trained; it is in checkpoints but not in what is exported.
 
     Raises:

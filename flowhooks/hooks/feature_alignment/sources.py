@@ -26,7 +26,7 @@ from flowhooks.kernel.step import Step
 from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.streams import Grid, Streams, TokenStream, learn_streams
 
-#: Source -> whose pass its features are from; the others look at pictures.
+#: Source -> whose pass its features are from; the others look at images.
 PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
 PICTURES = ("external", "crepa")
 #: The averaged weights on a cleaner view, in a pass of their own.
@@ -135,7 +135,7 @@ class CleanerSource:
 
 
 class PictureSource:
-    """A vision model on the clean picture, decoded from its latents; of video, on a frame for each latent frame (REPA,
+    """A vision model on the clean image, decoded from its latents; of video, on a frame for each latent frame (REPA,
     arXiv 2410.06940; CREPA, arXiv 2506.09229).
 
     Raises:
@@ -204,7 +204,7 @@ def build_parts(
         source = CleanerSource(tap, others[0])
     else:
         if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
-            raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for pictures")
+            raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for images")
         source = PictureSource(tap, str(encoder))
         stack.enter_context(source.decoder.attached())
     if not depth and student.width != source.width:

@@ -1,4 +1,4 @@
-"""A frozen vision model of transformers, as a teacher: pictures in, features of its patches out."""
+"""A frozen vision model of transformers, as a teacher: images in, features of its patches out."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class VisionEncoder:
             self(torch.zeros(1, 3, self._side, self._side, device=device))
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ModelError(
-                f"`encoder` {name!r} cannot see pictures of {self._side} pixels, the size it comes with: {short(error)}"
+                f"`encoder` {name!r} cannot see images of {self._side} pixels, the size it comes with: {short(error)}"
             ) from error
 
     @property
@@ -61,7 +61,7 @@ class VisionEncoder:
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
         """Pixels ``[n, 3, H, W]`` in [-1, 1] -> features ``[n, P, D]`` of the last hidden state, without the tokens of
-        class and registers, which come first. The whole picture is resized to the model's own square."""
+        class and registers, which come first. The whole image is resized to the model's own square."""
         pictures = ((pixels.float() + 1) / 2).clamp(0, 1)
         pictures = F.interpolate(pictures, size=(self._side, self._side), mode="bilinear", antialias=True)
         with torch.autocast(pixels.device.type, enabled=False):
@@ -84,7 +84,7 @@ def _how_to_look(name: str) -> dict[str, Any]:
 
 
 def _says_how_to_look(name: str) -> bool:
-    """Whether there is a configuration of its pictures. Raises OSError where a download fails: that is no answer."""
+    """Whether there is a configuration of its images. Raises OSError where a download fails: that is no answer."""
     own, shared = (
         cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)
@@ -98,6 +98,4 @@ def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:
         for side in (size.get("height"), size.get("shortest_edge")) if isinstance(size, dict) else (size,):
             if isinstance(side, int):
                 return side
-    raise ModelError(
-        "neither preprocessor_config.json nor config.json of the `encoder` says how large its pictures are"
-    )
+    raise ModelError("neither preprocessor_config.json nor config.json of the `encoder` says how large its images are")

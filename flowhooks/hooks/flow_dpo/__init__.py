@@ -28,45 +28,54 @@ class FlowDPOSpec(HookSpec, type="flow_dpo", title="Flow-DPO"):
     page = "flow_dpo.md"
 
     beta: float = option(
-        "Strength of the preference, and the value auto_beta starts from. It means nothing without norm_type:"
-        " with mean, the beta of sum times the number of latent elements.",
+        "Strength of the preference, and the value that `auto_beta` starts from. It means nothing without "
+        "`norm_type`: for latents of n elements, a beta under `sum` that does the same as one under `mean` is n "
+        "times smaller. `flowhooks explain` prints both.",
         default=1.0,
         exclusiveMinimum=0,
         maximum=1_000_000_000,
     )
     auto_beta: bool = option(
-        "Adapt beta to the running size of the margin, so that the sigmoid neither saturates nor idles. Off "
-        "unless asked for.",
+        "Adapts beta to the running size of the margin, so that the average pair keeps a gradient factor of "
+        "`auto_beta_target_gf` and the sigmoid neither saturates nor idles.",
         default=False,
     )
     auto_beta_target_gf: float = option(
-        "Gradient factor that auto_beta steers to, strictly between 0 and 0.5.",
+        "Gradient factor g that `auto_beta` steers to: `beta = 2 ln((1 - g) / g) / EMA(abs(margin))`. Strictly "
+        "between 0 and 0.5.",
         default=0.2,
         exclusiveMinimum=0,
         exclusiveMaximum=0.5,
     )
     auto_beta_decay: float = option(
-        "Decay of the running margin behind auto_beta.", default=0.99, minimum=0, exclusiveMaximum=1
+        "Decay of the running average of the margin, which is bias-corrected, shared by all processes, and kept in "
+        "checkpoints.",
+        default=0.99,
+        minimum=0,
+        exclusiveMaximum=1,
     )
     auto_beta_min: float | None = option(
-        "Lower bound of an adapted beta; null leaves it free. A bound that binds is logged.",
+        "The least beta that `auto_beta` may set; `null` sets no bound. The log says when the bound binds.",
         default=None,
         exclusiveMinimum=0,
         maximum=1_000_000_000,
     )
     auto_beta_max: float | None = option(
-        "Upper bound of an adapted beta; null leaves it free. A bound that binds is logged.",
+        "The largest beta that `auto_beta` may set; `null` sets no bound. The log says when the bound binds.",
         default=None,
         exclusiveMinimum=0,
         maximum=1_000_000_000,
     )
     norm_type: Literal["sum", "mean", "masked_mean"] = option(
-        "How the error of a sample becomes one number: sum or mean over all latent elements, or masked_mean "
-        "over the mask (mean where there is no mask).",
+        "How the error of a sample becomes one number. `sum` and `mean` go over all latent elements. `masked_mean` "
+        "is the sum over the mask divided by the mask's own sum (at least 1), or `mean` where there is no mask.",
         default="sum",
     )
     sft_loss_weight: float = option(
-        "Weight of the ordinary flow-matching loss on the preferred side.", default=0.0, minimum=0, maximum=1_000_000
+        "Weight of the ordinary flow-matching loss on the preferred side, unmasked, which is added.",
+        default=0.0,
+        minimum=0,
+        maximum=1_000_000,
     )
 
     def faults(self) -> Iterator[tuple[str, str]]:

@@ -11,19 +11,23 @@ from flowhooks.kernel.plan import POLICY
 
 
 class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
-    """Policy gradient on rewards: pictures of one prompt compete, along steps with chance."""
+    """Policy gradient on rewards: images of one prompt compete, along stochastic steps."""
 
     slots = {"objective", "metrics"}
     needs = {"rollout"}
     excludes = {
         "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do nothing",
-        "adapter_gate": "{name} draws with chance, and a gate goes with steps that have none",
+        "adapter_gate": "{name} samples in stochastic steps, and a gate needs deterministic ones",
     }
     passes = (("main", POLICY),)
     papers = ("liu2025flowgrpo",)
     page = "flow_grpo.md"
 
     rewards: Sequence[Any] = option(
-        "One block a reward, with type and weight.", minItems=1, items={"$ref": "../reward.schema.json"}
+        "One block per reward, with `type`, the options of that reward, and `weight`.",
+        minItems=1,
+        items={"$ref": "../reward.schema.json"},
     )
-    advantage_clip: float = option("Largest advantage.", default=5.0, exclusiveMinimum=0, maximum=1_000_000)
+    advantage_clip: float = option(
+        "Advantages are clipped to this size, above and below 0.", default=5.0, exclusiveMinimum=0, maximum=1_000_000
+    )

@@ -1,4 +1,4 @@
-"""Policy gradient on rewards: pictures of one prompt compete (Flow-GRPO, arXiv 2505.05470)."""
+"""Policy gradient on rewards: images of one prompt compete (Flow-GRPO, arXiv 2505.05470)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def policy_gradient_loss(log_prob: Tensor, before: Tensor, advantage: Tensor) ->
 
 
 class FlowGRPO(FlowGRPOSpec, Hook):
-    """The objective of rollouts with chance: a picture's advantage over the others of its prompt, times the log density
+    """The objective of rollouts with chance: an image's advantage over the others of its prompt, times the log density
     of every visited step.
 
     Raises:
@@ -63,7 +63,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
         source: RolloutSource = session.source
         if source.group_size < 2 or source.sampling.kind == "ode":
             raise ModelError(
-                "`flow_grpo` compares pictures of one prompt along steps with chance; set `group_size` to 2 or more, "
+                "`flow_grpo` compares images of one prompt along stochastic steps; set `group_size` to 2 or more, "
                 "and `sampler` to 'sde' or 'cps'"
             )
         model: Any = session.model

@@ -19,8 +19,8 @@ class FlowMatchingLossSpec(HookSpec, type="flow_matching_loss", title="Flow-matc
 
     weight: float = option("Weight of the loss in the total.", default=1.0, exclusiveMinimum=0, maximum=1_000_000)
     prediction: Literal["main", "own", "data"] = option(
-        "main: of the prediction that is made anyway; own: of one more forward, at one noise level for the "
-        "whole sample; data: of a chunk of its own, in a run that draws its samples.",
+        "The prediction that is scored. `main`: the one that is made anyway. `own`: one more forward, at one noise "
+        "level for the whole sample. `data`: a chunk of its own, in a run that generates its samples.",
         default="main",
     )
     masked: bool = option("Train only where the mask of the data is white.", default=False)

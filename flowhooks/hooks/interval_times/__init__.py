@@ -10,7 +10,7 @@ from flowhooks.hooks.spec import FLOW_MAP, SHIFT, HookSpec
 
 
 class IntervalTimesSpec(HookSpec, type="interval_times", title="Interval times"):
-    """Which interval each sample trains on."""
+    """Chooses the interval that each sample trains on."""
 
     slots = {"views", "metrics"}
     excludes = {"rollout": FLOW_MAP}
@@ -19,21 +19,28 @@ class IntervalTimesSpec(HookSpec, type="interval_times", title="Interval times")
     words = {"needs": "`second_time`, `sigma` (not as a mixture)", "gives": "`r_sigma` (`sigma` too as a mixture)"}
 
     r_timestep_sampler: Literal["uniform", "zero", "mixture"] = option(
-        "uniform: r anywhere below t. zero: r = 0. mixture: t and r from two uniforms, some samples at r = t "
-        "and some at r = 0; it draws t too.",
+        "How the interval from t to r is chosen. `uniform`: r anywhere below t. `zero`: r = 0. `mixture`: t and r "
+        "are the larger and the smaller of two uniform numbers, both shifted; some samples have r = t and some r = "
+        "0.",
         default="uniform",
     )
     min_interval_ratio: float = option(
-        "Least length of a uniform interval, in sigma.", default=0.02, minimum=0, exclusiveMaximum=1
+        "Least length of a `uniform` interval, in sigma.", default=0.02, minimum=0, exclusiveMaximum=1
     )
     diffusion_ratio: float = option(
-        "Share of samples of the mixture with r = t, which train the plain velocity.", default=0.5, minimum=0, maximum=1
+        "Share of samples of the `mixture` with r = t, which train the plain velocity.",
+        default=0.5,
+        minimum=0,
+        maximum=1,
     )
     zero_ratio: float = option(
-        "Share of samples of the mixture with r = 0; the rest ends anywhere.", default=0.25, minimum=0, maximum=1
+        "Share of samples of the `mixture` with r = 0; the other intervals end anywhere.",
+        default=0.25,
+        minimum=0,
+        maximum=1,
     )
     shift: float | str = option(
-        "Shift of the mixture's times; scheduler takes the value of the pipeline's own scheduler.",
+        "Shift of the `mixture`'s times: a number, or `scheduler` for the value of the pipeline's own scheduler.",
         default="scheduler",
         schema=SHIFT,
     )

@@ -12,7 +12,7 @@ class MaskReducerSpec(HookSpec, type="mask_reducer", title="Mask reducer"):
     slots = {"views", "error", "metrics"}
     needs = {"data:mask"}
     gives = {"mask"}
-    excludes = {"rollout": "a mask belongs to an image of the data, and {other} trains on samples that it draws"}
+    excludes = {"rollout": "a mask belongs to an image of the data, and {other} trains on samples that it generates"}
     page = "flow_dpo.md"
 
     mask_dilate: int = option(

@@ -9,16 +9,16 @@ from flowhooks.documents.spec import option
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.sampling.prompts import by_task, read_prompts, visited_places
 
-#: How the option is offered by methods whose steps have chance.
+#: How the option is offered by methods whose steps are stochastic.
 NOISY_WEIGHTINGS: Mapping[str, Any] = {
-    "description": "W of a visited state: uniform 1; kl the factor of the exact divergence of two sde steps; kl_nodt "
-    "that times the step's length; x_t the length squared; x0 sigma squared.",
+    "description": "Weight W of a visited state. `uniform`: 1. `kl`: the factor of the exact divergence of two SDE "
+    "steps. `kl_nodt`: that times the step's length. `x_t`: the length squared. `x0`: sigma squared.",
     "enum": ["uniform", "kl", "kl_nodt", "x_t", "x0"],
 }
 
 
 class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy rollout"):
-    """Draws pictures with the student, through the pipeline's own loop, and trains on the states it went through."""
+    """Generates images with the student, through the pipeline's own loop, and trains on the states it went through."""
 
     slots = {"source"}
     gives = {"sigma", "rollout"}
@@ -28,8 +28,8 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
     words = {"needs": "`data:image` (without `prompts`)"}
 
     prompts: str | Sequence[Any] | None = option(
-        "A .jsonl file of objects with the key prompt and columns beside it, a text file with one prompt a "
-        "line, or a list of either; relative to the working directory. null takes the captions of the data.",
+        "A `.jsonl` file of objects with the key `prompt` and columns beside it, a text file with one prompt a "
+        "line, or a list of either; relative to the working directory. `null` takes the captions of the data.",
         default=None,
         format="path",
         items={"type": ["string", "object"]},
@@ -37,57 +37,68 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
         minLength=1,
     )
     task_column: str | None = option(
-        "A column of the prompts by whose values micro-batches take turns; null mixes tasks.", default=None, minLength=1
+        "A column of the prompts. Micro-batches take turns in its values; `null` mixes tasks.",
+        default=None,
+        minLength=1,
     )
-    group_size: int = option("Pictures of each prompt.", default=1, minimum=1, maximum=65_536)
+    group_size: int = option("Images of each prompt.", default=1, minimum=1, maximum=65_536)
     sampler: Literal["ode", "sde", "cps"] = option(
-        "ode: the pipeline's own steps. sde: steps with chance that keep the flow's marginals. cps: steps "
-        "with chance that keep the shares of data and noise.",
+        "`ode`: the pipeline's own steps. `sde`: stochastic steps that keep the flow's marginals. `cps`: stochastic "
+        "steps that keep the shares of data and noise.",
         default="sde",
     )
-    num_inference_steps: int = option("Of a rollout.", default=10, minimum=2, maximum=10_000)
-    noise_level: float = option("Of sde and cps.", default=0.7, exclusiveMinimum=0, maximum=1_000_000)
+    num_inference_steps: int = option("Sampling steps of a rollout.", default=10, minimum=2, maximum=10_000)
+    noise_level: float = option(
+        "Strength of the noise that `sde` and `cps` steps add.", default=0.7, exclusiveMinimum=0, maximum=1_000_000
+    )
     window: Sequence[Any] | None = option(
-        "First and end index of the steps with chance, the others being ode; null: all but the last.",
+        "First and end index of the stochastic steps; the others are `ode`. `null` makes all but the last stochastic.",
         default=None,
         items={"type": "integer", "minimum": 0, "maximum": 10000},
         minItems=2,
         maxItems=2,
     )
     visits: int | None = option(
-        "How many states of each rollout are trained on, at random; null: all that may be.",
+        "How many states of each rollout are trained on, chosen at random; `null` takes all that may be.",
         default=None,
         minimum=1,
         maximum=10_000,
     )
     train_fraction: float = option(
-        "Only states in this first part of the steps are trained on.", default=0.99, exclusiveMinimum=0, maximum=1
+        "Only states in this first part of the steps are trained on; the default leaves out the last one.",
+        default=0.99,
+        exclusiveMinimum=0,
+        maximum=1,
     )
     last_steps: int | None = option(
-        "Visit all of so many steps at the end, with the sampler ode and in place of visits, train_fraction "
-        "and window; null: not so.",
+        "Visit this many steps at the end, all of them, with the sampler `ode` and in place of `visits`, "
+        "`train_fraction` and `window`; `null` does not.",
         default=None,
         minimum=1,
         maximum=10_000,
     )
     sigma_max: float | None = option(
-        "The same for all steps that start at or below this sigma.", default=None, exclusiveMinimum=0, maximum=1
+        "In place of `last_steps`: visit all steps that start at or below this sigma.",
+        default=None,
+        exclusiveMinimum=0,
+        maximum=1,
     )
     early_visits: int = option(
-        "Beside those of last_steps or sigma_max, how many states before them are visited, at random; each "
-        "stands for all of them.",
+        "How many states before those of `last_steps` or `sigma_max` are visited too, at random; each stands for "
+        "all of them.",
         default=0,
         minimum=0,
         maximum=10_000,
     )
     weighting: Literal["uniform", "kl", "kl_nodt", "x_t", "x0", "dt"] = option(
-        "W of a visited state: uniform 1; kl the factor of the exact divergence of two sde steps; kl_nodt "
-        "that times the step's length; x_t the length squared; x0 sigma squared; dt the length relative to "
-        "the mean one.",
+        "Weight W of a visited state. `uniform`: 1. `kl`: the factor of the exact divergence of two SDE steps. "
+        "`kl_nodt`: that times the step's length. `x_t`: the length squared. `x0`: sigma squared. `dt`: the length "
+        "relative to the mean length.",
         default="uniform",
     )
     pipeline_arguments: Mapping[str, Any] | None = option(
-        "Of the pipeline's call, such as guidance_scale and negative_prompt. Guidance is off unless it is named here.",
+        "Arguments for the pipeline's call, such as `guidance_scale` and `negative_prompt`. Guidance is off unless "
+        "it is named here.",
         default=None,
     )
     offload_states: bool = option("Keep states on the CPU until they are visited.", default=False)

@@ -86,7 +86,7 @@ def visit_of(view: View) -> RolloutState:
 
 
 class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
-    """Draws pictures with the student and gives the states it went through, each as a chunk with the view ``main``.
+    """Draws images with the student and gives the states it went through, each as a chunk with the view ``main``.
 
     Raises:
         ModelError: on attaching, a pipeline without ``encode_prompt``; in a step, no state to visit.
@@ -124,7 +124,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
 
     def source(self, step: Step) -> list[Chunk]:
         if not step.training:
-            raise ValueError("what a run draws cannot be held out; set validation.holdout to 0")
+            raise ValueError("samples that a run generates cannot be held out; set validation.holdout to 0")
         asked = self._asked(step)
         draws = step.draws
         first = draws.rank * len(asked)
@@ -236,7 +236,7 @@ def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]
     """The groups, cut wherever a group of any process ends.
 
     What is drawn together goes through the step as chunks, in which hooks exchange sums between processes: each has to
-    go through as many, and a mean over all of them is one only where each has as many samples in it. Pictures of one
+    go through as many, and a mean over all of them is one only where each has as many samples in it. Images of one
     prompt stay together, since every process draws as many of each.
     """
     rows = [i for group in groups for i in group]

@@ -80,7 +80,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             return []
         return [
             "anyflow_r_sensitivity is 0: the teacher's target is the same wherever the interval ends, so no flow map "
-            "can be learnt; raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
+            "can be learned; raise `teacher_rollout_steps` above 1, or set `target_mode` to 'flow_map'"
         ]
 
     def _target(self, step: Step, view: View, r: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ BASE = "base"
 
 
 class TeacherVelocitySpec(HookSpec, type="teacher_velocity", title="Teacher velocity"):
-    """The target is what a teacher, a frozen adapter on the same network, predicts at the same state."""
+    """Sets as target what a teacher, a frozen adapter on the same network, predicts at the same state."""
 
     slots = {"views", "target:main", "objective", "metrics"}
     needs = {"sigma", "role:reference"}
@@ -25,8 +25,9 @@ class TeacherVelocitySpec(HookSpec, type="teacher_velocity", title="Teacher velo
     words = {"gives": "`role:adapter:<name>`"}
 
     teachers: Mapping[str, Any] = option(
-        "Name -> file, folder or Hub id of an adapter; or an object with path, pipeline_arguments of its own,"
-        " and parked, to keep it on the CPU while it is not asked.",
+        "Name of each teacher with the file, folder or Hub id of its adapter, or with an object: `path`, "
+        "`pipeline_arguments` in place of the rollout's, and `parked`, which keeps it on the CPU while it is not "
+        "used.",
         minProperties=1,
         propertyNames={"pattern": "^[A-Za-z0-9_-]+$"},
         additionalProperties={
@@ -35,30 +36,41 @@ class TeacherVelocitySpec(HookSpec, type="teacher_velocity", title="Teacher velo
             "minLength": 1,
             "required": ["path"],
             "properties": {
-                "path": {"description": "File, folder or Hub id.", "type": "string", "format": "path", "minLength": 1},
+                "path": {
+                    "description": "File, folder or Hub id of the adapter.",
+                    "type": "string",
+                    "format": "path",
+                    "minLength": 1,
+                },
                 "pipeline_arguments": {
-                    "description": "In place of the rollout's, such as guidance_scale.",
+                    "description": "Used in place of the rollout's, such as `guidance_scale`.",
                     "type": ["object", "null"],
                     "default": None,
                 },
-                "parked": {"description": "On the CPU while it is not asked.", "type": "boolean", "default": False},
+                "parked": {
+                    "description": "Keep it on the CPU while it is not used.",
+                    "type": "boolean",
+                    "default": False,
+                },
             },
             "additionalProperties": False,
             "patternProperties": {"^(\\$comment$|_comment)": {"description": "A remark for people; it is ignored."}},
         },
     )
-    task_column: str = option("The column of prompts that says who teaches.", default="task", minLength=1)
+    task_column: str = option("The column of the prompts that names the teacher.", default="task", minLength=1)
     routes: Mapping[str, Any] | None = option(
-        "Value of that column -> teacher, or base; null: the value is the teacher's name.",
+        "Value of that column -> name of a teacher, or `base`. `null`: the value is the teacher's name.",
         default=None,
         additionalProperties={"type": "string"},
     )
     route: str | None = option(
-        "package.module:function, given a prompt and its columns, that returns a teacher's name; in place of both.",
+        "`package.module:function` that is given a prompt and its columns and returns a teacher's name, in place of "
+        "`task_column` and `routes`. It needs `--allow-imports`.",
         default=None,
     )
     estimator: Literal["direct", "pg_logratio"] = option(
-        "direct: squared distance of velocities. pg_logratio: minus the log ratio at the step that was taken.",
+        "`direct`: squared distance of velocities. `pg_logratio`: the log density of the step that was taken, "
+        "weighed by minus its log ratio; the same gradient on average, with noise.",
         default="direct",
     )
 

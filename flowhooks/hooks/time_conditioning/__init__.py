@@ -16,13 +16,17 @@ class TimeConditioningEnablerSpec(HookSpec, type="time_conditioning", title="Tim
     page = "anyflow.md"
 
     gate_value: float = option(
-        "Weight of the second time's embedding in the blend, a constant in [0, 1].", default=0.25, minimum=0, maximum=1
+        "Weight g of the second time in the blend of embeddings, `(1 - g) E_t(t) + g E_d(d)`; it is constant.",
+        default=0.25,
+        minimum=0,
+        maximum=1,
     )
     deltatime_type: Literal["r", "t-r"] = option(
-        "What the second embedding sees: r, which leaves a fresh network as it is where r = t, or t-r.", default="r"
+        "What the second embedding sees as d: `r`, which leaves a fresh network as it is where r = t, or `t-r`.",
+        default="r",
     )
     timestep_scale: float | None = option(
-        "Unit of the second time, in place of the network's own, which the probe learns; null keeps that.",
+        "Unit of d; `null` takes the network's own, which the probe learns.",
         default=None,
         exclusiveMinimum=0,
         maximum=1_000_000,

@@ -28,7 +28,7 @@ def parse_timesteps(value: str | Sequence[float]) -> list[float]:
             raise ValueError(f"{entry!r} is out of range; timesteps lie in (0, 1], or in (1, 1000] as thousandths")
         sigmas.append(number / 1000 if number > 1 else number)
     if not sigmas:
-        raise ValueError("the list of timesteps is empty; leave it out to draw random times")
+        raise ValueError("the list of timesteps is empty; leave it out to sample times at random")
     return sigmas
 
 
@@ -58,8 +58,8 @@ def timing_faults(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 class TimestepScheduleSpec(HookSpec, type="timestep_schedule", title="Timestep schedule"):
-    """Which sigma and noise each sample trains at: a density, a shift, or a list of times. Added with these defaults to
-    a run that names none."""
+    """Chooses the sigma and noise that each sample trains at: from a density with a shift, or from a list of times.
+    Added with these defaults to a run that names none."""
 
     slots = {"views"}
     gives = {"sigma", "density"}
@@ -67,33 +67,36 @@ class TimestepScheduleSpec(HookSpec, type="timestep_schedule", title="Timestep s
     page = "hooks.md#timestep_schedule"
 
     weighting_scheme: Literal["none", "logit_normal", "mode"] = option(
-        "Density of sigma before the shift (arXiv 2403.03206, section 3.1); none is uniform.", default="logit_normal"
+        "Density of sigma before the shift (arXiv 2403.03206, section 3.1): `logit_normal`, `mode`, or `none`, "
+        "which is uniform.",
+        default="logit_normal",
     )
     logit_mean: float = option(
-        "Mean of the logit-normal density; above 0 leans to noise.", default=0.0, minimum=-1000, maximum=1000
+        "Mean of the `logit_normal` density; above 0 leans to noise.", default=0.0, minimum=-1000, maximum=1000
     )
     logit_std: float = option(
-        "Standard deviation of the logit-normal density.", default=1.0, exclusiveMinimum=0, maximum=1000
+        "Standard deviation of the `logit_normal` density.", default=1.0, exclusiveMinimum=0, maximum=1000
     )
-    mode_scale: float = option("Scale of the mode density.", default=1.29, minimum=-1000, maximum=1000)
+    mode_scale: float = option("Scale of the `mode` density.", default=1.29, minimum=-1000, maximum=1000)
     shift: float | str = option(
-        "Shift of the drawn sigmas; above 1 spends more steps near noise, 1 leaves them. scheduler takes the "
-        "value of the pipeline's own scheduler.",
+        "Shift of the sampled sigmas: a number, or `scheduler` for the value of the pipeline's own scheduler. Above "
+        "1 spends more steps near noise, 1 changes nothing.",
         default="scheduler",
         schema=SHIFT,
     )
     flow_custom_timesteps: Sequence[Any] | str | None = option(
-        "The only times to train: a list of numbers, or one string with commas. Numbers above 1 are "
-        "thousandths, so 801 is sigma 0.801. null draws times at random.",
+        "The only times to train at: a list of numbers such as `[801, 694, 548, 338]`, or one string with commas. "
+        "Numbers above 1 are thousandths, so 801 is sigma 0.801; density and shift do not apply. `null` samples "
+        "times at random.",
         default=None,
         items={"type": "number", "exclusiveMinimum": 0, "maximum": 1000},
         minItems=1,
         examples=[[801, 694, 548, 338], "801,694,548,338"],
     )
     flow_timesteps_mode: Literal["random", "fixed-list", "round-robin"] | None = option(
-        "How times are chosen. random: from the density; fixed-list: any entry of flow_custom_timesteps; "
-        "round-robin: the entries in turn, each process offset, the position kept in checkpoints. null means "
-        "fixed-list with a list and random without one.",
+        "How times are chosen. `random`: from the density. `fixed-list`: any entry of `flow_custom_timesteps`. "
+        "`round-robin`: the entries in turn, each process offset, the position kept in checkpoints. `null` means "
+        "`fixed-list` with a list and `random` without one.",
         default=None,
     )
 

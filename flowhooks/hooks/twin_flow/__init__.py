@@ -19,21 +19,26 @@ class TwinFlowSpec(HookSpec, type="twin_flow", title="TwinFlow"):
     whole_path = "adversarial_weight"
 
     adversarial_weight: float = option(
-        "Weight of the loss at negative times; 0 switches the hook off.", default=1.0, minimum=0, maximum=1_000_000
+        "Weight of the loss at negative times. 0 switches the hook off, and needs `rectification_weight` at 0 too.",
+        default=1.0,
+        minimum=0,
+        maximum=1_000_000,
     )
     rectification_weight: float = option(
-        "Weight of the loss that corrects one-step samples; 0 trains the branch at negative times only.",
+        "Weight of the loss that corrects one-step samples. 0 trains the branch at negative times only, which then "
+        "corrects nothing.",
         default=1.0,
         minimum=0,
         maximum=1_000_000,
     )
     shift: float | str = option(
-        "Shift of the times at which samples are noised; scheduler takes the value of the pipeline's own scheduler.",
+        "Shift of the times s at which samples are noised: a number, or `scheduler` for the value of the pipeline's "
+        "own scheduler. The authors use 1, which chooses s evenly.",
         default="scheduler",
         schema=SHIFT,
     )
     difference_clamp: float | None = option(
-        "The most that the difference of the branches may ask for, for each element; null sets no limit.",
+        "The most that the difference of the branches may ask for, for each element; `null` sets no limit.",
         default=1.0,
         exclusiveMinimum=0,
         maximum=1_000_000,

@@ -22,7 +22,8 @@ class TwinFlowTargetSpec(HookSpec, type="twin_flow_target", title="TwinFlow targ
     page = "twin_flow.md"
 
     estimate_order: int = option(
-        "Jumps of the averaged weights from the first step to the end of the interval.",
+        "Number N of jumps of the averaged weights from the first step to the end of the interval. With 1 an "
+        "interval learns only from one that is `delta_t` shorter, which is slow; 2 halves it.",
         default=2,
         minimum=1,
         maximum=1000,
@@ -31,14 +32,14 @@ class TwinFlowTargetSpec(HookSpec, type="twin_flow_target", title="TwinFlow targ
         "Length of the first step, in sigma.", default=0.01, exclusiveMinimum=0, exclusiveMaximum=0.5
     )
     target_clamp: float | None = option(
-        "The most that a target may differ from the prediction, for each element; null sets no limit.",
+        "The most that a target may differ from the prediction, for each element; `null` sets no limit.",
         default=1.0,
         exclusiveMinimum=0,
         maximum=1_000_000,
     )
     enhanced_ratio: float = option(
-        "Share of the difference that the prompt makes to the averaged weights, added to the velocity: "
-        "guidance of scale 1 / (1 - enhanced_ratio) built into the student.",
+        "Share of the difference that the prompt makes to the averaged weights, which is added to the velocity: "
+        "guidance of scale `1 / (1 - enhanced_ratio)` built into the student. The authors use 0.5.",
         default=0.0,
         minimum=0,
         exclusiveMaximum=1,

@@ -8,7 +8,7 @@ from flowhooks.hooks.spec import HookSpec
 
 class WeightAverageSpec(HookSpec, type="weight_average", title="Weight average"):
     """Keeps an exponential moving average of what is trained, for validation, for what a run writes, and for hooks that
-    ask it. `training.use_ema` adds it with `training.ema_decay`."""
+    use it. `training.use_ema` adds it with `training.ema_decay`."""
 
     gives = {"role:ema"}
     law = {"decay": 0.5}

@@ -12,7 +12,7 @@ class KTOSpec(HookSpec, type="kto", title="KTO"):
 
     slots = {"objective", "metrics"}
     needs = {"data:label", "role:reference"}
-    excludes = {"rollout": "labels come from the data, and {other} trains on samples that it draws"}
+    excludes = {"rollout": "labels come from the data, and {other} trains on samples that it generates"}
     passes = (("main", POLICY), ("main", "reference"))
     law = {"beta": 20.0}
 
