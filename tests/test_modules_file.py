@@ -16,7 +16,7 @@ from flowhooks.restore import restore_pipeline
 from flowhooks.run_files import MODULES, RUN
 from flowhooks.train.validation import averaged
 from tests.export.wan_runs import BESIDE
-from tests.families.matrix import learnt
+from tests.families import learnt
 
 SECOND = {"type": "time_conditioning"}
 LORA = {"type": "lora", "rank": 2, "alpha": 2}

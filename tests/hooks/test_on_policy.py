@@ -13,7 +13,8 @@ import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import CheckpointError, ConfigError, FlowhooksError
 from flowhooks.sampling.prompts import Prompt, read_prompts, visited_places
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 from tests.sampling.test_rollout import GUIDED
 
 PROMPTS = [{"prompt": "one", "task": "a"}, {"prompt": "a photo of two", "task": "b"}]

@@ -8,8 +8,7 @@ import torch
 import flowhooks
 from flowhooks.errors import AdapterError
 from flowhooks.sampling.adapter_gate import current_sigma
-from tests.families import tiny
-from tests.families.matrix import learnt
+from tests.families import learnt, tiny
 from tests.laws.test_laws import assert_same, trace
 from tests.sampling.test_rollout import GUIDED
 
