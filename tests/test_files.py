@@ -21,8 +21,7 @@ from flowhooks.modules_file import save_modules
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.outputs import _save_pipeline
 from tests.adapters.helpers import section
-from tests.families import tiny
-from tests.families.matrix import learnt
+from tests.families import learnt, tiny
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o002, 0o077])

@@ -16,7 +16,7 @@ from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import MANIFEST, load_modules, read_manifest, save_modules
 from flowhooks.restore import restore_pipeline
 from tests.export.wan_runs import BESIDE
-from tests.families.matrix import learnt
+from tests.families import learnt
 
 SECOND = {"type": "time_conditioning"}
 LORA = {"type": "lora", "rank": 2, "alpha": 2}

@@ -22,7 +22,7 @@ from flowhooks.export.dialects import export_lora
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import load_modules, save_modules
 from tests.adapters.helpers import section, train_randomly, transformer
-from tests.families.matrix import learnt
+from tests.families import learnt
 
 TYPES = {"I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 

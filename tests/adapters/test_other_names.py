@@ -18,8 +18,7 @@ from flowhooks.adapters.merge_sources import read_sources
 from flowhooks.errors import AdapterError
 from flowhooks.export import export_lora
 from tests.adapters.helpers import section, train_randomly
-from tests.families import tiny
-from tests.families.matrix import learnt
+from tests.families import learnt, tiny
 
 RANK, ALPHA = 4, 2.0
 FLUX = "lora_unet_double_blocks_0_img_attn_"

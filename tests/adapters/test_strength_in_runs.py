@@ -18,8 +18,7 @@ from flowhooks.modules_file import save_modules
 from flowhooks.restore import Restored, read_run, restore_pipeline
 from tests.adapters.helpers import predict, section, transformer
 from tests.adapters.strength_files import ALPHA, KINDS, RANK, by_formula, changed, deltas, same, write_lora
-from tests.families import tiny
-from tests.families.matrix import learnt
+from tests.families import learnt, tiny
 
 per_kind = pytest.mark.parametrize("kind", KINDS)
 LORA = {"type": "lora", "rank": 3, "alpha": 1.0}

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
+import torch
+
+from flowhooks.probe import FlowModel, probe
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 
@@ -120,3 +125,29 @@ PIPELINES: Mapping[str, Tiny] = {
 def tiny(name: str, *, seed: int = 0) -> Any:
     """A tiny pipeline by name, one of :data:`PIPELINES`; see :func:`flowhooks.testing.tiny.build`."""
     return build(PIPELINES[name], seed=seed)
+
+
+def learnt(
+    name: str, *, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None, **sizes: int
+) -> FlowModel:
+    """The probe's model of a new tiny pipeline, which a test may leave as it likes.
+
+    A process builds and probes each but once: a test gets a copy of the pipeline together with what was learned about
+    it. A test that changes how pipelines are built or probed calls :func:`flowhooks.probe.probe` itself.
+
+    Args:
+        arguments: of every call of the pipeline; default: those of :data:`PIPELINES`.
+        dtype: of the pipeline's weights.
+        sizes: ``height``, ``width`` and ``frames`` of the probe's run.
+    """
+    told = PIPELINES[name].arguments if arguments is None else arguments
+    key = name, tuple(told.items()), dtype, tuple(sizes.items())
+    return deepcopy(_learnt_once(*key))
+
+
+@cache
+def _learnt_once(
+    name: str, arguments: tuple[tuple[str, Any], ...], dtype: torch.dtype | None, sizes: tuple[tuple[str, int], ...]
+) -> FlowModel:
+    pipe = tiny(name)
+    return probe(pipe if dtype is None else pipe.to(dtype), arguments=dict(arguments), **dict(sizes))

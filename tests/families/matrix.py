@@ -19,11 +19,11 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
-from flowhooks.probe import FlowModel, TokenSigma, probe
+from flowhooks.probe import FlowModel, TokenSigma
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
-from tests.families import PIPELINES, tiny
+from tests.families import PIPELINES, learnt, tiny
 
 PROMPTS = ("a photo of two", "one")
 RUN = {
@@ -41,12 +41,6 @@ FLOW_MAP = {
 
 class Failed(AssertionError):
     """Something that a column claims does not hold."""
-
-
-def learnt(name: str, **changes: Any) -> FlowModel:
-    """The probe's model of a tiny pipeline; ``changes`` are what ``pipe.to`` takes."""
-    pipe = tiny(name)
-    return probe(pipe.to(**changes) if changes else pipe, arguments=PIPELINES[name].arguments)
 
 
 def pairs(model: FlowModel) -> Batch:

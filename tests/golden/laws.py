@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from flowhooks.probe import FlowModel
 from tests.golden.record import fingerprint, one_thread
-from tests.laws.cases import ADAPTERS, RECIPES, batch_for, looping, tiny_model
+from tests.laws.cases import ADAPTERS, RECIPES, batch_for, looping
 
 CASES = {
     **{recipe: (recipe, "lora") for recipe in RECIPES},
@@ -15,19 +13,13 @@ CASES = {
 }
 
 
-@cache
-def _model() -> FlowModel:
-    """One pipeline for all: attaching leaves no trace."""
-    return tiny_model()
-
-
 def result(name: str) -> dict[str, Any]:
     """Losses and metrics of each chunk of two steps, and the trained weights, average included."""
     recipe, adapter = CASES[name]
-    with one_thread(), looping(recipe, adapter, _model()) as loop:
+    with one_thread(), looping(recipe, adapter) as loop:
         chunks = []
         for _ in range(2):
-            for chunk in loop.chunks(batch_for(loop.model, loop.session.micro_step)):
+            for chunk in loop.chunks(batch_for(loop.session.micro_step)):
                 chunk.loss.backward()
                 metrics = {key: float(value) for key, value in chunk.metrics.items()}
                 chunks.append({"loss": float(chunk.loss), "passes": chunk.passes, "metrics": _known(metrics)})

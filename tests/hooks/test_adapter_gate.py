@@ -9,7 +9,7 @@ import flowhooks
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError, ModelError
-from tests.families.matrix import learnt
+from tests.families import learnt
 from tests.hooks.adjoint_runs import ROLLOUT, STEPS, ByHand, moved, run_through, target
 from tests.hooks.test_on_policy import document
 

@@ -10,7 +10,7 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, FlowhooksError, RewardError
 from flowhooks.hooks.adjoint_target.hook import unguided_arguments
 from flowhooks.hooks.decoding import Decoder
-from tests.families.matrix import learnt
+from tests.families import learnt
 from tests.hooks.adjoint_runs import ROLLOUT, SCALE, STEPS, moved, run_through, target
 from tests.hooks.test_on_policy import document
 

@@ -9,7 +9,7 @@ import flowhooks
 from flowhooks.adapters.frozen import FrozenAdapter
 from flowhooks.errors import CheckpointError
 from flowhooks.hooks.adjoint_target.maths import optimal_control
-from tests.families.matrix import learnt
+from tests.families import learnt
 from tests.hooks.adjoint_reference import regularizer_cost
 from tests.hooks.adjoint_runs import ROLLOUT, STEPS, ByHand, moved, run_through, target
 from tests.hooks.test_on_policy import document, teachers, watched

@@ -16,7 +16,8 @@ from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import ModelError
 from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained, write_dinov2
 
 

@@ -12,7 +12,8 @@ from flowhooks.hooks import DualTimes
 from flowhooks.hooks.dual_times.hook import bernoulli_subset, exact_subset
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Sigma, View
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 
 DUAL = {"type": "dual_times"}
 

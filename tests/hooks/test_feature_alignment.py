@@ -18,7 +18,8 @@ from flowhooks.kernel.assembly import Assembly
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
 
 

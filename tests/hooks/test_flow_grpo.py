@@ -9,7 +9,7 @@ import flowhooks
 from flowhooks.errors import FlowhooksError, ModelError, RewardError
 from flowhooks.hooks.flow_grpo.hook import group_advantages, policy_gradient_loss
 from flowhooks.rewards import PictureReward
-from tests.families.matrix import learnt
+from tests.families import learnt
 from tests.hooks.test_on_policy import ROLLOUT, document, watched
 
 GROUPED = {**ROLLOUT, "group_size": 3, "visits": 2}

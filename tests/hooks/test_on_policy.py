@@ -15,7 +15,8 @@ from flowhooks.errors import CheckpointError, ConfigError, FlowhooksError
 from flowhooks.hooks.asking import visited_velocity
 from flowhooks.hooks.planning import step_cost
 from flowhooks.sampling.prompts import Prompt, read_prompts, visited_places
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 from tests.sampling.test_rollout import GUIDED
 
 PROMPTS = [{"prompt": "one", "task": "a"}, {"prompt": "a photo of two", "task": "b"}]

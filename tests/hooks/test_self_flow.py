@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import flowhooks
 from flowhooks.errors import ConfigError
 from flowhooks.probe.streams import learn_streams
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt
+from tests.families.matrix import pairs
 from tests.hooks.aligned import PIPELINES, outputs_of
 
 SELF_FLOW = {

@@ -10,7 +10,7 @@ import torch
 import flowhooks
 from flowhooks.errors import TrainingError
 from flowhooks.kernel.hook import Hook
-from tests.laws.cases import batch_for, run_document, tiny_model
+from tests.laws.cases import batch_for, run_document, shared_model
 
 
 class Louder(Hook):
@@ -45,7 +45,7 @@ class Louder(Hook):
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return shared_model()
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def start(model, tmp_path_factory):
 def first_step(model, start, *hooks) -> float:
     adapter = {"type": "lora", "rank": 4, "alpha": 8, "init_from": None if start is None else str(start)}
     with flowhooks.attach(model, [*hooks], adapter=adapter) as session:
-        return float(session.step(batch_for(model, 0)).metrics["flow_dpo_margin"])
+        return float(session.step(batch_for(0)).metrics["flow_dpo_margin"])
 
 
 @pytest.mark.parametrize("from_a_file", [False, True])

@@ -17,8 +17,8 @@ from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.hook import Hook
 from flowhooks.probe import probe
 from flowhooks.probe.times import Time
-from tests.families import tiny
-from tests.families.matrix import learnt, pairs
+from tests.families import learnt, tiny
+from tests.families.matrix import pairs
 from tests.hooks.toy import EVERYTHING, build_assembly, targeted
 
 TARGET = {"type": "twin_flow_target"}

@@ -16,8 +16,8 @@ import flowhooks
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch, StepResult
-from flowhooks.probe import FlowModel
-from tests.families.matrix import learnt
+from flowhooks.probe import Condition, FlowModel
+from tests.families import learnt
 
 DPO = {"type": "flow_dpo", "norm_type": "masked_mean", "auto_beta": True}
 MASK = {"type": "mask_reducer", "mask_dilate": 1}
@@ -187,7 +187,7 @@ def teacher() -> str:
     atexit.register(shutil.rmtree, folder)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        with flowhooks.attach(tiny_model(), {"adapter": {"rank": 2}, "hooks": []}) as session:
+        with flowhooks.attach(shared_model(), {"adapter": {"rank": 2}, "hooks": []}) as session:
             with torch.no_grad():
                 for i, p in enumerate(session.parameters().values()):
                     p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
@@ -200,8 +200,20 @@ def tiny_model() -> FlowModel:
     return learnt("sd3")
 
 
-def batch_for(model: FlowModel, step: int, size: int = 2) -> Batch:
-    """Data of one micro-step; the last mask of every third batch is empty."""
+@cache
+def shared_model() -> FlowModel:
+    """One tiny SD3 for everybody who attaches to it and detaches: that leaves no trace, by the first law."""
+    return tiny_model()
+
+
+@cache
+def _condition(size: int) -> Condition:
+    """Of the tiny SD3's text encoders, which nothing that is attached changes."""
+    return shared_model().encode_prompts(["one", "a photo of two", "three"][:size])
+
+
+def batch_for(step: int, size: int = 2) -> Batch:
+    """Data of one micro-step on the tiny SD3; the last mask of every third batch is empty."""
     generator = torch.Generator().manual_seed(100 + step)
     mask = (torch.rand(size, 1, 8, 8, generator=generator) > 0.5).float()
     if step % 3 == 2:
@@ -210,7 +222,7 @@ def batch_for(model: FlowModel, step: int, size: int = 2) -> Batch:
         clean=torch.randn(size, 4, 8, 8, generator=generator),
         rejected=torch.randn(size, 4, 8, 8, generator=generator),
         mask=mask,
-        condition=model.encode_prompts(["one", "a photo of two", "three"][:size]),
+        condition=_condition(size),
         files=tuple(f"{step}/{i}.png" for i in range(size)),
         records=tuple({"label": (step + i) % 2} for i in range(size)),
     )
@@ -226,7 +238,7 @@ class Loop:
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            for result in self.chunks(batch_for(self.model, self.session.micro_step)):
+            for result in self.chunks(batch_for(self.session.micro_step)):
                 result.loss.backward()
                 self.losses.append(result.loss.detach())
             self.optimizer.step()
@@ -250,8 +262,8 @@ class Loop:
 
 @contextmanager
 def looping(recipe: str, adapter: str = "lora", model: FlowModel | None = None) -> Iterator[Loop]:
-    """A loop on a fresh tiny pipeline; the adapter's start is the same every time."""
-    model = model or tiny_model()
+    """A loop on the shared tiny pipeline, or on a model; the adapter's start is the same every time."""
+    model = model or shared_model()
     torch.manual_seed(0)
     with flowhooks.attach(model, run_document(recipe, adapter)) as session:
         yield Loop(session, model)

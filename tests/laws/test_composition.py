@@ -17,7 +17,7 @@ from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.plan import SLOTS
 from flowhooks.kernel.session import Session
 from tests.laws import composition
-from tests.laws.cases import ADAPTERS, batch_for, teacher, tiny_model
+from tests.laws.cases import ADAPTERS, batch_for, shared_model, teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -39,10 +39,10 @@ RUNNING = [names for names, pair in PAIRS.items() if pair.plan is not None]
 REFUSED = [names for names, pair in PAIRS.items() if pair.plan is None]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def model():
     """One pipeline for all pairs: attaching leaves no trace."""
-    return tiny_model()
+    return shared_model()
 
 
 def document(methods: dict[str, dict]) -> dict:
@@ -72,7 +72,7 @@ def step(model, methods: dict[str, dict]) -> tuple[float, dict[str, float], dict
     with flowhooks.attach(model, document(methods)) as session:
         moved(session)
         total, metrics = 0.0, {}
-        for result in session.steps(batch_for(model, 0)):
+        for result in session.steps(batch_for(0)):
             result.loss.backward()
             total += float(result.loss.detach())
             metrics |= {name: float(value) for name, value in result.metrics.items()}
@@ -223,7 +223,7 @@ def test_two_hooks_run_and_both_are_asked_or_are_refused_by_name(model, first, s
         for key, hook in zip(session.assembly.keys, session.assembly.hooks, strict=True):
             for slot in ("source", "data", "views", "target", "error", "reduce", "objective", "penalty"):
                 watch(hook, slot, key, asked)
-        batch = replace(batch_for(model, 0), prompts=("one", "a photo of two"))
+        batch = replace(batch_for(0), prompts=("one", "a photo of two"))
         for result in session.steps(batch, log=False):
             result.loss.backward()
             assert bool(result.loss.isfinite())

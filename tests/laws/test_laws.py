@@ -6,6 +6,7 @@ import copy
 import gc
 import itertools
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ from tests.laws.cases import (
     batch_for,
     looping,
     run_document,
+    shared_model,
     tiny_model,
 )
 
@@ -70,6 +72,12 @@ def picture(pipe) -> torch.Tensor:
     ).images
 
 
+@cache
+def first_picture() -> torch.Tensor:
+    """Of a pipeline that nothing was ever attached to."""
+    return picture(tiny_model().pipe)
+
+
 def assert_same(before: dict, after: dict) -> None:
     weights = before.pop("weights"), after.pop("weights")
     assert before == after
@@ -84,28 +92,27 @@ def test_every_hook_is_in_a_recipe():
 @everywhere
 @pytest.mark.parametrize("failing", [False, True], ids=["leaving", "failing"])
 def test_law_1_attach_then_detach_is_the_identity(recipe, adapter, failing):
-    model = tiny_model()
-    pipe = model.pipe
-    first, before = picture(pipe), trace(pipe)
+    """Also after everything else that was attached to the shared pipeline."""
+    pipe = shared_model().pipe
+    before = trace(pipe)
     try:
-        with looping(recipe, adapter, model) as loop:
+        with looping(recipe, adapter) as loop:
             loop.advance(2)
             if failing:
                 raise RuntimeError("somebody's own")
     except RuntimeError:
         assert failing
     assert_same(before, trace(pipe))
-    assert torch.equal(first, picture(pipe))
+    assert torch.equal(first_picture(), picture(pipe))
 
 
 @everywhere
 def test_law_2_a_resumed_run_equals_an_uninterrupted_one(recipe, adapter):
     with looping(recipe, adapter) as whole:
-        whole.advance(5)
+        whole.advance(2)
+        saved = copy.deepcopy(whole.state())
+        whole.advance(3)
         expected = whole.state()
-    with looping(recipe, adapter) as first:
-        first.advance(2)
-        saved = copy.deepcopy(first.state())
     with looping(recipe, adapter) as second:
         second.load(saved)
         second.advance(3)
@@ -117,14 +124,13 @@ def test_law_2_a_resumed_run_equals_an_uninterrupted_one(recipe, adapter):
 
 
 def gradients(document: dict) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model = tiny_model()
     torch.manual_seed(0)
-    with flowhooks.attach(model, document) as session:
+    with flowhooks.attach(shared_model(), document) as session:
         with torch.no_grad():
             for i, p in enumerate(session.parameters().values()):
                 p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(i)))
         session.adapter.fresh = False
-        loss = session.step(batch_for(model, 0)).loss
+        loss = session.step(batch_for(0)).loss
         loss.backward()
         return loss.detach(), {name: p.grad.clone() for name, p in session.parameters().items()}
 
@@ -164,7 +170,7 @@ def test_law_4_the_order_in_json_changes_no_bit():
 def test_law_5_forwards_equal_the_distinct_pairs(recipe):
     with looping(recipe) as loop:
         calls: list[int] = []
-        batch = batch_for(loop.model, 0)
+        batch = batch_for(0)
         # Before a call, as some end early.
         handle = loop.model.transformer.register_forward_pre_hook(
             lambda m, args, kwargs: calls.append(len(kwargs["hidden_states"])), with_kwargs=True
@@ -195,7 +201,7 @@ def test_law_6_what_is_trainable_moves_and_survives(recipe, adapter, tmp_path):
     with looping(recipe, adapter) as loop:
         before = {name: p.detach().clone() for name, p in loop.session.parameters().items()}
         loop.advance(3)
-        for result in loop.chunks(batch_for(loop.model, 0)):
+        for result in loop.chunks(batch_for(0)):
             result.loss.backward()
         for name, p in loop.session.parameters().items():
             assert p.requires_grad and p.grad is not None and p.grad.any(), name
@@ -221,9 +227,8 @@ def test_law_7_the_losses_of_two_methods_are_in_the_total():
     found = {}
     for name, hooks in (("both", [*flow_map, alignment]), ("one", flow_map), ("other", [alignment])):
         torch.manual_seed(0)
-        model = tiny_model()
-        with flowhooks.attach(model, {**run_document("sft", "lora"), "hooks": hooks}) as session:
-            result = session.step(batch_for(model, 0))
+        with flowhooks.attach(shared_model(), {**run_document("sft", "lora"), "hooks": hooks}) as session:
+            result = session.step(batch_for(0))
             found[name] = {**result.metrics, "total": float(result.loss.detach())}
     added = float(found["both"]["alignment_loss"])
     assert added > 0 and "alignment_loss" in found["other"]
@@ -251,7 +256,7 @@ class NoSync(TorchDispatchMode):
 def test_law_8_no_host_sync_unless_logged(recipe, adapter):
     with looping(recipe, adapter) as loop:
         loop.advance(1)
-        batch = batch_for(loop.model, 1)
+        batch = batch_for(1)
         with NoSync():
             for result in loop.chunks(batch, log=False):
                 result.loss.backward()

@@ -7,7 +7,6 @@ import math
 import pytest
 
 from flowhooks.probe.anatomy import learn_anatomy
-from tests.families import matrix
 from tests.probe.test_families import LEARNT
 
 #: Name -> (where text is, how many tokens), where they are not those of an argument.
@@ -25,7 +24,7 @@ TEXT = {
 @pytest.mark.parametrize("name", LEARNT)
 def test_tokens_hold_the_sample(name):
     """Each token holds a whole patch of every channel."""
-    model = matrix.learnt(name)
+    model = learnt(name)
     anatomy = learn_anatomy(model)
     numbers, rest = divmod(math.prod(model.sample_shape), anatomy.tokens)
     channels = model.layout(**model.size).vae_shape[0]
@@ -38,7 +37,7 @@ def test_tokens_hold_the_sample(name):
 
 
 def test_a_list_of_projections_is_no_list_of_blocks():
-    assert sorted(learn_anatomy(matrix.learnt("bria-fibo")).blocks) == [
+    assert sorted(learn_anatomy(learnt("bria-fibo")).blocks) == [
         "single_transformer_blocks",
         "transformer_blocks",
     ]

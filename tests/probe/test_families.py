@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
-from tests.families import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, learnt, matrix, tiny
 
 #: What cannot be learnt, and whose reason it is.
 REFUSED = {
@@ -92,7 +92,7 @@ def test_without_its_exception_ltx2_hears_its_own_sound(monkeypatch):
 
 def test_the_rejected_side_never_reaches_the_network_as_a_reference():
     """On an edit model the network sees as many picture tokens for a pair's sides as for a picture alone."""
-    model = matrix.learnt("flux-kontext")
+    model = learnt("flux-kontext")
     tokens: list[int] = []
     handle = model.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
@@ -104,7 +104,7 @@ def test_the_rejected_side_never_reaches_the_network_as_a_reference():
 
 
 def test_prompts_of_different_lengths_share_no_forward_where_the_network_would_see_padding():
-    model = matrix.learnt("z-image")
+    model = learnt("z-image")
     condition = model.encode_prompts(["a", "a photo of two", "one"])
     noisy, sigma = torch.randn(3, *model.sample_shape), torch.tensor([0.9, 0.5, 0.2])
     together = model.predict(noisy, sigma, condition)

@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import FlowModel, Layout, probe
-from tests.families import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, tiny
 
 LTX = PIPELINES["ltx"].arguments
 
@@ -75,4 +75,4 @@ def conditioned_ltx():
 
 @pytest.mark.parametrize("name", ["sd3", "hunyuan-video"])
 def test_half_precision_is_not_taken_for_another_picture(name):
-    assert isinstance(matrix.learnt(name, dtype=torch.bfloat16), FlowModel)
+    assert isinstance(learnt(name, dtype=torch.bfloat16), FlowModel)

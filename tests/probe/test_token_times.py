@@ -18,7 +18,7 @@ from flowhooks.probe import TokenSigma, probe
 from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import TimeEntry
-from tests.families import PIPELINES, matrix, tiny
+from tests.families import PIPELINES, learnt, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
@@ -45,7 +45,7 @@ MODULATIONS = {
 
 def state(name, model=None):
     """Two noisy samples that share their prompt, at two levels each."""
-    model = model or matrix.learnt(name)
+    model = model or learnt(name)
     batch = matrix.pairs(model)
     count = model.tokens(batch.clean).count
     low, high = model.sigma_range
@@ -153,9 +153,9 @@ def test_under_autocast_it_is_as_close_as_one_time_is(name):
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan", "sana"])
 @torch.no_grad()
 def test_half_precision_is_learnt(name):
-    model, noisy, condition, told = state(name, matrix.learnt(name, dtype=torch.bfloat16))
+    model, noisy, condition, told = state(name, learnt(name, dtype=torch.bfloat16))
     assert mixed(model, noisy, condition, told).isfinite().all()
-    exact = matrix.learnt(name)
+    exact = learnt(name)
     assert torch.equal(model.tokens(noisy).of_element, exact.tokens(noisy).of_element)
 
 
@@ -194,7 +194,7 @@ def test_text_as_long_as_the_picture():
 @pytest.mark.parametrize(("name", "side"), [("sd3", 8), ("flux", 32), ("z-image", 32), ("lumina2", 32), ("sana", 32)])
 @torch.no_grad()
 def test_another_resolution_is_learnt_when_it_is_met(name, side):
-    model = matrix.learnt(name)
+    model = learnt(name)
     layout = model.layout(side, 2 * side)
     noisy = torch.randn(2, *layout.sample_shape)
     tokens = model.tokens(noisy)
@@ -206,7 +206,7 @@ def test_another_resolution_is_learnt_when_it_is_met(name, side):
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan", "hidream-image", "kandinsky5-video"])
 @torch.no_grad()
 def test_tokens_hold_patches(name):
-    model = matrix.learnt(name)
+    model = learnt(name)
     tokens = model.tokens(torch.zeros(1, *model.sample_shape))
     if name == "flux":
         assert torch.equal(tokens.of_element, torch.arange(16)[:, None].expand(16, 16))
@@ -258,7 +258,7 @@ def test_a_network_with_a_second_time_still_takes_times_per_token():
 
 
 def test_learning_and_failing_leave_no_trace():
-    model = matrix.learnt("sd3")
+    model = learnt("sd3")
     network = model.transformer
     network.enable_gradient_checkpointing()
     before = {name: set(vars(m)) for name, m in network.named_modules()}
@@ -284,7 +284,7 @@ def test_a_meeting_that_was_not_learnt_is_refused():
 
 def test_a_network_that_reads_its_time_elsewhere_is_refused(monkeypatch):
     """It is never run with times that reach a part of it."""
-    model = matrix.learnt("sd3")
+    model = learnt("sd3")
     block = model.transformer.transformer_blocks[0]
     stolen = {}
     model.transformer.register_forward_pre_hook(
@@ -335,7 +335,7 @@ def test_what_levels_cannot_do_is_refused():
 
 
 def test_an_entry_names_a_module_and_its_calls():
-    tokens = {name: matrix.learnt(name) for name in ("anyflow", "cosmos25")}
+    tokens = {name: learnt(name) for name in ("anyflow", "cosmos25")}
     entries = {name: m.tokens(torch.zeros(1, *m.sample_shape)).entry for name, m in tokens.items()}
     assert entries["anyflow"] == TimeEntry(name="condition_embedder.timesteps_proj", calls=2)
     assert entries["cosmos25"] == TimeEntry(name="time_embed.time_proj", calls=1)

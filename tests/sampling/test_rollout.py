@@ -9,7 +9,7 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
-from tests.families.matrix import learnt
+from tests.families import learnt
 
 #: A doubled batch, two calls, an embedded scale with two calls, none embedded, a normalised sum, video.
 GUIDED = {

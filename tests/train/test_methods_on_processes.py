@@ -53,9 +53,9 @@ def part(batch: Batch, rows: slice) -> Batch:
     )
 
 
-def data(model, step: int) -> Batch:
+def data(step: int) -> Batch:
     """Four samples, of which ``batch_for`` makes three at most."""
-    one, other = batch_for(model, 2 * step), batch_for(model, 2 * step + 1)
+    one, other = batch_for(2 * step), batch_for(2 * step + 1)
     joined = {key: torch.cat([getattr(one, key), getattr(other, key)]) for key in ("clean", "rejected", "mask")}
     return Batch(**joined, condition=one.condition.join([other.condition]), files=(*one.files, *other.files))
 
@@ -69,7 +69,7 @@ def trained(model, run: dict, rank: int, size: int) -> dict:
         optimizer = torch.optim.SGD(list(parameters.values()), lr=1e-2)
         window, logged = MetricWindow(1, 2), []
         for step in range(2):
-            for result in session.steps(part(data(model, step), slice(rank * size, (rank + 1) * size))):
+            for result in session.steps(part(data(step), slice(rank * size, (rank + 1) * size))):
                 assert isinstance(result, StepResult)
                 result.loss.backward()
                 window.add(result)

@@ -12,7 +12,7 @@ from torch import multiprocessing
 
 import flowhooks
 from flowhooks import distributed
-from tests.families.matrix import learnt
+from tests.families import learnt
 from tests.laws.test_composition import METHODS, moved
 
 #: The network is given as many tokens as a prompt has letters; whoever draws the long one has two shapes to draw.
