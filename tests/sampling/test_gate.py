@@ -7,14 +7,8 @@ import torch
 
 import flowhooks
 from flowhooks.errors import AdapterError
-<<<<<<< HEAD:tests/sampling/test_gate.py
 from flowhooks.sampling.gate import current_sigma
-from tests.families import tiny
-from tests.families.matrix import learnt
-=======
-from flowhooks.sampling.adapter_gate import current_sigma
 from tests.families import learnt, tiny
->>>>>>> speed:tests/sampling/test_adapter_gate.py
 from tests.laws.test_laws import assert_same, trace
 from tests.sampling.test_rollout import GUIDED
 
