@@ -7,6 +7,7 @@ import math
 import pytest
 
 from flowhooks.probe.anatomy import learn_anatomy
+from tests.families import learnt
 from tests.probe.test_families import LEARNT
 
 #: Name -> (where text is, how many tokens), where they are not those of an argument.

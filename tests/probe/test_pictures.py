@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import FlowModel, Layout, probe
-from tests.families import PIPELINES, tiny
+from tests.families import PIPELINES, learnt, tiny
 
 LTX = PIPELINES["ltx"].arguments
 
