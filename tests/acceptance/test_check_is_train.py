@@ -34,6 +34,8 @@ ELSEWHERE = {
     "checks/pipeline.py: model_notices: ": "tests/checks/test_hub.py",
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
+    "checks/machine.py: backend_refusal: ": "tests/checks/test_attention_backends.py",
+    "checks/machine.py: _refusal_of_diffusers: ": "tests/checks/test_attention_backends.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
     "checks/planning.py: describe_trainable: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",

@@ -137,6 +137,7 @@ def document_of(first: str, second: str) -> dict:
 
 #: Options of hooks for a step on the tiny pipeline, where their defaults are not enough.
 OPTIONS: dict[str, dict] = {
+    "weight_average": {"decay": 0.9},
     "adapter_gate": {"sigma": 0.9},
     "adjoint_target": {"rewards": REWARDS},
     "anchor_regularizer": {"weight": 0.1},

@@ -100,7 +100,7 @@ def test_training_whole_saves_a_pipeline_of_averaged_weights(new_run):
         {**new_run().model, "pretrained_model_name_or_path": str(out / "pipeline")}
     ).transformer.state_dict()
     checkpoint = out / "checkpoint-3"
-    shadow = read(checkpoint, "session")["average"]["shadow"]
+    shadow = read(checkpoint, "session")["hooks"]["weight_average"]["shadow"]
     assert all(torch.equal(saved[name.removeprefix("transformer.")], value) for name, value in shadow.items())
     assert any(not torch.equal(value, shadow[name]) for name, value in weights(checkpoint).items())
 
@@ -108,7 +108,7 @@ def test_training_whole_saves_a_pipeline_of_averaged_weights(new_run):
 def test_an_adapter_is_exported_with_averaged_weights_too(new_run):
     run = new_run(training={"use_ema": True, "learning_rate": 0.05}, adapter={"type": "lycoris", "algo": "locon"})
     out = train(run, progress=False).output_dir
-    shadow = read(out / "checkpoint-4", "session")["average"]["shadow"]
+    shadow = read(out / "checkpoint-4", "session")["hooks"]["weight_average"]["shadow"]
     saved = load_file(out / "pytorch_lycoris_weights.safetensors")
     assert all(torch.equal(saved[name], value) for name, value in shadow.items())
     transformer = load_pipeline(run.model).transformer
