@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,16 @@ def _write(folder: Path, force: bool) -> int:
 
 
 def from_specs() -> dict[str, dict[str, Any]]:
-    """Every schema, those of hooks and methods made anew from their specs."""
+    """Every schema, those of hooks, methods and rewards made anew from their specs."""
     from flowhooks.documents.schemas import schemas, with_lists
     from flowhooks.hooks.registry import HOOKS
     from flowhooks.methods import METHODS
+    from flowhooks.rewards.registry import REWARDS
 
-    kept = {name: each for name, each in schemas().items() if name.partition("/")[0] not in ("hooks", "methods")}
-    hooks = {f"hooks/{name}": spec.schema for name, spec in HOOKS.items()}
-    return with_lists({**kept, **hooks, **{f"methods/{name}": method.schema for name, method in METHODS.items()}})
+    specs: dict[str, Mapping[str, Any]] = {"hooks": HOOKS, "methods": METHODS, "rewards": REWARDS}
+    kept = {name: each for name, each in schemas().items() if name.partition("/")[0] not in specs}
+    made = {f"{kind}/{name}": spec.schema for kind, found in specs.items() for name, spec in found.items()}
+    return with_lists({**kept, **made})
 
 
 def _text(schema: dict[str, Any]) -> str:

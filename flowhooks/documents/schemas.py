@@ -62,11 +62,6 @@ def uri(name: str) -> str:
     return f"{BASE}{name}{SUFFIX}"
 
 
-def reward_types() -> list[str]:
-    """The rewards that have a schema."""
-    return _names(schemas(), "rewards/")
-
-
 def validator(schema: str | Mapping[str, Any]) -> Draft202012Validator:
     """Of a schema by name, or of one given whole."""
     contents = {"$ref": uri(schema)} if isinstance(schema, str) else dict(schema)

@@ -151,7 +151,9 @@ def properties_of(cls: Any) -> Mapping[str, dict[str, Any]]:
 @cache
 def _properties(cls: Any) -> Mapping[str, dict[str, Any]]:
     hints = get_type_hints(cls)
-    return {field.name: _property(field, hints[field.name]) for field in dataclasses.fields(cls)}
+    inherited = {field.name for base in cls.__bases__ if issubclass(base, Spec) for field in dataclasses.fields(base)}
+    ordered = sorted(dataclasses.fields(cls), key=lambda field: field.name in inherited)
+    return {field.name: _property(field, hints[field.name]) for field in ordered}
 
 
 def text_of(cls: Any) -> str:

@@ -21,6 +21,7 @@ from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import CARD, MODULES
+from flowhooks.rewards.registry import REWARDS
 
 #: The words of those metrics that the card shows; every one is in metrics.json.
 _HEADLINES = re.compile(r"^loss$|_loss$|accuracy|margin|reward|held_out|validation")
@@ -31,12 +32,6 @@ _GATE_NOTE = (
 _LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
 _DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."
 _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
-#: Type of a reward -> keys of what it is built on.
-REWARD_PAPERS: Mapping[str, tuple[str, ...]] = {
-    "clip_score": ("hessel2021clipscore", "zhai2023sigmoid"),
-    "pickscore": ("kirstain2023pick",),
-    "ocr": ("li2021trocr",),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,5 +180,6 @@ def entries() -> Mapping[str, str]:
 def cited(hooks: Sequence[Mapping[str, Any]]) -> list[str]:
     """BibTeX entries of the papers behind hook blocks and the rewards in them, each once."""
     types = [HOOKS[hook["type"]].papers for hook in hooks if hook["type"] in HOOKS]
-    rewards = [REWARD_PAPERS.get(block["type"], ()) for hook in hooks for block in hook.get("rewards", ())]
+    blocks = [block for hook in hooks for block in hook.get("rewards", ())]
+    rewards = [REWARDS[block["type"]].papers for block in blocks if block["type"] in REWARDS]
     return [entries()[key] for key in dict.fromkeys(key for keys in (*types, *rewards) for key in keys)]

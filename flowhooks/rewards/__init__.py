@@ -10,7 +10,7 @@ from flowhooks.lazy import lazy_attributes
 from flowhooks.rewards.registry import REWARDS
 
 _MODULES = {
-    **{name: module for module, _, name in (path.partition(":") for path in REWARDS.values())},
+    **{name: module for module, _, name in (spec.path.partition(":") for spec in REWARDS.values())},
     "Reward": "flowhooks.rewards.base",
     "PictureReward": "flowhooks.rewards.base",
     "scored": "flowhooks.rewards.scoring",

@@ -15,52 +15,39 @@ from flowhooks.pretrained import DTYPES, frozen, load_network
 from flowhooks.rewards.base import ModelReward, Records
 from flowhooks.rewards.dual_encoder import directions
 from flowhooks.rewards.pictures import load_preprocessing
+from flowhooks.rewards.registry import AestheticSpec
 
 _KEY = re.compile(r"^layers\.(\d+)\.(weight|bias)$")
 
 
-class Aesthetic(ModelReward):
+class Aesthetic(AestheticSpec, ModelReward):
     """A head of linear layers on CLIP's picture embedding of length 1; trained on ratings from 1 to 10, and unbounded.
 
     The released head (github.com/christophschuhmann/improved-aesthetic-predictor) has the widths 768, 1024, 128, 64, 16
     and 1 with nothing but dropout between, and goes with CLIP ViT-L/14. Here the widths are read from its file.
 
-    Args:
-        head: a safetensors file with ``layers.<i>.weight`` and ``layers.<i>.bias``.
-        model: folder or Hub id of the CLIP the head was trained on.
-        dtype: of both, ``fp32``, ``bf16`` or ``fp16``.
-        max_frames: of a video.
-
     Raises:
         ModelError: the model or the head cannot be used, or they do not go together.
     """
 
-    def __init__(
-        self,
-        *,
-        head: str,
-        model: str = "openai/clip-vit-large-patch14",
-        dtype: str = "fp32",
-        max_frames: int = 8,
-        name: str = "aesthetic",
-    ):
-        super().__init__(name=name, max_frames=max_frames)
-        layers = read_head(head)
-        self._prepare = load_preprocessing(model, "model")
-        vision = load_network(CLIPVisionModelWithProjection, model, dtype)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        layers = read_head(self.head)
+        self._prepare = load_preprocessing(self.model, "model")
+        vision = load_network(CLIPVisionModelWithProjection, self.model, self.dtype)
         width = vision.config.projection_dim
         if layers[0].in_features != width:
             raise ModelError(
-                f"`head` {head!r} takes {layers[0].in_features} numbers, and `model` {model!r} gives {width}; the "
-                "released head goes with openai/clip-vit-large-patch14"
+                f"`head` {self.head!r} takes {layers[0].in_features} numbers, and `model` {self.model!r} gives "
+                f"{width}; the released head goes with openai/clip-vit-large-patch14"
             )
-        head_network = nn.Sequential(*layers).to(DTYPES[dtype])
+        head_network = nn.Sequential(*layers).to(DTYPES[self.dtype])
         self.network = frozen(nn.ModuleDict({"vision": vision, "head": head_network}))
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         prepared = self._prepare(pictures)
-        embedding = directions(self.network["vision"](pixel_values=prepared.to(self.dtype)).image_embeds)
-        return self.network["head"](embedding.to(self.dtype))[:, 0].to(embedding.dtype)
+        embedding = directions(self.network["vision"](pixel_values=prepared.to(self.network_dtype)).image_embeds)
+        return self.network["head"](embedding.to(self.network_dtype))[:, 0].to(embedding.dtype)
 
 
 def read_head(file: str) -> list[nn.Linear]:

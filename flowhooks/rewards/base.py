@@ -120,6 +120,6 @@ class ModelReward(PictureReward):
         return self
 
     @property
-    def dtype(self) -> torch.dtype:
+    def network_dtype(self) -> torch.dtype:
         """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)

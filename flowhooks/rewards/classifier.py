@@ -16,6 +16,7 @@ from flowhooks.errors import RewardError
 from flowhooks.pretrained import import_network, load_network
 from flowhooks.rewards.base import ModelReward, Records, column
 from flowhooks.rewards.pictures import load_preprocessing
+from flowhooks.rewards.registry import ClassifierSpec
 
 TARGETS = ("log_probability", "probability")
 
@@ -48,53 +49,30 @@ def label_number(label: Any, names: Mapping[str, int], count: int | None) -> int
     )
 
 
-class Classifier(ModelReward):
+class Classifier(ClassifierSpec, ModelReward):
     """Softmax over all labels, then that of the label which is wanted.
-
-    Args:
-        model: a folder or a Hub id for AutoModelForImageClassification, or ``package.module:name`` of a class or
-            function that gives a torch module from pixels ``[N, 3, H, W]`` in [0, 1] to logits ``[N, K]``.
-        label: wanted of every picture, by name or number; None to read it from the records.
-        label_column: column of the records that holds it.
-        target: ``log_probability``, at most 0, or ``probability``, in [0, 1].
-        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
-        max_frames: of a video.
 
     Raises:
         ModelError: the model cannot be used.
-        ValueError: no such label or target.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        label: str | int | None = None,
-        label_column: str = "label",
-        target: str = "log_probability",
-        dtype: str = "fp32",
-        max_frames: int = 8,
-        name: str = "classifier",
-    ):
-        super().__init__(name=name, max_frames=max_frames)
-        if target not in TARGETS:
-            raise ValueError(f"`target` must be one of {listed(TARGETS)}, got {target!r}")
-        self.target, self.label, self.label_column = target, label, label_column
-        self.range = (0.0, 1.0) if target == "probability" else (None, 0.0)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.range = (0.0, 1.0) if self.target == "probability" else (None, 0.0)
         self._labels: Mapping[str, int] = {}
         self._prepare: Any = None
-        if PATH.fullmatch(model):
-            self.network = import_network(model, dtype)
+        if PATH.fullmatch(self.model):
+            self.network = import_network(self.model, self.dtype)
         else:
-            self._prepare = load_preprocessing(model, "model")
-            self.network = load_network(AutoModelForImageClassification, model, dtype)
+            self._prepare = load_preprocessing(self.model, "model")
+            self.network = load_network(AutoModelForImageClassification, self.model, self.dtype)
             self._labels = {str(key): int(value) for key, value in self.network.config.label2id.items()}
-        if label is not None:
-            label_number(label, self._labels, len(self._labels) or None)
+        if self.label is not None:
+            label_number(self.label, self._labels, len(self._labels) or None)
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         prepared = pictures if self._prepare is None else self._prepare(pictures)
-        output = self.network(prepared.to(self.dtype))
+        output = self.network(prepared.to(self.network_dtype))
         logits = output if isinstance(output, Tensor) else output.logits
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if logits.dim() != 2 or len(logits) != len(pictures):

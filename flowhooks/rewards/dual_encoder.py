@@ -14,31 +14,22 @@ from flowhooks.errors import ModelError
 from flowhooks.pretrained import load_network, load_tokenizer
 from flowhooks.rewards.base import ModelReward, Records
 from flowhooks.rewards.pictures import load_preprocessing
+from flowhooks.rewards.registry import ClipScoreSpec, PickScoreSpec
 
 
-class ClipScore(ModelReward):
+class ClipScore(ClipScoreSpec, ModelReward):
     """``scale * cos(picture, prompt)`` in [-scale, scale].
 
     The paper's CLIPScore is ``2.5 * max(cos, 0)``. The maximum is left out: below 0 it has no gradient.
-
-    Args:
-        model: a folder or a Hub id of a CLIP or a SigLIP.
-        scale: above 0; 1 for the cosine, 2.5 as in the paper, 100 for percent.
-        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
-        max_frames: of a video.
 
     Raises:
         ModelError: the model cannot be used.
     """
 
-    def __init__(
-        self, *, model: str, scale: float = 1.0, dtype: str = "fp32", max_frames: int = 8, name: str = "clip_score"
-    ):
-        super().__init__(name=name, max_frames=max_frames)
-        if scale <= 0:
-            raise ValueError(f"`scale` must be above 0, got {scale}")
-        self.scale, self.range = scale, (-scale, scale)
-        self._encoder = DualEncoder(model, model, dtype)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.range = (-self.scale, self.scale)
+        self._encoder = DualEncoder(self.model, self.model, self.dtype)
         self.network = self._encoder.network
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
@@ -97,36 +88,22 @@ def directions(features: Tensor) -> Tensor:
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
-class PickScore(ModelReward):
+class PickScore(PickScoreSpec, ModelReward):
     """``exp(logit_scale) * cos(picture, prompt)``, with the model's own ``logit_scale``; about 20 for most pictures.
 
     The formula, and the processor of the CLIP-H that the model started from, are those of the model's page on the Hub,
     ``yuvalkirstain/PickScore_v1``.
 
-    Args:
-        model: a folder or a Hub id.
-        processor: folder or Hub id of the preprocessor and the tokenizer; None for the model's own.
-        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
-        max_frames: of a video.
-
     Raises:
         ModelError: the model cannot be used.
     """
 
-    def __init__(
-        self,
-        *,
-        model: str = "yuvalkirstain/PickScore_v1",
-        processor: str | None = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
-        dtype: str = "fp32",
-        max_frames: int = 8,
-        name: str = "pickscore",
-    ):
-        super().__init__(name=name, max_frames=max_frames)
-        self._encoder = DualEncoder(model, processor or model, dtype)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._encoder = DualEncoder(self.model, self.processor or self.model, self.dtype)
         self.network = self._encoder.network
         if not hasattr(self.network, "logit_scale"):
-            raise ModelError(f"`model` {model!r} has no `logit_scale`, which PickScore multiplies the cosine with")
+            raise ModelError(f"`model` {self.model!r} has no `logit_scale`, which PickScore multiplies the cosine with")
         self._factor = float(self.network.logit_scale.detach().double().exp())
         self.range = (-self._factor, self._factor)
 

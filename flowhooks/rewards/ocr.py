@@ -12,6 +12,7 @@ from flowhooks.errors import RewardError
 from flowhooks.pretrained import load_network, load_tokenizer
 from flowhooks.rewards.base import ModelReward, Records, column
 from flowhooks.rewards.pictures import load_stock
+from flowhooks.rewards.registry import TextAccuracySpec
 
 
 def edit_distance(one: str, other: str) -> int:
@@ -31,17 +32,8 @@ def text_accuracy(read: str, wanted: str) -> float:
     return 1 - edit_distance(read, wanted) / longer if longer else 1.0
 
 
-class TextAccuracy(ModelReward):
+class TextAccuracy(TextAccuracySpec, ModelReward):
     """Accuracy in [0, 1] of the text that a model reads in the whole picture. Choosing characters has no gradient.
-
-    Args:
-        model: folder or Hub id of a VisionEncoderDecoderModel, such as a TrOCR, which reads one line of text.
-        text_column: column of the records that holds the text.
-        ignore_case: compare without regard to upper and lower case.
-        ignore_spaces: compare without white space.
-        max_new_tokens: the reader stops after so many.
-        dtype: of the model, ``fp32``, ``bf16`` or ``fp16``.
-        max_frames: of a video.
 
     Raises:
         ModelError: the model cannot be used.
@@ -50,25 +42,12 @@ class TextAccuracy(ModelReward):
     range = (0.0, 1.0)
     differentiable = False
 
-    def __init__(
-        self,
-        *,
-        model: str,
-        text_column: str = "text",
-        ignore_case: bool = False,
-        ignore_spaces: bool = False,
-        max_new_tokens: int = 64,
-        dtype: str = "fp32",
-        max_frames: int = 8,
-        name: str = "ocr",
-    ):
-        super().__init__(name=name, max_frames=max_frames)
-        self.text_column, self.max_new_tokens = text_column, max_new_tokens
-        self.ignore_case, self.ignore_spaces = ignore_case, ignore_spaces
-        self._processor = load_stock(model, "model")
-        self._tokenizer = load_tokenizer(model)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._processor = load_stock(self.model, "model")
+        self._tokenizer = load_tokenizer(self.model)
         # The text is read off the patches; the released TrOCR models come without this layer of their ViT.
-        self.network = load_network(VisionEncoderDecoderModel, model, dtype, unused=("encoder.pooler.",))
+        self.network = load_network(VisionEncoderDecoderModel, self.model, self.dtype, unused=("encoder.pooler.",))
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         wanted = [self._plain(str(text)) for text in column(records, self.text_column, self.name, prompts)]
@@ -88,7 +67,7 @@ class TextAccuracy(ModelReward):
             images=list(images), return_tensors="pt", input_data_format="channels_last"
         ).pixel_values
         ids = self.network.generate(
-            pixels.to(self.network.device, self.dtype), do_sample=False, max_new_tokens=self.max_new_tokens
+            pixels.to(self.network.device, self.network_dtype), do_sample=False, max_new_tokens=self.max_new_tokens
         )
         return [text.strip() for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]
 

@@ -1,21 +1,155 @@
-"""The rewards flowhooks ships: name -> class path. Free of torch; a class is imported when a reward is built."""
+"""The rewards flowhooks ships: their specs, in which each option is written once. Free of torch; a class is imported
+when a reward is built."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from flowhooks.documents.imports import imported
+from flowhooks.documents.spec import Spec, option
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
 
-REWARDS: Mapping[str, str] = {
-    "classifier": "flowhooks.rewards.classifier:Classifier",
-    "clip_score": "flowhooks.rewards.dual_encoder:ClipScore",
-    "pickscore": "flowhooks.rewards.dual_encoder:PickScore",
-    "aesthetic": "flowhooks.rewards.aesthetic:Aesthetic",
-    "ocr": "flowhooks.rewards.ocr:TextAccuracy",
+#: JSON Schema of the weight of a reward, of the user's own classes too.
+WEIGHT: Mapping[str, Any] = {
+    "description": "Factor in the weighted sum of rewards; below 0 it is a penalty, at 0 it is only measured.",
+    "type": "number",
+    "minimum": -1_000_000,
+    "maximum": 1_000_000,
+    "default": 1.0,
+}
+
+
+class RewardSpec(Spec):
+    """Base of the spec of a shipped reward; its class, named by ``path``, inherits the options."""
+
+    kind: ClassVar[str] = "reward"
+    #: ``package.module:Class``.
+    path: ClassVar[str] = ""
+    #: Keys of ``papers.bib``, for the citation of the model card.
+    papers: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def made_schema(cls) -> dict[str, Any]:
+        """JSON Schema of a block: the options, and the weight, which is no matter of the reward's class."""
+        schema = super().made_schema()
+        selected, *own = schema["properties"].items()
+        return {**schema, "properties": dict([selected, ("weight", WEIGHT), *own])}
+
+
+def _model(text: str, **more: Any) -> Any:
+    return option(text, format="path", minLength=1, **more)
+
+
+def _column(text: str, default: str) -> Any:
+    return option(text, default=default, minLength=1)
+
+
+def _name(default: str) -> Any:
+    return option("Name in logs and errors; two rewards of a run must differ.", default=default, minLength=1)
+
+
+class ModelRewardSpec(RewardSpec):
+    """Options of all rewards that compute with a network."""
+
+    dtype: Literal["fp32", "bf16", "fp16"] = option(
+        "Precision of the model; images are prepared in fp32.", default="fp32"
+    )
+    max_frames: int = option(
+        "Frames of a video that are judged, evenly spread; the reward is their mean.",
+        default=8,
+        minimum=1,
+        maximum=1_000_000_000,
+    )
+
+
+class ClassifierSpec(ModelRewardSpec, type="classifier", title="Classifier"):
+    """Log-probability or probability of a label under an image classifier; differentiable."""
+
+    path = "flowhooks.rewards.classifier:Classifier"
+    model: str = _model(
+        "Folder or Hub id for `AutoModelForImageClassification`, safetensors only; or `package.module:name` of a class "
+        "or function that gives a torch module from pixels `[N, 3, H, W]` in [0, 1] to logits."
+    )
+    label: str | int | None = option(
+        "Label wanted of every image, by name or number; `null` reads it from `label_column` of the prompts.",
+        default=None,
+        minimum=0,
+        maximum=1_000_000_000,
+    )
+    label_column: str = _column("Column of the prompt file that holds the label.", "label")
+    target: Literal["log_probability", "probability"] = option(
+        "`log_probability` is at most 0 and has a gradient where the probability is near 0 or 1. `probability` is in "
+        "[0, 1], and its gradient fades there.",
+        default="log_probability",
+    )
+    name: str = _name("classifier")
+
+
+class ClipScoreSpec(ModelRewardSpec, type="clip_score", title="CLIP score"):
+    """Cosine of image and prompt under CLIP or SigLIP; differentiable."""
+
+    path = "flowhooks.rewards.dual_encoder:ClipScore"
+    papers = ("hessel2021clipscore", "zhai2023sigmoid")
+    model: str = _model("Folder or Hub id of a CLIP or a SigLIP, which transformers loads, safetensors only.")
+    scale: float = option(
+        "Factor of the cosine: 1 for the cosine itself, 2.5 as in the paper, 100 for percent. Nothing is cut off at 0.",
+        default=1.0,
+        exclusiveMinimum=0,
+        maximum=1_000_000,
+    )
+    name: str = _name("clip_score")
+
+
+class PickScoreSpec(ModelRewardSpec, type="pickscore", title="PickScore"):
+    """Which image people prefer for a prompt, by a CLIP tuned on their choices; differentiable."""
+
+    path = "flowhooks.rewards.dual_encoder:PickScore"
+    papers = ("kirstain2023pick",)
+    model: str = _model(
+        "Folder or Hub id of the model, which transformers loads, safetensors only.",
+        default="yuvalkirstain/PickScore_v1",
+    )
+    processor: str | None = _model(
+        "Folder or Hub id of its preprocessor and tokenizer, by default as on the model's page; `null` takes the "
+        "model's own.",
+        default="laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    )
+    name: str = _name("pickscore")
+
+
+class AestheticSpec(ModelRewardSpec, type="aesthetic", title="Aesthetic"):
+    """How much people like an image, by LAION's head on the embedding of CLIP; differentiable."""
+
+    path = "flowhooks.rewards.aesthetic:Aesthetic"
+    head: str = _model("Safetensors file of the head, with `layers.<i>.weight` and `layers.<i>.bias`.")
+    model: str = _model(
+        "Folder or Hub id of the CLIP that the head was trained on, safetensors only.",
+        default="openai/clip-vit-large-patch14",
+    )
+    name: str = _name("aesthetic")
+
+
+class TextAccuracySpec(ModelRewardSpec, type="ocr", title="OCR accuracy"):
+    """How much of the text that an image should show can be read in it; not differentiable."""
+
+    path = "flowhooks.rewards.ocr:TextAccuracy"
+    papers = ("li2021trocr",)
+    model: str = _model("Folder or Hub id of a `VisionEncoderDecoderModel`, such as a TrOCR, safetensors only.")
+    text_column: str = _column("Column of the prompt file that holds the text.", "text")
+    ignore_case: bool = option("Compare without regard to upper and lower case.", default=False)
+    ignore_spaces: bool = option("Compare without white space.", default=False)
+    max_new_tokens: int = option(
+        "The reader stops after this many tokens.", default=64, minimum=1, maximum=1_000_000_000
+    )
+    name: str = _name("ocr")
+
+
+#: Type -> spec of every shipped reward.
+REWARDS: Mapping[str, type[RewardSpec]] = {
+    spec.type: spec for spec in (ClassifierSpec, ClipScoreSpec, PickScoreSpec, AestheticSpec, TextAccuracySpec)
 }
 
 
@@ -25,7 +159,7 @@ def reward_class(type: str, where: str) -> Any:
     Raises:
         ConfigError: no such reward; it cannot be imported, or is no class whose objects can be called and moved.
     """
-    path = REWARDS.get(type, type)
+    path = REWARDS[type].path if type in REWARDS else type
     if ":" not in path:
         message = f"{type!r} is not a reward; known: {listed(REWARDS)}; or an import path 'package.module:Class'"
         raise ConfigError(Problem(message + hint(type, REWARDS), path=where))

@@ -14,10 +14,11 @@ from huggingface_hub import ModelCard
 
 import flowhooks
 from flowhooks.export import CardPicture, write_card
-from flowhooks.export.card import REWARD_PAPERS, entries
+from flowhooks.export.card import entries
 from flowhooks.export.card_code import card_code
 from flowhooks.export.pipelines import PipelineKind, pipeline_kind
 from flowhooks.hooks.registry import HOOKS
+from flowhooks.rewards.registry import REWARDS
 from tests.export.helpers import PRIVATE, document
 from tests.families import tiny
 
@@ -280,9 +281,7 @@ def test_few_metrics_are_in_the_card(tmp_path):
 def test_cards_cite_the_papers_of_the_index():
     """All but the one that is behind every run."""
     index = (Path(__file__).parents[2] / "docs" / "paper_index.md").read_text(encoding="utf-8")
-    cited = {
-        paper for papers in (*(spec.papers for spec in HOOKS.values()), *REWARD_PAPERS.values()) for paper in papers
-    }
+    cited = {paper for spec in (*HOOKS.values(), *REWARDS.values()) for paper in spec.papers}
     assert cited == entries().keys()
     numbers = {re.search(r"eprint += \{(.+)\}", paper).group(1) for paper in entries().values()}
     assert {*numbers, "2403.03206"} == set(re.findall(r"arxiv\.org/abs/([\d.]+)", index))

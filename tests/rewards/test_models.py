@@ -212,7 +212,7 @@ def test_models_are_frozen_and_in_evaluation_mode(name, blocks):
     reward = build_reward(blocks[name]).to("cpu")
     assert not any(p.requires_grad for p in reward.network.parameters())
     assert not any(module.training for module in reward.network.modules())
-    assert reward.dtype == torch.float32
+    assert reward.network_dtype == torch.float32
     assert reward.differentiable == (name != "ocr")
 
 
