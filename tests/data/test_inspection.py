@@ -10,7 +10,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from flowhooks.data import inspection
+from flowhooks.data import images
 from flowhooks.data.assets import FileAsset
 from flowhooks.data.clips import container_of
 from flowhooks.data.geometry import Geometry
@@ -126,7 +126,7 @@ def test_a_still_picture_in_boxes_is_no_video(tmp_path, suffix):
 
 def test_a_heic_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
     path = write_image(tmp_path / "a.heic", (40, 24))
-    monkeypatch.setattr(inspection, "reads_heic", lambda: False)
+    monkeypatch.setattr(images, "reads_heic", lambda: False)
     assert refusal(path) == NEEDS_HEIF and "pip install 'flowhooks[heic]'" in NEEDS_HEIF
     with pytest.raises(BadImage, match="pip install"):
         load_pixels(path.read_bytes(), Geometry(width=40, height=24))

@@ -219,7 +219,7 @@ def test_models_are_frozen_and_in_evaluation_mode(name, blocks):
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_half_precision_is_the_models_alone(name, blocks):
     coarse = build_reward({**blocks[name], "dtype": "bf16"})
-    assert coarse.dtype == torch.bfloat16
+    assert coarse.network_dtype == torch.bfloat16
     values = coarse(pixels_of(photos()), PROMPTS, WANTED)
     assert values.dtype == torch.float32
     exact = build_reward(blocks[name])(pixels_of(photos()), PROMPTS, WANTED)
