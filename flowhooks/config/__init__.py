@@ -1,6 +1,6 @@
-"""JSON in; validated, completed runs out. Free of torch.
+"""Reads JSON into validated, completed runs. Free of torch.
 
-Every problem of a run is told at once, with its file and JSON path. Defaults live in the schemas alone, so code reads
+Every problem of a run is reported at once, with its file and JSON path. Defaults are in the schemas only, so code reads
 ``run.training["seed"]`` and never supplies a value of its own.
 """
 

@@ -45,7 +45,7 @@ def apply_use_ema_alias(document: dict[str, Any], written: Mapping[str, Any], fi
 
 
 def crepa_blocks(document: Mapping[str, Any], file: str) -> tuple[list[tuple[str, dict[str, Any]]], list[Problem]]:
-    """Hook blocks with the JSON path of what they come from, and what is wrong with them."""
+    """Return hook blocks, each with the JSON path of the key it comes from, and what is wrong with the keys."""
     given = {key: document[key] for key in (SOURCE, BACKBONE, RATIO, *OPTIONS) if document[key] is not None}
     if not document[ENABLED]:
         message = f'has no effect without "{ENABLED}": true; add that, or remove this key'

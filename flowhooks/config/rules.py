@@ -1,4 +1,4 @@
-"""What no schema can say: keys of a run that only make sense together."""
+"""Rules that no schema can express: keys of a run that only make sense together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECTIONS = ("model", "adapter", "training")
 
 
 def refuse_text_encoders(document: dict[str, Any], file: str) -> list[Problem]:
-    """Take out, and complain of, every key that asks for text encoder training: it is blocked, not unknown."""
+    """Remove every key that asks for text encoder training, with a problem for each: it is refused, not unknown."""
     problems = []
     for path, section in (("$", document), *((f"$.{name}", document.get(name)) for name in _SECTIONS)):
         if isinstance(section, dict):
@@ -77,21 +77,21 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
 
 
 def draws(hooks: Sequence[HookConfig]) -> bool:
-    """Whether a run draws all that it trains on from prompts of its own, and so needs no data."""
+    """Whether a run generates all of its training samples from its own prompts, and so needs no data."""
     if any(hook.type == "flow_matching_loss" for hook in hooks):
         return False
     return any(hook.options.get("prompts") is not None for hook in hooks if hook.type == "on_policy_rollout")
 
 
 def plain(hooks: Sequence[HookConfig]) -> str | None:
-    """A sentence for a run without any method; None where a hook changes what is learned."""
+    """Return a sentence for a run without any method, or None where a hook changes what is learned."""
     if any(hook.type not in _SETTINGS for hook in hooks):
         return None
     return "this is plain flow matching, noise - latents learned from the data; `method` names something else"
 
 
 def incomplete(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:
-    """What a run needs before it can train, besides hooks."""
+    """Return problems of a run that lacks something it needs to train, besides hooks."""
     if document["model"]["pretrained_model_name_or_path"] is None:
         message = "is missing; name a pipeline folder, a Hub id, or 'digits'"
         yield Problem(message, file, "$.model.pretrained_model_name_or_path")

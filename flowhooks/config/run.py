@@ -1,6 +1,6 @@
-"""A run file -> a Run: overrides applied, remarks dropped, shorthand expanded, defaults filled, everything checked.
+"""Turns a run file into a Run: applies overrides, drops remarks, expands shorthand, fills defaults, checks everything.
 
-Of the folder of a finished run, which may be a stranger's, its base model is believed and nothing else.
+From the folder of a finished run, which may be a stranger's, only the base model is taken.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Run:
 
     Args:
         source: the run file.
-        hooks: written ones first, then those a method stands for.
+        hooks: those that the run names first, then those of its methods.
         output_dir, cache_dir: with ``~`` expanded, relative to the working directory.
         document: the whole run as JSON, free of shorthand; reads back to the same run from any folder.
     """
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def every_hook(self) -> tuple[HookConfig, ...]:
-        """Its hooks, and those that other sections stand for: the average of the weights."""
+        """Return its hooks, and those that other sections add: the average of the weights."""
         if not self.training["use_ema"]:
             return self.hooks
         options = {"decay": self.training["ema_decay"]}
@@ -72,13 +72,13 @@ class Run:
 def load_run(
     path: str | Path, overrides: Sequence[str] = (), *, complete: bool = False, allow_imports: bool = False
 ) -> Run:
-    """Read a run file. Nothing that it names is imported.
+    """Read a run file, without importing anything that it names.
 
     Args:
         overrides: ``a.b[0].c=value``; a value is JSON, or a string where it is none.
-        complete: refuse a run that names no model or no data, and so cannot train.
-        allow_imports: it may name hooks, rewards, an optimiser and functions by their import paths. They are imported
-            when the run is attached or trained.
+        complete: whether to refuse a run that names no model or no data, and so cannot train.
+        allow_imports: whether it may name hooks, rewards, an optimiser and functions by their import paths. They are
+            imported when the run is attached or trained.
 
     Raises:
         ConfigError: with every problem found.
@@ -103,7 +103,7 @@ def load_run(
 def resolve_run(
     document: Mapping[str, Any], source: Path, *, complete: bool = False, allow_imports: bool = False
 ) -> Run:
-    """The same from a document; ``source`` is named in errors, and ``data`` is relative to its folder.
+    """Read a run from a document. Errors name ``source``, and ``data`` is relative to its folder.
 
     Raises:
         ConfigError: with every problem found.

@@ -1,4 +1,4 @@
-"""Methods and documented aliases -> hook blocks."""
+"""Expands methods and documented aliases to hook blocks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Blocks = list[tuple[str, str, dict[str, Any]]]
 
 
 def expand_shorthand(document: dict[str, Any], masked: bool | None, file: str) -> tuple[Blocks, list[Problem]]:
-    """Hook blocks with the JSON path of what they come from, and the method.
+    """Return hook blocks, each with the JSON path of the key it comes from, and the method.
 
     Args:
         document: a complete run document.

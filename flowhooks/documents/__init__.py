@@ -1,4 +1,4 @@
-"""JSON documents: read, checked against their schemas, completed with defaults, and what is wrong said in words.
+"""Reads JSON documents, checks them against their schemas, fills in defaults, and says in words what is wrong.
 
-It knows no run, no hook and no model. Free of torch.
+This room knows no run, no hook and no model. Free of torch.
 """

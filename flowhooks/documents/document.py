@@ -1,4 +1,4 @@
-"""JSON as it stands in a configuration: its file, JSON paths, remarks; and no secret, which would end up in logs,
+"""JSON of a configuration: its file, JSON paths and remarks. Secrets are removed, since they would end up in logs,
 checkpoints and published files."""
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _REMEDY = (
 
 
 def read_json(path: Path) -> Any:
-    """Contents of a JSON file. Raises ConfigError like :func:`flowhooks.reading.read_json`, with the file that was
-    perhaps meant where there is none of this name."""
+    """Return the contents of a JSON file. Raises ConfigError like :func:`flowhooks.reading.read_json`; where no file
+    has this name, it suggests one that does exist."""
     if not _exists(path):
         raise ConfigError(Problem(f"there is no such file{_near(path)}", file=str(path)))
     return reading.read_json(path)
@@ -42,7 +42,7 @@ def without_remarks(value: Any) -> Any:
 
 
 def _exists(path: Path) -> bool:
-    """Whether there is something; what cannot even be asked for is told by who reads it."""
+    """Whether the path exists; False where it cannot be checked, since the reader reports why."""
     try:
         return path.exists()
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
 """Import paths, ``package.module:Name``: the only way by which a run names code. Free of torch.
 
-A document is read without importing anything. Where it names code, that is refused unless the user allowed it, and
-what is then imported must be of the right kind before it is called.
+A document is read without importing anything. If it names code, it is refused unless the user allowed imports; what is
+then imported must be of the right kind before it is called.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def is_import_path(value: Any) -> bool:
 
 
 def imports_optimizer(name: str) -> bool:
-    """Whether an optimiser is named that comes neither with flowhooks nor with torch."""
+    """Whether the value names an optimiser that comes neither with flowhooks nor with torch."""
     return is_import_path(name) and not name.startswith(OF_TORCH)
 
 
 def imports_in_block(block: Mapping[str, Any], where: str) -> Iterator[tuple[str, str]]:
-    """(JSON path, import path) of all that a hook's or a reward's block would have imported."""
+    """Return (JSON path, import path) of everything that building a hook's or a reward's block would import."""
     for key, value in block.items():
         place = json_path((key,), where)
         if key in _OPTIONS and is_import_path(value) and (key != "model" or block.get("type") == "classifier"):
@@ -77,11 +77,11 @@ def refuse_imports(block: Mapping[str, Any], where: str, *, file: str | None, al
 
 
 def imported(path: str, right: Callable[[Any], bool], kind: str) -> Any:
-    """What an import path names.
+    """Import and return what an import path names.
 
     Args:
-        right: whether it is of the right kind.
-        kind: what that is, in words.
+        right: returns whether an object is of the right kind.
+        kind: the right kind, in words.
 
     Raises:
         ImportError: the module or the name cannot be imported, or is something else.
@@ -106,8 +106,8 @@ def subclass_of(base: type) -> Callable[[Any], bool]:
 
 
 def foreign_options(options: dict[str, Any], cls: Any, file: str | None, where: str) -> dict[str, Any]:
-    """Options of an imported class of the user's own, checked and completed where it has an attribute ``schema``, a
-    JSON Schema of them; else as they are.
+    """Check and complete the options of an imported user's class by its attribute ``schema``, a JSON Schema of them. If
+    it has none, return them unchanged.
 
     Raises:
         ConfigError: with every problem.

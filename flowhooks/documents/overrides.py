@@ -36,7 +36,7 @@ def apply(document: dict[str, Any], overrides: Sequence[str]) -> tuple[list[str]
 
 
 def attribute_to_override(problems: Sequence[Problem], file: str, places: Sequence[str]) -> list[Problem]:
-    """The same problems, with ``--set`` for file where the value came from the command line."""
+    """Return the problems with ``--set`` in place of the file where the value came from the command line."""
     return [replace(p, file=FILE) if p.file == file and _within(p.path or "$", places) else p for p in problems]
 
 
@@ -45,7 +45,7 @@ def _within(path: str, places: Sequence[str]) -> bool:
 
 
 class _BadValue(ValueError):
-    """A value that is JSON and is not taken, at a JSON path."""
+    """A value that is valid JSON but is refused, with its JSON path."""
 
     def __init__(self, message: str, path: str):
         super().__init__(message)
@@ -53,7 +53,7 @@ class _BadValue(ValueError):
 
 
 def _value(parts: list[str | int], text: str) -> Any:
-    """What stands behind the ``=``: JSON, or a string where it is none."""
+    """Return the value behind the ``=``: JSON, or a string where it is no valid JSON."""
     try:
         return parse(text)
     except BadJson as error:
@@ -86,7 +86,7 @@ def _read(override: str) -> tuple[list[str | int], str]:
 
 
 def _put(document: Any, parts: list[str | int], value: Any) -> list[str]:
-    """Set one value; objects on the way that are not written yet are made. Returns the paths that are new."""
+    """Set one value, and create missing objects on the way. Returns the new paths."""
     made: list[str] = []
     holder = document
     for depth, part in enumerate(parts):

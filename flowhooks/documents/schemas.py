@@ -1,7 +1,7 @@
-"""The JSON Schemas: found in the package or beside it, read once, linked to each other.
+"""Finds the JSON Schemas in the package or beside it, reads them once, and links them to each other.
 
-Those of hooks and methods are written by ``flowhooks schema --write schemas --force`` from their specs, and so are the
-three that list hooks, methods and rewards; the others are written by hand.
+``flowhooks schema --write schemas --force`` writes those of hooks and methods from their specs, and the three that list
+hooks, methods and rewards; the others are written by hand.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def schemas() -> Mapping[str, dict[str, Any]]:
 
 
 def with_lists(found: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """These schemas, and the three that list those of hooks, methods and rewards among them."""
+    """Return these schemas with the three that list hooks, methods and rewards."""
     weight = found["rewards/clip_score"]["properties"]["weight"]
     ordered = dict(sorted(found.items()))
     lists = {
@@ -63,13 +63,14 @@ def uri(name: str) -> str:
 
 
 def validator(schema: str | Mapping[str, Any]) -> Draft202012Validator:
-    """Of a schema by name, or of one given whole."""
+    """Return a validator for a schema, given by name or whole."""
     contents = {"$ref": uri(schema)} if isinstance(schema, str) else dict(schema)
     return Draft202012Validator(contents, registry=registry(), format_checker=_FORMATS)
 
 
 def _home() -> Traversable:
-    """In a wheel the schemas are the package ``flowhooks.schemas``; in a checkout they lie beside the package."""
+    """Find the schemas: in a wheel they are the package ``flowhooks.schemas``; in a checkout they are beside the
+    package."""
     try:
         shipped = resources.files("flowhooks.schemas")
         if shipped.joinpath(f"run{SUFFIX}").is_file():
@@ -94,7 +95,8 @@ def _names(found: Mapping[str, Any], prefix: str) -> list[str]:
 
 
 def _any_class(kind: str, types: list[str], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """A shipped class by its type, or one by its import path; ``shared`` are the properties that both have."""
+    """Return the schema of a shipped class, named by its type, or of one named by its import path. Both have the
+    properties ``shared``."""
     cases = [
         {
             "if": {"properties": {"type": {"const": name}}, "required": ["type"]},

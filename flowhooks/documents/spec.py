@@ -42,9 +42,9 @@ def option(
 
     Args:
         text: what it does, as editors and docs show it.
-        default: its value where none is written; an option without one must be given.
-        schema, keywords: of JSON Schema, such as ``minimum=0``. Type, ``null`` and the values of a ``Literal`` come
-            from the annotation.
+        default: its value where the user gives none; an option without a default must be given.
+        schema, keywords: keywords of JSON Schema, such as ``minimum=0``. Type, ``null`` and the values of a ``Literal``
+            come from the annotation.
     """
     metadata = {"text": text, "keywords": {**(schema or {}), **keywords}}
     if default is dataclasses.MISSING:
@@ -55,12 +55,12 @@ def option(
 
 
 def closed_object(properties: Mapping[str, Any], required: Sequence[str] = ()) -> dict[str, Any]:
-    """Keywords of an object inside an option: these properties and no others."""
+    """Return the keywords of an object inside an option: these properties and no others."""
     return {**({"required": list(required)} if required else {}), "properties": dict(properties), **CLOSED}
 
 
 class _Schema:
-    """The schema of a class, made when it is asked for: annotations can be read once the module is whole."""
+    """The schema of a class, made on first access: annotations can only be read once the module is loaded."""
 
     def __get__(self, instance: object, owner: type[Spec]) -> dict[str, Any]:
         return owner.made_schema()
@@ -74,7 +74,7 @@ class Spec:
     contradicts another.
     """
 
-    #: What it is, in a word.
+    #: The kind of thing it describes, in a word.
     kind: ClassVar[str] = ""
     #: Name of the shipped thing in JSON; empty for a class of the user's own.
     type: ClassVar[str] = ""
@@ -96,8 +96,8 @@ class Spec:
             raise ValueError("; ".join(faults))
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        """(option, what is wrong) of options that contradict each other; told as soon as a run is read. The path of
-        an option may go on below it, ``times[2]``."""
+        """Yield (option, what is wrong) for options that contradict each other; reading a run reports them. The path of
+        an option may continue below it, ``times[2]``."""
         yield from ()
 
     @classmethod
@@ -119,7 +119,7 @@ class Spec:
 
     @classmethod
     def unchecked(cls, options: Mapping[str, Any]) -> Any:
-        """An object of this class with these options, whatever they are; the constructor is not run."""
+        """Return an object of this class with these options, without checking them: the constructor is not run."""
         made = cls.__new__(cls)
         vars(made).update(options)
         return made
@@ -157,7 +157,7 @@ def _properties(cls: Any) -> Mapping[str, dict[str, Any]]:
 
 
 def text_of(cls: Any) -> str:
-    """The sentences that say what a spec is for: its docstring up to the first empty line, on one line."""
+    """Return what a spec is for: its docstring up to the first empty line, on one line."""
     return " ".join(inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].split())
 
 
@@ -175,7 +175,7 @@ def _property(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
 
 
 def _kinds(hint: Any) -> tuple[list[str], list[Any]]:
-    """JSON types of an annotation, and the values that a ``Literal`` in it allows."""
+    """Return the JSON types of an annotation, and the values that a ``Literal`` in it allows."""
     if get_origin(hint) in (Union, UnionType):
         parts = [_kinds(part) for part in get_args(hint)]
         kinds = [kind for found, _ in parts for kind in found]

@@ -1,4 +1,4 @@
-"""Close matches for a word that is not known."""
+"""Suggests known words that are close to an unknown one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LONGEST = 100
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
-    """The known word that ``word`` most likely stands for, or None."""
+    """Return the known word that ``word`` was most likely meant to be, or None."""
     if len(word) > _LONGEST:
         return None
     names = {name.lower().replace("-", "_"): name for name in known}
@@ -43,7 +43,7 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(word: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """The known words that look most like ``word``, best first, however little that is."""
+    """Return the known words that look most like ``word``, best first, even where none is close."""
     plain = word[:_LONGEST].lower()
     return sorted(known, key=lambda name: -SequenceMatcher(None, plain, name.lower()).ratio())[:most]
 

@@ -1,4 +1,4 @@
-"""Values against schemas: every problem at once, in words, then the defaults."""
+"""Checks values against schemas, reports every problem at once in words, and fills in the defaults."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Schema = str | Mapping[str, Any]
 
 
 def explain(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    """(path below the validated value, message) of each thing one schema error stands for."""
+    """Yield (path below the validated value, message) for each problem that one schema error contains."""
     at = tuple(error.absolute_path)
     match error.validator:
         case "additionalProperties":
@@ -52,7 +52,7 @@ def explain(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str
 
 
 def shown(value: Any) -> str:
-    """A JSON value in a sentence."""
+    """Return a JSON value as a part of a sentence."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
@@ -114,7 +114,7 @@ def _unknown_key(key: str, error: ValidationError) -> str:
 
 
 def _elsewhere(key: str) -> str | None:
-    """A key that another section of a run has."""
+    """Return the key as another section of a run has it, ``training.seed``, or None."""
     for name, section in schemas()["run"]["properties"].items():
         if key in section.get("properties", {}):
             return f"{name}.{key}"
@@ -146,7 +146,7 @@ def _is_number(text: str) -> bool:
 
 
 def _range(schema: dict[str, Any], broken: str) -> str:
-    """The bounds of a number; those that only keep out what no machine computes with are worth a word when broken."""
+    """Return the bounds of a number. Bounds that only keep out absurd values are named only when they are broken."""
     told = {key: words for key, words in _BOUNDS.items() if key in schema}
     told = {key: words for key, words in told.items() if key == broken or abs(schema[key]) < _ABSURD}
     return "a number " + " and ".join(f"{words} {schema[key]}" for key, words in told.items())
@@ -175,7 +175,7 @@ def _count(number: int) -> str:
 
 
 def problems_in(value: Any, schema: Schema, *, file: str | None, root: str = "$") -> list[Problem]:
-    """Everything wrong with a value, in the order it is written.
+    """Return everything that is wrong with a value, in the order of the value.
 
     Args:
         schema: name of a shipped schema, or a schema.
@@ -194,13 +194,13 @@ def problems_in(value: Any, schema: Schema, *, file: str | None, root: str = "$"
 
 
 def with_defaults(value: Any, schema: Schema) -> Any:
-    """A copy of a valid value in which every key exists."""
+    """Return a copy of a valid value in which every key exists."""
     root = validator(schema)
     return _filled(copy.deepcopy(value), root.schema, root, root._resolver)
 
 
 def _telling(errors: list[tuple[str, str]]) -> list[str]:
-    """A value of the wrong type also misses its enum and its pattern: only the first cause is worth telling."""
+    """Keeps only the first cause: a value of the wrong type also fails its enum and its pattern."""
     for cause in ("type", "enum"):
         messages = [message for keyword, message in errors if keyword == cause]
         if messages:

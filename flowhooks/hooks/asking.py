@@ -1,5 +1,5 @@
-"""Ways in which hooks ask the network at states of their own, beside the passes on views. Each counts as one of the
-`queries` that a hook declares."""
+"""Functions by which hooks evaluate the network at states of their own, beside the passes on views. Each call counts as
+one of the `queries` that a hook declares."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def visited_velocity(step: Step, role: str, visit: Any) -> Tensor:
 @contextmanager
 def pullback(step: Step, role: str, visit: Any) -> Iterator[tuple[Tensor, Callable[[Tensor], Tensor]]]:
     """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient, and the product of its
-    transposed Jacobian by the state with ``[n, ...]``, which may be asked for once.
+    transposed Jacobian by the state with ``[n, ...]``, which may be computed once.
 
-    Only inside the block is the graph held.
+    The graph is kept inside the block only.
     """
     released, leaf = visit.with_leaf_state()
     with step.playing(role):

@@ -19,9 +19,9 @@ class HookConfig:
 
     Args:
         type: name of a shipped hook, or ``package.module:Class``.
-        options: complete keyword arguments of its class; of a class of the user's own, those that are written.
-        where: JSON path of what the user wrote it as.
-        method: the method that stands for it; empty for a hook that was written itself.
+        options: complete keyword arguments of its class; for a user's own class, those in the run file.
+        where: JSON path at which the user wrote it.
+        method: the method that the hook belongs to; empty for a hook that the run names itself.
     """
 
     type: str
@@ -43,7 +43,7 @@ def resolve_hook(
     valid: bool = False,
     allow_imports: bool = False,
 ) -> HookConfig:
-    """Validate and complete one hook block. Nothing is imported for it.
+    """Validate and complete one hook block without importing anything.
 
     Options of a class of the user's own are passed on as they are; where it has a ``schema`` attribute, they are
     checked and completed when it is imported, see :func:`foreign_options`.
@@ -52,7 +52,7 @@ def resolve_hook(
         where: JSON path of the block.
         file: named in errors.
         valid: the block was checked against its schema already.
-        allow_imports: it may name classes and functions by an import path.
+        allow_imports: whether the block may name classes and functions by an import path.
 
     Raises:
         ConfigError: with every problem of the block.

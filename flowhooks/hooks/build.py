@@ -19,11 +19,11 @@ Made = tuple[Hook, dict[str, Any] | None]
 
 
 def build_assembly(given: Sequence[Any], provides: set[str], where: str) -> Assembly:
-    """Plan hooks, build those that were implied too, and put all in order.
+    """Plan hooks, build them and those that they imply, and put all in order.
 
     Args:
         given: HookConfig, Hook or ``{"type": ...}`` entries.
-        provides: what the surroundings give.
+        provides: what data and training give to hooks.
         where: file named in errors.
 
     Raises:
@@ -49,7 +49,7 @@ def assemble(planned: Plan, where: str, made: Mapping[int, Made] | None = None) 
 
     Args:
         where: file named in errors.
-        made: ``id`` of a declaration -> its hook, of those that are there already.
+        made: ``id`` of a declaration -> its hook, for hooks that exist already.
 
     Raises:
         ConfigError: a class refuses its options.
@@ -61,15 +61,15 @@ def assemble(planned: Plan, where: str, made: Mapping[int, Made] | None = None) 
 
 
 def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list[Any]:
-    """The same hooks, blocks among them validated and completed; nothing is imported.
+    """Return these hooks with their blocks validated and completed; nothing is imported.
 
     Args:
         given: HookConfig, Hook or ``{"type": ...}`` entries.
-        allow_imports: a block may name code by an import path. HookConfig entries were allowed it, or refused, when
+        allow_imports: whether a block may name code by an import path. HookConfig entries were checked for that when
             they were resolved.
 
     Raises:
-        ConfigError: a block is not valid, or names code without leave.
+        ConfigError: a block is not valid, or names code without permission.
     """
     return [
         resolve_hook(dict(entry), f"$.hooks[{i}]", allow_imports=allow_imports) if isinstance(entry, Mapping) else entry
@@ -78,7 +78,7 @@ def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list
 
 
 def _options(hook: Hook) -> Mapping[str, Any]:
-    """Of a hook that was built in Python: those of its spec, or all of its attributes where it has none."""
+    """Options of a hook that was built in Python: those of its spec, or all of its attributes where it has no spec."""
     return hook.options() if isinstance(hook, Spec) else vars(hook)
 
 

@@ -1,4 +1,4 @@
-"""Clean latents as images, while a run keeps its VAE parked."""
+"""Decodes clean latents to images while a run keeps its VAE parked on the CPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Decoder:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The VAE goes back to where it was."""
+        """On leaving, moves the VAE back to its device."""
         vae = self.model.pipe.vae
         device = next(vae.parameters()).device
         try:
@@ -47,20 +47,21 @@ class Decoder:
         precision.
 
         Args:
-            model: at the size of the latents; default: at the probed one.
+            model: the model at the size of the latents; by default at the probed size.
         """
         self._wake()
         with torch.autocast(clean.device.type, enabled=False):
             return torch.cat([self._one(sample, model) for sample in clean.split(1)])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
-        """``[B, ...]`` fp32 gradient by latents ``[B, ...]`` of a function of their images, with the VAE in fp32.
+        """Return the fp32 gradient ``[B, ...]`` of a function of images with respect to their latents ``[B, ...]``,
+        with the VAE in fp32.
 
-        Images are decoded twice, so that only the graph of one is held, and not beside that of the function; where
-        the VAE knows gradient checkpointing, not even that.
+        Images are decoded twice. So the graph of only one image is in memory, never beside that of the function; with
+        gradient checkpointing in the VAE, not even a whole one.
 
         Args:
-            judge: images in [0, 1], see :func:`as_pictures` -> the function's gradient by them.
+            judge: takes images in [0, 1], see :func:`as_pictures`; returns the function's gradient by them.
         """
         self._wake()
         vae = self.model.pipe.vae
@@ -82,7 +83,8 @@ class Decoder:
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
     def _wake(self) -> None:
-        """The trainer and its validation park the VAE on the CPU; one that offloading moves is left to that."""
+        """Moves a VAE back that the trainer or its validation parked on the CPU; one that offloading moves stays with
+        it."""
         vae = self.model.pipe.vae
         if execution_device(vae) != self.model.device:
             vae.to(self.model.device)
@@ -90,7 +92,7 @@ class Decoder:
 
 @contextmanager
 def _in_full_precision(module: nn.Module) -> Iterator[None]:
-    """Every weight in fp32, and then as it was: from half precision and back is exact."""
+    """Inside, every weight is in fp32; then it has its own type again. Half precision to fp32 and back is exact."""
     halves = [
         (t, t.dtype) for t in (*module.parameters(), *module.buffers()) if t.dtype in (torch.float16, torch.bfloat16)
     ]
@@ -105,7 +107,7 @@ def _in_full_precision(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _checkpointed(vae: Any) -> Iterator[None]:
-    """With gradient checkpointing as Diffusers builds it into this VAE, if it does."""
+    """Inside, gradient checkpointing is on where Diffusers builds it into this VAE."""
     if not getattr(vae, "_supports_gradient_checkpointing", False):
         yield
         return

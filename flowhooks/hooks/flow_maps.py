@@ -22,8 +22,8 @@ def expand_as_batch(times: Tensor, like: Tensor) -> Tensor:
 def rollout_target(teacher: Field, x: Tensor, t: Tensor, r: Tensor, steps: int) -> Tensor:
     """``(x_K - x_t) / (r - t)`` after K Euler steps of the teacher from t to r.
 
-    Even steps make that the mean of the K velocities. With K = 1 it is the velocity at t whatever r is: no flow map can
-    be learned from it.
+    With even steps this is the mean of the K velocities. With K = 1 it is the velocity at t whatever r is, and no flow
+    map can be learned from it.
     """
     state, total = x, torch.zeros_like(x)
     for k in range(steps):

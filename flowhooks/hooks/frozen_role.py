@@ -14,11 +14,10 @@ from flowhooks.kernel.session import Session
 
 @contextmanager
 def frozen_role(session: Session, name: str, source: str, *, parked: bool = False) -> Iterator[FrozenAdapter]:
-    """Inside, the session has the role ``adapter:<name>``: the model as it was before anything was attached to it, with
-    this adapter.
+    """Inside the block the session has the role ``adapter:<name>``: the bare model with this adapter.
 
     Raises:
-        AdapterError: it cannot be read or does not fit.
+        AdapterError: the adapter cannot be read or does not fit.
     """
     model: Any = session.model
     adapter = FrozenAdapter(model.transformer, source, name=name, parked=parked, pipeline=model.pipe)

@@ -1,4 +1,4 @@
-"""Hooks of a run in order, with those they imply, and what a step of them costs. Free of torch.
+"""Orders the hooks of a run, adds those they imply, and counts what a step of them costs. Free of torch.
 
 Order comes from ``needs``, ``wants`` and ``gives``, never from the position in the JSON: permuting the hooks of a run
 changes nothing.
@@ -24,18 +24,18 @@ def plan_hooks(
     where: str = "",
     defaults: Callable[[str], Mapping[str, Any]] = hook_defaults,
 ) -> Plan:
-    """The hooks of a run in order, with those they imply.
+    """Return the hooks of a run in order, with those they imply.
 
     Args:
         declarations: one for each hook of the run.
-        provides: what the surroundings give: ``data:image``, ``data:rejected``, ``data:mask``, ``data:<name>`` for a
-            name under `columns`, ``data:*`` for all of them, ``role:reference``, ``role:ema``.
+        provides: what data and training give to hooks: ``data:image``, ``data:rejected``, ``data:mask``,
+            ``data:<name>`` for a name under `columns`, ``data:*`` for all of them, ``role:reference``, ``role:ema``.
         where: file named in errors.
         defaults: type of a hook -> its options where it is implied.
 
     Raises:
         ConfigError: two writers of a one-slot, two givers of one thing, hooks that exclude each other, a need that
-            nobody meets, or a circle; all at once.
+            no hook meets, or a circle; all at once.
     """
     given = frozenset(provides)
     with in_file(where):
@@ -48,7 +48,7 @@ def plan_hooks(
 
 
 def _with_implied(declarations: Sequence[Declaration], given: frozenset[str], imply: Callable) -> list[Declaration]:
-    """These and the default giver of each unmet need; a source hook brings its own sigma, everything else needs one."""
+    """Adds the default giver of each unmet need. A source hook brings its own sigma; every other run needs a giver."""
     hooks = list(declarations)
     pending = [("sigma", "every run", "")] if not any("source" in d.slots for d in hooks) else []
     pending += [(need, d.where, d.method) for d in hooks for need in sorted(d.needs)]
@@ -96,10 +96,10 @@ class StepCost:
     """Forwards of the network that a step makes, at most, and what they are for.
 
     Args:
-        rollout: those that draw, before the first chunk.
-        chunks: parts of the step with a backward of their own, the data beside a rollout aside.
-        queries: those of a chunk beyond its passes: what targets and penalties ask at states of their own.
-        on_data: those of the chunk that a run which draws spends on its data; 0 where nothing is drawn.
+        rollout: forwards spent on the rollout, before the first chunk.
+        chunks: parts of the step with their own backward, without that of the data beside a rollout.
+        queries: forwards of a chunk beyond its passes, which targets and penalties make at states of their own.
+        on_data: forwards of the chunk of data in a run that also generates samples; 0 in other runs.
     """
 
     rollout: int
@@ -108,12 +108,12 @@ class StepCost:
     on_data: int
 
     def forwards(self, passes: int) -> int:
-        """Of a whole step, whose chunks make so many passes each."""
+        """Return the forwards of a whole step, each of whose chunks makes this many passes."""
         return self.rollout + self.chunks * (passes + self.queries) + self.on_data
 
 
 def step_cost(planned: Plan) -> StepCost:
-    """What the hooks of a plan declare."""
+    """Add up what the hooks of a plan declare."""
 
     def queries(slot: str) -> int:
         return sum(each.queries for each in planned.order if slot in each.slots)

@@ -1,4 +1,4 @@
-"""Which hooks cannot be in one run, told in words: conflicts, and needs that nobody meets. Free of torch."""
+"""Says which hooks cannot be in one run, and why: conflicts, and needs that no hook meets. Free of torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flowhooks.kernel.plan import ANY_DATA, SLOTS, Declaration
 
 
 def faults(hooks: Sequence[Declaration], given: frozenset[str]) -> list[Problem]:
-    """Why these hooks cannot be in one run whose surroundings give ``given``."""
+    """Return why these hooks cannot be in one run whose data and training give ``given``."""
     return [*_clashes(hooks), *_unmet(hooks, given), *_idle(hooks)]
 
 
@@ -72,7 +72,7 @@ def _clash(first: Declaration, second: Declaration, reason: str) -> Problem:
 
 
 def _name(hook: Declaration) -> str:
-    """What the user knows the hook as: its method, or its own type."""
+    """Return the name that the user wrote for the hook: its method, or its own type."""
     return f"`{hook.method or hook.type}`"
 
 
@@ -110,7 +110,7 @@ def _unmet(hooks: Sequence[Declaration], given: frozenset[str]) -> list[Problem]
 
 
 def _idle(hooks: Sequence[Declaration]) -> list[Problem]:
-    """A drawn state has no clean image and noise, so somebody must say what to learn from it."""
+    """Refuses generated states without a hook that learns from them: they have no clean image and noise."""
     if any(slot in ("objective", "target:main") for d in hooks for slot in d.slots):
         return []
     message = (

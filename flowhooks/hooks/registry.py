@@ -1,8 +1,8 @@
 """The hooks flowhooks ships: type -> spec, found in the folders of this room. Free of torch; the class of a hook is
 imported when a run is built.
 
-Hooks that nothing else orders run in the order of their first slot; within it those first that a run gets by itself,
-then by name.
+Hooks whose needs leave the order open run in the order of their first slot; within a slot implied hooks run first,
+the others by name.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def declare(type: str, options: Options, where: str, cls: Any = None, *, method:
     """The declaration of a hook under its (validated, complete) options.
 
     Args:
-        method: the method that stands for the hook; empty for one that was written itself.
+        method: the method that the hook belongs to; empty for a hook that the run names itself.
         cls: the class of a hook that is not in the registry; imported from ``type`` when left out.
 
     Raises:
@@ -96,7 +96,7 @@ def imply(defaults: Callable[[str], Options]) -> Callable[[str, str], Declaratio
 
 
 def undeclared(type: str, where: str) -> Declaration:
-    """What stands for a hook of the user's own where nothing may be imported: a hook in no slot."""
+    """Return a declaration for a user's own hook where nothing may be imported: a hook in no slot."""
     return Declaration(type=type, where=where, rank=(len(HOOKS), ""))
 
 

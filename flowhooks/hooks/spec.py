@@ -28,9 +28,9 @@ DECLARED = ("slots", "needs", "wants", "gives", "excludes", "passes", "queries",
 class HookSpec(Spec):
     """Base of the spec of a hook; ``class SigmaWeightSpec(HookSpec, type="sigma_weight", title="Sigma weight")``.
 
-    The class of the hook, ``SigmaWeight(SigmaWeightSpec, Hook)``, stands in the module ``hook`` beside the spec. What
-    it declares (see :class:`flowhooks.kernel.plan.Declaration`) are class attributes; what depends on options is
-    returned by :meth:`declares`.
+    The class of the hook, ``SigmaWeight(SigmaWeightSpec, Hook)``, is in the module ``hook`` beside the spec. Class
+    attributes are its declaration (see :class:`flowhooks.kernel.plan.Declaration`); :meth:`declares` returns the parts
+    that depend on options.
     """
 
     kind: ClassVar[str] = "hook"
@@ -56,17 +56,17 @@ class HookSpec(Spec):
     words: ClassVar[Mapping[str, str]] = {}
 
     def declares(self) -> Mapping[str, Any]:
-        """What depends on options, in place of the class attributes."""
+        """Return the parts of the declaration that depend on options; they replace the class attributes."""
         return {}
 
     @classmethod
     def settled(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Complete options, with those filled in that follow from others."""
+        """Return complete options, with those filled in that follow from others."""
         return options
 
     def refusal(self) -> str | None:
-        """Why these options cannot be trained with, where telling takes a look at a file or at all of them; None
-        where they can."""
+        """Return why a run cannot train with these options, or None where it can. This is for checks that read a file
+        or compare several options."""
         return None
 
     def __post_init__(self) -> None:

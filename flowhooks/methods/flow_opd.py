@@ -1,4 +1,4 @@
-"""Flow-OPD: many teachers on the student's own trajectory, and an anchor that none of the tasks owns."""
+"""Flow-OPD: many teachers on the student's own trajectory, and one anchor for all tasks."""
 
 from __future__ import annotations
 

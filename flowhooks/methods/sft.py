@@ -35,7 +35,7 @@ class SupervisedMethod(Method, type="sft", title="Supervised fine-tuning"):
 
     @classmethod
     def expand(cls, block: Block, context: Context) -> list[dict[str, Any]]:
-        """None but the mask where this is the whole loss, else the loss that is added."""
+        """Return only the mask where this is the whole loss, else the loss that is added."""
         others = {each["type"] for each in context.others}
         masked = context.wants_mask(block["mask_dilate"] > 0)
         dilate = block["mask_dilate"] if masked else 0

@@ -1,4 +1,4 @@
-"""What a method is: hooks with their options under one name in JSON. Free of torch."""
+"""The spec of a method: hooks with their options under one name in JSON. Free of torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ Block = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """The surroundings of a method.
+    """The rest of the run that a method is part of.
 
     Args:
-        masked: whether the data has masks; None when the data is not known, as in somebody's own loop.
-        others: the hook blocks of the other methods in the run, and of the hooks that were written themselves.
+        masked: whether the data has masks; None when the data is not known, as in a loop of the user's.
+        others: the hook blocks of the other methods in the run, and of the hooks that the run names itself.
     """
 
     masked: bool | None
     others: tuple[Block, ...] = ()
 
     def wants_mask(self, asked: bool) -> bool:
-        """Whether masks are used: where the data has them, or, with unknown data, where the method's options ask."""
+        """Whether masks are used: where the data has them, or, with unknown data, where the method's options need
+        them."""
         return asked if self.masked is None else self.masked
 
 
@@ -39,7 +40,7 @@ class Part:
         names: the method's name for an option -> the hook's, where they differ.
         changes: the method's name for an option -> keywords of its JSON Schema that differ from the hook's.
         fixed: values of options that the method sets, in place of offering them.
-        when: whether a method's block wants this hook; None: always.
+        when: returns whether a method's block includes this hook; None includes it always.
     """
 
     hook: type[HookSpec]
@@ -65,7 +66,7 @@ class Part:
         return found
 
     def block(self, block: Block) -> dict[str, Any]:
-        """The hook's block that a method's block stands for."""
+        """Return the hook's block for a method's block."""
         passed = {own: block[name] for name, own in self.offered().items()}
         return {"type": self.hook.type, **passed, **self.fixed}
 
@@ -78,7 +79,7 @@ class Method(Spec):
 
     kind: ClassVar[str] = "method"
     parts: ClassVar[Sequence[Part]] = ()
-    #: Whether it is expanded after all other methods, since it asks what it stands beside.
+    #: Whether it is expanded after all other methods, since its hooks depend on theirs.
     last: ClassVar[bool] = False
 
     @classmethod
@@ -100,7 +101,7 @@ class Method(Spec):
 
     @classmethod
     def expand(cls, block: Block, context: Context) -> list[dict[str, Any]]:
-        """The hook blocks that a complete block of this method stands for."""
+        """Return the hook blocks to which a complete block of this method expands."""
         return [part.block(block) for part in cls.parts if part.when is None or part.when(block, context)]
 
     @classmethod

@@ -1,4 +1,4 @@
-"""An adapter that is off above a noise level: what the hook takes and needs. The class is in ``hook``."""
+"""An adapter that is off above a noise level: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

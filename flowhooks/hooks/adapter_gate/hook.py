@@ -1,5 +1,5 @@
-"""Train an adapter for the end of the trajectory alone: off in steps above a sigma, in rollouts and visits as in
-validation, and noted in its file for those who draw with it."""
+"""Trains an adapter for the end of the trajectory only: it is off in steps above a sigma, in rollouts, visits and
+validation. Its file holds the sigma for later sampling."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowhooks.sampling.gate import adapter_gate
 
 
 class AdapterGate(AdapterGateSpec, Hook):
-    """The adapter is off wherever the pipeline takes a step that starts above ``sigma``.
+    """Switches the adapter off wherever the pipeline takes a step that starts above ``sigma``.
 
     Raises:
         ModelError: on attaching, a rollout that is visited above it, where nothing would be trained.

@@ -1,4 +1,4 @@
-"""Deterministic adjoint matching: what the hook takes, needs and asks for. The maths is in ``maths``."""
+"""Deterministic adjoint matching: options and declarations of the hook. The maths is in ``maths``."""
 
 from __future__ import annotations
 

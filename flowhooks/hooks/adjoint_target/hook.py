@@ -1,4 +1,4 @@
-"""Climb a reward by its own gradient, carried back along the pipeline's ODE (deterministic adjoint matching, arXiv
+"""Climbs a reward by its own gradient, carried back along the pipeline's ODE (deterministic adjoint matching, arXiv
 2605.06583; the formulas are ours, see :mod:`flowhooks.hooks.adjoint_target.maths`)."""
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ QUADRATIC: Mapping[str, float] = {"2": 1.0}
 
 
 class AdjointTarget(AdjointTargetSpec, Hook):
-    """The target of a visited state: the base's velocity, less the control that is best there.
+    """Sets the target of a visited state: the base's velocity, less the control that is best there.
 
-    States before those that the adjoint reaches have the base's velocity itself.
+    For states before those that the adjoint reaches, the target is the base's velocity itself.
 
     Raises:
         ModelError: on attaching, a rollout that is not ``ode`` or not visited from its end, or a pipeline without a
@@ -135,7 +135,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 
     @torch.no_grad()
     def _solve(self, step: Step, visit: Any) -> None:
-        """Once a rollout: the co-state after every step that the adjoint reaches, last one first."""
+        """Computes, once per rollout, the co-state after every step that the adjoint reaches, last one first."""
         self._forget()
         rollout = visit.rollout
         end = self._source.end_of(rollout)
@@ -187,13 +187,14 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             self._costates[index] = maths.lookahead(gradient, at.transition.end, self.lookahead_power)
 
     def _own_velocity(self, step: Step, at: Any) -> Tensor:
-        """The policy's unguided velocity: from the rollout where that had no guidance, else computed anew."""
+        """Returns the policy's unguided velocity: taken from the rollout if that was unguided, otherwise computed
+        again."""
         if self._unguided:
             return visited_velocity(step, POLICY, at)
         return at.rollout.velocities[at.index].to(step.model.device).float()
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:
-        """``[B, ...]`` of the weighted sum, by latents."""
+        """Returns the gradient ``[B, ...]`` of the weighted sum of rewards with respect to the latents."""
         batch = step.batch
 
         def judge(pictures: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             yield self.smoothing["sigma"] * step.draws.normal_like(like, f"smoothing/{copy}")  # type: ignore[index]
 
     def _scaled(self, step: Step, gradient: Tensor, base: Tensor) -> Tensor:
-        """By the reward's scale, which the first rollout sets, from all processes."""
+        """Multiplies by the reward's scale, which the first rollout sets over all processes."""
         if self._scale is None:
             fine = gradient.isfinite().flatten(1).all(1)
             sums = [each[fine].double().square().sum() for each in (gradient, base)]
@@ -231,7 +232,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         return self._scale.to(gradient.device) * gradient
 
     def _clip(self, step: Step) -> None:
-        """Bring down large co-states, a whole trajectory at once, and put zeros where one is not finite."""
+        """Scales large co-states down, a whole trajectory at once, and replaces those that are not finite by zeros."""
         stacked = torch.stack([maths.rms(costate) for costate in self._costates.values()])
         fine = stacked.isfinite().all(0)
         for index, costate in self._costates.items():
@@ -268,8 +269,8 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 
 
 def unguided_arguments(contract: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The pipeline arguments that switch classifier-free guidance off where these switch it on; empty where not. A
-    scale that the network itself is told stays."""
+    """Returns pipeline arguments that switch classifier-free guidance off where these switch it on; empty where they do
+    not. A guidance scale that the network takes as input stays."""
     told = {"guidance_scale"} if "embedded" in contract.guidance else set()
     off = {name: value for name, value in contract.call.items() if name not in told}
     return off if any(arguments.get(name, value) != value for name, value in off.items()) else {}

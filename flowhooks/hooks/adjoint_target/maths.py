@@ -52,8 +52,8 @@ def _slope(length: Tensor, powers: Mapping[float, float]) -> Tensor:
 
 
 def _length(slope: Tensor, powers: Mapping[float, float]) -> Tensor:
-    """rho of its slope, by Newton's method between the logarithms of both, where the function is convex and its slope
-    never below ``min p - 1``. One power is solved by the first guess."""
+    """Returns rho for its slope, by Newton's method between the logarithms of both, where the function is convex and
+    its slope never below ``min p - 1``. One power is solved by the first guess."""
     found = torch.stack([(slope / weight).log() / (p - 1) for p, weight in powers.items()]).amin(0)
     if len(powers) > 1:
         for _ in range(_NEWTON):

@@ -1,4 +1,4 @@
-"""An anchor to another role: what the hook takes, needs and gives. The class is in ``hook``."""
+"""An anchor to another role: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

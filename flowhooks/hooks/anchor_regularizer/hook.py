@@ -1,4 +1,4 @@
-"""Keep the policy near another role on every view: the brake that a preference loss alone does not have."""
+"""Keeps the policy near another role on every view: the brake that a preference loss alone does not have."""
 
 from __future__ import annotations
 

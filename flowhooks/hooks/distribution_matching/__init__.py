@@ -1,4 +1,4 @@
-"""On-policy flow maps: what the hook takes, needs and gives. The maths is in ``dmd``."""
+"""On-policy flow maps: options and declarations of the hook. The maths is in ``dmd``."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def direction(fake: Tensor, real: Tensor, sample: Tensor) -> Tensor:
     """``[B, ...]`` where the KL divergence of samples from data grows: ``(fake - real) / mean |sample - real|``.
 
     That is the difference of two scores in the space of clean samples, weighed per sample (arXiv 2311.18828, sec. 3.2).
-    Where the teacher gives back the sample itself it is 0; what is not finite otherwise stays so, for the run to stop.
+    It is 0 where the teacher returns the sample itself. Any other value that is not finite stays, so that the run
+    stops.
     """
     size = expand_as_batch((sample - real).abs().flatten(1).mean(1), real)
     return torch.where(size == 0, torch.zeros_like(real), (fake - real) / size)
@@ -54,7 +55,7 @@ def critic_error(velocity: Tensor, noise: Tensor, sample: Tensor) -> Tensor:
 
 
 def with_gradients(loss: Tensor, gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A loss of the same value whose gradient is ``gradients``, known already."""
+    """Return a loss of the same value whose backward pass gives these known ``gradients``."""
     value: Tensor = _Carried.apply(loss.detach(), gradients, *parameters)
     return value
 

@@ -1,9 +1,9 @@
-"""Make what a flow map draws from noise look as the teacher's images do: the on-policy second stage of AnyFlow
-(arXiv 2605.13724). Experimental.
+"""Moves the samples of a flow map towards the teacher's: the on-policy second stage of AnyFlow (arXiv 2605.13724).
+Experimental.
 
-The policy draws a sample in a few jumps, ``x_r = x_t - (t - r) u(x_t, t, r)``. A teacher and a critic, which knows the
-policy's own samples, both say what a noised copy of it was made of; the sample moves from the critic's answer to the
-teacher's (DMD, arXiv 2311.18828). The critic is trained beside it; no pairs of noise and image are needed (DMD2,
+The policy generates a sample in a few jumps, ``x_r = x_t - (t - r) u(x_t, t, r)``. A teacher and a critic, which models
+the policy's own samples, both predict the clean sample of a noised copy; the sample moves from the critic's prediction
+to the teacher's (DMD, arXiv 2311.18828). The critic is trained beside it; no pairs of noise and image are needed (DMD2,
 arXiv 2405.14867).
 """
 
@@ -42,11 +42,12 @@ SCALE = 4096.0
 
 
 class DistributionMatching(DistributionMatchingSpec, Hook):
-    """Adds ``weight * dmd_generator_loss`` for the policy and ``dmd_critic_loss`` for a critic of its own.
+    """Adds ``weight * dmd_generator_loss`` for the policy and ``dmd_critic_loss`` for the hook's own critic.
 
-    Of a batch only the conditions are used. The teacher is the reference. The critic is a second adapter, on the layers
-    of the policy's; it is in checkpoints but not in what is exported, and alone in its own passes. It judges samples of
-    every number of jumps together: what keeps each number right is the flow map's own loss, to be trained beside.
+    The hook uses only the conditions of a batch. The teacher is the reference. The critic is a second adapter on the
+    policy's layers. It is in checkpoints but not in exported files, and is the only adapter in its own passes. It
+    judges samples of every number of jumps together, so train the flow map's own loss beside, which keeps each number
+    right.
 
     Raises:
         AdapterError: the policy is no adapter of PEFT's.

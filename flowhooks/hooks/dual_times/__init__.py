@@ -1,4 +1,4 @@
-"""Two noise levels in one sample: what the hook takes, needs and gives. The class is in ``hook``."""
+"""Two noise levels in one sample: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

@@ -69,13 +69,13 @@ class TokenTimes(Sigma):
 
 
 class DualTimes(DualTimesSpec, Hook):
-    """Gives each token of the main view one of two sigmas, ``a`` or ``b``, drawn independently from the same density
-    and never sorted; the noise is one tensor. ``a``, which most tokens have, is also the time that text is told.
+    """Gives each token of the main view one of two sigmas, ``a`` or ``b``, sampled independently from the same density
+    and never sorted; the noise is one tensor. Most tokens, and the text, get ``a``.
 
-    Held-out data keeps one sigma a sample.
+    Held-out data keeps one sigma per sample.
 
     Raises:
-        ModelError: on attaching, a network that cannot be given a time per token.
+        ModelError: on attaching, a network that cannot take a time per token.
     """
 
     @contextmanager

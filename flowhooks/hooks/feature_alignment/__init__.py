@@ -1,4 +1,4 @@
-"""Alignment of features to a teacher's: what the hook takes, needs and asks for. The maths is in ``alignment``."""
+"""Alignment of features to a teacher's: options and declarations of the hook. The maths is in ``alignment``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Pull the features of an early block towards a teacher's: one hook, whatever the teacher.
+"""Pulls the features of an early block towards a teacher's; one hook serves every teacher.
 
-REPA (arXiv 2410.06940) asks a frozen vision model, CREPA (2506.09229) asks it about neighbouring frames too, LayerSync
-(2510.12581) a deeper block of the same pass, Self-Flow (2603.06507) the averaged weights on a cleaner view.
+The teacher of REPA (arXiv 2410.06940) is a frozen vision model, which CREPA (2506.09229) applies to neighbouring frames
+too; that of LayerSync (2510.12581) is a deeper block of the same pass, that of Self-Flow (2603.06507) the averaged
+weights on a cleaner view.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from flowhooks.kernel.step import Step
 class FeatureAlignment(FeatureAlignmentSpec, Hook):
     """Adds ``weight * mean over tokens and samples of 1 - cos(project(h), z)`` as ``alignment_loss``.
 
-    ``h`` are the image tokens of the policy on the main view after a block, taken in passing; ``z`` the teacher's.
-    The projector is trained; it is in checkpoints but not in what is exported.
+    ``h`` are the policy's image tokens on the main view after a block, captured in its ordinary forward; ``z`` are the
+    teacher's. The projector is trained; it is in checkpoints but not in exported files.
 
     Raises:
         ModelError: on attaching, an option that the source needs missing, a block that is not there or not deeper, or a
@@ -138,7 +139,7 @@ class FeatureAlignment(FeatureAlignmentSpec, Hook):
             self.cut_off.load_state_dict(state["cut_off"])
 
     def _weight(self, step: Step) -> float:
-        """Held-out data is weighed as the step before it; one sigma a sample has no cleaner view."""
+        """Weighs held-out data like the step before it; with one sigma per sample there is no cleaner view."""
         if self.source == CLEANER and not step.training:
             return 0.0
         return self.schedule.at(step.draws.micro_step if step.training else self._position)

@@ -1,7 +1,7 @@
-"""Where a teacher's features come from: a block of a pass of the network, or a vision model of its own.
+"""The sources of a teacher's features: a block in a forward of the network, or a vision model.
 
-A source is an object with a ``width`` and one method, ``features(step)``, which gives the teacher's token features
-``[B, N, D]`` and their grid. What a run aligns with differs in nothing else.
+A source is an object with a ``width`` and one method, ``features(step)``, which returns the teacher's token features
+``[B, N, D]`` and their grid. Teachers differ in nothing else.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class FeatureTeacher(Protocol):
 
 
 class FeatureCapture:
-    """Keeps what blocks return during passes on the main view, as it is returned.
+    """Keeps the outputs of blocks during passes on the main view, unchanged.
 
-    Nothing is computed inside the pass: a checkpointed block runs again in backward, and must then do the same.
+    It computes nothing inside the pass: a checkpointed block runs again in backward and must then do the same.
     """
 
     def __init__(self, model: Any, streams: Streams, tapped: Sequence[TokenStream]):
@@ -63,7 +63,7 @@ class FeatureCapture:
 
     @contextmanager
     def open(self, views: Sequence[str], role: str) -> Iterator[None]:
-        """Around the pass of ``role`` on ``views``."""
+        """Captures inside the block, which contains the pass of ``role`` on ``views``."""
         into: dict[str, list[Any]] = {stream.name: [] for stream in self.tapped}
         self._into = into
         try:
@@ -97,7 +97,7 @@ class FeatureCapture:
         return self.streams.grid(model.layout_of(step.batch.clean).vae_shape)
 
     def forget(self) -> None:
-        """Let go of a step's features and their graph."""
+        """Free a step's features and their graph."""
         self._kept.clear()
 
     def _returned(self, name: str, block: nn.Module, args: tuple, output: Any) -> None:
@@ -159,7 +159,7 @@ class PictureSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run has attached: the tap, the student's block, the teacher, the projector."""
+    """The parts that a run has attached: the capture, the student's block, the teacher, the projector."""
 
     tap: FeatureCapture
     student: TokenStream
@@ -177,7 +177,7 @@ def build_parts(
     width: int,
     depth: int,
 ) -> Parts:
-    """Attach for the life of the stack.
+    """Attach the parts; the stack removes them when it closes.
 
     Args:
         blocks: the options ``block_index`` and ``teacher_block_index``.

@@ -18,7 +18,7 @@ from flowhooks.reading import read_json
 
 
 class VisionEncoder:
-    """Not trained, in no checkpoint. Code that comes with a model is never run, and only safetensors are read.
+    """A frozen vision model, in no checkpoint. Code that comes with a model never runs, and only safetensors are read.
 
     Args:
         name: a folder or a Hub id.
@@ -73,7 +73,7 @@ class VisionEncoder:
 
 
 def _how_to_look(name: str) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says; nothing where there is none."""
+    """Returns the contents of ``preprocessor_config.json``; empty where there is none."""
     try:
         return dict(BaseImageProcessor.get_image_processor_dict(name)[0]) if _says_how_to_look(name) else {}
     except REFUSALS as error:
@@ -84,7 +84,8 @@ def _how_to_look(name: str) -> dict[str, Any]:
 
 
 def _says_how_to_look(name: str) -> bool:
-    """Whether there is a configuration of its images. Raises OSError where a download fails: that is no answer."""
+    """Whether the model has a ``preprocessor_config.json``. Raises OSError where a download fails, which answers
+    neither."""
     own, shared = (
         cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         for file in (IMAGE_PROCESSOR_NAME, PROCESSOR_NAME)

@@ -1,4 +1,4 @@
-"""Flow-DPO: what the hook takes, needs and predicts. Maths and class are in ``hook``."""
+"""Flow-DPO: options and declarations of the hook. Maths and class are in ``hook``."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Signs that a preference run hacks its objective instead of learning. They are logged and warned of; they never stop
-a run."""
+"""Detects signs that a preference run hacks its objective instead of learning. They are logged and cause warnings; they
+never stop a run."""
 
 from __future__ import annotations
 
@@ -72,14 +72,15 @@ def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
 
 
 def _ratio(step: Step, part: Tensor, whole: Tensor, weight: Tensor | None) -> Tensor:
-    """The mean of ``part`` by that of ``whole`` ``[]``, both of the global batch: a mean of ratios says nothing."""
+    """The mean of ``part`` divided by that of ``whole`` ``[]``, over the global batch; a mean of ratios means
+    nothing."""
     above, below = step.all_reduce(torch.stack([step.mean(part, weight), step.mean(whole, weight)]))
     return above / below
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a run is configured with, as far as the detectors' advice depends on it.
+    """The part of a run's configuration that the detectors' advice depends on.
 
     Args:
         auto_beta: whether beta follows the margin.

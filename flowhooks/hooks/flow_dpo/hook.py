@@ -67,8 +67,8 @@ def auto_beta_factor(target: float) -> float:
 
 
 class AutoBeta:
-    """beta from the running size of the margin: ``2 ln((1 - g) / g) / EMA(|margin|)``, bias-corrected. All on the
-    device.
+    """Computes beta from the running size of the margin: ``2 ln((1 - g) / g) / EMA(|margin|)``, bias-corrected. All on
+    the device.
 
     Until a margin rises above rounding (``FLOOR`` of the error it is a difference of) the configured beta is used: with
     a fresh adapter the first margin is exactly 0.
@@ -161,7 +161,7 @@ class FlowDPO(FlowDPOSpec, Hook):
         return loss
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
-        """NaN, beta aside, for a batch of which no pair is compared: all its masks are black."""
+        """Returns NaN for all but beta where no pair of the batch is compared, because all its masks are black."""
         weight = step.views[WIN].weight
         margin = self._margin(step)
         beta = self._beta(margin)

@@ -1,4 +1,4 @@
-"""Flow-GRPO: what the hook takes and needs. Maths and class are in ``hook``."""
+"""Flow-GRPO: options and declarations of the hook. Maths and class are in ``hook``."""
 
 from __future__ import annotations
 

@@ -34,18 +34,19 @@ def policy_gradient_loss(log_prob: Tensor, before: Tensor, advantage: Tensor) ->
 
     Args:
         log_prob: ``[B]`` of the sampled step, mean over elements, with gradient.
-        before: ``[B]`` the same when it was sampled. One update a rollout makes the ratio exactly 1, and clipping idle.
+        before: ``[B]`` the same when it was sampled. With one update per rollout the ratio is exactly 1, so that
+            clipping would change nothing.
         advantage: ``[B]``.
     """
     return -advantage * torch.exp(log_prob - before)
 
 
 class FlowGRPO(FlowGRPOSpec, Hook):
-    """The objective of rollouts with chance: an image's advantage over the others of its prompt, times the log density
-    of every visited step.
+    """Sets the objective of stochastic rollouts: an image's advantage over the others of its prompt, times the log
+    density of every visited step.
 
     Raises:
-        ModelError: on attaching, groups of one, a sampler without chance, or a pipeline without a VAE.
+        ModelError: on attaching, groups of one, a deterministic sampler, or a pipeline without a VAE.
         RewardError: a reward that cannot be built, or that gives NaN.
     """
 
@@ -91,7 +92,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
 
     @torch.no_grad()
     def _judge(self, step: Step, rollout: Any) -> None:
-        """Once a rollout, whose states then share the advantages."""
+        """Computes the advantages once per rollout; all of its states share them."""
         batch = step.batch
         pixels = as_pictures(self._decoder.frames(batch.clean))
         total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records)

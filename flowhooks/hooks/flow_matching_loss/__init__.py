@@ -1,4 +1,4 @@
-"""The ordinary loss beside another method: what the hook takes, needs and asks for. The class is in ``hook``."""
+"""The ordinary loss beside another method: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

@@ -28,14 +28,14 @@ MAIN, OWN, DATA = "main", "own", "data"
 
 
 class FlowMatchingLoss(FlowMatchingLossSpec, Hook):
-    """Adds ``weight`` times the flow-matching loss of the data's images to what a run trains on."""
+    """Adds ``weight`` times the flow-matching loss of the data's images to the loss of a run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._schedule = TimestepSchedule()
 
     def data(self, step: Step) -> Chunk:
-        """The batch of the data as a chunk, whose loss is added to that of the drawn ones."""
+        """The batch of the data as a chunk, whose loss is added to that of the generated ones."""
         if step.given is None:
             raise ValueError("the step has no batch of the data, which `flow_matching_loss` trains on; pass a `Batch`")
         batch = step.batch

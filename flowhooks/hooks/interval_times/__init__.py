@@ -1,4 +1,4 @@
-"""The interval that each sample of a flow map trains on: what the hook takes, needs and gives."""
+"""The interval that each sample of a flow map trains on: options and declarations of the hook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which interval each sample gets, for models that learn flow maps."""
+"""Chooses the interval of each sample, for models that learn flow maps."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DIFFUSION, TO_DATA, FREE = 0, 1, 2
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class IntervalTime(Sigma):
-    """The way from one sigma to another.
+    """An interval from one sigma to another.
 
     Args:
         level: ``[B]`` t, where it starts.
         end: ``[B]`` r, at or below t.
-        rows: those whose interval is not empty, known without asking the device.
+        rows: indices of samples whose interval is not empty, known without waiting for the device.
     """
 
     end: Tensor
@@ -49,7 +49,7 @@ class IntervalTime(Sigma):
 
 
 def interval_of(view: View) -> IntervalTime:
-    """The time of a view whose giver a hook needs as ``r_sigma``."""
+    """The time of a view, for a hook that needs ``r_sigma``."""
     assert isinstance(view.time, IntervalTime), f"view {view.name!r} has no interval"
     return view.time
 
@@ -63,7 +63,7 @@ def uniform_ends(t: Tensor, u: Tensor, least: float) -> Tensor:
 def branches(count: int, diffusion: float, to_data: float, offset: Tensor, order: Tensor) -> Tensor:
     """``[count]`` of DIFFUSION, TO_DATA or FREE in these shares, by systematic sampling.
 
-    Shares hold on average whatever the batch, one sample included; no batch is off by more than one sample a branch.
+    Shares hold on average whatever the batch, one sample included; no batch is off by more than one sample per branch.
 
     Args:
         diffusion, to_data: shares; the rest is FREE.

@@ -1,4 +1,4 @@
-"""Masks of the data on the error: what the hook takes, needs and gives. The class is in ``hook``."""
+"""Masks of the data on the error: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

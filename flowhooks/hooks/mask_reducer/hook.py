@@ -1,5 +1,4 @@
-"""Train where the mask is white: the per-element error is weighed by the mask, and pairs whose mask is empty are left
-out."""
+"""Trains where the mask is white: weighs the per-element error by the mask and leaves out pairs whose mask is empty."""
 
 from __future__ import annotations
 

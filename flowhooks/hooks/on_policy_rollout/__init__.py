@@ -1,4 +1,4 @@
-"""On-policy rollouts: what the hook takes, needs and gives. The class is in ``hook``."""
+"""On-policy rollouts: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Train on what the student draws: a rollout of the stock pipeline, visited state by state (arXiv 2605.08063)."""
+"""Trains on the student's own samples: a rollout of the stock pipeline, visited state by state (arXiv 2605.08063)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt
 
 
 class RolloutSource(Protocol):
-    """What hooks that learn from rollouts ask of the session's source; :class:`OnPolicyRollout` says what each is."""
+    """The part of the session's source that hooks which learn from rollouts use; see :class:`OnPolicyRollout`."""
 
     prompt_list: list[Prompt] | None
     group_size: int
@@ -43,9 +43,9 @@ class RolloutSource(Protocol):
 
 
 def visit_weight(kind: str, step: Transition, noise_level: float, steps: int) -> float:
-    """W of a visited step from s to n, one of ``steps``, with ``D = n - s``: ``uniform`` 1, ``kl`` the factor ``w`` of
-    the exact KL divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0`` ``s^2``, ``dt``
-    ``steps |D|``, whose mean over all of them is 1."""
+    """Return the weight W of a visited step from s to n, one of ``steps``, with ``D = n - s``: ``uniform`` 1, ``kl``
+    the factor ``w`` of the exact KL divergence of two SDE steps, ``kl_nodt`` ``|D| w``, ``x_t`` ``D^2``, ``x0``
+    ``s^2``, ``dt`` ``steps |D|``, whose mean over all of them is 1."""
     by = step.end - step.start
     if kind == UNIFORM:
         return 1.0
@@ -80,13 +80,13 @@ class Visited:
 
 
 def visit_of(view: View) -> RolloutState:
-    """The visited state that a view of a rollout is."""
-    assert isinstance(view.state, Visited), f"view {view.name!r} was not drawn"
+    """Return the visited state of a view of a rollout."""
+    assert isinstance(view.state, Visited), f"view {view.name!r} is no visited state"
     return view.state.visit
 
 
 class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
-    """Draws images with the student and gives the states it went through, each as a chunk with the view ``main``.
+    """Generates images with the student and yields each visited state as a chunk with the view ``main``.
 
     Raises:
         ModelError: on attaching, a pipeline without ``encode_prompt``; in a step, no state to visit.
@@ -95,7 +95,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.from_the_end = self.last_steps is not None or self.sigma_max is not None
-        #: The prompts to draw, None for those of the data.
+        #: The prompts to sample, None for those of the data.
         self.prompt_list = None if self.prompts is None else read_prompts(self.prompts)
         window = None if self.window is None else (self.window[0], self.window[1])
         #: How the pipeline is called and stepped.
@@ -149,7 +149,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         return chunks
 
     def end_of(self, rollout: Rollout) -> list[int]:
-        """Indices of the steps that ``last_steps`` or ``sigma_max`` mean."""
+        """Return the indices of the steps that ``last_steps`` or ``sigma_max`` select."""
         return last_steps([step.start for step in rollout.transitions], self.last_steps, self.sigma_max)
 
     def _at_random(self, step: Step) -> list[int]:
@@ -157,7 +157,8 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         return sorted(self.places[int(i)] for i in order)
 
     def _from_the_end(self, rollout: Rollout, step: Step) -> dict[int, float]:
-        """The places at the end, and some before them; each with how many it stands for."""
+        """Return the indices of the steps at the end and of some before them, each with how many steps it
+        represents."""
         end = self.end_of(rollout)
         if not end:
             starts = ", ".join(f"{each.start:.3g}" for each in rollout.transitions)
@@ -173,7 +174,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
 
         Args:
             part: this group's fraction of the batch.
-            places: index of a step -> how many states that are not visited it stands for.
+            places: index of a step -> how many unvisited states it represents.
         """
         device = step.model.device
         batch = Batch(
@@ -203,7 +204,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         return found
 
     def _asked(self, step: Step) -> list[Prompt]:
-        """The prompts of this process's rows, each as often as a group has members."""
+        """Return the prompts of this process's rows, each repeated for every member of its group."""
         if self.prompt_list is None:
             if step.given is None or not step.given.prompts:
                 raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
@@ -219,7 +220,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         return [prompt for prompt in asked for _ in range(self.group_size)]
 
     def _groups(self, prompts: Sequence[str], step: Step) -> list[list[int]]:
-        """Rows that can be drawn together; on several processes, in parts of the same sizes on each."""
+        """Return rows that can be sampled together; with several processes, in parts of the same sizes on each."""
         groups: dict[Any, list[int]] = {}
         for i, prompt in enumerate(prompts):
             groups.setdefault(self._shape(self.player, prompt), []).append(i)
@@ -233,11 +234,11 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
 
 
 def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:
-    """The groups, cut wherever a group of any process ends.
+    """Cut the groups wherever a group of any process ends.
 
-    What is drawn together goes through the step as chunks, in which hooks exchange sums between processes: each has to
-    go through as many, and a mean over all of them is one only where each has as many samples in it. Images of one
-    prompt stay together, since every process draws as many of each.
+    Samples of one group go through the step as chunks, in which hooks exchange sums between processes. So every process
+    must have the same number of chunks, and each chunk the same number of samples, for a mean over processes to be
+    right. Images of one prompt stay together, since every process generates the same number of each.
     """
     rows = [i for group in groups for i in group]
     ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=step.model.device)
@@ -247,5 +248,5 @@ def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]
 
 
 def _kept(places: Sequence[int]) -> list[int]:
-    """The states that visits start from and go to."""
+    """Return the states at which visits start and end."""
     return sorted({index for place in places for index in (place, place + 1)})

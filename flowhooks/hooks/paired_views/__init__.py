@@ -1,4 +1,4 @@
-"""The rejected side of each pair as a view: what the hook needs and gives. The class is in ``hook``."""
+"""The rejected side of each pair as a view: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

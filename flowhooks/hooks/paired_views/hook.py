@@ -1,4 +1,4 @@
-"""The rejected side of each pair as a view of its own, so that it can never reach the model as a reference image."""
+"""Adds the rejected side of each pair as its own view, so that it can never reach the model as a reference image."""
 
 from __future__ import annotations
 

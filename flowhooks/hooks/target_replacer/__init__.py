@@ -1,4 +1,4 @@
-"""The targets of flow maps: what the hook takes, needs and asks for. The class is in ``hook``."""
+"""The targets of flow maps: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

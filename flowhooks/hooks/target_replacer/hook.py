@@ -1,4 +1,4 @@
-"""What the prediction over an interval should match."""
+"""Sets the target of the prediction over an interval."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = 1e-3
 
 
 class TargetReplacer(TargetReplacerSpec, Hook):
-    """Targets of the main view's average velocity; where the interval is empty, the plain velocity.
+    """Sets the target of the main view's average velocity; where the interval is empty, the plain velocity.
 
     Raises:
         AdapterError: differences of an adapter with dropout, which would be differences of two masks.

@@ -1,4 +1,4 @@
-"""Frozen adapters as teachers: what the hook takes, needs and gives. Maths and class are in ``hook``."""
+"""Frozen adapters as teachers: options and declarations of the hook. Maths and class are in ``hook``."""
 
 from __future__ import annotations
 

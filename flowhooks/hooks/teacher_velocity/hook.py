@@ -1,4 +1,4 @@
-"""Learn to move as teachers move: at every state of a view, the velocity of the teacher that its prompt is routed to
+"""Sets the velocity of a teacher as target: at every state of a view, that of the teacher that its prompt is routed to
 (Flow-OPD, arXiv 2605.08063; DiffusionOPD, 2605.15055)."""
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def log_ratio_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 class TeacherVelocity(TeacherVelocitySpec, Hook):
-    """The target of the main view is what a teacher predicts there; teachers are frozen adapters on the one backbone.
+    """Sets a teacher's prediction as the target of the main view; teachers are frozen adapters on the one backbone.
 
-    Each has the role ``adapter:<name>``, for an ``anchor_regularizer`` towards one that nothing is routed to, say.
+    Each has the role ``adapter:<name>``, which other hooks can use too, such as an ``anchor_regularizer``.
 
     Raises:
         AdapterError: on attaching, a teacher that cannot be read or does not fit.
-        ModelError: on attaching, a prompt that is routed to nobody.
+        ModelError: on attaching, a prompt that is routed to no teacher.
     """
 
     health = "flow_opd_gap"
@@ -81,7 +81,7 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
             yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
-        """Each teacher is asked under arguments of its own."""
+        """Evaluates each teacher under its own pipeline arguments."""
         main = views[MAIN_VIEW]
         if not isinstance(main.state, Visited):
             return views

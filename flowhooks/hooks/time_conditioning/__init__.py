@@ -1,4 +1,4 @@
-"""A second time for the network: what the hook takes and gives. The class is in ``hook``."""
+"""A second time for the network: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Give any pipeline's network a second time, the end of an interval, so that it can learn a flow map."""
+"""Gives any pipeline's network a second time, the end of an interval, so that it can learn a flow map."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from flowhooks.sampling.flow_map_proxy import telling_steps
 class TimeConditioningEnabler(TimeConditioningEnablerSpec, Hook):
     """Blends ``(1 - g) E_t(t) + g E_d(d)`` in the network's time embedder (arXiv 2605.13724).
 
-    While attached, ``r_sigma`` means something to ``model.predict``, and the stock pipeline, when it samples, tells its
-    network where each step ends. ``E_d`` is trained; it is saved in ``flowhooks_modules.safetensors``. A network whose
-    pipeline gives it a second time by itself keeps that, and these options do not apply: one that is left at its
-    default says nothing there, and another value must be the network's own.
+    While it is attached, ``model.predict`` accepts ``r_sigma``, and the stock pipeline, when it samples, passes the end
+    of each step to its network. ``E_d`` is trained and saved in ``flowhooks_modules.safetensors``. A network whose
+    pipeline already passes a second time keeps it, and these options do not apply: defaults are ignored there, and any
+    other value must be the network's own.
 
     Raises:
         ModelError: on attaching, a second time already there, no time embedder, or an option that contradicts the

@@ -1,4 +1,4 @@
-"""Which times a run trains at: what the hook takes, needs and gives, and how custom timesteps are read."""
+"""Which times a run trains at: options and declarations of the hook, and how custom timesteps are read."""
 
 from __future__ import annotations
 

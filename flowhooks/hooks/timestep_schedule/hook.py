@@ -1,4 +1,4 @@
-"""Which sigma and which noise each sample gets: a density, a shift, or a list of one's own."""
+"""Chooses sigma and noise of each sample: from a density with a shift, or from the user's list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second branch of TwinFlow: what the hook takes, needs and gives. The class is in ``hook``."""
+"""The second branch of TwinFlow: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """TwinFlow's second branch (arXiv 2512.05150): at negative times one network learns the flow to its own samples, and
 where that differs from the flow to data, the samples are wrong. Experimental.
 
-No critic, no frozen teacher: policy, flow to data and flow to the policy's samples are one set of weights.
+There is no critic and no frozen teacher: policy, flow to data and flow to the policy's samples share one set of
+    weights.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ class TwinFlow(TwinFlowSpec, Hook):
 
     A sample is one jump of the policy from noise, ``x = z - u(z, 1, 0)``. At sigma ``-s`` the network learns the
     velocity of the straight path to it, ``e - x``; the difference to its velocity at ``s`` in the same state corrects
-    ``u``. Negative sigma goes on in the network's own unit of time: -600 where 0.6 is 600, and 1.6 where it is 0.4.
-    Of a batch only the conditions are used.
+    ``u``. A negative sigma continues the network's own unit of time: -600 where 0.6 is 600, and 1.6 where it is 0.4.
+    The hook uses only the conditions of a batch.
 
     Raises:
         ModelError: the network is one of two experts, and cannot go from noise to data alone.

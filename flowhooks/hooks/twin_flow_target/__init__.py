@@ -1,4 +1,4 @@
-"""The trajectories of TwinFlow: what the hook takes, needs and asks for. The maths is in ``trajectories``."""
+"""The trajectories of TwinFlow: options and declarations of the hook. The maths is in ``trajectories``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TwinFlow's target (arXiv 2512.05150): what the averaged weights make of an interval, after a first step along the
+"""TwinFlow's target (arXiv 2512.05150): jumps of the averaged weights over an interval, after a first step along the
 data's velocity. Experimental."""
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ EMA = "ema"
 
 
 class TwinFlowTarget(TwinFlowTargetSpec, Hook):
-    """Targets of the main view's average velocity; where the interval is empty, the plain velocity.
+    """Sets the target of the main view's average velocity; where the interval is empty, the plain velocity.
 
-    The target is the policy's own prediction less the :func:`residual`, which is bounded: it asks for a change.
+    The target is the policy's own prediction less the bounded :func:`residual`.
 
     Raises:
         AdapterError: an adapter with dropout; the residual would be a difference of two masks.
@@ -77,7 +77,7 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
         return self._measured
 
     def _velocity(self, step: Step, view: View) -> Tensor:
-        """``[B, ...]`` of the data, guided where that is asked for."""
+        """Returns the velocity ``[B, ...]`` of the data, guided where ``enhanced_ratio`` is above 0."""
         if not self.enhanced_ratio:
             return view.velocity
         x, t, size = view.noisy, view.level, len(view.level)

@@ -21,7 +21,7 @@ def residual(
 
         [(t - r) student - d velocity - sum l_i u_i] / d
 
-    It is 0 where the student crosses the interval as the parts do. Divided by d it does not fade with the step: with
+    It is 0 where the student crosses the interval like its parts. Divided by d it does not fade with the step: with
     ``order`` 1 the student less this is ``v - (t - r - d) (student - u_1) / d``, the MeanFlow identity with a one-sided
     difference. In an interval no longer than the step it is ``student - velocity``.
     """
@@ -51,7 +51,7 @@ def bounded(values: Tensor, bound: float | None) -> Tensor:
 def branch_difference(fake: Tensor, real: Tensor, bound: float | None) -> Tensor:
     """``v_fake - v_real`` at one state (2512.05150, eq. 7), bounded.
 
-    It is ``s / (1 - s)`` times the score of data less that of the samples. Subtracted from the velocity ``u`` that drew
+    It is ``s / (1 - s)`` times the score of data less that of the samples. Subtracted from the velocity ``u`` that made
     a sample ``z - u``, it moves the sample to where data is likelier.
     """
     return bounded(fake - real, bound)

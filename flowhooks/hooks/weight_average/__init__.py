@@ -1,4 +1,4 @@
-"""An average of the trained weights: what the hook takes and gives. The class is in ``hook``."""
+"""An average of the trained weights: options and declarations of the hook. The class is in ``hook``."""
 
 from __future__ import annotations
 

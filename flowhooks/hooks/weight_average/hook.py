@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained, and of nothing else: megabytes beside an adapter."""
+"""Keeps an exponential moving average of the trained weights only, which costs megabytes beside an adapter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class WeightAverage(WeightAverageSpec, Hook):
 
     @contextmanager
     def _swapped(self) -> Iterator[None]:
-        """The averaged weights are in place inside the block, the trained ones again after it."""
+        """Puts the averaged weights in place inside the block, and the trained ones again after it."""
         parameters = list(self._parameters.values())
         trained = [p.data for p in parameters]
         try:
@@ -63,5 +63,5 @@ class WeightAverage(WeightAverageSpec, Hook):
 
 
 def averaged(session: Session) -> AbstractContextManager[None]:
-    """The averaged weights are in place inside the block, if the session keeps an average."""
+    """Puts the averaged weights in place inside the block, if the session keeps an average."""
     return session.roles[EMA]() if EMA in session.roles else nullcontext()

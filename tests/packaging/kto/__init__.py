@@ -1,4 +1,4 @@
-"""Learns from thumbs up and down: what the hook takes, needs and predicts. Maths and class are in ``hook``."""
+"""Learns from thumbs up and down: options and declarations of the hook. Maths and class are in ``hook``."""
 
 from __future__ import annotations
 
