@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from multiprocessing import get_context
 
 import pytest
 import torch
@@ -118,10 +119,19 @@ def alone():
     return {name: trained(model, run_of(name, EVERYONE, teacher()), 0, EVERYONE) for name in RUNS}
 
 
+@pytest.fixture(scope="module")
+def imported():
+    """Processes start with all that this module imports: one process imports it for all of them."""
+    get_context("forkserver").set_forkserver_preload([__name__])
+
+
+@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_several_processes_do_what_one_does(alone, world, tmp_path):
-    multiprocessing.spawn(worker, args=(world, str(tmp_path), teacher()), nprocs=world)
+    multiprocessing.start_processes(
+        worker, args=(world, str(tmp_path), teacher()), nprocs=world, start_method="forkserver"
+    )
     found = []
     for name in RUNS:
         logged = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
