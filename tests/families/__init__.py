@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flowhooks.probe import FlowModel, probe
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
+
+if TYPE_CHECKING:
+    from flowhooks.probe import FlowModel
 
 PIPELINES: Mapping[str, Tiny] = {
     **SHIPPED,
@@ -140,6 +142,9 @@ def learnt(
         dtype: of the pipeline's weights.
         sizes: ``height``, ``width`` and ``frames`` of the probe's run.
     """
+    # It imports all of Diffusers, which most tests do without.
+    from flowhooks.probe import probe
+
     told = PIPELINES[name].arguments if arguments is None else arguments
     key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
     if key not in _LEARNT:

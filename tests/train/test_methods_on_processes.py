@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from multiprocessing import get_context
 
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 import flowhooks
 from flowhooks import distributed
@@ -17,6 +15,9 @@ from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.train.metrics import MetricWindow
 from tests.laws.cases import batch_for, teacher, tiny_model
 from tests.laws.test_composition import METHODS, document, moved
+from tests.train.side_by_side import side_by_side
+
+pytestmark = pytest.mark.slow
 
 #: Samples of all processes together.
 EVERYONE = 4
@@ -119,19 +120,10 @@ def alone():
     return {name: trained(model, run_of(name, EVERYONE, teacher()), 0, EVERYONE) for name in RUNS}
 
 
-@pytest.fixture(scope="module")
-def imported():
-    """Processes start with all that this module imports: one process imports it for all of them."""
-    get_context("forkserver").set_forkserver_preload([__name__])
-
-
-@pytest.mark.usefixtures("imported")
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_several_processes_do_what_one_does(alone, world, tmp_path):
-    multiprocessing.start_processes(
-        worker, args=(world, str(tmp_path), teacher()), nprocs=world, start_method="forkserver"
-    )
+    side_by_side(worker, world, str(tmp_path), teacher(), count=world)
     found = []
     for name in RUNS:
         logged = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
