@@ -7,13 +7,16 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each worker computes on one thread: two workers with a thread pool each are slower on two cores than one.
+PYTEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types house generated clean
+.PHONY: help demo test quick lint format types house generated clean
 
 help:
 	@echo "make demo    train masked Flow-DPO on the embedded digits and print the before/after table"
 	@echo "make test    lint, type checks and the whole test suite"
+	@echo "make quick   the tests that are not marked slow"
 	@echo "make lint    ruff check and format check"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make types   mypy"
@@ -24,10 +27,12 @@ help:
 demo: $(STAMP)
 	$(BIN)/flowhooks demo
 
-# pytest comes last so that its closing line is the last thing printed. Each worker computes on one thread:
-# two workers with a thread pool each are slower on two cores than one.
+# pytest comes last so that its closing line is the last thing printed.
 test: lint types house
-	OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(PYTEST)
+
+quick: $(STAMP)
+	$(PYTEST) -m "not slow"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -19,10 +19,10 @@ from flowhooks.data.images import BadImage
 from flowhooks.data.inspection import inspect_image
 from flowhooks.data.transform import load_clip, load_pixels
 from flowhooks.errors import DataError
-from flowhooks.probe import probe
+from tests import families
 from tests.data.folders import TRIPLE, audit_in, image_set, partner_set, problems_in, write_image, write_mask
 from tests.data.moving import write_clip
-from tests.families import PIPELINES, tiny
+from tests.families import PIPELINES
 
 KINDS = [".webp", ".gif", ".png", ".apng", ".mp4", ".mov", ".webm", ".mkv"]
 FLOW_DPO = [
@@ -192,7 +192,7 @@ def test_clips_stand_in_archives_and_tables_too(tmp_path):
 
 def learnt(frames, height=32, width=32, name="wan"):
     arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k not in ("num_frames", "height", "width")}
-    return probe(tiny(name), frames=frames, height=height, width=width, arguments=arguments)
+    return families.learnt(name, frames=frames, height=height, width=width, arguments=arguments)
 
 
 @pytest.mark.parametrize("hooks", [[], FLOW_DPO], ids=["sft", "flow_dpo"])
@@ -247,6 +247,6 @@ def test_lengths_that_the_pipeline_does_not_make_are_refused(tmp_path):
     audited = audit_in(tmp_path, [image_set("win", num_frames=6)])
     with pytest.raises(DataError, match="clips of 6 frames of 32x32: WanPipeline makes 5 frames of 32x32 pixels when"):
         build_cache(audited, learnt(5), tmp_path / "cache", progress=False)
-    pictures = probe(tiny("sd3"), arguments=PIPELINES["sd3"].arguments)
+    pictures = families.learnt("sd3")
     with pytest.raises(DataError, match="StableDiffusion3Pipeline draws pictures, not clips of 6 frames"):
         build_cache(audited, pictures, tmp_path / "cache", progress=False)

@@ -9,9 +9,9 @@ import torch
 import flowhooks
 from flowhooks.data import build_cache, collate
 from flowhooks.errors import DataError, ModelError
-from flowhooks.probe import probe
+from tests import families
 from tests.data.folders import TRIPLE, audit_in, write_image, write_mask
-from tests.families import PIPELINES, tiny
+from tests.families import PIPELINES
 
 #: Width and height. Upright and sideways are packed to samples of one shape, so only the size tells them apart.
 UPRIGHT, SIDEWAYS, SQUARE = (16, 32), (32, 16), (16, 16)
@@ -39,7 +39,7 @@ def write_two_sizes(root, other=SIDEWAYS, size=UPRIGHT):
 def learnt(name, size=UPRIGHT):
     sizes = {"height": size[1], "width": size[0]}
     arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k not in sizes}
-    return probe(tiny(name), arguments=arguments, **sizes)
+    return families.learnt(name, arguments=arguments, **sizes)
 
 
 @pytest.mark.parametrize(("name", "other"), FAMILIES)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from flowhooks.probe import FlowModel, probe
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
+
+if TYPE_CHECKING:
+    from flowhooks.probe import FlowModel
 
 PIPELINES: Mapping[str, Tiny] = {
     **SHIPPED,
@@ -133,21 +134,25 @@ def learnt(
     """The probe's model of a new tiny pipeline, which a test may leave as it likes.
 
     A process builds and probes each but once: a test gets a copy of the pipeline together with what was learned about
-    it. A test that changes how pipelines are built or probed calls :func:`flowhooks.probe.probe` itself.
+    it, its network's anatomy included. A test that changes how pipelines are built or probed calls
+    :func:`flowhooks.probe.probe` itself.
 
     Args:
         arguments: of every call of the pipeline; default: those of :data:`PIPELINES`.
         dtype: of the pipeline's weights.
         sizes: ``height``, ``width`` and ``frames`` of the probe's run.
     """
+    # It imports all of Diffusers, which most tests do without.
+    from flowhooks.probe import probe
+
     told = PIPELINES[name].arguments if arguments is None else arguments
-    key = name, tuple(told.items()), dtype, tuple(sizes.items())
-    return deepcopy(_learnt_once(*key))
+    key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
+    if key not in _LEARNT:
+        pipe = tiny(name)
+        _LEARNT[key] = probe(pipe if dtype is None else pipe.to(dtype), arguments=told, **sizes)
+        _LEARNT[key].anatomy  # noqa: B018
+    return deepcopy(_LEARNT[key])
 
 
-@cache
-def _learnt_once(
-    name: str, arguments: tuple[tuple[str, Any], ...], dtype: torch.dtype | None, sizes: tuple[tuple[str, int], ...]
-) -> FlowModel:
-    pipe = tiny(name)
-    return probe(pipe if dtype is None else pipe.to(dtype), arguments=dict(arguments), **dict(sizes))
+#: What :func:`learnt` copies; nobody else has it.
+_LEARNT: dict[str, FlowModel] = {}

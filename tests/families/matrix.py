@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.errors import FlowhooksError
 from flowhooks.kernel.view import Batch
-from flowhooks.probe import FlowModel, TokenSigma
+from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
@@ -44,11 +45,17 @@ class Failed(AssertionError):
 
 
 def pairs(model: FlowModel) -> Batch:
-    """Two pairs of random latents with two prompts of different lengths."""
+    """Two pairs of random latents with two prompts of different lengths, which a model encodes once."""
     generator = torch.Generator().manual_seed(1)
     shape = (len(PROMPTS), *model.sample_shape)
     clean, rejected = (torch.randn(shape, generator=generator) for _ in range(2))
-    return Batch(clean=clean, rejected=rejected, condition=model.encode_prompts(PROMPTS))
+    if model not in _CONDITIONS:
+        _CONDITIONS[model] = model.encode_prompts(PROMPTS)
+    return Batch(clean=clean, rejected=rejected, condition=_CONDITIONS[model])
+
+
+#: As long as the model is there.
+_CONDITIONS: WeakKeyDictionary[FlowModel, Condition] = WeakKeyDictionary()
 
 
 def gradients(model: FlowModel) -> dict[str, Tensor]:
@@ -166,10 +173,10 @@ def check_few_steps(name: str) -> None:
                     raise Failed(f"the pipeline's prediction is {away:.2g} from ours over the same interval")
 
 
-def check_token_times(name: str) -> None:
+def check_token_times(name: str, model: FlowModel | None = None) -> None:
     """Learning verifies mixed times; beyond it, equal ones are the plain prediction for prompts of any length, mixed
     ones are not, and gradient flows."""
-    model = learnt(name)
+    model = model or learnt(name)
     batch, sigma = pairs(model), _middle(model)
     count = model.tokens(batch.clean).count
     index = (torch.arange(count) % 2).expand(len(sigma), -1)

@@ -32,9 +32,8 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Batch
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import read_manifest, save_modules
-from flowhooks.probe import probe
 from flowhooks.testing import GaussianFlow, NoCondition
-from tests.families import tiny
+from tests.families import learnt, tiny
 from tests.families.matrix import pairs
 from tests.hooks.toy import EVERYTHING, AffineMap, assert_descends_to_data, build_assembly
 
@@ -195,7 +194,7 @@ FLOW_MAP = [
 
 @pytest.fixture
 def model():
-    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+    return learnt("sd3", arguments={"max_sequence_length": 8})
 
 
 def document(*hooks, **more):
@@ -260,7 +259,7 @@ def test_the_critics_gradient_is_that_of_its_loss(model):
 def test_gradient_checkpointing_changes_no_gradient():
     found = []
     for checkpointing in (False, True):
-        model = probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+        model = learnt("sd3", arguments={"max_sequence_length": 8})
         model.transformer.train()
         if checkpointing:
             model.transformer.enable_gradient_checkpointing()

@@ -6,13 +6,12 @@ import pytest
 
 import flowhooks
 from flowhooks.errors import ModelError
-from flowhooks.probe import probe
-from tests.families import tiny
+from tests.families import learnt
 
 
 @pytest.fixture(scope="module")
 def expert():
-    return probe(tiny("wan-two-experts"), arguments={"max_sequence_length": 16, "num_frames": 5})
+    return learnt("wan-two-experts")
 
 
 @pytest.mark.parametrize("kind", ["distribution_matching", "twin_flow"])

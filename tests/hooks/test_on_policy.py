@@ -314,10 +314,8 @@ def test_a_teacher_of_another_model_is_refused(tmp_path):
 
 def test_nothing_is_shown_where_the_expert_is_never_asked(tmp_path):
     """Two experts: visits outside the trained one's range are left out; none left is an error."""
-    from flowhooks.probe import probe
-    from tests.families import PIPELINES, tiny
 
-    model = probe(tiny("wan-two-experts"), arguments=PIPELINES["wan-two-experts"].arguments)
+    model = learnt("wan-two-experts")
     low, _ = model.sigma_range
     hook = {
         "type": "teacher_velocity",

@@ -8,7 +8,7 @@ import flowhooks
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.testing.wan import wan_transformer
-from tests.families import PIPELINES, tiny
+from tests.families import PIPELINES, learnt, tiny
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_another_value_is_refused_and_both_are_named(native, options, message):
 
 
 def test_an_option_that_the_network_does_not_have():
-    model = probe(tiny("hunyuan-image-distilled"), arguments=PIPELINES["hunyuan-image-distilled"].arguments)
+    model = learnt("hunyuan-image-distilled")
     assert model.native_second_time
     with flowhooks.attach(model, [{"type": "time_conditioning"}]):
         pass

@@ -15,9 +15,8 @@ from flowhooks.hooks import TwinFlow, TwinFlowTarget
 from flowhooks.hooks.build import resolved_hooks
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.hook import Hook
-from flowhooks.probe import probe
 from flowhooks.probe.times import Time
-from tests.families import learnt, tiny
+from tests.families import learnt
 from tests.families.matrix import pairs
 from tests.hooks.toy import EVERYTHING, build_assembly, targeted
 
@@ -105,7 +104,7 @@ def test_an_unshifted_time_is_mirrored():
 
 @pytest.fixture
 def model():
-    return probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+    return learnt("sd3", arguments={"max_sequence_length": 8})
 
 
 def test_the_enhanced_velocity_is_that_of_the_average(model):
@@ -138,7 +137,7 @@ def test_each_loss_reaches_what_is_trained(model):
 def test_gradient_checkpointing_changes_no_gradient():
     found = []
     for checkpointing in (False, True):
-        model = probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+        model = learnt("sd3", arguments={"max_sequence_length": 8})
         model.transformer.train()
         if checkpointing:
             model.transformer.enable_gradient_checkpointing()

@@ -12,9 +12,8 @@ from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.probe import probe
 from flowhooks.probe.interval import Interval, Span, bare_copy
-from tests.families import tiny
+from tests.families import learnt, tiny
 from tests.families.matrix import pairs
 
 SHORT = {"max_sequence_length": 8}
@@ -23,7 +22,7 @@ LINEAR = [{"type": "target_replacer", "target_mode": "linear"}]
 
 @pytest.fixture
 def model():
-    return probe(tiny("sd3"), arguments=SHORT)
+    return learnt("sd3", arguments=SHORT)
 
 
 def state(model, t: float = 0.7):
@@ -43,7 +42,7 @@ def test_an_interval_without_a_second_time_is_refused(model):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_an_empty_interval_is_the_base_bit_for_bit(dtype):
-    model = probe(tiny("sd3").to(dtype), arguments=SHORT)
+    model = learnt("sd3", arguments=SHORT, dtype=dtype)
     noisy, sigma, condition = state(model)
     base = model.predict(noisy, sigma, condition)
     with flowhooks.attach(model, [{"type": "time_conditioning"}]):
@@ -119,7 +118,7 @@ def test_a_run_that_is_restored_draws_the_same(model, tmp_path):
         trained = latents(model)
     stock = tiny("sd3")
     stock.load_lora_weights(tmp_path)
-    fresh = probe(tiny("sd3"), arguments=SHORT)
+    fresh = learnt("sd3", arguments=SHORT)
     with flowhooks.attach(fresh, tmp_path):
         assert torch.equal(latents(fresh), trained)
     with flowhooks.attach(stock, tmp_path, height=16, width=16) as session:
@@ -136,11 +135,11 @@ def test_modules_of_another_model_are_refused(model, tmp_path):
         pass
     with flowhooks.attach(model, [{"type": "time_conditioning"}]) as session:
         save_modules(tmp_path, session.assembly, model, {})
-    other = probe(tiny("flux"), arguments=SHORT)
+    other = learnt("flux")
     refused = pytest.raises(ModelError, match="was trained for SD3Transformer2DModel")
     with refused, flowhooks.attach(other, tmp_path):
         pass
-    wider = probe(tiny("sd3"), arguments=SHORT)
+    wider = learnt("sd3", arguments=SHORT)
     wider.transformer.time_text_embed.timestep_embedder.linear_2 = torch.nn.Linear(32, 32, bias=False)
     with pytest.raises(ModelError, match="keys this model has no place for"), flowhooks.attach(wider, tmp_path):
         pass

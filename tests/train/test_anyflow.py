@@ -19,9 +19,8 @@ from flowhooks.hooks import TargetReplacer
 from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.kernel import Hook
 from flowhooks.manifest import MODULES
-from flowhooks.probe import probe
 from flowhooks.train import train
-from tests.families import tiny
+from tests.families import learnt
 from tests.train.runs import document, history, weights
 
 FLOW_MAP = {"anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"}}
@@ -115,7 +114,7 @@ def test_differences_of_an_adapter_with_dropout_are_refused(new_run):
     with pytest.raises(ConfigError, match=r"\$\.method\.anyflow: .*adapter.dropout"):
         new_run(hooks=[], method=FLOW_MAP, adapter={"dropout": 0.1})
     target = TargetReplacer(target_mode="flow_map")
-    small = probe(tiny("sd3"), arguments={"max_sequence_length": 8})
+    small = learnt("sd3", arguments={"max_sequence_length": 8})
     refused = pytest.raises(AdapterError, match="set it to 0")
     with refused, flowhooks.attach(small, [target], adapter={"dropout": 0.1}):
         pass

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 import flowhooks
 from flowhooks import distributed
@@ -16,6 +15,9 @@ from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.train.metrics import MetricWindow
 from tests.laws.cases import batch_for, teacher, tiny_model
 from tests.laws.test_composition import METHODS, document, moved
+from tests.train.side_by_side import side_by_side
+
+pytestmark = pytest.mark.slow
 
 #: Samples of all processes together.
 EVERYONE = 4
@@ -121,7 +123,7 @@ def alone():
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_several_processes_do_what_one_does(alone, world, tmp_path):
-    multiprocessing.spawn(worker, args=(world, str(tmp_path), teacher()), nprocs=world)
+    side_by_side(worker, world, str(tmp_path), teacher(), count=world)
     found = []
     for name in RUNS:
         logged = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))

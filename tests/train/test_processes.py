@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowhooks.config import load_run
+from flowhooks.train import train
 from flowhooks.train.checkpoint import read
 from tests.data.folders import snapshot
+from tests.golden.record import one_thread
 from tests.train.runs import FLOW_DPO, document, history, weights
 
 pytestmark = pytest.mark.slow
@@ -24,14 +27,13 @@ TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"
 TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
-def start(run, *resume, processes=1):
-    command = [sys.executable, *(TWO if processes == 2 else ()), "-m", "tests.train.launched", str(run), *resume]
+def start_two(run, *resume):
+    command = [sys.executable, *TWO, "-m", "tests.train.launched", str(run), *resume]
     # accelerate starts several processes on CPUs only by way of its launcher for GPUs.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("step ") == processes
-    return done
+    assert done.stdout.count("step ") == 2
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,9 @@ def run_files(model, data, tmp_path_factory):
 
 def test_two_processes_train_as_one_and_resume_exactly(run_files):
     root, files = run_files
-    start(files["one"])
-    start(files["two"], processes=2)
+    with one_thread():
+        train(load_run(files["one"], allow_imports=True), progress=False)
+    start_two(files["two"])
     # Two processes that fill an empty cache at once write what one writes.
     caches = [snapshot(root / f"cache_{name}") for name in files]
     one, two = ({path.relative_to(root).parts[1:]: data for path, data in each.items()} for each in caches)
@@ -92,7 +95,7 @@ def test_two_processes_train_as_one_and_resume_exactly(run_files):
     for path in checkpoint.iterdir():
         path.unlink()
     checkpoint.rmdir()
-    start(files["two"], "latest", processes=2)
+    start_two(files["two"], "latest")
     again = weights(checkpoint)
     assert all(torch.equal(again[name], two[name]) for name in two)
     assert not torch.equal(*[read(checkpoint, f"process_{rank}")["random"]["torch"] for rank in (0, 1)])

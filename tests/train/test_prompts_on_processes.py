@@ -8,12 +8,14 @@ from datetime import timedelta
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 
 import flowhooks
 from flowhooks import distributed
 from tests.families import learnt
 from tests.laws.test_composition import METHODS, moved
+from tests.train.side_by_side import side_by_side
+
+pytestmark = pytest.mark.slow
 
 #: The network is given as many tokens as a prompt has letters; whoever draws the long one has two shapes to draw.
 PROMPTS = ["a", "b", "c", "a long one"]
@@ -64,7 +66,7 @@ def worker(rank: int, folder: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_prompts_of_different_lengths_on_two_processes(tmp_path):
-    multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)
+    side_by_side(worker, str(tmp_path), count=2)
     model = learnt("z-image")
     for name in RUNS:
         one, sizes = gradients(model, run_of(name, EVERYONE))
