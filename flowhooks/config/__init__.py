@@ -1,7 +1,9 @@
 """Reads JSON into validated, completed runs. Free of torch.
 
-Every problem of a run is reported at once, with its file and JSON path. Defaults are in the schemas only, so code reads
-``run.training["seed"]`` and never supplies a value of its own.
+A contradiction that the run file alone shows, between two of its keys, is refused here; what needs the disk, the data,
+the model's files or the machine to tell is refused by ``checks``. Every problem of a run is reported at once, with its
+file and JSON path. Defaults are in the schemas only, so code reads ``run.training["seed"]`` and never supplies a value
+of its own.
 """
 
 from __future__ import annotations

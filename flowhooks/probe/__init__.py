@@ -1,4 +1,8 @@
-"""Learn how a stock pipeline speaks to its network by running it once, instead of porting it."""
+"""Learn how a stock pipeline speaks to its network by running it once, instead of porting it.
+
+What is learned says how images become latents and latents become what the network takes: :class:`Layout` holds those
+shapes, and whatever must fit them, masks included, is brought to them here.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Rewards: what a picture is worth, by a number that a run may climb or only report.
+"""Rewards: what an image is worth, by a number that a run may climb or only report. What a reward returns is checked
+here.
 
 The registry is free of torch; everything else is imported on first use. No reward is needed to train with any hook that
 does not ask for one.

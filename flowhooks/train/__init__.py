@@ -1,4 +1,7 @@
-"""Our own loop around a session: data in, steps, checkpoints, pictures, a LoRA out. The hooks do without it too."""
+"""Our own loop around a session: data in, steps, checkpoints, pictures, a LoRA out. The hooks do without it too.
+
+It also writes and reads back its own records (metrics, checkpoints), and stops after a step when a signal asks for it.
+"""
 
 from __future__ import annotations
 
