@@ -69,10 +69,19 @@ def test_the_new_hook_obeys_the_laws(followed: Path) -> None:
 def test_nothing_that_is_made_from_the_spec_is_stale(followed: Path) -> None:
     for folder in ("examples", "dataset_configs"):
         shutil.copytree(ROOT / folder, followed / folder, dirs_exist_ok=True)
-    told = "tests/docs/test_docs.py::test_the_table_of_hooks_is_that_of_the_specs"
-    said = python(followed, "-m", "pytest", "tests/config/test_schemas.py", told, *PLAIN)
+    tables = [
+        f"tests/docs/test_docs.py::{test}"
+        for test in (
+            "test_tables_of_hooks_and_options_are_those_of_specs_and_schemas",
+            "test_everything_with_options_has_one_table",
+        )
+    ]
+    said = python(followed, "-m", "pytest", "tests/config/test_schemas.py", *tables, *PLAIN)
     assert re.search(r"\b[1-9]\d* passed", said), said
     assert "| `sigma_weight` | error | `sigma` |" in (followed / "docs/hooks.md").read_text(encoding="utf-8")
+    row = "| `power` | `0.0` | Power of 1 - sigma; 0 weighs all samples alike. In [0, 100]. |"
+    page = (followed / "docs/options.md").read_text(encoding="utf-8")
+    assert "## `hooks/sigma_weight`" in page and row in page
 
 
 def test_its_options_are_checked_and_filled_in(followed: Path) -> None:

@@ -145,7 +145,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             rollout = rollout.to("cpu") if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
         if not chunks:
-            raise ModelError("the trained network is never asked in the steps that are visited; visit others")
+            raise ModelError("no visited step calls the trained network; visit other steps")
         return chunks
 
     def end_of(self, rollout: Rollout) -> list[int]:

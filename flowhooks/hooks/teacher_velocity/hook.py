@@ -107,7 +107,7 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
         if self.estimator == DIRECT:
             return step.mean(step.score(MAIN_VIEW), view.weight)
         if not isinstance(view.state, Visited) or not view.state.visit.transition.deviation:
-            raise ValueError("`pg_logratio` scores a step with chance; take the sampler 'sde' or 'cps'")
+            raise ValueError("`pg_logratio` scores a stochastic step; use the sampler 'sde' or 'cps'")
         student, teacher = (
             view.state.visit.log_density(velocity) for velocity in (step.predict(MAIN_VIEW), step.target(MAIN_VIEW))
         )
