@@ -33,7 +33,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_hook(tree: Path, folder: str, spec: str, hook: str) -> Path:
     """A copy of the tree with the two files of a hook, and what `make generated` makes of them."""
     for each in ("flowhooks", "schemas", "docs", "tests"):
-        shutil.copytree(ROOT / each, tree / each, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / each, tree / each)
     for file in ("setup.cfg", "README.md"):
         shutil.copy(ROOT / file, tree)
     (tree / folder).mkdir()
@@ -52,7 +52,9 @@ def generate(tree: Path) -> None:
 
 
 def python(tree: Path, *arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
+    # What one command compiles is there for the next.
+    compiled = {"PYTHONDONTWRITEBYTECODE": ""}
+    environment = {**os.environ, **compiled, "PYTHONPATH": str(tree), "PYTEST_ADDOPTS": "-p no:cacheprovider"}
     result = subprocess.run(
         [sys.executable, *arguments], cwd=tree, env=environment, capture_output=True, text=True, check=False
     )
