@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,10 +13,10 @@ from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError, ModelError
 from flowhooks.hooks import FeatureAlignment
-from flowhooks.kernel.assembly import Assembly
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
+from flowhooks.train.report import health_names
 from tests.families import learnt
 from tests.families.matrix import pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
@@ -232,5 +231,4 @@ def test_a_weight_of_zero_attaches_nothing():
 
 
 def test_the_score_is_called_by_no_method_that_the_run_does_not_name():
-    hooks = Assembly.health.fget(SimpleNamespace(hooks=[FeatureAlignment.__new__(FeatureAlignment)]))
-    assert hooks == {"crepa_alignment_score": "alignment score"}
+    assert health_names([FeatureAlignment.__new__(FeatureAlignment)]) == {"crepa_alignment_score": "alignment score"}
