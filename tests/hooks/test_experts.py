@@ -17,5 +17,8 @@ def expert():
 @pytest.mark.parametrize("kind", ["distribution_matching", "twin_flow"])
 def test_one_of_two_experts_is_refused(kind, expert):
     run = {"adapter": {"rank": 2}, "hooks": [{"type": kind}], "training": {"use_ema": True}}
-    with pytest.raises(ModelError, match=f"'{kind}' draws .* only called at sigma"), flowhooks.attach(expert, run):
+    with (
+        pytest.raises(ModelError, match=f"'{kind}' generates samples .* only called at sigma"),
+        flowhooks.attach(expert, run),
+    ):
         pass
