@@ -28,12 +28,12 @@ def run(args: Namespace) -> int:
     # Without data, what the hooks ask of it is up to the loop they are attached in.
     given = {ANY_DATA} if configured.data is None else configured.provides
     planned = plan_run(configured, given)
-    origin = {hook.where: hook for hook in configured.hooks}
+    origin = {hook.where: hook for hook in configured.every_hook}
     if sentence := plain(configured.hooks):
         say(sentence)
         say()
     say("hooks")
-    for hook in configured.hooks:
+    for hook in configured.every_hook:
         say(f"  {json.dumps({'type': hook.type, **hook.options})}    from {hook.where}")
     for each in planned.order:
         if each.where not in origin:
@@ -60,7 +60,7 @@ def run(args: Namespace) -> int:
         say(f"reference   the base model, its adapter off{policy}")
     if (cost := step_cost(planned)).on_data:
         say(f"chunks      {cost.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
-    for hook in configured.hooks:
+    for hook in configured.every_hook:
         if hook.type == "flow_dpo":
             say()
             say("beta")

@@ -147,7 +147,10 @@ def test_modules_of_another_model_are_refused(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"gate_value": 1.5}, r"`gate_value` must be in \[0, 1\]"), ({"gate_value": -0.1}, "gate_value")],
+    [
+        ({"gate_value": 1.5}, "`gate_value`: expected a number at least 0 and at most 1, found 1.5"),
+        ({"gate_value": -0.1}, "gate_value"),
+    ],
 )
 def test_bad_options_are_refused(options, sentence):
     with pytest.raises(ValueError, match=sentence):
