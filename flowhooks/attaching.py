@@ -69,7 +69,7 @@ def attach(
     Raises:
         ConfigError: the run is not valid, names code without leave, or its hooks conflict; an ``adapter`` for a
             finished run.
-        ModelError: the pipeline cannot be learnt.
+        ModelError: the pipeline cannot be learned.
         AdapterError: the adapter does not fit.
     """
     if isinstance(run, (str, Path)) and Path(run).is_dir():

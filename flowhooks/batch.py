@@ -47,7 +47,7 @@ class Batch:
         prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
         records: what is known of each sample beside its prompt, by column of the prompts or by name under `columns` of
             the data set; empty where nothing is.
-        size: height and width in pixels, and frames of clips, of what the samples were made of, the same for all; None
+        size: height and width in pixels, and frames of videos, of what the samples were made of, the same for all; None
             where their shape tells it.
     """
 

@@ -26,7 +26,7 @@ HISTORY = "metrics.jsonl"
 MODULES = "flowhooks_modules.safetensors"
 #: The pipeline of a run that trained the whole network.
 PIPELINE = "pipeline"
-#: The folder of pictures that are drawn while it trains.
+#: The folder of images that are drawn while it trains.
 VALIDATION = "validation"
 #: What the files of a checkpoint are, and their digests.
 MANIFEST = "manifest.json"

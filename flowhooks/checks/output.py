@@ -145,7 +145,7 @@ def _among_the_data(run: Run) -> Iterator[Problem]:
             if inside.is_relative_to(data) and not any(p.startswith(".") for p in inside.relative_to(data).parts):
                 message = (
                     f"{place} is inside the folder of the data set {name!r}, {data}, which would train on the "
-                    f"pictures a run draws; name a `{key}` outside it"
+                    f"images a run draws; name a `{key}` outside it"
                 )
                 yield Problem(message, str(run.source), f"$.{key}")
                 break

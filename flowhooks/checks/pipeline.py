@@ -40,8 +40,8 @@ PASSED: Mapping[str, str] = {
     "num_inference_steps": "it is `validation.num_inference_steps`, or the rollout's",
     "generator": "seeds are `training.seed` and `validation.seed`",
     "latents": "noise is drawn from the seeds",
-    "output_type": "it is what training and pictures need",
-    "return_dict": "it is what training and pictures need",
+    "output_type": "it is what training and images need",
+    "return_dict": "it is what training and images need",
     "num_images_per_prompt": "it is `validation.num_images_per_prompt`",
     "num_videos_per_prompt": "it is `validation.num_images_per_prompt`",
 }

@@ -33,19 +33,19 @@ def _scale(vae: Settings) -> int | None:
 
 
 def latents_of(run: Run) -> tuple[int, str]:
-    """Elements of one sample's latents, and of which pictures that is, in words. What neither the data set file nor a
+    """Elements of one sample's latents, and of which images that is, in words. What neither the data set file nor a
     VAE on this disk says is an example."""
     stated, vae = _stated_size(run), _vae(run)
     width, height = stated or EXAMPLE_SIZE
     channels, scale = vae or EXAMPLE_VAE
-    whose = "pictures of this run" if stated else "pictures, for example"
+    whose = "images of this run" if stated else "images, for example"
     said = f"latents of {channels} channels at 1/{scale} of the size"
     model = "" if vae else f" with {said}, for example" if stated else f" with {said}"
     return channels * (height // scale) * (width // scale), f"{width}x{height} {whose}{model}"
 
 
 def _stated_size(run: Run) -> SizeInPixels | None:
-    """Width and height that the first set of pictures states, of a square picture where sizes follow the aspect."""
+    """Width and height that the first set of images states, of a square image where sizes follow the aspect."""
     blocks = () if run.data is None else run.data.blocks
     for block in blocks:
         if block["dataset_type"] == "image" and not block["disabled"]:
@@ -69,8 +69,8 @@ def _vae(run: Run) -> tuple[int, int] | None:
 
 
 def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
-    """Sizes of the data and of validation pictures that are no multiple of what the pipeline's edges are multiples of,
-    and clips where it makes pictures."""
+    """Sizes of the data and of validation images that are no multiple of what the pipeline's edges are multiples of,
+    and videos where it makes images."""
     folder = pipeline_folder(run.model)
     if folder is None:
         return
@@ -91,22 +91,22 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     for name, width, height, frames in dict.fromkeys((each.dataset, *each.bucket) for each in audited.records):
         place, file = places[name], str(run.data.source)
         if frames > 1 and pictures_only:
-            message = f"{pipeline} draws pictures, not clips of {frames} frames; set it to 1"
+            message = f"{pipeline} draws images, not videos of {frames} frames; set it to 1"
             yield Problem(message, file, f"{place}.num_frames")
         if step is not None and (width % step or height % step):
             yield Problem(
-                f"pictures of {width}x{height} do not fit the pipeline, whose edges are multiples of {step}; set it to "
+                f"images of {width}x{height} do not fit the pipeline, whose edges are multiples of {step}; set it to "
                 "a size that fits; where sizes follow the aspect, `resolution_multiple` is what edges are rounded to",
                 file,
                 f"{place}.resolution",
             )
         elif most is not None and max(width, height) > most:
-            message = f"pictures of {width}x{height} are larger than the network has positions for; {most} is the most"
+            message = f"images of {width}x{height} are larger than the network has positions for; {most} is the most"
             yield Problem(f"{message} along an edge", file, f"{place}.resolution")
 
 
 def size_refusal(folder: Path, height: int | None, width: int | None) -> str | None:
-    """Why a pipeline's folder draws no picture of these pixels, as far as its configuration says; None where it may."""
+    """Why a pipeline's folder draws no image of these pixels, as far as its configuration says; None where it may."""
     try:
         parts = read_index(folder)[0]
     except ConfigError:

@@ -37,12 +37,12 @@ def run(args: Namespace) -> int:
 
 
 def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
-    """Build what is missing, train `examples/flow_dpo/digits.json`, and compare 500 pictures before and after.
+    """Build what is missing, train `examples/flow_dpo/digits.json`, and compare 500 images before and after.
 
     Data, pipeline and judge are kept in the home of flowhooks, the LoRA under `output`; a second call reuses them.
 
     Args:
-        output: folder for the pictures, the LoRA and the report.
+        output: folder for the images, the LoRA and the report.
         progress: show bars.
         rebuild: train the LoRA again although one of this very run is there.
 
@@ -66,11 +66,11 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
     data = ensure_data()
     say("2/5 A judge that reads digits and finds blots", flush=True)
     judge = ensure_judge(progress)
-    say("3/5 A StableDiffusion3Pipeline that has learnt to draw both (minutes, the first time)", flush=True)
+    say("3/5 A StableDiffusion3Pipeline that has learned to draw both (minutes, the first time)", flush=True)
     base = ensure_model(progress)
     say("4/5 Masked Flow-DPO", flush=True)
     lora, run = trained_lora(output, base, progress, rebuild)
-    say(f"5/5 {SAMPLES} pictures before and {SAMPLES} after", flush=True)
+    say(f"5/5 {SAMPLES} images before and {SAMPLES} after", flush=True)
     digits = asked_digits(SAMPLES)
     drawn_before = draw(load_stock(base), title="Before", progress=progress)
     drawn_after = draw(load_stock(base, lora), title="After", progress=progress)

@@ -86,7 +86,7 @@ def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[st
     ]
     if norm == "masked_mean":
         lines.append(
-            "a mask that covers a part of the picture counts its own elements only, so N is smaller by that part"
+            "a mask that covers a part of the image counts its own elements only, so N is smaller by that part"
         )
     if options["auto_beta"]:
         lines.append("auto_beta starts from this value and leaves it as soon as margins are not zero")

@@ -49,7 +49,7 @@ def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) 
 
 
 def _prompt(run: Run, captions: Iterable[str]) -> str:
-    """A prompt that the run knows: of its validation pictures, of its rollouts, or of its data."""
+    """A prompt that the run knows: of its validation images, of its rollouts, or of its data."""
     from flowhooks.sampling.prompts import read_prompts
 
     if run.validation["prompts"]:
@@ -57,7 +57,7 @@ def _prompt(run: Run, captions: Iterable[str]) -> str:
     for hook in run.hooks:
         if hook.options.get("prompts") is not None:
             return str(read_prompts(hook.options["prompts"])[0].text)
-    return next((caption for caption in captions if caption.strip()), "a picture")
+    return next((caption for caption in captions if caption.strip()), "an image")
 
 
 @contextmanager

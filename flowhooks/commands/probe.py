@@ -1,4 +1,4 @@
-"""``flowhooks probe``: what is learnt of a pipeline by running it a few times."""
+"""``flowhooks probe``: what is learned of a pipeline by running it a few times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, digits, or tiny:NAME")
     parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
-    parser.add_argument("--frames", type=whole_number(1), help="of a clip (default: the pipeline's own)")
+    parser.add_argument("--frames", type=whole_number(1), help="of a video (default: the pipeline's own)")
     parser.add_argument(
         "--arguments",
         type=_object,

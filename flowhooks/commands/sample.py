@@ -8,7 +8,7 @@ from pathlib import Path
 from flowhooks.commands.arguments import add_dtype, add_imports, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
-HELP = "draw pictures with a pipeline, or with what a run trained"
+HELP = "draw images with a pipeline, or with what a run trained"
 #: Along an edge; validation has the same.
 MOST_PIXELS = 16_384
 
@@ -42,9 +42,9 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--guidance-scale", type=finite_number, default=4.5, help="1 switches guidance off (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first image (default: %(default)s)")
     parser.add_argument(
-        "--num-images", type=whole_number(1, 10_000), default=1, help="pictures of each prompt (default: %(default)s)"
+        "--num-images", type=whole_number(1, 10_000), default=1, help="images of each prompt (default: %(default)s)"
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
@@ -52,12 +52,12 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--save-dataset",
         metavar="FOLDER",
-        help="write the pictures as a data set to train on, with captions, into a new folder, and no grid",
+        help="write the images as a data set to train on, with captions, into a new folder, and no grid",
     )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="a folder without pictures of an earlier call, or a new .png for the grid alone (default: samples, or "
+        help="a folder without images of an earlier call, or a new .png for the grid alone (default: samples, or "
         "the first of samples-2, samples-3 that is free)",
     )
     add_imports(parser)
@@ -123,7 +123,7 @@ def _check_model(model_or_run: str) -> None:
 
 
 def _base(model_or_run: str) -> Path | None:
-    """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
+    """The pipeline folder that the images are to be drawn with, where it is on this disk."""
     from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
     from flowhooks.manifest import PIPELINE

@@ -18,23 +18,23 @@ from flowhooks.sampling.flow_map_proxy import scheduled
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
-#: One list of pictures for each step count.
+#: One list of images for each step count.
 Pictures = list[list[Image.Image]]
 
 
 def sample_command(args: Namespace) -> int:
-    """Draw pictures and save them.
+    """Draw images and save them.
 
-    With several step counts the grid has a column for each, and for every picture a row of the base above a row of what
+    With several step counts the grid has a column for each, and for every image a row of the base above a row of what
     was trained, both under the scheduler that the latter needs.
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
             None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
-            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every picture, or
+            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every image, or
             a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it; ``save_dataset``:
-            a new folder for a data set of the pictures, in place of all that, or None.
+            a new folder for a data set of the images, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
@@ -59,7 +59,7 @@ def sample_command(args: Namespace) -> int:
         return 0
     named = _named(rows, args.steps, args.num_images)
     if len(args.steps) > 1:
-        # Picture by picture, the base's row above the trained one's.
+        # Image by image, the base's row above the trained one's.
         cells = [row[k][i] for i in range(len(rows[-1][0])) for row in rows for k in range(len(args.steps))]
         grid = picture_grid(cells, columns=len(args.steps))
     else:
@@ -70,7 +70,7 @@ def sample_command(args: Namespace) -> int:
 
 
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
-    """The pictures at every step count."""
+    """The images at every step count."""
     return [
         sample_images(
             pipe,
@@ -90,18 +90,18 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace)
 
 
 def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """The argument that guides; learnt by running a pipeline that has several which might."""
+    """The argument that guides; learned by running a pipeline that has several which might."""
     if len(scales(pipe)) < 2:
         return SCALE
     try:
         return probe(pipe, arguments=arguments).contract.scale
     except ModelError:
-        # One that cannot be learnt is sampled all the same.
+        # One that cannot be learned is sampled all the same.
         return SCALE
 
 
 def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:
-    """File name -> picture; step count and side are in the name where there are several."""
+    """File name -> image; step count and side are in the name where there are several."""
     found = {}
     for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
         for count, pictures in zip(steps, row, strict=True):

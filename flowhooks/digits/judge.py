@@ -1,4 +1,4 @@
-"""The ruler: a small network that says which digit a picture shows and whether there is ink spilled on it.
+"""The ruler: a small network that says which digit an image shows and whether there is ink spilled on it.
 
 It learns from real pairs alone, is built once and is the same for every model it measures.
 """
@@ -38,13 +38,13 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What the judge says of a set of pictures.
+    """What the judge says of a set of images.
 
     Args:
-        blot_rate: share of pictures with a blot, in [0, 1].
+        blot_rate: share of images with a blot, in [0, 1].
         digit_accuracy: share whose digit is the one that was asked for, in [0, 1].
         frechet: Fréchet distance of the features to those of all clean scans, at least 0; lower is closer.
-        count: number of pictures.
+        count: number of images.
     """
 
     blot_rate: float
@@ -54,7 +54,7 @@ class Score:
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures `[B, 3, 32, 32]` in [-1, 1] to digit logits `[B, 10]`, a blot logit `[B]` and features `[B, 32]`."""
+    """Images `[B, 3, 32, 32]` in [-1, 1] to digit logits `[B, 10]`, a blot logit `[B]` and features `[B, 32]`."""
 
     def __init__(self, width: int = RECIPE["width"]) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class Judge:
         return cls(network, mean, covariance, read_json(folder / "judge.json"))
 
     def score(self, pixels: torch.Tensor, digits: torch.Tensor) -> Score:
-        """Measure pictures `[N, 3, 32, 32]` in [-1, 1] that were asked to show `digits` `[N]`."""
+        """Measure images `[N, 3, 32, 32]` in [-1, 1] that were asked to show `digits` `[N]`."""
         digit_logits, blot_logits, features = infer(self.network, pixels)
         mean, covariance = gaussian(features)
         return Score(
@@ -145,7 +145,7 @@ def train_judge(
 
 @torch.no_grad()
 def infer(network: JudgeNetwork, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Digit logits, blot logits and features of all pictures, in batches."""
+    """Digit logits, blot logits and features of all images, in batches."""
     network.eval()
     parts = [network(chunk) for chunk in pixels.split(256)]
     digits, blots, features = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -202,7 +202,7 @@ def _fit(
 
 
 def _disturb(clean: torch.Tensor, blotted: torch.Tensor, has_blot: torch.Tensor) -> torch.Tensor:
-    """Pictures as a generator might spoil them: faint blots, blur, noise, a shift and a change of contrast.
+    """Images as a generator might spoil them: faint blots, blur, noise, a shift and a change of contrast.
 
     A blot thinned to 40 % still counts as one, so ink that a model only fades is still found.
     """

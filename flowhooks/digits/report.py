@@ -1,4 +1,4 @@
-"""The same pictures from a pipeline before and after, what the judge says of them, and all of it as a table, a picture,
+"""The same images from a pipeline before and after, what the judge says of them, and all of it as a table, an image,
 Markdown and JSON."""
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def load_stock(folder: Path, lora: Path | None = None) -> StableDiffusion3Pipeli
 
 
 def asked_digits(count: int) -> torch.Tensor:
-    """The digits `[count]` that pictures are asked to show: 0 to 9, over and over."""
+    """The digits `[count]` that images are asked to show: 0 to 9, over and over."""
     return torch.arange(count) % 10
 
 
@@ -57,7 +57,7 @@ def draw(
     first_seed: int = FIRST_SEED,
     steps: int = STEPS,
 ) -> torch.Tensor:
-    """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `first_seed + i` in any batch."""
+    """`count` images `[count, 3, H, W]` in [-1, 1]; image i starts from seed `first_seed + i` in any batch."""
     digits = asked_digits(count).tolist()
     parts = []
     with progress_bar(title, count, progress) as advance:
@@ -102,7 +102,7 @@ def as_text(rows: Sequence[tuple[str, str, str]]) -> str:
 def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns: int = 8, scale: int = 2) -> None:
     """One row a digit: on the left what the base draws, on the right what the trained model draws from the same noise.
 
-    `before` and `after` are `[N, 3, H, W]` in [-1, 1], picture i asked to show digit i mod 10, with N at least
+    `before` and `after` are `[N, 3, H, W]` in [-1, 1], image i asked to show digit i mod 10, with N at least
     10 x `columns`.
     """
     side, cell, gap, head = before.shape[-1] * scale, before.shape[-1] * scale + GAP, 24, 18
@@ -131,13 +131,13 @@ def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: M
 | --- | --- | --- |
 {rows}
 
-{before.count} pictures each, from the same prompts and seeds ({FIRST_SEED} and up), {STEPS} steps, no guidance.
+{before.count} images each, from the same prompts and seeds ({FIRST_SEED} and up), {STEPS} steps, no guidance.
 "Before" is the pretrained pipeline, "after" the same with the trained LoRA put on by stock `load_lora_weights`.
 
 The judge is a small network trained on real scans only. On {held["pairs"]:.0f} pairs it never saw it finds blots with
 {held["blot_accuracy"]:.1%} accuracy and reads {held["digit_accuracy_clean"]:.1%} of the clean digits,
-{held["digit_accuracy_blotted"]:.1%} of the blotted ones. The Fréchet distance is between its features of the pictures
-and of all clean scans; at {before.count} pictures it is biased upwards, alike on both sides.
+{held["digit_accuracy_blotted"]:.1%} of the blotted ones. The Fréchet distance is between its features of the images
+and of all clean scans; at {before.count} images it is biased upwards, alike on both sides.
 
 ![before and after](before_after.png)
 

@@ -38,10 +38,10 @@ class Ink(PictureReward):
 
 class Legibility(PictureReward):
     """Log-probability, at most 0, of the digit that the prompt asks for, under the embedded judge. It has not seen the
-    pictures of any model, and is trained first, in a minute or so, where it is not there.
+    images of any model, and is trained first, in a minute or so, where it is not there.
 
     Args:
-        temperature: > 0; the judge's logits are divided by it. It is sure of most pictures, and at 1 such pictures
+        temperature: > 0; the judge's logits are divided by it. It is sure of most images, and at 1 such images
             differ by next to nothing; at 4 they can still be told apart.
         max_frames: of a video.
         judge: another one than the embedded.
@@ -74,7 +74,7 @@ class Legibility(PictureReward):
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         if pictures.shape[-2:] != (PIXELS, PIXELS):
             found = " x ".join(str(side) for side in pictures.shape[-2:])
-            raise RewardError(f"reward {self.name!r} judges pictures of {PIXELS} x {PIXELS} pixels, got {found}")
+            raise RewardError(f"reward {self.name!r} judges images of {PIXELS} x {PIXELS} pixels, got {found}")
         unknown = [prompt for prompt in prompts if prompt not in _DIGITS]
         if unknown:
             raise RewardError(

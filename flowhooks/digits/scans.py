@@ -12,7 +12,7 @@ from flowhooks.errors import DataError
 from flowhooks.files import place, whole
 
 INK_RGB = (28, 48, 132)
-#: Shares of the picture's side.
+#: Shares of the image's side.
 RADIUS = (0.17, 0.23)
 PIXELS = 32
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -1,4 +1,4 @@
-"""A flow map learnt on Wan, as a folder that Diffusers' AnyFlowPipeline loads, with nothing of flowhooks.
+"""A flow map learned on Wan, as a folder that Diffusers' AnyFlowPipeline loads, with nothing of flowhooks.
 
 ``AnyFlowTransformer3DModel`` (arXiv 2605.13724) is Wan's network with a ``delta_embedder`` beside its
 ``time_embedder``: the weights have the same names, and what ``time_conditioning`` blends is what its

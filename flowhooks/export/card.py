@@ -36,7 +36,7 @@ _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class CardPicture:
-    """A validation picture inside the run folder and the prompt it was made for."""
+    """A validation image inside the run folder and the prompt it was made for."""
 
     path: Path
     prompt: str
@@ -57,7 +57,7 @@ def write_card(
         folder: the run folder.
         document: the resolved run; printed in the card without absolute paths.
         metrics: final values by name.
-        pictures: pictures inside ``folder``; linked relative to it.
+        pictures: images inside ``folder``; linked relative to it.
         pipe: the pipeline that was trained; without it the card names the loader that every pipeline has, flowhooks'.
         instance_prompts: prompts that stood for whole data sets; the first becomes the card's trigger words.
 

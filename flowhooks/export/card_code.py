@@ -93,5 +93,5 @@ def _lora(kind: PipelineKind, network: str) -> str:
 def _call(kind: PipelineKind, prompt: str, more: str = "") -> str:
     name, field = _RESULT[kind.makes]
     picture = 'image=load_image("your_image.png"), ' if kind.from_picture else ""
-    # By name: the first argument of some pipelines is a picture.
+    # By name: the first argument of some pipelines is an image.
     return f"{name} = pipe({picture}prompt={json.dumps(prompt, ensure_ascii=False)}{more}).{field}[0]\n"

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: Pipelines that start from a picture though its argument may be left out.
+#: Pipelines that start from an image though its argument may be left out.
 _FROM_PICTURE = re.compile(r"ImageToVideo|Image2Video|I2V|I2I|Img2Img|Edit|Kontext|Layered")
 _CLIPS = re.compile(r"Video|Animate")
 
@@ -18,7 +18,7 @@ class PipelineKind:
 
     Args:
         makes: ``image``, ``video`` or ``audio``.
-        from_picture: whether it starts from a picture beside the prompt.
+        from_picture: whether it starts from an image beside the prompt.
         loader: the ``pipeline`` loads LoRA files, its ``network`` does, or nothing of Diffusers does (None).
     """
 

@@ -47,7 +47,7 @@ _REMEDIES = {
     404: "Check the owner's name, and that your token may write there (`hf auth whoami`)",
     409: "Somebody else may be changing the repository; wait until that is done",
     412: "Somebody else may be changing the repository; wait until that is done",
-    413: "The upload is larger than it takes; take large pictures out of `validation/`",
+    413: "The upload is larger than it takes; take large images out of `validation/`",
     429: "Wait a few minutes",
 }
 

@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing else: pictures as `data:` URLs, and a policy under which nothing can be fetched and
+"""One HTML page that needs nothing else: images as `data:` URLs, and a policy under which nothing can be fetched and
 no script but ours runs."""
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Imag
     else:
         shown = _img(picture, f"{side}: {card.key}")
         if mask is not None:
-            # Enlarged first where pictures are tiny, or its line would be as wide as their pixels.
+            # Enlarged first where images are tiny, or its line would be as wide as their pixels.
             factor = max(1, SIDE // max(mask.size))
             enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
             shown += _img(overlay(enlarged), "", "mask")
@@ -204,5 +204,5 @@ def _foot(found: Overview, shown: int) -> Iterator[str]:
     if shown < found.of:
         yield f"{shown:,} of {found.of:,} samples are on this page; <code>--sample</code> takes more. "
     yield "Tint: where the mask is not black, so where it trains, with a line around what is bright in it; "
-    yield "point at a picture to see it without. "
+    yield "point at an image to see it without. "
     yield "<kbd>/</kbd> searches, <kbd>m</kbd> shows or hides masks, <kbd>Esc</kbd> clears.</p></footer>"

@@ -1,5 +1,5 @@
-"""Small pictures of a card: both sides as they are cut for training, and where they train; and the contact sheet, the
-first cards as one picture."""
+"""Small images of a card: both sides as they are cut for training, and where they train; and the contact sheet, the
+first cards as one image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbs:
-    """Pictures of one size.
+    """Images of one size.
 
     Args:
         image: RGB.
@@ -51,7 +51,7 @@ class Thumbs:
 
 
 def draw(card: Card, side: int = SIDE) -> Thumbs:
-    """The pictures of a card, none larger than `side`; what cannot be decoded is left out and told."""
+    """The images of a card, none larger than `side`; what cannot be decoded is left out and told."""
     problems: list[str] = []
     shown: list[Image.Image | None] = []
     own = card.rejected_geometry or card.geometry
@@ -85,7 +85,7 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
 
 
 def overlay(mask: Image.Image) -> Image.Image:
-    """RGBA to lay on a picture: a veil where the mask is not black, and a line around what is bright in it.
+    """RGBA to lay on an image: a veil where the mask is not black, and a line around what is bright in it.
 
     Bright is at least half of what its brightest place is, so that a mask of one grey has a line like a white one.
     """

@@ -126,7 +126,7 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
         warnings, notes = list(audited.warnings), list(audited.report)
     broken = [f"{card.key}: {', '.join(thumbs.problems)}" for card, thumbs in drawn if thumbs.problems]
     if broken:
-        problems.append(Problem(f"pictures that cannot be decoded ({len(broken):,}): {some(broken)}", source))
+        problems.append(Problem(f"images that cannot be decoded ({len(broken):,}): {some(broken)}", source))
     # The audit tells of files that are black; where several masks multiply, or are cut, only their product is.
     black = [card.key for card, thumbs in drawn if BLACK in thumbs.warnings]
     if black and not any(BLACK in each for each in warnings):

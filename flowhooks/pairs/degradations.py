@@ -1,7 +1,7 @@
-"""What makes a good picture worse: blur, JPEG artefacts, blots, noise. Pillow and NumPy only.
+"""What makes a good image worse: blur, JPEG artefacts, blots, noise. Pillow and NumPy only.
 
-A picture is uint8 `[H, W, 3]`, a region bool `[H, W]`. Every function returns the worse picture and where it was worked
-on; outside of that the picture keeps its exact values.
+An image is uint8 `[H, W, 3]`, a region bool `[H, W]`. Every function returns the worse image and where it was worked
+on; outside of that the image keeps its exact values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 Worse = tuple[np.ndarray, np.ndarray]
-#: Shares of a picture's shorter side, and of each side.
+#: Shares of an image's shorter side, and of each side.
 BLOT_RADIUS = (0.05, 0.12)
 NOISE_SIDES = (0.3, 0.6)
 
@@ -26,7 +26,7 @@ class Kind:
     """One way to degrade.
 
     Args:
-        apply: picture, strength, random numbers, region or None -> worse picture and where.
+        apply: image, strength, random numbers, region or None -> worse image and where.
         default: strength when none is stated.
         least: smallest strength.
         most: largest strength.
@@ -53,7 +53,7 @@ class Degradation:
         return f"{self.kind}:{self.strength:g}"
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator, region: np.ndarray | None = None) -> Worse:
-        """The worse picture, and where it was worked on: only inside `region` if there is one."""
+        """The worse image, and where it was worked on: only inside `region` if there is one."""
         return KINDS[self.kind].apply(picture, self.strength, rng, region)
 
 
@@ -76,7 +76,7 @@ def parse(text: str) -> Degradation:
 
 
 def stream(seed: int, key: str) -> np.random.Generator:
-    """The random numbers of one picture: they depend on the seed and its name, not on the other pictures."""
+    """The random numbers of one image: they depend on the seed and its name, not on the other images."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()))
 
 

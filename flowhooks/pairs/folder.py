@@ -161,7 +161,7 @@ def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
 
 def _suffix(data: bytes) -> str:
     with open_image(data) as image:
-        # A phone's JPEG with a second picture in it is an MPO.
+        # A phone's JPEG with a second image in it is an MPO.
         return SUFFIXES.get(str(image.format), ".jpg")
 
 

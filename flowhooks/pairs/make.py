@@ -36,7 +36,7 @@ def make_pairs(
 ) -> Made:
     """Write `preferred` (copies), `rejected` (worse twins), `mask` (white where they may differ) and a data set file.
 
-    A picture's twin depends on the seed, the picture and its name, not on the others.
+    An image's twin depends on the seed, the image and its name, not on the others.
 
     Args:
         source: a folder of images with captions, or a data set file with one image data set.

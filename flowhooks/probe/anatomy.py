@@ -33,8 +33,8 @@ class Anatomy:
         blocks: module lists whose members run in turn, by name -> number of members.
         time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is
             none.
-        tokens: picture tokens at the probed size.
-        text_tokens: tokens of text, those that pad it included, in the same stream before the picture's, after them, or
+        tokens: image tokens at the probed size.
+        text_tokens: tokens of text, those that pad it included, in the same stream before the image's, after them, or
             in a stream of their own (``before``, ``after``, ``apart``), and how many.
         second_time: the network's argument for the end of an interval, if it has one.
         token_times: whether the time may be given per token.
@@ -147,7 +147,7 @@ def differ(a: list[Tensor], b: list[Tensor]) -> bool:
 
 
 def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: Watched) -> tuple[int, tuple[str, int]]:
-    """Picture tokens, from the first block that sees them; where text is, from the first that sees both."""
+    """Image tokens, from the first block that sees them; where text is, from the first that sees both."""
     count = 0
     for name, tensors in plain.items():
         if not isinstance(_parent(network, name), nn.ModuleList):

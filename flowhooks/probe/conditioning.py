@@ -16,7 +16,7 @@ from flowhooks.probe.values import Rule, collate, flatten, moved, signature, tak
 class Condition:
     """Transformer arguments that follow the prompt, for ``size`` samples.
 
-    Prompts are encoded one by one, as the pipeline does it for a single picture. Samples whose arguments have one shape
+    Prompts are encoded one by one, as the pipeline does it for a single image. Samples whose arguments have one shape
     share a forward; others get one of their own, so a batch gives each sample exactly what it gets alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""What flowhooks knows about a pipeline whatever the resolution: learnt by running it a few times."""
+"""What flowhooks knows about a pipeline whatever the resolution: learned by running it a few times."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             takes tells what follows the resolution.
 
     Raises:
-        ModelError: what could not be learnt.
+        ModelError: what could not be learned.
     """
     networks = find_networks(pipe)
     if getattr(pipe, "vae", None) is None:
@@ -151,7 +151,7 @@ def _of_two_prompts(
         raise ModelError(
             f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
             + (
-                f"it wants a picture or clip for each prompt, and what {given} gives is one; flowhooks has no picture "
+                f"it wants an image or video for each prompt, and what {given} gives is one; flowhooks has no image "
                 "for each sample yet"
                 if given
                 else "the probe learns from two how a batch is put together"
@@ -185,7 +185,7 @@ def _at_another_size(
         f"{type(pipe).__name__} runs at {first} and at no other size that was tried, so what follows the size cannot "
         "be told"
         + (f": {failure.reason} ({failure.place})" if failure else "")
-        + (f"; the picture of {given} fixes its size" if given else "; give another `height` and `width`")
+        + (f"; the image of {given} fixes its size" if given else "; give another `height` and `width`")
     ) from failure
 
 
@@ -210,7 +210,7 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
         named = ", ".join(f"`{name}`" for name in drifting)
         raise ModelError(
             f"{type(pipe).__name__} gives its network {named}, which changes from step to step with the noisy sample, "
-            "as what a ControlNet adds or a sound beside a clip does; the probe can follow sigma, prompt and size "
+            "as what a ControlNet adds or a sound beside a video does; the probe can follow sigma, prompt and size "
             "only: probe the pipeline without it"
         )
 

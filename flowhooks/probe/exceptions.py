@@ -1,5 +1,5 @@
-"""What cannot be learnt by looking, class by class or argument by argument. Short on purpose; a test fails without each
-entry."""
+"""What cannot be learned by looking, class by class or argument by argument. Short on purpose; a test fails without
+each entry."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 #: Pipeline argument -> value, for every pipeline that has it.
 CALL: Mapping[str, Any] = {
-    # Sana rounds the asked size to its training buckets and resizes the picture afterwards.
+    # Sana rounds the asked size to its training buckets and resizes the image afterwards.
     "use_resolution_binning": False,
     # LTX-2 guides by perturbed attention and by the other modality, beside classifier-free guidance.
     "stg_scale": 0.0,
@@ -24,7 +24,7 @@ FIXED_ARGUMENTS: Mapping[str, Any] = {
     # LTX-2's video part alone: without this, the prediction depends on a sound that is denoised beside it.
     "isolate_modalities": True,
 }
-#: The pipeline argument that leaves out the first steps, of those that start from a picture or a clip.
+#: The pipeline argument that leaves out the first steps, of those that start from an image or a video.
 STRENGTH = "strength"
 
 

@@ -76,7 +76,7 @@ def _owner(frame: FrameType) -> Any:
 
 
 def shown(value: Any) -> str:
-    """An argument in few words: a picture, a tensor or an array by its size, never its numbers."""
+    """An argument in few words: an image, a tensor or an array by its size, never its numbers."""
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):
@@ -90,7 +90,7 @@ def shown(value: Any) -> str:
 
 
 def pictures_in(arguments: Mapping[str, Any]) -> list[str]:
-    """The names of arguments that hold pictures, clips, or tensors in their place."""
+    """The names of arguments that hold images, videos, or tensors in their place."""
     return [name for name, value in arguments.items() if _holds_pictures(value)]
 
 
@@ -101,7 +101,7 @@ def _holds_pictures(value: Any) -> bool:
 
 
 def _picture(value: Any) -> bool:
-    """Whether this is a Pillow picture or an array of one."""
+    """Whether this is a Pillow image or an array of one."""
     return hasattr(value, "getbands") or (hasattr(value, "__array__") and not isinstance(value, Tensor))
 
 

@@ -25,7 +25,7 @@ PREDICTION = 1e-5
 #: Pixels of the run when none are given; most pipelines take it, and it is cheap on the largest.
 SMALL = {"height": 256, "width": 256}
 SMALLER = (128, 64, 32)
-#: Of the generator of the run that is compared with; what was learnt comes from runs with another.
+#: Of the generator of the run that is compared with; what was learned comes from runs with another.
 OTHER_SEED = 1
 
 
@@ -44,12 +44,12 @@ def probe(
         pipe: a Diffusers flow-matching pipeline.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
             refuses that.
-        frames: of a clip; default: those in ``arguments``, or the pipeline's own. Pictures are of one frame.
+        frames: of a video; default: those in ``arguments``, or the pipeline's own. Images are of one frame.
         arguments: what every call of the pipeline gets.
         component: which network is trained, of a pipeline with two.
 
     Raises:
-        ModelError: with what could not be learnt, or by how much the prediction is off.
+        ModelError: with what could not be learned, or by how much the prediction is off.
     """
     require_sizes(pipe)
     with named_failures(pipe):
@@ -96,15 +96,15 @@ def _learnt(
 
 
 def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Arguments and size of a model whose pipeline makes clips of another length than it was asked for."""
+    """Arguments and size of a model whose pipeline makes videos of another length than it was asked for."""
     name = model.contract.pipeline
     if argument is None:
         raise ModelError(
-            f"{name} makes a clip of {drawn} frames and takes no number of frames: it makes as many as the clip it is "
-            "given; flowhooks has no clip for each sample yet"
+            f"{name} makes a video of {drawn} frames and takes no number of frames: it makes as many as its input "
+            "video has; flowhooks has no video for each sample yet"
         )
     warnings.warn(
-        f"{name} rounds {model.length} frames to {drawn}; clips are of {drawn} frames",
+        f"{name} rounds {model.length} frames to {drawn}; videos are of {drawn} frames",
         FlowhooksWarning,
         stacklevel=2,
     )
@@ -121,7 +121,7 @@ def _fitting_sizes(pipe: Any) -> list[dict[str, int]]:
 
 
 def _own_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
-    """The pipeline's default picture, read off its latents and its VAE's scale."""
+    """The pipeline's default image, read off its latents and its VAE's scale."""
     networks = find_networks(pipe)
     with without_side_effects(pipe, networks):
         try:
@@ -151,7 +151,7 @@ class State:
 
 @torch.no_grad()
 def verify(model: FlowModel) -> None:
-    """Compare with a run of the pipeline, step by step; a batch with its samples alone; and pictures.
+    """Compare with a run of the pipeline, step by step; a batch with its samples alone; and images.
 
     Raises:
         ModelError: they differ by more than rounding.
@@ -195,13 +195,13 @@ def _compared(
 
 
 def _by_chance(model: FlowModel) -> str:
-    """What to say where the prediction is right under the seed that was learnt with, and only there."""
+    """What to say where the prediction is right under the seed that was learned with, and only there."""
     given = " and ".join(f"`{name}`" for name in pictures_in(model.arguments))
-    told = f"the picture of {given}, encoded" if given else "something drawn"
+    told = f"the image of {given}, encoded" if given else "something drawn"
     return (
         f" under another seed: beside the sample its network is given {told} with the call's own generator, and one "
         "such draw would be trained on for all samples"
-        + ("; flowhooks has no picture for each sample yet" if given else "; switch that off with `arguments`")
+        + ("; flowhooks has no image for each sample yet" if given else "; switch that off with `arguments`")
     )
 
 

@@ -1,4 +1,4 @@
-"""A stand-in for the embedding of one time that holds those of several, and gives each picture token its own.
+"""A stand-in for the embedding of one time that holds those of several, and gives each image token its own.
 
 The levels of a sample lie side by side on the batch axis, ``[B K, ...]``, so that what works on ``[B, ...]`` works on
 them: activations, layers (adapters on them included), chunks, new axes, additions of what the prompt gives. Only where
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.probe.picking import plus_picked, times_picked
 
-#: Where the picture is among the tokens that a modulation meets.
+#: Where the image is among the tokens that a modulation meets.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
 #: They take weights beside their input.
 LAYERS = ("linear", "layer_norm", "rms_norm")
@@ -69,7 +69,7 @@ class Mix:
     """What all levels of one forward share.
 
     Args:
-        index: ``[B, N]``, the level of each picture token.
+        index: ``[B, N]``, the level of each image token.
         count: K, how many levels there are.
         places: says which end of the token axis holds the image tokens.
         names: of weights.
@@ -85,11 +85,11 @@ class Mix:
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def level_of(self, place: str, tokens: int) -> Tensor:
-        """``[B, tokens]``; what is no picture is at level 0."""
+        """``[B, tokens]``; what is no image is at level 0."""
         if (place, tokens) not in self._spread:
             size, pictures = self.index.shape
             if pictures > tokens or (place == ALL and pictures != tokens):
-                raise ModelError(f"{tokens} tokens are modulated at once where the picture has {pictures}")
+                raise ModelError(f"{tokens} tokens are modulated at once where the image has {pictures}")
             rest = self.index.new_zeros(size, tokens - pictures)
             parts = [rest, self.index] if place == LAST else [self.index, rest]
             self._spread[place, tokens] = torch.cat(parts, 1)

@@ -1,4 +1,4 @@
-"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and
+"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and images in and
 out."""
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class FlowModel:
         pipe: a Diffusers flow-matching pipeline, used as it is.
         contract: from :func:`flowhooks.probe.probe`.
         arguments: what every call of the pipeline gets, such as ``max_sequence_length``.
-        size: ``height`` and ``width`` the contract was learnt at.
-        frames: of a clip, where the pipeline makes clips; default: as many as ``arguments`` or the pipeline say.
+        size: ``height`` and ``width`` the contract was learned at.
+        frames: of a video, where the pipeline makes videos; default: as many as ``arguments`` or the pipeline say.
         component: which network is trained, of a pipeline with two; default: the first.
     """
 
@@ -85,7 +85,7 @@ class FlowModel:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The inside of the network, learnt on first use."""
+        """The inside of the network, learned on first use."""
         from flowhooks.probe.anatomy import learn_anatomy
 
         return learn_anatomy(self.at(*self._size))
@@ -146,7 +146,7 @@ class FlowModel:
         return self.layout_of(sample).shift
 
     def frames(self, sample: Tensor) -> int:
-        """Latent frames of samples ``[B, ...]``; 1 for pictures."""
+        """Latent frames of samples ``[B, ...]``; 1 for images."""
         shape = self.layout_of(sample).vae_shape
         return shape[1] if len(shape) == 4 else 1
 
@@ -165,7 +165,7 @@ class FlowModel:
         Args:
             r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the
                 velocity at ``sigma``.
-            token_sigma: the sigma of each picture token; its level 0, which is that of text too, must be ``sigma``.
+            token_sigma: the sigma of each image token; its level 0, which is that of text too, must be ``sigma``.
 
         Raises:
             ModelError: ``r_sigma`` for a network that knows no second time; ``token_sigma`` for one that cannot be
@@ -193,7 +193,7 @@ class FlowModel:
     def features(
         self, noisy: Tensor, sigma: Tensor, condition: Condition, *, block: TokenStream, tokens: int
     ) -> Tensor:
-        """``[B, N, D]``, the N picture tokens after a block, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``; later
+        """``[B, N, D]``, the N image tokens after a block, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``; later
         blocks do not run."""
         layout = self.layout_of(noisy)
         module = self.transformer.get_submodule(block.name)
@@ -222,7 +222,7 @@ class FlowModel:
         return torch.empty_like(parts).index_copy(0, order, parts)
 
     def tokens(self, sample: Tensor) -> Tokens:
-        """Picture tokens of samples ``[B, ...]`` of this resolution, learnt on first use.
+        """Image tokens of samples ``[B, ...]`` of this resolution, learned on first use.
 
         Raises:
             ModelError: the network cannot be given a time per token, with the reason.
@@ -284,7 +284,7 @@ class FlowModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one picture
+        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one image
         of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
@@ -343,7 +343,7 @@ class FlowModel:
         return layout.pack(mask.expand(-1, *layout.vae_shape))
 
     def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
-        """The layout at a resolution in pixels, learnt on first use; ``frames`` default to this model's own."""
+        """The layout at a resolution in pixels, learned on first use; ``frames`` default to this model's own."""
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
             with (
@@ -363,7 +363,7 @@ class FlowModel:
 
     @property
     def length(self) -> int | None:
-        """Frames of a clip at that size; None where the pipeline draws pictures only."""
+        """Frames of a video at that size; None where the pipeline draws images only."""
         return self._size.frames
 
     @property
@@ -395,7 +395,7 @@ class FlowModel:
         """The layout of samples ``[B, ...]``.
 
         Raises:
-            ModelError: their resolution was not learnt yet, or two known ones give samples of this shape and the model
+            ModelError: their resolution was not learned yet, or two known ones give samples of this shape and the model
                 was not made for either; see :meth:`at`.
         """
         return self._sizes.layout_of(tuple(sample.shape[1:]), self._size if self._bound else None)

@@ -152,7 +152,7 @@ def recording_steps(
         seen.shift = float(scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)))
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self is not scheduler:  # a copy that a pipeline makes, for sound beside pictures or for each frame
+        if self is not scheduler:  # a copy that a pipeline makes, for sound beside images or for each frame
             seen.copies += 1
             return super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:

@@ -1,4 +1,4 @@
-"""Where the picture's tokens are in what each block returns: found by following them through one forward."""
+"""Where the image's tokens are in what each block returns: found by following them through one forward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
-    """The picture's tokens in a block's output.
+    """The image's tokens in a block's output.
 
     Args:
         name: of the block.
@@ -45,7 +45,7 @@ class TokenStream:
         """``[B, tokens, D]`` out of what the block returned. Raises ModelError when there are fewer."""
         held: Tensor = _listed(returned)[self.output].movedim(self.axis, 1)
         if held.dim() != 3 or held.shape[1] < tokens:
-            raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} picture tokens")
+            raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} image tokens")
         return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
 
 
@@ -55,7 +55,7 @@ class Streams:
 
     Args:
         names: all of them.
-        found: those whose picture tokens are known, by name.
+        found: those whose image tokens are known, by name.
         patch: latent frames, rows and columns of one token.
     """
 
@@ -67,7 +67,7 @@ class Streams:
         """A block by its number or its module's name.
 
         Raises:
-            ModelError: there is none, or it cannot be told where it holds the picture.
+            ModelError: there is none, or it cannot be told where it holds the image.
         """
         count = len(self.names)
         if isinstance(block, str) and block not in self.names:
@@ -78,7 +78,7 @@ class Streams:
         name = block if isinstance(block, str) else self.names[block]
         if name not in self.found:
             raise ModelError(
-                f"`{option}` names {name}, and which of its tokens are the picture's cannot be told; the blocks that "
+                f"`{option}` names {name}, and which of its tokens are the image's cannot be told; the blocks that "
                 f"can be used are {', '.join(self.found) or 'none'}"
             )
         return self.found[name]
@@ -98,7 +98,7 @@ class _Call:
 
 @torch.no_grad()
 def learn_streams(model: FlowModel) -> Streams:
-    """Follow the picture's tokens through the blocks at the probed size: the tokens that change with the noise in the
+    """Follow the image's tokens through the blocks at the probed size: the tokens that change with the noise in the
     first block's input, then the same numbers from output to input."""
     model = model.at(**model.size)
     generator = torch.Generator().manual_seed(0)
@@ -154,7 +154,7 @@ def _changed(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens:
 
 
 def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | None:
-    """The argument that begins or ends with the picture's tokens as the block before left them."""
+    """The argument that begins or ends with the image's tokens as the block before left them."""
     tokens = picture.shape[1]
     for argument, tensor in inputs.items():
         if tensor.shape[1] >= tokens and tensor.shape[2] == picture.shape[2]:
@@ -231,8 +231,8 @@ def _over(extent: Grid, patch: Grid) -> Grid:
 
 
 def _patch(extent: Grid, tokens: int) -> Grid:
-    """Latent cells of one token, square in the picture."""
+    """Latent cells of one token, square in the image."""
     for frames, side in product(range(1, extent[0] + 1), range(1, max(extent[1:]) + 1)):
         if prod(_over(extent, (frames, side, side))) == tokens:
             return frames, side, side
-    raise ModelError(f"the picture's {tokens} tokens are no grid over latents of {extent} frames, rows and columns")
+    raise ModelError(f"the image's {tokens} tokens are no grid over latents of {extent} frames, rows and columns")

@@ -83,14 +83,14 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
         if not any(candidates):
             raise ModelError(
                 f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas "
-                f"{starts}; its unit of time cannot be learnt"
+                f"{starts}; its unit of time cannot be learned"
             )
     spread = [name for name in sorted(samples) if _of_some(walk, name, starts)]
     if spread and not any(not time.second for time in times):
         raise ModelError(
             f"{type(pipe).__name__} tells its network in {spread[0]!r} one time for some frames or tokens and another, "
-            "fixed one for the rest, as where the first frame of a clip is a given picture; flowhooks has no picture "
-            "for each sample yet, so use the pipeline that makes clips from text"
+            "fixed one for the rest, as where the first frame of a video is a given image; flowhooks has no image "
+            "for each sample yet, so use the pipeline that makes videos from text"
         )
     if not any(not time.second for time in times):
         raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
@@ -111,7 +111,7 @@ def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
 
 
 def _holder(samples: set[str], walk: Recording) -> str:
-    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside pictures) stay as in
+    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside images) stay as in
     the first call."""
     wanted = walk.steps[0].sample.flatten()
     for name in sorted(samples):

@@ -1,7 +1,7 @@
 """Learns and verifies times per token.
 
 All with attention taken out, so that each token sees nothing but itself: what then follows the sample is of the
-picture, and a prediction with mixed times must be, token by token, that of the token's own time.
+image, and a prediction with mixed times must be, token by token, that of the token's own time.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class _Learner:
     """Watches the levels of two samples that differ in nothing but their numbers.
 
     Args:
-        count: picture tokens, from the first meeting with them.
+        count: image tokens, from the first meeting with them.
     """
 
     count: int = 0
@@ -59,7 +59,7 @@ class _Learner:
         place = self._find(meeting)
         key = meeting.path, meeting.other.dim()
         if self.places.setdefault(key, place) != place:
-            raise ModelError(f"one modulation serves text and picture: {' '.join(meeting.path)}")
+            raise ModelError(f"one modulation serves text and image: {' '.join(meeting.path)}")
         return place
 
     def _find(self, meeting: Broadcast) -> str | None:
@@ -74,13 +74,13 @@ class _Learner:
         start = int(follows.float().argmax())
         if count != self.count or not bool(follows[start : start + count].all()):
             raise ModelError(
-                f"of {total} tokens that are modulated at once {count} follow the sample, where the picture has "
+                f"of {total} tokens that are modulated at once {count} follow the sample, where the image has "
                 f"{self.count}; attention that is not torch's, or layers in which tokens see each other"
             )
         if count == total:
             return ALL
         if start and start + count < total:
-            raise ModelError("the picture's tokens stand between others, so their place cannot be told at other sizes")
+            raise ModelError("the image's tokens stand between others, so their place cannot be told at other sizes")
         return LAST if start else FIRST
 
 
@@ -239,7 +239,7 @@ class _Trial:
             with suppress(StopForward):
                 self.leveled(told, entry, first, noisy)
             if not met:
-                raise ModelError("its time's embedding meets no tokens of the picture")
+                raise ModelError("its time's embedding meets no tokens of the image")
             (meeting,) = met
             start = int(follows_sample(meeting).float().argmax())
             other = meeting.other
@@ -281,7 +281,7 @@ class _Trial:
             touched = self.plain(torch.where(second, self.other, self.noisy), 0)
             isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-4)
             if not isolated:
-                # Convolutions and routers mix tokens too. Text does not reach the picture here.
+                # Convolutions and routers mix tokens too. Text does not reach the image here.
                 mixed = self.predict(self.noisy, tokens, torch.ones_like(index))
                 second = torch.ones_like(second)
             # Without attention's averages rounding grows, yet a token at the wrong level is further off than this.

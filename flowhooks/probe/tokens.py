@@ -1,4 +1,4 @@
-"""A time per picture token: which token each number of a sample belongs to, and how the network is told.
+"""A time per image token: which token each number of a sample belongs to, and how the network is told.
 
 A sample holds few distinct times, its levels, and an index per token. Where the network takes a time per token it gets
 one; elsewhere :class:`~flowhooks.probe.levels.Levels` take the place of its time embedding. Text sees level 0.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSigma:
-    """A sigma for each picture token.
+    """A sigma for each image token.
 
     Args:
         sigmas: ``[B, K]`` in [0, 1], the levels, two or more; text sees level 0.
@@ -73,13 +73,13 @@ class TimeEntry:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """The picture tokens of one resolution.
+    """The image tokens of one resolution.
 
     Args:
         count: N.
         of_element: ``[*sample_shape]``, the token that each number of a sample belongs to.
         entry: where the levels are put in; None where the network takes a time per token.
-        places: where the picture is, by the path of levels that meet a tensor and by its number of axes.
+        places: where the image is, by the path of levels that meet a tensor and by its number of axes.
     """
 
     count: int
@@ -97,10 +97,10 @@ class Tokens:
         return values[:, self.of_element.to(values.device)]
 
     def place(self, meeting: Broadcast) -> str | None:
-        """As it was learnt.
+        """As it was learned.
 
         Raises:
-            ModelError: a meeting that did not occur when it was learnt.
+            ModelError: a meeting that did not occur when it was learned.
         """
         key = meeting.path, meeting.other.dim()
         if key not in self.places:
@@ -108,7 +108,7 @@ class Tokens:
                 return None
             raise ModelError(
                 f"the time's embedding meets a tensor {tuple(meeting.other.shape)} in a way that did not occur when "
-                f"its tokens were learnt, after {' '.join(meeting.path) or 'nothing'}"
+                f"its tokens were learned, after {' '.join(meeting.path) or 'nothing'}"
             )
         return self.places[key]
 

@@ -1,5 +1,5 @@
-"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learnt, not
-assumed."""
+"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learned,
+not assumed."""
 
 from __future__ import annotations
 

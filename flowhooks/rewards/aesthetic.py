@@ -1,4 +1,4 @@
-"""How much people like a picture, whatever it shows: LAION's improved aesthetic predictor."""
+"""How much people like an image, whatever it shows: LAION's improved aesthetic predictor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEY = re.compile(r"^layers\.(\d+)\.(weight|bias)$")
 
 
 class Aesthetic(AestheticSpec, ModelReward):
-    """A head of linear layers on CLIP's picture embedding of length 1; trained on ratings from 1 to 10, and unbounded.
+    """A head of linear layers on CLIP's image embedding of length 1; trained on ratings from 1 to 10, and unbounded.
 
     The released head (github.com/christophschuhmann/improved-aesthetic-predictor) has the widths 768, 1024, 128, 64, 16
     and 1 with nothing but dropout between, and goes with CLIP ViT-L/14. Here the widths are read from its file.

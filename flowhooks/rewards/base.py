@@ -1,4 +1,4 @@
-"""What a reward is, and the part that all rewards of single pictures share."""
+"""What a reward is, and the part that all rewards of single images share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Records = Sequence[Mapping[str, Any]]
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges pictures. Never trained, and in no checkpoint."""
+    """Judges images. Never trained, and in no checkpoint."""
 
     @property
     def name(self) -> str:
@@ -39,13 +39,13 @@ class Reward(Protocol):
 
         Args:
             pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, fp32 in [0, 1].
-            prompts: what the pictures were asked to show.
+            prompts: what the images were asked to show.
             records: a mapping for each prompt, of the columns that its file has beside it.
         """
 
 
 class PictureReward(ABC):
-    """A reward of single pictures; that of a video is the mean over evenly spread frames.
+    """A reward of single images; that of a video is the mean over evenly spread frames.
 
     A class of your own gives ``score``, and ``range`` and ``differentiable`` where these defaults are not right.
 
@@ -64,7 +64,7 @@ class PictureReward(ABC):
 
     @abstractmethod
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
-        """``[N]`` of pictures ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each."""
+        """``[N]`` of images ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each."""
 
     def to(self, device: torch.device | str) -> Self:
         return self
@@ -121,5 +121,5 @@ class ModelReward(PictureReward):
 
     @property
     def network_dtype(self) -> torch.dtype:
-        """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
+        """What the network computes in. Images are prepared, and results given, in fp32 or better."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)

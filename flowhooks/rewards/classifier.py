@@ -1,4 +1,4 @@
-"""Whether a picture shows what it was asked for, by the (log-)probability that a classifier gives to a label."""
+"""Whether an image shows what it was asked for, by the (log-)probability that a classifier gives to a label."""
 
 from __future__ import annotations
 

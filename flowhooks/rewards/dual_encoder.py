@@ -1,4 +1,4 @@
-"""A model that puts pictures and text into one space: CLIP, SigLIP and their kin."""
+"""A model that puts images and text into one space: CLIP, SigLIP and their kin."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ClipScore(ClipScoreSpec, ModelReward):
 
 
 class DualEncoder:
-    """Directions of pictures and of prompts, of length 1.
+    """Directions of images and of prompts, of length 1.
 
     Args:
         model: a folder or a Hub id.
@@ -45,7 +45,7 @@ class DualEncoder:
         dtype: ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
-        ModelError: something cannot be loaded, or the model has no features of pictures and text.
+        ModelError: something cannot be loaded, or the model has no features of images and text.
     """
 
     def __init__(self, model: str, processor: str, dtype: str):
@@ -56,7 +56,7 @@ class DualEncoder:
         text = getattr(self.network.config, "text_config", None)
         if text is None or not all(hasattr(self.network, f"get_{kind}_features") for kind in ("image", "text")):
             raise ModelError(
-                f"`model` {model!r} is a {type(self.network).__name__}, which has no features of pictures and of text "
+                f"`model` {model!r} is a {type(self.network).__name__}, which has no features of images and of text "
                 "in one space; give a CLIP or a SigLIP"
             )
         self._longest = int(text.max_position_embeddings)
@@ -64,7 +64,7 @@ class DualEncoder:
         self._padding: Any = "max_length" if self.network.config.model_type.startswith("siglip") else "longest"
 
     def pictures(self, pictures: Tensor) -> Tensor:
-        """``[N, D]`` of pictures ``[N, 3, H, W]`` in [0, 1], with gradient."""
+        """``[N, D]`` of images ``[N, 3, H, W]`` in [0, 1], with gradient."""
         prepared = self.prepare(pictures).to(self.network.dtype)
         return directions(self.network.get_image_features(pixel_values=prepared).pooler_output)
 
@@ -89,7 +89,7 @@ def directions(features: Tensor) -> Tensor:
 
 
 class PickScore(PickScoreSpec, ModelReward):
-    """``exp(logit_scale) * cos(picture, prompt)``, with the model's own ``logit_scale``; about 20 for most pictures.
+    """``exp(logit_scale) * cos(picture, prompt)``, with the model's own ``logit_scale``; about 20 for most images.
 
     The formula, and the processor of the CLIP-H that the model started from, are those of the model's page on the Hub,
     ``yuvalkirstain/PickScore_v1``.

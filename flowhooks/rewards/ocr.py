@@ -1,4 +1,4 @@
-"""Whether a picture shows the text it was asked for, by reading it, with TrOCR (arXiv 2109.10282) for example."""
+"""Whether an image shows the text it was asked for, by reading it, with TrOCR (arXiv 2109.10282) for example."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def text_accuracy(read: str, wanted: str) -> float:
 
 
 class TextAccuracy(TextAccuracySpec, ModelReward):
-    """Accuracy in [0, 1] of the text that a model reads in the whole picture. Choosing characters has no gradient.
+    """Accuracy in [0, 1] of the text that a model reads in the whole image. Choosing characters has no gradient.
 
     Raises:
         ModelError: the model cannot be used.
@@ -61,7 +61,7 @@ class TextAccuracy(TextAccuracySpec, ModelReward):
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> list[str]:
-        """The text in pictures ``[N, 3, H, W]`` in [0, 1]."""
+        """The text in images ``[N, 3, H, W]`` in [0, 1]."""
         images = (pictures * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
         pixels = self._processor(
             images=list(images), return_tensors="pt", input_data_format="channels_last"

@@ -24,7 +24,7 @@ class Preprocessing:
     """Resize, crop in the middle, normalise.
 
     Args:
-        size: (height, width), or the length of the shorter edge, or None to keep the picture's own.
+        size: (height, width), or the length of the shorter edge, or None to keep the image's own.
         mode: ``bilinear`` or ``bicubic``, both with antialiasing.
         crop: (height, width), or None.
         scale: what pixels of [0, 1] are multiplied with before they are normalised.
@@ -57,7 +57,7 @@ class Preprocessing:
 
 
 def load_preprocessing(name: str, option: str) -> Preprocessing:
-    """That of ``preprocessor_config.json``, compared with the stock processor on a picture before it is used.
+    """That of ``preprocessor_config.json``, compared with the stock processor on an image before it is used.
 
     Args:
         name: a folder or a Hub id.
@@ -99,7 +99,7 @@ def _read(stock: Any) -> Preprocessing:
         mode = "bicubic"
     fraction = getattr(stock, "crop_pct", None)
     if fraction is not None and isinstance(size, int):
-        # ConvNeXt and ResNet: a margin is cut off small pictures, and large ones are squeezed into the square.
+        # ConvNeXt and ResNet: a margin is cut off small images, and large ones are squeezed into the square.
         size, crop = (int(size / fraction), (size, size)) if size < 384 else ((size, size), None)
     elif getattr(stock, "do_center_crop", False):
         crop = (int(stock.crop_size["height"]), int(stock.crop_size["width"]))
@@ -147,7 +147,7 @@ def _cropped(pictures: Tensor, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def _difference(stock: Any, own: Preprocessing) -> float:
-    """Largest, on a picture of soft waves and hard edges that is neither square nor of the target's size."""
+    """Largest, on an image of soft waves and hard edges that is neither square nor of the target's size."""
     rows, columns = np.mgrid[0:53, 0:71]
     waves = [127.5 + 127.5 * np.sin(rows / (3 + i) + columns / (5 - i)) for i in range(3)]
     picture = np.stack(waves, axis=-1).round().astype(np.uint8)
@@ -161,6 +161,6 @@ def _difference(stock: Any, own: Preprocessing) -> float:
 
 def _unlike(name: str, option: str, stock: Any, reason: str) -> str:
     return (
-        f"`{option}` {name!r} prepares its pictures with {type(stock).__name__}, which does more than to resize, crop "
+        f"`{option}` {name!r} prepares its images with {type(stock).__name__}, which does more than to resize, crop "
         f"and normalise: {reason}; take another model, or write a reward of your own around this one"
     )

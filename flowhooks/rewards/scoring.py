@@ -109,13 +109,13 @@ def _agree(
         found = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise ValueError(f"`pixels` must be floating-point [B, 3, H, W] or [B, 3, F, H, W] in [0, 1], got {found}")
     if not len(pixels) == len(prompts) == len(records):
-        raise ValueError(f"got {len(pixels)} pictures, {len(prompts)} prompts and {len(records)} records")
+        raise ValueError(f"got {len(pixels)} images, {len(prompts)} prompts and {len(records)} records")
 
 
 def _checked_form(reward: Reward, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (count,) or not values.is_floating_point():
         found = f"{tuple(values.shape)} of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-        raise RewardError(f"reward {reward.name!r} gave {found}, expected floating-point ({count},): one per picture")
+        raise RewardError(f"reward {reward.name!r} gave {found}, expected floating-point ({count},): one per image")
     return values
 
 
@@ -130,7 +130,7 @@ def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tenso
             at = int(strange.nonzero()[0])
             darkest, brightest = (float(bound) for bound in pixels[at].aminmax())
             raise RewardError(
-                f"the picture of prompt {prompts[at]!r} reaches from {darkest:.6g} to {brightest:.6g}, and rewards "
+                f"the image of prompt {prompts[at]!r} reaches from {darkest:.6g} to {brightest:.6g}, and rewards "
                 "take [0, 1]; bring pixels of [-1, 1] there by x / 2 + 0.5, and clamp; if they are not finite, look "
                 "at what drew them"
             )
@@ -139,7 +139,7 @@ def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tenso
                 at = int(bad[reward.name].nonzero()[0])
                 value, (low, high) = float(each[reward.name][at]), reward.range
                 raise RewardError(
-                    f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (picture {at + 1} of "
+                    f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (image {at + 1} of "
                     f"{len(prompts)}), expected a finite number{_between(low, high)}; nothing was trained on it"
                 )
 

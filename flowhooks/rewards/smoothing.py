@@ -1,4 +1,4 @@
-"""Rewards whose gradient follows what cannot be seen, made to look at a picture and its neighbours."""
+"""Rewards whose gradient follows what cannot be seen, made to look at an image and its neighbours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def smoothed_with_gradient(
     records: Records,
     noises: Iterable[Tensor],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """As :func:`flowhooks.rewards.scored_with_gradient`, of the mean over copies of the pictures. One copy after the
+    """As :func:`flowhooks.rewards.scored_with_gradient`, of the mean over copies of the images. One copy after the
     other, so only one graph is held at a time.
 
     Args:

@@ -1,4 +1,4 @@
-"""Adapters that are off while a picture is mostly noise: what it shows is settled by the base, and they refine it."""
+"""Adapters that are off while an image is mostly noise: what it shows is settled by the base, and they refine it."""
 
 from __future__ import annotations
 

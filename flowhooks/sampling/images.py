@@ -1,4 +1,4 @@
-"""Pictures from a stock pipeline's own call, the same ones every time."""
+"""Images from a stock pipeline's own call, the same ones every time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowhooks.splice import restore_attributes
 
-#: How pipelines call the number of pictures or videos of one prompt.
+#: How pipelines call the number of images or videos of one prompt.
 EACH = ("num_images_per_prompt", "num_videos_per_prompt")
 GAP = 2
 
@@ -31,12 +31,12 @@ def sample_images(
     width: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> list[Image.Image]:
-    """``num_images_per_prompt`` pictures of each prompt, prompt by prompt; the pipeline is left as it was found.
+    """``num_images_per_prompt`` images of each prompt, prompt by prompt; the pipeline is left as it was found.
 
-    Of a video the middle frame is the picture.
+    Of a video the middle frame is the image.
 
-    Every picture has a generator of its own, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so a
-    picture depends neither on its neighbours nor on the device, and all prompts start from the same noise.
+    Every image has a generator of its own, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so a
+    image depends neither on its neighbours nor on the device, and all prompts start from the same noise.
 
     Args:
         guidance_scale: None takes the pipeline's own. Of a pipeline that has a guider it is the guider's.
@@ -83,18 +83,18 @@ def _generators(
 
 
 def _still(made: Image.Image | Sequence[Image.Image]) -> Image.Image:
-    """A picture, or the middle frame of a video."""
+    """An image, or the middle frame of a video."""
     return made if isinstance(made, Image.Image) else made[len(made) // 2]
 
 
 def picture_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows of ``columns``, on white, each cell the size of the largest.
+    """Images in rows of ``columns``, on white, each cell the size of the largest.
 
     Raises:
-        ValueError: no pictures, or no columns.
+        ValueError: no images, or no columns.
     """
     if not pictures or columns < 1:
-        raise ValueError(f"a grid needs at least one picture and one column, got {len(pictures)} and {columns}")
+        raise ValueError(f"a grid needs at least one image and one column, got {len(pictures)} and {columns}")
     width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
     rows = -(-len(pictures) // columns)
     grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")

@@ -1,4 +1,4 @@
-"""Where drawn pictures go, never over a file that is there, and how they become a data set. Free of torch."""
+"""Where drawn images go, never over a file that is there, and how they become a data set. Free of torch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def free_output(asked: str | None) -> Path:
     """The folder, or the ``.png`` of the grid alone, that a call writes to.
 
     Args:
-        asked: by the user; None: ``samples``, or the first of ``samples-2``, ``samples-3`` and so on without pictures.
+        asked: by the user; None: ``samples``, or the first of ``samples-2``, ``samples-3`` and so on without images.
 
     Raises:
-        ConfigError: the file is there already, or the folder holds pictures of an earlier call.
+        ConfigError: the file is there already, or the folder holds images of an earlier call.
     """
     if asked is None:
         names = itertools.chain([DEFAULT], (f"{DEFAULT}-{number}" for number in itertools.count(2)))
@@ -70,14 +70,14 @@ def check_dataset(folder: Path, steps: Sequence[int]) -> None:
     """Raises ConfigError for a folder that holds something, or several step counts."""
     if len(steps) > 1:
         raise ConfigError(
-            Problem("takes one number of --steps, as a data set has one picture of each seed", "--save-dataset")
+            Problem("takes one number of --steps, as a data set has one image of each seed", "--save-dataset")
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(Problem("is there already; name a new folder", str(folder)))
 
 
 def save_dataset(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> Path:
-    """Write every picture with its caption beside it, and the data set file that names them.
+    """Write every image with its caption beside it, and the data set file that names them.
 
     Returns:
         The data set file.

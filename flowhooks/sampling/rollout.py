@@ -1,4 +1,4 @@
-"""The pipeline's own loop, twice: it draws pictures while we write down where it was, and it visits a state again.
+"""The pipeline's own loop, twice: it draws images while we write down where it was, and it visits a state again.
 
 Guidance of every kind, packing and time shifts are the pipeline's own. A visit calls the pipeline without its
 ``no_grad``: on the way to the state the network is not run, and at the state the velocity that the scheduler would be
@@ -28,7 +28,7 @@ from flowhooks.splice import restore_attributes, splice
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How pictures are drawn.
+    """How images are drawn.
 
     Args:
         kind: ``ode``, ``sde`` or ``cps``; see :mod:`flowhooks.sampling.steps`.
@@ -53,7 +53,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """Pictures that were drawn together, and the states kept of them.
+    """Images that were drawn together, and the states kept of them.
 
     Args:
         sampler: that drew them.
@@ -181,7 +181,7 @@ class PipelineSampler:
         keep: Sequence[int],
         keep_velocities: Sequence[int] = (),
     ) -> Rollout:
-        """One picture of each prompt.
+        """One image of each prompt.
 
         Args:
             keep: indices of the states to keep; the last one is kept anyway.

@@ -19,7 +19,7 @@ _BLOCKS: dict[str, Any] = {
 
 
 def flux() -> Any:
-    """A FluxPipeline with the guidance embedding of the dev release: 16-pixel pictures, packed latents ``[16, 16]``."""
+    """A FluxPipeline with the guidance embedding of the dev release: 16-pixel images, packed latents ``[16, 16]``."""
     from diffusers import FluxPipeline
 
     return FluxPipeline(**_parts())

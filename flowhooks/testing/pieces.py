@@ -107,7 +107,7 @@ def t5_gemma_settings(tokenizer: Any, width: int) -> dict[str, Any]:
 
 
 def kl_autoencoder(channels: int, blocks: int = 2, cls: str = "AutoencoderKL", **options: Any) -> Any:
-    """An AutoencoderKL, or a class that is built alike; ``blocks - 1`` of its blocks halve the picture."""
+    """An AutoencoderKL, or a class that is built alike; ``blocks - 1`` of its blocks halve the image."""
     import diffusers
 
     return getattr(diffusers, cls)(

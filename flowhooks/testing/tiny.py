@@ -28,7 +28,7 @@ class Tiny:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """A smooth picture of this many pixels, for pipelines that are called with one."""
+    """A smooth image of this many pixels, for pipelines that are called with one."""
     return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
@@ -95,7 +95,7 @@ def _fill_zeros(transformer: torch.nn.Module | None) -> None:
 
 
 def sd3() -> Any:
-    """A StableDiffusion3Pipeline for 16-pixel pictures: latents ``[4, 8, 8]``, two transformer blocks, one of dual
+    """A StableDiffusion3Pipeline for 16-pixel images: latents ``[4, 8, 8]``, two transformer blocks, one of dual
     attention."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 
