@@ -76,7 +76,7 @@ class FrozenAdapter:
         if len(idle) == len(self._changes):
             raise AdapterError(
                 f"{self.file}: changes nothing, a matrix of every layer is all zeros ({first_few(idle, 1)} and the "
-                "others). It was saved before its first update, or its weights were lost; as a teacher it would just be the "
+                "others). It was saved before its first update, or its weights were lost; as a teacher it would be the "
                 "base. Give the file of a finished training."
             )
         for name, change in self._changes.items():
