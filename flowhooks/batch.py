@@ -64,5 +64,9 @@ class Batch:
             raise ValueError(
                 f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match"
             )
+        for name in ("files", "prompts", "records"):
+            count = len(getattr(self, name))
+            if count not in (0, len(self.clean)):
+                raise ValueError(f"`{name}` holds {count} entries, `clean` holds {len(self.clean)} samples")
         if self.condition.size != len(self.clean):
             raise ValueError(f"`condition` holds {self.condition.size} samples, `clean` holds {len(self.clean)}")

@@ -88,7 +88,7 @@ def merge_files(
     wanted = max(source.rank for source in sources) if rank is None else rank
     sums = _sums(sources, weights)
     merged: dict[str, Factors] = {}
-    off = size = 0.0
+    off = size = largest = 0.0
     widest = 0
     for name in shapes:
         parts = [(w, source.factors(name)) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
@@ -99,9 +99,11 @@ def merge_files(
             result = truncate(exact, wanted) if method == "svd" else average(parts)
             off += distance(result, exact) ** 2
         size += norm(exact) ** 2
+        largest += sum(abs(weight) * norm(part) for weight, part in parts) ** 2
         widest = max(widest, result.rank)
         merged[name] = Factors(down=result.down.float(), up=result.up.float())
-    if size == 0:
+    # What is left of parts that cancel each other is their rounding.
+    if size <= (1e-6**2) * largest:
         raise AdapterError("The weighted sum of these adapters is zero. Check the weights and the files.")
     if method == "svd":
         if rank is not None and rank > widest:

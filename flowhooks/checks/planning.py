@@ -11,7 +11,7 @@ from flowhooks.adapters.from_hub import on_disk
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer
-from flowhooks.errors import AdapterError, Problem
+from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
@@ -31,12 +31,13 @@ def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     provides = set(data)
     if run.adapter is not None:
         provides.add("role:reference")
-    declarations = [
-        declare(hook.type, hook.options, hook.where, method=hook.method)
-        if imports or hook.type in HOOKS
-        else undeclared(hook.type, hook.where)
-        for hook in run.every_hook
-    ]
+    with in_file(str(run.source)):
+        declarations = [
+            declare(hook.type, hook.options, hook.where, method=hook.method)
+            if imports or hook.type in HOOKS
+            else undeclared(hook.type, hook.where)
+            for hook in run.every_hook
+        ]
     if not imports and any(hook.type not in HOOKS for hook in run.hooks):
         provides |= _missed(declarations, provides)
     return plan_hooks(declarations, provides, where=str(run.source))

@@ -94,7 +94,7 @@ class Path:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class View:
-    """Holds the samples of the batch in one state at one time; sigma runs from 1 (noise) to 0 (data).
+    """Holds the samples of the batch in one state at one time; sigma is 0 at data and 1 at noise.
 
     Args:
         name: ``main``, ``rejected``, ...

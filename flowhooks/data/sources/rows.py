@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,6 +60,8 @@ def cell_value(value: Any) -> Any:
             return value
         case float() if value != value:
             return None
+        case float() if math.isinf(value):
+            raise Refusal("holds an infinite number")
         case None | bool() | int() | float():
             return value
         case list() | tuple():
@@ -82,6 +85,8 @@ class _Records:
         for name, column in self.columns.items():
             try:
                 value = cell_value(row.cells.get(column))
+                if isinstance(value, str) and not value.strip():
+                    value = None
             except Refusal as reason:
                 self.faults.setdefault(name, []).append(f"{row.name} {reason}")
                 continue
