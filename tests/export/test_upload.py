@@ -232,7 +232,7 @@ def test_a_card_that_the_hub_refuses(tmp_path, server, token):
     told = str(found.value)
     assert told.startswith(f"The Hub refused the model card {folder / 'README.md'} (")
     assert '"license" must be one of [mit]; "tags" is no list' in told and "\n" not in told
-    assert told.endswith(f"go on with `flowhooks push {folder} --repo-id me/my-dpo --no-private`.")
+    assert told.endswith(f"ontinue with `flowhooks push {folder} --repo-id me/my-dpo --no-private`.")
     assert server.files == {}
     server.refusals = {}
     push(folder, "me/my-dpo", private=False, endpoint=server.address)
@@ -248,7 +248,7 @@ def test_a_connection_cut_during_the_upload(tmp_path, server, token, part):
         push(folder, "me/my-dpo", private=True, endpoint=server.address)
     told = str(found.value)
     assert told.startswith(f"The connection to the Hub at {server.address} was cut during the upload to 'me/my-dpo' (")
-    assert f"go on with `flowhooks push {folder} --repo-id me/my-dpo --private`" in told
+    assert f"ontinue with `flowhooks push {folder} --repo-id me/my-dpo --private`" in told
     assert "\n" not in told and "hf_not_a_real_one" not in told
     assert server.files == {} and contents(folder) == before
     sent = sum("/storage/" in path for path, _ in server.requests)

@@ -112,7 +112,7 @@ def test_pictures_that_are_at_fault_are_not_blamed_on_the_reward():
     for spoil in (-0.9, 1.4, float("nan")):
         on = pixels()
         on[1, 2, 3, 3] = spoil
-        with pytest.raises(RewardError, match=r"the picture of prompt 'two' reaches from .*\[0, 1\]"):
+        with pytest.raises(RewardError, match=r"the image of prompt 'two' reaches from .*\[0, 1\]"):
             ask(Given(brightness), on=on)
 
 
@@ -171,7 +171,7 @@ def test_a_reward_that_is_not_differentiable_is_refused_by_name():
     ],
 )
 def test_no_graph_to_the_pixels(broken):
-    with pytest.raises(RewardError, match="'broken' declares a gradient, and none leads.*uint8"):
+    with pytest.raises(RewardError, match="'broken' declares a gradient, but no graph leads.*uint8"):
         reward_gradient(Given(broken, "broken"), pixels(), PROMPTS, RECORDS)
 
 
