@@ -147,7 +147,9 @@ def test_clips_that_are_too_short_or_unlike_their_partner_are_named(tmp_path):
     write_image(tmp_path / "lose" / "still.png", seed=1)
     win = image_set("win", num_frames=5, caption_strategy="filename")
     short, apart = problems_in(tmp_path, [win, partner_set("lose", "reference_strict", source_dataset_id="win")])
-    assert short.startswith("$[0].num_frames: clips with fewer than 5 frames (2): b (4), still (1); lower `num_frames`")
+    assert short.startswith(
+        "$[0].num_frames: videos with fewer than 5 frames (2): b (4), still (1); lower `num_frames`"
+    )
     assert apart.startswith("$[0].num_frames: rejected sides with another number of frames (1): c of 'lose' (8, not 6)")
 
 

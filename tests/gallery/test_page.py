@@ -199,7 +199,7 @@ def test_what_only_decoding_shows_is_told_too(root, capsys):
     (root / "lose/long.png").write_bytes(undecodable((root / "lose/long.png").read_bytes()))
     inspect(root, TRIPLE)
     said = capsys.readouterr().out.splitlines()
-    assert "data.json: pictures that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
+    assert "data.json: images that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
     assert said[1].startswith("warning    win: both sides are the same file (1 of 8 pairs): arabic; ")
     assert said[2] == "warning    the mask is black: it trains nowhere (2): emoji, plain"
 

@@ -213,7 +213,7 @@ def test_one_picture_for_one_prompt_is_the_cause():
             return super().check_inputs(prompt, *args, **options)
 
     pipe = built(OnePicture, tiny("sd3").components)
-    with pytest.raises(ModelError, match="not with two: one prompt for one picture .*`image` gives is one"):
+    with pytest.raises(ModelError, match="not with two: one prompt for one picture .*`image` is one only"):
         probe(pipe, arguments={**SMALL, "image": picture(16, 16)})
 
 

@@ -81,7 +81,7 @@ def test_a_class_of_ones_own_meets_the_protocol():
 @pytest.mark.parametrize(("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])
 def test_a_value_that_is_not_finite_names_reward_and_prompt(value, word):
     spoiled = Given(lambda p: red(p) + torch.tensor([0.0, value]), "spoiled")
-    with pytest.raises(RewardError, match=rf"'spoiled' gave {word} for prompt 'two' \(picture 2 of 2\)"):
+    with pytest.raises(RewardError, match=rf"'spoiled' gave {word} for prompt 'two' \(image 2 of 2\)"):
         ask(Given(brightness), spoiled)
     with pytest.raises(RewardError, match="'spoiled' gave"):
         reward_gradient(spoiled, pixels(), PROMPTS, RECORDS)
@@ -122,7 +122,7 @@ def test_pictures_that_are_at_fault_are_not_blamed_on_the_reward():
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "floating-point"),
         (torch.zeros(2, 1, 4, 4), r"\[B, 3, H, W\]"),
         (torch.zeros(2, 4, 4), r"\[B, 3, H, W\]"),
-        (torch.zeros(3, 3, 4, 4), "3 pictures, 2 prompts and 2 records"),
+        (torch.zeros(3, 3, 4, 4), "3 images, 2 prompts and 2 records"),
     ],
 )
 def test_arguments_that_do_not_belong_together(on, message):
