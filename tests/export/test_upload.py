@@ -195,7 +195,7 @@ def test_a_refusal(tmp_path, server, token, status):
         ("/commit/", 412, {"error": "Moved on"}, r"\(412: Moved on\)\. .*wait"),
         ("/commit/", 413, {"error": "Too large"}, r"\(413: Too large\)\. .*larger"),
         ("/commit/", 429, {"error": "Slow down"}, r"\(429: Slow down\)\. Wait"),
-        ("/commit/", 503, {"error": "Busy"}, r"\(503: Busy\)\. The trouble is the Hub's"),
+        ("/commit/", 503, {"error": "Busy"}, r"\(503: Busy\)\. The Hub has a problem"),
         ("/objects/batch", 403, {"error": "No quota"}, r"\(403: No quota\)\."),
         ("/storage/", 403, {"error": "Expired"}, r"\(403: Expired\)\."),
     ],
@@ -215,7 +215,9 @@ def test_a_file_that_the_storage_refuses(tmp_path, server, token):
     server.large = True
     refused = {"oid": "1" * 64, "size": 1, "error": {"message": "No space", "code": 422}}
     server.refusals = {"/objects/batch": (200, {"objects": [refused]})}
-    with pytest.raises(HubError, match="^The Hub refused 'me/my-dpo' .*No space.* Go on with `flowhooks push") as found:
+    with pytest.raises(
+        HubError, match="^The Hub refused 'me/my-dpo' .*No space.* Continue with `flowhooks push"
+    ) as found:
         push(run_folder(tmp_path), "me/my-dpo", private=True, endpoint=server.address)
     assert "model card" not in str(found.value) and "\n" not in str(found.value)
 

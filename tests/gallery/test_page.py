@@ -300,7 +300,7 @@ def test_a_sample_and_a_sheet(root, capsys):
     before = snapshot(root)
     command = ["inspect", str(root / "data.json"), "--output", str(root / "out")]
     assert main(command) == 2
-    assert "inspect.png: this file is there and was not written by" in capsys.readouterr().err
+    assert "inspect.png: this file exists and was not written by" in capsys.readouterr().err
     assert snapshot(root) == before
 
 
