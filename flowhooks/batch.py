@@ -22,7 +22,7 @@ class Conditioning(Protocol):
 
 @dataclass(frozen=True)
 class NoCondition:
-    """The condition of ``size`` samples for a model that takes none, or gets it in another way."""
+    """Stands for the condition of ``size`` samples of a model that takes none, or gets it in another way."""
 
     size: int
 

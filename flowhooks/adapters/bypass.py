@@ -42,8 +42,8 @@ def overridden(settings: Iterable[Setting]) -> Iterator[None]:
 
 
 def bypass_forward(layer: nn.Module, expected: Callable[..., Any] | None, bare: Callable[..., Any]) -> list[Setting]:
-    """The setting that sends ``layer`` straight to ``bare``, if its ``forward`` is still ``expected`` (None: the
-    class's own).
+    """Return the setting that calls ``bare`` in place of the forward of ``layer``, if its ``forward`` is still
+    ``expected`` (None: the class's own).
 
     If other code has wrapped ``forward`` since (an offloading hook does), its wrapper must keep running and nothing
     is set.

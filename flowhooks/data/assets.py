@@ -26,7 +26,7 @@ class Asset(Protocol):
 
 
 class Archive(Asset, Protocol):
-    """An asset from which a part can be read without the rest."""
+    """Handles a file of which a part can be read without the rest."""
 
     def read_part(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start` on, fewer at the end of the file. Raises OSError."""
@@ -35,7 +35,7 @@ class Archive(Asset, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FileAsset:
-    """A file on this machine."""
+    """Handles a file on this machine."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class FileAsset:
 
 @dataclass(frozen=True, slots=True)
 class RemoteAsset:
-    """A file behind a URL of a file system that fsspec knows, such as `s3://bucket/a.png`."""
+    """Handles a file behind a URL of a file system that fsspec knows, such as `s3://bucket/a.png`."""
 
     url: str
 

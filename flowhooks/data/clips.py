@@ -100,7 +100,7 @@ def _video(data: bytes, demuxer: str, positions: Sequence[int]) -> Iterator[Imag
             yield frame.to_image()
             position = next(wanted, -1)
     if position >= 0:
-        raise BadImage(f"has {number + 1:,} frames that can be decoded; frame {position + 1:,} is asked for")
+        raise BadImage(f"has {number + 1:,} frames that can be decoded; frame {position + 1:,} is needed")
 
 
 def _decoded(data: bytes, demuxer: str, most: int) -> Iterator[Any]:

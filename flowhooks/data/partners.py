@@ -141,9 +141,7 @@ def warn_of_orphans(links: dict[int, tuple[int, ...]], sets: list[DataSet], foun
     for j, stems in wanted.items():
         orphans = [stem for stem in sets[j].images if stem not in stems]
         if orphans:
-            found.warnings.append(
-                f"{sets[j].id}: {count(len(orphans), 'file')} that belong to no image: {some(orphans)}"
-            )
+            found.warnings.append(f"{sets[j].id}: {count(len(orphans), 'file')} without an image: {some(orphans)}")
 
 
 def same_sides(record: Record) -> bool:

@@ -182,7 +182,7 @@ def _head(parts: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
 
 
 class Claim:
-    """The exclusive right of one process to write a shard. Whatever it has not published is removed after the block.
+    """Gives one process the exclusive right to write a shard. Whatever it has not published is removed after the block.
 
     Args:
         path: the file to write before publishing it.

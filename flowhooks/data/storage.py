@@ -22,7 +22,7 @@ class Refused(Exception):
 
 
 class Place(Protocol):
-    """A folder. Paths in it are relative, with `/` between folders."""
+    """Reads a folder. Paths in it are relative, with `/` between folders."""
 
     @property
     def name(self) -> str:
@@ -48,7 +48,7 @@ class Place(Protocol):
 
 @dataclass(frozen=True)
 class LocalPlace:
-    """A folder on this machine."""
+    """Reads a folder on this machine."""
 
     root: Path
 
@@ -78,7 +78,7 @@ class LocalPlace:
 
 @dataclass(frozen=True)
 class RemotePlace:
-    """A folder behind a URL."""
+    """Reads a folder behind a URL."""
 
     url: str
 

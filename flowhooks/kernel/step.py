@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """What the engine and hooks need of a model; the probe implements it for any pipeline."""
+    """Defines what the engine and hooks need of a model; the probe implements it for any pipeline."""
 
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Any, *args: Any, **times: Any) -> Tensor: ...
     def features(self, noisy: Tensor, sigma: Tensor, condition: Any, *, block: Any, tokens: int) -> Tensor: ...

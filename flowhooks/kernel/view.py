@@ -42,7 +42,7 @@ class Sigma:
 
 
 class ViewState(Protocol):
-    """The state of samples at a time, and how a model predicts on it."""
+    """Holds the state of samples at a time, and predicts on it."""
 
     @property
     def shape(self) -> torch.Size:

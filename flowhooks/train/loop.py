@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Run the training loop."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from tests.families.vision_language import fast_tokenizer
 
 
 def hidream_image() -> Any:
-    """A HiDreamImagePipeline. Any size asked for becomes 128 by 128 latents ``[4, 128, 128]``, 256-pixel pictures."""
+    """A HiDreamImagePipeline. Any size asked for becomes 128 by 128 latents ``[4, 128, 128]``, 256-pixel images."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return _pipeline(FlowMatchEulerDiscreteScheduler(shift=3.0))

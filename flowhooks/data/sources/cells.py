@@ -19,7 +19,7 @@ from flowhooks.data.storage import Refused, safe_relative_path
 
 
 class Cells(Protocol):
-    """A table with random access; hashable and small when pickled."""
+    """Gives random access to the cells of a table; hashable and small when pickled."""
 
     def __len__(self) -> int: ...
 
@@ -48,7 +48,7 @@ class Cells(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CellAsset:
-    """The bytes in one cell."""
+    """Handles the bytes in one cell."""
 
     table: Cells
     row: int

@@ -13,7 +13,7 @@ from flowhooks.data.inspection import Picture, inspect_image
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A placeholder for an image that cannot be used, with the reason."""
+    """Takes the place of an image that cannot be used, with the reason."""
 
     reason: str
 

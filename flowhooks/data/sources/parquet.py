@@ -2,7 +2,7 @@
 
 Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every image into an
 Arrow file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before
-it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the
+it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow reads the
 group.
 """
 
