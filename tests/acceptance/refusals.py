@@ -31,11 +31,14 @@ REFUSALS: dict[str, Refusal] = {
     "checkpoints of another run": Refusal(make=no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
     "weights of a finished run": Refusal(
         make=left("pytorch_lora_weights.safetensors"),
-        words=("holds pytorch_lora_weights.safetensors, and no checkpoint", "choose another `output_dir`"),
+        words=(
+            "holds pytorch_lora_weights.safetensors of a finished earlier run, and no checkpoint",
+            "choose another `output_dir`",
+        ),
     ),
     "weights of a finished run, gone on from": Refusal(
         make=left("pipeline/model_index.json"),
-        words=("holds pipeline, and no checkpoint", "choose another `output_dir`"),
+        words=("holds pipeline of a finished earlier run, and no checkpoint", "choose another `output_dir`"),
         more=("--resume", "latest"),
     ),
     "steps that an earlier run logged": Refusal(
