@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tests.copies import copier
 from tests.families import tiny
 
 KINDS = {
@@ -28,13 +29,13 @@ def section(kind: str, **changes: Any) -> dict[str, Any]:
 
 
 @cache
-def _original() -> nn.Module:
-    return tiny("sd3").transformer
+def _copier() -> Callable[[], nn.Module]:
+    return copier(tiny("sd3").transformer)
 
 
 def transformer() -> nn.Module:
     """A fresh one, of the same weights every time."""
-    return deepcopy(_original())
+    return _copier()()
 
 
 def inputs(model: nn.Module, seed: int = 1) -> dict[str, Any]:

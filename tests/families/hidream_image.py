@@ -10,7 +10,7 @@ from tests.families.vision_language import fast_tokenizer
 
 
 def hidream_image() -> Any:
-    """A HiDreamImagePipeline. Any size asked for becomes 128 by 128 latents ``[4, 128, 128]``, 256-pixel images."""
+    """A HiDreamImagePipeline. Any size asked for becomes one of as many pixels: latents ``[4, 32, 32]``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     return _pipeline(FlowMatchEulerDiscreteScheduler(shift=3.0))
@@ -56,12 +56,12 @@ def _pipeline(scheduler: Any) -> Any:
         num_routed_experts=4,
         num_activated_experts=2,
         axes_dims_rope=(8, 4, 4),
-        max_resolution=(128, 128),
+        max_resolution=(32, 32),
         llama_layers=[0, 1, 1, 1],
     )
     return HiDreamImagePipeline(
         scheduler=scheduler,
-        # No attention inside: over 128 by 128 positions it would cost more than all the rest.
+        # No attention inside: it would cost more than all the rest.
         vae=kl_autoencoder(
             4,
             scaling_factor=0.3611,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from inspect import signature
 from typing import Any
 
 from flowhooks.testing.pieces import decoder_text_encoder
@@ -80,7 +81,10 @@ def hunyuan_video15() -> Any:
     )
     from transformers import ByT5Tokenizer, Qwen2_5_VLTextConfig, Qwen2_5_VLTextModel
 
-    tokenizer = qwen_tokenizer(WORDS, max_length=2048)
+    # The template is as short as for the released tokenizer, or the text would be its bytes; Ġ is a space.
+    told = signature(HunyuanVideo15Pipeline._get_mllm_prompt_embeds).parameters["system_message"].default
+    words = [*WORDS, *re.findall(r"[A-Za-z]+", told)]
+    tokenizer = qwen_tokenizer([*(f"Ġ{word}" for word in words), *words, "Ġ" * 7], max_length=2048)
     glyphs = ByT5Tokenizer()
     text_encoder = Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**qwen_text(tokenizer, 16, layers=3)))
     transformer = HunyuanVideo15Transformer3DModel(

@@ -14,7 +14,7 @@ MORE_WORDS = ["You", "are", "prompt", "engineer"]
 
 
 def kandinsky5_image() -> Any:
-    """A Kandinsky5T2IPipeline. Any size asked for becomes one of its seven, 1024 pixels: latents ``[1, 128, 128, 4]``.
+    """A Kandinsky5T2IPipeline. Any size asked for becomes one of its seven, 128 pixels: latents ``[1, 16, 16, 4]``.
 
     The class fixes the eightfold autoencoder and the 77 tokens of CLIP. The release wraps the tokenizer in a
     Qwen2VLProcessor, which needs torchvision and does nothing more to plain text.
@@ -42,7 +42,7 @@ def kandinsky5_image() -> Any:
         num_visual_blocks=2,
         axes_dims=(4, 6, 6),
     )
-    # Four channels and no attention: images of 1024 pixels would cost more than all the rest.
+    # Four channels and no attention: the images would cost more than all the rest.
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -50,7 +50,7 @@ def kandinsky5_image() -> Any:
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=2,
-        sample_size=1024,
+        sample_size=128,
         scaling_factor=0.3611,
         mid_block_add_attention=False,
         use_quant_conv=False,

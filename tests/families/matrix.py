@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,27 @@ def check_lora(name: str) -> None:
 
 
 def check_time_conditioning(name: str) -> None:
+    with second_time(name):
+        pass
+
+
+def check_few_steps(name: str) -> None:
+    model = learnt(name)
+    with flowhooks.attach(model, FLOW_MAP) as session:
+        _trained(session, model)
+        few_steps(model)
+
+
+def check_intervals(name: str) -> None:
+    """The two columns before this on one trained network."""
+    with second_time(name) as model:
+        few_steps(model)
+
+
+@contextmanager
+def second_time(name: str) -> Iterator[FlowModel]:
     """Of a second time: none and an empty interval leave the base to the last bit, another one does not, and what maps
-    it gets gradient."""
+    it gets gradient. Yields the model whose network was trained."""
     model = learnt(name)
     batch, sigma = pairs(model), _middle(model)
     state = batch.clean, sigma, batch.condition
@@ -150,27 +170,24 @@ def check_time_conditioning(name: str) -> None:
         with torch.no_grad(), session.roles["reference"]():
             if not torch.equal(model.predict(*state), base):
                 raise Failed("the reference is not the base")
+        yield model
 
 
-def check_few_steps(name: str) -> None:
+def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
-    that interval."""
-    model = learnt(name)
+    that interval. The model's network has been trained with a second time."""
     networks = find_networks(model.pipe)
-    with flowhooks.attach(model, FLOW_MAP) as session:
-        _trained(session, model)
-        condition = model.encode_prompts(PROMPTS[:1])
-        with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
-            walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
-            for name_, step in zip(walk.names, walk.steps, strict=True):
-                if name_ != model.component:
-                    continue
-                ends = (torch.tensor([value]) for value in (step.sigma, step.next_sigma))
-                sigma, r_sigma = ends
-                mine = model.predict(step.sample, sigma, condition, r_sigma=r_sigma)
-                away = float((mine - step.velocity).abs().max() / step.velocity.abs().max().clamp(min=1))
-                if away > 1e-5:
-                    raise Failed(f"the pipeline's prediction is {away:.2g} from ours over the same interval")
+    condition = model.encode_prompts(PROMPTS[:1])
+    with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
+        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
+        for name, step in zip(walk.names, walk.steps, strict=True):
+            if name != model.component:
+                continue
+            sigma, r_sigma = (torch.tensor([value]) for value in (step.sigma, step.next_sigma))
+            mine = model.predict(step.sample, sigma, condition, r_sigma=r_sigma)
+            away = float((mine - step.velocity).abs().max() / step.velocity.abs().max().clamp(min=1))
+            if away > 1e-5:
+                raise Failed(f"the pipeline's prediction is {away:.2g} from ours over the same interval")
 
 
 def check_token_times(name: str, model: FlowModel | None = None) -> None:

@@ -45,7 +45,8 @@ def _transformer(**options: Any) -> Any:
         cross_attention_head_dim=16,
         cross_attention_dim=32,
         caption_channels=16,
-        sample_size=32,
+        # The smallest whose bins of resolutions the pipeline knows.
+        sample_size=16,
         **options,
     ).eval()
 

@@ -42,8 +42,7 @@ def test_learning_takes_few_forwards(name):
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_its_network_learns_intervals_and_the_stock_pipeline_tells_them(name):
-    matrix.check_time_conditioning(name)
-    matrix.check_few_steps(name)
+    matrix.check_intervals(name)
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNT if name not in UNLOADABLE])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from flowhooks.probe import TokenSigma, probe
 from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import TimeEntry
+from tests.copies import copier
 from tests.families import PIPELINES, learnt, matrix, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
@@ -49,12 +49,12 @@ MODULATIONS = {
 def _timed_once(name):
     model = learnt(name)
     model.tokens(torch.zeros(1, *model.sample_shape))
-    return model
+    return copier(model)
 
 
 def timed(name):
     """A model that has learned its tokens; a process learns, and so verifies, those of a family once."""
-    return deepcopy(_timed_once(name))
+    return _timed_once(name)()
 
 
 def state(name, model=None):

@@ -11,6 +11,5 @@ from flowhooks.train import train
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    path, *resume = sys.argv[1:]
-    result = train(load_run(path, allow_imports=True), resume=resume[0] if resume else None, progress=False)
+    result = train(load_run(sys.argv[1], allow_imports=True), progress=False)
     print(f"step {result.step}")

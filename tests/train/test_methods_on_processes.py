@@ -13,9 +13,9 @@ import flowhooks
 from flowhooks import distributed
 from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.train.metrics import MetricWindow
+from tests.forked import side_by_side
 from tests.laws.cases import batch_for, teacher, tiny_model
 from tests.laws.test_composition import METHODS, document, moved
-from tests.train.side_by_side import side_by_side
 
 pytestmark = pytest.mark.slow
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from flowhooks.config import load_run
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
 from tests.data.folders import snapshot
+from tests.forked import side_by_side
 from tests.golden.record import one_thread
 from tests.train.runs import FLOW_DPO, document, history, weights
 
@@ -27,13 +29,31 @@ TWO = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"
 TWO += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
 
 
-def start_two(run, *resume):
-    command = [sys.executable, *TWO, "-m", "tests.train.launched", str(run), *resume]
+def start_two(run):
+    command = [sys.executable, *TWO, "-m", "tests.train.launched", str(run)]
     # accelerate starts several processes on CPUs only by way of its launcher for GPUs.
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("step ") == 2
+
+
+def resume_two(run, port):
+    """What the launcher starts, without its two interpreters."""
+    side_by_side(resumed, str(run), port, count=2)
+
+
+def resumed(rank, run, port):
+    torch.set_num_threads(1)
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    assert train(load_run(run, allow_imports=True), resume="latest", progress=False).step == 4
+
+
+def free_port():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return listening.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +115,7 @@ def test_two_processes_train_as_one_and_resume_exactly(run_files):
     for path in checkpoint.iterdir():
         path.unlink()
     checkpoint.rmdir()
-    start_two(files["two"], "latest")
+    resume_two(files["two"], free_port())
     again = weights(checkpoint)
     assert all(torch.equal(again[name], two[name]) for name in two)
     assert not torch.equal(*[read(checkpoint, f"process_{rank}")["random"]["torch"] for rank in (0, 1)])

@@ -12,8 +12,8 @@ from torch import distributed as dist
 import flowhooks
 from flowhooks import distributed
 from tests.families import learnt
+from tests.forked import side_by_side
 from tests.laws.test_composition import METHODS, moved
-from tests.train.side_by_side import side_by_side
 
 pytestmark = pytest.mark.slow
 
