@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DiffusionPipeline
-from torch import nn
 from transformers import dynamic_module_utils
 
 from flowhooks.checks.library import foreign_parts
@@ -89,37 +87,6 @@ def attention_backend(networks: Iterable[Any], name: str) -> Iterator[None]:
             yield
     finally:
         registry.set_active_backend(active)
-
-
-@contextmanager
-def gradient_checkpointing(transformer: Any, wanted: bool) -> Iterator[None]:
-    """Recompute activations in the backward pass inside the block. Raises ModelError for a model that cannot."""
-    if not wanted:
-        yield
-        return
-    blocks = [module for module in transformer.modules() if hasattr(module, "gradient_checkpointing")]
-    with restore_attributes(*blocks):
-        try:
-            transformer.enable_gradient_checkpointing()
-        except ValueError as error:
-            raise ModelError(f"{error}; set `model.gradient_checkpointing` to false") from error
-        yield
-
-
-@contextmanager
-def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[None]:
-    """Keep text encoders and VAE on the transformer's device inside the block, and on the CPU after it."""
-    device = next(transformer.parameters()).device
-    others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not transformer]
-    try:
-        for part in others:
-            part.to(device)
-        yield
-    finally:
-        for part in others:
-            part.to("cpu")
-        if device.type != "cpu":
-            torch.get_device_module(device).empty_cache()
 
 
 def _place(name: str) -> str:

@@ -107,6 +107,29 @@ def describe_trainable(run: Run) -> str:
     return f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
 
 
+def text_encoders_stay(run: Run) -> str | None:
+    """Why the text encoders of a run stay in the host's memory after its prompts are encoded, as far as the run file
+    tells; None where they are dropped."""
+    if run.model["keep_text_encoders"]:
+        return "`model.keep_text_encoders` is true"
+    if run.training["trainable"] == "transformer":
+        return "the whole pipeline is written in the end"
+    for hook in run.hooks:
+        if hook.type not in HOOKS:
+            return f"{hook.type!r} is code of your own, which may ask them"
+        if hook.type == "on_policy_rollout" and hook.options["prompts"] is None:
+            return "samples are generated from the captions of the data"
+    return None
+
+
+def describe_prompts(run: Run) -> str:
+    """What becomes of the text encoders, in words."""
+    reason = text_encoders_stay(run)
+    if reason is None:
+        return "encoded once, before the network comes to the device; the text encoders then leave memory"
+    return f"the text encoders stay in the host's memory: {reason}"
+
+
 def adapter_problems(run: Run) -> Iterator[Problem]:
     """Yield problems with adapter files that are missing, damaged, or for another model."""
     file, model = str(run.source), pipeline_folder(run.model)

@@ -45,7 +45,13 @@ def _run(args: Namespace) -> int:
     from flowhooks.checks.machine import machine_warnings
     from flowhooks.checks.models import helper_notices
     from flowhooks.checks.pipeline import model_notices
-    from flowhooks.checks.planning import describe_trainable, forwards, unread, unused_data_warnings
+    from flowhooks.checks.planning import (
+        describe_prompts,
+        describe_trainable,
+        forwards,
+        unread,
+        unused_data_warnings,
+    )
     from flowhooks.config import load_run, plain
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import human_bytes, total_bytes
@@ -73,6 +79,7 @@ def _run(args: Namespace) -> int:
     say(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     say(f"trains     {describe_trainable(configured)}")
+    say(f"prompts    {describe_prompts(configured)}")
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")

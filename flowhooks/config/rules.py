@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 #: Computing in a precision that the weights cannot hold gains nothing; fp16 without a loss scale loses small gradients.
 _PRECISIONS = {"fp32": ("no", "bf16", "fp16"), "bf16": ("no", "bf16"), "fp16": ("fp16",)}
-_TEXT_ENCODER = re.compile(r"text_?encoder|^train_te$|^te_", re.I)
+_TEXT_ENCODER = re.compile(r"^(?!keep_).*text_?encoder|^train_te$|^te_", re.I)
 #: Hooks that say when and where to learn, not what.
 _SETTINGS = ("timestep_schedule", "mask_reducer", "adapter_gate")
 _SECTIONS = ("model", "adapter", "training")
@@ -42,6 +42,11 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
             file,
             "$.training.mixed_precision",
         )
+    if document["model"]["checkpoint_offload"] and not document["model"]["gradient_checkpointing"]:
+        message = (
+            "there is nothing to offload without `model.gradient_checkpointing`; set that to true, or this to false"
+        )
+        yield Problem(message, file, "$.model.checkpoint_offload")
     if training["trainable"] == "adapter" and adapter is None:
         message = "'adapter' is trained, but `adapter` is null; give it a section, or train the 'transformer'"
         yield Problem(message, file, "$.training.trainable")

@@ -1,4 +1,4 @@
-"""Decodes clean latents to images while a run keeps its VAE parked on the CPU."""
+"""Decodes clean latents to images with a VAE that may be parked on the CPU."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ class Decoder:
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
     def _wake(self) -> None:
-        """Moves a VAE back that the trainer or its validation parked on the CPU; one that offloading moves stays with
-        it."""
+        """Moves a VAE back that was parked on the CPU; one that comes by itself when it decodes, as in a run, does
+        so."""
         vae = self.model.pipe.vae
         if execution_device(vae) != self.model.device:
             vae.to(self.model.device)

@@ -19,7 +19,7 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.levels import WeightNames
-from flowhooks.probe.recorder import encoded_once, execution_device, posterior_mode, without_side_effects
+from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, posterior_mode, without_side_effects
 from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
@@ -291,7 +291,11 @@ class FlowModel:
         one image of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
-        with without_side_effects(self.pipe, find_networks(self.pipe)), self._without_second_time():
+        with (
+            freed_once(self.pipe),
+            without_side_effects(self.pipe, find_networks(self.pipe)),
+            self._without_second_time(),
+        ):
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
                 seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())

@@ -310,6 +310,23 @@ def run(pipe: Any, **call: Any) -> Any:
         raise failed(pipe, error) from error
 
 
+@contextmanager
+def freed_once(pipe: Any) -> Iterator[None]:
+    """Runs of the pipeline inside the block leave their components where they are; at its end they are freed together.
+
+    Components that Diffusers itself offloads are freed after each run, as it is made for.
+    """
+    if getattr(pipe, "_all_hooks", None):
+        yield
+        return
+    try:
+        with restore_attributes(pipe):
+            pipe.maybe_free_model_hooks = lambda: None
+            yield
+    finally:
+        pipe.maybe_free_model_hooks()
+
+
 def first_of(output: Any) -> Any:
     """Return the prediction in what a transformer returns, in any of Diffusers' forms."""
     if isinstance(output, (tuple, list)):

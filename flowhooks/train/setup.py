@@ -17,7 +17,7 @@ from flowhooks.attaching import attach_planned
 from flowhooks.checks import Examined, examine
 from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.output import LATEST
-from flowhooks.checks.planning import plan_run
+from flowhooks.checks.planning import plan_run, text_encoders_stay
 from flowhooks.config import Run
 from flowhooks.data import (
     Audit,
@@ -36,9 +36,10 @@ from flowhooks.hooks.build import assemble
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel.plan import Plan
 from flowhooks.manifest import read_manifest
-from flowhooks.pipeline import attention_backend, encoders_and_vae_on_device, gradient_checkpointing, load_pipeline
+from flowhooks.pipeline import attention_backend, load_pipeline
 from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
+from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.runs import find_networks
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
@@ -50,7 +51,8 @@ from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
-from flowhooks.train.validation import Validation
+from flowhooks.train.stage import Stage
+from flowhooks.train.validation import Validation, ValidationImages
 
 
 @contextmanager
@@ -95,17 +97,24 @@ def prepared(
                     checkpoints.go_back(source)
                 write_run(run)
 
-        pipe = load_pipeline(run.model).to(accelerator.device)
+        pipe = load_pipeline(run.model)
+        stage = Stage(pipe, accelerator.device)
+        stack.enter_context(stage.open())
         model = _probed(run, pipe, audited, stack)
-        # Hooks learn what they need of the pipeline while they attach; after that, text encoders and VAE are parked.
-        with encoders_and_vae_on_device(pipe, model.transformer):
-            dataset: Any = []
-            if audited.records:
-                dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
-            stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
-            # One seed on every process for the initial adapter, then a different one on each for dropout.
-            rng.seed_all(run.training["seed"])
-            session = stack.enter_context(attach_planned(model, run, assembly))
+        dataset: Any = []
+        if audited.records:
+            dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
+        images = ValidationImages(run=run, model=model)
+        # Only the main process draws.
+        encoded = images.encode(stage) if accelerator.is_main_process else True
+        stage.settle(model.component)
+        recomputed, offload = run.model["gradient_checkpointing"], run.model["checkpoint_offload"]
+        stack.enter_context(gradient_checkpointing(model.transformer, recomputed, offload=offload))
+        # One seed on every process for the initial adapter, then a different one on each for dropout.
+        rng.seed_all(run.training["seed"])
+        session = stack.enter_context(attach_planned(model, run, assembly))
+        if encoded and text_encoders_stay(run) is None:
+            stage.drop_text_encoders()
         rng.seed_all(run.training["seed"] + accelerator.process_index)
         model.transformer.train()
         batch_size = run.training["train_batch_size"]
@@ -125,6 +134,7 @@ def prepared(
                 run=run,
                 session=session,
                 model=model,
+                images=images,
                 accelerator=accelerator,
                 held=Subset(dataset, held),
                 batch_size=batch_size,

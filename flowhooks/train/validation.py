@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,72 @@ from flowhooks.export import CardPicture
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import VALIDATION
-from flowhooks.pipeline import encoders_and_vae_on_device
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
+from flowhooks.probe.runs import StopForward, find_networks
+from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
+from flowhooks.train.stage import Stage
 
 STEPS = "num_inference_steps"
+
+
+@dataclass(kw_only=True)
+class ValidationImages:
+    """Generates the images of a run's validation."""
+
+    run: Run
+    model: FlowModel
+    encoded: EncodedPrompts | None = None
+
+    def encode(self, stage: Stage) -> bool:
+        """Encode the prompts, so that drawing images later asks no text encoder. Returns whether that is so."""
+        pipe, prompts = self.model.pipe, self.run.validation["prompts"]
+        if not prompts:
+            return True
+        if not hasattr(pipe, "encode_prompt"):
+            return False
+        self.encoded = EncodedPrompts(pipe)
+        self._encode(prompts)
+        return not stage.asks_encoders(lambda: self._encode(prompts[:1]))
+
+    def sample(self, count: int) -> list[Image.Image]:
+        """Return the images of every prompt, in ``count`` steps."""
+        return self._sampled(self.run.validation["prompts"], count)
+
+    @property
+    def counts(self) -> list[int]:
+        """Return the step counts that images are generated at, rising."""
+        written = self.run.validation[STEPS]
+        return sorted(written) if isinstance(written, list) else [written]
+
+    def _encode(self, prompts: Sequence[str]) -> None:
+        def stop(*_: Any) -> None:
+            raise StopForward
+
+        with ExitStack() as stack:
+            for network in find_networks(self.model.pipe).values():
+                stack.callback(network.register_forward_pre_hook(stop).remove)
+            for prompt in prompts:
+                with suppress(StopForward):
+                    self._sampled([prompt], self.counts[0])
+
+    def _sampled(self, prompts: Sequence[str], count: int) -> list[Image.Image]:
+        validation, model = self.run.validation, self.model
+        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
+        with nullcontext() if self.encoded is None else self.encoded.used():
+            return sample_images(
+                model.pipe,
+                prompts,
+                num_inference_steps=count,
+                **options,
+                scale_argument=model.contract.scale,
+                arguments=self.run.model["pipeline_arguments"],
+            )
 
 
 @dataclass(kw_only=True)
@@ -47,6 +103,7 @@ class Validation:
     run: Run
     session: Session
     model: FlowModel
+    images: ValidationImages
     accelerator: Accelerator
     held: Subset
     batch_size: int
@@ -101,23 +158,9 @@ class Validation:
         return [dataset.records[i] for i in self.held.indices]
 
     def _draw(self, step: int) -> dict[str, float]:
-        validation, model = self.run.validation, self.model
-        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
-        counts = self.counts
-        with encoders_and_vae_on_device(model.pipe, model.transformer), ExitStack() as stack:
-            if model.interval is not None:
-                stack.enter_context(first_order(model.pipe))
-            drawn = [
-                sample_images(
-                    model.pipe,
-                    validation["prompts"],
-                    num_inference_steps=count,
-                    **options,
-                    scale_argument=model.contract.scale,
-                    arguments=self.run.model["pipeline_arguments"],
-                )
-                for count in counts
-            ]
+        validation, counts = self.run.validation, self.images.counts
+        with nullcontext() if self.model.interval is None else first_order(self.model.pipe):
+            drawn = [self.images.sample(count) for count in counts]
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
         # With several step counts: a row an image, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
@@ -126,12 +169,6 @@ class Validation:
         self.drawn = write_aside(file, lambda aside: grid.save(aside, format="PNG"), TrainingError)
         self._track(pictures, step)
         return step_curve(counts, drawn) if len(counts) > 1 else {}
-
-    @property
-    def counts(self) -> list[int]:
-        """Return the step counts that images are generated at, rising."""
-        written = self.run.validation[STEPS]
-        return sorted(written) if isinstance(written, list) else [written]
 
     def _track(self, pictures: Sequence[Image.Image], step: int) -> None:
         for tracker in self.accelerator.trackers:

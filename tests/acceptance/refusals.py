@@ -257,6 +257,10 @@ REFUSALS: dict[str, Refusal] = {
         make=written(adapter={"dropout": 0.1}, hooks=[{"type": "target_replacer", "target_mode": "flow_map"}]),
         words=("$.hooks[0]: ", "adapter.dropout"),
     ),
+    "activations that nothing recomputes, offloaded": Refusal(
+        make=written(model={"checkpoint_offload": True}),
+        words=("$.model.checkpoint_offload: ", "`model.gradient_checkpointing`"),
+    ),
     "a text encoder": Refusal(
         make=written(training={"train_text_encoder": True}), words=("text encoders are not trained",)
     ),

@@ -39,6 +39,8 @@ ELSEWHERE = {
     "checks/machine.py: _refusal_of_diffusers: ": "tests/checks/test_attention_backends.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
     "checks/planning.py: describe_trainable: ": "words of `check`",
+    "checks/planning.py: describe_prompts: ": "words of `check`",
+    "checks/planning.py: text_encoders_stay: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "config/rules.py: plain: ": "words of `check`",
     "checks/models.py: helper_notices: ": "tests/checks/test_hub.py",

@@ -13,7 +13,7 @@ from flowhooks.checks.machine import sharding_problems
 from flowhooks.config import resolve_run
 from flowhooks.data import audit
 from flowhooks.errors import ModelError
-from flowhooks.pipeline import attention_backend, gradient_checkpointing, load_pipeline
+from flowhooks.pipeline import attention_backend, load_pipeline
 from flowhooks.train import rng
 from flowhooks.train.setup import _probed
 from tests.families import PIPELINES, tiny
@@ -64,14 +64,6 @@ def test_both_experts_of_a_run_get_the_attention_backend():
             chosen = {m.processor._attention_backend for m in expert.modules() if hasattr(m, "processor")}
             assert {each.value for each in chosen} == {"_native_math"}
     assert [traces(each) for each in experts] == before
-
-
-def test_gradient_checkpointing_is_used_and_put_back(tiny_sd3):
-    transformer = tiny_sd3.transformer
-    before = traces(transformer)
-    with gradient_checkpointing(transformer, True):
-        assert transformer.is_gradient_checkpointing
-    assert traces(transformer) == before and not transformer.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])

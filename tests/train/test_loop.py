@@ -13,8 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from flowhooks.adapters import load_adapter
+from flowhooks.attaching import attach_planned
 from flowhooks.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
-from flowhooks.pipeline import encoders_and_vae_on_device, load_pipeline
+from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import FlowModel
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
@@ -66,30 +67,30 @@ def test_a_run_leaves_a_lora_that_stock_diffusers_draws_with(new_run):
     assert not [p for p in out.rglob("*") if p.suffix in {".pt", ".bin", ".pkl", ".pth"} or "partial" in p.name]
 
 
-def test_text_encoders_are_awake_while_hooks_attach_and_are_asked_for_nothing_else(new_run, monkeypatch, tmp_path):
-    awake, encoded = [], []
+def test_prompts_are_encoded_before_hooks_attach_but_for_what_a_hook_learns_then(new_run, monkeypatch, tmp_path):
+    attaching, encoded = [], []
 
     @contextmanager
-    def watched(pipe, transformer):
-        with encoders_and_vae_on_device(pipe, transformer):
-            awake.append(True)
-            yield
-            awake.clear()
+    def watched(*args):
+        attaching.append(True)
+        with attach_planned(*args) as session:
+            attaching.clear()
+            yield session
 
     def encode_prompts(model, prompts, **size):
-        encoded.extend((prompt, bool(awake)) for prompt in prompts)
+        encoded.extend((prompt, bool(attaching)) for prompt in prompts)
         return encode(model, prompts, **size)
 
     encode = FlowModel.encode_prompts
     monkeypatch.setattr(FlowModel, "encode_prompts", encode_prompts)
-    monkeypatch.setattr(setup, "encoders_and_vae_on_device", watched)
+    monkeypatch.setattr(setup, "attach_planned", watched)
     once = {"training": {"max_train_steps": 1}, "cache_dir": str(tmp_path / "cache")}
     train(new_run("plain", hooks=[], **once), progress=False)
     plain = set(encoded)
     # The data's, for the cache, and those of the probe.
-    assert {prompt for prompt, while_awake in plain if while_awake} == {f"a photo of {name}" for name in NAMES}
+    assert plain == {(prompt, False) for prompt in (*PROMPTS, *(f"a photo of {name}" for name in NAMES))}
     train(new_run("hooked", hooks=[{"type": "tests.train.toys:Learning"}], **once), progress=False)
-    assert set(encoded) - plain == {(prompt, True) for prompt in PROMPTS} and not awake
+    assert set(encoded) - plain == {(prompt, True) for prompt in PROMPTS} and not attaching
 
 
 def test_training_whole_saves_a_pipeline_of_averaged_weights(new_run):

@@ -22,6 +22,7 @@ from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
+from flowhooks.probe.recorder import freed_once
 from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
 
 REFERENCE = "reference"
@@ -78,8 +79,9 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                 )
         self._rewards = [reward.to(model.device) for reward in rewards]
         self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
-        for prompt in source.prompt_list or () if self._unguided else ():
-            source.player.shapes(prompt.text, source.sampling, self._unguided)
+        with freed_once(model.pipe):
+            for prompt in source.prompt_list or () if self._unguided else ():
+                source.player.shapes(prompt.text, source.sampling, self._unguided)
         with self._decoder.attached():
             try:
                 yield

@@ -20,6 +20,7 @@ from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Chunk, Sigma, View, ViewState
+from flowhooks.probe.recorder import freed_once
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
@@ -116,8 +117,9 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
         player = PipelineSampler(model, EncodedPrompts(model.pipe))
-        for prompt in self.prompt_list or ():
-            self._shape(player, prompt.text)
+        with freed_once(model.pipe):
+            for prompt in self.prompt_list or ():
+                self._shape(player, prompt.text)
         self.player = player
         self._batch_size = session.batch_size
         yield
@@ -222,8 +224,9 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     def _groups(self, prompts: Sequence[str], step: Step) -> list[list[int]]:
         """Return rows that can be sampled together; with several processes, in parts of the same sizes on each."""
         groups: dict[Any, list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            groups.setdefault(self._shape(self.player, prompt), []).append(i)
+        with freed_once(self.player.model.pipe):
+            for i, prompt in enumerate(prompts):
+                groups.setdefault(self._shape(self.player, prompt), []).append(i)
         found = list(groups.values())
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 

@@ -1,0 +1,67 @@
+"""Gradient checkpointing: which blocks of a network recompute their activations in the backward pass, and where what
+they keep until then lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.recorder import execution_device
+from flowhooks.splice import restore_attributes
+
+
+@contextmanager
+def gradient_checkpointing(network: Any, wanted: bool | int, *, offload: bool = False) -> Iterator[None]:
+    """Recompute activations in the backward pass inside the block. Gradients stay the same to the bit.
+
+    Args:
+        network: a model of Diffusers, which says of itself whether it can.
+        wanted: False for none, True for all blocks, or n for the first of every n.
+        offload: keep the inputs of these blocks on the CPU until then, in pinned memory where the network is on another
+            device.
+
+    Raises:
+        ModelError: the network cannot, or has no blocks that could be counted.
+    """
+    if not wanted:
+        yield
+        return
+    places: dict[Any, int] = {block: place for place, block in enumerate(_blocks(network))}
+    every = int(wanted)
+    if every > 1 and not places:
+        raise ModelError(
+            f"{type(network).__name__} keeps its blocks in no list, so they cannot be counted; set "
+            "`model.gradient_checkpointing` to true"
+        )
+
+    def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Some networks give a block, and some its method. What is in no list always recomputes.
+        if places.get(getattr(function, "__self__", function), 0) % every:
+            return function(*args, **kwargs)
+        pinned = execution_device(network).type != "cpu"
+        # What runs inside has torch's own hooks on what it saves, so this one sees the inputs of the block alone.
+        with save_on_cpu(pin_memory=pinned) if offload else nullcontext():
+            return checkpoint(function, *args, use_reentrant=False, **kwargs)
+
+    flagged = [module for module in network.modules() if hasattr(module, "gradient_checkpointing")]
+    with restore_attributes(*flagged):
+        try:
+            network.enable_gradient_checkpointing(run)
+        except ValueError as error:
+            raise ModelError(f"{error}; set `model.gradient_checkpointing` to false") from error
+        yield
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The members of module lists, in order, but for those inside another member."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)
