@@ -121,7 +121,8 @@ class Job:
 
     def validate(self) -> None:
         """Validate at this step."""
-        values = self.validation.validate(self.step)
+        with self.optimization.at_result():
+            values = self.validation.validate(self.step)
         self.values |= values
         if values:
             self.publish(values)
@@ -156,10 +157,12 @@ class Job:
             "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
         }
         own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
-        self.checkpoints.save(
-            self.step, states, own, self.identity, lambda folder: write_intermediate(self.run, self.session, folder)
-        )
+        self.checkpoints.save(self.step, states, own, self.identity, self._write_intermediate)
         self._saved = self.step
+
+    def _write_intermediate(self, folder: Path) -> None:
+        with self.optimization.at_result():
+            write_intermediate(self.run, self.session, folder)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
@@ -197,9 +200,9 @@ class Job:
         self.save()
         with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
-                write_outputs(
-                    self.run, self.session, self.validation.model.pipe, self.values, self.validation.pictures()
-                )
+                pipe, pictures = self.validation.model.pipe, self.validation.pictures()
+                with self.optimization.at_result():
+                    write_outputs(self.run, self.session, pipe, self.values, pictures)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from flowhooks.config import Run
 from flowhooks.distributed import average_gradients
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.optimizers import make_optimizer
+from flowhooks.train.optimizers import at_result, has_two_points, make_optimizer
 
 
 class Optimization:
@@ -33,6 +34,8 @@ class Optimization:
         self.scaler = scaler
         self.max_norm = training["max_grad_norm"]
         self.optimizer = make_optimizer(run, self.parameters)
+        if has_two_points(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
         self.schedule = get_scheduler(
             training["lr_scheduler"],
             optimizer=self.optimizer,
@@ -43,6 +46,11 @@ class Optimization:
     @property
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
+
+    def at_result(self) -> AbstractContextManager[None]:
+        """Puts the weights that the optimiser offers as its result in place inside the block. For most optimisers these
+        are the trained ones."""
+        return at_result(self.optimizer, self.parameters)
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar loss."""
