@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata, util
 from importlib.util import find_spec

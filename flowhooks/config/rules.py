@@ -60,8 +60,8 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
         yield Problem(message, file, "$.training.lr_warmup_steps")
     if training["optimizer"] == "schedule_free" and not training["lr_scheduler"].startswith("constant"):
         message = (
-            f"'schedule_free' averages the weights in place of a schedule, and goes with no {training['lr_scheduler']!r} "
-            "rate; use 'constant', or 'constant_with_warmup'"
+            f"'schedule_free' averages the weights in place of a schedule, and goes with no "
+            f"{training['lr_scheduler']!r} rate; use 'constant', or 'constant_with_warmup'"
         )
         yield Problem(message, file, "$.training.lr_scheduler")
 

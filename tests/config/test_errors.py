@@ -38,8 +38,8 @@ CASES = [
     (
         {"training": {"optimizer": "lyon"}},
         "$.training.optimizer",
-        "'lyon' is not one of 'adamw', 'adamw8bit', 'adafactor', 'prodigy', 'lion', 'schedule_free', 'muon'; did you mean "
-        "'lion'?",
+        "'lyon' is not one of 'adamw', 'adamw8bit', 'adafactor', 'prodigy', 'lion', 'schedule_free', 'muon'; did you "
+        "mean 'lion'?",
     ),
     (
         {"training": {"optimizer": "torch optim:X"}},
