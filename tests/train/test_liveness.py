@@ -8,9 +8,18 @@ import pytest
 import torch
 
 from flowhooks.errors import TrainingError
-from flowhooks.train import train
-from flowhooks.train.liveness import UPDATES, Liveness
+from flowhooks.train import liveness as module
+from flowhooks.train.liveness import Liveness
 from tests.laws.cases import ADAPTERS, RECIPES, batch_for, looping
+
+UPDATES = 3
+
+
+@pytest.fixture(autouse=True)
+def _fewer_updates(monkeypatch):
+    """Fewer chances for a gradient to come than in a run, so that what raises no alarm here raises none there."""
+    assert UPDATES < module.UPDATES
+    monkeypatch.setattr(module, "UPDATES", UPDATES)
 
 
 @contextmanager
@@ -131,7 +140,7 @@ def test_a_rate_that_moves_nothing_stops_the_run():
     with looping("sft") as loop, watched(loop) as liveness:
         loop.optimizer.param_groups[0]["weight_decay"] = 0
         advance(loop, liveness, UPDATES, rate=1e-60)
-        with pytest.raises(TrainingError, match="no weight moved in 8 updates"):
+        with pytest.raises(TrainingError, match="no weight moved in 3 updates"):
             liveness.check()
 
 
