@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowhooks.checks.layers import target_problems
-from flowhooks.checks.machine import machine_problems, optimizer_problems, sharding_problems
+from flowhooks.checks.machine import machine_problems, sharding_problems
 from flowhooks.checks.models import helper_problems
+from flowhooks.checks.optimizers import optimizer_problems
 from flowhooks.checks.output import output_problems
 from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from importlib import metadata, util
 from importlib.util import find_spec
@@ -14,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.config import Run
-from flowhooks.documents.imports import OF_TORCH
-from flowhooks.documents.suggest import hint
 from flowhooks.errors import Problem
 
 #: Prefixes of the names of backends without a backward pass.
@@ -34,12 +31,6 @@ _SHARDED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-#: Optimisers of torch that cannot train a network here.
-UNFIT: Mapping[str, str] = {
-    "LBFGS": "computes the loss several times within one step, and a step here computes it once",
-    "SparseAdam": "takes sparse gradients only, and those of a network are dense",
-}
-_EXPORTED = re.compile(r"^from torch\.optim\.\w+ import (\w+) as \1$", re.MULTILINE)
 
 
 def backend_refusal(name: str, *, dtype: str = "bf16", mixed_precision: str = "no") -> str | None:
@@ -180,10 +171,6 @@ def machine_problems(run: Run) -> Iterator[Problem]:
         if find_spec(tracker) is None:
             message = f"{tracker!r} is not installed; run `pip install {tracker}`, or take it out of the list"
             yield Problem(message, file, f"$.logging.trackers[{i}]")
-    module = run.training["optimizer"].partition(":")[0].partition(".")[0]
-    if run.training["optimizer"] != "adamw" and find_spec(module) is None:
-        message = f"the package {module!r} of the optimiser is not installed; install it, or use 'adamw'"
-        yield Problem(message, file, "$.training.optimizer")
     workers, most = run.training["dataloader_num_workers"], WORKERS_PER_CPU * max(cpus(), 2)
     if workers > most:
         message = f"{workers:,} processes would exhaust this machine of {cpus()} CPUs; use at most {most}"
@@ -231,32 +218,3 @@ def _unmakeable(place: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
-
-
-@cache
-def torch_optimizers() -> frozenset[str] | None:
-    """Return the optimisers that ``torch.optim`` exports; None where its source does not say."""
-    found = find_spec("torch")
-    if found is None or found.origin is None:
-        return None
-    try:
-        text = (Path(found.origin).parent / "optim" / "__init__.py").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    names = frozenset(_EXPORTED.findall(text)) - {"Optimizer"}
-    return names if "AdamW" in names else None
-
-
-def optimizer_problems(run: Run) -> Iterator[Problem]:
-    """Yield why an optimiser of torch cannot be used."""
-    written = run.training["optimizer"]
-    name, known = written.removeprefix(OF_TORCH), torch_optimizers()
-    if name == written or known is None:
-        return
-    if name in UNFIT:
-        message = f"{written!r} cannot be used: it {UNFIT[name]}; use 'adamw', or another one of torch.optim"
-        yield Problem(message, str(run.source), "$.training.optimizer")
-    elif name not in known:
-        fit = sorted(known - UNFIT.keys())
-        message = f"torch.optim has no optimiser {name!r}{hint(name, fit)}; it has {', '.join(fit)}"
-        yield Problem(message, str(run.source), "$.training.optimizer")

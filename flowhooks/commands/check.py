@@ -44,6 +44,7 @@ def _run(args: Namespace) -> int:
     from flowhooks.checks import examine
     from flowhooks.checks.machine import machine_warnings
     from flowhooks.checks.models import helper_notices
+    from flowhooks.checks.optimizers import optimizer_warnings
     from flowhooks.checks.pipeline import model_notices
     from flowhooks.checks.planning import (
         describe_prompts,
@@ -85,7 +86,13 @@ def _run(args: Namespace) -> int:
         say(f"imports    {line}")
     given = (f"data:{each}" for each in audited.provides)
     _print_warnings(
-        [*changed, *audited.warnings, *machine_warnings(configured), *unused_data_warnings(planned, frozenset(given))]
+        [
+            *changed,
+            *audited.warnings,
+            *machine_warnings(configured),
+            *optimizer_warnings(configured),
+            *unused_data_warnings(planned, frozenset(given)),
+        ]
     )
     return 0
 

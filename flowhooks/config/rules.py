@@ -63,6 +63,12 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
     if training["lr_scheduler"] == "constant" and training["lr_warmup_steps"]:
         message = "the scheduler 'constant' has no warm-up; use 'constant_with_warmup', or 0 steps"
         yield Problem(message, file, "$.training.lr_warmup_steps")
+    if training["optimizer"] == "schedule_free" and not training["lr_scheduler"].startswith("constant"):
+        message = (
+            f"'schedule_free' averages the weights in place of a schedule, and goes with no "
+            f"{training['lr_scheduler']!r} rate; use 'constant', or 'constant_with_warmup'"
+        )
+        yield Problem(message, file, "$.training.lr_scheduler")
 
 
 def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:

@@ -27,6 +27,7 @@ from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
+from flowhooks.train.liveness import Liveness
 from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import write_intermediate, write_outputs
@@ -83,7 +84,14 @@ class Job:
         )
         for line in summary(self):
             self.progress.say(line)
-        with self.progress.open(self.step):
+        self.liveness = Liveness(
+            self.session,
+            self.validation.model.transformer,
+            self.accelerator.autocast,
+            begins=self.step == 0,
+        )
+        self.optimization.before = self.liveness.note
+        with self.liveness.watching(), self.progress.open(self.step):
             yield
 
     def batches(self) -> Iterator[Batch | None]:
@@ -108,8 +116,10 @@ class Job:
         return self.schedule.epoch_at(self.session.micro_step)
 
     def log(self, norm: Tensor) -> None:
-        """Fetch the metrics of the window, check them, and write them."""
+        """Fetch the metrics of the window, check them, and write them. Raises TrainingError where a
+        number is not finite or something turns out not to be trained."""
         self.guard.check()
+        self._judge()
         values = self.window.fetch()
         values |= {"grad_norm": float(norm), "learning_rate": self.optimization.learning_rate, "epoch": self.epoch}
         self.values |= values
@@ -121,7 +131,8 @@ class Job:
 
     def validate(self) -> None:
         """Validate at this step."""
-        values = self.validation.validate(self.step)
+        with self.optimization.at_result():
+            values = self.validation.validate(self.step)
         self.values |= values
         if values:
             self.publish(values)
@@ -147,6 +158,7 @@ class Job:
         """Write a checkpoint of this step, unless the run was just resumed from it. Raises TrainingError,
         CheckpointError."""
         self.guard.check()
+        self._judge()
         if self.step == self._saved:
             return
         states = {
@@ -156,10 +168,17 @@ class Job:
             "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
         }
         own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
-        self.checkpoints.save(
-            self.step, states, own, self.identity, lambda folder: write_intermediate(self.run, self.session, folder)
-        )
+        self.checkpoints.save(self.step, states, own, self.identity, self._write_intermediate)
         self._saved = self.step
+
+    def _judge(self, *, last: bool = False) -> None:
+        """Let what was seen of the first updates be judged. Raises TrainingError."""
+        if (sentence := self.liveness.check(last=last)) is not None:
+            self.voice.say(sentence)
+
+    def _write_intermediate(self, folder: Path) -> None:
+        with self.optimization.at_result():
+            write_intermediate(self.run, self.session, folder)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
@@ -193,13 +212,15 @@ class Job:
         self._saved = self.step
 
     def finish(self) -> None:
-        """Write the last checkpoint and the outputs of the run."""
+        """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""
+        self.guard.check()
+        self._judge(last=True)
         self.save()
         with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
-                write_outputs(
-                    self.run, self.session, self.validation.model.pipe, self.values, self.validation.pictures()
-                )
+                pipe, pictures = self.validation.model.pipe, self.validation.pictures()
+                with self.optimization.at_result():
+                    write_outputs(self.run, self.session, pipe, self.values, pictures)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

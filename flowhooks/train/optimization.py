@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 
 from flowhooks.config import Run
 from flowhooks.distributed import average_gradients
+from flowhooks.errors import TrainingError
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.optimizers import make_optimizer
+from flowhooks.train.optimizers import at_result, has_two_points, make_optimizer
 
 
 class Optimization:
@@ -31,8 +33,12 @@ class Optimization:
         training = run.training
         self.parameters = list(parameters)
         self.scaler = scaler
+        #: Called with the rate of an update before it is made, while its gradients are there.
+        self.before: Callable[[float], None] = lambda rate: None
         self.max_norm = training["max_grad_norm"]
         self.optimizer = make_optimizer(run, self.parameters)
+        if has_two_points(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
         self.schedule = get_scheduler(
             training["lr_scheduler"],
             optimizer=self.optimizer,
@@ -44,8 +50,18 @@ class Optimization:
     def learning_rate(self) -> float:
         return float(self.schedule.get_last_lr()[0])
 
+    def at_result(self) -> AbstractContextManager[None]:
+        """Puts the weights that the optimiser offers as its result in place inside the block. For most optimisers these
+        are the trained ones."""
+        return at_result(self.optimizer, self.parameters)
+
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a scalar loss."""
+        """Add the gradients of a scalar loss. Raises TrainingError where it depends on nothing that is trained."""
+        if not loss.requires_grad:
+            raise TrainingError(
+                "the loss depends on nothing that is trained, so there is no gradient. Likely causes: a hook that "
+                "freezes or detaches what leads to the loss, or a gate that keeps the adapter off"
+            )
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self, guard: FiniteGuard) -> Tensor:
@@ -59,6 +75,7 @@ class Optimization:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         average_gradients(self.parameters)
+        self.before(self.learning_rate)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]

@@ -2,34 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from flowhooks.adapters.fit import transformer_shapes
+from flowhooks.checks.optimizers import NAMED, not_installed, optimizer_path
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder
 from flowhooks.config import Run
 from flowhooks.documents.imports import imported, imports_optimizer, subclass_of
 from flowhooks.errors import ConfigError, Problem
 
+#: Options by which a user chooses among torch's implementations of AdamW, or asks for what its fused one has not.
+_IMPLEMENTATION = ("fused", "foreach", "differentiable")
+
+
+class MatricesApart(torch.optim.Optimizer):
+    """Muon for the matrices among the parameters and AdamW for all others, stepped as one optimiser.
+
+    Args:
+        parameters: what is trained.
+        lr: of both.
+        adamw: keyword arguments of AdamW.
+        options: keyword arguments of Muon.
+    """
+
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], lr: float, adamw: Mapping[str, Any] | None = None, **options: Any
+    ):
+        matrices, others = ([p for p in parameters if (p.dim() == 2) is two] for two in (True, False))
+        self.parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            self.parts.append(torch.optim.Muon(matrices, lr=lr, **options))
+        if others:
+            self.parts.append(torch.optim.AdamW(others, lr=lr, **(adamw or {})))
+        # The groups are the parts' own, so that a schedule that sets a rate here sets it there.
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: Any = None) -> Any:
+        for part in self.parts:
+            part.step()
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(dict(state))
+        self.param_groups = [group for part in self.parts for group in part.param_groups]
+
 
 def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """Make ``adamw``, or any optimiser ``package.module:Class``. Raises ConfigError with the JSON path of what is
-    wrong."""
-    path = run.training["optimizer"]
-    made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
+    """The optimiser that a run names by a word or as ``package.module:Class``.
+
+    Raises:
+        ConfigError: with the place of what is wrong: its package is not there, or it refuses an option.
+    """
+    name, parameters = run.training["optimizer"], list(parameters)
+    made = MatricesApart if name == "muon" else _imported(name, str(run.source))
+    options = {**(NAMED[name].options if name in NAMED else {}), **run.training["optimizer_args"]}
+    if name == "adamw" and _on_cuda(parameters) and not any(each in options for each in _IMPLEMENTATION):
+        # One kernel for all tensors. Elsewhere torch's own choice is the faster one.
+        options["fused"] = True
     try:
-        return made(list(parameters), lr=run.training["learning_rate"], **run.training["optimizer_args"])
-    except (TypeError, ValueError, RuntimeError) as error:
+        return made(parameters, lr=run.training["learning_rate"], **options)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         where = "$.training.optimizer_args"
-        raise ConfigError(Problem(f"{path!r} cannot be built: {error}", str(run.source), where)) from error
+        told = str(error) or "it refuses the value of an option"
+        raise ConfigError(Problem(f"{name!r} cannot be built: {told}", str(run.source), where)) from error
+
+
+def _on_cuda(parameters: Sequence[nn.Parameter]) -> bool:
+    return all(each.is_cuda and each.is_floating_point() for each in parameters)
+
+
+def has_two_points(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimiser trains at one point and offers another as its result, as schedule-free ones do: then it has
+    the methods ``train`` and ``eval`` that move the weights between the two."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+@contextmanager
+def at_result(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Puts what an optimiser offers as its result in place inside the block, and after it the very weights that are
+    trained: moving there and back would round them, and a resumed run would not be the same run."""
+    if not has_two_points(optimizer):
+        yield
+        return
+    trained = [parameter.data for parameter in parameters]
+    # Autocast keeps casts by parameter, whatever data the parameter holds.
+    torch.clear_autocast_cache()
+    try:
+        for parameter in parameters:
+            parameter.data = parameter.data.clone()
+        optimizer.eval()  # type: ignore[attr-defined]
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        torch.clear_autocast_cache()
+        for parameter, data in zip(parameters, trained, strict=True):
+            parameter.data = data
 
 
 def try_optimizer(run: Run) -> None:
-    """Make the optimiser for small parameters with the same numbers of dimensions as those of the run. An optimiser of
-    torch also takes a step with them, as it checks some options only there.
+    """Make the optimiser for small parameters with as many sides as those of the run, and let one that comes with
+    flowhooks or torch take a step with them: some options are looked at only there.
 
     Raises:
         ConfigError: as :func:`make_optimizer`, or when the step fails.
@@ -43,6 +124,8 @@ def try_optimizer(run: Run) -> None:
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
     try:
+        if has_two_points(optimizer):
+            optimizer.train()  # type: ignore[attr-defined]
         optimizer.step()
     except Exception as error:  # an option of the wrong kind may raise anything
         path = run.training["optimizer"]
@@ -60,11 +143,13 @@ def _sides(run: Run) -> set[int]:
     return {len(shape) for shape in shapes} or {2}
 
 
-def _imported(path: str, source: str) -> Any:
+def _imported(name: str, source: str) -> Any:
+    path = optimizer_path(name)
     try:
         return imported(path, subclass_of(torch.optim.Optimizer), "subclass of torch.optim.Optimizer")
     except ImportError as error:
-        message = (
-            f"cannot import {path!r}: {error}; expected 'adamw', or 'package.module:Class' of an installed package"
+        told = not_installed(name) or (
+            f"cannot import {path!r}: {error}; expected one of {', '.join(NAMED)}, or 'package.module:Class' of an "
+            "installed package"
         )
-        raise ConfigError(Problem(message, source, "$.training.optimizer")) from error
+        raise ConfigError(Problem(told, source, "$.training.optimizer")) from error

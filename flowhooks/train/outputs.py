@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import warnings
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from flowhooks.adapters.adapter_file import read_adapter, read_tensors
+from flowhooks.adapters.names import ALPHA, first_few
 from flowhooks.config import Run
-from flowhooks.errors import TrainingError
+from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
@@ -43,18 +49,22 @@ def write_outputs(
     Under ``use_ema`` these are the *averaged* weights; the last checkpoint has the others too. An adapter becomes its
     own file, a trained transformer a whole Diffusers pipeline in ``pipeline/``, modules of hooks
     ``flowhooks_modules.safetensors``. The run, without local paths, and the versions it was made with are in each
-    file's header.
+    file's header. What was written is read back and compared with what was trained.
 
     Raises:
-        TrainingError, AdapterError: the disk refuses.
+        TrainingError, AdapterError: the disk refuses, a file is not what was trained or not finite, or the adapter in
+            it changes nothing. Where a run draws its samples and its rewards said nothing, the last is a warning.
     """
     folder, header = Path(run.output_dir), _header(run)
     with averaged(session):
-        if session.adapter is not None:
-            session.adapter.save(folder, header)
-        else:
+        if session.adapter is None:
             _save_pipeline(pipe, folder / PIPELINE)
-        save_modules(folder, session.assembly, session.model, header)
+        _save_trained(session, folder, header)
+        if session.adapter is not None and not _changes_anything(session.adapter.state_dict()):
+            sentence = f"{folder}: the adapter in this folder changes nothing: each layer has a factor that is 0"
+            if session.source is None:
+                raise TrainingError(f"{sentence}; train on from another start, longer or at a higher rate")
+            warnings.warn(f"{sentence}, as where no reward tells samples apart", FlowhooksWarning, stacklevel=2)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     write_json(folder / METRICS, finite, TrainingError)
     prompts = () if run.data is None else run.data.instance_prompts
@@ -67,14 +77,50 @@ def write_intermediate(run: Run, session: Session, folder: Path) -> None:
     trains the whole transformer nothing is written: it would be a second copy of the model.
 
     Raises:
-        TrainingError, AdapterError: the disk refuses.
+        TrainingError, AdapterError: the disk refuses, or a file is not what was trained.
     """
     if session.adapter is None:
         return
     write_json(folder / RUN, run.document, TrainingError)
     with averaged(session):
-        session.adapter.save(folder, _header(run))
-        save_modules(folder, session.assembly, session.model, _header(run))
+        _save_trained(session, folder, _header(run))
+
+
+def _save_trained(session: Session, folder: Path, header: Mapping[str, str]) -> None:
+    """Write the adapter and what hooks trained beside it, and read both back. Raises TrainingError, AdapterError."""
+    if session.adapter is not None:
+        file = session.adapter.save(folder, header)
+        _require_equal(file, read_adapter(file).tensors, session.adapter.state_dict())
+    beside = save_modules(folder, session.assembly, session.model, header)
+    if beside is not None:
+        modules = session.assembly.exported().items()
+        trained = {f"{name}.{key}": t for name, module in modules for key, t in module.state_dict().items()}
+        _require_equal(beside, read_tensors(beside, integers=True)[0], trained)
+
+
+def _require_equal(file: Path, found: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Raises TrainingError naming tensors of a file that are not those that were trained."""
+    wrong = [
+        name
+        for name in sorted({*found, *trained})
+        if name not in found or name not in trained or not torch.equal(found[name], trained[name].detach().cpu())
+    ]
+    if wrong:
+        raise TrainingError(
+            f"{file}: {len(wrong):,} of {len(trained):,} tensors are not those that were trained ({first_few(wrong)}); "
+            "check the disk, and write it again with --resume latest"
+        )
+
+
+def _changes_anything(state: Mapping[str, Tensor]) -> bool:
+    """Whether an adapter has an effect. In every kind a layer's change is a product of its tensors."""
+    empty = {_layer_of(name) for name, value in state.items() if not name.endswith(ALPHA) and not value.any()}
+    return any(_layer_of(name) not in empty for name in state)
+
+
+def _layer_of(name: str) -> str:
+    """The layer in a tensor's name: what stands before its factor, `lora_A`, `hada_w1_b`, `lokr_w2` or the like."""
+    return name.removesuffix(".weight").rpartition(".")[0]
 
 
 def _header(run: Run) -> dict[str, str]:

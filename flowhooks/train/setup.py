@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from flowhooks.attaching import attach_planned
 from flowhooks.checks import Examined, examine
 from flowhooks.checks.machine import machine_warnings
+from flowhooks.checks.optimizers import optimizer_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.checks.planning import plan_run, text_encoders_stay
 from flowhooks.config import Run
@@ -80,7 +81,8 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        for line in (*audited.warnings, *machine_warnings(run)) if accelerator.is_main_process else ():
+        told = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run))
+        for line in told if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)

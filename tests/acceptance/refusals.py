@@ -186,6 +186,10 @@ REFUSALS: dict[str, Refusal] = {
         make=written(training={"optimizer": "torch.optim:Adam", "optimizer_args": {"capturable": True}}),
         words=("$.training.optimizer_args: ", "cannot take a step"),
     ),
+    "a schedule for an optimiser that needs none": Refusal(
+        make=written(training={"optimizer": "schedule_free", "lr_scheduler": "cosine"}),
+        words=("$.training.lr_scheduler: ", "goes with no 'cosine' rate", "'constant_with_warmup'"),
+    ),
     "a rate that no float holds": Refusal(
         make=written(training={"learning_rate": 1e300}), words=("$.training.learning_rate: ", "1e+300")
     ),

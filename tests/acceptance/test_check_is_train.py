@@ -35,6 +35,7 @@ ELSEWHERE = {
     "checks/pipeline.py: model_notices: ": "tests/checks/test_hub.py",
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
+    "checks/optimizers.py: optimizer_warnings: ": "tests/checks/test_optimizers.py",
     "checks/machine.py: backend_refusal: ": "tests/checks/test_attention_backends.py",
     "checks/machine.py: _refusal_of_diffusers: ": "tests/checks/test_attention_backends.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",

@@ -36,9 +36,10 @@ CASES = [
         "expected true or false, found the string 'true'; remove the quotes",
     ),
     (
-        {"training": {"optimizer": "lion"}},
+        {"training": {"optimizer": "lyon"}},
         "$.training.optimizer",
-        "'lion' is not one of 'adamw'; or something like 'torch.optim:SGD'",
+        "'lyon' is not one of 'adamw', 'adamw8bit', 'adafactor', 'prodigy', 'lion', 'schedule_free', 'muon'; did you "
+        "mean 'lion'?",
     ),
     (
         {"training": {"optimizer": "torch optim:X"}},

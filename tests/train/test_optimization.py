@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from flowhooks.checks.optimizers import NAMED, not_installed
 from flowhooks.config import resolve_run
 from flowhooks.errors import ConfigError
+from flowhooks.train.codec import read_state, write_state
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.optimization import Optimization, make_optimizer
 
@@ -28,11 +30,13 @@ def one_step(optimization, loss):
         ({"optimizer": "no_such_package:Adam"}, r"\$\.training\.optimizer: ", "no_such_package"),
         ({"optimizer_args": {"weight_decoy": 0.1}}, r"\$\.training\.optimizer_args: ", "weight_decoy"),
         ({"optimizer_args": {"betas": [2.0, 0.9]}}, r"\$\.training\.optimizer_args: ", "beta"),
+        ({"optimizer": "lion", "optimizer_args": {"betas": [2.0, 0.9]}}, r"\$\.training\.optimizer_args: ", "refuses"),
+        ({"optimizer": "muon", "optimizer_args": {"ns_stops": 3}}, r"\$\.training\.optimizer_args: ", "ns_stops"),
     ],
 )
 def test_an_optimiser_that_cannot_be_built_is_named_with_its_place(tmp_path, training, where, what):
     with pytest.raises(ConfigError, match=where) as found:
-        make_optimizer(run_with(tmp_path, **training), [nn.Parameter(torch.zeros(1))])
+        make_optimizer(run_with(tmp_path, **training), [nn.Parameter(torch.zeros(1, 1))])
     assert what in str(found.value)
 
 
@@ -90,3 +94,87 @@ def test_a_parameter_no_loss_touched_is_treated_as_on_several_processes(tmp_path
     optimization = Optimization(run_with(tmp_path), [used, idle])
     one_step(optimization, used.sum())
     assert set(optimization.state_dict()["optimizer"]["state"]) == {0, 1}
+
+
+#: Those whose packages are here; the others are refused, see tests/checks/test_optimizers.py.
+HERE = [name for name in NAMED if not_installed(name) is None]
+
+
+def three():
+    """A matrix, another that starts at 0 as LoRA's B, and a vector."""
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(80, 64, generator=generator)
+    return [nn.Parameter(value) for value in (first, torch.zeros(64, 80), torch.ones(7))]
+
+
+def steps(optimization, first, last):
+    a, b, c = optimization.parameters
+    for i in range(first, last):
+        x = torch.randn(5, 80, generator=torch.Generator().manual_seed(i))
+        one_step(optimization, (x + x @ a @ b).square().mean() + c.square().sum())
+
+
+def test_the_small_packages_are_here():
+    """The development extra installs them, so that the law below runs over them."""
+    assert {*HERE} >= {*NAMED} - {"adamw8bit"}
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_named_optimiser_resumes_bit_for_bit_without_pickle(tmp_path, name):
+    rate = 1.0 if name == "prodigy" else 1e-2
+    warm = {"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 2}
+    run = run_with(tmp_path, optimizer=name, learning_rate=rate, **warm)
+    whole, before, after = (Optimization(run, three()) for _ in range(3))
+    steps(whole, 0, 6)
+    steps(before, 0, 3)
+    weights = [p.detach() for p in before.parameters]
+    write_state(tmp_path / "state.safetensors", {"weights": weights, "optimization": before.state_dict()})
+    with before.at_result():
+        pass
+    steps(before, 3, 6)
+
+    read = read_state(tmp_path / "state.safetensors")
+    with torch.no_grad():
+        for p, value in zip(after.parameters, read["weights"], strict=True):
+            p.copy_(value)
+    after.load_state_dict(read["optimization"])
+    steps(after, 3, 6)
+    for p, start in zip(whole.parameters, three(), strict=True):
+        assert torch.isfinite(p).all() and not torch.equal(p, start)
+    for other in (before, after):
+        assert all(torch.equal(p, q) for p, q in zip(whole.parameters, other.parameters, strict=True))
+
+
+def test_a_schedule_reaches_every_part_of_muon_and_only_matrices_are_orthogonalised(tmp_path):
+    run = run_with(
+        tmp_path, optimizer="muon", learning_rate=0.5, lr_scheduler="linear", max_train_steps=4, max_grad_norm=None
+    )
+    a, b, c = three()
+    d = nn.Parameter(c.detach().clone())
+    optimization, alone = Optimization(run, [a, b, c]), torch.optim.AdamW([d], lr=0.5)
+    assert [type(part) for part in optimization.optimizer.parts] == [torch.optim.Muon, torch.optim.AdamW]
+    one_step(optimization, a.square().sum() + b.sum() + c.square().sum())
+    d.square().sum().backward()
+    alone.step()
+    assert torch.equal(c, d)
+    rates = {group["lr"] for part in optimization.optimizer.parts for group in part.param_groups}
+    assert rates == {0.375}
+
+
+def test_schedule_free_offers_the_average_of_its_steps_and_goes_on_from_where_it_was(tmp_path):
+    run = run_with(tmp_path, optimizer="schedule_free", learning_rate=0.1, max_grad_norm=None)
+    weights = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimization = Optimization(run, [weights])
+    z, mean = weights.detach().clone(), weights.detach().clone()
+    square = torch.zeros(2)
+    for k in range(1, 5):
+        # The paper's algorithm 1 with AdamW's scaling: arXiv 2405.15682.
+        gradient = 2 * (0.1 * z + 0.9 * mean)
+        square = 0.999 * square + 0.001 * gradient**2
+        z = z - 0.1 * gradient / ((square / (1 - 0.999**k)).sqrt() + 1e-8)
+        mean = (1 - 1 / k) * mean + z / k
+        one_step(optimization, weights.square().sum())
+    trained = weights.detach().clone()
+    with optimization.at_result():
+        assert torch.allclose(weights.detach(), mean, atol=1e-5) and not torch.allclose(weights.detach(), trained)
+    assert torch.equal(weights.detach(), trained)

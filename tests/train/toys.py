@@ -54,3 +54,26 @@ class Learning(Hook):
     def attached(self, session: Any) -> Iterator[None]:
         assert session.model.anatomy.tokens
         yield
+
+
+class Detaching(Hook):
+    """Cuts what a layer computes off from the gradient, or freezes the tensors of its adapter, as a careless hook
+    does."""
+
+    type = "detaching"
+
+    def __init__(self, *, layer: str, how: str = "detach"):
+        self.layer, self.how = layer, how
+
+    @contextmanager
+    def attached(self, session: Any) -> Iterator[None]:
+        layer = session.model.transformer.get_submodule(self.layer)
+        if self.how == "freeze":
+            layer.requires_grad_(False)
+            yield
+            return
+        handle = layer.register_forward_hook(lambda module, args, output: output.detach())
+        try:
+            yield
+        finally:
+            handle.remove()
