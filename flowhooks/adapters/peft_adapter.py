@@ -46,8 +46,12 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
 def _as_autocast(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Give the result autocast's dtype: PEFT's LoHa and LoKr return the input's dtype, where a bare linear layer under
     autocast returns autocast's, and later layers would compute differently."""
-    if isinstance(output, Tensor) and torch.is_autocast_enabled(output.device.type):
-        return output.to(torch.get_autocast_dtype(output.device.type))
+    if not isinstance(output, Tensor):
+        return output
+    kind = output.device.type
+    # Of a kind that autocast does not know, such as meta, torch may not be asked whether it is on.
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return output.to(torch.get_autocast_dtype(kind))
     return output
 
 

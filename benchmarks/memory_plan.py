@@ -1,0 +1,144 @@
+"""Whether the plan of a run's memory is what the run allocates: ``python -m benchmarks.memory_plan``.
+
+For each run, an update is planned on the meta device, then computed on the CPU on a network at random weights, with
+torch's profiler listing every allocation. ``--full`` plans networks at their released sizes instead, which nothing here
+could compute. Configurations are those of the tiny pipelines with a larger network; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from flowhooks.config import resolve_run
+from flowhooks.config.run import Run
+from flowhooks.memory.plan import Planned, plan_memory
+from flowhooks.memory.step import Needs
+from flowhooks.testing import PIPELINES, tiny
+
+MIB = 2**20
+#: Tiny pipeline -> settings of its network that make it of 100 million weights, and of 30 million.
+NETWORKS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "flux": (
+        {"num_layers": 3, "num_single_layers": 5, "num_attention_heads": 8, "attention_head_dim": 96},
+        {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 8, "attention_head_dim": 64},
+    ),
+    "sd3": (
+        {"num_layers": 7, "num_attention_heads": 12, "attention_head_dim": 64, "caption_projection_dim": 768},
+        {"num_layers": 5, "num_attention_heads": 8, "attention_head_dim": 64, "caption_projection_dim": 512},
+    ),
+}
+_ROPE = {96: (32, 32, 32), 64: (16, 24, 24)}
+LORA = {"type": "lora", "rank": 16}
+#: Name -> sections of a run.
+RUNS: Mapping[str, Mapping[str, Any]] = {
+    "sft": {"adapter": LORA, "method": {"sft": {}}},
+    "flow_dpo": {"adapter": LORA, "method": {"flow_dpo": {"norm_type": "mean", "beta": 2000.0}}},
+    "anyflow": {"adapter": LORA, "method": {"anyflow": {"target_mode": "linear"}}},
+    "lycoris": {"adapter": {"type": "lycoris", "algo": "lokr", "rank": 16}, "method": {"sft": {}}},
+}
+
+
+def write_folder(name: str, settings: Mapping[str, Any], folder: Path) -> Path:
+    """The folder of a tiny pipeline with another network, its weights left out."""
+    pipe = tiny(name)
+    pipe.save_config(folder)
+    for part, component in pipe.components.items():
+        if component is None:
+            continue
+        if isinstance(component, torch.nn.Module) and hasattr(component.config, "save_pretrained"):
+            component.config.save_pretrained(folder / part)
+        elif isinstance(component, torch.nn.Module):
+            component.save_config(folder / part)
+        else:
+            component.save_pretrained(folder / part)
+    file = folder / "transformer" / "config.json"
+    known = json.loads(file.read_text(encoding="utf-8"))
+    if "axes_dims_rope" in known:
+        settings = {**settings, "axes_dims_rope": _ROPE[settings["attention_head_dim"]]}
+    file.write_text(json.dumps({**known, **settings}), encoding="utf-8")
+    return folder
+
+
+def planned(name: str, folder: Path, sections: Mapping[str, Any], edge: int, batch: int, **model: Any) -> Planned:
+    """A run on a pipeline's folder, learnt on its twin, with data of one square size.
+
+    Args:
+        edge: pixels of the data.
+        batch: samples of a micro-batch.
+        model: more of the run's ``model`` section.
+    """
+    arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k == "max_sequence_length"}
+    document = {
+        **sections,
+        "model": {"pretrained_model_name_or_path": str(folder), "pipeline_arguments": arguments, **model},
+        "training": {"train_batch_size": batch, **sections.get("training", {})},
+    }
+    run = resolve_run(document, folder / "run.json")
+    record = SimpleNamespace(width=edge, height=edge, caption="two one", geometry=SimpleNamespace(frames=1))
+    return plan_memory(run, SimpleNamespace(records=(record,), provides=_provides(run)))  # type: ignore[arg-type]
+
+
+def _provides(run: Run) -> frozenset[str]:
+    return frozenset({"image", "rejected"} if any(hook.type == "flow_dpo" for hook in run.hooks) else {"image"})
+
+
+def measured(plan: Planned) -> tuple[Needs, int]:
+    """What the same counter finds where numbers are computed, and the most that torch's profiler saw allocated above
+    what was there before the update."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        counted = plan.needs(device=torch.device("cpu"))
+    events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    now = most = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return counted, most
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--small", action="store_true", help="networks of 30 million weights")
+    parser.add_argument("--edge", type=int, default=32, help="pixels of the pictures (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="samples of a micro-batch (default: %(default)s)")
+    parser.add_argument("--only", metavar="NAME", help="one pipeline or one run")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    print("| network | run | checkpointing | plan, MiB | counted, MiB | profiler, MiB | off | plan took, s |")
+    print("|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as place:
+        for name, sizes in NETWORKS.items():
+            folder = write_folder(name, sizes[args.small], Path(place) / name)
+            for run, sections in RUNS.items():
+                if args.only not in (None, name, run):
+                    continue
+                for checkpointing in (False, True):
+                    start = time.perf_counter()
+                    plan = planned(
+                        name, folder, sections, args.edge, args.batch, gradient_checkpointing=checkpointing
+                    )
+                    needs = plan.needs()
+                    took = time.perf_counter() - start
+                    counted, seen = measured(plan)
+                    off = needs.peak / seen - 1
+                    print(
+                        f"| {name} {plan.parts['transformer'] / 4e6:.0f}M | {run} | {checkpointing} | "
+                        f"{needs.peak / MIB:.1f} | {counted.peak / MIB:.1f} | {seen / MIB:.1f} | {off:+.1%} | "
+                        f"{took:.1f} |",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
