@@ -1,8 +1,8 @@
 """Whether the plan of a run's memory is what the run allocates: ``python -m benchmarks.memory_plan``.
 
 For each run, an update is planned on the meta device, then computed on the CPU on a network at random weights, with
-torch's profiler listing every allocation. ``--full`` plans networks at their released sizes instead, which nothing here
-could compute. Configurations are those of the tiny pipelines with a larger network; nothing is downloaded.
+torch's profiler listing every allocation. Configurations are those of the tiny pipelines with a larger network; nothing
+is downloaded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -70,11 +71,11 @@ def write_folder(name: str, settings: Mapping[str, Any], folder: Path) -> Path:
     return folder
 
 
-def planned(name: str, folder: Path, sections: Mapping[str, Any], edge: int, batch: int, **model: Any) -> Planned:
-    """A run on a pipeline's folder, learnt on its twin, with data of one square size.
+def run_on(name: str, folder: Path, sections: Mapping[str, Any], batch: int = 1, **model: Any) -> Run:
+    """A run on a pipeline's folder.
 
     Args:
-        edge: pixels of the data.
+        sections: of the run, beside ``model``.
         batch: samples of a micro-batch.
         model: more of the run's ``model`` section.
     """
@@ -84,13 +85,14 @@ def planned(name: str, folder: Path, sections: Mapping[str, Any], edge: int, bat
         "model": {"pretrained_model_name_or_path": str(folder), "pipeline_arguments": arguments, **model},
         "training": {"train_batch_size": batch, **sections.get("training", {})},
     }
-    run = resolve_run(document, folder / "run.json")
+    return resolve_run(document, folder / "run.json")
+
+
+def planned(run: Run, edge: int) -> Planned:
+    """The run, learnt on a twin of its pipeline, with pairs of squares of ``edge`` pixels as its data."""
     record = SimpleNamespace(width=edge, height=edge, caption="two one", geometry=SimpleNamespace(frames=1))
-    return plan_memory(run, SimpleNamespace(records=(record,), provides=_provides(run)))  # type: ignore[arg-type]
-
-
-def _provides(run: Run) -> frozenset[str]:
-    return frozenset({"image", "rejected"} if any(hook.type == "flow_dpo" for hook in run.hooks) else {"image"})
+    data = SimpleNamespace(records=(record,), provides={"image", "rejected"})
+    return plan_memory(run, data)  # type: ignore[arg-type]
 
 
 def measured(plan: Planned) -> tuple[Needs, int]:
@@ -120,20 +122,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         for name, sizes in NETWORKS.items():
             folder = write_folder(name, sizes[args.small], Path(place) / name)
-            for run, sections in RUNS.items():
-                if args.only not in (None, name, run):
+            learnt = planned(run_on(name, folder, RUNS["sft"]), args.edge)
+            for kind, sections in RUNS.items():
+                if args.only not in (None, name, kind):
                     continue
                 for checkpointing in (False, True):
-                    start = time.perf_counter()
-                    plan = planned(
-                        name, folder, sections, args.edge, args.batch, gradient_checkpointing=checkpointing
-                    )
+                    run = run_on(name, folder, sections, args.batch, gradient_checkpointing=checkpointing)
+                    plan = replace(learnt, run=run)
+                    start = time.process_time()
                     needs = plan.needs()
-                    took = time.perf_counter() - start
+                    took = time.process_time() - start
                     counted, seen = measured(plan)
                     off = needs.peak / seen - 1
                     print(
-                        f"| {name} {plan.parts['transformer'] / 4e6:.0f}M | {run} | {checkpointing} | "
+                        f"| {name} {plan.weights['transformer'] / 1e6:.0f}M | {kind} | {checkpointing} | "
                         f"{needs.peak / MIB:.1f} | {counted.peak / MIB:.1f} | {seen / MIB:.1f} | {off:+.1%} | "
                         f"{took:.1f} |",
                         flush=True,

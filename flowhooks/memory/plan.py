@@ -40,20 +40,20 @@ class Planned:
     Args:
         run: as it was read.
         model: learnt on a small twin; its network is set by :meth:`needs`.
-        network: builds the network at full size on a device.
+        network: builds the network at full size on a device, in a precision.
         condition: of one sample, with the longest prompt of the data.
         size: of the largest samples: height, width and frames.
         provides: what the data gives, as the audit says it.
-        parts: part of the pipeline -> bytes of its weights.
+        weights: part of the pipeline -> how many numbers its weights are.
     """
 
     run: Run
     model: FlowModel
-    network: Callable[[torch.device], Any]
+    network: Callable[[torch.device, torch.dtype], Any]
     condition: Condition
     size: tuple[int, int, int | None]
     provides: frozenset[str]
-    parts: Mapping[str, int]
+    weights: Mapping[str, int]
 
     def needs(
         self, run: Run | None = None, *, size: tuple[int, int, int | None] | None = None, device: torch.device = META
@@ -80,7 +80,7 @@ class Planned:
     def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device) -> Needs:
         twin, component = self.model.transformer, self.model.component
         try:
-            self.model.pipe.register_modules(**{component: self.network(device)})
+            self.model.pipe.register_modules(**{component: self.network(device, DTYPES[run.model["dtype"]])})
             model = self.model.at(*size)
             model.contract = replace(model.contract, constants=moved(model.contract.constants, device, None))
             # A copy of a model holds on to the weight that it found first.
@@ -121,7 +121,7 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
     prompt = max((record.caption for record in audited.records), key=len)
     parts, _ = read_index(folder)
     component = run.model["component"] or next(part for part in NETWORKS if part in parts)
-    network = full_network(folder / component, parts[component][1], DTYPES[run.model["dtype"]])
+    network = full_network(folder / component, parts[component][1])
     model = _learnt(folder, run, (largest.height, largest.width), largest.geometry.frames)
     size = (largest.height, largest.width, largest.geometry.frames if model.length is not None else None)
     return Planned(
@@ -131,17 +131,17 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
         condition=model.at(*size).encode_prompts([prompt]),
         size=size,
         provides=frozenset(audited.provides),
-        parts={name: weight_bytes(folder / name, *where, run.model["dtype"]) for name, where in parts.items()},
+        weights={name: count_weights(folder / name, *where) for name, where in parts.items()},
     )
 
 
-def full_network(folder: Path, kind: str, dtype: torch.dtype) -> Callable[[torch.device], Any]:
-    """What builds the network of a configuration at full size, in the precision in which it would load, at random
-    weights."""
+def full_network(folder: Path, kind: str) -> Callable[[torch.device, torch.dtype], Any]:
+    """What builds the network of a configuration at full size and random weights, on a device and in the precision in
+    which it would load."""
     cls = getattr(diffusers, kind)
     settings = cls.load_config(folder)
 
-    def build(device: torch.device) -> Any:
+    def build(device: torch.device, dtype: torch.dtype) -> Any:
         with torch.device(device):
             network = cls.from_config(settings)
         kept = tuple(cls._keep_in_fp32_modules or ())
@@ -153,8 +153,8 @@ def full_network(folder: Path, kind: str, dtype: torch.dtype) -> Callable[[torch
     return build
 
 
-def weight_bytes(folder: Path, library: str, kind: str, dtype: str) -> int:
-    """Bytes of the weights of a part of a pipeline; 0 of one without weights.
+def count_weights(folder: Path, library: str, kind: str) -> int:
+    """How many numbers the weights of a part of a pipeline are; 0 of one without weights.
 
     Raises:
         NotCounted: it cannot be built from its configuration.
@@ -170,7 +170,7 @@ def weight_bytes(folder: Path, library: str, kind: str, dtype: str) -> int:
                 module = cls.from_config(cls.load_config(folder))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise NotCounted(f"{folder}: {kind} cannot be built from its configuration: {error}") from error
-    return sum(p.numel() for p in module.parameters()) * DTYPES[dtype].itemsize
+    return sum(p.numel() for p in module.parameters())
 
 
 def _refuse(run: Run) -> None:
