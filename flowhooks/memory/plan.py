@@ -117,6 +117,8 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
     folder = pipeline_folder(run.model)
     if folder is None:
         raise NotCounted("the pipeline's configurations are not on this disk; fetch it once, then ask again")
+    if not audited.records:
+        raise NotCounted("the run has no data, whose sizes and captions an update is counted with")
     largest = max(audited.records, key=lambda record: record.width * record.height * record.geometry.frames)
     prompt = max((record.caption for record in audited.records), key=len)
     parts, _ = read_index(folder)
@@ -203,7 +205,7 @@ def _learnt(folder: Path, run: Run, edges: tuple[int, int], frames: int) -> Flow
                 reasons.append(" ".join(str(error).split())[:200])
     except ModelError as error:
         reasons.append(str(error))
-    raise NotCounted(f"no small twin of the pipeline could be learnt from: {reasons[-1]}")
+    raise NotCounted(f"no small twin of the pipeline could be learnt from: {reasons[0]}")
 
 
 def _learn_ahead(model: FlowModel) -> None:

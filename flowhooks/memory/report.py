@@ -89,8 +89,11 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
     start = f"needs {shown(most)} and does not fit a card of {shown(card)}"
     least, best = most, ""
     for changes, scale in candidates(planned):
-        size = _scaled(planned, scale)
         run = changed(planned.run, changes)
+        if on_card(sum(weights_before(planned, run).values())) > card:
+            # Its weights alone are too much, so there is nothing to count.
+            continue
+        size = _scaled(planned, scale)
         found = _most(planned, run, planned.needs(run, size=size))
         said = [f"`{place}` {json.dumps(value)}" for place, value in changes]
         said += [] if scale == 1 else [f"samples of at most {size[1]}x{size[0]} pixels"]
@@ -98,6 +101,10 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
             return Fit(fits=False, sentence=f"{start}; with {' and '.join(said)} it needs {shown(found)} and fits")
         if found < least:
             least, best = found, f", with {' and '.join(said)}"
+    if not best:
+        run = changed(planned.run, (("model.dtype", "bf16"),))
+        weights = shown(on_card(sum(weights_before(planned, run).values())))
+        return Fit(fits=False, sentence=f"{start}; the weights of the pipeline alone need {weights} in bf16")
     return Fit(fits=False, sentence=f"{start}; nothing that was tried fits, and the least was {shown(least)}{best}")
 
 

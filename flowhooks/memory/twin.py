@@ -7,6 +7,7 @@ settings may shrink is told by their names, as Diffusers and Transformers use th
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -68,13 +69,19 @@ def _part(folder: Path, library: str, kind: str, name: str, stage: int) -> Any:
             settings = cls.config_class.from_pretrained(folder).to_dict()
             return _built(lambda small: cls(cls.config_class.from_dict(small)), settings, _TEXT, stage, folder)
         if issubclass(cls, nn.Module):
-            settings = dict(cls.load_config(folder))
+            # A setting that its file leaves out has the default of the class.
+            settings = {**_defaults(cls), **cls.load_config(folder)}
             recipes = _NARROW if name in NETWORKS else _AUTOENCODER
             return _built(cls.from_config, settings, recipes, stage, folder)
         return cls.from_pretrained(folder)
     except (OSError, ValueError, TypeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{folder}: no {kind} can be built from its configuration: {reason}") from error
+
+
+def _defaults(cls: type) -> Settings:
+    parameters = inspect.signature(cls).parameters.values()
+    return {each.name: each.default for each in parameters if each.default is not inspect.Parameter.empty}
 
 
 def _built(
@@ -90,12 +97,13 @@ def _built(
         small = recipe(settings)
         try:
             with torch.device("meta"):
+                # Whether it is small is known before it is computed.
                 weights = sum(p.numel() for p in build(small).parameters())
             if weights > MOST_WEIGHTS:
                 raise ValueError(f"the smallest one that can be built has {weights:,} weights")
             module: nn.Module = build(small)
         except Exception as error:  # whatever a class makes of settings that nobody gave it before
-            reason = error
+            reason = reason or error
             continue
         _fill(module)
         return module.eval().requires_grad_(False)
