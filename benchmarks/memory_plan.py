@@ -25,6 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from flowhooks.config import resolve_run
 from flowhooks.config.run import Run
 from flowhooks.memory.plan import Planned, plan_memory
+from flowhooks.memory.report import lines
 from flowhooks.memory.step import Needs
 from flowhooks.testing import PIPELINES, tiny
 
@@ -169,7 +170,10 @@ def released() -> None:
                 for checkpointing in (True, False):
                     run = run_on(name, folder, RUNS[kind], gradient_checkpointing=checkpointing, **model)
                     start = time.process_time()
-                    needs = replace(learnt, run=run).needs()
+                    plan = replace(learnt, run=run)
+                    needs = plan.needs()
+                    for line in lines(plan, needs) if checkpointing else ():
+                        print(f"memory     {line}")
                     print(
                         f"| {name} {learnt.weights['transformer'] / 1e9:.1f}B | {kind} | {checkpointing} | "
                         f"{needs.weights / GIB:.1f} | {needs.activations / GIB:.1f} | {needs.peak / GIB:.1f} | "

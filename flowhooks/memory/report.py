@@ -23,7 +23,9 @@ Changes = tuple[tuple[str, Any], ...]
 
 
 def shown(number: int) -> str:
-    """``512 MiB``, ``22.2 GiB``."""
+    """``64 KiB``, ``512.0 MiB``, ``22.2 GiB``."""
+    if number < 2**20:
+        return f"{number / 2**10:,.0f} KiB"
     return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / 2**20:,.1f} MiB"
 
 
@@ -55,7 +57,7 @@ def lines(planned: Planned, needs: Needs) -> Iterator[str]:
         ("held between forward and backward", needs.activations),
     )
     for name, number in rows:
-        if number:
+        if number >= 2**10:
             yield f"{name:<34} {shown(number):>10}"
     parts = needs.at_peak
     computed = needs.peak - sum(parts.get(part, 0) for part in (WEIGHTS, TRAINED, OPTIMIZER, HOOKS))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_what_is_not_counted_says_why(folder, sections, reason):
 
 
 def test_configurations_that_are_not_there_are_told():
-    run = resolve_run({"model": {"pretrained_model_name_or_path": "somebody/absent"}, "hooks": []}, "run.json")
+    run = resolve_run({"model": {"pretrained_model_name_or_path": "somebody/absent"}, "hooks": []}, Path("run.json"))
     with pytest.raises(NotCounted, match="not on this disk"):
         plan_memory(run, None)
 
