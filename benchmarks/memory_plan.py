@@ -41,7 +41,8 @@ NETWORKS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"num_layers": 5, "num_attention_heads": 8, "attention_head_dim": 64, "caption_projection_dim": 512},
     ),
 }
-#: Tiny pipeline -> settings of its parts, of the size of a released model, by hand: FLUX.1.
+#: Tiny pipeline -> settings of its parts, of the size of a released model, by hand: FLUX.1, and SD3.5-medium without
+#: its third text encoder, whose place its pipeline fills with zeros.
 RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "flux": {
         "transformer": {
@@ -80,8 +81,40 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "layers_per_block": 2,
             "norm_num_groups": 32,
         },
-    }
+    },
+    "sd3": {
+        "transformer": {
+            "sample_size": 128,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "attention_head_dim": 64,
+            "joint_attention_dim": 4096,
+            "caption_projection_dim": 1536,
+            "pooled_projection_dim": 2048,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+        },
+        "text_encoder": {"hidden_size": 768, "projection_dim": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
+        "text_encoder_2": {
+            "hidden_size": 1280,
+            "projection_dim": 1280,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 20,
+        },
+        "vae": {
+            "block_out_channels": (128, 256, 512, 512),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "latent_channels": 16,
+            "layers_per_block": 2,
+            "norm_num_groups": 32,
+        },
+    },
 }
+#: Tokens of the text of released pipelines.
+TOKENS = {"flux": 512, "sd3": 256}
 _ROPE = {96: (32, 32, 32), 64: (16, 24, 24)}
 LORA = {"type": "lora", "rank": 16}
 #: Name -> sections of a run.
@@ -155,14 +188,16 @@ def measured(plan: Planned) -> tuple[Needs, int]:
     return counted, most
 
 
-def released() -> None:
+def released(only: str | None) -> None:
     """Print the plan of networks at released sizes, which nothing here could compute."""
     print("| network | run | checkpointing | weights, GiB | activations, GiB | peak, GiB | phase | processor time, s |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
         for name, parts in RELEASED.items():
+            if only not in (None, name):
+                continue
             folder = write_folder(name, parts, Path(place) / name)
-            model: dict[str, Any] = {"dtype": "bf16", "pipeline_arguments": {"max_sequence_length": 512}}
+            model: dict[str, Any] = {"dtype": "bf16", "pipeline_arguments": {"max_sequence_length": TOKENS[name]}}
             start = time.process_time()
             learnt = planned(run_on(name, folder, RUNS["sft"], **model), 1024)
             print(f"learning took {time.process_time() - start:.1f} s of processor time", flush=True)
@@ -194,7 +229,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     if args.released:
-        released()
+        released(args.only)
         return
     print("| network | run | checkpointing | plan, MiB | counted, MiB | profiler, MiB | off | plan took, s |")
     print("|---|---|---|---|---|---|---|---|")

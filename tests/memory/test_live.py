@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from flowhooks.autocast import autocast_dtype, without_autocast
 from flowhooks.kernel.random import Draws
 from flowhooks.memory.attention import fused_on_meta
 from flowhooks.memory.live import STEP, Live
@@ -60,3 +61,14 @@ def test_attention_of_real_tensors_is_the_same_and_is_put_back():
 def test_noise_without_numbers_has_the_shape():
     drawn = Draws(seed=0, micro_step=0).normal_like(torch.empty(2, 3, device="meta"), "noise")
     assert drawn.is_meta and drawn.shape == (2, 3)
+
+
+def test_autocast_is_asked_of_devices_that_it_knows_alone():
+    real, shape = torch.zeros(2), torch.zeros(2, device="meta")
+    assert autocast_dtype(real) is None and autocast_dtype(shape) is None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert autocast_dtype(real) == torch.bfloat16 and autocast_dtype(shape) is None
+        with without_autocast(shape):
+            assert autocast_dtype(real) == torch.bfloat16
+        with without_autocast(real):
+            assert autocast_dtype(real) is None

@@ -43,6 +43,40 @@ def test_the_plan_is_what_the_cpu_allocates(learnt, folder, kind):
     assert (needs.trained, needs.gradients, needs.phase) == (counted.trained, counted.gradients, counted.phase)
 
 
+LORA = {"type": "lora", "rank": 4}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        pytest.param({"adapter": LORA, "training": {"use_ema": True}}, id="average of the weights"),
+        pytest.param({"adapter": LORA, "method": {"anyflow": {"target_mode": "flow_map"}}}, id="flow maps"),
+        pytest.param({"adapter": LORA, "hooks": [{"type": "twin_flow"}]}, id="twin_flow"),
+        pytest.param({"adapter": {"type": "loha", "rank": 4}}, id="loha"),
+        pytest.param({"adapter": None, "training": {"trainable": "transformer"}}, id="whole network"),
+        pytest.param({"adapter": LORA, "training": {"gradient_accumulation_steps": 2}}, id="accumulation"),
+        pytest.param(
+            {
+                "adapter": LORA,
+                "hooks": [
+                    {"type": "mask_reducer"},
+                    {"type": "flow_dpo", "norm_type": "masked_mean", "auto_beta": True},
+                    {"type": "anchor_regularizer", "weight": 0.1},
+                ],
+            },
+            id="masks and an anchor",
+        ),
+    ],
+)
+def test_other_runs_are_counted_on_meta_as_on_the_cpu(learnt, folder, sections):
+    run = run_on("flux", folder, sections, 1)
+    plan = replace(learnt, run=run, provides=learnt.provides | {"mask"})
+    needs, real = plan.needs(), plan.needs(device=torch.device("cpu"))
+    assert needs.peak == pytest.approx(real.peak, rel=0.02)
+    assert needs.trained == needs.gradients and needs.optimizer > 2 * needs.trained - 1
+    assert bool(needs.hooks >= needs.trained) == run.training["use_ema"]
+
+
 def test_planning_loads_nothing_and_leaves_the_twin_in_place(learnt, folder):
     twin = learnt.model.transformer
     plan_of(learnt, folder, "flow_dpo").needs()
