@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -19,6 +18,7 @@ from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter
 from flowhooks.adapters.bypass import Snapshot, without_peft
 from flowhooks.adapters.names import DIFFUSERS_PREFIX, LORA_FILE, PEFT_CONFIG_FILE, PEFT_FILE, PEFT_PREFIX
+from flowhooks.autocast import autocast_dtype
 from flowhooks.errors import AdapterError
 
 ADAPTER_NAME = "default"
@@ -46,9 +46,8 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
 def _as_autocast(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     """Give the result autocast's dtype: PEFT's LoHa and LoKr return the input's dtype, where a bare linear layer under
     autocast returns autocast's, and later layers would compute differently."""
-    if isinstance(output, Tensor) and torch.is_autocast_enabled(output.device.type):
-        return output.to(torch.get_autocast_dtype(output.device.type))
-    return output
+    dtype = autocast_dtype(output) if isinstance(output, Tensor) else None
+    return output if dtype is None else output.to(dtype)
 
 
 class PeftAdapter(AttachedAdapter):

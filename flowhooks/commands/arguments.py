@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 
 #: Largest number accepted, also for seeds; larger ones overflow somewhere in a library.
@@ -69,6 +70,16 @@ def finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
     return number
+
+
+def card_size(text: str) -> int:
+    """Type of an argument that is the memory of a card: ``24GiB``, or ``24`` for the same, in bytes. ``GB`` is taken
+    for GiB, as makers of cards write it."""
+    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(?:([mg])(?:i?b)?)?\s*", text, re.IGNORECASE)
+    size = 0 if found is None else int(float(found[1]) * (2**20 if (found[2] or "").lower() == "m" else 2**30))
+    if not size:
+        raise argparse.ArgumentTypeError(f"expected the memory of a card, such as 24GiB, found {text!r}")
+    return size
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:

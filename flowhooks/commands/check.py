@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowhooks.commands.arguments import add_resume, add_run
+from flowhooks.commands.arguments import add_resume, add_run, card_size
 from flowhooks.printing import say
 
 if TYPE_CHECKING:
@@ -20,6 +20,15 @@ HELP = "check a run file, its data and its plan, or a data set file alone; loads
 def add(parser: ArgumentParser) -> None:
     add_run(parser)
     add_resume(parser)
+    parser.add_argument(
+        "--memory", action="store_true", help="count what an update needs on a card, from configurations alone"
+    )
+    parser.add_argument(
+        "--gpu",
+        metavar="SIZE",
+        type=card_size,
+        help="say whether it fits a card of this memory, such as 24GiB, and what makes it fit; implies --memory",
+    )
 
 
 def run(args: Namespace) -> int:
@@ -30,10 +39,12 @@ def run(args: Namespace) -> int:
         return _run(args)
     from flowhooks.data import audit
 
-    if args.overrides or args.resume is not None:
+    if args.overrides or args.resume is not None or args.memory or args.gpu:
         from flowhooks.errors import ConfigError, Problem
 
-        raise ConfigError(Problem("is a data set file; --set and --resume go with a run file", args.run))
+        raise ConfigError(
+            Problem("is a data set file; --set, --resume, --memory and --gpu go with a run file", args.run)
+        )
     audited = audit(datasets)
     _print_data(audited)
     _print_warnings(audited.warnings)
@@ -84,9 +95,11 @@ def _run(args: Namespace) -> int:
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")
-    given = (f"data:{each}" for each in audited.provides)
+    given = frozenset(f"data:{each}" for each in audited.provides)
+    tight = _print_memory(configured, audited, args.gpu) if args.memory or args.gpu else []
     _print_warnings(
         [
+            *tight,
             *changed,
             *audited.warnings,
             *machine_warnings(configured),
@@ -122,6 +135,27 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
             sentences = [*changes(found, own), past_the_end(manifest.step, run)]
             return [f"{source}: {sentence}" for sentence in sentences if sentence]
     return []
+
+
+def _print_memory(run: Run, audited: Audit, card: int | None) -> list[str]:
+    """Print what an update needs on a card. Returns warnings: that it does not fit, or is not counted, and why."""
+    from flowhooks.memory.plan import NotCounted, plan_memory
+    from flowhooks.memory.report import fitting, lines
+
+    try:
+        planned = plan_memory(run, audited)
+        needs = planned.needs()
+        for line in lines(planned, needs):
+            say(f"memory     {line}")
+        fit = None if card is None else fitting(planned, needs, card)
+    except NotCounted as error:
+        return [f"memory: not counted: {error}"]
+    if fit is None:
+        return []
+    if fit.fits:
+        say(f"memory     {fit.sentence}")
+        return []
+    return [f"memory: {fit.sentence}"]
 
 
 def _print_data(audited: Audit) -> None:

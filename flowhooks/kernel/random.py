@@ -31,6 +31,9 @@ class Draws:
     def normal_like(self, like: Tensor, purpose: str) -> Tensor:
         """Return ``[B, ...]`` standard normal noise, one stream per sample, on ``like``'s device in its dtype."""
         out = torch.empty_like(like)
+        if like.is_meta:
+            # There are no numbers to draw, and torch has no generator there.
+            return out
         generator = torch.Generator(like.device)
         for i, row in enumerate(out):
             generator.manual_seed(self.seed_of(purpose, self.rank * len(out) + i))

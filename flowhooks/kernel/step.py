@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from flowhooks.autocast import without_autocast
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.view import Batch, View
@@ -76,7 +77,7 @@ class Step:
             autocast: False for differences and chains of predictions, which its rounding would hide.
         """
         self.forwards += 1
-        full = nullcontext() if autocast else torch.autocast(self.batch.clean.device.type, enabled=False)
+        full = nullcontext() if autocast else without_autocast(self.batch.clean)
         with self.session.roles[role](), torch.set_grad_enabled(gradient and torch.is_grad_enabled()), full:
             yield self.model
 

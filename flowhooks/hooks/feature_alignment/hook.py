@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowhooks.autocast import without_autocast
 from flowhooks.hooks.feature_alignment import FeatureAlignmentSpec
 from flowhooks.hooks.feature_alignment.alignment import (
     SimilarityCutOff,
@@ -107,7 +108,7 @@ class FeatureAlignment(FeatureAlignmentSpec, Hook):
         towards = self._towards(step, parts)
         features, _ = parts.tap.features(step, POLICY, parts.student)
         parts.tap.forget()
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             scores = agreement(parts.head(features.float()), towards)
         loss, score = step.mean(1 - scores, counted), step.mean(scores, counted).detach()
         self._measured = {"crepa_loss": loss.detach(), "crepa_alignment_score": score}

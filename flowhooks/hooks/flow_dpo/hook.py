@@ -154,7 +154,7 @@ class FlowDPO(FlowDPOSpec, Hook):
             sizes = torch.stack([step.mean(margin.detach().abs(), weight), step.mean(scale, weight)])
             self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
         loss = step.mean(dpo_loss(margin, self._beta(margin)), weight)
-        if step.training and step.draws.micro_step == 0:
+        if step.training and step.draws.micro_step == 0 and not margin.is_meta:
             self._self_test(step, margin.detach())
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(self._plain_error(step), weight)

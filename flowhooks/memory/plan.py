@@ -1,0 +1,227 @@
+"""What a run needs on a card, from the configurations of its pipeline alone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from torch import nn
+
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.config import Run
+from flowhooks.data import Audit
+from flowhooks.errors import FlowhooksError, ModelError
+from flowhooks.hooks.registry import HOOKS
+from flowhooks.kernel import Batch
+from flowhooks.memory.step import Needs, count_update
+from flowhooks.memory.twin import twins
+from flowhooks.pretrained import DTYPES
+from flowhooks.probe import Condition, FlowModel, probe
+from flowhooks.probe.learn import SMALL
+from flowhooks.probe.values import moved
+
+META = torch.device("meta")
+
+
+class NotCounted(FlowhooksError):
+    """What a run needs cannot be counted; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A run whose updates can be counted, also with changes.
+
+    Args:
+        run: as it was read.
+        model: learnt on a small twin; its network is set by :meth:`needs`.
+        network: builds the network at full size on a device, in a precision.
+        condition: of one sample, with the longest prompt of the data.
+        size: of the largest samples: height, width and frames.
+        provides: what the data gives, as the audit says it.
+        weights: part of the pipeline -> how many numbers its weights are.
+    """
+
+    run: Run
+    model: FlowModel
+    network: Callable[[torch.device, torch.dtype], Any]
+    condition: Condition
+    size: tuple[int, int, int | None]
+    provides: frozenset[str]
+    weights: Mapping[str, int]
+
+    def needs(
+        self, run: Run | None = None, *, size: tuple[int, int, int | None] | None = None, device: torch.device = META
+    ) -> Needs:
+        """Bytes of one update.
+
+        Args:
+            run: the run with something changed; default: as it was read.
+            size: of the samples; default: the largest of the data.
+            device: what to count on. On another than meta everything is computed.
+
+        Raises:
+            NotCounted: with the reason.
+        """
+        run = run or self.run
+        try:
+            # Learnt with the twin in its place, as the layout of a size needs numbers.
+            self.model.at(*(size or self.size))
+            return self._counted(run, size or self.size, device)
+        except (FlowhooksError, NotImplementedError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise NotCounted(f"the step cannot be run without numbers: {reason}") from error
+
+    def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device) -> Needs:
+        twin, component = self.model.transformer, self.model.component
+        try:
+            self.model.pipe.register_modules(**{component: self.network(device, DTYPES[run.model["dtype"]])})
+            model = self.model.at(*size)
+            model.contract = replace(model.contract, constants=moved(model.contract.constants, device, None))
+            # A copy of a model holds on to the weight that it found first.
+            vars(model).pop("_typical_weight", None)
+            return count_update(model, run, self.batch(model, run, device))
+        finally:
+            self.model.pipe.register_modules(**{component: twin})
+
+    def batch(self, model: FlowModel, run: Run, device: torch.device) -> Batch:
+        """A micro-batch with all sides that the data of the run gives."""
+        count = run.training["train_batch_size"]
+        clean = torch.zeros(count, *model.sample_shape, device=device)
+        grid = model.layout(*self._edges(model)).vae_shape[-2:]
+        return Batch(
+            clean=clean,
+            condition=self.condition.take([0] * count).to(device, model.dtype),
+            rejected=torch.ones_like(clean) if "rejected" in self.provides else None,
+            mask=torch.ones(count, 1, *grid, device=device) if "mask" in self.provides else None,
+        )
+
+    @staticmethod
+    def _edges(model: FlowModel) -> tuple[int, int]:
+        return model.size["height"], model.size["width"]
+
+
+def plan_memory(run: Run, audited: Audit) -> Planned:
+    """Learn what is needed to count a run, on a small twin of its pipeline. Reads configurations and tokenizers from
+    the disk, and no weights.
+
+    Raises:
+        NotCounted: what cannot be counted, and why.
+    """
+    _refuse(run)
+    folder = pipeline_folder(run.model)
+    if folder is None:
+        raise NotCounted("the pipeline's configurations are not on this disk; fetch it once, then ask again")
+    if not audited.records:
+        raise NotCounted("the run has no data, whose sizes and captions an update is counted with")
+    largest = max(audited.records, key=lambda record: record.width * record.height * record.geometry.frames)
+    prompt = max((record.caption for record in audited.records), key=len)
+    parts, _ = read_index(folder)
+    component = run.model["component"] or next(part for part in NETWORKS if part in parts)
+    network = full_network(folder / component, parts[component][1])
+    model = _learnt(folder, run, (largest.height, largest.width), largest.geometry.frames)
+    size = (largest.height, largest.width, largest.geometry.frames if model.length is not None else None)
+    return Planned(
+        run=run,
+        model=model,
+        network=network,
+        condition=model.at(*size).encode_prompts([prompt]),
+        size=size,
+        provides=frozenset(audited.provides),
+        weights={name: count_weights(folder / name, *where) for name, where in parts.items()},
+    )
+
+
+def full_network(folder: Path, kind: str) -> Callable[[torch.device, torch.dtype], Any]:
+    """What builds the network of a configuration at full size and random weights, on a device and in the precision in
+    which it would load."""
+    cls = getattr(diffusers, kind)
+    settings = cls.load_config(folder)
+
+    def build(device: torch.device, dtype: torch.dtype) -> Any:
+        with torch.device(device):
+            network = cls.from_config(settings)
+        kept = tuple(cls._keep_in_fp32_modules or ())
+        for name, parameter in network.named_parameters():
+            if parameter.is_floating_point() and not any(each in name.split(".") for each in kept):
+                parameter.data = parameter.data.to(dtype)
+        return network.to(device).eval().requires_grad_(False)
+
+    return build
+
+
+def count_weights(folder: Path, library: str, kind: str) -> int:
+    """How many numbers the weights of a part of a pipeline are; 0 of one without weights.
+
+    Raises:
+        NotCounted: it cannot be built from its configuration.
+    """
+    cls: Any = getattr(transformers if library == "transformers" else diffusers, kind, None)
+    if cls is None or not issubclass(cls, nn.Module):
+        return 0
+    try:
+        with torch.device(META):
+            if issubclass(cls, transformers.PreTrainedModel):
+                module: nn.Module = cls(cls.config_class.from_pretrained(folder))
+            else:
+                module = cls.from_config(cls.load_config(folder))
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        raise NotCounted(f"{folder}: {kind} cannot be built from its configuration: {error}") from error
+    return sum(p.numel() for p in module.parameters())
+
+
+def _refuse(run: Run) -> None:
+    """Raise NotCounted for a run of a kind that is not counted yet."""
+    if run.training["mixed_precision"] != "no":
+        raise NotCounted(
+            "`training.mixed_precision` casts on the card, and torch has no such casts without numbers; set it to "
+            "'no' and `model.dtype` to 'bf16' to see that run counted"
+        )
+    for hook in run.hooks:
+        if hook.type not in HOOKS:
+            raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")
+        if "source" in HOOKS[hook.type].slots:
+            raise NotCounted(f"{hook.where}: {hook.type!r} draws samples of its own, and drawing is not counted yet")
+
+
+def _learnt(folder: Path, run: Run, edges: tuple[int, int], frames: int) -> FlowModel:
+    """A model of the smallest twin that the probe can learn from, at the size of the data or a smaller one."""
+    reasons: list[str] = []
+    # A twin's text encoders and autoencoder compute at this size; the layout of larger ones is learnt without them.
+    at = dict(zip(("height", "width"), edges, strict=True)) if max(edges) <= max(SMALL.values()) else {}
+    given = {"arguments": run.model["pipeline_arguments"], "component": run.model["component"], **at}
+    try:
+        for pipe in twins(folder):
+            try:
+                model = probe(pipe, frames=frames if frames > 1 else None, **given)
+                _learn_ahead(model)
+                return model
+            except (FlowhooksError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+                reasons.append(" ".join(str(error).split())[:200])
+    except ModelError as error:
+        reasons.append(str(error))
+    raise NotCounted(f"no small twin of the pipeline could be learnt from: {reasons[0]}")
+
+
+def _learn_ahead(model: FlowModel) -> None:
+    """What hooks may ask of the pipeline while they attach, which needs numbers."""
+    for name in ("example_condition", "null_condition", "anatomy"):
+        try:
+            getattr(model, name)
+        except FlowhooksError:
+            # A hook that needs it says so when it asks.
+            continue
+
+
+def changed(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:
+    """The run with other values at places such as ``training.train_batch_size``."""
+    sections = {section: copy.copy(getattr(run, section)) for section in ("model", "adapter", "training")}
+    for place, value in changes:
+        section, _, key = place.partition(".")
+        sections[section][key] = value
+    return replace(run, **sections)

@@ -1,0 +1,133 @@
+"""The run's own step on a network, with its bytes counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.attaching import attach
+from flowhooks.config import Run
+from flowhooks.kernel import Batch
+from flowhooks.memory.attention import fused_on_meta
+from flowhooks.memory.live import STEP, Live
+from flowhooks.pipeline import gradient_checkpointing
+from flowhooks.probe import FlowModel
+from flowhooks.probe.values import tensors_in
+from flowhooks.train.guard import FiniteGuard
+from flowhooks.train.optimization import Optimization
+
+WEIGHTS, TRAINED, OPTIMIZER, HOOKS, BATCH = "weights", "trained", "optimizer", "hooks", "batch"
+FORWARD, BACKWARD, UPDATE = "the forward passes", "the backward pass", "the optimiser's step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """Bytes of one update of a run.
+
+    Args:
+        weights: of the network as it was loaded, without what is trained of it.
+        trained: what is trained: the adapter, modules of hooks, or the whole network.
+        gradients: of what is trained, after the last backward pass.
+        optimizer: state that the optimiser keeps.
+        hooks: what hooks keep between steps, such as averages of weights.
+        activations: the most that was held when a backward pass began, gradients of earlier micro-batches included.
+        peak: the most that was alive at once.
+        phase: when that was, in words.
+        at_peak: part -> bytes at that moment.
+    """
+
+    weights: int
+    trained: int
+    gradients: int
+    optimizer: int
+    hooks: int
+    activations: int
+    peak: int
+    phase: str
+    at_peak: Mapping[str, int]
+
+
+def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
+    """Attach the run's hooks and adapter to the model's network, do one update, and take them off again.
+
+    Args:
+        model: whose network is on the device to count on; the meta device computes no numbers.
+        batch: on that device.
+
+    Raises:
+        FlowhooksError: the run cannot be attached, or a step of it fails.
+    """
+    network, live = model.transformer, Live()
+    with ExitStack() as stack:
+        stack.enter_context(fused_on_meta())
+        live.own(WEIGHTS, [*network.parameters(), *network.buffers()])
+        live.own(BATCH, tensors_of(batch))
+        live.phase = "attaching"
+        with live:
+            stack.enter_context(gradient_checkpointing(network, run.model["gradient_checkpointing"]))
+            session = stack.enter_context(attach(model, run))
+        training = network.training
+        stack.callback(lambda: network.train(training))
+        network.train()
+        # Past the first micro-step: there, hooks look at numbers once, which a meta tensor does not have.
+        session.micro_step = 1
+        parameters = list(session.parameters().values())
+        with live:
+            optimization = Optimization(run, parameters)
+            _first_state(optimization.optimizer, parameters)
+        trained = live.own(TRAINED, parameters)
+        optimizer = live.own(OPTIMIZER, _state(optimization.optimizer))
+        # What is left of attaching belongs to hooks.
+        live.held[HOOKS] += live.held[STEP]
+        hooks, live.held[STEP] = live.held[HOOKS], 0
+        static, held = live.now, 0
+        guard = FiniteGuard()
+        live.phase = FORWARD
+        live.start()
+        with live:
+            for _ in range(min(2, run.training["gradient_accumulation_steps"])):
+                live.phase = FORWARD
+                result = session.step(batch, log=False)
+                guard.loss(result.loss, session.micro_step, ())
+                held = max(held, live.now - static)
+                live.phase = BACKWARD
+                optimization.backward(result.loss)
+                del result
+            gradients = sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
+            live.phase = UPDATE
+            optimization.step(guard)
+            session.updated()
+        return Needs(
+            weights=live.held[WEIGHTS],
+            trained=trained,
+            gradients=gradients,
+            optimizer=optimizer,
+            hooks=hooks,
+            activations=held,
+            peak=live.peak,
+            phase=live.peak_phase,
+            at_peak=dict(live.peak_held),
+        )
+
+
+def tensors_of(batch: Batch) -> list[Tensor]:
+    """What a batch brings to the device: latents, rejected latents, masks, and what the prompts became."""
+    condition: Any = batch.condition
+    return tensors_in([batch.clean, batch.rejected, batch.mask, list(condition.samples)])
+
+
+def _first_state(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
+    """Let the optimiser make its state, as it does in the first step."""
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _state(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
