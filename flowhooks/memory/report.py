@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.checks.pipeline import pipeline_folder, read_index
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
 from flowhooks.checks.sizes import edge_step
 from flowhooks.config import Run
 from flowhooks.memory.plan import Planned, changed
 from flowhooks.memory.step import HOOKS, OPTIMIZER, TRAINED, WEIGHTS, Needs
 from flowhooks.pretrained import DTYPES
+from flowhooks.train.stage import VAE
 
 GIB = 2**30
 #: What a card holds beside tensors, in bytes: the driver's context and the libraries' workspaces. Not measured here.
@@ -35,14 +36,19 @@ def on_card(tensors: int) -> int:
 
 
 def weights_before(planned: Planned, run: Run) -> dict[str, int]:
-    """Bytes of weights, by part, that are on the card while prompts and images are encoded: the whole pipeline's."""
+    """Return the bytes of weights that are on the card before training, by phase: the text encoders together while
+    prompts are encoded, the VAE while images are; see :class:`flowhooks.train.stage.Stage`."""
     each = DTYPES[run.model["dtype"]].itemsize
-    return {name: number * each for name, number in planned.weights.items() if number}
+    phases = {"prompts": 0, "images": 0}
+    for name, number in planned.weights.items():
+        if name not in NETWORKS:
+            phases["images" if name == VAE else "prompts"] += number * each
+    return phases
 
 
 def _most(planned: Planned, run: Run, needs: Needs) -> int:
     """Bytes of a card that this run needs."""
-    return on_card(max(needs.peak, sum(weights_before(planned, run).values())))
+    return on_card(max(needs.peak, *weights_before(planned, run).values()))
 
 
 def lines(planned: Planned, needs: Needs) -> Iterator[str]:
@@ -63,9 +69,8 @@ def lines(planned: Planned, needs: Needs) -> Iterator[str]:
     computed = needs.peak - sum(parts.get(part, 0) for part in (WEIGHTS, TRAINED, OPTIMIZER, HOOKS))
     yield f"{'largest moment':<34} {shown(needs.peak):>10}, in {needs.phase}, {shown(computed)} of it computed there"
     before = weights_before(planned, planned.run)
-    each = ", ".join(f"{name} {shown(number)}" for name, number in before.items())
-    whole = shown(sum(before.values()))
-    yield f"{'weights before training':<34} {whole:>10}, while prompts and images are encoded: {each}"
+    phase = max(before, key=lambda each: before[each])
+    yield f"{'weights before training':<34} {shown(before[phase]):>10}, while {phase} are encoded"
     most = shown(_most(planned, planned.run, needs))
     yield f"{'on a card':<34} {most:>10}, with {shown(CONTEXT)} for its context and {GAPS:.0%} for its allocator"
 

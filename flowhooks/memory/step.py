@@ -15,8 +15,8 @@ from flowhooks.config import Run
 from flowhooks.kernel import Batch
 from flowhooks.memory.attention import fused_on_meta
 from flowhooks.memory.live import STEP, Live
-from flowhooks.pipeline import gradient_checkpointing
 from flowhooks.probe import FlowModel
+from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.values import tensors_in
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.optimization import Optimization
@@ -69,6 +69,7 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
         live.own(BATCH, tensors_of(batch))
         live.phase = "attaching"
         with live:
+            # With `checkpoint_offload` less is held on the card than is counted here.
             stack.enter_context(gradient_checkpointing(network, run.model["gradient_checkpointing"]))
             session = stack.enter_context(attach(model, run))
         training = network.training
