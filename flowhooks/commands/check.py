@@ -39,12 +39,14 @@ def run(args: Namespace) -> int:
         return _run(args)
     from flowhooks.data import audit
 
-    if args.overrides or args.resume is not None or args.memory or args.gpu:
+    asked = {
+        "--set and --resume": args.overrides or args.resume is not None,
+        "--memory and --gpu": args.memory or args.gpu is not None,
+    }
+    if named := [names for names, given in asked.items() if given]:
         from flowhooks.errors import ConfigError, Problem
 
-        raise ConfigError(
-            Problem("is a data set file; --set, --resume, --memory and --gpu go with a run file", args.run)
-        )
+        raise ConfigError(Problem(f"is a data set file; {named[0]} go with a run file", args.run))
     audited = audit(datasets)
     _print_data(audited)
     _print_warnings(audited.warnings)

@@ -150,6 +150,12 @@ def full_network(folder: Path, kind: str) -> Callable[[torch.device, torch.dtype
         for name, parameter in network.named_parameters():
             if parameter.is_floating_point() and not any(each in name.split(".") for each in kept):
                 parameter.data = parameter.data.to(dtype)
+        # What is stored beside the weights, such as tables of positions, is read in the same precision.
+        for module in network.modules():
+            for name, buffer in module._buffers.items():
+                stored = name not in module._non_persistent_buffers_set
+                if buffer is not None and stored and buffer.is_floating_point():
+                    module._buffers[name] = buffer.to(dtype)
         return network.to(device).eval().requires_grad_(False)
 
     return build
@@ -172,7 +178,7 @@ def count_weights(folder: Path, library: str, kind: str) -> int:
                 module = cls.from_config(cls.load_config(folder))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise NotCounted(f"{folder}: {kind} cannot be built from its configuration: {error}") from error
-    return sum(p.numel() for p in module.parameters())
+    return sum(stored.numel() for stored in module.state_dict().values())
 
 
 def _refuse(run: Run) -> None:

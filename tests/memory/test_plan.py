@@ -152,4 +152,7 @@ def test_a_twin_of_another_family_is_learnt_too(tmp_path):
     folder = write_folder("sd3", {"transformer": NETWORKS["sd3"][1]}, tmp_path / "sd3")
     plan = planned(run_on("sd3", folder, RUNS["flow_dpo"], BATCH), EDGE)
     real = plan.needs(device=torch.device("cpu"))
+    # Its table of positions is no parameter, and is stored with them.
+    half = replace(plan, run=run_on("sd3", folder, RUNS["flow_dpo"], BATCH, dtype="bf16"))
+    assert half.needs().weights * 2 == plan.needs().weights == plan.weights["transformer"] * 4
     assert plan.needs().peak == pytest.approx(real.peak, rel=0.02)
