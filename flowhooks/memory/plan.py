@@ -188,6 +188,11 @@ def _refuse(run: Run) -> None:
             "`training.mixed_precision` casts on the card, and torch has no such casts without numbers; set it to "
             "'no' and `model.dtype` to 'bf16' to see that run counted"
         )
+    if run.model["checkpoint_offload"]:
+        raise NotCounted(
+            "`model.checkpoint_offload` copies to the host, and tensors without numbers cannot be copied; set it to false "
+            "to see the run counted without it"
+        )
     for hook in run.hooks:
         if hook.type not in HOOKS:
             raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")

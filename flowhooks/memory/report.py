@@ -46,6 +46,12 @@ def weights_before(planned: Planned, run: Run) -> dict[str, int]:
     return phases
 
 
+def _weights(planned: Planned, run: Run) -> int:
+    """Bytes of the weights of the largest phase: the network that is trained, the text encoders, or the VAE."""
+    network = planned.weights[planned.model.component] * DTYPES[run.model["dtype"]].itemsize
+    return max(network, *weights_before(planned, run).values())
+
+
 def _most(planned: Planned, run: Run, needs: Needs) -> int:
     """Bytes of a card that this run needs."""
     return on_card(max(needs.peak, *weights_before(planned, run).values()))
@@ -97,8 +103,8 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
     least, best = most, ""
     for changes, scale in candidates(planned):
         run = changed(planned.run, changes)
-        if on_card(sum(weights_before(planned, run).values())) > card:
-            # Its weights alone are too much, so there is nothing to count.
+        if on_card(_weights(planned, run)) > card:
+            # The weights of one phase alone are too much, so there is nothing to count.
             continue
         size = _scaled(planned, scale)
         found = _most(planned, run, planned.needs(run, size=size))
@@ -110,8 +116,8 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
             least, best = found, f", with {' and '.join(said)}"
     if not best:
         run = changed(planned.run, (("model.dtype", "bf16"),))
-        weights = shown(on_card(sum(weights_before(planned, run).values())))
-        return Fit(fits=False, sentence=f"{start}; the weights of the pipeline alone need {weights} in bf16")
+        weights = shown(on_card(_weights(planned, run)))
+        return Fit(fits=False, sentence=f"{start}; the weights of one phase alone need {weights} in bf16")
     return Fit(fits=False, sentence=f"{start}; nothing that was tried fits, and the least was {shown(least)}{best}")
 
 

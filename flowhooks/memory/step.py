@@ -69,7 +69,6 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
         live.own(BATCH, tensors_of(batch))
         live.phase = "attaching"
         with live:
-            # With `checkpoint_offload` less is held on the card than is counted here.
             stack.enter_context(gradient_checkpointing(network, run.model["gradient_checkpointing"]))
             session = stack.enter_context(attach(model, run))
         training = network.training

@@ -50,7 +50,7 @@ def test_a_run_that_is_not_counted_is_told_why(run, capsys):
 def test_without_being_asked_nothing_is_counted(run, capsys, monkeypatch):
     monkeypatch.setattr("flowhooks.memory.plan.plan_memory", lambda *_: pytest.fail("counted"))
     assert main(["check", str(run)]) == 0
-    assert "memory" not in capsys.readouterr().out
+    assert "largest moment" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", ["0", "-24", "24 apples", "", "nan"])
