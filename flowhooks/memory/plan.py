@@ -190,8 +190,8 @@ def _refuse(run: Run) -> None:
         )
     if run.model["checkpoint_offload"]:
         raise NotCounted(
-            "`model.checkpoint_offload` copies to the host, and tensors without numbers cannot be copied; set it to false "
-            "to see the run counted without it"
+            "`model.checkpoint_offload` copies to the host, and tensors without numbers cannot be copied; set it to "
+            "false to see the run counted without it"
         )
     for hook in run.hooks:
         if hook.type not in HOOKS:

@@ -40,10 +40,14 @@ def test_a_run_that_does_not_fit_is_warned_of_and_not_refused(run, capsys):
     assert out.endswith("ok\n")
 
 
-def test_a_run_that_is_not_counted_is_told_why(run, capsys):
-    assert main(["check", str(run), "--memory", "--set", "training.mixed_precision=bf16"]) == 0
+@pytest.mark.parametrize(
+    "settings",
+    [("training.mixed_precision=bf16",), ("model.checkpoint_offload=true", "model.gradient_checkpointing=true")],
+)
+def test_a_run_that_is_not_counted_is_told_why(run, capsys, settings):
+    assert main(["check", str(run), "--memory", *(word for each in settings for word in ("--set", each))]) == 0
     out = capsys.readouterr().out
-    assert "warning    memory: not counted: `training.mixed_precision`" in out
+    assert f"warning    memory: not counted: `{settings[0].partition('=')[0]}`" in out
     assert not any(line.startswith("memory ") for line in out.splitlines())
 
 
