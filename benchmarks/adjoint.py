@@ -55,7 +55,7 @@ def updating(
 
 def bare(steps: int, batch_size: int, device: str, size: Mapping[str, int] = SIZE) -> Callable[[int], None]:
     """The passes of an update that reaches so many steps, on the network and its adapter alone: no pipeline, no
-    picture, no reward."""
+    image, no reward."""
     model, layers, optimizer = adapted(device, **size)
     batch = batch_of(model, batch_size, device)
     ((_, prompt),) = batch.condition.groups()

@@ -1,6 +1,6 @@
 """What `flowhooks check` takes for a data set of many small pairs: a whole process, on two cores.
 
-``python -m benchmarks.audit`` writes 100,000 pictures with captions and as many rejected twins into a temporary folder,
+``python -m benchmarks.audit`` writes 100,000 images with captions and as many rejected twins into a temporary folder,
 audits them, and prints JSON: seconds, and the largest memory of the process with all its children at one moment. The
 files were just written, so they come from the page cache: what is measured is the program, not a disk.
 """
@@ -31,7 +31,7 @@ PARTNER = {"dataset_type": "conditioning", "conditioning_type": "reference_stric
 
 
 def write_pairs(root: Path, records: int, side: int = 16) -> Path:
-    """`records` pictures with captions and rejected twins, a thousand a folder. Returns the run file."""
+    """`records` images with captions and rejected twins, a thousand a folder. Returns the run file."""
     held = BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(held, "PNG")
     picture = held.getvalue()
@@ -42,7 +42,7 @@ def write_pairs(root: Path, records: int, side: int = 16) -> Path:
             for i in range(start, min(start + 1000, records)):
                 (folder / f"{i:06}.png").write_bytes(remarked(picture, f"{name} {i}"))
                 if name == "win":
-                    (folder / f"{i:06}.txt").write_text(f"picture number {i}", encoding="utf-8")
+                    (folder / f"{i:06}.txt").write_text(f"image number {i}", encoding="utf-8")
     run = {
         "model": {"pretrained_model_name_or_path": "digits"},
         "adapter": {"type": "lora", "rank": 4, "alpha": 4},
@@ -60,7 +60,7 @@ def write_pairs(root: Path, records: int, side: int = 16) -> Path:
 
 
 def remarked(png: bytes, remark: str) -> bytes:
-    """The picture with a comment before its end, so that no two have the same content."""
+    """The image with a comment before its end, so that no two have the same content."""
     chunk = b"tEXtComment\0" + remark.encode()
     return png[:-12] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[-12:]
 
@@ -116,7 +116,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "what": f"`flowhooks check` of {arguments.records:,} records: picture, caption and rejected twin",
+                "what": f"`flowhooks check` of {arguments.records:,} records: image, caption and rejected twin",
                 "goal": GOAL,
                 "rounds": sorted(found, key=lambda each: each["seconds"]),
                 "machine": machine(),

@@ -1,6 +1,6 @@
 """What a training loop waits for data: batches from the cache against a plain ``DataLoader`` over the same tensors.
 
-``python -m benchmarks.data_wait`` prints JSON. Pictures, rejected twins, masks and captions of a tiny pipeline are
+``python -m benchmarks.data_wait`` prints JSON. Images, rejected twins, masks and captions of a tiny pipeline are
 cached; then epochs are read in the loop's own process, where all reading is waiting, by three loaders that take turns:
 ours with entries kept in memory, ours with every entry read from its shard, and torch's over a list of the same
 tensors. Between any two batches is a Flow-DPO step of a network of 2 M weights.
@@ -40,7 +40,7 @@ SETS = [
 
 
 def cached(root: Path, records: int, model: Any) -> CachedDataset:
-    """The cache of pictures of noise with twins, masks and captions of their own."""
+    """The cache of images of noise with twins, masks and captions of their own."""
     draw = np.random.default_rng(0)
     for block in SETS:
         (root / str(block["id"])).mkdir()
@@ -48,7 +48,7 @@ def cached(root: Path, records: int, model: Any) -> CachedDataset:
             pixels = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / str(block["id"]) / f"{i:05}.png")
     for i in range(records):
-        (root / "win" / f"{i:05}.txt").write_text(f"picture number {i}", encoding="utf-8")
+        (root / "win" / f"{i:05}.txt").write_text(f"image number {i}", encoding="utf-8")
     (root / "data.json").write_text(json.dumps([{"instance_data_dir": block["id"], **block} for block in SETS]))
     return build_cache(audit(load_datasets("data.json", root)), model, root / "cache", progress=False)
 

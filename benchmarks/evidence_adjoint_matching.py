@@ -61,10 +61,10 @@ class Measured:
     """What was drawn by one model.
 
     Args:
-        reward: mean over the pictures.
-        diversity: of pictures of one digit: the trace of the covariance of the judge's features, mean over digits.
-        frechet: distance to the pictures that the base was trained on, in the judge's features.
-        digit_accuracy: share of pictures whose digit is the one asked for.
+        reward: mean over the images.
+        diversity: of images of one digit: the trace of the covariance of the judge's features, mean over digits.
+        frechet: distance to the images that the base was trained on, in the judge's features.
+        digit_accuracy: share of images whose digit is the one asked for.
         seconds: processor time of the training; 0 for the base.
     """
 
@@ -205,27 +205,27 @@ def _page(
     numbers = ", ".join(str(seed) for seed in seeds)
     return f"""# Evidence: adjoint matching on the embedded digits
 
-The reward is the log-probability, at temperature 4, that the judge gives the digit that was asked for. It can be
-hacked: pictures that the judge is surest of are few. Every arm follows its gradient for about the same processor time.
+The reward is the log-probability, at temperature 4, that the judge assigns to the digit of the prompt. It can be
+hacked: images that the judge is surest of are few. Every arm follows its gradient for about the same processor time.
 
 | | reward | diversity within a digit | Fréchet distance | digit accuracy | updates | seconds |
 | --- | --- | --- | --- | --- | --- | --- |
 {body}
 
 Median (lowest to highest) over training seeds {numbers}. *Diversity* is the variance of the judge's features among
-pictures of one digit, as a share of the base's. The Fréchet distance is to the pictures that the base was trained on,
-in the judge's features. *Seconds* are processor time of the training. Every row draws the same {SAMPLES} pictures from
+images of one digit, as a share of the base's. The Fréchet distance is to the images that the base was trained on,
+in the judge's features. *Seconds* are processor time of the training. Every row samples the same {SAMPLES} images from
 the same seeds ({UNSEEN} and up), {STEPS} steps, no guidance, with the stock pipeline.
 
 *anchor* is `examples/{RECIPE}` as it stands: lean co-states in the last 3 of 12 steps,
 earlier ones held at the base's velocity. *free* does not visit those; *free, stopped* is the same after
 {UPDATES[STOPPED]} updates, to tell an anchor from climbing less; *gate* keeps the adapter off in them, above sigma
-{SIGMA}, in training as in the table's pictures (`flowhooks.adapter_gate`); *untruncated* reaches all 12; *lookahead*
+{SIGMA}, in training as in the table's images (`flowhooks.adapter_gate`); *untruncated* reaches all 12; *lookahead*
 takes the reward's gradient at the end of a straight line, without co-states; *DRaFT-K* back-propagates through the last
 3 steps, with next to no cost of the control. Settings were chosen on training seed 0 and other sampling seeds, updates
 so that times are alike. The reward's scale was fixed after a first run of the table, where it was found from the first
 batch and differed fourfold between seeds. Reward, diversity and Fréchet distance are of one judge: whether another
-network would agree was not asked.
+network would agree was not tested.
 
 Goal, for *anchor*, in the median. {goal}: {sentence}.
 

@@ -137,9 +137,9 @@ def _page(
     where = ", ".join(f"{key} {value}" for key, value in machine().items())
     return f"""# Evidence: AnyFlow on the embedded digits
 
-Fréchet distance, in the judge's features, of {SAMPLES} drawn pictures to the pictures that base and runs were trained
-on (half of them with blots, as the base draws them). Lower is better; the base at 20 steps is at {before[20]:.1f}, at
-{MANY} steps at {before[MANY]:.1f}.
+Fréchet distance, in the judge's features, of {SAMPLES} generated images to the images that base and runs were trained
+on (half of them with blots, as the base generates them). Lower is better; the base at 20 steps is at {before[20]:.1f},
+at {MANY} steps at {before[MANY]:.1f}.
 
 | | 1 step | 2 steps | 4 steps | 8 steps | forwards a training step |
 | --- | --- | --- | --- | --- | --- |
@@ -147,7 +147,7 @@ on (half of them with blots, as the base draws them). Lower is better; the base 
 
 Median (lowest to highest) over training seeds {", ".join(str(seed) for seed in seeds)}. Every arm is
 `examples/{RECIPE}` with another target: the same base, LoRA, optimiser, number of steps and batch; plain SFT has no
-second time. Pictures are drawn from the same seeds ({UNSEEN} and up), without guidance, by the stock pipeline.
+second time. Images are generated from the same seeds ({UNSEEN} and up), without guidance, by the stock pipeline.
 Settings were chosen on training seed 0 and other sampling seeds.
 
 Goal, for `flow_map`, in the median. {goal}: {"; ".join(sentences)}.

@@ -92,7 +92,7 @@ training seeds. {goal} {sentence}
 | --- | --- | --- | --- |
 {body}
 
-Median (lowest to highest) over training seeds {", ".join(str(seed) for seed in seeds)}. Every row draws the same
+Median (lowest to highest) over training seeds {", ".join(str(seed) for seed in seeds)}. Every row samples the same
 {SAMPLES} prompts from the same seeds ({UNSEEN} and up), {STEPS} steps, no guidance, with the stock pipeline and
 `load_lora_weights`. *masked* is `examples/flow_dpo/digits.json` as it stands; *unmasked* uses `mean` and no mask;
 *no anchor* leaves out the anchor; *twice as long* trains 400 steps, the example's first setting, which was halved after

@@ -35,7 +35,7 @@ BASE, MERGE, WITH, WITHOUT = "base", "merge", "student", "student, no anchor"
 SHORT, MIXED = "mixed rewards, short", "mixed rewards"
 ROWS = (*(f"teacher {task}" for task in TEACHERS), MERGE, WITH, WITHOUT, SHORT, MIXED)
 GOAL = 0.95
-#: Of each task's reward among eight pictures of one prompt, as the base draws them in training.
+#: Of each task's reward among eight images of one prompt, as the base generates them in training.
 SPREADS = {"legible": 0.3, "bold": 0.03}
 
 
@@ -44,10 +44,10 @@ class Measured:
     """What was drawn by one model.
 
     Args:
-        rewards: task -> mean of its reward over the pictures of its prompts.
-        frechet: distance to the pictures that the base was trained on, in the judge's features.
-        own_frechet: task -> that of the pictures of its prompts to those that the base was trained on with them.
-        digit_accuracy: share of pictures whose digit is the one asked for.
+        rewards: task -> mean of its reward over the images of its prompts.
+        frechet: distance to the images that the base was trained on, in the judge's features.
+        own_frechet: task -> that of the images of its prompts to those that the base was trained on with them.
+        digit_accuracy: share of images whose digit is the one asked for.
     """
 
     rewards: Mapping[str, float]
@@ -95,7 +95,7 @@ class Ruler:
 
 
 def _distance(features: Tensor, data: tuple[Tensor, Tensor]) -> float:
-    """Fréchet distance of pictures of ``features`` ``[N, D]`` to data of this mean and covariance."""
+    """Fréchet distance of images of ``features`` ``[N, D]`` to data of this mean and covariance."""
     mean, covariance = gaussian(features)
     return frechet_distance(mean.numpy(), covariance.numpy(), data[0].numpy(), data[1].numpy())
 
@@ -176,7 +176,7 @@ def verdict(before: Measured, found: Mapping[str, Sequence[Measured]]) -> tuple[
             f"on the average of both it is at {statistics.median(own):.0%}, {rival} at "
             f"{statistics.median(other):.0%} ({wins} of {len(other)} seeds)"
         )
-    for what, of in (("by task", lambda each: each.drift), ("of all pictures", lambda each: each.frechet)):
+    for what, of in (("by task", lambda each: each.drift), ("of all images", lambda each: each.frechet)):
         near, far = ([of(each) for each in found[row]] for row in (WITH, WITHOUT))
         closer = [b - a for a, b in zip(near, far, strict=True)]
         reached &= statistics.median(near) < statistics.median(far)
@@ -206,7 +206,7 @@ def mixed_overrides(runs: Mapping[str, Run], *, short: bool) -> tuple[str, ...]:
 def _model(
     row: str, output: Path, base: Path, taught: Mapping[str, tuple[Path, Run]], more: tuple[str, ...]
 ) -> tuple[Any, int]:
-    """The stock pipeline of a row, and the forwards of single pictures that its training took."""
+    """The stock pipeline of a row, and the forwards of single images that its training took."""
     spent = sum(_forwards(run) for _, run in taught.values())
     for task, (folder, run) in taught.items():
         if row == f"teacher {task}":
@@ -235,7 +235,7 @@ def merged(base: Path, folders: Sequence[Path]) -> Any:
 
 
 def _forwards(run: Run) -> int:
-    """Of single pictures, in the whole run."""
+    """Of single images, in the whole run."""
     method = next(hook.options for hook in run.hooks if hook.type == "on_policy_rollout")
     each = forwards(run, plan_run(run, run.provides))
     return each * method["group_size"] * run.training["train_batch_size"] * run.training["max_train_steps"]
@@ -289,9 +289,9 @@ def _page(
     numbers = ", ".join(str(seed) for seed in seeds)
     return f"""# Evidence: Flow-OPD on the embedded digits
 
-Two teachers want opposite things of the pictures: *legible* was rewarded for digits that the judge can read
+Two teachers want opposite things of the images: *legible* was rewarded for digits that the judge can read
 (log-probability at temperature 4), which takes blots away; *bold* for ink on the paper, which adds some. Each was
-trained by Flow-GRPO on all ten digits. The student is asked for odd digits by *legible* and for even ones by *bold*.
+trained by Flow-GRPO on all ten digits. *Legible* teaches the student odd digits and *bold* even ones.
 
 | | legible, on odd digits | bold, on even digits | average | Fréchet by task | of all | digit accuracy | 10³ forwards |
 | --- | --- | --- | --- | --- | --- | --- | --- |
@@ -299,22 +299,22 @@ trained by Flow-GRPO on all ten digits. The student is asked for odd digits by *
 
 Mean reward, and in brackets the share of the gain of the task's own teacher of the same training seed; the *average* is
 of the two shares, each counted up to 100 %, so that overshooting one task does not pay for losing the other. The
-Fréchet distance is to the pictures that the base was trained on, in the judge's features: *by task* the mean of that of
-the odd digits and that of the even ones, each to the scans of these digits; *of all* that of all pictures at once, in
+Fréchet distance is to the images that the base was trained on, in the judge's features: *by task* the mean of that of
+the odd digits and that of the even ones, each to the scans of these digits; *of all* that of all images at once, in
 which the blots that one task takes away make up for those that the other adds. Median (lowest to highest) over training
-seeds {numbers}. Every row draws the same {SAMPLES} pictures from the same seeds ({UNSEEN} and up),
+seeds {numbers}. Every row samples the same {SAMPLES} images from the same seeds ({UNSEEN} and up),
 {STEPS} steps, no guidance, with the stock pipeline. *student* is `examples/{STUDENT}` as it stands; *no anchor* has
 `anchor_weight` 0; *merge* is the mean of the teachers' changes, exactly; *mixed rewards* is one Flow-GRPO run on both
-rewards, each divided by its spread among pictures of one prompt, for as many forwards as both teachers together, and
+rewards, each divided by its spread among images of one prompt, for as many forwards as both teachers together, and
 *short* for those of the shorter one: with more, it goes on with boldness, which has no end, until nothing can be read.
-Forwards are of single pictures, in training; those of merge and students include the teachers'.
+Forwards are of single images, in training; those of merge and students include the teachers'.
 
 Settings of teachers and students were chosen on training seed 0 and other sampling seeds. Three things were changed in
-favour of a fair comparison after an earlier mixed run of seed 0 had been seen, in the table's own pictures: it has the
+favour of a fair comparison after an earlier mixed run of seed 0 had been seen, in the table's own images: it has the
 lower rate of the two teachers, the short one was added, and shares above 100 % no longer enter the average. An earlier
-table had the distance of all pictures only, where the anchor made no difference that three seeds could show; the
+table had the distance of all images only, where the anchor made no difference that three seeds could show; the
 distance by task and the anchor's weight were then chosen on training seed 0 and other sampling seeds. There an anchor
-of 0.05 cost more than 5 % of boldness, and an adapter trained on the base's own pictures by plain SFT, mixed in at the
+of 0.05 cost more than 5 % of boldness, and an adapter trained on the base's own images by plain SFT, mixed in at the
 anchor's share, did no better than the base.
 
 Goal, for *student*: shares in the median, and lower distances with the anchor, that by task at every seed. {goal}:

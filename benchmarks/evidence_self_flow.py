@@ -32,14 +32,14 @@ from flowhooks.probe import probe
 from flowhooks.train import train
 
 RECIPE = "self_flow/digits.json"
-#: Optimiser steps after which pictures are drawn.
+#: Optimiser steps after which images are drawn.
 STAGES = (300, 450, 600)
 #: A transformer deep enough for blocks at a third and at two thirds of its depth.
 NETWORK = {"num_layers": 6, "num_attention_heads": 2, "attention_head_dim": 32, "caption_projection_dim": 64}
 STUDENT, TEACHER = 1, 3
 #: Sampling seeds that no setting was chosen on.
 UNSEEN = 90_000
-#: One scan in so many is not told its digit; so is every picture that features are taken of.
+#: One scan in so many is not told its digit; so is every image that features are taken of.
 UNNAMED, NO_NAME = 10, "a handwritten digit"
 SIGMA = 0.3
 ROUNDS = 20
@@ -66,7 +66,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 
 def measure(output: Path, docs: Path, seeds: Sequence[int], arms: Sequence[str] | None) -> None:
-    """Train every arm at every seed, or reuse what `output` holds, and write what the pictures and the blocks are
+    """Train every arm at every seed, or reuse what `output` holds, and write what the images and the blocks are
     worth."""
     bench = Bench(output=output.resolve())
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms or ARMS}
@@ -99,7 +99,7 @@ class Bench:
 
     Args:
         output: an absolute path.
-        first_seed: of the drawn pictures.
+        first_seed: of the drawn images.
         changes: overrides of the recipe, for all arms alike.
     """
 
@@ -222,7 +222,7 @@ class Bench:
         return {block: probe_accuracy(each, self.digits, self.learnt, self.held) for block, each in features.items()}
 
     def floor(self) -> float:
-        """Fréchet distance of as many real scans as pictures are drawn, each tenth of one digit: none can do much
+        """Fréchet distance of as many real scans as images are drawn, each tenth of one digit: none can do much
         better."""
         chosen = [torch.nonzero(self.digits == digit)[: SAMPLES // 10, 0] for digit in range(10)]
         return self.judge.score(self.pixels[torch.cat(chosen)], asked_digits(SAMPLES)).frechet

@@ -15,7 +15,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
 PLAIN = "plain"
-BETTER, WORSE, UNCLEAR, FEW = "better", "worse", "not told apart", "from too few seeds to tell"
+BETTER, WORSE, UNCLEAR, FEW = "better", "worse", "not distinguishable", "from too few seeds to tell"
 Facts = Mapping[str, Any]
 
 
@@ -50,7 +50,7 @@ def probed(facts: Facts, arm: str, place: int) -> list[float]:
 
 
 def verdicts(facts: Facts) -> list[str]:
-    """A sentence for each arm against plain training: pictures at every stage, then features of the student's block."""
+    """A sentence for each arm against plain training: images at every stage, then features of the student's block."""
     stages, student = facts["stages"], facts["blocks"]["student"]
     sentences = []
     for arm in facts["arms"]:
@@ -63,7 +63,7 @@ def verdicts(facts: Facts) -> list[str]:
             said = [f"{found[0]} at any number of steps"]
         features, known = probed(facts, arm, student), probed(facts, PLAIN, student)
         sentences.append(
-            f"**{arm}**: pictures {', '.join(said)} ({_against(*drawn[-1], '{:.1f}')}), features "
+            f"**{arm}**: images {', '.join(said)} ({_against(*drawn[-1], '{:.1f}')}), features "
             f"{compared(features, known, lower=False)} ({_against(features, known, '{:.1%}')})"
         )
     return sentences
@@ -97,19 +97,19 @@ after {blocks["teacher"] + 1} blocks on a cleaner view. *Two times alone* is `du
 *alignment alone* is Self-Flow with `mask_ratio` 0: one time a sample, and the view at the lower of that time and a
 second one as the teacher. *LayerSync* aligns with the later block of the same pass; *external* with the features of a
 small vision transformer that was trained to read these digits (held-out accuracy {encoder["accuracy"]:.1%}): a teacher
-that was told the digit of every picture, which the others are told by captions alone.
+that was given the digit of every image, which the others get by captions only.
 
-## Pictures
+## Images
 
-Fréchet distance, in the judge's features, of {sampling["count"]} drawn pictures to all clean scans; lower is better,
-and as many of the scans themselves are at {facts["scans"]:.1f}. Then the share of pictures with the digit asked for at
-the end, and the time of a training step with its ratio to plain training.
+Fréchet distance, in the judge's features, of {sampling["count"]} generated images to all clean scans; lower is better,
+and as many of the scans themselves are at {facts["scans"]:.1f}. Then the share of images with the digit of the prompt
+at the end, and the time of a training step with its ratio to plain training.
 
 {_table(["", *(f"{stage} steps" for stage in stages), "digit accuracy", "a step"], pictures)}
 
 ## Features
 
-Accuracy of a logistic regression on the mean of a block's picture tokens, on {probing["held_out"]} scans that neither
+Accuracy of a logistic regression on the mean of a block's image tokens, on {probing["held_out"]} scans that neither
 it nor any pipeline nor the vision transformer was trained on, at sigma {probing["sigma"]} with one fixed noise and the
 same prompt for all, which names no digit.
 
@@ -132,7 +132,7 @@ differs that still happens by chance in {2 / comb(2 * seeds, seeds):.0%} of such
   along the noise. That test is not made here. What is: the second time and the alignment one at a time, the latter
   close to what that paper calls SRA.
 * {weights} M weights, 8 x 8 scans of ten digits, {stages[-1]} steps: this says how the hooks behave here, and nothing
-  about large models, long training or natural pictures.
+  about large models, long training or natural images.
 * Training ends early: all arms are still far from the {facts["scans"]:.1f} of the scans, and getting better. The number
   of steps is what little more than an hour of one core allowed.
 * Nothing is tuned. Blocks and weights of the alignments are those of their papers or documentation, except that the

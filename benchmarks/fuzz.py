@@ -1,7 +1,7 @@
 """Whether damaged input gives anything but our own errors.
 
 ``python -m benchmarks.fuzz --inputs 50000 --write docs/evidence/fuzz.json`` draws damaged run files, overrides, data
-sets, prompts, tables, adapters, manifests, checkpoints, cache shards and pictures from a seed, gives each to what reads
+sets, prompts, tables, adapters, manifests, checkpoints, cache shards and images from a seed, gives each to what reads
 it, and counts. What is raised must be one of our own errors; a command must end as documented; nothing may hang. Of
 each fault the traceback is printed, with the input kept in ``--keep``.
 """

@@ -1,4 +1,4 @@
-"""What the blocks of a network know of the digits, and a small vision transformer that has learnt to read them."""
+"""What the blocks of a network know of the digits, and a small vision transformer that has learned to read them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def split(count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def block_features(pipe: Any, pixels: Tensor, *, prompt: str, sigma: float, seed: int) -> dict[str, Tensor]:
-    """Block -> features ``[N, D]``, the mean over the picture's tokens, of noised pictures ``[N, 3, H, W]`` under one
+    """Block -> features ``[N, D]``, the mean over the image's tokens, of noised images ``[N, 3, H, W]`` under one
     prompt for all."""
     model = probe(pipe, height=PIXELS, width=PIXELS)
     streams, tokens = learn_streams(model), model.anatomy.tokens

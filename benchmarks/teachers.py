@@ -79,7 +79,7 @@ def teachers(counts: list[int], batch_size: int) -> dict[str, Any]:
     first, last = min(counts), max(counts)
     more = last - first
     return {
-        "what": f"bytes of a Flow-OPD step of {batch_size} pictures with {last} teachers against {first}: the network, "
+        "what": f"bytes of a Flow-OPD step of {batch_size} images with {last} teachers against {first}: the network, "
         "what is held beside it, and the most that a step takes on top",
         "peak_ratio": round(found[last]["peak"] / found[first]["peak"], 4),
         "held_by_each_further_teacher": (found[last]["held"] - found[first]["held"]) // more,

@@ -52,7 +52,7 @@ class EachToken(Tensor):
 @contextmanager
 def every_token_embedded(network: nn.Module, told: TokenSigma, text: int) -> Iterator[None]:
     """In the block a FLUX ``network`` embeds the time of each token of one sample, ``text`` tokens before the
-    picture's. The modulation of text alone, whose tokens share a time, is computed once."""
+    image's. The modulation of text alone, whose tokens share a time, is computed once."""
     times = torch.cat([told.sigmas[0, :1].expand(text), told.each[0]])
     parts = {"norm1": slice(text, None), "norm1_context": slice(1), "norm": slice(None), "norm_out": slice(text, None)}
 
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--width", type=int, default=1024, help="a multiple of 128")
     parser.add_argument("--blocks", type=int, nargs=2, default=[1, 2], help="double and single; FLUX.1 has 19 and 38")
-    parser.add_argument("--side", type=int, default=32, help="picture tokens on a side")
+    parser.add_argument("--side", type=int, default=32, help="image tokens on a side")
     parser.add_argument("--text", type=int, default=256, help="text tokens")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""``python -m flowhooks``, also as ``accelerate launch -m flowhooks``."""
+"""Run ``python -m flowhooks``, also as ``accelerate launch -m flowhooks``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attach hooks to a stock pipeline, in somebody's own loop or in ours::
+"""Attach hooks to a stock pipeline, in the user's own loop or in ours::
 
     with flowhooks.attach(pipe, "run.json") as session:
         for batch in loader:
@@ -6,7 +6,7 @@
             loss.backward()
             ...
 
-Leaving the block takes everything off again.
+Leaving the block detaches everything again.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ def attach(
     width: int | None = None,
     allow_imports: bool = False,
 ) -> Iterator[Session]:
-    """Attach a run's hooks and adapter to a pipeline; detach both, without a trace, on leaving.
+    """Attach a run's hooks and adapter to a pipeline; detach both, without a trace, on exit.
 
     Args:
         pipe: a Diffusers flow-matching pipeline, or a :class:`flowhooks.probe.FlowModel` of one.
         run: a run file, its contents, or a list of hooks: :class:`flowhooks.kernel.Hook` objects or ``{"type": ...}``
             blocks; or the output folder of a finished run, or a checkpoint in it, whose adapter and trained modules, if
-            any, are put on (an adapter that is on already stays).
-        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. Of a
+            any, are attached (an adapter that is attached already stays).
+        adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. For a
             finished run it cannot be given.
-        seed: of every random number; default: the run's own, or 0.
+        seed: seed of every random number; default: the run's own, or 0.
         height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
-        allow_imports: the run, or the folder, may name code by import paths; a :class:`flowhooks.config.Run` was
-            allowed it, or refused, when it was read.
+        allow_imports: whether the run, or the folder, may name code by import paths; a :class:`flowhooks.config.Run`
+            was checked for this when it was read.
 
     Raises:
-        ConfigError: the run is not valid, names code without leave, or its hooks conflict; an ``adapter`` for a
+        ConfigError: the run is not valid, names code without permission, or its hooks conflict; an ``adapter`` for a
             finished run.
-        ModelError: the pipeline cannot be learnt.
+        ModelError: the pipeline cannot be learned.
         AdapterError: the adapter does not fit.
     """
     if isinstance(run, (str, Path)) and Path(run).is_dir():
@@ -85,7 +85,7 @@ def attach(
     resolved = _resolve(run, adapter, allow_imports)
     hooks: Sequence[Any] = resolved.hooks
     if isinstance(run, Sequence) and _is_hooks(run):
-        # Before the pipeline runs: a block that is not valid, or names code, is told at once.
+        # Before the pipeline runs: a block that is not valid, or names code, is reported at once.
         hooks = resolved_hooks(run, allow_imports=allow_imports)
     with ExitStack() as stack:
         model = _probed(pipe, resolved, height, width)
@@ -97,7 +97,7 @@ def attach(
 
 @contextmanager
 def attach_planned(model: FlowModel, run: Run, assembly: Assembly) -> Iterator[Session]:
-    """Attach the hooks of a run that are built already, and its adapter; detach both on leaving.
+    """Attach hooks that are built already, and the run's adapter; detach both on exit.
 
     Raises:
         ModelError: a hook cannot be attached to this pipeline.
@@ -130,7 +130,8 @@ def _session(
     stack: ExitStack,
     start: Path | None = None,
 ) -> Session:
-    """The hooks attached, to be taken off by the stack; their modules start as those of the run in ``start``."""
+    """Attach the hooks, to be detached by the stack, and return the session; hook modules start from the run in
+    ``start``."""
     parameters = _trained(model, run, adapter, stack)
     session = Session(
         model=model,
@@ -155,7 +156,8 @@ def _session(
 def _restored(
     pipe: Any, folder: Path, *, seed: int | None, height: int | None, width: int | None, allow_imports: bool
 ) -> Iterator[Session]:
-    """The hooks of a finished run that trained modules, with those, and its adapter unless one is on."""
+    """Attach the hooks of a finished run that trained modules, with these modules, and its adapter unless one is
+    attached already."""
     manifest: dict[str, Any] | None = None
     if (folder / MODULES).is_file() or not _has_adapter(folder):
         run, manifest = trained_hooks(folder, allow_imports=allow_imports)
@@ -173,7 +175,7 @@ def _restored(
         adapter = None
         if _has_adapter(folder):
             if is_adapted(network):
-                message = f"{folder}: its adapter is not put on, for one is on already, and is taken for it"
+                message = f"{folder}: its adapter is not attached, as one is attached already and used in its place"
                 warnings.warn(message, FlowhooksWarning, stacklevel=4)
             else:
                 adapter = load_adapter(network, folder, pipeline=model.pipe)
@@ -190,32 +192,34 @@ def _has_adapter(folder: Path) -> bool:
 
 
 def _adapter_alone(folder: Path) -> Run:
-    """A run without hooks, for a folder whose run trained nothing beside its adapter. Of its run.json the model section
-    alone is read."""
+    """Return a run without hooks, for a folder whose run trained nothing beside its adapter. Only the model section of
+    its run.json is read."""
     section = model_section(folder) if (folder / RUN).is_file() else {}
     told = {key: section[key] for key in ("component", "pipeline_arguments") if key in section}
     return config.resolve_run({"model": told, "hooks": []}, folder / RUN)
 
 
 def trained_hooks(folder: Path, *, allow_imports: bool) -> tuple[Run, dict[str, Any]]:
-    """The hooks that trained modules in a finished run, as a run of them alone, and the manifest of their file.
+    """Return the hooks that trained modules in a finished run, as a run with these hooks only, and the manifest of
+    their file.
 
-    The folder may be a stranger's: nothing is built from it here, and nothing that it names is imported unless that is
+    The folder may be untrusted: nothing is built from it here, and nothing that it names is imported unless that is
     allowed.
 
     Args:
-        folder: that holds ``flowhooks_modules.safetensors``.
-        allow_imports: it may list hooks by import paths.
+        folder: folder with ``flowhooks_modules.safetensors``.
+        allow_imports: whether it may list hooks by import paths.
 
     Raises:
-        ModelError: the file is missing, or is none of ours.
-        ConfigError: it lists a hook that is not valid, or trains nothing, or is named by an import path without leave.
+        ModelError: the file is missing, or was not written by flowhooks.
+        ConfigError: it lists a hook that is not valid, or trains nothing, or is named by an import path without
+            permission.
     """
     file = folder / MODULES
     manifest = read_manifest(file)
     section = {name: manifest[name] for name in ("component", "pipeline_arguments")}
     run = config.resolve_run({"model": section, "hooks": manifest["hooks"]}, file, allow_imports=allow_imports)
-    # No run has written others there, so there is no reason to build one.
+    # No run writes other hooks there, so there is no reason to build one.
     idle = [hook for hook in run.hooks if hook_class(hook.type, hook.where).modules is Hook.modules]
     if idle:
         raise ConfigError(
@@ -229,7 +233,7 @@ def trained_hooks(folder: Path, *, allow_imports: bool) -> tuple[Run, dict[str, 
 
 @contextmanager
 def _base(adapter: Adapter, assembly: Assembly) -> Iterator[None]:
-    """The model as it was before anything was attached to it."""
+    """Run the model as it was before anything was attached to it, inside the block."""
     with adapter.disabled(), assembly.disabled():
         yield
 
@@ -244,8 +248,8 @@ def _resolve(run: Any, adapter: Any, allow_imports: bool) -> Run:
     if isinstance(run, (str, Path)):
         if Path(run).suffix == ".safetensors":
             message = (
-                "is a file of weights, not a run; give the folder of the run that it lies in, or, for an adapter of no "
-                "run, put it on with `pipe.load_lora_weights` or `flowhooks.adapters.load_adapter`"
+                "is a file of weights, not a run; give the folder of the run that it is in, or, for an adapter of no "
+                "run, load it with `pipe.load_lora_weights` or `flowhooks.adapters.load_adapter`"
             )
             raise ConfigError(Problem(message, str(run)))
         return config.load_run(Path(run), allow_imports=allow_imports)
@@ -256,7 +260,7 @@ def _resolve(run: Any, adapter: Any, allow_imports: bool) -> Run:
 
 
 def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> Adapter | None:
-    """The adapter that is trained. One that the caller made is left to the caller."""
+    """Return the adapter that is trained. One that the caller made is left to the caller."""
     if adapter is not None and not isinstance(adapter, Mapping):
         return adapter
     if run.adapter is None:
@@ -267,8 +271,8 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
 
 
 def _start(run: Run, adapter: Any) -> Path | None:
-    """The folder of a finished run that this one starts from, what hooks trained there included. A file is the adapter
-    alone."""
+    """Return the folder of a finished run that this one starts from, including what its hooks trained. A file is the
+    adapter only."""
     if run.adapter is None or run.adapter["init_from"] is None or isinstance(adapter, Adapter):
         return None
     folder = Path(run.adapter["init_from"])
@@ -281,7 +285,7 @@ def _start_modules(file: Path, assembly: Assembly) -> None:
         load_modules(file, assembly, whole=False)
     except ModelError as error:
         raise ModelError(
-            f"{error} To start from the adapter beside it alone, set `adapter.init_from` to the adapter's file."
+            f"{error} To start from the adapter beside it only, set `adapter.init_from` to the adapter's file."
         ) from error
 
 

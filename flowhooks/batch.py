@@ -1,4 +1,4 @@
-"""One micro-batch: what data, a rollout, or somebody's own loop gives to a step."""
+"""Define one micro-batch: the input of a step, from data, a rollout, or the user's own loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from torch import Tensor
 
 
 class Conditioning(Protocol):
-    """What the model is conditioned on, for ``size`` samples. A step only joins it; the probe knows what is
-    inside."""
+    """Holds the conditioning of the model for ``size`` samples. A step only joins it; the probe defines its content."""
 
     @property
     def size(self) -> int: ...
@@ -23,7 +22,7 @@ class Conditioning(Protocol):
 
 @dataclass(frozen=True)
 class NoCondition:
-    """The condition of ``size`` samples of a model that takes none, or that is told by other ways."""
+    """Stands for the condition of ``size`` samples of a model that takes none, or gets it in another way."""
 
     size: int
 
@@ -36,18 +35,18 @@ class NoCondition:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Batch:
-    """One micro-batch of training data.
+    """Holds one micro-batch of training data.
 
     Args:
-        clean: ``[B, ...]`` latents in the scheduler's sample space; of a rollout, what was drawn.
+        clean: ``[B, ...]`` latents in the scheduler's sample space; for a rollout, its samples.
         condition: conditioning of the same B samples.
         rejected: ``[B, ...]`` latents of the rejected side, shaped like ``clean``.
         mask: ``[B, 1, h, w]`` in [0, 1] on the VAE's latent grid; 1 trains, 0 does not.
-        files: where each sample came from, for error messages.
-        prompts: what each sample shows, in words; of data and rollouts, and empty in a loop that gives none.
-        records: what is known of each sample beside its prompt, by column of the prompts or by name under `columns` of
-            the data set; empty where nothing is.
-        size: height and width in pixels, and frames of clips, of what the samples were made of, the same for all; None
+        files: file of each sample, for error messages.
+        prompts: prompt of each sample, from data and rollouts; empty in a loop that gives none.
+        records: further values of each sample, by column of the prompts or by name under `columns` of
+            the data set; empty if there are none.
+        size: height and width in pixels, and frames of videos, of what the samples were made of, the same for all; None
             where their shape tells it.
     """
 
@@ -65,5 +64,9 @@ class Batch:
             raise ValueError(
                 f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match"
             )
+        for name in ("files", "prompts", "records"):
+            count = len(getattr(self, name))
+            if count not in (0, len(self.clean)):
+                raise ValueError(f"`{name}` holds {count} entries, `clean` holds {len(self.clean)} samples")
         if self.condition.size != len(self.clean):
             raise ValueError(f"`condition` holds {self.condition.size} samples, `clean` holds {len(self.clean)}")

@@ -1,4 +1,4 @@
-"""The command line.
+"""Run the command line.
 
 Exit codes: 0 done, 1 failed at run time, 2 configuration or usage, 130 after Ctrl-C, 143 after SIGTERM.
 """
@@ -52,11 +52,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _suggested(message: str) -> str:
-    """A complaint of argparse about a choice, with the choice that was perhaps meant."""
+    """Add to argparse's complaint about a choice the choice that was perhaps meant."""
     told = _CHOICE.fullmatch(message)
     if told is None:
         return message
-    # Imported here, as on the way of every command it would be for nothing.
+    # Imported here, as most commands do not need it.
     from flowhooks.documents.suggest import hint
 
     what, word, choices = told[1], told[3], [choice.strip(" '\"") for choice in told[4].split(",")]
@@ -66,7 +66,7 @@ def _suggested(message: str) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their arguments."""
+    """Return the parser of all commands and their arguments."""
     root = _Parser(prog="flowhooks", description="Training hooks for stock Diffusers flow-matching pipelines.")
     root.add_argument("--version", action="version", version=f"flowhooks {__version__}")
     root.add_argument("--debug", action="store_true", help="print the traceback of an error")
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     for command in COMMANDS:
         sub = commands.add_parser(command.NAME, help=command.HELP, description=command.HELP)
         command.add(sub)
-        # Suppressed, or a command would reset what stands before it.
+        # Suppressed, or a command would reset the option given before it.
         sub.add_argument(
             "--debug", action="store_true", default=argparse.SUPPRESS, help="print the traceback of an error"
         )
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     if not given:
-        # Not 0: a script whose command came out empty has done nothing.
+        # Not 0: a script whose command is empty has done nothing.
         parser().print_help(sys.stderr)
         return 2
     args = parser().parse_args(given)
@@ -99,30 +99,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed(args, "interrupted", 128 + signal.SIGINT)
     except BrokenPipeError:
-        # Who read our output has gone; Python would complain once more while it closes stdout.
+        # The reader of our output has closed it; Python would complain again while it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13
     except Exception as error:
-        # Ctrl-C in the middle of an import can surface as whatever the half-imported package stumbles over.
+        # Ctrl-C in the middle of an import can surface as any exception of the half-imported package.
         message, code = _told(error, args) if not interrupts else ("interrupted", 128 + signal.SIGINT)
         return _failed(args, message + _leave(message, given), code)
 
 
 def _told(error: Exception, args: argparse.Namespace) -> tuple[str, int]:
-    """What to say of an error, and the exit code."""
+    """Return the message for an error, and the exit code."""
     if isinstance(error, FlowhooksError):
-        # These two have lines of their own and escape the names in them; in others a further line is a library's or a
-        # name's, and must not look like one of ours.
+        # These two have several lines and escape the names in them; in others a further line comes from a library or a
+        # name, and must not look like one of ours.
         ours = isinstance(error, (ConfigError, TrainingError))
         return str(error) if ours else str(error).replace("\n", "\n  "), error.exit_code
     if isinstance(error, OSError):
         full = is_full(error)
-        # While it writes, the system does not say into what.
+        # While writing, the system does not name the file.
         place = error.filename or (getattr(args, "output", None) if full else None) or "error"
         remedy = "; the disk is full: free some space, then start again" if full else ""
         reason = error.strerror or str(error)
         if isinstance(error, FileExistsError):
-            reason = "is there already; name another place to write to"
+            reason = "exists already; name another place to write to"
         elif isinstance(error, NotADirectoryError):
             reason = "is below a file, where a folder is expected; name another place"
         return one_line(f"{place}: {reason}{remedy}"), 1
@@ -130,7 +130,7 @@ def _told(error: Exception, args: argparse.Namespace) -> tuple[str, int]:
 
 
 def _leave(message: str, given: Sequence[str]) -> str:
-    """The command that allows what was refused for want of leave."""
+    """Return the command that allows what was refused without permission."""
     from flowhooks.documents.imports import FLAG
 
     if FLAG not in message or FLAG in given:
@@ -146,15 +146,15 @@ def _failed(args: argparse.Namespace, message: str, code: int) -> int:
 
 
 def _without_secrets(message: str) -> str:
-    """A token given by mistake must not come back on the screen or in a log."""
-    # Imported here: the configuration brings jsonschema along, which --help does without.
+    """Remove tokens from a message: one given by mistake must not come back on the screen or in a log."""
+    # Imported here: the configuration imports jsonschema, which --help does not need.
     from flowhooks.documents.document import redact
 
     return redact(message)
 
 
 def _libraries(args: argparse.Namespace) -> AbstractContextManager[None]:
-    """What libraries print; and bars, theirs and ours, only for somebody who may be watching."""
+    """Control what libraries print, and show progress bars, theirs and ours, only on a terminal."""
     bars = getattr(args, "progress", True) and sys.stderr.isatty()
     args.progress = bars
     return nullcontext() if args.debug else quiet(bars=bars)
@@ -162,7 +162,7 @@ def _libraries(args: argparse.Namespace) -> AbstractContextManager[None]:
 
 @contextmanager
 def _plain_warnings() -> Iterator[None]:
-    """Our own warnings without the line of code that Python adds."""
+    """Print our own warnings without the line of code that Python adds."""
     usual = warnings.formatwarning
 
     def told(
@@ -181,8 +181,8 @@ def _plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def _signals(interrupts: list[int]) -> Iterator[None]:
-    """Leave through ``finally`` blocks when asked to end, and note each Ctrl-C in ``interrupts``. Outside the main
-    thread Python allows no handlers."""
+    """Leave through ``finally`` blocks on signals, and record each Ctrl-C in ``interrupts``. Outside the main thread
+    Python allows no handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -193,7 +193,7 @@ def _signals(interrupts: list[int]) -> Iterator[None]:
 
     handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {signal.SIGTERM: _terminated}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        # Else somebody ignores it on purpose: a shell does, for what it runs in the background.
+        # Else it is ignored on purpose, as a shell does for background jobs.
         handlers[signal.SIGINT] = interrupted
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

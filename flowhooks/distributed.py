@@ -1,4 +1,4 @@
-"""Who we are among the processes of a run; alone when torch.distributed is not running."""
+"""Describe this process among those of a run; it is alone when torch.distributed is not running."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import distributed as dist
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """Those that share a batch, and which of them this one is.
+    """Describes the processes that share a batch, and which of them this one is.
 
     Args:
-        rank: of this process.
-        world_size: how many there are.
-        all_reduce: the sum of a tensor over all of them, detached.
+        rank: rank of this process.
+        world_size: number of processes.
+        all_reduce: returns the sum of a tensor over all of them, detached.
     """
 
     rank: int = 0
@@ -41,14 +41,14 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """Where tensors lie that processes exchange: the current GPU under NCCL, else the CPU."""
+    """Return the device of tensors that processes exchange: the current GPU under NCCL, else the CPU."""
     if running() and dist.get_backend() == dist.Backend.NCCL:
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum over processes, detached; the tensor itself when alone."""
+    """Return the sum over processes, detached; the tensor itself when alone."""
     if world_size() == 1:
         return tensor.detach()
     total = tensor.detach().clone()
@@ -57,7 +57,7 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 
 def processes() -> Processes:
-    """Those of this run."""
+    """Return the processes of this run."""
     return Processes(rank=rank(), world_size=world_size(), all_reduce=all_reduce)
 
 
@@ -65,7 +65,7 @@ def processes() -> Processes:
 def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Replace every gradient by its mean over processes, in one flat exchange.
 
-    One call before the optimiser step: any number of forwards and backwards may have filled the gradients, which a
+    Call it once before the optimiser step: any number of forwards and backwards may have filled the gradients, which a
     wrapped module that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient
     counts as zero.
     """

@@ -1,4 +1,4 @@
-"""Named errors. The command line prints the message and exits with ``exit_code``; a traceback appears only under
+"""Define named errors. The command line prints the message and exits with ``exit_code``; a traceback appears only under
 ``--debug``."""
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from flowhooks.printing import one_line
 
 
 class FlowhooksError(Exception):
-    """Base of every error that flowhooks raises on purpose."""
+    """The base of every error that flowhooks raises on purpose."""
 
     exit_code = 1
 
 
 class FlowhooksWarning(UserWarning):
-    """What is allowed and likely not meant; the command line prints the message alone."""
+    """Something is allowed but probably not meant; the command line prints the message only."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, with its place.
+    """Describes one thing that is wrong, with its place.
 
     Args:
         message: what was found, what was expected, what to do.
@@ -40,7 +40,7 @@ class Problem:
 
 
 class ConfigError(FlowhooksError):
-    """The configuration or its data cannot be used. Carries every problem found, one a line in the message."""
+    """The configuration or its data cannot be used. Holds every problem found, one per line in the message."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ class ConfigError(FlowhooksError):
 
 @contextmanager
 def in_file(file: str) -> Iterator[None]:
-    """Name ``file`` in every problem of the block that names none."""
+    """Set ``file`` in every problem of the block that names none."""
     try:
         yield
     except ConfigError as error:
@@ -87,12 +87,12 @@ class UnusableCheckpoint(CheckpointError):
 
 
 class TrainingError(FlowhooksError):
-    """Training cannot go on: a loss that is not finite, a self-test that failed."""
+    """Training cannot continue: a loss is not finite, or a self-test failed."""
 
 
 class RewardError(FlowhooksError):
-    """A reward cannot be used: a value that is not finite or outside its range, no gradient where it declares one, or a
-    record without what it reads."""
+    """A reward cannot be used: a value is not finite or outside its range, a declared gradient is missing, or a record
+    lacks a column that it reads."""
 
 
 class HubError(FlowhooksError):
@@ -101,7 +101,7 @@ class HubError(FlowhooksError):
 
 @contextmanager
 def model_errors_at(file: Path, path: str | None) -> Iterator[None]:
-    """Inside the block, a ModelError begins with a file and a JSON path; with ``path`` None it stays as it is."""
+    """Prefix a ModelError inside the block with a file and a JSON path; with ``path`` None it stays as it is."""
     try:
         yield
     except ModelError as error:

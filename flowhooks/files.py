@@ -1,5 +1,5 @@
-"""How every file and folder is written (aside, renamed when whole, readable by whom the user's umask lets read),
-and where flowhooks keeps what it builds for itself."""
+"""Write files and folders under a temporary name, rename them when complete, with the permissions of the user's umask;
+and say where flowhooks keeps what it builds for itself."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-#: What a write that the disk refuses raises.
+#: Exceptions of a write that the disk refuses.
 REFUSALS = (OSError, SafetensorError)
-#: Names that :func:`aside_of` gives, and gave in an older version.
+#: Names that :func:`aside_of` returns, and returned in an older version.
 _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}(?:[0-9a-f]{24})?\.new")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -28,19 +28,19 @@ _FULL_WORDS = ("No space left", "Disk quota", "File too large")
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for want of space, of quota, or of leave for a file so large. safetensors and torch put
-    the system's words into errors of their own."""
+    """Return whether a write failed for lack of space or quota, or because the file is larger than allowed. safetensors
+    and torch put the system's words into errors of their own."""
     return getattr(error, "errno", None) in _FULL or any(words in str(error) for words in _FULL_WORDS)
 
 
 def aside_of(path: Path) -> Path:
-    """A hidden path beside ``path``, for what is renamed to it when it is whole."""
+    """Return a hidden path beside ``path``, to be renamed to it when complete."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}.new")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder, where nobody is writing now: files and folders of the names that
-    :func:`aside_of` gives, and nothing else. What cannot be removed stays."""
+    """Remove what killed processes left half-written in a folder in which no process is writing now: files and folders
+    with names of :func:`aside_of`, and nothing else. What cannot be removed stays."""
     for left in list(folder.iterdir()) if folder.is_dir() else ():
         if not _ASIDE.fullmatch(left.name) or left.is_symlink():
             continue
@@ -71,7 +71,7 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
 def share(path: Path) -> None:
     """Give a file, or every file in a folder, the permissions that a new file has there.
 
-    safetensors writes files that their owner alone may read; a program of another user has to read them too.
+    safetensors writes files that only their owner may read; programs of other users must be able to read them too.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -80,14 +80,14 @@ def share(path: Path) -> None:
     mode = _new_mode(path.parent)
     for file in files:
         if stat.S_IMODE(file.stat().st_mode) != mode:
-            # Some disks know no permissions.
+            # Some disks have no permissions.
             with suppress(OSError):
                 file.chmod(mode)
 
 
 def _new_mode(folder: Path) -> int:
-    """Asked of the disk, since a folder may have rules of its own and a process cannot read its umask without changing
-    it for all its threads."""
+    """Return the permissions of a new file, tested on the disk: a folder may have its own rules, and a process cannot
+    read its umask without changing it for all its threads."""
     probe = aside_of(folder / "mode")
     file = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
@@ -98,13 +98,13 @@ def _new_mode(folder: Path) -> int:
 
 
 def home() -> Path:
-    """The folder for everything flowhooks builds for itself: `$FLOWHOOKS_HOME`, else `~/.cache/flowhooks`."""
+    """Return the folder for everything flowhooks builds for itself: `$FLOWHOOKS_HOME`, else `~/.cache/flowhooks`."""
     chosen = os.environ.get("FLOWHOOKS_HOME")
     return Path(chosen).expanduser() if chosen else Path("~/.cache/flowhooks").expanduser()
 
 
 def place(name: str, recipe: dict[str, Any]) -> Path:
-    """`home()/digits/<name>-<digest of the recipe>`: a changed recipe gets a new folder and never meets an old one."""
+    """Return `home()/digits/<name>-<digest of the recipe>`: a changed recipe gets a new folder, never an old one."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     return home() / "digits" / f"{name}-{digest}"
 
@@ -113,13 +113,13 @@ def place(name: str, recipe: dict[str, Any]) -> Path:
 def whole(target: Path, *, alike: bool = True) -> Iterator[Path]:
     """Yield an empty folder beside `target` that becomes `target` when the block ends without an exception.
 
-    A killed writer leaves only a hidden sibling, so a folder that exists under its own name is complete.
+    A killed process leaves only a hidden sibling, so a folder that exists under its own name is complete.
 
     Args:
-        alike: all writers of this folder make the same content: the first to finish wins, and the others are content.
+        alike: whether all processes write the same content: the first to finish wins, and the others discard theirs.
 
     Raises:
-        OSError: the disk refuses, or another one was first who is not ``alike``.
+        OSError: the disk refuses, or another process was first and the folders are not ``alike``.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = aside_of(target)

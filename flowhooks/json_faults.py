@@ -1,4 +1,4 @@
-"""What is wrong with a JSON text, where it stands, and what to do about it."""
+"""Say what is wrong with a JSON text, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORD = re.compile(r"[A-Za-z_][\w.-]*")
 
 
 def remedy(text: str, error: json.JSONDecodeError) -> str:
-    """The fault in words, with the remedy; the parser's own words where nothing better is known."""
+    """Return the fault in words, with the remedy; the parser's own words if nothing better is known."""
     at, before = text[error.pos :].lstrip(), text[: error.pos].rstrip()
     return _of_the_file(text) or _at_the_place(at, before, error.msg) or f"{error.msg[:1].lower()}{error.msg[1:]}"
 
@@ -39,13 +39,13 @@ def _at_the_place(at: str, before: str, message: str) -> str | None:
     if message.startswith("Unterminated string"):
         return "this quote is never closed"
     if message.startswith("Illegal trailing comma") or (before.endswith(",") and at[:1] in ("}", "]")):
-        return "a comma stands before the closing bracket; remove the comma"
+        return "there is a comma before the closing bracket; remove the comma"
     if at.startswith(("//", "/*", "#")):
         return 'JSON has no comments; write a remark as a key, "_comment": "..."'
     if at.startswith("'"):
-        return "single quotes; keys and strings stand in double quotes"
+        return "single quotes; keys and strings need double quotes"
     if at.startswith(("“", "”", "„", "‘", "’")):
-        return 'curly quotes; keys and strings stand in straight double quotes, "'
+        return 'curly quotes; keys and strings need straight double quotes, "'
     if at.startswith("$"):
         return "variables are not expanded in a file; write the value itself, or give it with --set"
     if not at:
@@ -66,20 +66,20 @@ def _of_a_word(at: str, message: str) -> str | None:
     if message.startswith("Expecting ':' delimiter"):
         return "a colon is missing after the key"
     if word is not None:
-        return f"{word[0][:40]!r} stands without quotes; put it in double quotes"
+        return f"{word[0][:40]!r} has no quotes; put it in double quotes"
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Token:
-    """A key or a value of a JSON text.
+    """Holds a key or a value of a JSON text.
 
     Args:
         parts: keys and indices that lead to it.
-        offset: of its first character in the text.
-        text: as it is written, a string with its quotes.
-        key: it is a key.
-        doubled: it is a key that its object has already.
+        offset: position of its first character in the text.
+        text: text as it is written, a string with its quotes.
+        key: whether it is a key.
+        doubled: whether it is a key that its object has already.
     """
 
     parts: tuple[str | int, ...]
@@ -90,7 +90,8 @@ class Token:
 
 
 def first(text: str, wanted: Callable[[Token], bool]) -> tuple[str, tuple[int, int]] | None:
-    """JSON path, line and column (from 1) of the first key or value that is ``wanted``; None if there is none."""
+    """Return JSON path, line and column (from 1) of the first key or value that is ``wanted``; None if there is
+    none."""
     for token in _tokens(text):
         if wanted(token):
             begins = text.rfind("\n", 0, token.offset) + 1
@@ -99,7 +100,7 @@ def first(text: str, wanted: Callable[[Token], bool]) -> tuple[str, tuple[int, i
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    """Keys, strings, numbers and words of a text whose brackets and quotes match up to where it is read."""
+    """Yield keys, strings, numbers and words of a text whose brackets and quotes match up to where it is read."""
     path: list[str | int] = []
     keys: list[set[str] | None] = []
     for found in _TOKEN.finditer(text):
@@ -127,7 +128,7 @@ def _tokens(text: str) -> Iterator[Token]:
 
 
 def json_path(parts: Iterable[str | int], root: str = "$") -> str:
-    """``$.hooks[1].norm_type`` from its parts."""
+    """Return a path such as ``$.hooks[1].norm_type`` from its parts."""
     steps = []
     for part in parts:
         if isinstance(part, int):

@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use: ``check`` and ``--help`` must not cost an import of torch."""
+"""Import names of a package on first use: ``check`` and ``--help`` must not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def lazy_attributes(package: str, rooms: Mapping[str, str]) -> Callable[[str], Any]:
-    """A package's ``__getattr__``. It raises AttributeError for a name that the package has not.
+    """Return a package's ``__getattr__``. It raises AttributeError for a name that the package lacks.
 
     Args:
-        rooms: name -> the module that holds it, in full.
+        rooms: name -> full name of the module that holds it.
     """
 
     def attribute(name: str) -> Any:

@@ -1,5 +1,5 @@
-"""What the files in a run's folder are called, and the manifest of a checkpoint: the sizes and digests of its files, by
-which a changed byte is told. Free of torch."""
+"""Name the files in a run's folder, and read the manifest of a checkpoint: sizes and digests of its files, which show a
+changed byte. Free of torch."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ from flowhooks.reading import parse, read_text
 RUN = "run.json"
 #: The model card.
 CARD = "README.md"
-#: The metrics logged last.
+#: The metrics that were logged last.
 METRICS = "metrics.json"
-#: The metrics of a run, a line a logged step.
+#: The metrics of a run, one line per logged step.
 HISTORY = "metrics.jsonl"
 #: Weights that hooks trained beside an adapter.
 MODULES = "flowhooks_modules.safetensors"
 #: The pipeline of a run that trained the whole network.
 PIPELINE = "pipeline"
-#: The folder of pictures that are drawn while it trains.
+#: The folder of images that are generated during training.
 VALIDATION = "validation"
-#: What the files of a checkpoint are, and their digests.
+#: The list of the files of a checkpoint, with their digests.
 MANIFEST = "manifest.json"
 
 
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 FORMAT = 1
-#: The manifest's digest of itself, which those of older versions lack, and what they all hold besides.
+#: The manifest's digest of itself, which older versions lack, and the keys that all versions have.
 OWN = "sha256"
 _HELD = {"format", "step", "files", "identity"}
-#: Names of the files that it lists: in its own folder, and nowhere else.
+#: Names that it may list: files in its own folder, and nowhere else.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint says of itself: its step, its files as (size, sha256), and the run it belongs to."""
+    """Holds what a checkpoint stores about itself: its step, its files as (size, sha256), and the run it belongs to."""
 
     step: int
     files: dict[str, tuple[int, str]]
@@ -51,7 +51,7 @@ class Manifest:
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Folders named like checkpoints, oldest first, whole or not."""
+    """List folders named like checkpoints, oldest first, complete or not."""
     if not folder.is_dir():
         return []
     found = {
@@ -63,7 +63,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def no_checkpoint(folder: Path) -> str | None:
-    """Why a path cannot be a checkpoint, and what to name instead; None where it may be one."""
+    """Say why a path cannot be a checkpoint, and what to name instead; None if it may be one."""
     if not folder.is_dir():
         return "there is no such checkpoint; give a checkpoint-<step> folder of this run, or `latest`"
     if not (folder / MANIFEST).is_file() and (inside := checkpoints_in(folder)):
@@ -72,7 +72,8 @@ def no_checkpoint(folder: Path) -> str | None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CheckpointError: it is missing, damaged, or of another version of flowhooks."""
+    """Read the manifest of a checkpoint. Raises CheckpointError if it is missing, damaged, or of another version of
+    flowhooks."""
     if (refusal := no_checkpoint(folder)) is not None:
         raise UnusableCheckpoint(f"{folder}: {refusal}")
     try:
@@ -84,16 +85,16 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _manifest(text: str, folder: Path) -> Manifest:
-    """What the text of a manifest says.
+    """Parse the text of a manifest.
 
     Raises:
-        CheckpointError: it is of another version.
-        ValueError, KeyError, TypeError, AttributeError: it is not as it was written.
+        CheckpointError: it has another version.
+        ValueError, KeyError, TypeError, AttributeError: it has changed since it was written.
     """
     document = parse(text)
-    # Before anything else is believed, the version too.
+    # Before anything else is trusted, the version too.
     if OWN in document and document[OWN] != own_digest(document):
-        raise ValueError("it is not what its own digest was made of")
+        raise ValueError("its content does not match its own digest")
     version = document["format"]
     if version != FORMAT:
         message = f"{folder}: is in format {version}, this flowhooks reads {FORMAT}; use the version it was made with"
@@ -108,20 +109,20 @@ def _manifest(text: str, folder: Path) -> Manifest:
 
 
 def own_digest(manifest: Mapping[str, Any]) -> str:
-    """The digest of a manifest as canonical JSON (keys sorted, no spaces, ASCII) without the digest itself."""
+    """Return the digest of a manifest as canonical JSON (keys sorted, no spaces, ASCII) without the digest itself."""
     held = {key: value for key, value in manifest.items() if key != OWN}
     return hashlib.sha256(json.dumps(held, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def verify(folder: Path) -> None:
-    """Raises CheckpointError unless every file is as it was written."""
+    """Raise CheckpointError unless every file is as it was written."""
     for name, written in read_manifest(folder).files.items():
         if (fault := _changed(folder / name, written)) is not None:
             raise UnusableCheckpoint(f"{folder}: {name} {fault}; use another checkpoint")
 
 
 def damage(file: Path) -> str | None:
-    """What is wrong with one file of a checkpoint, or with the manifest that should tell of it; None where it is as it
+    """Say what is wrong with one file of a checkpoint, or with the manifest that should list it; None if it is as it
     was written, and for files of any other folder.
 
     Raises:
@@ -139,7 +140,7 @@ def damage(file: Path) -> str | None:
 
 
 def digest(file: Path) -> str:
-    """The sha256 of a file's bytes, in hexadecimal."""
+    """Return the sha256 of a file's bytes, in hexadecimal."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -156,7 +157,7 @@ def _changed(file: Path, written: tuple[int, str]) -> str | None:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a manifest is a checkpoint's: other programs have files of that name."""
+    """Return whether a manifest belongs to a checkpoint: other programs have files of that name."""
     if CHECKPOINT.fullmatch(folder.name):
         return True
     try:

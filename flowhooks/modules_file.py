@@ -1,7 +1,8 @@
-"""Weights that hooks trained beside an adapter: ``flowhooks_modules.safetensors``, which says what it belongs to.
+"""Store weights that hooks trained beside an adapter in ``flowhooks_modules.safetensors``, which says what they belong
+to.
 
-The LoRA file beside it stays a plain one. The header holds a manifest: the network's class, how its pipeline is
-called, and each hook with modules as its block in JSON, so that :func:`flowhooks.attach` can build it again.
+The LoRA file beside it stays a plain one. The header holds a manifest: the network's class, the arguments of its
+pipeline's calls, and each hook with modules as its block in JSON, so that :func:`flowhooks.attach` can build it again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
 
 
 def read_manifest(file: Path) -> dict[str, Any]:
-    """The manifest of a modules file. Raises ModelError when it is missing or is none of ours."""
+    """Return the manifest of a modules file. Raises ModelError when it is missing or was not written by flowhooks."""
     if not file.is_file():
         raise ModelError(
             f"{file}: missing, and there is no adapter beside it; this run is not finished, or it trained the whole "
@@ -75,9 +76,7 @@ def read_manifest(file: Path) -> dict[str, Any]:
     except (AdapterError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{file}: is no modules file of flowhooks ({error})") from error
     if manifest.get("format") != FORMAT:
-        raise ModelError(
-            f"{file}: is of format {manifest.get('format')}, this release reads {FORMAT}; update flowhooks"
-        )
+        raise ModelError(f"{file}: has format {manifest.get('format')}, this release reads {FORMAT}; update flowhooks")
     kinds: dict[str, Any] = {
         "network": str,
         "component": (str, type(None)),
@@ -96,10 +95,11 @@ def load_modules(file: Path, assembly: Assembly, *, whole: bool = True) -> None:
     """Copy a modules file's values into the hooks' modules.
 
     Args:
-        whole: every module gets its values from the file; else those that the file has not stay as they are.
+        whole: whether every module must get its values from the file; else modules that the file lacks stay as they
+            are.
 
     Raises:
-        ModelError: it cannot be read, or a key or a shape is not that of this model.
+        ModelError: it cannot be read, or a key or a shape does not fit this model.
     """
     own: dict[str, Tensor] = {}
     try:

@@ -1,4 +1,4 @@
-"""A stock pipeline from a folder, the Hub, or the embedded one."""
+"""Load a stock pipeline from a folder, the Hub, or the embedded one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from flowhooks.splice import restore_attributes
 
 
 def load_pipeline(section: Mapping[str, Any]) -> Any:
-    """The pipeline that the ``model`` section names, on the CPU, with its modules in eval mode.
+    """Load the pipeline that the ``model`` section names, on the CPU, with its modules in eval mode.
 
     Code that comes with a model is never run, no other package than Diffusers and Transformers is imported for it, and
     only safetensors weights are read.
 
     Raises:
-        ModelError: nothing there, no network to fetch it, or files that Diffusers cannot load.
+        ModelError: it does not exist, cannot be fetched, or Diffusers cannot load its files.
     """
     name = section["pretrained_model_name_or_path"]
     if name is None:
@@ -41,7 +41,7 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
         index = DiffusionPipeline.load_config(place, revision=section["revision"])
         for message in foreign_parts(index):
             raise ModelError(f"{name!r}: {INDEX} {message}")
-        # What a pipeline was saved without has to be passed as None, or Diffusers takes it for lost.
+        # A part that a pipeline was saved without must be passed as None, or Diffusers reports it as missing.
         absent = {part: None for part, found in index.items() if found == [None, None]}
         with _never_asked():
             return DiffusionPipeline.from_pretrained(
@@ -66,7 +66,7 @@ def attention_backend(networks: Iterable[Any], name: str) -> Iterator[None]:
     Raises:
         ModelError: a network has no choice of backends, or this machine cannot run this one.
     """
-    # Diffusers keeps the active backend in this registry only, and setting one on a model changes it for all.
+    # Diffusers keeps the active backend in this registry only, and setting one on a model sets it for all.
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry as registry
 
     active, _ = registry.get_active_backend()
@@ -108,7 +108,7 @@ def gradient_checkpointing(transformer: Any, wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[None]:
-    """Text encoders and VAE are on the transformer's device inside the block, and on the CPU after it."""
+    """Keep text encoders and VAE on the transformer's device inside the block, and on the CPU after it."""
     device = next(transformer.parameters()).device
     others = [part for part in pipe.components.values() if isinstance(part, nn.Module) and part is not transformer]
     try:
@@ -123,7 +123,7 @@ def encoders_and_vae_on_device(pipe: Any, transformer: nn.Module) -> Iterator[No
 
 
 def _place(name: str) -> str:
-    """A local folder, or a Hub id as it stands."""
+    """Return a local folder, or a Hub id unchanged."""
     if name.partition(":")[0] == NAMES[0]:
         from flowhooks.digits import resolve_model
 
@@ -136,8 +136,8 @@ def _place(name: str) -> str:
 
 @contextmanager
 def _never_asked() -> Iterator[None]:
-    """Transformers refuses code that comes with a model, where it would ask at the terminal whether to run it, since
-    Diffusers does not tell it that this is settled."""
+    """Let Transformers refuse code that comes with a model, where it would otherwise ask at the terminal whether to run
+    it, since Diffusers does not pass the setting on."""
     seconds = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:

@@ -1,4 +1,4 @@
-"""Models of transformers that are used and never trained: loaded from a folder or the Hub, frozen, in evaluation mode.
+"""Load models of transformers that are used and never trained, from a folder or the Hub, frozen, in evaluation mode.
 
 Code that comes with a model is never run, and only safetensors are read.
 """
@@ -18,25 +18,25 @@ from flowhooks.errors import ModelError
 from flowhooks.quiet import errors_only
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-#: What a file that is missing, damaged or of another kind makes transformers raise.
+#: Exceptions of transformers for a file that is missing, damaged or of another kind.
 REFUSALS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
 
 
 def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused: tuple[str, ...] = ()) -> Any:
-    """A frozen network.
+    """Load a frozen network.
 
     Args:
-        cls: what has ``from_pretrained``.
+        cls: class with ``from_pretrained``.
         name: a folder or a Hub id.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
         option: named in errors.
-        unused: how names of weights begin that nothing is computed with, so that they may be missing.
+        unused: prefixes of names of weights that are not used, so that they may be missing.
 
     Raises:
-        ModelError: it cannot be loaded, or its file lacks weights, which would be random then.
+        ModelError: it cannot be loaded, or its file lacks weights, which would then be random.
     """
     try:
-        # Without the table of weights that only the other half of a model needs; those that are missing are an error.
+        # Without the report of unused weights, which belong to the other half of a model; missing weights are an error.
         with errors_only("transformers.utils.logging"):
             network, report = cls.from_pretrained(
                 name, use_safetensors=True, trust_remote_code=False, dtype=DTYPES[dtype], output_loading_info=True
@@ -60,7 +60,7 @@ def frozen(network: nn.Module) -> nn.Module:
 
 
 def load_tokenizer(name: str, option: str = "model") -> Any:
-    """Raises ModelError when there is none."""
+    """Load a tokenizer. Raises ModelError when there is none."""
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except REFUSALS as error:
@@ -71,10 +71,10 @@ def load_tokenizer(name: str, option: str = "model") -> Any:
 
 
 def import_network(path: str, dtype: str, option: str = "model") -> nn.Module:
-    """What the class or function at ``package.module:name`` returns when it is called without arguments.
+    """Return what the class or function at ``package.module:name`` returns when it is called without arguments.
 
     Raises:
-        ModelError: it cannot be imported, or gives no module.
+        ModelError: it cannot be imported, or returns no module.
     """
     try:
         made = imported(path, _gives_network, "subclass of torch.nn.Module, and no function in Python")()
@@ -90,5 +90,5 @@ def _gives_network(found: Any) -> bool:
 
 
 def short(error: Exception) -> str:
-    """One line of what a library says."""
+    """Return one line of a library's message."""
     return " ".join(str(error).split())[:300]

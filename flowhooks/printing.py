@@ -1,7 +1,7 @@
-"""What goes to a terminal: no character of a name, a file or a configuration moves the cursor, hides text or begins a
-line of its own.
+"""Print to a terminal so that no character of a name, a file or a configuration moves the cursor, hides text or begins
+a line of its own.
 
-Commands print with :func:`say`, a line at a time, so that a line break inside a line can only be one of a name.
+Commands print with :func:`say`, one line at a time, so that a line break inside a line can only come from a name.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-#: Control characters besides line break and tab, those that turn the direction of text, and halves of surrogate pairs.
+#: Control characters except line break and tab, those that change the direction of text, and halves of surrogate pairs.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def printable(text: str) -> str:
-    """``text`` with every character that a terminal would act upon written as its escape, such as ``\\x1b``."""
+    """Return ``text`` with every character that a terminal would act on replaced by its escape, such as ``\\x1b``."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def one_line(text: str) -> str:
-    """Like :func:`printable`, for a name or a line: line breaks and tabs become escapes too."""
+    """Escape like :func:`printable`, for a name or a line: line breaks and tabs become escapes too."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
@@ -39,7 +39,7 @@ def say_lines(lines: Iterable[str]) -> None:
 
 @contextmanager
 def safe_output() -> Iterator[None]:
-    """Inside the block, everything that is printed to standard output is printable."""
+    """Make everything that is printed to standard output inside the block printable."""
     before = sys.stdout
     sys.stdout = _Printable(before)
     try:
@@ -49,7 +49,7 @@ def safe_output() -> Iterator[None]:
 
 
 class _Printable:
-    """A text stream that escapes what is written to it; all else is the stream's own."""
+    """Escapes what is written to a text stream; everything else is the stream's own."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -57,7 +57,7 @@ class _Printable:
     def write(self, text: str) -> int:
         safe = printable(text)
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        # A terminal that knows no UTF-8 must not end a command.
+        # A terminal without UTF-8 must not end a command.
         self._stream.write(safe.encode(encoding, "backslashreplace").decode(encoding))
         return len(text)
 
@@ -70,7 +70,7 @@ class _Printable:
 
 
 def shows_progress(progress: bool | None) -> bool:
-    """Whether bars are shown: None asks for them only where somebody may be watching."""
+    """Return whether bars are shown: None shows them only on a terminal."""
     return sys.stderr.isatty() if progress is None else progress
 
 

@@ -1,6 +1,6 @@
-"""What the libraries below print and nobody who trains can act on: kept off the screen, here and nowhere else.
+"""Hide messages of libraries that users cannot act on; this is the only place that does.
 
-What a user can act on stays: weights that are missing and, in one line with a count, texts that are cut off.
+Messages that users can act on stay: missing weights and, in one line with a count, texts that are cut off.
  ``--debug`` shows all of it.
 """
 
@@ -17,7 +17,7 @@ from functools import partialmethod
 from importlib import import_module
 from typing import Any
 
-#: Logger, or the parent of several -> what it says in vain.
+#: Logger, or the parent of several -> pattern of its messages to hide.
 NOISE = {
     "transformers.utils.import_utils": r"requires torchvision",
     "transformers.utils.generic": r"is deprecated",
@@ -28,7 +28,7 @@ NOISE = {
     "diffusers.pipelines.pipeline_utils": (
         r"<class 'NoneType'> cannot be saved|Expected types for|cannot run with `cpu`"
     ),
-    # One line for each tokenizer, with the caption in it; `quiet` tells the same once.
+    # One line for each tokenizer, with the caption in it; `quiet` prints one line for all.
     "diffusers.pipelines": r"of your input was truncated",
     "transformers.tokenization_utils_base": r"Token indices sequence length is longer",
     "diffusers.loaders.lora_base": r"No LoRA keys associated",
@@ -42,18 +42,18 @@ _LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 
 @contextmanager
 def quiet(*, bars: bool) -> Iterator[None]:
-    """A command's libraries inside the block, imported before or not.
+    """Keep the libraries of a command quiet inside the block, whether they are imported already or not.
 
     Args:
-        bars: let them show bars while they load.
+        bars: whether they may show bars while they load.
     """
     with ExitStack() as stack:
         stack.enter_context(_filtered())
         stack.enter_context(warnings.catch_warnings())
-        # They speak to programmers, of a release to come.
+        # These are for programmers, about a future release.
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
-        # Diffusers passes it on, and the Hub's library has forgotten it.
+        # Diffusers passes it on, and the Hub's library no longer supports it.
         warnings.filterwarnings("ignore", message=".*local_dir_use_symlinks", category=UserWarning)
         if not bars:
             stack.enter_context(without_bars())
@@ -62,14 +62,14 @@ def quiet(*, bars: bool) -> Iterator[None]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Diffusers and transformers print errors only inside the block, and none of their own loading bars."""
+    """Let Diffusers and transformers print errors only inside the block, and none of their own loading bars."""
     with without_bars(), errors_only(*_LIBRARIES):
         yield
 
 
 @contextmanager
 def errors_only(*modules: str) -> Iterator[None]:
-    """Inside the block, libraries with such a module of logging print errors only."""
+    """Let libraries with such a module of logging print errors only inside the block."""
     libraries = [import_module(each) for each in modules]
     before = [each.get_verbosity() for each in libraries]
     try:
@@ -90,14 +90,14 @@ def _filtered() -> Iterator[None]:
     usual = logging.Logger.handle
 
     def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
-        # A filter on a parent would not see what its children log, and each pipeline has a logger of its own.
+        # A filter on a parent would not see what its children log, and each pipeline has its own logger.
         message = record.getMessage()
         if (found := _CUT.search(message)) is not None and record.name.startswith("diffusers.pipelines"):
             cut.add(found["text"])
         if not any(f"{record.name}.".startswith(f"{name}.") and said.search(message) for name, said in noise):
             usual(logger, record)
 
-    # Not a filter on the handlers: the libraries make theirs when they are imported, perhaps inside the block.
+    # Not a filter on the handlers: the libraries create theirs when imported, perhaps inside the block.
     setattr(logging.Logger, "handle", handle)  # noqa: B010
     try:
         yield
@@ -110,8 +110,8 @@ def _filtered() -> Iterator[None]:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Libraries that are imported already are told by their own switch, others by what they read when they are; and no
-    bar of tqdm is shown whose maker does not say that it is to be."""
+    """Switch progress bars off: imported libraries by their own switch, others by the variables they read when
+    imported; and hide every tqdm bar whose creator does not explicitly request it."""
     there: list[Any] = [sys.modules[name] for name in _LIBRARIES if name in sys.modules]
     shown = [each for each in there if each.is_progress_bar_enabled()]
     before = {name: os.environ.get(name) for name in _BARS}

@@ -1,4 +1,4 @@
-"""The one reader of files that people and strangers write: regular files of a bounded size, and strict, bounded JSON.
+"""Read files that people and strangers write: only regular files of a bounded size, and strict, bounded JSON.
 
 Free of torch, and below every room: configurations, manifests, headers, prompts, tables and metrics are all read here.
 """
@@ -19,15 +19,15 @@ from typing import Any
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.json_faults import Token, first, remedy
 
-#: Bytes of a JSON document, or of one line of JSON Lines.
+#: Most bytes of a JSON document, or of one line of JSON Lines.
 MAX_DOCUMENT = 16 * 2**20
-#: Bytes of a text that is read whole, such as prompts or metrics.
+#: Most bytes of a text that is read as a whole, such as prompts or metrics.
 MAX_TEXT = 256 * 2**20
-#: Lists and objects inside each other.
+#: Most lists and objects inside each other.
 MAX_DEPTH = 100
-#: Integers on either side of zero, unless said: what 64 bits hold.
+#: Largest integer on either side of zero, by default: what 64 bits hold.
 MAX_INTEGER = 2**63 - 1
-#: Bytes of one part of a path, on every file system in use.
+#: Most bytes of one part of a path, on every file system in use.
 MAX_NAME = 255
 MAX_PATH = 4095
 UTF16 = "is UTF-16; save the file as UTF-8"
@@ -38,16 +38,16 @@ _BROKEN_DRIVE = re.compile(r"[A-Za-z]:[\t\n\r\f\b]")
 
 
 class Unreadable(ValueError):
-    """A file that is not read, or whose text cannot be; the message says why and what to do, without the file."""
+    """A file is not read, or its text cannot be; the message says why and what to do, without the file."""
 
 
 class BadJson(ValueError):
-    """A text that is no JSON, or more than is read; the message says why and what to do.
+    """A text is no JSON, or larger than allowed; the message says why and what to do.
 
     Args:
-        place: (line, column) where it is known, both from 1.
-        path: JSON path of the key or value, where it is known.
-        syntax: the text is no JSON at all.
+        place: (line, column) if known, both from 1.
+        path: JSON path of the key or value, if known.
+        syntax: whether the text is no JSON at all.
     """
 
     def __init__(
@@ -61,17 +61,18 @@ class BadJson(ValueError):
     ):
         super().__init__(message)
         self.place, self.path, self.syntax = place, path, syntax
-        # Which key or value of the text it is, for one who has the text.
+        # Finds the key or value in the text, for a caller who has the text.
         self._wanted = wanted
 
     def placed(self, text: str) -> BadJson:
-        """This error with the path and the place that its key or value has in ``text``."""
+        """Return this error with the path and the place of its key or value in ``text``."""
         found = first(text, self._wanted) if self._wanted is not None else None
         return self if found is None else BadJson(str(self), path=found[0], place=found[1], syntax=self.syntax)
 
 
 def path_fault(text: str) -> str | None:
-    """What keeps a text of the user's from being a path, or None. Whether there is such a file is not asked."""
+    """Say what keeps a text of the user's from being a path; None if nothing does. Whether there is such a file is not
+    checked."""
     if "\0" in text or not _is_text(text):
         return "holds a zero byte or half of a surrogate pair, which no path can; correct it"
     if _BROKEN_DRIVE.match(text):
@@ -93,9 +94,9 @@ def path_fault(text: str) -> str | None:
 
 
 def user_path(given: str | Path) -> Path:
-    """A path as the user gave it, with ``~`` expanded. Raises ConfigError for what can be no path."""
+    """Return a path as the user gave it, with ``~`` expanded. Raises ConfigError for a text that cannot be a path."""
     text = str(given)
-    # A name from a listing may hold bytes that are no UTF-8, and `$` is a letter like others.
+    # A name from a listing may hold bytes that are not UTF-8, and `$` is a letter like any other.
     if "\0" in text:
         raise ConfigError(Problem("holds a zero byte, which no path can; correct it", text))
     if len(os.fsencode(text)) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in text.split("/")):
@@ -111,8 +112,8 @@ def user_path(given: str | Path) -> Path:
 
 
 def refuse_special(path: Path, most: int | None = None) -> None:
-    """Raises Unreadable for what is no regular file, such as a pipe or a device, which might never end, and for one of
-    more than ``most`` bytes; OSError where there is none."""
+    """Raise Unreadable for a file that is not regular, such as a pipe or a device, which might never end, and for one
+    of more than ``most`` bytes; OSError if there is none."""
     about = path.stat()
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -123,9 +124,9 @@ def refuse_special(path: Path, most: int | None = None) -> None:
 
 
 def read_bytes(path: Path, most: int = MAX_DOCUMENT) -> bytes:
-    """The bytes of a regular file. Raises Unreadable and OSError like :func:`refuse_special`."""
+    """Return the bytes of a regular file. Raises Unreadable and OSError like :func:`refuse_special`."""
     refuse_special(path, most)
-    # What has become a pipe since then is opened without waiting for a writer.
+    # A file that has become a pipe since then is opened without waiting for a writer.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -134,22 +135,23 @@ def read_bytes(path: Path, most: int = MAX_DOCUMENT) -> bytes:
 
 
 def read_text(path: Path, most: int = MAX_TEXT) -> str:
-    """The text of a regular file in UTF-8, with or without a byte order mark.
+    """Return the text of a regular file in UTF-8, with or without a byte order mark.
 
     Raises:
-        Unreadable: too large, no regular file, or in another encoding.
-        OSError: it is not there, or cannot be opened.
+        Unreadable: the file is too large, not regular, or in another encoding.
+        OSError: it does not exist, or cannot be opened.
     """
     return text_of(read_bytes(path, most))
 
 
 def is_utf16(data: bytes) -> bool:
-    """Whether a text, or its beginning, is UTF-16, by its byte order mark or a first character of Latin script."""
+    """Return whether a text, or its beginning, is UTF-16, by its byte order mark or a first character of Latin
+    script."""
     return data.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(data) > 1 and (data[0] == 0) != (data[1] == 0))
 
 
 def text_of(data: bytes) -> str:
-    """UTF-8 as text, without a byte order mark. Raises Unreadable, which names another encoding where it is known."""
+    """Decode UTF-8, without a byte order mark. Raises Unreadable, which names another encoding if it is known."""
     if is_utf16(data):
         raise Unreadable(UTF16)
     try:
@@ -170,18 +172,18 @@ def parse(
     finite: bool = True,
     texts: bool = True,
 ) -> Any:
-    """Strict JSON: no NaN, no number too large, no key twice in one object, no string that is no text, and nothing
-    deeper than :data:`MAX_DEPTH`.
+    """Parse strict JSON: no NaN, no number too large, no key twice in one object, no string that is no text, and
+    nothing deeper than :data:`MAX_DEPTH`.
 
     Args:
-        most: characters that are read.
+        most: largest number of characters.
         largest: integers are at most this, on either side of zero.
-        texts: strings with a zero byte or half of a surrogate pair are refused; else they are told cell by cell by
-            who asked.
-        finite: NaN and infinities are refused; else they are read in the spelling of Python's writer.
+        texts: whether strings with a zero byte or half of a surrogate pair are refused; else the caller checks them
+            cell by cell.
+        finite: whether NaN and infinities are refused; else they are read in the spelling of Python's writer.
 
     Raises:
-        BadJson: the text is none of that.
+        BadJson: the text breaks one of these rules.
     """
     if isinstance(text, bytes):
         try:
@@ -219,7 +221,7 @@ def parse(
 
 
 def read_json(path: Path) -> Any:
-    """Contents of a JSON file.
+    """Return the contents of a JSON file.
 
     Raises:
         ConfigError: the file is missing, no regular one, too large, no UTF-8 text or no JSON (with line and column, and
@@ -244,7 +246,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_sound(value: Any, *, texts: bool = True) -> None:
-    """Raises BadJson for a tree that is too deep, or, with ``texts``, that holds a string that is no text."""
+    """Raise BadJson for a tree that is too deep, or, with ``texts``, that holds a string that is no text."""
     level, depth = [value], 0
     while level:
         if depth >= MAX_DEPTH and any(isinstance(item, (dict, list)) for item in level):
@@ -264,7 +266,7 @@ def check_sound(value: Any, *, texts: bool = True) -> None:
         level, depth = below, depth + 1
 
 
-_DEEP = f"nested too deeply to be read; at most {MAX_DEPTH} lists and objects stand inside each other"
+_DEEP = f"nested too deeply to be read; at most {MAX_DEPTH} lists and objects may be inside each other"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

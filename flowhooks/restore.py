@@ -1,4 +1,4 @@
-"""The pipeline that a finished run, or a model with a LoRA, stands for."""
+"""Load the pipeline of a finished run, or of a model with a LoRA."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from flowhooks.sampling.gate import adapter_gate
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """A pipeline on the best device, and what a run trained for it.
+    """Holds a pipeline on the best device, and what a run trained for it.
 
     Args:
-        arguments: what its calls take.
+        arguments: arguments of its calls.
         component: the network that the run trained.
         adapter: file or folder of an adapter, if any.
         modules: folder of trained hook modules, if any.
-        below: the adapter is off in steps that start above this sigma; None: it never is.
-        allow_imports: the modules may be of hooks that are named by an import path.
+        below: sigma above which the adapter is off, for steps that start there; None if it never is.
+        allow_imports: whether the modules may belong to hooks that are named by an import path.
     """
 
     pipe: Any
@@ -47,7 +47,7 @@ class Restored:
 
     @contextmanager
     def trained(self) -> Iterator[Any]:
-        """The pipeline with all of it, inside the block; under a scheduler that samples flow maps, where it is one.
+        """Yield the pipeline with everything attached; with a scheduler that samples flow maps, if it is one.
 
         Raises:
             AdapterError, ModelError: it does not fit.
@@ -73,26 +73,26 @@ class Restored:
 def restore_pipeline(
     model_or_run: str, lora: str | None, dtype: str, below: float | None = None, *, allow_imports: bool = False
 ) -> Restored:
-    """Load what a name stands for.
+    """Load what a name refers to.
 
     Args:
-        model_or_run: a run's output folder, with its weights put on its base model; or a model folder, a Hub id,
+        model_or_run: a run's output folder, whose weights are loaded onto its base model; or a model folder, a Hub id,
             ``digits``.
         lora: an adapter to use, in place of the run's own.
         dtype: fp32, bf16 or fp16.
         below: sigma of the adapter's gate; None: what its file says.
-        allow_imports: the run's modules may be of hooks that are named by an import path.
+        allow_imports: whether the run's modules may belong to hooks that are named by an import path.
 
     Raises:
-        ConfigError: the run's own files are not valid, or name code without leave.
-        ModelError, AdapterError: not there, or it does not fit.
+        ConfigError: the run's own files are not valid, or name code without permission.
+        ModelError, AdapterError: it does not exist, or does not fit.
     """
     folder = user_path(model_or_run)
     is_run = (folder / RUN).is_file()
     section, own = read_run(folder) if is_run else (_defaults(model_or_run), None)
     modules = folder if is_run and lora is None and (folder / MODULES).is_file() else None
     if modules is not None:
-        # Before the weights, which take their time, or have to be fetched.
+        # Before the weights, which take long to load, or must be fetched.
         trained_hooks(modules, allow_imports=allow_imports)
     pipe = load_pipeline({**section, "dtype": dtype})
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -109,7 +109,7 @@ def restore_pipeline(
 
 
 def _defaults(name: str) -> dict[str, Any]:
-    """A complete ``model`` section for a name."""
+    """Return a complete ``model`` section for a name."""
     return dict(
         resolve_run({"model": {"pretrained_model_name_or_path": name}, "hooks": []}, Path("flowhooks sample")).model
     )

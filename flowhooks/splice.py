@@ -1,7 +1,7 @@
-"""Change how a scheduler behaves for a while, without wrapping or forking it.
+"""Change how a scheduler behaves inside a block, without wrapping or forking it.
 
-The class is spliced: the object stays the same, so ``deepcopy``, ``from_config`` and ``save_pretrained`` go on working,
-latents stay bit-equal, and leaving is exact. A ``__getattr__`` proxy would make ``save_pretrained`` forget the
+The class is spliced: the object stays the same, so ``deepcopy``, ``from_config`` and ``save_pretrained`` keep working,
+latents stay bit-equal, and exit restores it exactly. A ``__getattr__`` proxy would make ``save_pretrained`` forget the
 scheduler.
 """
 
@@ -30,7 +30,8 @@ def splice(target: Any, **methods: Callable[..., Any]) -> Iterator[None]:
 
 
 def _equal_to(base: type) -> type:
-    """A metaclass whose classes equal ``base``, for pipelines that ask ``type(self.scheduler) != SomeScheduler``."""
+    """Return a metaclass whose classes equal ``base``, for pipelines that check ``type(self.scheduler) !=
+    SomeScheduler``."""
 
     def equal(cls: type, other: Any) -> bool:
         return other is cls or other is base
@@ -40,8 +41,8 @@ def _equal_to(base: type) -> type:
 
 @contextmanager
 def restore_attributes(*objects: Any) -> Iterator[None]:
-    """Put each object's ``__dict__`` back as it was when the block ends: what a pipeline's call leaves on itself, and
-    patches."""
+    """Restore each object's ``__dict__`` when the block ends: it undoes patches and attributes that a pipeline's call
+    leaves on itself."""
     before = [(o, dict(vars(o))) for o in objects if o is not None]
     try:
         yield

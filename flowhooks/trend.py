@@ -1,4 +1,4 @@
-"""Running means of metrics: what a warning speaks of, since one step says little."""
+"""Compute running means of metrics, on which warnings are based, since one step says little."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 class Trend:
-    """Exponential running mean of every metric over logged steps, corrected for its start. Values that are not finite
-    do not count.
+    """Computes the exponential running mean of every metric over logged steps, corrected for its start. Values that are
+    not finite are ignored.
 
     Args:
-        decay: in [0, 1); 0.9 looks back over about ten logged steps.
+        decay: in [0, 1); 0.9 averages over about ten logged steps.
     """
 
     def __init__(self, decay: float = 0.9):
@@ -21,14 +21,14 @@ class Trend:
         self._counts: dict[str, int] = {}
 
     def update(self, metrics: Mapping[str, float]) -> None:
-        """Take in the metrics of one logged step."""
+        """Add the metrics of one logged step."""
         for name, value in metrics.items():
             if math.isfinite(value):
                 self._sums[name] = self.decay * self._sums.get(name, 0.0) + (1 - self.decay) * value
                 self._counts[name] = self._counts.get(name, 0) + 1
 
     def means(self, least: int) -> dict[str, float]:
-        """Name -> mean, of the metrics that were logged at least ``least`` times."""
+        """Return name -> mean, for the metrics that were logged at least ``least`` times."""
         return {
             name: self._sums[name] / (1 - self.decay**count) for name, count in self._counts.items() if count >= least
         }

@@ -44,7 +44,7 @@ def test_what_is_no_modules_file(manifest, tmp_path):
 
 def test_a_later_format_and_a_damaged_file(model, tmp_path):
     write_tensors(tmp_path / MODULES, {"a": torch.zeros(1)}, {MANIFEST: json.dumps({"format": 2})})
-    with pytest.raises(ModelError, match="is of format 2, this release reads 1"):
+    with pytest.raises(ModelError, match="has format 2, this release reads 1"):
         read_manifest(tmp_path / MODULES)
     (tmp_path / MODULES).write_bytes(b"nothing")
     with flowhooks.attach(model, [SECOND]) as session:

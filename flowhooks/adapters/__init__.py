@@ -1,8 +1,8 @@
-"""Adapters behind one face: PEFT LoRA, LoHa and LoKr, and LyCORIS, on any Diffusers transformer.
+"""Give all adapters one interface: PEFT LoRA, LoHa and LoKr, and LyCORIS, on any Diffusers transformer.
 
-``build_adapter`` injects one, ``build_second`` another beside it, ``load_adapter`` brings back what ``Adapter.save``
-wrote, ``Adapter.detach`` takes it off without a trace. ``FrozenAdapter`` is a teacher: a file that computes beside
-whatever is trained.
+``build_adapter`` injects one, ``build_second`` another beside it, ``load_adapter`` restores what ``Adapter.save``
+wrote, ``Adapter.detach`` removes it without a trace. ``FrozenAdapter`` is a teacher: a file that computes beside
+the trained adapter.
 """
 
 from __future__ import annotations

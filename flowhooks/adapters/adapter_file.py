@@ -1,4 +1,4 @@
-"""Adapter files, read and written: safetensors only, whole or not at all."""
+"""Read and write adapter files: safetensors only, completely or not at all."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from flowhooks.errors import AdapterError
 
 
 def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (on the CPU) and header of a safetensors file.
+    """Return tensors (on the CPU) and header of a safetensors file.
 
     Args:
-        integers: whether some may be no plain floats, such as counters that a module keeps.
+        integers: whether tensors other than plain floats are allowed, such as counters that a module keeps.
 
     Raises:
         AdapterError: it is damaged, or not what its checkpoint's manifest says; empty; holds NaN or infinity, or
@@ -57,13 +57,13 @@ def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tenso
 
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write a safetensors file. Tensors are copied to the CPU, contiguous."""
+    """Write a safetensors file. Tensors are copied to the CPU and made contiguous."""
     packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     return write_aside(file, lambda aside: save_file(packed, aside, metadata={"format": "pt", **metadata}))
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
-    """As :func:`flowhooks.files.write_aside`. Raises `AdapterError` when the disk refuses."""
+    """Write as :func:`flowhooks.files.write_aside` does. Raises `AdapterError` when the disk refuses."""
     try:
         return files.write_aside(file, write)
     except (SafetensorError, OSError) as error:
@@ -74,14 +74,14 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFile:
-    """A file's content.
+    """Holds the content of a file.
 
     Args:
-        path: of the file.
-        kind: its format: ``diffusers``, ``peft`` or ``lycoris``.
-        tensors: on the CPU, their names without the format's prefix.
-        header: what was written beside them.
-        alphas: layer -> alpha, of a LoRA that holds them as tensors.
+        path: path of the file.
+        kind: format of the file: ``diffusers``, ``peft`` or ``lycoris``.
+        tensors: tensors on the CPU, by their names without the format's prefix.
+        header: metadata that was written beside them.
+        alphas: layer -> alpha, for a LoRA that holds them as tensors.
     """
 
     path: Path
@@ -96,7 +96,7 @@ def read_adapter(path: Path | str, *, pipeline: Any = None) -> AdapterFile:
 
     Args:
         pipeline: the Diffusers pipeline that it is for, or its class, whose converter reads the layer names of other
-            programs; None: they are refused.
+            programs; with None they are refused.
 
     Raises:
         AdapterError: it is damaged, pickled or of no format that is read.
@@ -105,7 +105,7 @@ def read_adapter(path: Path | str, *, pipeline: Any = None) -> AdapterFile:
     tensors, header = read_tensors(file)
     if pipeline is not None and has_other_names(tensors):
         tensors = converted(file, tensors, pipeline)
-        # They tell of the file's own layers and alphas, which are others now.
+        # The header describes the file's own layers and alphas, which have been converted.
         header = {key: value for key, value in header.items() if key not in (CONFIG_KEY, METADATA_KEY)}
     kind, prefix = format_of(file, tensors)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
@@ -114,7 +114,8 @@ def read_adapter(path: Path | str, *, pipeline: Any = None) -> AdapterFile:
 
 
 def split_alphas(file: Path, tensors: dict[str, Tensor]) -> dict[str, float]:
-    """Take the alphas out of a LoRA's tensors: layer -> alpha. Raises `AdapterError` for one that is no number."""
+    """Remove the alphas from a LoRA's tensors and return layer -> alpha. Raises `AdapterError` for one that is not a
+    number."""
     alphas: dict[str, float] = {}
     for key in [key for key in tensors if key.endswith(ALPHA)]:
         value = tensors.pop(key)

@@ -1,4 +1,4 @@
-"""The one face of every adapter, and what all kinds share: a strict state dict and a clean way out."""
+"""Define the interface of every adapter, and what all kinds share: a strict state dict and a clean detach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flowhooks.errors import AdapterError
 
 @runtime_checkable
 class Adapter(Protocol):
-    """Trainable weights on a frozen transformer.
+    """Adds trainable weights to a frozen transformer.
 
     ``kind`` is ``lora``, ``loha``, ``lokr`` or ``lycoris``; ``config`` is the adapter section of the run; ``targets``
     are the names of the adapted layers; ``fresh`` is true until values are loaded: a fresh adapter changes nothing
@@ -36,17 +36,17 @@ class Adapter(Protocol):
     def parameters(self) -> list[nn.Parameter]: ...
 
     def named_parameters(self) -> dict[str, nn.Parameter]:
-        """The trainable parameters under the names they are saved with."""
+        """Return the trainable parameters under the names with which they are saved."""
 
     def disabled(self) -> AbstractContextManager[None]:
-        """The reference role: inside, the transformer computes exactly what it computes without the adapter.
+        """Play the reference role: inside, the transformer computes exactly what it computes without the adapter.
 
-        Leaves with what it found, also after an exception or when nested. Never encloses a backward, never changes
-        ``requires_grad``.
+        On exit everything is as before, also after an exception or when nested. It must not enclose a backward, and
+        never changes ``requires_grad``.
         """
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The live tensors, detached and not copied, under the names they are saved with."""
+        """Return the live tensors, detached and not copied, under the names with which they are saved."""
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy values in place, so that optimisers keep their parameters. Raises `AdapterError` on any missing or
@@ -57,17 +57,17 @@ class Adapter(Protocol):
         file's path."""
 
     def detach(self) -> None:
-        """Give the transformer back as it was found. A second call does nothing."""
+        """Restore the transformer as it was before. A second call does nothing."""
 
 
 class Restores(Protocol):
-    """What undoes an injection, from any state in between."""
+    """Undoes an injection, from any state in between."""
 
     def restore(self) -> None: ...
 
 
 class AttachedAdapter:
-    """State dict and detaching, the same for every library.
+    """Implements state dict and detaching for every library.
 
     A subclass registers its parameters with `_own` after it has injected its layers.
     """
@@ -99,12 +99,12 @@ class AttachedAdapter:
             )
 
     def _header(self, metadata: Mapping[str, str]) -> dict[str, str]:
-        """``metadata`` and what `load_adapter` needs. Where a run started from is a path of its machine, and not part
-        of the file."""
+        """Return ``metadata`` and what `load_adapter` needs. The path that a run started from belongs to its machine,
+        and is left out."""
         section = json.dumps({**self.config, "init_from": None})
         header = {**self.notes, **metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
         if self.kind != "lora":
-            # Keys of LyCORIS lose the dots of a name, and flattened factors the shape of a convolution.
+            # Keys of LyCORIS have names without dots, and flattened factors lack the shape of a convolution.
             header[LAYERS_KEY] = json.dumps({name: base_shape(self.transformer, name) for name in self.targets})
         return header
 
@@ -123,7 +123,7 @@ class AttachedAdapter:
         own = self.state_dict()
         check_fit(own, state_dict, kind=self.kind, origin=origin)
         for key, buffer in self._buffers.items():
-            # A LyCORIS alpha is read once, when a layer is built: copying another one here would change the file but
+            # LyCORIS reads an alpha once, when it builds a layer: copying another one here would change the file but
             # not the maths.
             if not torch.equal(buffer.cpu().float(), state_dict[key].cpu().float()):
                 raise AdapterError(
@@ -148,18 +148,18 @@ class AttachedAdapter:
                 yield
         finally:
             if not self._attached:
-                # Detached inside: what `overridden` has just put back belonged to the adapter.
+                # Detached inside the block: the attributes that `overridden` has just restored belonged to the adapter.
                 self._trace.restore()
 
 
 def base_layer(transformer: nn.Module, name: str) -> nn.Module:
-    """The base's own layer, with or without a PEFT adapter around it."""
+    """Return the base's own layer, with or without a PEFT adapter around it."""
     layer = transformer.get_submodule(name)
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def base_shape(transformer: nn.Module, name: str) -> list[int]:
-    """The shape of its weight; that of a quantised Linear layer before it was packed."""
+    """Return the shape of its weight; for a quantised Linear layer the shape before it was packed."""
     layer: Any = base_layer(transformer, name)
     return [layer.out_features, layer.in_features] if isinstance(layer, nn.Linear) else list(layer.weight.shape)
 
@@ -189,7 +189,7 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], *, ki
 
 
 def check_complete(selected: Iterable[str], found: Iterable[str], *, origin: str) -> None:
-    """Refuse a file that lacks layers its own configuration selects: they would stay at the base without a word."""
+    """Refuse a file that lacks layers that its own configuration selects: they would silently stay at the base."""
     selected, found = list(selected), set(found)
     missing = [name for name in selected if name not in found]
     if missing:

@@ -1,4 +1,4 @@
-"""Running a layer without its adapter, and taking an adapter off without a trace."""
+"""Run a layer without its adapter, and remove an adapter without a trace."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from flowhooks.errors import AdapterError
 _ABSENT = object()
 # (module, name of an instance attribute, value)
 Setting = tuple[nn.Module, str, Any]
-# What PEFT and Diffusers leave on the transformer, and LyCORIS on a layer.
+# Attributes that PEFT and Diffusers leave on the transformer, and LyCORIS on a layer.
 _ROOT_ATTRIBUTES = ("peft_config", "_hf_peft_config_loaded")
 _LAYER_ATTRIBUTES = ("forward", "_lycoris_wrappers", "_lycoris_original_forward")
 
 
 @contextmanager
 def overridden(settings: Iterable[Setting]) -> Iterator[None]:
-    """Set instance attributes and put back what was found, also after an exception and when nested.
+    """Set instance attributes inside the block and restore the old ones on exit, also after an exception and when
+    nested.
 
     Values go through ``__dict__``: neither submodules nor parameters are registered, no property runs, and
     ``requires_grad`` stays as it is.
@@ -41,31 +42,31 @@ def overridden(settings: Iterable[Setting]) -> Iterator[None]:
 
 
 def bypass_forward(layer: nn.Module, expected: Callable[..., Any] | None, bare: Callable[..., Any]) -> list[Setting]:
-    """The setting that sends ``layer`` straight to ``bare``, if its ``forward`` is still ``expected`` (None: the
-    class's own).
+    """Return the setting that calls ``bare`` in place of the forward of ``layer``, if its ``forward`` is still
+    ``expected`` (None: the class's own).
 
-    When somebody else has wrapped ``forward`` since (an offloading hook does), theirs must keep running and nothing
+    If other code has wrapped ``forward`` since (an offloading hook does), its wrapper must keep running and nothing
     is set.
     """
     return [(layer, "forward", bare)] if layer.__dict__.get("forward") == expected else []
 
 
 def without_peft(layer: Any) -> list[Setting]:
-    """The settings under which a layer of PEFT's runs as its base layer."""
-    # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would yield no gradient without a word.
+    """Return the settings under which a layer of PEFT's runs as its base layer."""
+    # Not `enable_adapters`: it also drops `requires_grad`, and a later backward would silently yield no gradient.
     # A disabled LoHa layer still casts its result to the input's dtype; under autocast that is not the bare layer's.
     return [(layer, "_disable_adapters", True), *bypass_forward(layer, None, layer.base_layer.__call__)]
 
 
 def without_lycoris(lora: Any) -> list[Setting]:
-    """The settings under which the layer that a LyCORIS module is on runs without it."""
-    # Zero alone would still add a computed zero. Calling the layer itself is exact and costs nothing; the zero is for a
-    # layer whose `forward` somebody wrapped.
+    """Return the settings under which the layer that a LyCORIS module is on runs without it."""
+    # A factor of zero would still add a computed zero. Calling the layer itself is exact and free; the zero is for a
+    # layer whose `forward` other code wrapped.
     return [(lora, "multiplier", 0.0), *bypass_forward(lora.org_module[0], lora.forward, lora.org_forward)]
 
 
 def without_any(network: nn.Module) -> list[Setting]:
-    """The settings under which a network runs without any adapter that is on it now; none where there is none.
+    """Return the settings under which a network runs without any adapter that is on it now; none where there is none.
 
     Raises:
         AdapterError: one was fused into the weights.
@@ -85,7 +86,7 @@ class Snapshot:
     """Remembers module objects, instance attributes and ``requires_grad`` flags of ``transformer`` for the layers in
     ``targets``.
 
-    Taken before injection. `restore` works from any state in between, so it also cleans up after an injection that
+    Make it before injection. `restore` works from any state in between, so it also cleans up after an injection that
     failed half way.
     """
 
@@ -102,7 +103,7 @@ class Snapshot:
             self._attributes += [(layer, name, layer.__dict__.get(name, _ABSENT)) for name in _LAYER_ATTRIBUTES]
 
     def restore(self) -> None:
-        """Put every remembered object, attribute and flag back."""
+        """Restore every remembered object, attribute and flag."""
         for parent, name, layer in self._children:
             # Assigned in place: the order of `_modules`, and with it of the state dict, stays what it was.
             parent._modules[name] = layer

@@ -1,15 +1,15 @@
-"""PEFT's ``add_weighted_adapter`` sums LoRA; products, best approximations and averaged factors are our own maths.
+"""Sum LoRA with PEFT's ``add_weighted_adapter``; compute products, best approximations and averaged factors ourselves.
 
 PEFT's ``cat`` is the sum. Its other combinations were tried and do not keep what ``flowhooks merge`` says (PEFT 0.21,
 float64, one core):
 
 * ``svd`` forms the whole weight and takes all of its singular values: 20 s and 500 MB for a layer of 3072 x 3072 where
   :func:`truncate` takes 8 ms, for the same change to 1e-14. It gives the singular values to one of the two factors,
-  leaves a rank that nothing fills as it is, and knows no Conv3d.
-* ``linear`` is another average than :func:`average`: it multiplies both factors by the root of the weight, so that two
+  keeps a rank that nothing fills, and does not support Conv3d.
+* ``linear`` differs from :func:`average`: it multiplies both factors by the root of the weight, so that two
   independent adapters are 1.00 off their mean instead of 0.71, and N that share their ``down`` come out N times too
   strong.
-* LoHa and LoKr it cannot combine at all.
+* It cannot combine LoHa and LoKr at all.
 
 A change of a weight ``[out, in]`` is ``up @ down``. No function here forms a matrix larger than the factors it is
 given, and all of them compute in the factors' dtype; float64 is meant.
@@ -33,7 +33,7 @@ METHODS = ("cat", "svd", "factor_average")
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """The change ``up @ down`` of one layer, scale included.
+    """Holds the change ``up @ down`` of one layer, scale included.
 
     Args:
         down: ``[rank, in]``.
@@ -50,14 +50,14 @@ class Factors:
 
 @torch.no_grad()
 def weighted_sum(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[float]) -> dict[str, Factors]:
-    """PEFT adds adapters up, exactly: in every layer the ranks of those that change it add up.
+    """Add adapters up with PEFT, exactly: in every layer the ranks of those that change it add up.
 
     Args:
-        adapters: layer name -> change. A layer that one lacks counts as 0 there.
-        weights: of the adapters.
+        adapters: layer name -> change, for each adapter. A layer that one lacks counts as 0.
+        weights: weights of the adapters.
     """
     sides = {name: (len(change.up), change.down.shape[1]) for each in adapters for name, change in each.items()}
-    # Names without dots: PEFT takes one that ends another for both.
+    # Names without dots: PEFT matches a name that is the end of another to both layers.
     places = {name: f"layer{i}" for i, name in enumerate(sides)}
     shell = meta_layers({places[name]: shape for name, shape in sides.items()}, dtype=torch.float64)
     keys = [f"adapter{i}" for i in range(len(adapters))]
@@ -86,7 +86,7 @@ def weighted_sum(adapters: Sequence[Mapping[str, Factors]], weights: Sequence[fl
 
 
 def _config(ranks: Mapping[str, int]) -> LoraConfig:
-    """A LoRA of scale 1 with these ranks, by layer."""
+    """Return the configuration of a LoRA of scale 1 with these ranks, by layer."""
     largest = max(ranks.values())
     other = {name: rank for name, rank in ranks.items() if rank != largest}
     return LoraConfig(
@@ -100,8 +100,8 @@ def _config(ranks: Mapping[str, int]) -> LoraConfig:
 
 
 def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """The weighted sum of one layer's changes, exactly; ranks add up. For kinds that :func:`weighted_sum` cannot take,
-    whose factors are as large as the weight: one layer at a time."""
+    """Return the exact weighted sum of one layer's changes; ranks add up. It is for kinds that :func:`weighted_sum`
+    cannot take, whose factors are as large as the weight: one layer at a time."""
     return Factors(
         down=torch.cat([factors.down for _, factors in parts]),
         up=torch.cat([weight * factors.up for weight, factors in parts], dim=1),
@@ -109,15 +109,15 @@ def concatenate(parts: Sequence[tuple[float, Factors]]) -> Factors:
 
 
 def hadamard(first: Factors, second: Factors) -> Factors:
-    """The elementwise product of two changes, exactly; ranks multiply."""
+    """Return the exact elementwise product of two changes; ranks multiply."""
     down = first.down[:, None] * second.down[None]
     up = first.up[:, :, None] * second.up[:, None]
     return Factors(down=down.flatten(0, 1), up=up.flatten(1))
 
 
 def truncate(change: Factors, rank: int) -> Factors:
-    """The best change of at most ``rank`` in the Frobenius norm (Eckart and Young): the leading singular values, each
-    shared out evenly between its two factors. Of a smaller rank if ``change`` is but for rounding."""
+    """Return the best change of at most ``rank`` in the Frobenius norm (Eckart and Young): the leading singular values,
+    each split evenly between its two factors. The rank is smaller if ``change`` has a smaller rank up to rounding."""
     outer, core_up = torch.linalg.qr(change.up)
     inner, core_down = torch.linalg.qr(change.down.T)
     left, values, right = torch.linalg.svd(core_up @ core_down.T, full_matrices=False)
@@ -128,9 +128,9 @@ def truncate(change: Factors, rank: int) -> Factors:
 
 
 def average(parts: Sequence[tuple[float, Factors]]) -> Factors:
-    """The factors averaged each by themselves, as public scripts do. It is not the average of the changes: of N
-    independently trained adapters the relative error is ``sqrt((N - 1) / N)``, 0.82 of three; it is small where they
-    share their ``down``. Ranks must be equal."""
+    """Average the factors separately, as public scripts do. This is not the average of the changes: for N independently
+    trained adapters the relative error is ``sqrt((N - 1) / N)``, 0.82 for three; it is small if they share their
+    ``down``. Ranks must be equal."""
     return Factors(
         down=sum((weight * factors.down for weight, factors in parts), start=torch.zeros(())),
         up=sum((weight * factors.up for weight, factors in parts), start=torch.zeros(())),
@@ -138,7 +138,8 @@ def average(parts: Sequence[tuple[float, Factors]]) -> Factors:
 
 
 def padded(change: Factors, rank: int) -> Factors:
-    """The same change with ``rank`` factors. The new ones are zero in ``up`` only, so that they can be trained."""
+    """Return the same change with ``rank`` factors. The new ones are zero in ``up`` only, so that they can be
+    trained."""
     missing = rank - change.rank
     if missing <= 0:
         return change
@@ -151,11 +152,11 @@ def padded(change: Factors, rank: int) -> Factors:
 
 
 def norm(change: Factors) -> float:
-    """The Frobenius norm of ``up @ down``."""
+    """Return the Frobenius norm of ``up @ down``."""
     core_up, core_down = torch.linalg.qr(change.up)[1], torch.linalg.qr(change.down.T)[1]
     return float(torch.linalg.matrix_norm(core_up @ core_down.T))
 
 
 def distance(found: Factors, wanted: Factors) -> float:
-    """The Frobenius norm of the difference of two changes."""
+    """Return the Frobenius norm of the difference of two changes."""
     return norm(concatenate([(1.0, found), (-1.0, wanted)]))

@@ -1,4 +1,4 @@
-"""The PEFT configuration that an adapter file states, in whichever way, and the strength it gives each layer."""
+"""Read the PEFT configuration that an adapter file states in any form, and the strength of each layer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def file_config(read: AdapterFile) -> PeftConfig:
     """Return the PEFT configuration of a file: read beside it or from its header, else derived from shapes and alphas.
 
     Raises:
-        AdapterError: it is missing, says what no configuration says, or contradicts the alphas.
+        AdapterError: it is missing, holds values that no configuration has, or contradicts the alphas.
     """
     file, tensors, header = read.path, read.tensors, read.header
     if read.kind == "peft":
@@ -94,27 +94,28 @@ def file_config(read: AdapterFile) -> PeftConfig:
 
 
 def rank_of(config: Any, layer: str) -> int:
-    """The rank that a PEFT configuration gives a layer."""
+    """Return the rank that a PEFT configuration sets for a layer."""
     patterns = config.rank_pattern or {}
     return int(patterns.get(get_pattern_key(patterns, layer), config.r))
 
 
 def alpha_of(config: Any, layer: str) -> float:
-    """The alpha that, divided by the layer's rank, is what PEFT multiplies the product of its matrices by."""
+    """Return the alpha which, divided by the layer's rank, is PEFT's factor of the product of its matrices."""
     patterns = config.alpha_pattern or {}
     alpha = config.lora_alpha if isinstance(config, LoraConfig) else config.alpha
     alpha = float(patterns.get(get_pattern_key(patterns, layer), alpha))
-    # Rank-stabilised, PEFT divides by the root of the rank.
+    # With rank stabilisation, PEFT divides by the root of the rank.
     return alpha * math.sqrt(rank_of(config, layer)) if getattr(config, "use_rslora", False) else alpha
 
 
 def scale_of(config: Any, layer: str) -> float:
-    """What PEFT multiplies the product of a layer's matrices by."""
+    """Return PEFT's factor of the product of a layer's matrices."""
     return alpha_of(config, layer) / rank_of(config, layer)
 
 
 def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> None:
-    """Put a file's alphas into its configuration. Where that says another strength, the two cannot both be right."""
+    """Put a file's alphas into its configuration. If the configuration states another strength, one of the two is
+    wrong."""
     layers = dict.fromkeys(layer_name(key) for key in read.tensors)
     lost = [name for name in read.alphas if name not in layers]
     if lost:
@@ -132,7 +133,7 @@ def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> No
                     "wrote it."
                 )
         return
-    # The tensors are divided by the rank, in every program that writes them.
+    # Every program that writes alphas as tensors divides them by the rank.
     document["use_rslora"] = False
     # A layer without an alpha keeps Diffusers' reading, its rank.
     alphas = {name: read.alphas.get(name, float(rank)) for name, rank in ranks.items()}
@@ -152,8 +153,8 @@ def _downs(tensors: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
 
 
 def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dict[str, Any]:
-    """The adapter section that a file was trained with, as its header has it, or what its PEFT configuration says of
-    it. Rank and alpha are the configuration's in any case: those are what acts."""
+    """Return the adapter section that a file was trained with, from its header, or from its PEFT configuration. Rank
+    and alpha always come from the configuration: they determine the change."""
     kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
     strength = {"rank": peft.r, "alpha": peft.lora_alpha if kind == "lora" else peft.alpha}
     if CONFIG_KEY in header:

@@ -1,6 +1,6 @@
-"""Whether an adapter file can be for a model, told from the headers of both without torch and before weights load.
+"""Check from the headers of both whether an adapter file can be for a model, without torch and before weights load.
 
-No proof of fit: values, and what a header does not say, are looked at when the adapter is loaded.
+This does not prove that it fits: values, and what a header does not say, are checked when the adapter is loaded.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from flowhooks.errors import AdapterError
 from flowhooks.reading import MAX_DOCUMENT, parse, read_text
 
 Shapes = dict[str, tuple[int, ...]]
-#: In the outline of a pipeline this file has the shapes of a network, in place of its weights.
+#: File in the outline of a pipeline with the shapes of a network, in place of its weights.
 SHAPES = "flowhooks_shapes.json"
 
-# The first matrix of a LoRA's layer, as programs call it.
+# Names of the first matrix of a LoRA's layer.
 _FIRSTS = (".lora_A.weight", ".lora_down.weight")
 
-# The tensors that have a side of their layer as it is, which side, and what it counts.
+# Tensors with a dimension equal to one of their layer: which dimension, and what it counts.
 _SIDES = (
     ("lora_A.weight", 1, "inputs"),
     ("lora_down.weight", 1, "inputs"),
@@ -51,7 +51,7 @@ _SIDES = (
 
 
 def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None = None) -> None:
-    """Raises `AdapterError` when the file at ``path`` cannot be loaded.
+    """Check that the file at ``path`` can be loaded; else raise `AdapterError`.
 
     Args:
         path: a .safetensors file, or the folder with it.
@@ -69,7 +69,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
     if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
-        # Only Diffusers' own converter can tell, and it comes with torch.
+        # Only Diffusers' own converter knows, and it imports torch.
         _check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
@@ -85,10 +85,10 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
 
 
 def adapter_below(path: Path) -> float | None:
-    """The sigma above which an adapter was off in training, as its file says; None: it never was.
+    """Return the sigma above which an adapter was off in training, as its file says; None if it never was.
 
     Raises:
-        AdapterError: no file, or one that cannot be read.
+        AdapterError: the file is missing or cannot be read.
     """
     file = find_file(path)
     try:
@@ -101,7 +101,7 @@ def adapter_below(path: Path) -> float | None:
 
 
 def check_scale(file: Path, found: Mapping[str, Any], section: Mapping[str, Any]) -> None:
-    """Raises `AdapterError` unless a file's type, rank and alpha are those of a section."""
+    """Check that a file's type, rank and alpha are those of a section; else raise `AdapterError`."""
     if any(found[key] != section[key] for key in ("type", "rank", "alpha")):
         raise AdapterError(
             f"{file}: holds type {found['type']}, rank {found['rank']}, alpha {found['alpha']:g}; the adapter "
@@ -111,7 +111,7 @@ def check_scale(file: Path, found: Mapping[str, Any], section: Mapping[str, Any]
 
 
 def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
-    """Raises `AdapterError` for a LyCORIS file and a PEFT section, or the other way round."""
+    """Raise `AdapterError` for a LyCORIS file and a PEFT section, or the other way round."""
     if (kind == "lycoris") != (section["type"] == "lycoris"):
         raise AdapterError(
             f"{file}: holds a {kind} adapter, but `adapter.type` is {section['type']!r}. Set it to the file's type."
@@ -119,10 +119,10 @@ def check_kind(file: Path, kind: str, section: Mapping[str, Any]) -> None:
 
 
 def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return what an adapter's configuration says of its type, rank and alpha; reads no tensors.
+    """Return type, rank and alpha from an adapter's configuration, without reading tensors.
 
     Raises:
-        AdapterError: a configuration that cannot be loaded.
+        AdapterError: the configuration cannot be loaded.
     """
     if kind == "lycoris":
         return {}
@@ -154,7 +154,7 @@ def _stated(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) -> None:
-    """Raises `AdapterError` for a layer that the model has not, or has with other sides."""
+    """Raise `AdapterError` for a layer that the model lacks, or has with other dimensions."""
     layers = {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
     if lycoris:
         layers = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): shape for name, shape in layers.items()}
@@ -179,7 +179,7 @@ def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) 
 
 
 def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:
-    """Shapes of a network's weights; none where they cannot be told, which loading them will say better."""
+    """Return shapes of a network's weights; none where they cannot be read, which loading them reports better."""
     shapes: Shapes = {}
     if (pipeline / component / SHAPES).is_file():
         return {key: tuple(sides) for key, sides in parse(read_text(pipeline / component / SHAPES)).items()}
@@ -192,7 +192,7 @@ def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes
 
 
 def number_types(file: Path) -> dict[str, str]:
-    """Key -> number type of a safetensors file's tensors, from its header. Raises SafetensorError, OSError."""
+    """Return key -> number type of a safetensors file's tensors, from its header. Raises SafetensorError, OSError."""
     with safe_open(file, framework="numpy") as handle:
         return {key: handle.get_slice(key).get_dtype() for key in handle.keys()}  # noqa: SIM118 (not a dict)
 
@@ -204,8 +204,8 @@ def _header(file: Path) -> tuple[Shapes, dict[str, str]]:
 
 
 def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] | None) -> None:
-    """Raises `AdapterError` when a file with the layer names of another program cannot be loaded. Where the pipeline's
-    class is not known, only its kind is looked at.
+    """Raise `AdapterError` when a file with the layer names of another program cannot be loaded. If the pipeline's
+    class is not known, only the file's kind is checked.
 
     Args:
         file: a LoRA in safetensors.
@@ -231,7 +231,7 @@ def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] 
 
 
 def _pipeline_class(model: Path) -> type | None:
-    """The class of Diffusers that the index of a pipeline's folder names, if it names one."""
+    """Return the class of Diffusers that the index of a pipeline's folder names, if it names one."""
     import diffusers
 
     index = model / "model_index.json"

@@ -1,4 +1,4 @@
-"""Adapters by their Hub id, safetensors only."""
+"""Fetch adapters by their Hub id, safetensors only."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _ID = re.compile(rf"(?P<repo>{_PART}/{_PART})(?P<inside>(?:/{_PART})*)")
 
 
 def fetch(source: Path | str) -> Path:
-    """The local path of what ``source`` names: a file, a folder, or a Hub id ``owner/name`` or ``owner/name/file``,
-    of which only the adapter and its configuration are downloaded. What is on this disk comes first: where there is a
-    folder ``owner``, the rest is a path in it.
+    """Return the local path of ``source``: a file, a folder, or a Hub id ``owner/name`` or ``owner/name/file``, of
+    which only the adapter and its configuration are downloaded. This disk comes first: if there is a folder ``owner``,
+    the rest is a path in it.
 
     Raises:
-        AdapterError: it is neither here nor to be had from the Hub.
+        AdapterError: it is neither on this disk nor available from the Hub.
     """
     path, match = user_path(source), _ID.fullmatch(str(source))
     local = on_disk(source)
@@ -52,14 +52,14 @@ def fetch(source: Path | str) -> Path:
 
 
 def on_disk(source: Path | str) -> Path | None:
-    """The local path of what ``source`` names, or would name if it were there; None for what is asked of the Hub.
+    """Return the local path of ``source``, whether it exists or not; None if it must be looked up on the Hub.
 
     Raises:
-        AdapterError: it is not here, though the folder that it begins with is.
+        AdapterError: it does not exist, though the folder that it begins with does.
     """
     path = user_path(source)
     match = _ID.fullmatch(str(source))
-    # A repository is not named like a weights file: that is a local one which is missing.
+    # A repository is not named like a weights file: such a name is a missing local file.
     if path.exists() or match is None or (not match["inside"] and path.suffix in (".safetensors", ".bin", ".pt")):
         return path
     if Path(path.parts[0]).is_dir():
@@ -81,7 +81,7 @@ def _download(source: str, repo: str, patterns: list[str]) -> Path:
         ) from error
     except GatedRepoError as error:
         raise AdapterError(
-            f"{source}: access to it must be asked for on its Hub page first (`hf auth login`)."
+            f"{source}: access to it must be requested on its Hub page first (`hf auth login`)."
         ) from error
     except RepositoryNotFoundError as error:
         raise AdapterError(
@@ -89,5 +89,5 @@ def _download(source: str, repo: str, patterns: list[str]) -> Path:
         ) from error
     except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
         raise AdapterError(
-            f"{source}: cannot be had from the Hub ({error}). Check the network and try again."
+            f"{source}: cannot be fetched from the Hub ({error}). Check the network and try again."
         ) from error

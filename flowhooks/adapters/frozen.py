@@ -1,4 +1,4 @@
-"""A frozen adapter beside whatever is trained: a teacher for the price of its file, never of a second model."""
+"""Run a frozen adapter beside the trained one: a teacher that costs the memory of its file, not of a second model."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ from flowhooks.errors import AdapterError
 
 
 class FrozenAdapter:
-    """The adapter saved at ``source``, ready to be switched on over ``transformer``, whatever is attached to that.
+    """Holds the adapter saved at ``source``, ready to be switched on over ``transformer``, whatever is attached to
+    that.
 
-    The file is put on an outline of the transformer, by the same loader and with the same checks as any other; its
-    layers then work as forward hooks on the transformer's own layers, inside :meth:`alone` only. It is never
-    trainable, drops nothing out, and is in no state dict. What it holds is its file's tensors in fp32; the change of a
-    LoHa or LoKr layer is formed when the layer runs and dropped again.
+    The file is loaded onto an outline of the transformer, by the same loader and with the same checks as any other; its
+    layers then act as forward hooks on the transformer's own layers, inside :meth:`alone` only. It is never
+    trainable, has no dropout, and is in no state dict. It holds the file's tensors in fp32; the change of a
+    LoHa or LoKr layer is formed when the layer runs and freed again.
 
     Args:
         transformer: the model; an adapter of any kind, rank and targets may be on it already or come later.
         source: a .safetensors file, the folder with it, or a Hub id ``owner/name`` or ``owner/name/file``.
-        name: for messages; default: the file's name, or its folder's.
+        name: name in messages; default: the file's name, or its folder's.
         parked: keep the tensors on the CPU. Each is copied to its layer's device at its first use inside
-            :meth:`alone`, and let go on leaving.
+            :meth:`alone`, and freed on exit.
         pipeline: as `load_adapter` takes it.
 
     Attributes:
         kind: ``lora``, ``loha``, ``lokr`` or ``lycoris``.
         config: the adapter section it was trained with.
         targets: names of the adapted layers.
-        digest: SHA-256 of the file's bytes, in hex; of a file in PEFT's own format, of its configuration's after them.
+        digest: SHA-256 of the file's bytes, in hex; in PEFT's own format, followed by those of its configuration.
 
     Raises:
         AdapterError: the file is missing, damaged, pickled, of no known format, does not fit ``transformer`` exactly,
@@ -64,7 +65,7 @@ class FrozenAdapter:
         self.digest = digest_of(self.file)
         self.parked = parked
         self._transformer = transformer
-        # Layers are born with random values, which must not come out of the run's own.
+        # Layers are created with random values, which must not use the run's own generator.
         with torch.random.fork_rng(devices=[]):
             loaded = load_adapter(meta_copy(transformer), self.file, pipeline=pipeline)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
@@ -76,7 +77,7 @@ class FrozenAdapter:
             raise AdapterError(
                 f"{self.file}: changes nothing, a matrix of every layer is all zeros ({first_few(idle, 1)} and the "
                 "others). It was saved before its first update, or its weights were lost; as a teacher it would be the "
-                "base without a word. Give the file of a finished training."
+                "base. Give the file of a finished training."
             )
         for name, change in self._changes.items():
             if parked:
@@ -85,7 +86,7 @@ class FrozenAdapter:
                 change.move(base_layer(transformer, name))
 
     def describe(self) -> dict[str, Any]:
-        """What was loaded, in JSON's types. ``idle_layers`` are those that the file leaves at the base."""
+        """Return what was loaded, as JSON types. ``idle_layers`` are those that the file leaves at the base."""
         return {
             "name": self.name,
             "source": self.source,
@@ -101,10 +102,10 @@ class FrozenAdapter:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, the transformer computes the base with this adapter and no other.
+        """Let the transformer compute the base with this adapter and no other, inside the block.
 
-        The caller switches off what else is on, around this block: ``with student.disabled(), teacher.alone():``.
-        Leaves with what it found, also after an exception. Never encloses a backward that began outside.
+        The caller switches other adapters off around this block: ``with student.disabled(), teacher.alone():``.
+        On exit everything is as before, also after an exception. It must not enclose a backward that began outside.
 
         Raises:
             AdapterError: another adapter is on, or this one was detached.
@@ -120,7 +121,7 @@ class FrozenAdapter:
             self._off()
 
     def detach(self) -> None:
-        """Let go of the tensors and of the transformer, which is as it was. A second call does nothing."""
+        """Release the tensors and the transformer, which is as before. A second call does nothing."""
         self._off()
         self._changes = {}
 
@@ -147,7 +148,7 @@ class FrozenAdapter:
 
 
 def digest_of(file: Path) -> str:
-    """SHA-256 of an adapter's bytes: its file's, and its configuration's where that is a file beside it."""
+    """Return the SHA-256 of an adapter's bytes: its file's, and its configuration's where that is a file beside it."""
     beside = file.with_name(PEFT_CONFIG_FILE)
     content = hashlib.sha256()
     for part in (file, beside) if file.name == PEFT_FILE and beside.is_file() else (file,):
@@ -168,15 +169,15 @@ def _changes(loaded: Any) -> dict[str, LayerChange]:
 
 
 class LayerChange:
-    """A library's own adapted layer as a forward hook on the layer of another model.
+    """Runs a library's own adapted layer as a forward hook on the layer of another model.
 
-    The adapted layer asks its base for the result, as it always does, and is given the one the hooked layer has just
-    computed. So every kind, dtype and autocast setting gives what the library gives.
+    The adapted layer calls its base, as it always does, and gets the result that the hooked layer has just
+    computed. So every kind, dtype and autocast setting computes what the library computes.
 
     Args:
-        adapted: PEFT's layer, or the layer that a LyCORIS module is applied to; of an outline, as its base is never
-            run.
-        lycoris: that LyCORIS module.
+        adapted: PEFT's layer, or the layer that a LyCORIS module is applied to; from an outline, as its base never
+            runs.
+        lycoris: the LyCORIS module.
     """
 
     def __init__(self, adapted: nn.Module, *, lycoris: Any = None):
@@ -212,20 +213,21 @@ class LayerChange:
             self._result = None
 
     def tensors(self) -> list[Tensor]:
-        """What it holds."""
+        """Return the tensors it holds."""
         return [own[key] for own, key in self._places]
 
     def is_nothing(self) -> bool:
-        """Whether a factor of the change is zero, and the change with it."""
+        """Return whether a factor of the change is zero, and so the change."""
         zero = any(not tensor.any() for tensor in self.tensors() if tensor.ndim > 1)
         return zero or (bool(self._scales) and not any(self._scales.values()))
 
     def park(self) -> None:
-        """Where the tensors are now is where they go back to whenever it is switched off."""
+        """Keep the tensors where they are now whenever it is switched off."""
         self._home = self.tensors()
 
     def move(self, layer: nn.Module) -> None:
-        """To the device of a layer, for good. One whose weights are kept elsewhere is followed when it runs."""
+        """Move to the device of a layer permanently. If the layer's weights are offloaded, tensors follow when it
+        runs."""
         weight = next(layer.parameters(), None)
         if weight is not None and weight.device.type != "meta":
             self._place(weight.device)

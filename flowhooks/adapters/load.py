@@ -1,4 +1,4 @@
-"""From a file, or an adapter section, to an attached adapter."""
+"""Attach an adapter from a file, or from an adapter section."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config, selected_t
 from flowhooks.adapters.targets import check_bare, find_targets
 from flowhooks.errors import AdapterError
 
-# What decides the rank of a layer and how strongly it acts, as PEFT's configurations call it.
+# Keys of PEFT's configurations that determine rank and strength of a layer.
 _STRENGTH = ("rank_pattern", "alpha_pattern", "use_rslora")
 
 
@@ -31,7 +31,7 @@ def load_adapter(transformer: nn.Module, path: Path | str, *, pipeline: Any = No
     Reads what `Adapter.save` wrote, and files of the same formats by Diffusers, PEFT and LyCORIS.
 
     Args:
-        pipeline: the Diffusers pipeline that ``transformer`` is of, or its class: a LoRA with layer names of kohya's
+        pipeline: the Diffusers pipeline of ``transformer``, or its class: a LoRA with layer names of kohya's
             scripts or ComfyUI is then read where Diffusers reads it for that class.
 
     Raises:
@@ -43,14 +43,14 @@ def load_adapter(transformer: nn.Module, path: Path | str, *, pipeline: Any = No
 
 
 def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True) -> PeftAdapter | LycorisAdapter:
-    """Attach what was read.
+    """Attach an adapter file that was read.
 
     Args:
         whole: whether ``transformer`` has all the layers of a model, so that the file must have all that its
             configuration selects.
 
     Raises:
-        AdapterError: it does not fit.
+        AdapterError: the file does not fit.
     """
     origin = str(file.path)
     if file.kind == "lycoris":
@@ -80,13 +80,13 @@ def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True
 
 @contextmanager
 def _told_by_peft(origin: str) -> Iterator[None]:
-    """What PEFT makes of a configuration that it takes at its word, as an `AdapterError`."""
+    """Raise as `AdapterError` what PEFT raises on a configuration that it does not validate."""
     try:
         yield
     except AdapterError:
         raise
     except Exception as error:
-        # Its layers read what they are given in a hundred places, and each fails in its own way.
+        # Its layers read the values in many places, and each fails in its own way.
         raise AdapterError(
             f"{origin}: PEFT cannot use this configuration ({type(error).__name__}: {error}). Take the file as it was "
             "saved."
@@ -94,8 +94,8 @@ def _told_by_peft(origin: str) -> Iterator[None]:
 
 
 def starting_config(file: AdapterFile, section: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConfig:
-    """The PEFT configuration of an adapter that starts from ``file``: the section's, with the file's rank and strength
-    of every layer, whether its patterns or rank-stabilised scaling say them.
+    """Return the PEFT configuration of an adapter that starts from ``file``: the section's, with the file's rank and
+    strength of every layer, whether its patterns or rank-stabilised scaling state them.
 
     Raises:
         AdapterError: the file's type, rank or alpha is not the section's.
@@ -157,7 +157,7 @@ def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dic
 
 
 def build_adapter(transformer: nn.Module, config: Mapping[str, Any], *, pipeline: Any = None) -> Adapter:
-    """Freeze ``transformer`` and put a fresh adapter on it, which changes nothing until it is trained.
+    """Freeze ``transformer`` and add a fresh adapter, which changes nothing until it is trained.
 
     ``config`` is the validated adapter section: type, algo (LyCORIS), rank, alpha, dropout, target_modules, init_from.
     With ``init_from`` the values come from that file or folder, which must fit the section; ranks and strengths

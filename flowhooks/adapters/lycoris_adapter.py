@@ -1,4 +1,4 @@
-"""LyCORIS adapters: LoCon, LoHa, LoKr and their relatives, through lycoris-lora's own networks."""
+"""Build LyCORIS adapters (LoCon, LoHa, LoKr and relatives) with lycoris-lora's own networks."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flowhooks.adapters.names import LYCORIS_FILE, first_few
 from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
 from flowhooks.errors import AdapterError
 
-# Each is held to the same tests; other networks of the library change a layer in ways that are not checked here.
+# Each passes the same tests; other networks of the library change a layer in ways that are not checked here.
 ALGORITHMS = ("lora", "locon", "loha", "lokr")
-# What LyCORIS calls a layer's class where it is not the algorithm's name.
+# LyCORIS' name of a layer's class, where it is not the algorithm's name.
 _LAYER_NAMES = {"kron": "lokr"}
 _NETWORK_NAME = "flowhooks_lycoris"
 _PRESET_ATTRIBUTES = (
@@ -40,7 +40,7 @@ _PRESET_ATTRIBUTES = (
 
 
 class LycorisAdapter(AttachedAdapter):
-    """A LyCORIS network applied to ``transformer``.
+    """Applies a LyCORIS network to ``transformer``.
 
     The network is registered as a submodule, so that it follows the transformer's device, its train and eval mode and
     data parallelism. Layers run in LyCORIS' bypass mode: the change is applied to activations. The other mode forms
@@ -84,7 +84,7 @@ class LycorisAdapter(AttachedAdapter):
 
 
 def build_network(transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...]) -> LycorisNetwork:
-    """A fresh network on exactly ``targets``, not yet applied."""
+    """Build a fresh network on exactly ``targets``, not yet applied."""
     if config["algo"] not in ALGORITHMS:
         raise AdapterError(f"`adapter.algo` is {config['algo']!r}; expected one of {', '.join(ALGORITHMS)}.")
     with _preset(targets), _quiet():
@@ -103,7 +103,8 @@ def build_network(transformer: nn.Module, config: Mapping[str, Any], targets: tu
 def network_from_weights(
     transformer: nn.Module, tensors: Mapping[str, Tensor], *, origin: str
 ) -> tuple[LycorisNetwork, tuple[str, ...]]:
-    """A network with the shapes and values of ``tensors``, not yet applied, and the names of its layers.
+    """Build a network with the shapes and values of ``tensors``, not yet applied, and return it with the names of its
+    layers.
 
     Raises:
         AdapterError: a key has no layer in ``transformer``, a layer lacks a tensor, a shape differs, or the change is
@@ -137,7 +138,7 @@ def algorithm_of(lora: Any) -> str:
 def _check_algorithm(lora: Any, layer: str, origin: str) -> None:
     found = algorithm_of(lora)
     if getattr(lora, "wd", False):
-        # Bypass mode would add the change and leave the scale out.
+        # Bypass mode would add the change without the scale.
         raise AdapterError(
             f"{origin}: `{layer}` is adapted by a {found} with weight decomposition (DoRA), which scales the base's "
             "weights themselves. Only adapters without it can be loaded."
@@ -158,8 +159,8 @@ def _check_layers(network: LycorisNetwork, targets: tuple[str, ...]) -> None:
 
 
 def _set_dropout(lora: nn.Module, probability: float) -> None:
-    """Dropout on the change, which bypass mode applies. Set here because the constructors of two of the networks warn
-    that they have none."""
+    """Set dropout on the change, which bypass mode applies. It is set here because the constructors of two of the
+    networks warn that they have none."""
     drop = nn.Dropout(probability) if probability else nn.Identity()
     lora.drop = drop
     if isinstance(lora.__dict__.get("dropout"), nn.Module) or "dropout" in lora._modules:
@@ -168,7 +169,8 @@ def _set_dropout(lora: nn.Module, probability: float) -> None:
 
 @contextmanager
 def _preset(targets: tuple[str, ...]) -> Iterator[None]:
-    """Select layers by their full names. LyCORIS keeps its preset on the class, shared by everybody: it is put back."""
+    """Select layers by their full names. LyCORIS keeps its preset on the class, shared by all users; it is restored on
+    exit."""
     found = {name: getattr(LycorisNetwork, name) for name in _PRESET_ATTRIBUTES}
     pattern = "(?:" + "|".join(re.escape(target) for target in targets) + r")\Z"
     try:
@@ -192,7 +194,7 @@ def _preset(targets: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library reports on standard output; a command's output is ours."""
+    """Suppress the library's output on standard output, which belongs to our commands."""
     level = lycoris_logger.level
     lycoris_logger.setLevel(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""An adapter's change added to the weights themselves."""
+"""Add an adapter's change to the weights themselves."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from flowhooks.errors import AdapterError
 
 @torch.no_grad()
 def merge_adapter(adapter: Adapter) -> None:
-    """Take the adapter off and leave its transformer computing what it computed with it, without dropout.
+    """Remove the adapter and leave its transformer computing what it computed with it, without dropout.
 
     Each sum is formed in fp32 and rounded to the weight's own dtype, one layer at a time.
 
     Raises:
-        AdapterError: a layer whose weight is no floating-point tensor, or an adapter that is off already; nothing has
+        AdapterError: the weight of a layer is not floating-point, or the adapter is detached already; nothing has
             changed then.
     """
     assert isinstance(adapter, (PeftAdapter, LycorisAdapter))
-    # A detached adapter says so here.
+    # Raises for a detached adapter.
     adapter.state_dict()
     whole = [name for name, weight in _weights(adapter).items() if not weight.is_floating_point()]
     if whole:
@@ -39,23 +39,23 @@ def merge_adapter(adapter: Adapter) -> None:
 
 
 def _weights(adapter: AttachedAdapter) -> dict[str, Tensor]:
-    """The base's own weight of every adapted layer."""
+    """Return the base's own weight of every adapted layer."""
     layers: dict[str, Any] = {name: base_layer(adapter.transformer, name) for name in adapter.targets}
     return {name: layer.weight for name, layer in layers.items()}
 
 
 def change_of(adapter: PeftAdapter | LycorisAdapter, place: int) -> Tensor:
-    """The change of the weight of the adapted layer at a place in ``targets``, fp32, without dropout."""
+    """Return the change of the weight of the adapted layer at a place in ``targets``, fp32, without dropout."""
     if isinstance(adapter, LycorisAdapter):
         return _lycoris_change(adapter.network.loras[place]).float()
     layer = adapter.layers[place]
-    # A LoHa or LoKr layer in training drops rows of its change.
+    # A LoHa or LoKr layer in training mode drops rows of its change.
     layer.training = False
     return layer.get_delta_weight(adapter.name).float()
 
 
 def _lycoris_change(lora: Any) -> Tensor:
-    """The change that the layer's forward makes. Of LoHa and LoKr ``get_diff_weight``, and with it the library's own
+    """Return the change that the layer's forward makes. For LoHa and LoKr ``get_diff_weight``, and so the library's own
     merge, scales by ``alpha / rank`` a second time."""
     shape = lora.org_module[0].weight.shape
     if isinstance(lora, (LohaModule, LokrModule)):

@@ -1,4 +1,4 @@
-"""Adapter files into one LoRA file: ``flowhooks merge``."""
+"""Merge adapter files into one LoRA file: ``flowhooks merge``."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from flowhooks.adapters.peft_adapter import diffusers_metadata
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
 
-#: Of a factor average, from which on a warning is in place: what differs is no rounding any more.
+#: Error of a factor average above which a warning is given: it is too large for rounding.
 TOLERATED = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merged:
-    """What `merge_files` wrote.
+    """Describes what `merge_files` wrote.
 
     Args:
-        file: where.
-        layers: how many.
-        ranks: those that occur, in order.
+        file: path of the file.
+        layers: number of layers.
+        ranks: the ranks that occur, in order.
         error: ``|merged - mean| / |mean|`` over all layers, in the Frobenius norm.
     """
 
@@ -67,10 +67,10 @@ def merge_files(
         paths: adapter files, or folders with one, of any kind.
         output: folder to write ``pytorch_lora_weights.safetensors`` into.
         method: ``cat``, the exact sum, whose rank is the sum of the ranks; ``svd``, the best approximation of it with
-            ``rank``; ``factor_average``, each factor averaged by itself, which is not the average.
-        weights: of the adapters, taken as they are; default: 1/N each, which makes the sum a mean.
-        rank: with ``svd``; default: the largest of the adapters.
-        model: a pipeline's folder, where the layers of LyCORIS files are to be looked up.
+            ``rank``; ``factor_average``, each factor averaged separately, which is not the average of the changes.
+        weights: weights of the adapters, used as they are; default: 1/N each, which makes the sum a mean.
+        rank: rank for ``svd``; default: the largest of the adapters.
+        model: a pipeline's folder, in which the layers of LyCORIS files are looked up.
 
     Raises:
         AdapterError: a file cannot be read or merged, the adapters are for different models, or the output exists.
@@ -88,7 +88,7 @@ def merge_files(
     wanted = max(source.rank for source in sources) if rank is None else rank
     sums = _sums(sources, weights)
     merged: dict[str, Factors] = {}
-    off = size = 0.0
+    off = size = largest = 0.0
     widest = 0
     for name in shapes:
         parts = [(w, source.factors(name)) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
@@ -99,9 +99,11 @@ def merge_files(
             result = truncate(exact, wanted) if method == "svd" else average(parts)
             off += distance(result, exact) ** 2
         size += norm(exact) ** 2
+        largest += sum(abs(weight) * norm(part) for weight, part in parts) ** 2
         widest = max(widest, result.rank)
         merged[name] = Factors(down=result.down.float(), up=result.up.float())
-    if size == 0:
+    # What is left of parts that cancel each other is their rounding.
+    if size <= (1e-6**2) * largest:
         raise AdapterError("The weighted sum of these adapters is zero. Check the weights and the files.")
     if method == "svd":
         if rank is not None and rank > widest:
@@ -134,7 +136,7 @@ def merge_files(
 def _checked(
     paths: Sequence[Path], method: str, weights: Sequence[float] | None, rank: int | None
 ) -> tuple[float, ...]:
-    """The weights. Raises `AdapterError` for arguments that do not go together."""
+    """Return the weights. Raises `AdapterError` for arguments that do not go together."""
     if method not in METHODS:
         raise AdapterError(f"Unknown method {method!r}; expected one of {', '.join(METHODS)}.")
     if not paths:
@@ -151,7 +153,8 @@ def _checked(
 
 
 def _agreed(sources: Sequence[SourceAdapter]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all layers that any of them adapts. Raises `AdapterError` when they are for different models."""
+    """Return the shapes of all layers that any of them adapts. Raises `AdapterError` when they are for different
+    models."""
     shapes: dict[str, tuple[int, ...]] = {}
     origin: dict[str, SourceAdapter] = {}
     named = next((source for source in sources if source.transformer is not None), sources[0])
@@ -172,7 +175,7 @@ def _agreed(sources: Sequence[SourceAdapter]) -> dict[str, tuple[int, ...]]:
 
 
 def _sums(sources: Sequence[SourceAdapter], weights: Sequence[float]) -> dict[str, Factors]:
-    """The exact sum of every layer, where PEFT can form it: of kinds that are low-rank. Empty otherwise."""
+    """Return the exact sum of every layer if PEFT can form it, which it can for low-rank kinds; empty otherwise."""
     if not all(source.low_rank for source in sources):
         return {}
     return weighted_sum([{name: source.factors(name) for name in source.shapes} for source in sources], weights)
@@ -182,7 +185,7 @@ def _check_low_rank(sources: Sequence[SourceAdapter], method: str) -> None:
     for source in sources:
         if not source.low_rank:
             raise AdapterError(
-                f"{source.file}: a {source.kind} has no factors A and B, which method {method!r} works on. Use method "
+                f"{source.file}: a {source.kind} has no factors A and B, which method {method!r} needs. Use method "
                 "'svd'."
             )
 
@@ -196,7 +199,7 @@ def _check_alike(sources: Sequence[SourceAdapter]) -> None:
         if differing:
             raise AdapterError(
                 f"{source.file}: adapts other layers than {first.file} ({first_few(differing)}), and factors of layers "
-                "that are not there cannot be averaged. Use method 'cat' or 'svd'."
+                "that do not exist cannot be averaged. Use method 'cat' or 'svd'."
             )
         for name in first.shapes:
             ranks = first.factors(name).rank, source.factors(name).rank

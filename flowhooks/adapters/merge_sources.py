@@ -1,4 +1,4 @@
-"""Adapter files to merge: the changes they hold, read without the model they are for."""
+"""Read the changes of adapter files to merge, without the model they are for."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class SourceAdapter:
-    """One adapter file, checked.
+    """Holds one adapter file, checked.
 
     Args:
-        file: where it was read from.
-        name: what to call it: a file or folder name without the folders it is in.
+        file: path it was read from.
+        name: name in messages: a file or folder name without the folders it is in.
         digest: SHA-256 of its bytes.
         kind: ``lora``, ``loha``, ``lokr``, or LyCORIS' algorithm.
-        rank: the largest of its layers.
+        rank: largest rank of its layers.
         transformer: class name of the model it was trained on, if the file says so.
-        shapes: of the adapted weights, by layer name.
+        shapes: shapes of the adapted weights, by layer name.
         low_rank: whether every layer's change is a product of two factors.
     """
 
@@ -60,8 +60,8 @@ class SourceAdapter:
 
     @torch.no_grad()
     def factors(self, layer: str) -> Factors:
-        """The change of a layer's weight, ``[out, in]`` with a convolution's window counted as inputs, in float64.
-        Where it has no factors, one of the two is the whole change and the other an identity."""
+        """Return the change of a layer's weight, ``[out, in]`` with a convolution's window counted as inputs, in
+        float64. If it has no factors, one of the two is the whole change and the other an identity."""
         place = self.adapter.targets.index(layer)
         pair = _pair(self.adapter, place)
         if pair is not None:
@@ -82,14 +82,14 @@ class SourceAdapter:
 def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[SourceAdapter]:
     """Read adapter files of any format.
 
-    The names in LyCORIS files have lost their dots: they are looked up in the file's own header if flowhooks wrote
+    The names in LyCORIS files have no dots: they are looked up in the file's own header if flowhooks wrote
     it, in the other files, and in ``model``.
 
     Args:
         model: a pipeline's folder, of whose transformer only the weights' names and shapes are read.
 
     Raises:
-        AdapterError: a file is damaged, holds what cannot be merged, or its layers cannot be told.
+        AdapterError: a file is damaged, cannot be merged, or its layers are unknown.
     """
     files = [read_adapter(path) for path in paths]
     told = [{**_of_model(model), **_of_header(file)} for file in files]
@@ -136,7 +136,7 @@ def _source(file: AdapterFile, shapes: Shapes) -> SourceAdapter:
 
 
 def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Tensor, float] | None:
-    """The two matrices of a layer and what scales their product, where it has them."""
+    """Return the two matrices of a layer and the scale of their product, if it has them."""
     if isinstance(adapter, LycorisAdapter):
         lora: Any = adapter.network.loras[place]
         if not hasattr(lora, "lora_down") or lora.tucker:
@@ -153,7 +153,7 @@ def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Te
 
 
 def _product(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Factors, Factors] | None:
-    """The two low-rank changes whose elementwise product a LoHa layer's is, scale included."""
+    """Return the two low-rank changes whose elementwise product is the change of a LoHa layer, scale included."""
     if isinstance(adapter, LycorisAdapter):
         owner: Any = adapter.network.loras[place]
         found = {name: parameter for name, parameter in owner.named_parameters()}
@@ -169,7 +169,7 @@ def _product(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Factors
 
 
 def _shapes(file: AdapterFile, known: Shapes) -> Shapes:
-    """Shapes of the adapted weights, by layer name; those in ``known`` as they are there."""
+    """Return shapes of the adapted weights, by layer name; for layers in ``known``, the shapes there."""
     parts: dict[str, Shapes] = {}
     lycoris = file.kind == "lycoris"
     for key, tensor in file.tensors.items():
@@ -188,7 +188,7 @@ def _shapes(file: AdapterFile, known: Shapes) -> Shapes:
 
 
 def _weight_shape(file: Path, name: str, parts: Shapes) -> tuple[int, ...]:
-    """The shape of a weight, from those of what changes it."""
+    """Return the shape of a weight, from those of the tensors that change it."""
     try:
         if "lora_A.weight" in parts:
             return (parts["lora_B.weight"][0], *parts["lora_A.weight"][1:])

@@ -1,4 +1,4 @@
-"""Where adapter files lie and how their keys are named. Free of torch, so that `flowhooks check` can look at them."""
+"""Find adapter files and name their keys. Free of torch, so that `flowhooks check` can use it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 LYCORIS_FILE = "pytorch_lycoris_weights.safetensors"
 PEFT_FILE = "adapter_model.safetensors"
 PEFT_CONFIG_FILE = "adapter_config.json"
-#: What an adapter is saved as, by kind.
+#: Name of the file that an adapter is saved as, by kind.
 ADAPTER_FILES = (LORA_FILE, LYCORIS_FILE, PEFT_FILE)
 
-#: Where Diffusers keeps the PEFT configuration in a LoRA's header; its own constant comes with torch.
+#: Header key under which Diffusers keeps the PEFT configuration of a LoRA; its own constant would import torch.
 METADATA_KEY = "lora_adapter_metadata"
 
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
-# Layer names with their weights' shapes, of files whose keys and tensors do not tell them.
+# Layer names with their weights' shapes, for files whose keys and tensors do not show them.
 LAYERS_KEY = "flowhooks.layers"
-# What a file was merged from.
+# The adapters that a file was merged from.
 MERGE_KEY = "flowhooks.merge"
-# The sigma above which it was off in training.
+# The sigma above which the adapter was off in training.
 GATE_KEY = "flowhooks.adapter_below"
 
-# What every key of a file begins with: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
+# Prefix of every key of a file: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
 DIFFUSERS_PREFIX = "transformer"
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
 
-# How the keys of other programs' files begin, for messages.
+# Prefixes of the keys of other programs' files, for messages.
 _PROGRAMS = {
     "lora_unet_": "kohya's scripts",
     "lora_transformer_": "kohya's scripts",
@@ -44,13 +44,13 @@ _PROGRAMS = {
     "text_encoders.": "ComfyUI",
 }
 
-#: What the key of a layer's alpha ends with, in files that hold it as a tensor.
+#: Suffix of the key of a layer's alpha, in files that hold it as a tensor.
 ALPHA = ".alpha"
 
-#: What safetensors calls the number types that weights of an adapter have.
+#: safetensors' names of the number types that weights of an adapter have.
 FLOATS = ("F64", "F32", "F16", "BF16")
 
-# What Diffusers' models call the layers of their attention.
+# Names of the attention layers of Diffusers' models.
 PROJECTIONS = (
     "to_q",
     "to_k",
@@ -68,7 +68,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
 def find_file(path: Path) -> Path:
-    """The adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
+    """Return the adapter file at ``path``, which is that file or a folder with one. Raises `AdapterError` otherwise."""
     path = user_path(path)
     if path.suffix.lower() in _PICKLES:
         raise AdapterError(
@@ -98,14 +98,14 @@ def find_file(path: Path) -> Path:
 
 
 def refuse_damaged(file: Path) -> None:
-    """Raises `AdapterError` for a file of a checkpoint that is not as it was written; OSError where it cannot be
+    """Raise `AdapterError` for a file of a checkpoint that has changed since it was written; OSError where it cannot be
     read."""
     if (fault := damage(file)) is not None:
         raise AdapterError(fault)
 
 
 def short_name(file: Path) -> str:
-    """What to call an adapter: its file's name, or, of a file named like all of its kind, its folder's."""
+    """Return the name of an adapter in messages: its file's, or its folder's if the file has the usual name."""
     return file.absolute().parent.name if file.name in ADAPTER_FILES else file.stem
 
 
@@ -124,10 +124,10 @@ def read_section(text: str, *, origin: str, whole: bool = False) -> dict[str, An
     """Parse an adapter section from a file's header.
 
     Args:
-        whole: every key has to be there.
+        whole: whether every key must be present.
 
     Raises:
-        AdapterError: naming ``origin``, for a value that no section has, or a key that is missing.
+        AdapterError: a value is one that no section has, or a key is missing; the message names ``origin``.
     """
     section = read_json(text, origin=origin)
     missing = [key for key in _SECTION if whole and key not in section]
@@ -169,18 +169,18 @@ def _shown(value: Any) -> str:
 
 
 def unreadable(file: Path, error: Exception) -> str:
-    """The sentence for a file that is no whole safetensors file."""
+    """Return the message for a file that is not a complete safetensors file."""
     return (
         f"{file}: cannot be read as safetensors ({error}). It is damaged or was cut short: copy or download it again."
     )
 
 
 def refuse_integers(file: Path, types: Mapping[str, str]) -> None:
-    """Raises `AdapterError` for a file whose tensors are no plain floats: read as such, numbers of a quantised file are
-    other weights than it was made from.
+    """Raise `AdapterError` for a file whose tensors are not plain floats: numbers of a quantised file, read as floats,
+    are not the weights it was made from.
 
     Args:
-        types: key -> number type, as safetensors calls it. A whole number as a layer's alpha is taken for what it says.
+        types: key -> number type, as safetensors names it. An integer is allowed for a layer's alpha.
     """
     other = [
         key
@@ -195,7 +195,8 @@ def refuse_integers(file: Path, types: Mapping[str, str]) -> None:
 
 
 def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
-    """The format of a file, told by its keys, and the prefix to take off them. Raises `AdapterError` for any other."""
+    """Return the format of a file, found by its keys, and the prefix to remove from them. Raises `AdapterError` for any
+    other."""
     formats = {"lycoris": f"{LYCORIS_PREFIX}_", "diffusers": f"{DIFFUSERS_PREFIX}.", "peft": PEFT_PREFIX}
     for kind, prefix in formats.items():
         if any(key.startswith(prefix) for key in keys):
@@ -215,13 +216,13 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
 
 
 def has_other_names(keys: Collection[str]) -> bool:
-    """Whether the keys are of none of the formats that are read as they are."""
+    """Return whether the keys have none of the formats that are read directly."""
     known = (f"{LYCORIS_PREFIX}_", f"{DIFFUSERS_PREFIX}.", PEFT_PREFIX)
     return not any(key.startswith(known) for key in keys)
 
 
 def other_names(file: Path, keys: Collection[str]) -> str:
-    """The beginning of a sentence on a file of which `has_other_names` is true: what it is."""
+    """Return the beginning of a sentence on a file for which `has_other_names` is true: what it is."""
     first = next(iter(keys))
     program = next((name for start, name in _PROGRAMS.items() if first.startswith(start)), None)
     what = f"has the layer names of {program}" if program else "has layer names of no known format"
@@ -229,12 +230,13 @@ def other_names(file: Path, keys: Collection[str]) -> str:
 
 
 def named_by(name: str, entry: str) -> bool:
-    """Whether an entry of ``target_modules`` names a layer, as PEFT has it: whole, or by its last parts."""
+    """Return whether an entry of ``target_modules`` names a layer, as PEFT defines it: by its whole name, or by its
+    last parts."""
     return name == entry or name.endswith(f".{entry}")
 
 
 def layer_name(key: str) -> str:
-    """The layer that a key of a Diffusers or PEFT file, without its prefix, belongs to."""
+    """Return the layer that a key of a Diffusers or PEFT file, without its prefix, belongs to."""
     for part in (".lora_", ".hada_", ".lokr_"):
         if part in key:
             return key.rsplit(part, 1)[0]
@@ -242,6 +244,6 @@ def layer_name(key: str) -> str:
 
 
 def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:
-    """The first ``count`` names and how many more there are."""
+    """Return the first ``count`` names and how many more there are."""
     shown = ", ".join(f"`{name}`" if quote else name for name in names[:count])
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,4 +1,4 @@
-"""LoRA files whose layers have the names of kohya's scripts, ComfyUI or an original checkpoint, through the converter
+"""Read LoRA files with the layer names of kohya's scripts, ComfyUI or an original checkpoint, through the converter
 that Diffusers has for a class of pipelines."""
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from torch import Tensor
 from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few, other_names
 from flowhooks.errors import AdapterError
 
-# What the two matrices of a layer are called: the first maps its inputs to the rank.
+# Names of the two matrices of a layer: the first maps its inputs to the rank.
 _PAIRS = ((".lora_A.weight", ".lora_B.weight"), (".lora_down.weight", ".lora_up.weight"))
-# How far the sum of the squared changes may move: more than rounding a bf16 matrix does, less than a layer's share.
+# Allowed difference of the sum of squared changes: more than rounding of a bf16 matrix, less than a layer's share.
 _ROUNDING = 1e-3
 
 
@@ -25,13 +25,13 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
     The names have Diffusers' prefix. The converter multiplies alphas into the matrices, or keeps them as keys.
 
     Args:
-        file: where it was read from.
+        file: path it was read from.
         tensors: key -> tensor, as they are in the file.
         pipeline: the Diffusers pipeline that it is for, or its class.
 
     Raises:
-        AdapterError: it is no plain LoRA; the pipeline's class does not read these names, or leaves out a part of the
-            change or of its strength.
+        AdapterError: the file is no plain LoRA; the pipeline's class does not read these names, or leaves out a part of
+            the change or of its strength.
     """
     kind = pipeline if isinstance(pipeline, type) else type(pipeline)
     naming = other_names(file, tensors)
@@ -70,15 +70,15 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
     if not math.isclose(before, after, rel_tol=_ROUNDING):
         size = math.sqrt(after / before) if before else math.inf
         raise AdapterError(
-            f"{naming}. What Diffusers' {kind.__name__} makes of them has {size:.3g} times the "
+            f"{naming}. What Diffusers' {kind.__name__} converts them to has {size:.3g} times the "
             f"size of the change that the file holds: it leaves out layers, or their alpha. {advice}"
         )
     return result
 
 
 def _squared(file: Path, tensors: Mapping[str, Tensor]) -> float:
-    """The sum of the squared entries of all changes, which a split of fused layers, or another order, leaves as it
-    is."""
+    """Return the sum of the squared entries of all changes; splitting fused layers, or reordering, does not change
+    it."""
     total = 0.0
     for key, tensor in tensors.items():
         for first, second in _PAIRS:

@@ -1,6 +1,6 @@
-"""A transformer's layers by name, class and shape, without its weights and without what is attached to it.
+"""Copy a transformer's layers by name, class and shape, without its weights and without attached adapters.
 
-An adapter file can be put on an outline to be read, checked key by key and taken apart, while the transformer stays
+An adapter file can be loaded onto an outline to be read, checked key by key and decomposed, while the transformer stays
 as it is.
 """
 
@@ -18,16 +18,16 @@ _CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: n
 
 
 def meta_copy(transformer: nn.Module) -> nn.Module:
-    """The transformer's module tree as it is without adapters, every weight a view of a single number.
+    """Return the transformer's module tree without adapters, every weight a view of a single number.
 
     Linear layers, quantised ones too, and convolutions are plain ones in it, other modules hollow copies of their own
-    class. For looking at, not for running.
+    class. The copy can be inspected, but not run.
     """
     return _outline(transformer, {})
 
 
 def _outline(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
-    """``seen``: what is done already; a module with two places has two in the outline."""
+    """Copy a module; ``seen`` holds finished copies. A module with two places gets two in the outline."""
     if module not in seen:
         seen[module] = _copy(module, seen)
     return seen[module]
@@ -53,11 +53,11 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
 
 
 def meta_layers(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A tree of nothing but these layers.
+    """Build a tree of these layers only.
 
     Args:
-        shapes: of the weights by layer name; two sides make a Linear layer, more a convolution.
-        dtype: of the weights, and with it of the adapters that PEFT puts on them.
+        shapes: shapes of the weights by layer name; two dimensions make a Linear layer, more a convolution.
+        dtype: dtype of the weights, and so of the adapters that PEFT adds to them.
     """
     root = nn.Module()
     for name, shape in shapes.items():
@@ -69,8 +69,8 @@ def meta_layers(shapes: Mapping[str, Sequence[int]], *, dtype: torch.dtype = tor
 
 
 def grown(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that is to own what is called ``name`` in a tree, made with all modules above it that the tree lacks;
-    and the last part of the name."""
+    """Return the module that will own ``name`` in a tree, made with all missing modules above it, and the last part of
+    the name."""
     *path, leaf = name.split(".")
     owner = root
     for part in path:
@@ -81,14 +81,14 @@ def grown(root: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def linear(outputs: int, inputs: int) -> nn.Linear:
-    """A Linear layer of next to no memory."""
+    """Return a Linear layer that takes almost no memory."""
     layer = nn.Linear(inputs, outputs, bias=False, device="meta")
     layer.weight = _weight((outputs, inputs))
     return layer
 
 
 def convolution(shape: Sequence[int], *, groups: int = 1, **geometry: Any) -> nn.Module:
-    """A convolution of next to no memory, of a weight's shape ``[out, in / groups, ...]``."""
+    """Return a convolution that takes almost no memory, with a weight of shape ``[out, in / groups, ...]``."""
     geometry = {"kernel_size": tuple(shape[2:]), **geometry}
     kind = _CONVOLUTIONS[len(shape)]
     layer = kind(shape[1] * groups, shape[0], groups=groups, bias=False, device="meta", **geometry)

@@ -1,4 +1,4 @@
-"""LoRA, LoHa and LoKr through PEFT."""
+"""Build LoRA, LoHa and LoKr with PEFT."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KEY_PREFIX = {"lora": "lora_A.weight", "loha": "hada_w1_a", "lokr": "lokr_w1"}
 
 
 def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConfig:
-    """The PEFT configuration of an adapter section.
+    """Return the PEFT configuration of an adapter section.
 
     ``dropout`` is the probability of zeroing an input of a LoRA layer, or (LoHa, LoKr) a row of the weight change.
     """
@@ -44,20 +44,20 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
 
 
 def _as_autocast(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """PEFT's LoHa and LoKr give their result the input's dtype; under autocast a bare linear layer gives autocast's,
-    and what follows would compute otherwise."""
+    """Give the result autocast's dtype: PEFT's LoHa and LoKr return the input's dtype, where a bare linear layer under
+    autocast returns autocast's, and later layers would compute differently."""
     if isinstance(output, Tensor) and torch.is_autocast_enabled(output.device.type):
         return output.to(torch.get_autocast_dtype(output.device.type))
     return output
 
 
 class PeftAdapter(AttachedAdapter):
-    """A PEFT adapter injected into ``transformer`` at exactly ``targets``.
+    """Injects a PEFT adapter into ``transformer`` at exactly ``targets``.
 
     Args:
         transformer: the model, its layers unchanged so far.
         config: adapter section of the run.
-        peft: the PEFT configuration; its ``target_modules`` come to select ``targets`` and nothing else.
+        peft: the PEFT configuration; its ``target_modules`` are changed to select ``targets`` and nothing else.
         targets: names of the layers.
         name: PEFT's adapter name.
     """
@@ -83,7 +83,7 @@ class PeftAdapter(AttachedAdapter):
     def _inject(self, peft: PeftConfig) -> None:
         self.layers = inject_layers(self.transformer, peft, self.kind, self.targets, self.name)
         if hasattr(type(self.transformer), "_hf_peft_config_loaded"):
-            # Diffusers' own adapter methods ask for this flag.
+            # Diffusers' own adapter methods check this flag.
             self.transformer.__dict__["_hf_peft_config_loaded"] = True
         for layer in self.layers:
             layer.register_forward_hook(_as_autocast)
@@ -118,15 +118,16 @@ class PeftAdapter(AttachedAdapter):
 def inject_layers(
     transformer: nn.Module, peft: PeftConfig, kind: str, targets: tuple[str, ...], name: str
 ) -> list[BaseTunerLayer]:
-    """Put the adapter ``name`` on exactly ``targets``, and give their layers. Raises `AdapterError` when PEFT cannot.
+    """Inject the adapter ``name`` at exactly ``targets``, and return the layers. Raises `AdapterError` when PEFT
+    cannot.
 
     PEFT makes it the active one.
     """
     keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[kind]}": None for target in targets}
     try:
         with warnings.catch_warnings():
-            # Keys say exactly where to inject; that a suffix in the configuration selects more is settled by
-            # PeftAdapter. That there is an adapter already is what a second one is for.
+            # Keys say exactly where to inject; that a suffix in the configuration selects more is corrected by
+            # PeftAdapter. A second adapter is added beside an existing one on purpose.
             for message in ("While injecting the PEFT adapters", "Already found a `peft_config` attribute"):
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
@@ -137,13 +138,14 @@ def inject_layers(
         layer = transformer.get_submodule(target)
         if not isinstance(layer, BaseTunerLayer):
             raise AdapterError(f"PEFT left `{target}` without a {kind} adapter.")
-        # New modules are born in training mode: on a model in eval mode their dropout would act.
+        # New modules are created in training mode: on a model in eval mode their dropout would act.
         layers.append(layer.train(layer.base_layer.training))
     return layers
 
 
 def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], name: str) -> dict[str, nn.Parameter]:
-    """Parameters of the adapter ``name`` under the names they are saved with: PEFT leaves the adapter's out."""
+    """Return the parameters of the adapter ``name`` under the names with which they are saved: PEFT leaves the
+    adapter's name out."""
     found = {}
     for target, layer in zip(targets, layers, strict=True):
         for key, parameter in layer.named_parameters():
@@ -154,13 +156,14 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
 
 
 def diffusers_metadata(peft: PeftConfig) -> str:
-    """What Diffusers reads alpha, rank and dropout from; without it a loader takes alpha for the rank."""
+    """Return the metadata from which Diffusers reads alpha, rank and dropout; without it a loader uses the rank as
+    alpha."""
     document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in peft.to_dict().items()}
     return json.dumps(document, default=_plain, indent=2, sort_keys=True)
 
 
 def selected_targets(transformer: nn.Module, peft: PeftConfig) -> tuple[str, ...]:
-    """Names of the layers that a PEFT configuration selects."""
+    """Return names of the layers that a PEFT configuration selects."""
     if not peft.target_modules:
         return ()
     return tuple(name for name, _ in transformer.named_modules() if name and check_target_module_exists(peft, name))

@@ -1,4 +1,4 @@
-"""What is refused of a PEFT configuration, in a file beside an adapter or in its header. Free of torch."""
+"""Refuse unsupported PEFT configurations, in a file beside an adapter or in its header. Free of torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from flowhooks.adapters.names import is_number, is_whole
 from flowhooks.errors import AdapterError
 
-# Ways to start a LoRA that subtract it from the base's weights: it is no change of the base as it is published.
+# Initialisations that subtract the LoRA from the base's weights: it is then not a change of the published base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
@@ -22,7 +22,7 @@ def _is_pattern(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
-# Of what PEFT takes at its word.
+# Checks of values that PEFT does not validate.
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("r", "rank"), (lambda value: is_whole(value) and value > 0, "a whole number above 0")),
     **dict.fromkeys(("lora_alpha", "alpha"), (is_number, "a number")),
@@ -37,7 +37,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_values(document: Mapping[str, Any], origin: str) -> None:
-    """Raises `AdapterError` for a value that PEFT would take at its word, and that no configuration has."""
+    """Raise `AdapterError` for a value that no configuration has and PEFT would not refuse."""
     for key, (fits, expected) in _VALUES.items():
         if key in document and not fits(document[key]):
             told = repr(document[key])
@@ -46,7 +46,7 @@ def check_values(document: Mapping[str, Any], origin: str) -> None:
 
 
 def check_plain(document: Mapping[str, Any], origin: str) -> None:
-    """Raises `AdapterError` for an adapter that changes more than it adds to its layers."""
+    """Raise `AdapterError` for an adapter that changes more than it adds to its layers."""
     _refuse_whole_modules(document, origin)
     if document.get("use_dora"):
         raise AdapterError(
@@ -61,7 +61,7 @@ def check_plain(document: Mapping[str, Any], origin: str) -> None:
 
 
 def _refuse_whole_modules(document: Mapping[str, Any], origin: str) -> None:
-    """Raises `AdapterError` for a PEFT configuration with ``modules_to_save``."""
+    """Raise `AdapterError` for a PEFT configuration with ``modules_to_save``."""
     whole = document.get("modules_to_save")
     if whole:
         raise AdapterError(

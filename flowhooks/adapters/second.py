@@ -1,4 +1,4 @@
-"""A second trained adapter on the layers of the first: another model of the same kind for the price of its rank."""
+"""Add a second trained adapter to the layers of the first: another model of the same kind that costs only its rank."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from flowhooks.errors import AdapterError
 
 
 class SecondAdapter(AttachedAdapter):
-    """An adapter beside ``first``, of its kind and on its layers.
+    """Adds an adapter beside ``first``, of its kind and on its layers.
 
-    It does nothing outside :meth:`alone`: not in the policy, not in the reference, not in the stock pipeline, and not
-    in the first adapter's file. Which of the two computes is switched without PEFT's own calls, which change
+    It has no effect outside :meth:`alone`: not in the policy, not in the reference, not in the stock pipeline, and not
+    in the first adapter's file. It is switched without PEFT's own calls, which change
     ``requires_grad``.
 
     Args:
-        first: attached.
+        first: the first adapter, attached.
         name: PEFT's adapter name, other than the first's.
-        rank: of the update.
+        rank: rank of the update.
         alpha: the update is scaled by ``alpha / rank``.
 
     Raises:
@@ -32,7 +32,7 @@ class SecondAdapter(AttachedAdapter):
     """
 
     def __init__(self, first: PeftAdapter, *, name: str, rank: int, alpha: float):
-        # A detached adapter says so here.
+        # Raises for a detached adapter.
         first.state_dict()
         config = {**first.config, "rank": rank, "alpha": alpha, "dropout": 0.0, "init_from": None}
         self.kind, self.name, self._layers = first.kind, name, first.layers
@@ -46,10 +46,10 @@ class SecondAdapter(AttachedAdapter):
             raise
 
     def alone(self) -> AbstractContextManager[None]:
-        """Inside, the transformer computes with this adapter in the place of the first.
+        """Let the transformer compute with this adapter in place of the first, inside the block.
 
-        Leaves with what it found. A backward belongs inside too: gradient checkpointing runs the forward again. Not to
-        be used where the first adapter is disabled.
+        On exit everything is as before. A backward belongs inside too: gradient checkpointing runs the forward again.
+        It must not be used while the first adapter is disabled.
         """
         settings: list[Setting] = []
         for layer in self._layers:
@@ -57,7 +57,7 @@ class SecondAdapter(AttachedAdapter):
         return self._switched(settings)
 
     def as_module(self) -> nn.Module:
-        """A module that holds the live parameters under the names of :meth:`named_parameters`."""
+        """Return a module that holds the live parameters under the names of :meth:`named_parameters`."""
         root = nn.Module()
         for name, parameter in self._parameters.items():
             owner, leaf = grown(root, name)
@@ -79,7 +79,7 @@ class SecondAdapter(AttachedAdapter):
 
 
 class _Seat:
-    """Where a second adapter sits, and how to clear it."""
+    """Knows where a second adapter is injected, and removes it."""
 
     def __init__(self, first: PeftAdapter, name: str):
         self._transformer, self._layers, self._name = first.transformer, first.layers, name
@@ -87,21 +87,21 @@ class _Seat:
     def restore(self) -> None:
         for layer in self._layers:
             layer.delete_adapter(self._name)
-        # Gone already when the first adapter was taken off before this one.
+        # Removed already if the first adapter was detached before this one.
         vars(self._transformer).get("peft_config", {}).pop(self._name, None)
 
 
 def build_second(first: Any, *, name: str, rank: int, alpha: float) -> SecondAdapter:
-    """A fresh adapter beside ``first``; it computes what the bare transformer does until it is trained.
+    """Build a fresh adapter beside ``first``; the transformer computes with it as without until it is trained.
 
     Raises:
-        AdapterError: there is no first adapter, or it is none of PEFT's.
+        AdapterError: there is no first adapter, or it is not one of PEFT's.
     """
     if first is None:
-        raise AdapterError("There is no adapter to put a second one beside. Give the run an `adapter` section.")
+        raise AdapterError("There is no adapter to add a second one to. Give the run an `adapter` section.")
     if not isinstance(first, PeftAdapter):
         raise AdapterError(
-            f"A second adapter goes beside one of PEFT's only, and `adapter.type` is {first.kind!r}. Use 'lora', "
+            f"A second adapter needs a first one of PEFT's, and `adapter.type` is {first.kind!r}. Use 'lora', "
             "'loha' or 'lokr'."
         )
     return SecondAdapter(first, name=name, rank=rank, alpha=alpha)

@@ -1,4 +1,4 @@
-"""Which layers of a transformer an adapter goes on, found from its module tree."""
+"""Find the layers of a transformer that get an adapter, from its module tree."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def check_bare(transformer: nn.Module) -> None:
-    """Refuse a transformer with an adapter on it: with that one in place the reference would not be the base model."""
+    """Refuse a transformer with an adapter on it: the reference would then not be the base model."""
     for name, module in transformer.named_modules():
         if isinstance(module, BaseTunerLayer) or "_lycoris_wrappers" in module.__dict__:
             raise AdapterError(
@@ -26,7 +26,7 @@ def check_bare(transformer: nn.Module) -> None:
 
 
 def is_adapted(transformer: nn.Module) -> bool:
-    """Whether an adapter is on it."""
+    """Return whether an adapter is on it."""
     try:
         check_bare(transformer)
     except AdapterError:
@@ -35,7 +35,7 @@ def is_adapted(transformer: nn.Module) -> bool:
 
 
 def find_targets(transformer: nn.Module, target_modules: Sequence[str] | None) -> tuple[str, ...]:
-    """Names of the layers to adapt, in the order of the module tree.
+    """Return the names of the layers to adapt, in the order of the module tree.
 
     With ``target_modules`` None these are the attention projections: every Linear layer of a Diffusers attention
     module, and every Linear layer with an attention projection's name. A list selects as PEFT does: a layer whose name
@@ -86,7 +86,7 @@ def _attention_projections(transformer: nn.Module) -> Iterator[str]:
         owner = next((parent for parent in _parents(name) if parent in attention), None)
         if owner is None and not any(named_by(name, projection) for projection in PROJECTIONS):
             continue
-        # The text side of a last joint block is computed and thrown away; its query decides nothing, so it would
+        # The text side of a last joint block is computed and discarded; its query has no effect, so it would
         # never get a gradient.
         if (
             owner is not None
@@ -104,7 +104,7 @@ def _parents(name: str) -> Iterator[str]:
 
 
 def _endings(transformer: nn.Module) -> str:
-    """The distinct last name parts of the layers that could be adapted."""
+    """Describe the distinct last name parts of the layers that could be adapted."""
     endings: dict[str, None] = {}
     for name, module in transformer.named_modules():
         if name and isinstance(module, _ADAPTABLE):

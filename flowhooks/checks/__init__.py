@@ -1,8 +1,9 @@
-"""Everything about a run that can be known before weights load: ``check`` prints it, ``train`` refuses by it.
+"""Check everything about a run that can be known before weights load: ``check`` prints the result, ``train`` refuses by
+it.
 
-It looks at the disk (the output folder that is there already included), the data, the model's files and the machine;
-what the run file alone shows is refused by ``config``. Free of torch; what cannot be told without it imports it
-there, and only for runs that ask for it.
+The checks cover the disk (an existing output folder included), the data, the model's files and the machine;
+``config`` refuses what the run file alone shows. Free of torch; a check that needs torch imports it
+in its function, and only for runs that need the check.
 """
 
 from __future__ import annotations

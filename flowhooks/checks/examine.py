@@ -1,4 +1,4 @@
-"""All checks of a run, and what they found out on the way."""
+"""Run all checks of a run, and keep their results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Examined:
-    """A run without faults, as far as can be told before weights load.
+    """Holds a run without faults, as far as can be known before weights load.
 
     Args:
-        audit: its data.
-        plan: its hooks, in order.
+        audit: audit of its data.
+        plan: plan of its hooks, in order.
     """
 
     audit: Audit
@@ -37,10 +37,10 @@ class Examined:
 
 
 def examine(run: Run, resume: str | None = None) -> Examined:
-    """Look at machine, disk, data, pipeline and plan of a run. Nothing is written, fetched, or loaded.
+    """Check machine, disk, data, pipeline and plan of a run. Nothing is written, fetched, or loaded.
 
     Args:
-        resume: ``latest``, or a ``checkpoint-<step>`` folder to go on from; None starts at step 0.
+        resume: ``latest``, or a ``checkpoint-<step>`` folder to resume from; None starts at step 0.
 
     Raises:
         ConfigError: with every problem found.
@@ -58,7 +58,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     ]
     audited, data_problems = _audited(run)
     problems += data_problems
-    # A pipeline that cannot be trained, or whose files are not there, has nothing to say of layers and sizes.
+    # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
         problems += [*target_problems(run), *size_problems(run, audited)]
     planned, plan_problems = _planned(run, audited)
@@ -86,7 +86,7 @@ def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:
 
 
 def _held_out(run: Run, audited: Audit) -> Iterator[Problem]:
-    """Whether holding samples out leaves nothing to train on, or steps with nothing."""
+    """Yield a problem if holding samples out leaves nothing to train on, in total or in some steps."""
     from flowhooks.data import holdout
     from flowhooks.data.schedule import phases, streams
 
@@ -110,7 +110,7 @@ def _planned(run: Run, audited: Audit | None) -> tuple[Plan | None, list[Problem
     if audited is not None:
         given = frozenset(f"data:{each}" for each in audited.provides)
     elif run.data is not None and run.data.unread:
-        # That the table cannot be read is the cause; what its columns would give is not missing.
+        # The cause is that the table cannot be read; do not also report its columns as missing.
         given |= {"data:rejected", "data:mask"}
     try:
         return plan_run(run, given), []

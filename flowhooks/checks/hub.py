@@ -1,4 +1,4 @@
-"""What is on this disk of a Hub repository, and what is still to be fetched. Nothing is downloaded here."""
+"""Say what of a Hub repository is on this disk, and what must be fetched. Nothing is downloaded here."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from threading import Thread
 from flowhooks.data.shards import human_bytes
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-#: Seconds that the Hub is waited for: a size is worth no more.
+#: Seconds to wait for the Hub: a size is not worth more.
 PATIENCE = 4.0
 _TEXTS = (".json", ".txt", ".model", ".jinja")
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is of the form ``owner/name``."""
+    """Return whether a name is of the form ``owner/name``."""
     return _ID.fullmatch(name) is not None
 
 
 def is_offline() -> bool:
-    """Whether the Hub's own library was told not to use the network."""
+    """Return whether the Hub's own library is set to use no network."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def cached(repo: str, files: Iterable[str], revision: str | None = None) -> Path | None:
-    """The folder of a repository's snapshot in the Hub's cache, where that holds one of these files."""
+    """Return the folder of a repository's snapshot in the Hub's cache, if it holds one of these files."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -46,16 +46,17 @@ def cached(repo: str, files: Iterable[str], revision: str | None = None) -> Path
 
 
 class Unknown(Exception):
-    """The Hub has no such repository or revision, or shows it to nobody without a token; the message says which."""
+    """The Hub has no such repository or revision, or shows it only with a token; the message says which."""
 
 
 def download_size(repo: str, revision: str | None, variant: str | None) -> int | None:
-    """Bytes of what Diffusers fetches of a pipeline: safetensors weights and texts in the folders of its parts.
+    """Return the bytes that Diffusers fetches of a pipeline: safetensors weights and text files in the folders of its
+    parts.
 
     None where the Hub does not say within :data:`PATIENCE` seconds.
 
     Raises:
-        Unknown: the Hub answers that there is no such thing.
+        Unknown: the Hub answers that it has no such repository or revision.
     """
     answer: list[int | Unknown] = []
     asking = Thread(target=_ask, args=(repo, revision, variant, answer), daemon=True)
@@ -67,9 +68,9 @@ def download_size(repo: str, revision: str | None, variant: str | None) -> int |
 
 
 def told_size(repo: str, revision: str | None, variant: str | None) -> str:
-    """The sentence about a pipeline that is not in the cache. Raises Unknown as :func:`download_size` does."""
+    """Return the message about a pipeline that is not in the cache. Raises Unknown as :func:`download_size` does."""
     size = download_size(repo, revision, variant)
-    how_much = "the Hub does not say now how much that is" if size is None else f"{human_bytes(size)} in all"
+    how_much = "the Hub does not answer how much that is" if size is None else f"{human_bytes(size)} in all"
     return f"{repo} is not in the Hub's cache on this disk, so `train` fetches it first ({how_much})"
 
 
@@ -80,12 +81,12 @@ def _ask(repo: str, revision: str | None, variant: str | None, answer: list[int 
     try:
         files = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=PATIENCE).siblings or []
     except GatedRepoError:
-        answer.append(Unknown(f"access to {repo!r} must be asked for on its Hub page, then `hf auth login`"))
+        answer.append(Unknown(f"access to {repo!r} must be requested on its Hub page, then `hf auth login`"))
     except RepositoryNotFoundError:
         answer.append(Unknown(f"the Hub has no {repo!r}, or a private one; correct the name, or `hf auth login`"))
     except RevisionNotFoundError:
         answer.append(Unknown(f"{repo!r} has no revision {revision!r} on the Hub; correct `model.revision`"))
-    except Exception:  # whatever goes wrong on the way there, a size is all that is lost
+    except Exception:  # whatever goes wrong, only a size is missing then
         return
     else:
         answer.append(sum(file.size or 0 for file in files if _fetched(file.rfilename, variant, files)))
@@ -103,7 +104,8 @@ def _fetched(name: str, variant: str | None, files: Iterable[object]) -> bool:
 
 
 def _variant_of(file: object) -> str | None:
-    """``fp16`` of ``unet/model.fp16.safetensors`` and of a part of it, ``model.fp16-00001-of-00002.safetensors``."""
+    """Return the variant in a file name: ``fp16`` for ``unet/model.fp16.safetensors`` and for a part of it,
+    ``model.fp16-00001-of-00002.safetensors``."""
     name = file if isinstance(file, str) else str(getattr(file, "rfilename", ""))
     stem = name.rpartition("/")[2].removesuffix(".safetensors")
     return re.sub(r"-\d+-of-\d+$", "", stem).partition(".")[2] or None

@@ -1,4 +1,4 @@
-"""Whether a network has the layers that an adapter is to go on."""
+"""Check that a network has the layers that an adapter is to be added to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from flowhooks.errors import AdapterError, ConfigError, Problem
 
 
 def target_problems(run: Run) -> Iterator[Problem]:
-    """Why ``adapter.target_modules`` does not select layers of the network.
+    """Yield why ``adapter.target_modules`` does not select layers of the network.
 
-    The headers of its weights settle most runs. Where they do not, the network is built from its configuration without
-    weights, which imports torch and Diffusers.
+    The headers of its weights suffice for most runs. Where they do not, the network is built from its configuration
+    without weights, which imports torch and Diffusers.
     """
     folder = None if run.adapter is None else pipeline_folder(run.model)
     if run.adapter is None or folder is None:
@@ -38,10 +38,10 @@ def target_problems(run: Run) -> Iterator[Problem]:
 
 
 def _sure(shapes: Shapes, entries: Sequence[str] | None) -> bool:
-    """Whether headers prove that every entry names layers, and layers alone.
+    """Return whether headers prove that every entry names layers, and only layers.
 
-    A weight of two sides with a bias beside it is a Linear layer's, one with more sides a convolution's; without a bias
-    it may be an embedding's, unless it has the name of an attention projection.
+    A weight of two dimensions with a bias beside it is a Linear layer's, one of more dimensions a convolution's;
+    without a bias it may be an embedding's, unless it has the name of an attention projection.
     """
     modules = {".".join(key.split(".")[:i]) for key in shapes for i in range(1, key.count(".") + 1)}
 
@@ -57,7 +57,8 @@ def _sure(shapes: Shapes, entries: Sequence[str] | None) -> bool:
 
 
 def _refusal(folder: Path, part: tuple[str, str], entries: Sequence[str] | None) -> str | None:
-    """What choosing layers says of the network of a configuration; None for nothing, or where it cannot be built."""
+    """Build the network of a configuration and return why choosing its layers fails; None if it does not, or if the
+    network cannot be built."""
     import diffusers
     import torch
 
@@ -69,7 +70,7 @@ def _refusal(folder: Path, part: tuple[str, str], entries: Sequence[str] | None)
     try:
         with torch.device("meta"):
             network = kind.from_config(kind.load_config(folder))
-    except Exception:  # a configuration that builds no network is told when its weights load
+    except Exception:  # a configuration that builds no network is reported when its weights load
         return None
     try:
         find_targets(network, entries)

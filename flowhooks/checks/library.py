@@ -1,6 +1,6 @@
-"""What Diffusers' own source says of its classes. Reading it takes milliseconds, importing it brings torch along.
+"""Read facts about Diffusers' classes from its source. This takes milliseconds; importing it would import torch.
 
-Every function gives None where the source does not tell, as for a class that takes it from another file.
+Every function returns None where the source does not say, as for a class that inherits the fact from another file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-#: Python's plain types -> those of a JSON value that they take, and what that is called. True is no number.
+#: Python's plain types -> the types of a JSON value that they accept, and their name in messages. True is no number.
 PLAIN: Mapping[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "an integer"),
     "float": ((int, float), "a number"),
@@ -23,7 +23,7 @@ PLAIN: Mapping[str, tuple[tuple[type, ...], str]] = {
 
 @cache
 def exported() -> frozenset[str] | None:
-    """The classes that Diffusers has."""
+    """Return the classes that Diffusers exports."""
     root = _root()
     names = frozenset(re.findall(r'"([A-Z]\w+)"', _text(root / "__init__.py"))) if root else frozenset()
     return names if "DiffusionPipeline" in names else None
@@ -31,7 +31,7 @@ def exported() -> frozenset[str] | None:
 
 @cache
 def call_arguments(pipeline: str) -> frozenset[str] | None:
-    """The keyword arguments of a pipeline's call."""
+    """Return the keyword arguments of a pipeline's call."""
     found = _class(pipeline, "pipelines/*/pipeline_*.py")
     call = _member(found, "__call__")
     if not isinstance(call, ast.FunctionDef) or call.args.kwarg is not None:
@@ -41,7 +41,8 @@ def call_arguments(pipeline: str) -> frozenset[str] | None:
 
 @cache
 def plain_arguments(pipeline: str) -> Mapping[str, str]:
-    """The arguments of a pipeline's call that take one plain value: name -> ``int``, ``float``, ``bool`` or ``str``."""
+    """Return the arguments of a pipeline's call that take one plain value: name -> ``int``, ``float``, ``bool`` or
+    ``str``."""
     call = _member(_class(pipeline, "pipelines/*/pipeline_*.py"), "__call__")
     if not isinstance(call, ast.FunctionDef):
         return {}
@@ -51,7 +52,7 @@ def plain_arguments(pipeline: str) -> Mapping[str, str]:
 
 @cache
 def checkpoints_gradients(network: str) -> bool | None:
-    """Whether a network can recompute activations in the backward pass."""
+    """Return whether a network can recompute activations in the backward pass."""
     found = _class(network, "models/transformers/*.py")
     if found is None or not {"ModelMixin"} & {getattr(base, "id", "") for base in found.bases}:
         return None
@@ -60,8 +61,8 @@ def checkpoints_gradients(network: str) -> bool | None:
 
 
 def foreign_parts(index: Mapping[str, object]) -> Iterator[str]:
-    """Why the index of a pipeline, or some of its entries, must not be loaded: a sentence for each part, and for the
-    pipeline itself, that is made by code which comes with neither Diffusers nor Transformers."""
+    """Yield why the index of a pipeline, or some of its entries, must not be loaded: a sentence for each part, and for
+    the pipeline itself, whose code comes with neither Diffusers nor Transformers."""
     for part, found in index.items():
         maker: object = None
         if part == "_class_name":
@@ -76,8 +77,9 @@ def foreign_parts(index: Mapping[str, object]) -> Iterator[str]:
 
 
 def is_foreign(library: object) -> bool:
-    """Whether Diffusers would import a library for a part of a pipeline: it has components in the packages of its own
-    pipelines too. None is the library of a part that a pipeline was saved without."""
+    """Return whether loading a part of this library would run code from outside Diffusers and Transformers: Diffusers
+    looks for components in the packages of its own pipelines too. None is the library of a part that a pipeline was
+    saved without."""
     if library in (None, "diffusers", "transformers"):
         return False
     root = _root()
@@ -99,16 +101,16 @@ def _class(name: str, pattern: str) -> ast.ClassDef | None:
 
 
 def _parsed(text: str) -> ast.Module:
-    """The syntax tree of a text. Raises SyntaxError."""
+    """Return the syntax tree of a text. Raises SyntaxError."""
     try:
         return ast.parse(text)
     except SystemError:
-        # Pythons before 3.11.5 lose count where garbage is collected in the midst of it (python/cpython#106905).
+        # Pythons before 3.11.5 miscount if garbage is collected during parsing (python/cpython#106905).
         return ast.parse(text)
 
 
 def _member(found: ast.ClassDef | None, name: str) -> ast.stmt | None:
-    """A method or an attribute by its name."""
+    """Return a method or an attribute by its name."""
 
     for each in found.body if found else ():
         if isinstance(each, ast.FunctionDef) and each.name == name:

@@ -1,4 +1,4 @@
-"""What this machine, its disk and its settings cannot do of a run. Free of torch."""
+"""Check a run against this machine, its disk and its settings. Free of torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowhooks.documents.imports import OF_TORCH
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import Problem
 
-#: How the names of backends begin that have no backward pass.
+#: Prefixes of the names of backends without a backward pass.
 _FORWARD_ONLY = ("aiter", "sage", "_sage")
 #: Backends that need an NVIDIA GPU -> its least compute capability. Diffusers' own check looks at packages only, and
 #: without such a GPU the first step fails.
@@ -27,33 +27,33 @@ _CAPABILITIES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("_native_cudnn", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub"), (8, 0)),
     **dict.fromkeys(("_flash_3", "_flash_3_hub", "_flash_3_varlen_hub", "_flash_varlen_3", "flash_4_hub"), (9, 0)),
 }
-#: Processes that read ahead, for each CPU, beyond which a run is refused: each holds some hundred megabytes.
+#: A run with more data loader processes per CPU is refused: each holds some hundred megabytes.
 WORKERS_PER_CPU = 8
 _SHARDED = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
-#: Optimisers of torch that no network is trained with here.
+#: Optimisers of torch that cannot train a network here.
 UNFIT: Mapping[str, str] = {
-    "LBFGS": "asks for the loss again and again within one step, and a step here has one",
+    "LBFGS": "computes the loss several times within one step, and a step here computes it once",
     "SparseAdam": "takes sparse gradients only, and those of a network are dense",
 }
 _EXPORTED = re.compile(r"^from torch\.optim\.\w+ import (\w+) as \1$", re.MULTILINE)
 
 
 def backend_refusal(name: str, *, dtype: str = "bf16", mixed_precision: str = "no") -> str | None:
-    """Why training cannot use an attention backend of Diffusers here, or None when it can.
+    """Return why training cannot use an attention backend of Diffusers here, or None when it can.
 
     Args:
-        name: of the backend.
+        name: name of the backend.
         dtype, mixed_precision: as in a run.
     """
     if name == "native":
         return None
     if name.startswith(_FORWARD_ONLY):
         return "it has no backward pass, so nothing can be trained through it"
-    # ROCm builds of torch call their devices cuda too.
+    # ROCm builds of torch also call their devices cuda.
     if name in _CAPABILITIES and not has_rocm():
         if not cuda_capabilities():
             return "it needs an NVIDIA GPU with its driver, and this machine has none that answers"
@@ -64,12 +64,13 @@ def backend_refusal(name: str, *, dtype: str = "bf16", mixed_precision: str = "n
 
 
 def _refusal_of_diffusers(name: str, *, whole: bool) -> str | None:
-    """What Diffusers itself has against a backend: packages that are missing or too old, or numbers of 32 bits.
+    """Return why Diffusers itself refuses a backend: packages that are missing or too old, or numbers of 32 bits; None
+    if it does not.
 
-    A version of Diffusers whose checks have moved is not asked; it says so itself when the model is loaded.
+    A version of Diffusers whose checks have moved is skipped; it raises itself when the model is loaded.
 
     Args:
-        whole: the run computes in fp32.
+        whole: whether the run computes in fp32.
     """
     import torch
     from diffusers.models import attention_dispatch as dispatch
@@ -90,7 +91,7 @@ def _refusal_of_diffusers(name: str, *, whole: bool) -> str | None:
         return f"diffusers says: {str(error).removesuffix('.')}{extra}"
     sample = torch.zeros(1, 1, 1, 64, dtype=torch.float32 if whole else torch.bfloat16)
     for check in constraints:
-        # The others are about devices and shapes.
+        # Its other checks are about devices and shapes.
         if "dtype" in check.__name__:
             try:
                 check(query=sample, key=sample, value=sample)
@@ -104,7 +105,8 @@ def _refusal_of_diffusers(name: str, *, whole: bool) -> str | None:
 
 @cache
 def cuda_capabilities() -> tuple[tuple[int, int], ...]:
-    """Compute capability of each NVIDIA GPU the driver offers to this process; empty without driver or GPU."""
+    """Return the compute capability of each NVIDIA GPU that the driver offers to this process; empty without driver or
+    GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return ()
     try:
@@ -119,18 +121,18 @@ def cuda_capabilities() -> tuple[tuple[int, int], ...]:
 
 
 def has_rocm() -> bool:
-    """Whether the AMD kernel driver is there."""
+    """Return whether the AMD kernel driver is installed."""
     return os.path.exists("/dev/kfd")
 
 
 def has_accelerator() -> bool:
-    """Whether something other than the CPU can compute in fp16: a GPU, an NPU, or Apple's."""
+    """Return whether something other than the CPU can compute in fp16: a GPU, an NPU, or Apple's."""
     apple = os.uname().sysname == "Darwin" and os.uname().machine == "arm64" if hasattr(os, "uname") else False
     return bool(cuda_capabilities()) or has_rocm() or apple or util.find_spec("torch_npu") is not None
 
 
 def version_of(package: str) -> str | None:
-    """Installed version of a distribution, or None."""
+    """Return the installed version of a distribution, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -149,19 +151,19 @@ def _dotted(capability: tuple[int, int]) -> str:
 
 
 def sharding_problems(run: Run) -> Iterator[Problem]:
-    """Settings of accelerate that split the model over processes."""
+    """Yield problems with settings of accelerate that split the model over processes."""
     for variable, name in _SHARDED.items():
         if os.environ.get(variable, "false").lower() in ("1", "true"):
             message = (
                 f"accelerate is set up for {name}, which splits the model; here every process holds the frozen model "
-                "whole and only the gradients of what is trained travel. Start with `accelerate launch --multi_gpu`, "
-                "or answer no to it in `accelerate config`"
+                "as a whole and only gradients of trained parameters are exchanged. Start with `accelerate launch "
+                "--multi_gpu`, or answer no to it in `accelerate config`"
             )
             yield Problem(message, str(run.source))
 
 
 def machine_problems(run: Run) -> Iterator[Problem]:
-    """What this machine, or its disk, cannot do of a run."""
+    """Yield what this machine, or its disk, cannot do for a run."""
     file = str(run.source)
     model, mixed = run.model, run.training["mixed_precision"]
     refusal = backend_refusal(model["attention_backend"], dtype=model["dtype"], mixed_precision=mixed)
@@ -191,12 +193,12 @@ def machine_problems(run: Run) -> Iterator[Problem]:
 
 
 def cpus() -> int:
-    """The CPUs that this process may use."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_warnings(run: Run) -> Iterator[str]:
-    """What this machine can do of a run, and does badly."""
+    """Yield warnings about settings that this machine can run only badly."""
     workers = run.training["dataloader_num_workers"]
     if workers > cpus():
         yield (
@@ -220,7 +222,8 @@ def _place_problems(folder: Path, file: str, key: str) -> Iterator[Problem]:
 
 
 def _unmakeable(place: Path) -> str | None:
-    """Why no folder can be made there, where permissions allow it: /proc, say. It is tried, and taken away at once."""
+    """Return why no folder can be made in a place whose permissions allow it, such as /proc; None if one can. A folder
+    is made there, and removed at once."""
     trial = place / f".flowhooks-{uuid.uuid4().hex[:8]}"
     try:
         trial.mkdir()
@@ -232,7 +235,7 @@ def _unmakeable(place: Path) -> str | None:
 
 @cache
 def torch_optimizers() -> frozenset[str] | None:
-    """The optimisers that ``torch.optim`` names; None where its source does not tell."""
+    """Return the optimisers that ``torch.optim`` exports; None where its source does not say."""
     found = find_spec("torch")
     if found is None or found.origin is None:
         return None
@@ -245,7 +248,7 @@ def torch_optimizers() -> frozenset[str] | None:
 
 
 def optimizer_problems(run: Run) -> Iterator[Problem]:
-    """Why an optimiser of torch cannot be used."""
+    """Yield why an optimiser of torch cannot be used."""
     written = run.training["optimizer"]
     name, known = written.removeprefix(OF_TORCH), torch_optimizers()
     if name == written or known is None:

@@ -1,4 +1,4 @@
-"""Folders of models that rewards and hooks compute with: whether they are there."""
+"""Check that the models that rewards and hooks use exist."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json",
 
 
 def helper_problems(run: Run) -> Iterator[Problem]:
-    """Models that cannot be loaded."""
+    """Yield a problem for each model that cannot be loaded."""
     for place, option, name in helpers(run):
         if (message := _refusal(option, name)) is not None:
             yield Problem(f"`{option}` {message}", str(run.source), f"{place}.{option}")
 
 
 def helper_notices(run: Run) -> Iterator[str]:
-    """Sentences about models that are fetched first."""
+    """Yield a sentence for each model that must be fetched first."""
     for place, option, name in helpers(run):
         if option != "head" and not Path(name).exists() and hub.cached(name, _SETTINGS) is None:
             yield f"{place}.{option}: {name} is not in the Hub's cache on this disk, so `train` fetches it first"
 
 
 def helpers(run: Run) -> Iterator[tuple[str, str, str]]:
-    """(JSON path of the block, option, name) of every model that is named by a folder, a file or a Hub id."""
+    """Yield (JSON path of the block, option, name) for every model that is given by a folder, a file or a Hub id."""
     for hook in run.hooks:
         if hook.type == "feature_alignment" and hook.options["encoder"] is not None and hook.options["weight"]:
             yield hook.where, "encoder", hook.options["encoder"]

@@ -1,4 +1,4 @@
-"""What stands in the output folder already, and where a run is to go on from."""
+"""Check what the output folder already holds, and the checkpoint that a run resumes from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _WALKED = ("local", "imagefolder", "huggingface")
 
 
 def output_problems(run: Run, resume: str | None) -> Iterator[Problem]:
-    """What a run would write over, or among the data of, or a checkpoint to go on from that is not there."""
+    """Yield problems with files that a run would overwrite, with an output folder inside a data set, and with a missing
+    checkpoint."""
     folder = Path(run.output_dir)
     own = realpath(user_path(resume)).parent == realpath(folder) if resume not in (None, LATEST) else resume == LATEST
     if resume is not None and resume != LATEST:
@@ -36,25 +37,25 @@ def output_problems(run: Run, resume: str | None) -> Iterator[Problem]:
 
 
 def holds_results(folder: Path) -> bool:
-    """Whether an output folder holds checkpoints, weights or logged steps of an earlier run."""
+    """Return whether an output folder holds checkpoints, weights or logged steps of an earlier run."""
     return _earlier_results(folder, resumed=False) is not None
 
 
 def _earlier_results(folder: Path, *, resumed: bool) -> str | None:
-    """What of an earlier run would be written over, and what to do.
+    """Say which results of an earlier run would be overwritten, and what to do; None if none would.
 
     Args:
-        resumed: the run goes on from a checkpoint of this folder, or from the start where it has none.
+        resumed: whether the run resumes from a checkpoint of this folder, or starts at step 0 where it has none.
     """
     elsewhere = "choose another `output_dir`, or move that folder away"
     checkpoints = checkpoints_in(folder)
     if checkpoints:
-        go_on = f"go on from it with `--resume {LATEST}`, {elsewhere}"
+        go_on = f"resume it with `--resume {LATEST}`, {elsewhere}"
         return None if resumed else f"holds {checkpoints[-1].name} of an earlier run; {go_on}"
     weights = next((name for name in _WEIGHTS if (folder / name).exists()), None)
     if weights is not None:
         return (
-            f"holds {weights}, and no checkpoint to go on from: an earlier run, finished; {elsewhere}. With "
+            f"holds {weights} of a finished earlier run, and no checkpoint to resume from; {elsewhere}. With "
             "`adapter.init_from` a new run starts from an adapter there"
         )
     logged = folder / HISTORY
@@ -67,11 +68,11 @@ def _earlier_results(folder: Path, *, resumed: bool) -> str | None:
 
 
 def _foreign(folder: Path) -> Iterator[Problem]:
-    """Files that a run would write over and that no run wrote."""
+    """Yield a problem for each file that a run would overwrite and that no run wrote."""
     for name, written_by_a_run in _MARKS.items():
         file = folder / name
         if (file.exists() or file.is_symlink()) and not _marked(file, written_by_a_run):
-            message = f"holds a {name} that no run wrote, and this run would write over it; choose another `output_dir`"
+            message = f"holds a {name} that no run wrote, and this run would overwrite it; choose another `output_dir`"
             yield Problem(message, str(folder))
     pictures = next((folder / VALIDATION).glob("step_*.png"), None)
     if pictures is not None and not (folder / RUN).exists():
@@ -87,7 +88,8 @@ def _marked(file: Path, mark: Callable[[str], bool]) -> bool:
 
 
 def _is_resolved(text: str) -> bool:
-    """Whether this is a run with every default filled in, without shorthand, as a run writes it and people do not."""
+    """Return whether this is a run with every default filled in and no shorthand, as a run writes it and people do
+    not."""
     document = parse(text)
     sections = {"model", "adapter", "data", "hooks", "training", "validation", "logging", "output_dir", "cache_dir"}
     return (
@@ -111,11 +113,11 @@ def _is_last_metrics(text: str) -> bool:
 
 def _is_history(text: str) -> bool:
     first = text.partition("\n")[0]
-    # Empty until the first step is logged; a line of a killed writer may be cut short.
+    # Empty until the first step is logged; the last line of a killed process may be cut off.
     return not first or first.startswith('{"step": ')
 
 
-#: What a run writes under a name that others use too -> whether a text of that name is a run's.
+#: File of a run whose name other programs use too -> whether a text in a file of that name is a run's.
 _MARKS: Mapping[str, Callable[[str], bool]] = {
     RUN: _is_resolved,
     CARD: lambda text: "Trained with flowhooks from " in text,
@@ -125,8 +127,8 @@ _MARKS: Mapping[str, Callable[[str], bool]] = {
 
 
 def _sources_beside(run: Run, folder: Path) -> Iterator[Problem]:
-    """The run file and the data set file, where they lie in the output folder. The run.json that a run wrote there may
-    be trained: it is written as it was."""
+    """Yield a problem if the run file or the data set file is in the output folder. The run.json that a run wrote there
+    may be trained: it is written again unchanged."""
     sources = {"run file": run.source}
     if run.data is not None and run.data.source != run.source:
         sources["data set file"] = run.data.source
@@ -138,21 +140,21 @@ def _sources_beside(run: Run, folder: Path) -> Iterator[Problem]:
 
 
 def _among_the_data(run: Run) -> Iterator[Problem]:
-    """Output and cache folders in which a data set would find its next images."""
+    """Yield a problem for each output or cache folder whose images a data set would read as its own."""
     for key, place in (("output_dir", run.output_dir), ("cache_dir", run.cache_dir)):
         for name, data in [] if run.data is None else _walked(run.data):
             inside = realpath(Path(place))
             if inside.is_relative_to(data) and not any(p.startswith(".") for p in inside.relative_to(data).parts):
                 message = (
                     f"{place} is inside the folder of the data set {name!r}, {data}, which would train on the "
-                    f"pictures a run draws; name a `{key}` outside it"
+                    f"images that a run generates; name a `{key}` outside it"
                 )
                 yield Problem(message, str(run.source), f"$.{key}")
                 break
 
 
 def _walked(data: Datasets) -> Iterator[tuple[str, Path]]:
-    """(id, folder) of the data sets that look through a folder of this disk."""
+    """Yield (id, folder) of the data sets that read all images below a folder of this disk."""
     for block in data.blocks:
         named = block["instance_data_dir"]
         if block["type"] in _WALKED and not block["disabled"] and "://" not in named:

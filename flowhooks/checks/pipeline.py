@@ -1,4 +1,4 @@
-"""What the files of a pipeline say before its weights are read: which parts it has, and whether they are all there."""
+"""Check the files of a pipeline before its weights are read: its parts, and whether all files exist."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from flowhooks.hooks.registry import HOOKS
 from flowhooks.reading import parse, read_text, user_path
 
 INDEX = "model_index.json"
-#: The networks that can be trained, by their names in a pipeline.
+#: Names in a pipeline of the networks that can be trained.
 NETWORKS = ("transformer", "transformer_2")
-#: Library -> how it calls its weights.
+#: Library -> stem of its weight files.
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
-#: Parts of a pipeline are attributes, and folders of its own.
+#: Names of parts: each is an attribute of the pipeline, and a folder.
 _PART = re.compile(r"[A-Za-z_]\w{0,100}")
 _NAME = "$.model.pretrained_model_name_or_path"
-#: Arguments of every call of a pipeline that flowhooks passes itself -> where their values come from.
+#: Arguments that flowhooks passes to every call of a pipeline itself -> where their values come from.
 PASSED: Mapping[str, str] = {
     "prompt": "prompts are those of the data, the rollout or `validation.prompts`",
     "num_inference_steps": "it is `validation.num_inference_steps`, or the rollout's",
     "generator": "seeds are `training.seed` and `validation.seed`",
     "latents": "noise is drawn from the seeds",
-    "output_type": "it is what training and pictures need",
-    "return_dict": "it is what training and pictures need",
+    "output_type": "training and sampling need a fixed value",
+    "return_dict": "training and sampling need a fixed value",
     "num_images_per_prompt": "it is `validation.num_images_per_prompt`",
     "num_videos_per_prompt": "it is `validation.num_images_per_prompt`",
 }
-#: Schedulers of Diffusers whose noise comes from a schedule of betas; some can be told to be flow matching.
+#: Schedulers of Diffusers with a schedule of betas; some can be configured for flow matching.
 FROM_BETAS = frozenset(
     f"{name}Scheduler"
     for name in (
@@ -58,8 +58,8 @@ FROM_BETAS = frozenset(
 
 
 def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
-    """The folder of the pipeline that a ``model`` section names, if it is on this disk: one of the user's, or the
-    snapshot in the Hub's cache; of the embedded pipeline its outline, which has no weights."""
+    """Return the folder of the pipeline that a ``model`` section names, if it is on this disk: a folder of the user's,
+    or the snapshot in the Hub's cache; for the embedded pipeline its outline, which has no weights."""
     name = section["pretrained_model_name_or_path"]
     if name in EMBEDDED:
         return outline()
@@ -71,13 +71,13 @@ def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
 
 
 def local_pipeline(name: Any) -> Path | None:
-    """The folder of a pipeline, if what is named is one."""
+    """Return the folder of a pipeline, if the name is one."""
     folder = user_path(name) if isinstance(name, str) else None
     return folder if folder is not None and (folder / INDEX).is_file() else None
 
 
 def model_problems(run: Run) -> Iterator[Problem]:
-    """Why the pipeline of a run cannot be loaded, or cannot be trained."""
+    """Yield why the pipeline of a run cannot be loaded, or cannot be trained."""
     file, section = str(run.source), run.model
     name = section["pretrained_model_name_or_path"]
     if name is None:
@@ -98,14 +98,14 @@ def model_problems(run: Run) -> Iterator[Problem]:
         missing = [(_no_variant(section["variant"]), "$.model.variant")] if absent else []
     else:
         missing = list(_missing(folder, parts, section["variant"]))
-    # What is not in the Hub's cache yet is fetched, where there is a network.
+    # A pipeline that is not in the Hub's cache yet is fetched, if there is a network.
     if name in EMBEDDED or local_pipeline(name) is not None or hub.is_offline():
         yield from (Problem(f"{name!r} {what}", file, path) for what, path in missing)
     yield from (Problem(f"{name!r} {what}", file, path) for what, path in _unfit(folder, parts, pipeline, run))
 
 
 def model_notices(run: Run) -> Iterator[str]:
-    """Sentences about what has to be fetched or built. Asks the Hub for a size, and waits no longer than some seconds.
+    """Yield sentences about what must be fetched or built. Asks the Hub for a size, waiting only some seconds.
 
     Raises:
         ConfigError: the Hub answers that it has no such pipeline.
@@ -132,7 +132,7 @@ def model_notices(run: Run) -> Iterator[str]:
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """An object that Diffusers wrote: in its JSON a number may be infinite. Raises ConfigError."""
+    """Read an object that Diffusers wrote: numbers in its JSON may be infinite. Raises ConfigError."""
     try:
         found = parse(read_text(file), finite=False, largest=float("inf"))
     except (OSError, ValueError, RecursionError) as error:
@@ -144,9 +144,9 @@ def read_settings(file: Path) -> dict[str, Any]:
 
 
 def no_pipeline(name: str, revision: str | None) -> str | None:
-    """Why a name is no pipeline, on this disk or by its form.
+    """Say why a name is no pipeline, by this disk or by its form.
 
-    None for a folder that may be one, for ``digits``, and for a Hub id that can be asked for.
+    Returns None for a folder that may be one, for ``digits``, and for a Hub id that can be looked up.
     """
     folder = user_path(name)
     if name.partition(":")[0] == EMBEDDED[0]:
@@ -158,7 +158,7 @@ def no_pipeline(name: str, revision: str | None) -> str | None:
     if folder.exists():
         return f"{name!r} is a file; expected the folder of a Diffusers pipeline"
     if folder.parent != Path() and folder.parent.is_dir():
-        # What is on this disk comes first: where there is a folder `runs`, `runs/mine` is no Hub id.
+        # This disk comes first: if there is a folder `runs`, `runs/mine` is no Hub id.
         there = [each.name for each in folder.parent.iterdir() if each.is_dir()]
         near = hint(folder.name, there)
         return f"there is no folder {name!r}, though {str(folder.parent)!r} is here{near}; correct it"
@@ -176,7 +176,7 @@ def no_pipeline(name: str, revision: str | None) -> str | None:
 
 
 def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
-    """The parts of a pipeline, as name -> (library, class), and the name of its own class.
+    """Return the parts of a pipeline, as name -> (library, class), and the name of its own class.
 
     Raises:
         ConfigError: its index cannot be read.
@@ -200,7 +200,7 @@ def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
 
 
 def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | None) -> Iterator[tuple[str, str]]:
-    """(what, JSON path) of files that loading asks for."""
+    """Yield (what, JSON path) for missing files that loading needs."""
     varied = False
     for part, (library, kind) in parts.items():
         place = folder / part
@@ -228,14 +228,14 @@ def _no_variant(variant: str) -> str:
 
 
 def _has_weights(part: str, kind: str, place: Path) -> bool:
-    """Whether a part is a model, and no scheduler, tokenizer or processor."""
+    """Return whether a part is a model, not a scheduler, tokenizer or processor."""
     if re.search(r"(Scheduler|Tokenizer|TokenizerFast|Processor\w*|FeatureExtractor|Guidance)$", kind):
         return False
     return part in (*NETWORKS, "vae") or (place / "config.json").is_file()
 
 
 def _weights(place: Path, names: Sequence[str], stem: str, variant: str | None) -> str | None:
-    """What is wrong with the weights of one part; None for nothing."""
+    """Say what is wrong with the weights of one part; None if nothing is."""
     infix = f".{variant}" if variant else ""
     index = f"{stem}.safetensors.index{infix}.json"
     files = [f"{stem}{infix}.safetensors"]
@@ -259,7 +259,7 @@ def _weights(place: Path, names: Sequence[str], stem: str, variant: str | None) 
 
 
 def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, run: Run) -> Iterator[tuple[str, str]]:
-    """(what, JSON path) of a pipeline that can be loaded and not be trained."""
+    """Yield (what, JSON path) for the reasons why a pipeline that can be loaded cannot be trained."""
     section, known = run.model, exported()
     if known is not None:
         for name, what in [
@@ -280,7 +280,7 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         ]
         named = f"its network is {others[0]!r}, a {parts[others[0]][1]}" if others else "it has no network"
         yield (
-            f"cannot be trained here: {named}, and what is trained is the `transformer` of a flow-matching pipeline; "
+            f"cannot be trained here: {named}, and flowhooks trains the `transformer` of a flow-matching pipeline; "
             "use such a pipeline",
             _NAME,
         )
@@ -290,7 +290,7 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         yield f"has no network {section['component']!r}; it has {listed}", "$.model.component"
         return
     if "vae" not in parts:
-        yield "has no `vae`; what is trained on is latents, so use a pipeline that works in them", _NAME
+        yield "has no `vae`; training uses latents, so use a pipeline that works in them", _NAME
     yield from _no_flow(folder, parts)
     network = section["component"] or networks[0]
     kind = parts[network][1]
@@ -318,11 +318,11 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
 
 
 def _wrong_arguments(given: Mapping[str, Any], plain: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:
-    """(what, JSON path) of arguments that are passed by flowhooks itself, or are of another type."""
+    """Yield (what, JSON path) for arguments that flowhooks passes itself, or that have another type."""
     for name, value in given.items():
         place = f"{where}.pipeline_arguments.{name}"
         if name in PASSED:
-            yield f"is given its argument {name!r} by flowhooks itself: {PASSED[name]}; remove it", place
+            yield f"gets its argument {name!r} from flowhooks itself: {PASSED[name]}; remove it", place
         elif name in plain and value is not None:
             types, called = PLAIN[plain[name]]
             if not isinstance(value, types) or (isinstance(value, bool) and plain[name] != "bool"):
@@ -342,7 +342,7 @@ def _no_flow(folder: Path, parts: Mapping[str, tuple[str, str]]) -> Iterator[tup
         return
     if (kind in FROM_BETAS or "beta_start" in settings) and not settings.get("use_flow_sigmas"):
         yield (
-            f"has a {kind}, whose noise levels come from betas, and that is no flow matching; use a flow-matching "
+            f"has a {kind}, whose noise levels come from betas, which is not flow matching; use a flow-matching "
             "pipeline, such as one with a FlowMatchEulerDiscreteScheduler",
             _NAME,
         )

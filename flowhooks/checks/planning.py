@@ -1,4 +1,4 @@
-"""A run's plan, what it trains, and the adapters it starts from. Free of torch."""
+"""Plan a run, describe what it trains, and check the adapters it starts from. Free of torch."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from flowhooks.adapters.from_hub import on_disk
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer
-from flowhooks.errors import AdapterError, Problem
+from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
 
 
 def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
-    """The hooks of a run in order, with those they imply.
+    """Return the hooks of a run in order, with the hooks they imply.
 
     Args:
-        data: what the data gives, such as ``data:rejected``.
-        imports: import the hooks that are named by an import path, to be told what they declare. Else they are taken
-            to fill no slot, and to give whatever the others miss.
+        data: what the data offers, such as ``data:rejected``.
+        imports: import the hooks that are named by an import path, to read their declarations. Else they are assumed
+            to fill no slot, and to give everything that the others miss.
 
     Raises:
         ConfigError: conflicts and unmet needs, all at once.
@@ -31,36 +31,37 @@ def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
     provides = set(data)
     if run.adapter is not None:
         provides.add("role:reference")
-    declarations = [
-        declare(hook.type, hook.options, hook.where, method=hook.method)
-        if imports or hook.type in HOOKS
-        else undeclared(hook.type, hook.where)
-        for hook in run.every_hook
-    ]
+    with in_file(str(run.source)):
+        declarations = [
+            declare(hook.type, hook.options, hook.where, method=hook.method)
+            if imports or hook.type in HOOKS
+            else undeclared(hook.type, hook.where)
+            for hook in run.every_hook
+        ]
     if not imports and any(hook.type not in HOOKS for hook in run.hooks):
         provides |= _missed(declarations, provides)
     return plan_hooks(declarations, provides, where=str(run.source))
 
 
 def unread(run: Run) -> Iterator[str]:
-    """Sentences about the code that a run names, which is read by training alone."""
+    """Yield sentences about code that a run names and that only training imports."""
     optimizer = run.training["optimizer"]
     found = [("$.training.optimizer", optimizer)] if imports_optimizer(optimizer) else []
     for hook in run.hooks:
         if hook.type not in HOOKS:
             yield (
-                f"{hook.where}: {hook.type!r} is not imported here; `train` reads its options, its slots and what it "
-                "needs and gives, and plans anew"
+                f"{hook.where}: {hook.type!r} is not imported here; `train` checks its options, its slots and what it "
+                "needs and gives, and plans again"
             )
         inside = {key: value for key, value in hook.options.items() if key != "type"}
         found += imports_in_block({"type": hook.type, **inside}, hook.where)
     for place, path in found:
         if not any(place == f"{hook.where}.type" for hook in run.hooks):
-            yield f"{place}: {path!r} is not imported here; `train` imports it and says whether it is what is needed"
+            yield f"{place}: {path!r} is not imported here; `train` imports it and checks its kind"
 
 
 def _missed(declarations: list[Declaration], provides: set[str]) -> set[str]:
-    """What these hooks need and nobody is known to give."""
+    """Return what these hooks need and no known hook or data gives."""
     known = set(provides).union(*(each.gives for each in declarations))
     pending = [(need, each.where) for each in declarations for need in sorted(each.needs)]
     missed: set[str] = set()
@@ -78,15 +79,15 @@ def _missed(declarations: list[Declaration], provides: set[str]) -> set[str]:
 
 
 def forwards(run: Run, planned: Plan) -> int:
-    """Forwards of one micro-batch, at most: one for each role, or for each view of each role when views are not
-    batched, and what targets and penalties ask beyond them, for every state that is visited; and those of drawing, and
-    of the data beside it."""
+    """Return the maximal number of network forwards of one micro-batch: one for each role (for each view of each role
+    when views are not batched) and those of targets and penalties, for every visited state; plus those of the rollout,
+    and those of the data beside it."""
     passes = len(planned.roles) if run.training["batch_views"] else len(planned.passes)
     return step_cost(planned).forwards(passes)
 
 
 def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:
-    """Warnings about sides of the data that are named in the run and that no hook looks at."""
+    """Return warnings about parts of the data that the run names and that no hook uses."""
     needed = {need for each in planned.order for need in each.needs}
     remedy = {"data:mask": "a mask_reducer", "data:rejected": "flow_dpo"}
     return [
@@ -97,7 +98,7 @@ def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:
 
 
 def describe_trainable(run: Run) -> str:
-    """What is trainable, in words."""
+    """Describe what is trainable, in words."""
     if run.adapter is None:
         return "the whole transformer" if run.training["trainable"] == "transformer" else "nothing"
     adapter = run.adapter
@@ -107,7 +108,7 @@ def describe_trainable(run: Run) -> str:
 
 
 def adapter_problems(run: Run) -> Iterator[Problem]:
-    """Adapter files of a run that are missing, damaged, or for another model."""
+    """Yield problems with adapter files that are missing, damaged, or for another model."""
     file, model = str(run.source), pipeline_folder(run.model)
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, model, file)
@@ -128,7 +129,7 @@ def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> I
 
 
 def _frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
-    """(JSON path, source) of the frozen adapters that a hook names."""
+    """Yield (JSON path, source) of the frozen adapters that a hook names."""
     if hook.type == "teacher_velocity":
         for name, told in hook.options["teachers"].items():
             yield f"{hook.where}.teachers.{name}", told if isinstance(told, str) else told["path"]
@@ -140,7 +141,7 @@ def _source_problems(source: str, model: Path | None, file: str, place: str) -> 
     try:
         path = on_disk(source)
         if path is None:
-            # Of what the Hub has nothing is known before it is fetched.
+            # Nothing is known of a Hub repository before it is fetched.
             return
         check_file(path, model)
     except AdapterError as error:

@@ -1,4 +1,4 @@
-"""Whether a pipeline takes the sizes of a run, as far as its configuration says."""
+"""Check that a pipeline accepts the sizes of a run, as far as its configuration says."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ Settings = Mapping[str, Any]
 
 
 def _scale(vae: Settings) -> int | None:
-    """Pixels along an edge that become one latent, as far as a VAE's configuration says; None where it does not."""
+    """Return the pixels along an edge that become one latent, as far as a VAE's configuration says; None where it does
+    not."""
     if "scale_factor_spatial" in vae:
         return int(vae["scale_factor_spatial"])
     if "temperal_downsample" in vae:
@@ -33,19 +34,20 @@ def _scale(vae: Settings) -> int | None:
 
 
 def latents_of(run: Run) -> tuple[int, str]:
-    """Elements of one sample's latents, and of which pictures that is, in words. What neither the data set file nor a
-    VAE on this disk says is an example."""
+    """Return the number of elements of one sample's latents, and a description of the images that it holds for.
+    Whatever neither the data set file nor a VAE on this disk says is an example."""
     stated, vae = _stated_size(run), _vae(run)
     width, height = stated or EXAMPLE_SIZE
     channels, scale = vae or EXAMPLE_VAE
-    whose = "pictures of this run" if stated else "pictures, for example"
+    whose = "images of this run" if stated else "images, for example"
     said = f"latents of {channels} channels at 1/{scale} of the size"
     model = "" if vae else f" with {said}, for example" if stated else f" with {said}"
     return channels * (height // scale) * (width // scale), f"{width}x{height} {whose}{model}"
 
 
 def _stated_size(run: Run) -> SizeInPixels | None:
-    """Width and height that the first set of pictures states, of a square picture where sizes follow the aspect."""
+    """Return width and height that the first set of images states; those of a square image where sizes follow the
+    aspect."""
     blocks = () if run.data is None else run.data.blocks
     for block in blocks:
         if block["dataset_type"] == "image" and not block["disabled"]:
@@ -57,7 +59,7 @@ def _stated_size(run: Run) -> SizeInPixels | None:
 
 
 def _vae(run: Run) -> tuple[int, int] | None:
-    """Channels of a latent, and the pixels along an edge that become one."""
+    """Return channels of a latent, and the pixels along an edge that become one."""
     folder = pipeline_folder(run.model)
     try:
         settings = None if folder is None else read_settings(folder / "vae" / "config.json")
@@ -69,8 +71,8 @@ def _vae(run: Run) -> tuple[int, int] | None:
 
 
 def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
-    """Sizes of the data and of validation pictures that are no multiple of what the pipeline's edges are multiples of,
-    and clips where it makes pictures."""
+    """Yield problems with sizes of the data and of validation images whose edges are not the multiples that the
+    pipeline needs, and with videos for a pipeline of images."""
     folder = pipeline_folder(run.model)
     if folder is None:
         return
@@ -91,22 +93,23 @@ def size_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     for name, width, height, frames in dict.fromkeys((each.dataset, *each.bucket) for each in audited.records):
         place, file = places[name], str(run.data.source)
         if frames > 1 and pictures_only:
-            message = f"{pipeline} draws pictures, not clips of {frames} frames; set it to 1"
+            message = f"{pipeline} generates images, not videos of {frames} frames; set it to 1"
             yield Problem(message, file, f"{place}.num_frames")
         if step is not None and (width % step or height % step):
             yield Problem(
-                f"pictures of {width}x{height} do not fit the pipeline, whose edges are multiples of {step}; set it to "
+                f"images of {width}x{height} do not fit the pipeline, whose edges are multiples of {step}; set it to "
                 "a size that fits; where sizes follow the aspect, `resolution_multiple` is what edges are rounded to",
                 file,
                 f"{place}.resolution",
             )
         elif most is not None and max(width, height) > most:
-            message = f"pictures of {width}x{height} are larger than the network has positions for; {most} is the most"
+            message = f"images of {width}x{height} are larger than the network has positions for; {most} is the most"
             yield Problem(f"{message} along an edge", file, f"{place}.resolution")
 
 
 def size_refusal(folder: Path, height: int | None, width: int | None) -> str | None:
-    """Why a pipeline's folder draws no picture of these pixels, as far as its configuration says; None where it may."""
+    """Say why a pipeline's folder cannot generate an image of these pixels, as far as its configuration says; None
+    where it may."""
     try:
         parts = read_index(folder)[0]
     except ConfigError:
@@ -120,7 +123,7 @@ def size_refusal(folder: Path, height: int | None, width: int | None) -> str | N
 
 
 def _unfit(pixels: int | None, step: int | None, most: int | None) -> str | None:
-    """Why an edge of so many pixels does not go; None where it may."""
+    """Say why an edge of this many pixels is refused; None where it may be accepted."""
     if pixels is None:
         return None
     if step is not None and pixels % step:
@@ -144,9 +147,11 @@ def largest_edge(folder: Path, parts: Mapping[str, tuple[str, str]], step: int |
 
 
 def edge_step(folder: Path, parts: Mapping[str, tuple[str, str]]) -> int | None:
-    """What every edge must be a multiple of, in pixels: those of a latent, times the latents of a patch.
+    """Return the number of pixels that every edge must be a multiple of: those of a latent, times the latents of a
+    patch.
 
-    None for VAEs whose configuration is not known here. The pipeline may ask for more than this, and never for less.
+    None for VAEs whose configuration is not known here. The pipeline may require a larger multiple, never a smaller
+    one.
     """
     network = next((part for part in NETWORKS if part in parts), None)
     if network is None or "vae" not in parts:

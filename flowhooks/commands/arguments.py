@@ -1,4 +1,4 @@
-"""Arguments that several commands share."""
+"""Declare arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 import math
 from collections.abc import Callable
 
-#: Beyond it a number overflows somewhere in a library; it is what a seed may be.
+#: Largest number accepted, also for seeds; larger ones overflow somewhere in a library.
 MOST = 2**32 - 1
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """A run file and changes to it."""
+    """Add a run file and changes to it."""
     parser.add_argument("run", metavar="RUN.json", help="the run file")
     parser.add_argument(
         "--set",
@@ -26,7 +26,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-imports", action="store_true", help="let it name code of yours by its import path, which training runs"
+        "--allow-imports", action="store_true", help="let it name your own code by import path, which training runs"
     )
 
 
@@ -41,7 +41,7 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--resume", metavar="latest|FOLDER", type=_checkpoint, help="go on from a checkpoint of this run"
+        "--resume", metavar="latest|FOLDER", type=_checkpoint, help="resume from a checkpoint of this run"
     )
 
 
@@ -50,7 +50,7 @@ def add_quiet(parser: argparse.ArgumentParser) -> None:
         "--no-progress",
         dest="progress",
         action="store_false",
-        help="print lines, no progress bars; so it is without a terminal",
+        help="print lines, no progress bars; the default without a terminal",
     )
 
 
@@ -61,7 +61,7 @@ def _checkpoint(text: str) -> str:
 
 
 def finite_number(text: str) -> float:
-    """Type of an argument that is a number, neither NaN nor infinite."""
+    """Parse an argument that is a number, neither NaN nor infinite."""
     try:
         number = float(text)
     except ValueError:
@@ -72,7 +72,7 @@ def finite_number(text: str) -> float:
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
-    """Type of an argument that is an integer from ``least`` to ``most``."""
+    """Return a parser of an argument that is an integer from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         try:
@@ -89,7 +89,7 @@ def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
 
 
 def whole_numbers(least: int, most: int = MOST) -> Callable[[str], list[int]]:
-    """Type of an argument that is integers from ``least`` to ``most``, with commas between them."""
+    """Return a parser of an argument that is integers from ``least`` to ``most``, with commas between them."""
     one = whole_number(least, most)
 
     def parse(text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""``flowhooks check``: everything that can be known of a run without loading weights, or of a data set alone."""
+"""``flowhooks check``: check a run without loading weights, or a data set alone."""
 
 from __future__ import annotations
 
@@ -84,8 +84,8 @@ def _run(args: Namespace) -> int:
 
 
 def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]:
-    """What only torch can say, for the few runs that ask for it: what has changed since the checkpoint that is gone on
-    from. Raises ConfigError or CheckpointError."""
+    """Return warnings that need torch, for the few runs that need them: what has changed since the checkpoint that the
+    run resumes from. Raises ConfigError or CheckpointError."""
     from flowhooks.documents.imports import imports_optimizer
 
     optimizer = run.training["optimizer"]
@@ -102,7 +102,7 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
         if source is not None:
             manifest = read_manifest(source)
             found = manifest.identity
-            # How many processes will train is not known here.
+            # The number of processes that will train is not known here.
             own = identity(run, audited, found.get("processes", 1))
             require_same(found, own, str(source))
             sentences = [*changes(found, own), past_the_end(manifest.step, run)]

@@ -1,4 +1,4 @@
-"""``flowhooks demo``: from nothing to a LoRA that stops a pipeline from spilling ink, with the numbers."""
+"""``flowhooks demo``: train from nothing a LoRA that stops a pipeline from spilling ink, and print the numbers."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def run(args: Namespace) -> int:
 
 
 def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
-    """Build what is missing, train `examples/flow_dpo/digits.json`, and compare 500 pictures before and after.
+    """Build what is missing, train `examples/flow_dpo/digits.json`, and compare 500 images before and after.
 
     Data, pipeline and judge are kept in the home of flowhooks, the LoRA under `output`; a second call reuses them.
 
     Args:
-        output: folder for the pictures, the LoRA and the report.
+        output: folder for the images, the LoRA and the report.
         progress: show bars.
-        rebuild: train the LoRA again although one of this very run is there.
+        rebuild: train the LoRA again even if one of this very run exists.
 
     Returns:
         The exit code, 0.
@@ -66,11 +66,11 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
     data = ensure_data()
     say("2/5 A judge that reads digits and finds blots", flush=True)
     judge = ensure_judge(progress)
-    say("3/5 A StableDiffusion3Pipeline that has learnt to draw both (minutes, the first time)", flush=True)
+    say("3/5 A StableDiffusion3Pipeline that has learned to draw both (minutes, the first time)", flush=True)
     base = ensure_model(progress)
     say("4/5 Masked Flow-DPO", flush=True)
     lora, run = trained_lora(output, base, progress, rebuild)
-    say(f"5/5 {SAMPLES} pictures before and {SAMPLES} after", flush=True)
+    say(f"5/5 {SAMPLES} images before and {SAMPLES} after", flush=True)
     digits = asked_digits(SAMPLES)
     drawn_before = draw(load_stock(base), title="Before", progress=progress)
     drawn_after = draw(load_stock(base, lora), title="After", progress=progress)
@@ -94,7 +94,8 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
 
 
 def planned_lora(output: Path, base: Path, overrides: tuple[str, ...], recipe: str) -> tuple[Path, Run]:
-    """The folder under `output` that is that of a recipe in `examples/` alone, under these overrides, and the run."""
+    """Return the folder under `output` that belongs only to this recipe of `examples/` under these overrides, and the
+    run."""
     from flowhooks.config import load_run
     from flowhooks.digits.model import example
 
@@ -113,9 +114,9 @@ def trained_lora(
     overrides: tuple[str, ...] = (),
     recipe: str = "flow_dpo/digits.json",
 ) -> tuple[Path, Run]:
-    """The folder of the LoRA of a recipe in `examples/`, trained unless `output` has one of the same run.
+    """Train the LoRA of a recipe in `examples/`, unless `output` has one of the same run.
 
-    A run that was interrupted is taken up again. Returns the folder and the run.
+    An interrupted run is resumed. Returns the folder and the run.
     """
     from flowhooks.checks.output import LATEST, holds_results
     from flowhooks.train import train
@@ -124,7 +125,7 @@ def trained_lora(
     if rebuild and folder.exists():
         shutil.rmtree(folder)
     if (folder / LORA_FILE).is_file():
-        say(f"    {folder} is there already")
+        say(f"    {folder} exists already")
     else:
         train(run, resume=LATEST if holds_results(folder) else None, progress=progress)
     return folder, run

@@ -1,4 +1,4 @@
-"""``flowhooks env``: what a report of a fault should hold."""
+"""``flowhooks env``: print the facts that a bug report should hold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, and for each attention backend None or the reason why it cannot be used."""
+    """Return versions, devices, and for each attention backend None or the reason why it cannot be used."""
     from diffusers.models.attention_dispatch import AttentionBackendName
 
     from flowhooks.checks.machine import backend_refusal, version_of

@@ -1,4 +1,4 @@
-"""``flowhooks explain``: what a run file stands for."""
+"""``flowhooks explain``: show what a run file expands to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(args: Namespace) -> int:
     from flowhooks.kernel.plan import ANY_DATA
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
-    # Without data, what the hooks ask of it is up to the loop they are attached in.
+    # A run without data is attached in the user's own loop, which supplies what the hooks need of it.
     given = {ANY_DATA} if configured.data is None else configured.provides
     planned = plan_run(configured, given)
     origin = {hook.where: hook for hook in configured.every_hook}
@@ -48,7 +48,7 @@ def run(args: Namespace) -> int:
         say(f"  view {view}, role {role}")
     for each in planned.order:
         if each.queries:
-            say(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may ask again")
+            say(f"  {each.type}, at states of its own: {each.queries} at most; a logged step may take more")
     for line in unread(configured):
         say()
         say(f"imports     {line}")
@@ -59,7 +59,7 @@ def run(args: Namespace) -> int:
         policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
         say(f"reference   the base model, its adapter off{policy}")
     if (cost := step_cost(planned)).on_data:
-        say(f"chunks      {cost.chunks} at most of what is drawn, sharing the method's loss, and 1 of the data")
+        say(f"chunks      {cost.chunks} at most of the rollout, sharing the method's loss, and 1 of the data")
     for hook in configured.every_hook:
         if hook.type == "flow_dpo":
             say()
@@ -69,11 +69,11 @@ def run(args: Namespace) -> int:
 
 
 def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[str]:
-    """The configured beta under either reduction: a sum over N elements is N times their mean.
+    """Return lines on the configured beta under either reduction: a sum over N elements is N times their mean.
 
     Args:
-        elements: N, of a sample's latents.
-        pictures: which it is of, for people.
+        elements: N, the number of elements of a sample's latents.
+        pictures: description of the images that N holds for.
     """
     beta, norm = options["beta"], options["norm_type"]
     if norm == "sum":
@@ -86,7 +86,7 @@ def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[st
     ]
     if norm == "masked_mean":
         lines.append(
-            "a mask that covers a part of the picture counts its own elements only, so N is smaller by that part"
+            "a mask that covers a part of the image counts its own elements only, so N is smaller by that part"
         )
     if options["auto_beta"]:
         lines.append("auto_beta starts from this value and leaves it as soon as margins are not zero")

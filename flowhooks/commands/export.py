@@ -1,4 +1,4 @@
-"""``flowhooks export``."""
+"""``flowhooks export``: write a LoRA in the names of another program, or a run as a pipeline."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def add(parser: ArgumentParser) -> None:
         "--format",
         choices=["diffusers", "comfyui", "kohya", "anyflow"],
         default="diffusers",
-        help="who is to read it; anyflow: a whole pipeline, of a finished run (default: %(default)s)",
+        help="program that will read it; anyflow: a whole pipeline, of a finished run (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="file or folder to write (default: the folder of the LoRA, or of the run that a checkpoint is of)",
+        help="file or folder to write (default: the folder of the LoRA, or of the run of a checkpoint)",
     )
 
 

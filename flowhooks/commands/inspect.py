@@ -1,4 +1,4 @@
-"""``flowhooks inspect``: a data set as a page to look at."""
+"""``flowhooks inspect``: show a data set as a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add(parser: ArgumentParser) -> None:
         default=200,
         help="the most samples to show; those with problems come first (default: %(default)s)",
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="draws the sample (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="seed of the selection (default: %(default)s)")
     add_quiet(parser)
 
 

@@ -1,4 +1,4 @@
-"""``flowhooks merge``."""
+"""``flowhooks merge``: merge adapter files into one LoRA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def add(parser: ArgumentParser) -> None:
         "--method",
         choices=["cat", "svd", "factor_average"],
         required=True,
-        help="cat: the exact sum, ranks add up; svd: the best of one rank; factor_average: A and B each by themselves",
+        help="cat: exact sum, ranks add up; svd: best sum of one rank; factor_average: A and B averaged separately",
     )
     parser.add_argument(
         "--weights",
@@ -38,7 +38,7 @@ def run(args: Namespace) -> int:
     from flowhooks.adapters.names import find_file
 
     for path in args.adapters:
-        # Before the imports, which take their time.
+        # Before the imports, which take seconds.
         find_file(path)
     from flowhooks.adapters.merge_files import TOLERATED, merge_files
 

@@ -1,6 +1,6 @@
-"""What ``flowhooks train`` says in the end: what was written, how to look at it, or how to go on.
+"""Print what to do after ``flowhooks train``: what was written, how to look at it, or how to resume.
 
-Rooms are imported where they are used: this file is behind ``--help``, which is to be quick.
+Rooms are imported where they are used: ``--help`` imports this file and must be quick.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from flowhooks.printing import say
 if TYPE_CHECKING:
     from flowhooks.config import Run
 
-#: Exit code of whatever is refused before training.
+#: Exit code of a refusal before training.
 REFUSED = 2
 
 
 def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) -> list[str]:
-    """What a finished run wrote, and how to look at it: only what is there.
+    """Return lines on what a finished run wrote, and how to look at it; only files that exist.
 
     Args:
-        captions: of its data.
-        imports: it was allowed to import code, and so must be what draws with it.
+        captions: captions of its data.
+        imports: whether the run was allowed to import code; sampling with it then needs the same permission.
     """
     # Training has imported it by now.
     from flowhooks.train.launch import LOGS
@@ -49,7 +49,7 @@ def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) 
 
 
 def _prompt(run: Run, captions: Iterable[str]) -> str:
-    """A prompt that the run knows: of its validation pictures, of its rollouts, or of its data."""
+    """Return a prompt that the run knows: of its validation images, of its rollouts, or of its data."""
     from flowhooks.sampling.prompts import read_prompts
 
     if run.validation["prompts"]:
@@ -57,14 +57,14 @@ def _prompt(run: Run, captions: Iterable[str]) -> str:
     for hook in run.hooks:
         if hook.options.get("prompts") is not None:
             return str(read_prompts(hook.options["prompts"])[0].text)
-    return next((caption for caption in captions if caption.strip()), "a picture")
+    return next((caption for caption in captions if caption.strip()), "an image")
 
 
 @contextmanager
 def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
-    """Print the command that goes on with a run that stops inside the block, by a signal or by a failure of training.
+    """Print the command that resumes a run that stops inside the block, by a signal or by a failure of training.
 
-    Nothing is printed of a refusal, which going on would meet again, or where no checkpoint was written.
+    Nothing is printed after a refusal, which would happen again, or where no checkpoint was written.
     """
     try:
         yield
@@ -74,7 +74,7 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
         refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
         main = os.environ.get("RANK", "0") == "0"
         if main and not refused and checkpoints_in(Path(run.output_dir)):
-            say(f"to go on: {shlex.join(_again(args))}", file=sys.stderr)
+            say(f"to resume: {shlex.join(_again(args))}", file=sys.stderr)
         raise
 
 

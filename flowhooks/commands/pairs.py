@@ -1,4 +1,4 @@
-"""``flowhooks pairs``: data sets of pairs, made from good images or from scored ones."""
+"""``flowhooks pairs``: make data sets of pairs from good images or from scored ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``flowhooks probe``: what is learnt of a pipeline by running it a few times."""
+"""``flowhooks probe``: learn a pipeline by running it a few times, and print the result."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, digits, or tiny:NAME")
     parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
-    parser.add_argument("--frames", type=whole_number(1), help="of a clip (default: the pipeline's own)")
+    parser.add_argument("--frames", type=whole_number(1), help="frames of a video (default: the pipeline's own)")
     parser.add_argument(
         "--arguments",
         type=_object,
         default={},
         metavar="JSON",
-        help="given to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
+        help="passed to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
     )
     add_dtype(parser)
     parser.add_argument(
@@ -68,7 +68,7 @@ def run(args: Namespace) -> int:
 
 
 def _pipeline(args: Namespace) -> tuple[Any, Mapping[str, Any]]:
-    """The pipeline and the arguments its calls get."""
+    """Return the pipeline and the arguments of its calls."""
     from flowhooks.config import resolve_run
     from flowhooks.errors import ModelError
     from flowhooks.pipeline import load_pipeline

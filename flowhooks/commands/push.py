@@ -1,4 +1,4 @@
-"""``flowhooks push``."""
+"""``flowhooks push``: publish the output folder of a run on the Hub."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(args: Namespace) -> int:
 
 
 def _section(file: Path) -> dict[str, Any]:
-    """The ``push`` section of the run that a folder holds, if it holds one and it has one."""
+    """Return the ``push`` section of the run that a folder holds; empty if there is none."""
     from flowhooks.documents.document import read_json
 
     return (read_json(file).get("push") or {}) if file.is_file() else {}

@@ -1,4 +1,4 @@
-"""``flowhooks sample``."""
+"""``flowhooks sample``: generate images with a pipeline, or with a trained run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from flowhooks.commands.arguments import add_dtype, add_imports, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
-HELP = "draw pictures with a pipeline, or with what a run trained"
-#: Along an edge; validation has the same.
+HELP = "generate images with a pipeline, or with a trained run"
+#: Largest number of pixels along an edge; validation has the same.
 MOST_PIXELS = 16_384
 
 
@@ -20,12 +20,12 @@ def add(parser: ArgumentParser) -> None:
         help="a pipeline folder, a Hub id, digits, the output folder of a run, or a checkpoint in it",
     )
     asked = parser.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", action="append", help="what to draw; may be given again")
+    asked.add_argument("--prompt", action="append", help="what to generate; may be given again")
     asked.add_argument(
         "--prompts", metavar="FILE", help="a text file with one prompt a line, or a .jsonl with `prompt`"
     )
-    parser.add_argument("--negative-prompt", default="", help="what not to draw")
-    parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to draw with")
+    parser.add_argument("--negative-prompt", default="", help="what not to generate")
+    parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to sample with")
     parser.add_argument(
         "--adapter-below",
         type=_sigma,
@@ -37,14 +37,14 @@ def add(parser: ArgumentParser) -> None:
         type=whole_numbers(1, 10_000),
         default=[28],
         metavar="N[,N...]",
-        help="sampling steps; several draw a column each, the base above what was trained (default: 28)",
+        help="sampling steps; several numbers make a column each, base above trained (default: 28)",
     )
     parser.add_argument(
         "--guidance-scale", type=finite_number, default=4.5, help="1 switches guidance off (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first picture (default: %(default)s)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the first image (default: %(default)s)")
     parser.add_argument(
-        "--num-images", type=whole_number(1, 10_000), default=1, help="pictures of each prompt (default: %(default)s)"
+        "--num-images", type=whole_number(1, 10_000), default=1, help="images of each prompt (default: %(default)s)"
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
@@ -52,13 +52,13 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--save-dataset",
         metavar="FOLDER",
-        help="write the pictures as a data set to train on, with captions, into a new folder, and no grid",
+        help="write the images as a data set to train on, with captions, into a new folder, and no grid",
     )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="a folder without pictures of an earlier call, or a new .png for the grid alone (default: samples, or "
-        "the first of samples-2, samples-3 that is free)",
+        help="a folder without images of an earlier call, or a new .png for the grid alone (default: samples, or "
+        "the first free one of samples-2, samples-3)",
     )
     add_imports(parser)
 
@@ -76,7 +76,7 @@ def run(args: Namespace) -> int:
         check_dataset(Path(args.save_dataset), args.steps)
     else:
         args.output = free_output(args.output)
-    # Before the imports and the weights, which take their time.
+    # Before the imports and the weights, which take seconds.
     _check_model(args.model)
     base = _base(args.model)
     if base is not None:
@@ -105,7 +105,7 @@ def _sigma(text: str) -> float:
 
 
 def _check_model(model_or_run: str) -> None:
-    """Raises ConfigError for what is neither a model nor a run, on this disk or by its name."""
+    """Raise ConfigError for a name that is neither a model nor a run, on this disk or by its form."""
     from flowhooks.checks.pipeline import no_pipeline
     from flowhooks.errors import ConfigError, Problem
     from flowhooks.reading import user_path
@@ -123,7 +123,7 @@ def _check_model(model_or_run: str) -> None:
 
 
 def _base(model_or_run: str) -> Path | None:
-    """The pipeline folder that the pictures are to be drawn with, where it is on this disk."""
+    """Return the folder of the pipeline that generates the images, if it is on this disk."""
     from flowhooks.checks.pipeline import pipeline_folder
     from flowhooks.documents.document import read_json
     from flowhooks.manifest import PIPELINE

@@ -1,4 +1,4 @@
-"""What ``flowhooks sample`` does once its arguments are known to be good: load, draw, save."""
+"""Execute ``flowhooks sample`` once its arguments are checked: load, sample, save."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from flowhooks.sampling.flow_map_proxy import scheduled
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
-#: One list of pictures for each step count.
+#: A list of images for each step count.
 Pictures = list[list[Image.Image]]
 
 
 def sample_command(args: Namespace) -> int:
-    """Draw pictures and save them.
+    """Generate images and save them.
 
-    With several step counts the grid has a column for each, and for every picture a row of the base above a row of what
-    was trained, both under the scheduler that the latter needs.
+    With several step counts the grid has a column for each, and for every image a row of the base above a row of the
+    trained model, both under the scheduler that the latter needs.
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
             None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
-            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every picture, or
+            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every image, or
             a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it; ``save_dataset``:
-            a new folder for a data set of the pictures, in place of all that, or None.
+            a new folder for a data set of the images, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
-        ConfigError: an output that cannot be written.
+        ConfigError: an output cannot be written.
     """
     restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, allow_imports=args.allow_imports)
     own = restored.pipe.scheduler
@@ -52,14 +52,14 @@ def sample_command(args: Namespace) -> int:
     if restored.below is not None:
         say(f"The adapter is off in steps that start above sigma {restored.below:g}")
     if scheduler is not own:
-        say(f"Drawn under a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
+        say(f"Sampled with a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     if args.save_dataset is not None:
         captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]
         say(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
         return 0
     named = _named(rows, args.steps, args.num_images)
     if len(args.steps) > 1:
-        # Picture by picture, the base's row above the trained one's.
+        # Image by image, the base's row above the trained one's.
         cells = [row[k][i] for i in range(len(rows[-1][0])) for row in rows for k in range(len(args.steps))]
         grid = picture_grid(cells, columns=len(args.steps))
     else:
@@ -70,7 +70,7 @@ def sample_command(args: Namespace) -> int:
 
 
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
-    """The pictures at every step count."""
+    """Return the images at every step count."""
     return [
         sample_images(
             pipe,
@@ -90,18 +90,18 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace)
 
 
 def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:
-    """The argument that guides; learnt by running a pipeline that has several which might."""
+    """Return the name of the guidance argument. A pipeline with several candidates is run to learn it."""
     if len(scales(pipe)) < 2:
         return SCALE
     try:
         return probe(pipe, arguments=arguments).contract.scale
     except ModelError:
-        # One that cannot be learnt is sampled all the same.
+        # One that cannot be learned is sampled all the same.
         return SCALE
 
 
 def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:
-    """File name -> picture; step count and side are in the name where there are several."""
+    """Return file name -> image; step count and side are in the name where there are several."""
     found = {}
     for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
         for count, pictures in zip(steps, row, strict=True):
@@ -119,7 +119,7 @@ def _save(pictures: Mapping[str, Image.Image], grid: Image.Image, output: Path) 
     try:
         for file, picture in files:
             file.parent.mkdir(parents=True, exist_ok=True)
-            # Never over what has come there since the command began.
+            # Never overwrite a file that appeared since the command began.
             with file.open("xb") as stream:
                 picture.save(stream, format="PNG")
     except OSError as error:

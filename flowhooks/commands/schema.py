@@ -1,4 +1,4 @@
-"""``flowhooks schema``: the JSON Schemas, to read or to copy beside run files."""
+"""``flowhooks schema``: print or write the JSON Schemas, to read or to copy beside run files."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _write(folder: Path, force: bool) -> int:
     if standing and not force:
         raise ConfigError(
             [
-                Problem("this file is there and differs; nothing was written, --force replaces it", str(file))
+                Problem("this file exists and differs; nothing was written, --force replaces it", str(file))
                 for file in standing
             ]
         )
@@ -66,7 +66,7 @@ def _write(folder: Path, force: bool) -> int:
 
 
 def from_specs() -> dict[str, dict[str, Any]]:
-    """Every schema, those of hooks, methods and rewards made anew from their specs."""
+    """Return every schema; those of hooks, methods and rewards are made again from their specs."""
     from flowhooks.documents.schemas import schemas, with_lists
     from flowhooks.hooks.registry import HOOKS
     from flowhooks.methods import METHODS

@@ -1,4 +1,4 @@
-"""``flowhooks train``."""
+"""``flowhooks train``: train a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(args: Namespace) -> int:
         say(sentence, flush=True)
     if (sentence := building_notice(configured.model["pretrained_model_name_or_path"])) is not None:
         say(sentence, flush=True)
-    # Only now: the imports behind it take seconds, and a mistake should be told at once.
+    # Only now: these imports take seconds, and a mistake should be reported at once.
     from flowhooks.train import train
 
     with how_to_go_on(args, configured):

@@ -1,4 +1,4 @@
-"""Data set configurations -> records -> pairs -> caches -> batches.
+"""Turn data set configurations into records, pairs, caches and batches.
 
 ``audit`` is free of torch; the rest is imported on first use, so that ``flowhooks check`` stays quick.
 """

@@ -1,4 +1,4 @@
-"""Where the bytes of one picture or caption are: a file, a row of a table, a member of an archive."""
+"""Describe where the bytes of one image or caption are: a file, a row of a table, a member of an archive."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# Four times what the largest picture that is accepted takes as 16-bit RGBA, compressed badly.
+# Four times the size of the largest accepted image as badly compressed 16-bit RGBA.
 MAX_BYTES = 2**30
 
 
 class Asset(Protocol):
-    """A small, hashable handle to the bytes of a file, which workers of a data loader can be given."""
+    """Handles the bytes of a file; small and hashable, so that it can be passed to workers of a data loader."""
 
     @property
     def name(self) -> str:
-        """For people: enough to find it."""
+        """Name the asset in messages, so that people find it."""
         ...
 
     def read(self) -> bytes:
-        """Its content. Raises OSError if it cannot be read, or is larger than MAX_BYTES."""
+        """Return the content. Raises OSError if it cannot be read, or is larger than MAX_BYTES."""
         ...
 
 
 class Archive(Asset, Protocol):
-    """An asset of which a part can be read alone."""
+    """Handles a file of which a part can be read without the rest."""
 
     def read_part(self, start: int, size: int) -> bytes:
-        """`size` bytes from `start`, fewer where it ends. Raises OSError."""
+        """Return `size` bytes from `start` on, fewer at the end of the file. Raises OSError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class FileAsset:
-    """A file on this machine."""
+    """Handles a file on this machine."""
 
     path: Path
 
@@ -60,7 +60,7 @@ class FileAsset:
 
 @dataclass(frozen=True, slots=True)
 class RemoteAsset:
-    """A file behind a URL of a file system that fsspec knows, such as `s3://bucket/a.png`."""
+    """Handles a file behind a URL of a file system that fsspec knows, such as `s3://bucket/a.png`."""
 
     url: str
 
@@ -91,11 +91,11 @@ class RemoteAsset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberAsset:
-    """One file inside an archive that is not compressed.
+    """Handles one file inside an archive that is not compressed.
 
     Args:
-        archive: the file it lies in.
-        member: its name there.
+        archive: the archive file.
+        member: name of the file in the archive.
         offset: bytes before its content.
         size: bytes of its content.
     """
@@ -117,13 +117,13 @@ class MemberAsset:
 
 
 def refuse_large(size: int) -> None:
-    """Raises OSError for more bytes than any picture needs."""
+    """Raise OSError for more bytes than any image needs."""
     if size > MAX_BYTES:
         raise OSError(errno.EOVERFLOW, f"has {size:,} bytes; more than {MAX_BYTES:,} is refused")
 
 
 def why(error: OSError) -> str:
-    """An OSError in a few words."""
+    """Return an OSError in a few words."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     return error.strerror or type(error).__name__

@@ -1,4 +1,4 @@
-"""How data sets are drawn from, and the words of their captions: what no schema can say."""
+"""Check what no schema can about blocks: how their data sets are sampled, and their captions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flowhooks.documents.document import json_path
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import Problem
 
-#: They speak of what is trained on, so that a conditioning set that gives them would be misunderstood.
+#: These keys concern training samples, so they have no meaning in a conditioning set.
 _OF_IMAGES = (
     "caption_template",
     "caption_lines",
@@ -25,7 +25,7 @@ _OF_IMAGES = (
 
 
 def drawing_problems(blocks: Sequence[Block], file: str, root: str) -> Iterator[Problem]:
-    """Problems within each block, complete and schema-valid."""
+    """Yield the problems within each complete and schema-valid block."""
     for i, block in enumerate(blocks):
         faults = _of_conditioning(block) if block["dataset_type"] == "conditioning" else _of_images(block)
         for place, message in faults:
@@ -33,7 +33,7 @@ def drawing_problems(blocks: Sequence[Block], file: str, root: str) -> Iterator[
 
 
 def idle_steps(data: Datasets, last: int) -> Iterator[Problem]:
-    """Steps before `last` that no data set is drawn at."""
+    """Yield a problem for each range of steps before `last` in which no data set is drawn."""
     sets = [(i, b) for i, b in enumerate(data.blocks) if b["dataset_type"] == "image" and not b["disabled"]]
     step = 0
     while sets and step < last:

@@ -1,4 +1,4 @@
-"""What a data set file says: its blocks, and what they give to hooks."""
+"""Hold the blocks of a data set file, and say which data they offer to hooks."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from flowhooks.reading import user_path
 
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
-#: What `columns` may name that has a key of its own too; every other name is one of the user's.
+#: Names in `columns` that also have a key of their own; every other name is chosen by the user.
 ROLES = ("image", "caption", "rejected", "mask")
 Block = dict[str, Any]
 
 
 def record_columns(block: Block) -> dict[str, str]:
-    """Name that hooks know a cell of each sample by -> its column."""
+    """Return name -> column, for the cells that hooks read under names chosen by the user."""
     return {name: column for name, column in (block["columns"] or {}).items() if name not in ROLES}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
-    """Validated data set blocks.
+    """Holds validated data set blocks.
 
     Args:
         source: the file the blocks came from; ``instance_data_dir`` is relative to its folder.
@@ -32,7 +32,7 @@ class Datasets:
             ``conditioning_data`` lists every set that applies to it, whichever side stated the link; its
             ``rejected_column`` and ``mask_column`` list the columns of its own that do.
         root: JSON path of the list of blocks in ``source``.
-        links: index of each enabled image block -> those of the sets that belong to it, in order.
+        links: index of each enabled image block -> indices of the sets that belong to it, in order.
     """
 
     source: Path
@@ -42,12 +42,12 @@ class Datasets:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """JSON path of each block in ``source``."""
+        """Return the JSON path of each block in ``source``."""
         return tuple(json_path([i], self.root) for i in range(len(self.blocks)))
 
     @property
     def instance_prompts(self) -> tuple[str, ...]:
-        """The prompts of enabled sets whose every image has the same one."""
+        """Return the prompts of enabled sets that use one prompt for all images."""
         return tuple(
             block["instance_prompt"].strip()
             for block in self.blocks
@@ -58,8 +58,8 @@ class Datasets:
 
     @property
     def provides(self) -> frozenset[str]:
-        """``data:image``; ``data:rejected`` and ``data:mask`` where an enabled, linked set gives them; ``data:<name>``
-        for every name that all enabled image sets have under ``columns``."""
+        """Return ``data:image``; ``data:rejected`` and ``data:mask`` where an enabled, linked set has them;
+        ``data:<name>`` for every name that all enabled image sets have under ``columns``."""
         images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]
         ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
         kinds = {
@@ -80,7 +80,8 @@ class Datasets:
 
     @property
     def unread(self) -> bool:
-        """Whether the columns of an image set could not be read, so that it may give more than ``provides`` says."""
+        """Return whether the columns of an image set could not be read, so that it may offer more than ``provides``
+        says."""
         return any(
             b["type"] != "local" and b["dataset_type"] == "image" and None in (b["rejected_column"], b["mask_column"])
             for b in self.blocks
@@ -88,7 +89,7 @@ class Datasets:
         )
 
     def document(self) -> dict[str, Any]:
-        """The blocks as JSON that can be read back from any folder."""
+        """Return the blocks as JSON that can be read back from any folder."""
         return {"datasets": [{**block, "instance_data_dir": self._anywhere(block)} for block in self.blocks]}
 
     def _anywhere(self, block: Block) -> str:

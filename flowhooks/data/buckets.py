@@ -1,4 +1,4 @@
-"""What a run will draw, in words: the share of each data set, and what each bucket (one trained size) holds."""
+"""Describe what a run will draw: the share of each data set, and the samples of each bucket (one trained size)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ SHOWN = 20
 
 
 def bucket_report(records: Sequence[Record], batch_size: int, accumulation: int, processes: int = 1) -> list[str]:
-    """What a step draws, then a line for each bucket, and one more for those that are drawn apart, the largest first.
+    """Return a line on the samples of a step, then a line for each bucket, or for each part of it that is drawn
+    separately, the largest first.
 
-    A bucket with fewer samples than a micro-step draws over all processes is told with how often a batch then repeats
+    For a bucket with fewer samples than a micro-step draws over all processes, the line says how often a batch repeats
     a sample, and the `repeats` that would fill it.
     """
     if not records:
@@ -35,13 +36,14 @@ def bucket_report(records: Sequence[Record], batch_size: int, accumulation: int,
 
 
 def named(bucket: tuple[int, int, int]) -> str:
-    """`width x height`, and frames of a clip."""
+    """Return `width x height`, and the number of frames of a video."""
     width, height, frames = bucket
     return f"{width}x{height}" + (f"x{frames}" if frames > 1 else "")
 
 
 def small_bucket_warning(streams: Sequence[Stream], samples: int) -> str | None:
-    """That some streams hold fewer samples than a micro-step draws over all processes, for a warning; None if none."""
+    """Return a warning if some streams hold fewer samples than a micro-step draws over all processes; None if none
+    do."""
     small = [len(stream.indices) for stream in streams if len(stream.indices) < samples]
     if not small:
         return None
@@ -53,9 +55,10 @@ def small_bucket_warning(streams: Sequence[Stream], samples: int) -> str | None:
 
 
 def report(records: Sequence[Record]) -> list[str]:
-    """A line for each phase: the share of each data set in what is drawn; none where that is one data set throughout.
+    """Return a line for each phase with the share of each data set in what is drawn; none if one data set is drawn
+    throughout.
 
-    For the terminal; the share of a data set is that of its samples in what a long run of steps draws.
+    The share of a data set is that of its samples among those of a long run of steps.
     """
     drawn = streams(records)
     changing = phases(drawn)

@@ -1,7 +1,7 @@
-"""Latents, masks and text conditions, computed once and kept on disk.
+"""Compute latents, masks and text conditions once and keep them on disk.
 
-An entry is named by the content of its file, how it is cut, the model, and the number type. Change any of them and
-another entry is made; the old one is never read by mistake, nor removed.
+An entry is named by the content of its file, its crop, the model, and the number type. If any of them changes,
+another entry is made; the old one is neither read by mistake nor removed.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def build_cache(
     rebuild: bool = False,
     together: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CachedDataset:
-    """Make every entry that is missing, `batch_size` at a time.
+    """Make every missing entry, `batch_size` at a time.
 
-    Any number of processes may build one cache at once: each makes what no other is making, and waits for the rest.
-    Processes that were killed leave nothing to clear up, and the cache that is finished after them is the same to the
-    last byte.
+    Any number of processes may build one cache at once: each makes entries that no other is making, and waits for the
+    rest. Killed processes leave nothing to clean up, and the cache that is finished after them is the same to the last
+    byte.
 
     Args:
         rebuild: make every entry of `audit` again, in a folder beside the old ones, which are replaced when all are
-            there. A rebuild that was killed goes on where it stopped.
-        together: a block that the processes of a run leave together, or not at all.
+            there. A killed rebuild continues where it stopped.
+        together: context manager that all processes of a run leave together, or none.
 
     Raises DataError naming every image that cannot be decoded or that the model turns into NaN, or the file that the
     disk refused.
@@ -68,7 +68,7 @@ def build_cache(
     ]
     with together():
         found = [work.find(each.encoder.kind, each.items, check=CHECKED_BYTES) for each in wanted]
-        # A folder that lacks nothing is only read: it may be somebody else's, or on a disk that takes no writing.
+        # A complete folder is only read: it may belong to somebody else, or be on a read-only disk.
         if any(each.items.keys() - there.keys() for each, there in zip(wanted, found, strict=True)):
             work.sweep()
         places = {
@@ -94,7 +94,7 @@ def build_cache(
 def latent_grids(
     model: FlowModel, sizes: Iterable[tuple[int, int, int]]
 ) -> dict[tuple[int, int, int], tuple[int, int]]:
-    """Height, width and frames of samples -> (h, w) of their latents; the model then knows these sizes.
+    """Return height, width and frames of samples -> (h, w) of their latents; the model then knows these sizes.
 
     Raises DataError naming every size that the pipeline refuses or rounds to another.
     """
@@ -103,7 +103,7 @@ def latent_grids(
         try:
             shape = _fitting(model.at(height, width, frames))
         except (ValueError, ModelError) as error:  # the pipeline's own check of its arguments, and ours
-            what = f"clips of {frames} frames of {width}x{height}" if frames > 1 else f"pictures of {width}x{height}"
+            what = f"videos of {frames} frames of {width}x{height}" if frames > 1 else f"images of {width}x{height}"
             remedy = "set `num_frames` or `resolution`" if frames > 1 else "set `resolution`"
             problems.append(
                 Problem(
@@ -126,7 +126,7 @@ def _fitting(model: FlowModel) -> tuple[int, ...]:
 
 
 class _Wanted:
-    """The items of one kind, their keys, and what is known of each entry."""
+    """Holds the items of one kind, their keys, and what is known of each entry."""
 
     def __init__(self, encoder: Encoder, items: Iterable[Any]):
         self.encoder = encoder
@@ -137,7 +137,7 @@ class _Wanted:
         self.abouts = {key: abouts[item] for key, item in self.items.items()}
 
     def lots(self, there: Mapping[str, Any]) -> list[tuple[str, ...]]:
-        """What is not there, in the portions that become shards. Pictures of one size stand together."""
+        """Return the missing keys in the portions that become shards. Images of one size are next to each other."""
         missing = self.items.keys() - there.keys()
         return shard_groups(sorted(missing, key=lambda key: (_size(self.abouts[key]), key)))
 
@@ -150,13 +150,13 @@ def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
 def _filled(
     store: Store, wanted: _Wanted, places: dict[str, ShardEntry], progress: bool, batch_size: int
 ) -> dict[str, ShardEntry]:
-    """Where every entry lies, once those that are not in `places` are made."""
+    """Make the entries that are not in `places`, and return the place of every entry."""
     encoder = wanted.encoder
     todo = wanted.lots(places)
     if not todo:
         return places
     with tqdm(total=sum(map(len, todo)), desc=encoder.title, unit="", disable=not progress) as bar:
-        # First what nobody else is making; then wait for the others, and make what they leave unmade.
+        # First the shards that no other process is making; then wait for the others, and make what they leave unmade.
         for wait in (False, True):
             todo = [lot for lot in todo if not _made(store, wanted, lot, wait, batch_size, bar)]
     if encoder.problems:
@@ -165,7 +165,7 @@ def _filled(
 
 
 def _made(store: Store, wanted: _Wanted, lot: Sequence[str], wait: bool, batch_size: int, bar: tqdm) -> bool:
-    """Make a shard, unless it has been made. False if another process is at it."""
+    """Make a shard, unless it exists already. Returns False if another process is making it."""
     kind, name = wanted.encoder.kind, shard_name(lot)
     claim = store.claim(kind, name, wait=wait)
     if claim is None:
@@ -179,7 +179,7 @@ def _made(store: Store, wanted: _Wanted, lot: Sequence[str], wait: bool, batch_s
             chunk = [wanted.items[key] for key in lot[at : at + batch_size]]
             entries |= {wanted.keys[item]: tensors for item, tensors in wanted.encoder.encode(chunk)}
             bar.update(len(chunk))
-        # A shard with a gap would have another name; what is in it is made again when the fault is mended.
+        # A shard with a missing entry would have another name; its entries are made again when the fault is fixed.
         if len(entries) == len(lot):
             store.write(claim, kind, entries, wanted.abouts)
     return True

@@ -18,7 +18,7 @@ AS_IT_IS = f"{{{PLACEHOLDER}}}"
 
 
 def caption_of(record: Record, seed: int, place: int) -> str:
-    """The caption that a visit at a place of the run's stream sees; the empty one when it is dropped."""
+    """Return the caption of a draw at a place of the run's stream; the empty one when it is dropped."""
     captions, dropout = record.captions, record.drawing.caption_dropout
     if len(captions) == 1 and not dropout:
         return record.caption
@@ -27,17 +27,17 @@ def caption_of(record: Record, seed: int, place: int) -> str:
 
 
 def wordings(caption: str, block: Mapping[str, Any]) -> tuple[str, ...]:
-    """Everything that a data set block makes of a caption; the first is what is measured and shown.
+    """Return all variants that a data set block makes of a caption; the first one is measured and shown.
 
-    Each line under `caption_lines` 'any', in each of its orders of tags, in each template. Every line is as likely as
-    the others, and so is every template.
+    Each line under `caption_lines` 'any' comes in each of its orders of tags, in each template. Every line is as likely
+    as the others, and so is every template.
     """
     lines = [caption]
     if block["caption_lines"] == "any":
         lines = [line.strip() for line in caption.splitlines() if line.strip()] or lines
     templates = templates_of(block) or [AS_IT_IS]
     orders = [_orders(line, block) for line in lines]
-    # Lines of fewer orders repeat them, so that none is favoured.
+    # Lines with fewer orders repeat them, so that all lines are equally likely.
     most = max(len(each) for each in orders)
     return tuple(
         template.format(**{PLACEHOLDER: each[i % len(each)]})
@@ -48,13 +48,13 @@ def wordings(caption: str, block: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def templates_of(block: Mapping[str, Any]) -> list[str]:
-    """The block's `caption_template` as a list."""
+    """Return the block's `caption_template` as a list."""
     written = block["caption_template"]
     return [written] if isinstance(written, str) else list(written or ())
 
 
 def template_fault(template: str) -> str | None:
-    """What is wrong with a template, and what to do; None if nothing is."""
+    """Say what is wrong with a template, and what to do; None if nothing is."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -71,9 +71,10 @@ def template_fault(template: str) -> str | None:
 
 
 def _orders(line: str, block: Mapping[str, Any]) -> list[str]:
-    """The line as it is and in up to `caption_variants` - 1 other orders of its tags, the first `keep_tags` in place.
+    """Return the line as it is and in up to `caption_variants` - 1 other orders of its tags, the first `keep_tags` in
+    place.
 
-    They follow from the line alone, so that every run finds them in the cache.
+    The orders depend on the line only, so that every run finds them in the cache.
     """
     if not block["caption_shuffle"]:
         return [line]
@@ -90,7 +91,7 @@ def _orders(line: str, block: Mapping[str, Any]) -> list[str]:
 def _shuffles(tags: list[str], wanted: int) -> Iterator[tuple[str, ...]]:
     digest = hashlib.sha256(",".join(tags).encode()).digest()
     draw = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16])))
-    if len(tags) < 6:  # may have fewer orders than are wanted, which drawing would never find out
+    if len(tags) < 6:  # may have fewer orders than are wanted, which sampling orders would never notice
         every = sorted(set(permutations(tags)))
         yield from (every[i] for i in draw.permutation(len(every)))
         return

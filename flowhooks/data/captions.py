@@ -1,4 +1,4 @@
-"""Where a sample's prompt comes from."""
+"""Read the prompts of samples."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Captions:
     """Collects the captions of one data set and what is wrong with them.
 
     Args:
-        where: JSON path that the problems are told at.
-        remedy: what to do about captions that are not there.
+        where: JSON path of the problems.
+        remedy: what the user can do about missing captions.
     """
 
     def __init__(self, where: str, remedy: str):
@@ -31,7 +31,7 @@ class Captions:
         self._unreadable: list[str] = []
 
     def read(self, stem: str, text: Asset | None, name: str) -> None:
-        """Take a caption from a text file called `name` in messages; None where there is no such file."""
+        """Read a caption from a text file called `name` in messages; None where there is no such file."""
         if text is None:
             self._missing.append(name)
             return
@@ -41,7 +41,7 @@ class Captions:
             self.refuse(name, why(error))
 
     def decode(self, stem: str, data: bytes, name: str) -> None:
-        """Take a caption from UTF-8."""
+        """Read a caption from UTF-8 bytes."""
         if is_utf16(data):
             self.refuse(name, "it is UTF-16")
             return
@@ -51,7 +51,7 @@ class Captions:
             self.refuse(name, f"byte {error.start} is {error.object[error.start]:#04x}")
 
     def take(self, stem: str, value: Any, name: str) -> None:
-        """Take a caption from a cell of a table, as text or UTF-8; None where the cell is empty."""
+        """Read a caption from a cell of a table, as text or UTF-8; None where the cell is empty."""
         if value is None:
             self._empty.append(name)
         elif isinstance(value, bytes):
@@ -67,11 +67,11 @@ class Captions:
             self.found[stem] = value.strip()
 
     def refuse(self, name: str, reason: str) -> None:
-        """Take note of a caption that cannot be read."""
+        """Record a caption that cannot be read."""
         self._unreadable.append(f"{name} ({reason})")
 
     def report(self, found: Findings) -> None:
-        """Add what is wrong to `found`."""
+        """Add the problems to `found`."""
         found.listing(self.where, self._missing, "missing caption files", self.remedy)
         found.listing(self.where, self._empty, "empty captions", self.remedy)
         found.listing(self.where, self._unreadable, "captions that are not UTF-8 text", "save them as UTF-8")
@@ -80,7 +80,7 @@ class Captions:
 def captions_without_text(
     block: dict[str, Any], path: str, stems: Iterable[str], found: Findings
 ) -> dict[str, str] | None:
-    """Stem -> caption for the strategies that read no text; None for the others.
+    """Return stem -> caption for the strategies that read no text; None for the others.
 
     `filename` is the file's name without suffix, underscores as spaces; `instanceprompt` is the block's
     `instance_prompt` for every image.

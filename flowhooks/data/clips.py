@@ -1,6 +1,6 @@
-"""Clips: what a file of moving pictures holds, and its frames. Pillow for pictures that move, PyAV for video files.
+"""Read facts and frames of videos: Pillow for moving images, PyAV for video files.
 
-A video file is opened by the demuxer of what it is, never by one that it asks for, and follows no reference to other
+A video file is opened by the demuxer of its own format only, and no reference in it is followed to other
 files: playlists could otherwise name anything on this machine or the network.
 """
 
@@ -19,26 +19,27 @@ from flowhooks.data.images import FORMATS, MAX_PIXELS, BadImage, decoding, open_
 
 MOVING = (*FORMATS, "GIF")
 NEEDS_AV = "is a video file, which needs PyAV; run `pip install 'flowhooks[video]'`"
-#: The start of a file, from a byte on -> the demuxer that may open it.
+#: (Position, bytes at that position) of a file's start -> the demuxer that may open it.
 _CONTAINERS = ((4, b"ftyp", "mov"), (0, b"\x1a\x45\xdf\xa3", "matroska"))
 #: References to other files are not followed.
 _OPTIONS: dict[str, dict[str, str]] = {"mov": {"enable_drefs": "0"}, "matroska": {}}
 
 
 def container_of(data: bytes) -> str | None:
-    """The demuxer of a video file, None if these bytes begin like none."""
+    """Return the demuxer of a video file, None if these bytes begin like none."""
     if still_of(data) is not None:
         return None
     return next((demuxer for at, magic, demuxer in _CONTAINERS if data[at : at + len(magic)] == magic), None)
 
 
 def moves(data: bytes) -> bool:
-    """Whether these bytes begin like a file that only sets of clips take."""
+    """Return whether these bytes begin like a file that only sets of videos accept."""
     return container_of(data) is not None or data.startswith(b"GIF8")
 
 
 def video_facts(data: bytes, demuxer: str) -> dict[str, Any]:
-    """What a Picture says of a video file: `width`, `height`, `frames` and `rate`. Only its first frame is decoded.
+    """Return `width`, `height`, `frames` and `rate` of a video file, as an Image has them. Only the first frame is
+    decoded.
 
     Raises BadImage.
     """
@@ -56,18 +57,20 @@ def video_facts(data: bytes, demuxer: str) -> dict[str, Any]:
 
 
 def frames_of(data: bytes, positions: Sequence[int]) -> Iterator[Image.Image]:
-    """The frames at these rising positions, upright. Raises BadImage where one is not there or cannot be decoded."""
+    """Yield the frames at these rising positions, upright. Raises BadImage where one is missing or cannot be
+    decoded."""
     demuxer = container_of(data)
     with decoding():
         yield from _moving(data, positions) if demuxer is None else _video(data, demuxer, positions)
 
 
 def select(total: int, count: int, how: str, chance: int) -> tuple[int, ...]:
-    """Positions of `count` of `total` frames, rising.
+    """Return positions of `count` of `total` frames, rising.
 
     Args:
-        how: `first`, `center` and `random` are frames in a row; `uniform` is spread from the first to the last.
-        chance: a large number that `random` follows from.
+        how: `first`, `center` and `random` select consecutive frames; `uniform` spreads them from the first to the
+            last.
+        chance: a large number that determines the choice of `random`.
     """
     spare = total - count
     if how == "uniform":
@@ -97,7 +100,7 @@ def _video(data: bytes, demuxer: str, positions: Sequence[int]) -> Iterator[Imag
             yield frame.to_image()
             position = next(wanted, -1)
     if position >= 0:
-        raise BadImage(f"has {number + 1:,} frames that can be decoded; frame {position + 1:,} is asked for")
+        raise BadImage(f"has {number + 1:,} frames that can be decoded; frame {position + 1:,} is needed")
 
 
 def _decoded(data: bytes, demuxer: str, most: int) -> Iterator[Any]:

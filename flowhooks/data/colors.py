@@ -1,4 +1,4 @@
-"""Colours as training wants them: sRGB in 8 bits, whatever profile, number type or colour space a file has."""
+"""Convert colours to 8-bit sRGB, whatever profile, number type or colour space a file has."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageCms
 
-#: Colour space that a profile is of -> the mode its pixels are handed over in.
+#: Colour space of a profile -> the mode in which its pixels are passed to lcms.
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
 _FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
-# What a profile may change of a colour before it counts as another one than sRGB: rounding.
+# A profile that changes colours by no more than this, which is rounding, counts as sRGB.
 _SAME = 1
 
 
@@ -20,7 +20,7 @@ class BadProfile(Exception):
 
 
 def profile_turns(image: Image.Image) -> bool:
-    """Whether the profile in an opened file changes what :func:`to_rgb` makes of it. No pixel is decoded.
+    """Return whether the profile in an opened file changes the result of :func:`to_rgb`. No pixel is decoded.
 
     Raises BadProfile.
     """
@@ -29,9 +29,9 @@ def profile_turns(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded image in ``RGB``, or in ``RGBA`` where it has transparency, its colours turned into sRGB.
+    """Convert a decoded image to sRGB, as ``RGB``, or as ``RGBA`` where it has transparency.
 
-    Where it has no profile, or one that cannot be used, its numbers are taken for sRGB as they are.
+    Where it has no profile, or one that cannot be used, its numbers are taken as sRGB.
     """
     profile = image.info.get("icc_profile")
     try:
@@ -49,7 +49,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey as ``L``: Pillow's own conversion clips everything above 255 to white. Others as they are."""
+    """Convert 16-bit grey to ``L``: Pillow's own conversion clips everything above 255 to white. Other images are
+    returned as they are."""
     if not image.mode.startswith("I"):
         return image
     levels = np.asarray(image).astype(np.float64) / 257
@@ -57,7 +58,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """The image in a mode without transparency; hidden colours stay as they are."""
+    """Return the image in a mode without transparency; hidden colours stay as they are."""
     if image.mode == mode:
         return image
     if image.has_transparency_data and mode != "RGB":
@@ -66,7 +67,7 @@ def _opaque(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _fitting(mode: str) -> str:
-    """The kind of colours that an image of this mode holds: ``RGB``, ``GRAY``, ``CMYK`` or ``LAB``."""
+    """Return the kind of colours that an image of this mode holds: ``RGB``, ``GRAY``, ``CMYK`` or ``LAB``."""
     if mode in ("1", "L", "LA", "La") or mode.startswith("I"):
         return "GRAY"
     return mode if mode in ("CMYK", "LAB") else "RGB"
@@ -74,13 +75,13 @@ def _fitting(mode: str) -> str:
 
 @lru_cache(maxsize=16)
 def _transform(profile: bytes, colours: str) -> ImageCms.ImageCmsTransform | None:
-    """From the colours of a profile to sRGB; None if they are the same. Raises BadProfile."""
+    """Return the transform from the colours of a profile to sRGB; None if they are the same. Raises BadProfile."""
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
         space = source.profile.xcolor_space.strip()
     except Exception as error:  # lcms and Pillow raise several kinds on damaged bytes
         raise BadProfile(f"it cannot be read ({error})") from None
-    # Grey is a colour too: some programs put an RGB profile into a grey file.
+    # Grey is valid for an RGB profile: some programs put one into a grey file.
     if space != colours and (space, colours) != ("RGB", "GRAY"):
         raise BadProfile(f"it is for {space or 'no'} colours, the image holds {colours}")
     mode = _MODES[space]
@@ -104,7 +105,7 @@ def _transform(profile: bytes, colours: str) -> ImageCms.ImageCmsTransform | Non
 
 
 def _samples(mode: str) -> Image.Image:
-    """Colours from all over a space."""
+    """Return colours from all over a space."""
     levels = np.linspace(0, 255, 17).round().astype(np.uint8)
     if mode == "L":
         return Image.fromarray(np.arange(256, dtype=np.uint8)[None])

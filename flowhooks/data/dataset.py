@@ -1,4 +1,4 @@
-"""The cached samples, and how they become a batch."""
+"""Read cached samples, and collate them into a batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from flowhooks.data.store import Entries
 
 
 class CachedDataset(Dataset):
-    """Samples of latents, condition and mask, in the order of the audit's records. Made by build_cache.
+    """Gives samples of latents, condition and mask, in the order of the audit's records. Made by build_cache.
 
     Args:
-        records: the audit's.
+        records: records of the audit.
         entries: where the tensors are.
-        latents, masks: (picture, geometry) -> entry key.
+        latents, masks: (image, geometry) -> entry key.
         captions: caption -> entry key, as :func:`~flowhooks.data.encode.caption_key`, for every caption that a sample
             may take.
         grids: height, width and frames of samples -> (h, w) of their masks.
-        provides: the audit's; what is not in it is left out of every sample.
+        provides: as in the audit; whatever is not in it is left out of every sample.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class CachedDataset(Dataset):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample of a record under its first caption, see `sample`."""
+        """Return the sample of a record under its first caption, see `sample`."""
         return self.sample(index, self.records[index].caption)
 
     def sample(self, index: int, caption: str) -> dict[str, Any]:
-        """`clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`, `caption`,
-        and `columns`, which the record has.
+        """Return `clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`,
+        `caption`, and `columns` of the record.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
         """
@@ -74,7 +74,7 @@ class CachedDataset(Dataset):
         }
 
     def condition(self, caption: str, size: tuple[int, int, int]) -> Any:
-        """The condition of one caption of the data set at a size; of one sample, on the CPU."""
+        """Return the condition of one caption of the data set at a size, for one sample, on the CPU."""
         from flowhooks.probe import Condition
 
         key = self._captions.get((caption, size)) or self._captions[caption, None]
@@ -99,7 +99,7 @@ class CachedDataset(Dataset):
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
-    """Items of a CachedDataset -> Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`.
+    """Collate items of a CachedDataset into a Batch: `clean` and `rejected` `[B, ...]`, `mask` `[B, 1, h, w]`.
 
     Raises ValueError for items of several sizes, which may be packed to one shape.
     """

@@ -1,4 +1,4 @@
-"""The three kinds of cache entries: what each depends on, and how it is computed."""
+"""Define the three kinds of cache entries: what each depends on, and how it is computed."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from flowhooks.errors import Problem
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
 
-# Raised whenever the arithmetic of a kind changes, so that entries of an older release are left alone.
+# Increased whenever the arithmetic of a kind changes, so that entries of an older release are not used.
 FORMAT = 2
-# Raised whenever colours are turned into sRGB in another way.
+# Increased whenever the conversion of colours to sRGB changes.
 COLORS = 1
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
 Cut = tuple[Picture, Geometry]
@@ -33,12 +33,12 @@ Told = tuple[str, Size | None]
 
 
 class Encoder(Protocol):
-    """One kind of entries.
+    """Computes one kind of entries.
 
     Attributes:
         kind: folder in the cache.
-        title: of the progress bar.
-        problems: what could not be encoded, so far.
+        title: title of the progress bar.
+        problems: items that could not be encoded so far.
     """
 
     kind: str
@@ -46,16 +46,16 @@ class Encoder(Protocol):
     problems: list[Problem]
 
     def about(self, item: Any) -> dict[str, Any]:
-        """Everything that the tensors of `item` depend on, as JSON."""
+        """Return everything that the tensors of `item` depend on, as JSON."""
         ...
 
     def encode(self, items: Sequence[Any]) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-        """The tensors of every item that can be encoded; a problem for every other."""
+        """Yield the tensors of every item that can be encoded; record a problem for every other."""
         ...
 
 
 class Pictures:
-    """Preferred and rejected images -> `latents`, float32, one sample in the scheduler's sample space."""
+    """Encodes preferred and rejected images to `latents`, float32, one sample in the scheduler's sample space."""
 
     kind = "latents"
     title = "Encoding images"
@@ -67,7 +67,7 @@ class Pictures:
 
     def about(self, item: Cut) -> dict[str, Any]:
         picture, geometry = item
-        # Only where there is something to tell: what was cached of other pictures stays good.
+        # Only where it has a value, so that cached entries of other images stay valid.
         colours = {"colors": COLORS} if picture.profiled else {}
         return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **colours, **self._made_by}
 
@@ -96,7 +96,7 @@ class Pictures:
 
 
 class Masks:
-    """Masks -> `mask`, float32 `[1, h, w]` on the VAE's latent grid.
+    """Turns masks into `mask`, float32 `[1, h, w]` on the VAE's latent grid.
 
     Args:
         grids: height, width and frames of a sample -> (h, w) of the grid.
@@ -130,13 +130,13 @@ class Masks:
 
 
 def caption_key(model: FlowModel, caption: str, size: Size) -> Told:
-    """A caption as a sample of this size has it: where arguments follow prompt and resolution both, it is another one
-    at another size."""
+    """Return the key of a caption for samples of this size: where arguments depend on prompt and resolution together,
+    each size has its own."""
     return caption, size if model.contract.joint else None
 
 
 class CaptionEncoder:
-    """Captions, each with the size it is told at, -> the tensors of their condition."""
+    """Encodes captions, each with the size it is used at, to the tensors of their condition."""
 
     kind = "text"
     title = "Encoding captions"

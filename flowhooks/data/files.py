@@ -1,4 +1,4 @@
-"""Which files a folder on this machine holds, without leaving it."""
+"""List the files of a folder on this machine, without leaving it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """Every file below one folder.
+    """Holds every file below one folder.
 
     Args:
-        files: path relative to the folder, with `/` -> where it is; sorted.
+        files: path relative to the folder, with `/` -> full path; sorted.
         refused: relative paths that are not followed, each with the reason.
     """
 
@@ -34,7 +34,7 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The image files among others.
+    """Holds the image files of a listing.
 
     Args:
         images: relative path stem (`sub/win` for `sub/win.jpg`) -> relative path, sorted.
@@ -48,7 +48,7 @@ class Images:
 
 
 def stem_of(path: str) -> str:
-    """`sub/win` for `sub/win.jpg`."""
+    """Return the path without suffix: `sub/win` for `sub/win.jpg`."""
     plain = PurePosixPath(path)
     return plain.with_suffix("").as_posix() if plain.name else path
 
@@ -58,12 +58,12 @@ def is_image(path: str) -> bool:
 
 
 def suffixes_of(block: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of the files that a data set holds: images, and clips where the block trains on some."""
+    """Return the suffixes of files that a data set reads: images, and videos where the block trains on videos."""
     return (*IMAGE_SUFFIXES, *CLIP_SUFFIXES) if block["num_frames"] > 1 else IMAGE_SUFFIXES
 
 
 def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:
-    """Sort out the image files of a listing."""
+    """Select the image files of a listing."""
     found: dict[str, list[str]] = {}
     ignored: Counter[str] = Counter()
     for path in paths:
@@ -80,7 +80,7 @@ def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXE
 
 
 def walk(root: Path) -> Tree:
-    """List `root` and its sub-folders. Names that begin with a dot are not looked at.
+    """List `root` and its sub-folders. Names that begin with a dot are ignored.
 
     Symbolic links are followed only while they stay inside `root`: a run must not read what its data set does not name.
     Raises OSError if a folder cannot be listed.
@@ -92,7 +92,7 @@ def walk(root: Path) -> Tree:
 
 
 def realpath(path: Path) -> Path:
-    """Where a path leads, links followed; unlike Path.resolve it takes a link to itself."""
+    """Return the target of a path with links followed; unlike Path.resolve it accepts a link to itself."""
     return Path(os.path.realpath(path))
 
 
@@ -126,7 +126,7 @@ def _walk(folder: Path, inside: Path, refused: list[tuple[str, str]], above: tup
 
 
 def is_text(value: str) -> bool:
-    """Whether it can be written as UTF-8: names and captions from damaged bytes cannot."""
+    """Return whether it can be written as UTF-8; names and captions from damaged bytes cannot."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Collects everything that is wrong or remarkable about the data, so that it is told at once."""
+"""Collect everything that is wrong or remarkable about the data, to report it at once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ NAMED = 20
 
 
 class Findings:
-    """The problems, warnings and notes of one audit.
+    """Holds the problems, warnings and notes of one audit.
 
     Args:
         source: the file that the data set blocks came from.
         root: JSON path of the list of blocks.
-        cache: where what has to be fetched is kept; None is the cache folder of flowhooks.
+        cache: folder for fetched data; None is the cache folder of flowhooks.
     """
 
     def __init__(self, source: Path, root: str = "$", cache: Path | None = None):
@@ -29,7 +29,7 @@ class Findings:
         self.notes: list[str] = []
 
     def at(self, index: int) -> str:
-        """JSON path of a block, `$[1]`."""
+        """Return the JSON path of a block, such as `$[1]`."""
         return f"{self.root}[{index}]"
 
     def problem(self, path: str, message: str) -> None:
@@ -43,12 +43,12 @@ class Findings:
 
 
 def some(names: Collection[str]) -> str:
-    """The first 20 names, and how many more there are."""
+    """Return the first 20 names, and how many more there are."""
     shown = list(names)[:NAMED]
     rest = len(names) - len(shown)
     return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
 
 
 def count(number: int, noun: str) -> str:
-    """`1 file`, `1,797 files`."""
+    """Return a number with its noun: `1 file`, `1,797 files`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

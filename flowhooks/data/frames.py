@@ -1,4 +1,4 @@
-"""Which frames of a clip are trained on, and do its partners have them too?"""
+"""Choose the frames of a video that are trained on, and check that its partners have them too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from flowhooks.data.records import DataSet
 def propagate_num_frames(
     blocks: Sequence[dict[str, Any]], links: Mapping[int, Sequence[int]], found: Findings
 ) -> list[dict[str, Any]]:
-    """The blocks, a `reference_strict` set with the `num_frames` of the image set that it belongs to."""
+    """Return the blocks, with `num_frames` of the image set copied to each `reference_strict` set that belongs to
+    it."""
     told = [dict(block) for block in blocks]
     for i, linked in links.items():
         for j in linked:
@@ -26,14 +27,14 @@ def propagate_num_frames(
             if blocks[j]["conditioning_type"] not in MASK_TYPES:
                 told[j]["num_frames"] = max(told[j]["num_frames"], wanted)
             elif own > 1:
-                found.problem(f"{found.at(j)}.num_frames", "is for clips, and a mask is one picture for all frames")
+                found.problem(f"{found.at(j)}.num_frames", "is for videos, and a mask is one image for all frames")
     return told
 
 
 def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -> dict[str, tuple[int, ...]]:
-    """Stem -> positions of the frames that are kept, of image and rejected side alike; of pictures none.
+    """Return stem -> positions of the frames that are kept, for image and rejected side alike; none for images.
 
-    A clip with too few frames is a problem: none is shown twice to make up for it.
+    A video with too few frames is a problem: no frame is used twice to make up for it.
     """
     block = images.block
     count = block["num_frames"]
@@ -50,9 +51,9 @@ def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -
         others = [each for each in sides if stem in each.images and each.images[stem].frames != picture.frames]
         apart += [f"{stem} of {each.id!r} ({each.images[stem].frames:,}, not {picture.frames:,})" for each in others]
     where = f"{images.path}.num_frames"
-    remedy = "lower `num_frames`, or take these files out; no frame is shown twice"
-    found.listing(where, short, f"clips with fewer than {count:,} frames", remedy)
-    remedy = "cut them like the clips they belong to"
+    remedy = "lower `num_frames`, or remove these files; no frame is used twice"
+    found.listing(where, short, f"videos with fewer than {count:,} frames", remedy)
+    remedy = "cut them like the videos they belong to"
     found.listing(where, apart, "rejected sides with another number of frames", remedy)
     if shown:
         found.notes.append(_told(images, shown))
@@ -64,7 +65,7 @@ def _told(images: DataSet, shown: Mapping[str, Sequence[int]]) -> str:
     numbers = [images.images[stem].frames for stem in shown]
     rates = [rate for stem in shown if (rate := images.images[stem].rate) is not None]
     lengths = f"{min(numbers):,}" if min(numbers) == max(numbers) else f"{min(numbers):,} to {max(numbers):,}"
-    line = f"{images.id}: clips of {lengths} frames"
+    line = f"{images.id}: videos of {lengths} frames"
     if rates:
         line += f" at {min(rates):.3g}" + ("" if min(rates) == max(rates) else f" to {max(rates):.3g}") + " a second"
     return f"{line}; {block['num_frames']:,} are trained on, {block['frame_selection']!r}"

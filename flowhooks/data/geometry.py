@@ -1,7 +1,7 @@
-"""One crop box for a training image and all its partners.
+"""Compute one crop box for a training image and all its partners.
 
-The box is held in fractions of the upright image, so the same region is cut from partners of another size, and resizing
-and cropping are one resampling.
+The box is given as fractions of the upright image, so the same region is cut from partners of another size, and
+resizing and cropping are one resampling.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """Where a sample is cut and how large it becomes.
+    """Says where a sample is cut and how large the result is.
 
     Args:
-        width: pixels of the result.
-        height: pixels of the result.
+        width: width of the result in pixels.
+        height: height of the result in pixels.
         box: left, top, right, bottom of the region to keep, as fractions in [0, 1] of the upright source.
-        shown: positions of the frames to keep of a clip, rising; none for a picture.
+        shown: positions of the frames of a video to keep, rising; none for an image.
     """
 
     width: int
@@ -29,32 +29,32 @@ class Geometry:
 
     @property
     def frames(self) -> int:
-        """Of the result; 1 for a picture."""
+        """Return the number of frames of the result; 1 for an image."""
         return len(self.shown) or 1
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """Height, width and frames, as a model takes them."""
+        """Return height, width and frames, as a model takes them."""
         return self.height, self.width, self.frames
 
     def pixels(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """The box in pixels of a source of `width` x `height`."""
+        """Return the box in pixels of a source of `width` x `height`."""
         left, top, right, bottom = self.box
         return (left * width, top * height, right * width, bottom * height)
 
     def enlarges(self, width: int, height: int) -> bool:
-        """Whether a source of `width` x `height` has fewer pixels in the box than the result."""
+        """Return whether a source of `width` x `height` has fewer pixels in the box than the result."""
         left, top, right, bottom = self.pixels(width, height)
-        # Half a pixel of slack: a partner of nearly the same aspect is not called too small for a rounding.
+        # Half a pixel of slack, so that rounding does not make a partner of nearly the same aspect too small.
         return right - left < self.width - 0.5 or bottom - top < self.height - 0.5
 
 
 def plan_geometry(
     width: int, height: int, target: tuple[int, int], crop: str, key: str, shown: tuple[int, ...] = ()
 ) -> Geometry:
-    """The largest region of a `width` x `height` image with the aspect of `target` (width, height).
+    """Return the largest region of a `width` x `height` image with the aspect of `target` (width, height).
 
-    `crop` is `center`, `corner` (the upper left one) or `random`, which depends on `key` alone, so that it is the same
+    `crop` is `center`, `corner` (the upper left one) or `random`, which depends on `key` only, so that it is the same
     in every run and epoch.
     """
     target_width, target_height = target
@@ -81,5 +81,5 @@ def _offset(spare: float, crop: str, key: str) -> int:
 
 
 def stable_hash(key: str) -> int:
-    """A large number that looks drawn and follows from the key alone."""
+    """Return a large pseudo-random number that depends on the key only."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])

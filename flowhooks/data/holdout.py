@@ -1,4 +1,4 @@
-"""Samples set aside: never trained on, measured instead."""
+"""Hold samples out: they are never trained on, and used for measuring."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from flowhooks.errors import ConfigError, Problem
 
 
 def split(records: Sequence[Record], count: int, seed: int, source: str) -> tuple[list[int], list[int]]:
-    """Indices of the records to train on, and of ``count`` images held out, each with one record.
+    """Return indices of the records to train on, and of ``count`` held-out images, each with one record.
 
     The choice is the tail of a seeded permutation of the images' sorted digests, so neither file names, the order of
-    files nor repeats change it. An image leaves with every record that shows it, under whatever key, and is measured
-    with the first of them by data set and key.
+    files nor repeats change it. All records that show a held-out image, under whatever key, leave training; it is
+    measured with the first of them by data set and key.
 
     Raises:
         ConfigError: nothing would be left to train on.

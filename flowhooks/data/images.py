@@ -1,4 +1,4 @@
-"""Which image files are opened, how, and up to which size. AVIF and HEIC begin like a video file, and are none."""
+"""Open image files: which formats, how, and up to which size. AVIF and HEIC begin like video files, but are images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AVIF, HEIC = "AVIF", "HEIC"
 NEEDS_HEIF = "is a HEIC image, which needs pillow-heif; run `pip install 'flowhooks[heic]'`"
 _AVIF = (b"avif", b"avis")
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx")
-#: Brands that say "a still picture" and not of which codec.
+#: Brands that stand for a still image and name no codec.
 _STILL = (b"mif1", b"msf1")
 
 
@@ -28,7 +28,7 @@ class BadImage(Exception):
 
 @contextmanager
 def decoding() -> Iterator[None]:
-    """Quietly; whatever goes wrong is a BadImage."""
+    """Decode without warnings inside the block; any exception becomes a BadImage."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,20 +40,20 @@ def decoding() -> Iterator[None]:
 
 
 def still_of(data: bytes) -> str | None:
-    """``AVIF`` or ``HEIC`` for the bytes of such a picture, None for others."""
+    """Return ``AVIF`` or ``HEIC`` for the bytes of such an image, None for others."""
     if data[4:8] != b"ftyp":
         return None
     end = min(int.from_bytes(data[:4]), 4096)
     major = data[8:12]
     brands = (major, *(data[at : at + 4] for at in range(16, end, 4)))
-    # A video may name a picture's brand among those that it is compatible with, but not as its own.
+    # A video may name an image's brand among those that it is compatible with, but not as its own.
     if major not in (*_AVIF, *_HEIC, *_STILL):
         return None
     return AVIF if any(each in _AVIF for each in brands) else HEIC
 
 
 def missing_bytes(data: bytes) -> tuple[int, int] | None:
-    """How many bytes are there and how many the boxes declare, of a file that is cut off; None if it is whole."""
+    """Return how many bytes a cut-off file has and how many its boxes declare; None if it is complete."""
     at = 0
     while at < len(data):
         size = int.from_bytes(data[at : at + 4])
@@ -66,19 +66,21 @@ def missing_bytes(data: bytes) -> tuple[int, int] | None:
 
 
 def open_heic(data: bytes) -> Image.Image:
-    """A HEIC picture, not decoded yet; it is upright by itself. ``find_spec("pillow_heif")`` says if that can be."""
+    """Open a HEIC image without decoding it; pillow-heif turns it upright. Needs pillow-heif, see
+    :func:`reads_heic`."""
     from pillow_heif import HeifImageFile
 
     return cast(Image.Image, HeifImageFile(BytesIO(data)))
 
 
 def reads_heic() -> bool:
-    """Whether pillow-heif is installed."""
+    """Return whether pillow-heif is installed."""
     return find_spec("pillow_heif") is not None
 
 
 def open_image(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
-    """An image, not decoded yet. Raises BadImage for a HEIC that cannot be read here; whatever Pillow raises."""
+    """Open an image without decoding it. Raises BadImage for a HEIC that cannot be read here, and whatever Pillow
+    raises."""
     if still_of(data) == HEIC:
         if not reads_heic():
             raise BadImage(NEEDS_HEIF)

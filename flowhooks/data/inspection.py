@@ -1,11 +1,11 @@
-"""Is this file an image that training can read? Answered from its bytes, without decoding pixels.
+"""Check from its bytes, without decoding pixels, whether a file is an image that training can read.
 
-A decoder would be shorter, and takes 28 ms for a PNG of a megapixel and 5 ms for a JPEG, where this takes 1.5 and 0.2:
-that is what lets an audit of 100,000 pairs end in half a minute. A header alone would let a file cut in half through to
-the middle of a run, so the whole structure is walked: every PNG chunk with its checksum up to the end chunk, every JPEG
-segment up to the scan and then the end marker, the lengths that a WebP and a BMP declare, the boxes of AVIF and HEIC,
-the strips and tiles of a TIFF. What only a decoder can notice is caught when the latents are cached, before training
-starts.
+Decoding would be less code, but takes 28 ms for a PNG of a megapixel and 5 ms for a JPEG; this takes 1.5 and 0.2 ms,
+which lets an audit of 100,000 pairs end in half a minute. A check of the header only would pass a file cut in half on
+to the middle of a run, so the whole structure is walked: every PNG chunk with its checksum up to the end chunk, every
+JPEG segment up to the scan and then the end marker, the lengths that a WebP and a BMP declare, the boxes of AVIF and
+HEIC, the strips and tiles of a TIFF. Faults that only a decoder can notice are found when the latents are cached,
+before training starts.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ KINDS = "PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC"
 ORIENTATION = 0x0112
 SIDEWAYS = (5, 6, 7, 8)
 TURNED = ("TIFF", "HEIF")
-"""What Pillow, or the plug-in, opens upright already."""
+"""Formats that Pillow, or the plug-in, turns upright when opening."""
 NEW_SUBFILE_TYPE, REDUCED = 254, 1
 OFFSETS_AND_LENGTHS = ((273, 279), (324, 325))
-"""Tags of a TIFF that say where its strips, or its tiles, lie."""
+"""Tags of a TIFF with the positions of its strips or tiles."""
 NUMBERS = ("F", "I")
 JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """What the audit knows of one image.
+    """Holds what the audit knows of one image.
 
     Args:
-        asset: where its bytes are.
+        asset: handle to its bytes.
         width: pixels, after the EXIF orientation is applied.
         height: pixels, after the EXIF orientation is applied.
         digest: sha256 of its bytes, hexadecimal.
-        frames: of a clip; 1 for a picture.
-        rate: frames per second of a clip, where its file says so.
-        profiled: a colour profile of its own turns its colours into sRGB.
-        profile_fault: why the colour profile it has is ignored; None if it has none, or a sound one.
-        labels: of a mask: its values are labels, of which all but 0 are inside.
+        frames: frames of a video; 1 for an image.
+        rate: frames per second of a video, if its file says so.
+        profiled: whether its colour profile changes its colours on the way to sRGB.
+        profile_fault: why its colour profile is ignored; None if it has none, or a valid one.
+        labels: for a mask: whether its values are labels, of which all but 0 are inside.
     """
 
     asset: Asset
@@ -64,17 +64,17 @@ class Picture:
 
     @property
     def size(self) -> str:
-        """`width x height`, for messages."""
+        """Return `width x height`, for messages."""
         return f"{self.width}x{self.height}"
 
 
 def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
-    """Read it once; return its upright size and digest.
+    """Read an image once and return what the audit needs, such as its upright size and digest.
 
     Args:
-        clips: take what moves too: animated PNG, WebP and GIF, and video files.
+        clips: accept videos too: animated PNG, WebP and GIF, and video files.
 
-    Raises BadImage if it is empty, no image of a kind that is read, damaged, animated, of several pages, or too large
+    Raises BadImage if it is empty, of no readable format, damaged, animated, of several pages, or too large
     to decode safely; OSError if it cannot be read.
     """
     data = asset.read()
@@ -107,10 +107,10 @@ def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Pictur
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(f"has {width * height:,} pixels; more than {MAX_PIXELS:,} is refused as a decompression bomb")
-    # A phone's JPEG may carry a second picture (MPO) without being an animation.
+    # A phone's JPEG may carry a second image (MPO) without being an animation.
     moves = image.format in ("PNG", "WEBP", "GIF", "AVIF") and getattr(image, "is_animated", False)
     if moves and not clips:
-        raise BadImage("is animated; save the frame to train on as a still image, or train on clips with `num_frames`")
+        raise BadImage("is animated; save the frame to train on as a still image, or train on videos with `num_frames`")
     frames = int(getattr(image, "n_frames", 1)) if moves else 1
     if moves and image.format in ("WEBP", "AVIF"):
         image.load()  # which tells how long its frame stands
@@ -118,7 +118,7 @@ def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Pictur
     orientation = _orientation(data, image)
     match image.format:
         case "PNG":
-            # Looking for the orientation may have decoded it, and a decoded picture is not verified any more.
+            # Looking for the orientation may have decoded it, and a decoded image is not verified any more.
             fresh = image if orientation is None else Image.open(BytesIO(data), formats=("PNG",))
             fresh.verify()
             if moves and data.count(b"fcTL") < frames:
@@ -203,4 +203,4 @@ def _check_jpeg(data: bytes) -> None:
             return
         else:
             at += 2 + struct.unpack_from(">H", data, at + 2)[0]
-    raise BadImage("is cut off or damaged: its JPEG segments end before the picture begins")
+    raise BadImage("is cut off or damaged: its JPEG segments end before the image begins")

@@ -1,4 +1,4 @@
-"""Which conditioning data sets belong to which image data set."""
+"""Find out which conditioning data sets belong to which image data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Blocks = tuple[dict[str, Any], ...]
 
 
 def link(blocks: Blocks, found: Findings) -> dict[int, tuple[int, ...]]:
-    """Index of each image block -> indices of all conditioning blocks that apply to it, in file order.
+    """Return the index of each image block -> indices of all conditioning blocks that apply to it, in file order.
 
     A link is stated by the image set's `conditioning_data`, by the conditioning set's `source_dataset_id`, or by both.
     Disabled blocks, and links to them, do not count.
@@ -24,7 +24,7 @@ class _Linker:
         self.blocks = blocks
         self.found = found
         self.links: dict[int, set[int]] = {}
-        self.excused: set[int] = set()  # conditioning sets whose link leads nowhere, which is told or was asked for
+        self.excused: set[int] = set()  # sets whose link leads nowhere: reported already, or disabled
         self.named = self._index_by_id()
 
     def link(self) -> dict[int, tuple[int, ...]]:
@@ -104,7 +104,8 @@ class _Linker:
         self.links[source].add(j)
 
     def _look_up(self, name: str, kind: str, path: str) -> int | None:
-        """Index of the block of this id and `dataset_type`; None if that is off, or missing (a problem)."""
+        """Return the index of the block of this id and `dataset_type`; None if it is disabled, or missing (a
+        problem)."""
         known = [other for other, i in self.named.items() if self.blocks[i]["dataset_type"] == kind]
         if name in known:
             index = self.named[name]

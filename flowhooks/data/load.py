@@ -1,4 +1,4 @@
-"""Data set files: their two forms, and whether their links make sense. The audit looks at the files on disk."""
+"""Read data set files in both forms, and check their links. The audit looks at the files on disk."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     """Read, validate, complete and link data sets.
 
     Args:
-        given: a file, or what would stand in one.
-        base: the file or folder that a file name is relative to; for blocks, where they are from.
+        given: a file, or the content of one.
+        base: the file or folder that a file name is relative to; for blocks, the file they are from.
         root: JSON path of given blocks in ``base``.
 
     Raises:
@@ -54,12 +54,12 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
 
 
 def is_datasets(document: Any) -> bool:
-    """Whether what a file holds is data sets, in either of their two forms, and no run."""
+    """Return whether a file's content is data sets, in either of their two forms, and no run."""
     return not isinstance(document, dict) or "datasets" in document
 
 
 def read_datasets(path: str | Path) -> Datasets | None:
-    """The data sets of a data set file; None for any other JSON file.
+    """Return the data sets of a data set file; None for any other JSON file.
 
     Raises:
         DataError: with every problem found.
@@ -69,7 +69,7 @@ def read_datasets(path: str | Path) -> Datasets | None:
 
 
 def _tidy(path: Path) -> Path:
-    """Without ``..`` where that leads to the same file, which it need not do beside symbolic links."""
+    """Remove ``..`` where that leads to the same file, which it need not do beside symbolic links."""
     plain = Path(os.path.normpath(path))
     return plain if path.exists() and plain.exists() and plain.samefile(path) else path
 
@@ -80,7 +80,7 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
         complete_block(block, found.at(i), found)
     links = link(blocks, found)
     problems = _circles(blocks, str(source), root)
-    # A circle also shows as links to the wrong kind of set; that it is a circle is the cause.
+    # A circle also causes links to the wrong kind of set; reporting the circle is enough.
     told = {problem.path for problem in problems}
     problems += (problem for problem in found.problems if problem.path not in told)
     problems += drawing_problems(blocks, str(source), root)
@@ -92,7 +92,7 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
 
 
 def _circles(blocks: Sequence[Block], file: str, root: str) -> list[Problem]:
-    """Sets whose ``source_dataset_id`` leads back to themselves."""
+    """Return a problem for each set whose ``source_dataset_id`` leads back to itself."""
     source_of = {block["id"]: block["source_dataset_id"] for block in blocks}
     problems = []
     for i, block in enumerate(blocks):

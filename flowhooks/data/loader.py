@@ -1,4 +1,4 @@
-"""The batches of one process, as the schedule says."""
+"""Load the batches of one process in the order of the schedule."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class _Batches(Sampler[list[SampleDraw]]):
-    """Batches of one process; each iteration begins at micro-step `start`."""
+    """Yields batches of one process; each iteration begins at micro-step `start`."""
 
     def __init__(self, schedule: Schedule, rank: int, start: int):
         self._schedule, self._rank, self._start = schedule, rank, start
@@ -32,7 +32,7 @@ class _Batches(Sampler[list[SampleDraw]]):
 
 
 class _Visited(Dataset):
-    """Samples under the captions that visits give them."""
+    """Gives samples under the captions of their draws."""
 
     def __init__(self, dataset: CachedDataset, seed: int):
         self._dataset, self._seed = dataset, seed
@@ -43,8 +43,8 @@ class _Visited(Dataset):
 
 
 def _ends_with(parent: int, _: int) -> None:
-    """Have the kernel end this worker when the training process is killed: torch's own watch misses a worker that
-    waits to hand over a batch. Only Linux can."""
+    """Have the kernel end this worker when the training process is killed: torch's own watch misses a worker that waits
+    to hand over a batch. Works on Linux only."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
@@ -54,7 +54,7 @@ def _ends_with(parent: int, _: int) -> None:
 def data_loader(
     dataset: CachedDataset, schedule: Schedule, *, rank: int = 0, start: int = 0, num_workers: int = 0
 ) -> DataLoader:
-    """The batches of a schedule over a CachedDataset for one process, from micro-step `start` on.
+    """Return a loader of a schedule's batches over a CachedDataset for one process, from micro-step `start` on.
 
     Neither order nor captions depend on `num_workers`. Each process already gets its own slice, so the loader must not
     be given to accelerate's `prepare`, which would slice it again.

@@ -1,4 +1,4 @@
-"""What the values of a mask mean, and whether they look as if something else was meant."""
+"""Interpret the values of masks, and warn where they look as if something else was meant."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from flowhooks.data.records import DataSet
 from flowhooks.data.transform import mask_levels, open_upright
 
 GREY, LABELS = "grey", "labels"
-#: Masks of a set that are decoded by the audit: what makes masks makes all of a set alike.
+#: Number of masks of a set that the audit decodes: the masks of a set are usually all made in one way.
 LOOKED_AT = 64
-#: Of 255. A mask that is nowhere brighter trains with less than half the weight, everywhere.
+#: Brightness, of 255. A mask that is nowhere brighter trains with less than half the weight everywhere.
 DIM = 128
 BLACK = "the mask is black: it trains nowhere"
 
 
 def refuse_values(block: dict[str, Any], path: str, found: Findings) -> None:
-    """Tell a `mask_values` that applies to no mask, once the columns of the block are known."""
+    """Report a `mask_values` that applies to no mask, once the columns of the block are known."""
     if block["mask_values"] == GREY:
         return
     images = block["dataset_type"] == "image"
@@ -40,7 +40,8 @@ def refuse_values(block: dict[str, Any], path: str, found: Findings) -> None:
 
 
 def valued(data: DataSet) -> DataSet:
-    """The set, its masks marked as its block's `mask_values` says; those in columns of its own too."""
+    """Return the set with its masks marked as its block's `mask_values` says, those in columns of the set itself
+    included."""
     columns = tuple(map(valued, data.columns))
     if data.block["mask_values"] != LABELS or data.block["conditioning_type"] not in MASK_TYPES:
         return replace(data, columns=columns)
@@ -49,16 +50,16 @@ def valued(data: DataSet) -> DataSet:
 
 
 def dimness(mask: Picture) -> str | None:
-    """That a mask is nowhere bright and what that does, or None. Raises BadImage, OSError.
+    """Say that a mask is nowhere bright and what that does; None if it is. Raises BadImage, OSError.
 
-    Nothing is said of one that is black all over, or read as labels.
+    Also None for a mask that is black all over, or read as labels.
     """
     data = mask.asset.read()
     return _dim(mask, data, _brightest(mask, data))
 
 
 def tell_values(sets: Iterable[DataSet], found: Findings) -> None:
-    """Tell of sets whose masks train nowhere, which is a problem where all of them do, and warn of those that are
+    """Report sets whose masks train nowhere, which is a problem where all of them do, and warn of masks that are
     nowhere bright: labels, or the classes of a palette, that are read as grey."""
     for data in sets:
         tell_values(data.columns, found)
@@ -76,13 +77,13 @@ def _tell_values(data: DataSet, found: Findings) -> None:
         message = f"{every}anything: {some(list(data.images))}; {_remedy(data.images[black[0]])}"
         found.problem(data.where, message)
     elif black:
-        of = f"{len(black):,} of {count(len(looked), 'mask')} that were looked at"
-        # A few may be meant: pictures in which there is nothing to train.
+        of = f"{len(black):,} of {count(len(looked), 'mask')} that were decoded"
+        # A few may be meant: images in which there is nothing to train.
         told = found.warnings if 2 * len(black) >= len(looked) else found.notes
         told.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
     if dim:
         first = next(iter(dim))
-        of = f"{len(dim):,} of {count(len(looked), 'mask')} that were looked at"
+        of = f"{len(dim):,} of {count(len(looked), 'mask')} that were decoded"
         found.warnings.append(
             f"{data.id}: {first}: {dim[first]}; so for {of}: {some(list(dim))}. If the values are labels, set "
             f"`mask_values` to {LABELS!r}; else white is what trains fully"
@@ -90,7 +91,7 @@ def _tell_values(data: DataSet, found: Findings) -> None:
 
 
 class _Seen(NamedTuple):
-    """The brightest value of a mask as it is read, in [0, 255], and that it is nowhere bright, if so."""
+    """Holds the brightest value of a mask as it is read, in [0, 255], and the message if it is nowhere bright."""
 
     brightest: int
     dim: str | None
@@ -102,7 +103,7 @@ def _look(mask: Picture) -> _Seen | None:
         brightest = _brightest(mask, data)
         return _Seen(brightest, _dim(mask, data, brightest))
     except (BadImage, OSError):
-        return None  # told where it is decoded for training, or drawn
+        return None  # reported when it is decoded for training, or shown
 
 
 def _brightest(mask: Picture, data: bytes) -> int:
@@ -116,7 +117,7 @@ def _dim(mask: Picture, data: bytes, brightest: int) -> str | None:
 
 
 def _remedy(mask: Picture) -> str:
-    """What to do about a black mask, by what its file holds."""
+    """Say what to do about a black mask, by what its file holds."""
     data = mask.asset.read()
     if not mask.labels and _brightest(replace(mask, labels=True), data):
         return f"the file holds other values than 0: if they are labels, set `mask_values` to {LABELS!r}"
@@ -133,7 +134,7 @@ def _spread(items: list[tuple[str, Picture]]) -> list[tuple[str, Picture]]:
 
 
 def _colourful(image: Image.Image) -> bool:
-    """Whether a palette holds other colours than grey, among those in use: it then tells classes apart."""
+    """Return whether a palette uses other colours than grey, which then stand for classes."""
     if image.mode not in ("P", "PA"):
         return False
     used = eight_bit(image).convert("RGB").getcolors(256) or ()

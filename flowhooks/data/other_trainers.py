@@ -1,4 +1,5 @@
-"""Data set files in the dialect of another trainer: what is taken over, what has no effect here, what is an error.
+"""Read data set files in the dialect of another trainer: which keys are used, which have no effect here, which are
+errors.
 
 A block is taken to be in that dialect when it has a key of :data:`TABLE` that is none of ours, or writes ``crop`` as
 true or false.
@@ -18,12 +19,12 @@ SAME, IDLE, OTHER = "taken over", "no effect", "error"
 
 @dataclass(frozen=True)
 class Keys:
-    """What becomes of some keys.
+    """Says how some keys of the other trainer are read.
 
     Args:
-        keys: as they are written there.
+        keys: names of the keys there.
         fate: SAME, IDLE or OTHER.
-        here: for SAME what they are read as, for IDLE why they do nothing, for OTHER what to write.
+        here: for SAME the key they are read as, for IDLE why they have no effect, for OTHER what to write instead.
     """
 
     keys: tuple[str, ...]
@@ -79,14 +80,14 @@ TABLE = (
 _EMBEDS = ("text_embeds", "image_embeds")
 _STYLES = ("center", "random", "corner")
 _ASPECTS = {"square": "crop", "preserve": "bucket"}
-# Also a key of ours, and so no sign of the dialect; `default` alone is none either.
+# Also a key of ours, so not a sign of the dialect; `default` alone is not one either.
 _OURS = {"crop", "minimum_image_size"}
 _FATE = {key: row.fate for row in TABLE for key in row.keys}
 _HERE = {key: row.here for row in TABLE for key in row.keys}
 
 
 def table() -> str:
-    """:data:`TABLE` in Markdown."""
+    """Return :data:`TABLE` in Markdown."""
     lines = ["| key there | | here |", "|---|---|---|"]
     lines += [f"| {', '.join(f'`{key}`' for key in row.keys)} | {row.fate} | {row.here} |" for row in TABLE]
     return "\n".join(lines) + "\n"
@@ -94,13 +95,13 @@ def table() -> str:
 
 @dataclass
 class Translation:
-    """A file in our keys.
+    """Holds a file translated into our keys.
 
     Args:
-        document: what was given, where it was ours already.
+        document: the translated content; the content as given, if it had our keys already.
         idle: keys that had no effect, each once, and left-out blocks.
-        taken: keys that were taken over, each once.
-        problems: keys that mean something else here.
+        taken: keys that were translated, each once.
+        problems: keys without an equivalent here.
     """
 
     document: Any
@@ -110,7 +111,7 @@ class Translation:
 
     @property
     def warning(self) -> str | None:
-        """One sentence of what was read otherwise than it is written; None where nothing was."""
+        """Return one sentence on the keys that were translated or ignored; None where there are none."""
         told = []
         if self.taken:
             told.append(f"taken over: {', '.join(self.taken)}")
@@ -120,7 +121,7 @@ class Translation:
 
 
 def translate(document: Any, file: str, root: str) -> Translation:
-    """Read blocks in that dialect; everything else stays as it is, for the schema to judge."""
+    """Translate blocks in that dialect; everything else stays as it is, for the schema to judge."""
     found = Translation(document, [], [], [])
     blocks, at = (document, root) if isinstance(document, list) else (None, root)
     if isinstance(document, dict):
@@ -139,7 +140,7 @@ def _block(block: Any, where: str, file: str, found: Translation) -> Any:
     kind = block.get("dataset_type")
     if kind in _EMBEDS:
         found.idle.append(f"the block {block.get('id')!r} of {kind}")
-        # A set that is switched off keeps the places of those after it.
+        # A disabled set keeps its index, so that the sets after it keep theirs.
         return {"id": block.get("id"), "instance_data_dir": str(block.get("cache_dir") or kind), "disabled": True}
     foreign = isinstance(block.get("crop"), bool) or any(key in _FATE and key not in _OURS for key in block)
     if not foreign:
@@ -177,7 +178,7 @@ def _cut(block: Block, kept: Block, where: str, file: str, found: Translation) -
             kept.setdefault("aspect", _ASPECTS[aspect])
             found.taken.append("`crop_aspect`")
         else:
-            words = f'{aspect!r} draws a shape for each picture; write "aspect": "bucket", for the nearest usual one'
+            words = f'{aspect!r} draws a shape for each image; write "aspect": "bucket", for the nearest usual one'
             found.problems.append(Problem(words, file, f"{where}.crop_aspect"))
     elif crop is True:
         kept.setdefault("aspect", "crop")
@@ -196,8 +197,8 @@ def _sizes(block: Block, kept: Block, where: str, file: str, found: Translation)
         found.idle += [f"`{key}`" for key in ("maximum_image_size", "target_downsample_size") if key in block]
         return
     message = (
-        "is what pictures are shrunk to before a part is cut out; here they are shrunk to `resolution`, so that as "
-        "much as possible is kept; remove it and `maximum_image_size`, or shrink the pictures yourself"
+        "is what images are shrunk to before a part is cut out; here they are shrunk to `resolution`, so that as "
+        "much as possible is kept; remove it and `maximum_image_size`, or shrink the images yourself"
     )
     key = "maximum_image_size" if target is None else "target_downsample_size"
     found.problems.append(Problem(message, file, f"{where}.{key}"))

@@ -1,4 +1,4 @@
-"""The whole pairing, looked at before any weight loads. Free of torch."""
+"""Check the whole pairing before any weight loads. Free of torch."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from flowhooks.data.blocks import Datasets
 
 
-#: In an epoch with repeats, of all sets: each takes some bytes in several lists and permutations.
+#: Samples of an epoch with repeats, of all sets together: each takes some bytes in several lists and permutations.
 MOST_SAMPLES = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """All that could be read, and all that is wrong with it.
+    """Holds all that could be read, and all problems with it.
 
     Args:
         sets: one per block, in order.
         links: index of each image set -> indices of the sets that belong to it.
-        records: the samples that are whole.
-        lines: one an image set, for the terminal.
+        records: the complete samples.
+        lines: one line for each image set, for the terminal.
         found: problems, warnings and notes.
     """
 
@@ -45,11 +45,11 @@ class Survey:
     found: Findings
 
     def partners(self, image_set: int) -> tuple[DataSet, ...]:
-        """The sets that belong to an image set, linked ones before the columns of its own."""
+        """Return the sets that belong to an image set, linked ones before the columns of its own."""
         return (*(self.sets[j] for j in self.links[image_set]), *self.sets[image_set].columns)
 
     def audit(self) -> Audit:
-        """Raises DataError with every problem, if there is one."""
+        """Return the audit. Raises DataError with every problem, if there is one."""
         if self.found.problems:
             raise DataError(self.found.problems)
         return _conclude(list(self.records), list(self.lines), self.found)
@@ -58,23 +58,24 @@ class Survey:
 def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
-    `reference_strict` sets give the rejected side (one record per set), `mask` and `segmentation` sets give masks;
-    every linked set, and every such column of the image set itself, applies to every sample. A partner must be there
-    and have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, then
-    that pair is left out, or have another aspect. Files in a conditioning set that no image asks for are a warning.
+    `reference_strict` sets supply the rejected side (one record per set), `mask` and `segmentation` sets supply masks;
+    every linked set, and every such column of the image set itself, applies to every sample. A partner must exist and
+    have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, in which
+    case that pair is left out, or have another aspect. Files in a conditioning set that belong to no image are a
+    warning.
 
-    If `datasets` is None, as of a run that trains on what it draws, the audit is empty. What has to be fetched is kept
-    in `cache_dir`, by default the cache folder of flowhooks. Raises DataError with every problem found.
+    If `datasets` is None, as for a run that trains on its own samples, the audit is empty. Fetched data is kept in
+    `cache_dir`, by default the cache folder of flowhooks. Raises DataError with every problem found.
     """
     if datasets is None:
         nothing = dict.fromkeys(("samples", "images", "rejected", "masks", "captions"), 0)
-        line = "none: this run draws what it trains on"
+        line = "none: this run trains on its own samples"
         return Audit(records=(), counts=nothing, provides=frozenset(), report=(line,), warnings=())
     return survey(datasets, cache_dir).audit()
 
 
 def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
-    """What `audit` looks at, also where it would raise."""
+    """Return what `audit` reads, also where it would raise."""
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
     links = dict(datasets.links)
     blocks = propagate_num_frames(datasets.blocks, links, found)
@@ -130,7 +131,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
 
 
 def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int:
-    """The block's `repeats`; 0 where an epoch would be too long to list, which is a problem.
+    """Return the block's `repeats`; 0 where an epoch would be too long to list, which is a problem.
 
     Args:
         before: samples of the sets before it.

@@ -1,4 +1,4 @@
-"""Do the files of a conditioning set fit the images they are for?
+"""Check that the files of a conditioning set fit their images.
 
 An image may lack a partner in a `reference_loose` set, and one of another shape there is cut by a box of its own.
 """
@@ -23,12 +23,12 @@ SAME = "both sides are the same file"
 
 
 def same_aspect(one: Picture, other: Picture) -> bool:
-    """Whether one box can cut both: their aspects agree within 1 %."""
+    """Return whether one box can cut both: their aspects agree within 1 %."""
     return abs(one.width * other.height / (one.height * other.width) - 1) <= ASPECT_TOLERANCE
 
 
 def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
-    """Every image has a partner, of its aspect ratio."""
+    """Check that every image has a partner of its aspect ratio."""
     if not (images.usable and partner.usable):
         return
     where = partner.where
@@ -76,9 +76,9 @@ def _fold(stem: str) -> str:
 
 
 def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -> dict[str, Geometry]:
-    """Stem -> how the image and all its partners are cut; none is enlarged unless the block allows it.
+    """Return stem -> how the image and all its partners are cut; none is enlarged unless the block allows it.
 
-    Images that are too small are a problem, or stand in no geometry and are noted where the block leaves them out.
+    Images that are too small are a problem; where the block leaves them out, they get no geometry and a note.
     """
     block = images.block
     if not check_sizing(block, images.path, found):
@@ -133,7 +133,7 @@ def _too_small(data: DataSet, stem: str, geometry: Geometry) -> str:
 
 
 def warn_of_orphans(links: dict[int, tuple[int, ...]], sets: list[DataSet], found: Findings) -> None:
-    """Warn of files in a conditioning set that none of its image sets asks for."""
+    """Warn of files in a conditioning set that belong to no image of its image sets."""
     wanted: dict[int, set[str]] = defaultdict(set)
     for i, linked in links.items():
         for j in linked:
@@ -141,18 +141,16 @@ def warn_of_orphans(links: dict[int, tuple[int, ...]], sets: list[DataSet], foun
     for j, stems in wanted.items():
         orphans = [stem for stem in sets[j].images if stem not in stems]
         if orphans:
-            found.warnings.append(
-                f"{sets[j].id}: {count(len(orphans), 'file')} that no image asks for: {some(orphans)}"
-            )
+            found.warnings.append(f"{sets[j].id}: {count(len(orphans), 'file')} without an image: {some(orphans)}")
 
 
 def same_sides(record: Record) -> bool:
-    """Whether the rejected side is the preferred one, byte by byte."""
+    """Return whether the rejected side is the preferred one, byte by byte."""
     return record.rejected is not None and record.rejected.digest == record.image.digest
 
 
 def warn_of_twins(records: Iterable[Record], found: Findings) -> None:
-    """Warn of pairs with nothing to prefer."""
+    """Warn of pairs whose two sides are the same."""
     pairs: dict[str, dict[str, bool]] = defaultdict(dict)
     for record in records:
         if record.rejected is not None:
@@ -173,10 +171,10 @@ def is_loose(data: DataSet) -> bool:
 def loose_cuts(
     images: DataSet, partner: DataSet, geometries: Mapping[str, Geometry], found: Findings
 ) -> dict[str, Geometry]:
-    """Stem -> how the partner is cut, to the size of its image, for the pairs that there are.
+    """Return stem -> how the partner is cut, to the size of its image, for the pairs that exist.
 
-    Images without a partner are noted: they are left out of pairs with this set. None at all is a problem, and so is a
-    partner that would be enlarged, unless the image set's block allows that or leaves small images out.
+    Images without a partner are noted: they are left out of pairs with this set. No partner at all is a problem, and so
+    is a partner that would be enlarged, unless the image set's block allows that or leaves small images out.
     """
     if not (images.usable and partner.usable):
         return {}

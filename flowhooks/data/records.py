@@ -1,4 +1,5 @@
-"""What readers hand on, a data set with every file looked at, and what the audit hands on, a record for each sample."""
+"""Define what readers return, a data set with every file looked at, and what the audit returns, a record for each
+sample."""
 
 from __future__ import annotations
 
@@ -13,18 +14,18 @@ from flowhooks.data.inspection import Picture
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """One data set block and the images it holds.
+    """Holds one data set block and its images.
 
     Args:
         block: the validated block.
         path: its JSON path, `$[1]`.
         images: stem -> every readable image; empty when the set cannot be used.
-        captions: stem -> prompt, of an image set; a stem without one was reported as a fault.
-        records: stem -> name -> cell, of an image set, for every name under `columns` that its row fills.
-        unusable: stems whose image is there and was reported as a fault.
+        captions: stem -> prompt, for an image set; a stem without one was reported as a fault.
+        records: stem -> name -> cell, for an image set, for every name under `columns` that its row fills.
+        unusable: stems whose image exists and was reported as a fault.
         usable: whether it could be opened.
         columns: partners from columns or members of the set itself, each like a linked conditioning set.
-        place: key of the block that says where the images are.
+        place: key of the block that names the place of the images.
     """
 
     block: dict[str, Any]
@@ -48,19 +49,19 @@ class DataSet:
 
     @property
     def where(self) -> str:
-        """JSON path of what says where the images are."""
+        """Return the JSON path of the key that names the place of the images."""
         return f"{self.path}.{self.place}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How a data set is drawn from.
+    """Says how a data set is drawn from.
 
     Args:
         probability: relative weight of each of its samples, above 0.
         start_step: optimiser steps done before it is drawn.
-        end_step: optimiser steps done after which it is not; None: to the end.
-        caption_dropout: share of visits, in [0, 1], with the empty caption.
+        end_step: optimiser steps done after which it is no longer drawn; None: to the end.
+        caption_dropout: share of draws, in [0, 1], with the empty caption.
     """
 
     probability: float = 1.0
@@ -71,19 +72,19 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One sample of an image data set with its partners.
+    """Holds one sample of an image data set with its partners.
 
     Args:
         key: path stem relative to the data set folder, with `/` between folders.
         dataset: `id` of the image data set.
         image: the preferred image.
         caption: its prompt.
-        wordings: other prompts, of which each visit takes this or one of those.
+        wordings: other prompts; each draw uses `caption` or one of these.
         rejected: the rejected partner, if there is one.
         masks: every mask of the sample; they multiply.
         geometry: how the image, the rejected image and the masks are cut.
         rejected_geometry: how the rejected image is cut where it has a box of its own, of the same size.
-        drawing: how often and when; its data set's.
+        drawing: how often and when the sample's data set is drawn.
         columns: name -> cell, for every name under `columns` of its data set.
     """
 
@@ -101,43 +102,44 @@ class Record:
 
     @property
     def sides(self) -> tuple[tuple[Picture, Geometry], ...]:
-        """The image, and the rejected one if there is one, each with how it is cut."""
+        """Return the image, and the rejected one if there is one, each with how it is cut."""
         if self.rejected is None:
             return ((self.image, self.geometry),)
         return (self.image, self.geometry), (self.rejected, self.rejected_geometry or self.geometry)
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """All captions that this sample can be trained with, without the empty one of caption dropout."""
+        """Return all captions that this sample can be trained with, without the empty one of caption dropout."""
         return (self.caption, *self.wordings)
 
     @property
     def bucket(self) -> tuple[int, int, int]:
-        """Width, height and frames, as trained on; a batch holds records of one bucket."""
+        """Return width, height and frames, as trained on; a batch holds records of one bucket."""
         return self.geometry.width, self.geometry.height, self.geometry.frames
 
     @property
     def width(self) -> int:
-        """Pixels, as trained on."""
+        """Return the width in pixels, as trained on."""
         return self.geometry.width
 
     @property
     def height(self) -> int:
-        """Pixels, as trained on."""
+        """Return the height in pixels, as trained on."""
         return self.geometry.height
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """A pairing without faults.
+    """Holds a pairing without faults.
 
     Args:
-        records: every sample of an epoch; one with repeats stands here several times.
-        counts: `samples` in an epoch; `images`, `rejected` and `masks` as distinct ones; `captions` as distinct texts.
+        records: every sample of an epoch; one with repeats occurs several times.
+        counts: `samples` in an epoch; numbers of distinct `images`, `rejected` and `masks`; `captions` as distinct
+            texts.
         provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere); every
             name of `columns` that all records have.
-        report: one line a data set and what was noticed, for the terminal.
-        warnings: what is allowed and likely not meant.
+        report: one line for each data set and the notes, for the terminal.
+        warnings: what is allowed but probably not meant.
     """
 
     records: tuple[Record, ...]
@@ -148,17 +150,17 @@ class Audit:
 
     @property
     def buckets(self) -> dict[tuple[int, int, int], int]:
-        """Width, height and frames -> samples of an epoch, sorted by size."""
+        """Return width, height and frames -> samples of an epoch, sorted by size."""
         return dict(sorted(Counter(record.bucket for record in self.records).items()))
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """Every caption that a visit may take, sorted; the empty one only where captions are dropped."""
+        """Return every caption that a draw may use, sorted; the empty one only where captions are dropped."""
         return tuple(sorted(distinct_captions(self.records)))
 
 
 def partly_rejected(records: Sequence[Record]) -> str | None:
-    """Why no rejected side is offered to hooks although some records have one; None where all or none have."""
+    """Say why no rejected side is offered to hooks although some records have one; None where all or none have."""
     lacking = [record for record in records if record.rejected is None]
     if len(lacking) in (0, len(records)):
         return None
@@ -170,7 +172,7 @@ def partly_rejected(records: Sequence[Record]) -> str | None:
 
 
 def distinct_captions(records: Iterable[Record]) -> set[str]:
-    """Every caption that a visit of the records may take."""
+    """Return every caption that a draw of the records may use."""
     distinct: set[str] = set()
     for record in records:
         distinct.update(record.captions)

@@ -1,8 +1,9 @@
-"""The endless order of one stream of samples: a function of the seed and the place in it, with no state to save.
+"""Order one stream of samples without end: the order depends on the seed and the place in it only, with no state to
+save.
 
-The stream goes epoch after epoch, each a permutation of its own. A micro-step takes the next `batch_size * world_size`
-samples and every process its slice. So a resumed run starts at its micro-step, no sample is dropped at an epoch's end,
-and one process with the global batch sees the order that several see together.
+The stream consists of epochs, each a permutation of its own. A micro-step takes the next `batch_size * world_size`
+samples, and each process its slice. So a resumed run starts at its micro-step, no sample is dropped at an epoch's end,
+and one process with the global batch sees the same order as several processes together.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ TURNS, ORDER, WORDING = range(3)
 
 
 class Order:
-    """The endless order of `n` samples.
+    """Gives the endless order of `n` samples.
 
     Args:
-        stream: tells streams of one seed apart.
+        stream: number of the stream; streams of one seed have different orders.
     """
 
     def __init__(self, n: int, seed: int, stream: int = 0):
@@ -29,7 +30,7 @@ class Order:
         self._permutation = lru_cache(maxsize=2)(lambda epoch: _permutation(n, seed, stream, epoch))
 
     def samples(self, first: int, count: int) -> list[int]:
-        """Those at the places from `first` on, as indices below `n`."""
+        """Return the samples at the places from `first` on, as indices below `n`."""
         n, permutation = self.n, self._permutation
         return [int(permutation(at // n)[at % n]) for at in range(first, first + count)]
 
@@ -37,7 +38,8 @@ class Order:
 def batch_plan(
     n: int, batch_size: int, seed: int, world_size: int = 1, rank: int = 0, start: int = 0
 ) -> Iterator[list[int]]:
-    """Endless lists of `batch_size` indices below `n`, from micro-step `start` on, for one of `world_size` processes.
+    """Yield lists of `batch_size` indices below `n` without end, from micro-step `start` on, for one of `world_size`
+    processes.
 
     A data set smaller than a batch fills it from the next epochs. Raises ValueError for numbers out of range.
     """
@@ -46,7 +48,7 @@ def batch_plan(
 
 
 def check_numbers(*, n: int, batch_size: int, world_size: int, rank: int = 0, start: int = 0) -> None:
-    """Raises ValueError for numbers out of range."""
+    """Raise ValueError for numbers out of range."""
     if n < 1 or batch_size < 1 or world_size < 1 or start < 0 or not 0 <= rank < world_size:
         raise ValueError(
             f"expected n, batch_size, world_size >= 1, start >= 0, 0 <= rank < world_size; found {n=}, {batch_size=}, "
@@ -55,7 +57,7 @@ def check_numbers(*, n: int, batch_size: int, world_size: int, rank: int = 0, st
 
 
 def generator(seed: int, *key: int) -> np.random.PCG64:
-    """Random bits for one purpose: `key` begins with TURNS, ORDER or WORDING."""
+    """Return a generator of random bits for one purpose: `key` begins with TURNS, ORDER or WORDING."""
     return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key))
 
 

@@ -1,8 +1,8 @@
-"""Which samples make up which batch, where there are several data sets, sizes and times: no state to save here either.
+"""Choose the samples of each batch, over several data sets, sizes and times, with no state to save.
 
-Samples that may stand in one batch form a stream: one size, and one probability and time of their data sets. Every
+Samples that may be in one batch form a stream: one size, and one probability and time of their data sets. Every
 micro-step draws from one stream, the same on all processes, so that a batch holds one size. Streams take turns at
-random, yet evenly, by their weight: `probability` times samples. Each goes through its own epochs, see `sampler`.
+random, yet evenly, by their weight: `probability` times samples. Each has its own epochs, see `sampler`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from flowhooks.data.sampler import TURNS, Order, check_numbers, generator
 
 
 class SampleDraw(NamedTuple):
-    """One sample of a batch.
+    """Names one sample of a batch.
 
     Args:
-        record: its index.
-        place: in the run's global stream of samples; what is random about a visit follows from it and the seed.
+        record: index of its record.
+        place: position in the run's global stream of samples; everything random about the draw depends on it and the
+            seed.
     """
 
     record: int
@@ -32,13 +33,13 @@ class SampleDraw(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stream:
-    """Samples that are drawn together.
+    """Holds samples that are drawn together.
 
     Args:
-        indices: of their records.
+        indices: indices of their records.
         probability: relative weight of each sample.
         start_step: optimiser steps done before it is drawn.
-        end_step: optimiser steps done after which it is not; None: to the end.
+        end_step: optimiser steps done after which it is no longer drawn; None: to the end.
     """
 
     indices: Sequence[int]
@@ -53,7 +54,7 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Steps between two changes of what is drawn: from `start` to before `end`, None being never.
+    """Covers the steps between two changes of what is drawn: from `start` to before `end`; an `end` of None is never.
 
     Args:
         active: numbers of the streams that are drawn.
@@ -65,7 +66,7 @@ class Phase:
 
 
 def streams(records: Sequence[Record], kept: Sequence[int] | None = None) -> tuple[Stream, ...]:
-    """The streams of the records with the indices `kept`, or of all, in the order in which they first appear."""
+    """Return the streams of the records with the indices `kept`, or of all, in the order in which they first appear."""
     grouped: dict[tuple, list[int]] = {}
     for i in range(len(records)) if kept is None else kept:
         drawn = records[i].drawing
@@ -78,7 +79,7 @@ def streams(records: Sequence[Record], kept: Sequence[int] | None = None) -> tup
 
 
 def phases(streams: Sequence[Stream]) -> list[Phase]:
-    """From step 0 on, without end; a phase may have no active stream."""
+    """Return the phases from step 0 on, without end; a phase may have no active stream."""
     changes = sorted({0, *(s.start_step for s in streams), *(s.end_step for s in streams if s.end_step is not None)})
     return [
         Phase(
@@ -94,14 +95,14 @@ def phases(streams: Sequence[Stream]) -> list[Phase]:
 
 class WeightedInterleaver:
     """Interleaves S weighted streams evenly: a stream of weight p is drawn once in every interval of length 1/p, at a
-    random time of it.
+    random time in it.
 
-    After m draws it was drawn p m times, give or take 1 + p (S - 2). Streams of equal share come in rounds, each in an
-    order of its own, so that no stream falls into step with what else takes turns in a run.
+    After m draws it was drawn p m times, within 1 + p (S - 2). Streams of equal share come in rounds, each in an
+    order of its own, so that no stream falls into step with anything else that alternates in a run.
 
     Args:
-        weights: of the streams, above 0.
-        key: tells the turns of one seed apart.
+        weights: weights of the streams, above 0.
+        key: key of the random order; different keys give different orders under one seed.
     """
 
     def __init__(self, weights: Sequence[float], seed: int, key: int = 0):
@@ -110,8 +111,9 @@ class WeightedInterleaver:
         self._seed, self._key = seed, key
 
     def after(self, done: int) -> tuple[list[int], Iterator[int]]:
-        """How often each has had its turn when `done` turns are, and the numbers of those whose turns follow."""
-        # By this time at most `done` turns can have been, and few are left to count one by one.
+        """Return how often each stream was drawn after `done` draws, and an iterator over the stream numbers of the
+        draws that follow."""
+        # By this time at most `done` draws can have happened, and few are left to count one by one.
         early = max(0, done - len(self._shares))
         times = [self._times(number, early) for number in range(len(self._shares))]
         counts, heap = [], []
@@ -126,7 +128,7 @@ class WeightedInterleaver:
         return counts, following
 
     def _times(self, number: int, early: int) -> Iterator[tuple[int, float]]:
-        """Number and time of the stream's turns, from one before `early`, or its first, on."""
+        """Yield number and time of the stream's draws, from one before `early`, or its first, on."""
         share = self._shares[number]
         index = max(0, int(share * early) - 1)
         draw = np.random.Generator(generator(self._seed, TURNS, self._key, number).advance(index))
@@ -142,7 +144,7 @@ class WeightedInterleaver:
 
 
 class Schedule:
-    """The batches of a run.
+    """Gives the batches of a run.
 
     Args:
         batch_size: samples of a micro-step on each process.
@@ -171,7 +173,7 @@ class Schedule:
         ]
 
     def batches(self, rank: int = 0, start: int = 0) -> Iterator[list[SampleDraw]]:
-        """Batches of one process, from micro-step `start` on; they end only where no stream is drawn any more.
+        """Yield batches of one process, from micro-step `start` on; they end only where no stream is drawn any more.
 
         A stream smaller than a batch fills it from its next epochs. Raises ValueError for numbers out of range.
         """
@@ -179,9 +181,9 @@ class Schedule:
         return self._batches(rank, start)
 
     def epoch_at(self, micro_step: int) -> float:
-        """How many epochs have been read when `micro_step` micro-steps are done.
+        """Return how many epochs have been read when `micro_step` micro-steps are done.
 
-        One is as many samples as there are records, repeats included, in the streams that are drawn at the time.
+        An epoch has as many samples as there are records, repeats included, in the streams that are drawn at the time.
         """
         epochs = 0.0
         for span in self._spans:
@@ -214,7 +216,7 @@ class Schedule:
 
 @dataclass(frozen=True, kw_only=True)
 class _Span:
-    """A phase in micro-steps, from `first` to before `end`."""
+    """Covers a phase in micro-steps, from `first` to before `end`."""
 
     phase: Phase
     first: int
@@ -222,7 +224,7 @@ class _Span:
     turns: WeightedInterleaver
 
     def count(self, done: list[int], micro_step: int) -> Iterator[int]:
-        """Add to each stream's `done` turns those up to `micro_step`; returns the turns that follow."""
+        """Add to each stream's `done` the draws up to `micro_step`; return an iterator over the draws that follow."""
         counts, following = self.turns.after(micro_step - self.first)
         for stream, turns in zip(self.phase.active, counts, strict=True):
             done[stream] += turns

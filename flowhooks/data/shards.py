@@ -1,19 +1,19 @@
-"""The files of the cache: their names and contents, and who is writing one. Free of torch.
+"""Name, read, lock and publish the files of the cache. Free of torch.
 
 Headers are read by `safe_open` and locks are those of `filelock`. The bytes of an entry are read by ourselves, since
-`safe_open` maps the file into memory: where it is cut short or the disk fails after it was opened, the process does not
-get an error but ends by SIGBUS. And a lock must be gone with its holder, so that `filelock` may not fall back to files
-that stand for locks.
+`safe_open` maps the file into memory: if it is cut short or the disk fails after it was opened, the process does not
+get an error but ends by SIGBUS. A lock must disappear with its holder, so `filelock` must not fall back to files that
+act as locks.
 
-A shard is a safetensors file of up to 32 entries, named by the hash of their keys. What it holds is therefore settled
+A shard is a safetensors file of up to 32 entries, named by the hash of their keys. Its content is therefore fixed
 before anything is computed: the keys that are missing, in order, are cut into lots, and a lot becomes a shard, written
-aside and renamed when whole. A build that was killed leaves whole shards and nothing else that is read. What is then
-missing are whole lots, and cutting them in order gives the same lots again; and since a lot is also what a model
-computes together, in batches that start with it, every byte comes out as if nothing had happened. For the same reason
-processes may share a build without talking: whoever is free takes the next lot that nobody works on.
+under a temporary name and renamed when complete. A killed build leaves complete shards and nothing else that is read.
+What is then missing are whole lots, and cutting them in order gives the same lots again; since a lot is also what a
+model computes together, in batches that start with it, the result is the same to the last byte. For the same reason
+processes may share a build without communicating: a free process takes the next lot that no other works on.
 
-That somebody works on a lot is known by a lock on a file beside the one that is being written. The kernel holds it and
-drops it with its holder, however that ends, so there is no such thing as a lock left behind.
+A lock on a file beside the one that is being written shows that a process works on a lot. The kernel holds it and
+releases it when its holder ends, in whatever way, so no lock is ever left behind.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from flowhooks.reading import MAX_TEXT, Unreadable, parse, refuse_special
 
 ENTRIES = 32
 SUFFIX = ".safetensors"
-#: Key of a shard's metadata, JSON: what each entry was made from, and under a key of their own the digests of all.
+#: Key of a shard's metadata, JSON: the origin of each entry; another key holds the digests of all entries.
 METADATA, DIGESTS = "flowhooks", "digests"
 _NAME = re.compile(r"[0-9a-f]{64}")
 _LOCK = ".lock"
@@ -48,18 +48,18 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class DamagedShard(Exception):
-    """The shard is there and was cut short, overwritten, or changed on the disk."""
+    """The shard exists and was cut short, overwritten, or changed on the disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """Where an entry lies.
+    """Says where an entry is.
 
     Args:
-        path: its shard.
-        head: of a safetensors file that holds this entry alone.
-        spans: first byte, and that after the last, of each of its tensors.
-        digest: sha256 of all that, in hex; None in a shard of an earlier release.
+        path: file of its shard.
+        head: header of a safetensors file that holds this entry only.
+        spans: position of the first byte, and of the byte after the last, of each of its tensors.
+        digest: sha256 of header and tensors, in hex; None in a shard of an earlier release.
     """
 
     path: Path
@@ -69,13 +69,13 @@ class ShardEntry:
 
     @property
     def nbytes(self) -> int:
-        """Of all its tensors."""
+        """Return the number of bytes of all its tensors."""
         return sum(stop - start for start, stop in self.spans)
 
     def read(self) -> bytes:
-        """The entry as a safetensors file of its own.
+        """Return the entry as a safetensors file of its own.
 
-        Raises OSError; DamagedShard if it is not what was written.
+        Raises OSError; DamagedShard if its bytes have changed.
         """
         file = os.open(self.path, os.O_RDONLY)
         try:
@@ -91,32 +91,32 @@ class ShardEntry:
 
 
 def digest_of(entry: bytes) -> str:
-    """What a shard says of an entry, so that a flipped bit is found: sha256, in hex."""
+    """Return the digest that a shard stores of an entry, so that a flipped bit is found: sha256, in hex."""
     return hashlib.sha256(entry).hexdigest()
 
 
 def entry_key(about: dict[str, object]) -> str:
-    """The name of an entry: sha256 of everything that its tensors depend on, hexadecimal."""
+    """Return the name of an entry: sha256 of everything that its tensors depend on, hexadecimal."""
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def shard_name(keys: Iterable[str]) -> str:
-    """sha256 of the keys, in whatever order, hexadecimal."""
+    """Return the sha256 of the keys, in whatever order, hexadecimal."""
     return hashlib.sha256("\n".join(sorted(keys)).encode()).hexdigest()
 
 
 def shard_groups(keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """Cut keys into what becomes one shard each. Without some whole lots, the rest is cut the same."""
+    """Cut keys into groups, each of which becomes one shard. If whole groups are removed, the rest is cut the same."""
     return [tuple(keys[at : at + ENTRIES]) for at in range(0, len(keys), ENTRIES)]
 
 
 def tensor_name(key: str, name: str) -> str:
-    """What a tensor of an entry is called in its shard."""
+    """Return the name of an entry's tensor in its shard."""
     return f"{key}/{name}"
 
 
 def shards_in(folder: Path) -> list[Path]:
-    """The shards of one kind, sorted; other files are not looked at."""
+    """Return the shards of one kind, sorted; other files are ignored."""
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
@@ -125,12 +125,12 @@ def shards_in(folder: Path) -> list[Path]:
 
 
 def contents(path: Path, *, partial: bool = False) -> dict[str, ShardEntry]:
-    """Key -> place, of every entry of a shard, from its header alone.
+    """Return key -> place for every entry of a shard, from its header only.
 
     Args:
-        partial: it is still being written, so that its name does not say yet what it holds.
+        partial: whether it is still being written, so that its name does not match its content yet.
 
-    Raises OSError; DamagedShard if it is not as long as its header says, or holds other entries than its name does.
+    Raises OSError; DamagedShard if its length does not match its header, or its entries do not match its name.
     """
     try:
         refuse_special(path)
@@ -165,7 +165,7 @@ def contents(path: Path, *, partial: bool = False) -> dict[str, ShardEntry]:
 
 
 def _bits(dtype: str) -> int:
-    """The size of one number: 32 of `F32`, 8 of `F8_E4M3` and of `BOOL`."""
+    """Return the size of one number in bits: 32 for `F32`, 8 for `F8_E4M3` and `BOOL`."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8
 
@@ -182,11 +182,11 @@ def _head(parts: tuple[tuple[str, str, tuple[int, ...], int], ...]) -> bytes:
 
 
 class Claim:
-    """The right of one process, and no other, to write a shard. What is not published is gone after the block.
+    """Gives one process the exclusive right to write a shard. Whatever it has not published is removed after the block.
 
     Args:
-        path: the file that is written before it is published.
-        lock: what others wait for; None on a disk that knows no locks.
+        path: the file to write before publishing it.
+        lock: lock that other processes wait for; None on a disk without locks.
     """
 
     def __init__(self, path: Path, lock: FileLock | None):
@@ -195,7 +195,7 @@ class Claim:
         self._published = False
 
     def publish(self, target: Path) -> None:
-        """Let what was written to `path` appear as `target`. Raises OSError."""
+        """Rename the file at `path` to `target`. Raises OSError."""
         with self.path.open("rb") as file:
             # Without it a power cut could leave the new name on a file whose bytes never reached the disk.
             os.fsync(file.fileno())
@@ -216,14 +216,14 @@ class Claim:
 
     def _release(self) -> None:
         if self._lock is not None:
-            # Removed before it is let go: filelock looks whether what it locked is still there, and else tries anew.
+            # Removed before it is released: filelock checks whether the file it locked still exists, else tries again.
             with suppress(OSError):
                 os.unlink(self._lock.lock_file)
             self._lock.release()
 
 
 def claim(path: Path, *, wait: bool) -> Claim | None:
-    """Take the file `path` for writing; None if another process has it and `wait` is false. Raises OSError."""
+    """Claim the file `path` for writing; None if another process has it and `wait` is false. Raises OSError."""
     # A soft lock is a file, and outlives a process that is killed.
     lock = FileLock(f"{path}{_LOCK}", fallback_to_soft=False)
     try:
@@ -235,13 +235,13 @@ def claim(path: Path, *, wait: bool) -> Claim | None:
             raise
         with suppress(OSError):
             os.unlink(lock.lock_file)
-        # Some network disks know no locks. Processes may do the same work there, each in a file of its own.
+        # Some network disks have no locks. Processes may do the same work there, each in a file of its own.
         return Claim(path.with_name(f"{path.name}.{uuid.uuid4().hex}"), None)
     return Claim(path, lock)
 
 
 def sweep(folder: Path) -> None:
-    """Remove the files in `folder` that nobody is writing any more."""
+    """Remove the files in `folder` that no process is writing any more."""
     if folder.is_dir():
         for name in {path.name.removesuffix(_LOCK) for path in folder.iterdir()}:
             if (left := claim(folder / name, wait=False)) is not None:
@@ -250,7 +250,7 @@ def sweep(folder: Path) -> None:
 
 
 def human_bytes(number: int) -> str:
-    """`512 bytes`, `1.5 MB`, `20.0 GB`."""
+    """Return a size such as `512 bytes`, `1.5 MB`, `20.0 GB`."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if number >= size:
             return f"{number / size:,.1f} {unit}"
@@ -258,7 +258,7 @@ def human_bytes(number: int) -> str:
 
 
 def total_bytes(folder: Path) -> int:
-    """Of all files under `folder`; 0 if it is not there."""
+    """Return the bytes of all files under `folder`; 0 if it does not exist."""
     total = 0
     for at, _, names in os.walk(folder):
         for name in names:

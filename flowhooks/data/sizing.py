@@ -1,4 +1,4 @@
-"""Which size an image is trained at: what a data set block says of resolution and aspect, for one image."""
+"""Compute the size that an image is trained at from resolution and aspect of its data set block."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from flowhooks.data.findings import Findings
 
 MEGAPIXEL = 1_000_000
-#: Width to height, as Diffusers' `generate_aspect_ratio_buckets` has them; that module brings torch along.
+#: Width : height, as in Diffusers' `generate_aspect_ratio_buckets`, whose module would import torch.
 ASPECTS = ((1, 1), (4, 5), (5, 4), (2, 3), (3, 2), (3, 4), (4, 3), (9, 16), (16, 9), (1, 2), (2, 1))
 SizeInPixels = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
-    """The keys of a block that sizes follow from. `aspect` is `crop` or `bucket`, never None."""
+    """Holds the keys of a block that determine sizes. `aspect` is `crop` or `bucket`, never None."""
 
     resolution: float | list[int] | None
     resolution_type: str
@@ -27,7 +27,7 @@ class Sizing:
 
     @classmethod
     def of(cls, block: dict[str, Any]) -> Sizing:
-        """From a block that `check_sizing` found nothing wrong with."""
+        """Read them from a block in which `check_sizing` found no problem."""
         return cls(
             resolution=block["resolution"],
             resolution_type=block["resolution_type"],
@@ -37,7 +37,7 @@ class Sizing:
         )
 
     def target(self, width: int, height: int) -> SizeInPixels:
-        """Width and height that a `width` x `height` image is trained at."""
+        """Return width and height that a `width` x `height` image is trained at."""
         if self.resolution is None:
             return width, height
         if isinstance(self.resolution, list):
@@ -51,7 +51,7 @@ class Sizing:
         return edge, edge
 
     def too_small(self, width: int, height: int) -> bool:
-        """Whether an image is below `minimum_image_size`."""
+        """Return whether an image is below `minimum_image_size`."""
         if self.minimum is None:
             return False
         if self.resolution_type == "pixel":
@@ -63,7 +63,7 @@ class Sizing:
 
     @cached_property
     def buckets(self) -> list[SizeInPixels]:
-        """(width, height) of each, where `aspect` is `bucket`."""
+        """Return (width, height) of each bucket, where `aspect` is `bucket`."""
         assert isinstance(self.resolution, (int, float)), "check_sizing() sees to that"
         if self.resolution_type == "pixel":
             return [edges(int(self.resolution), aspect, self.multiple) for aspect in ASPECTS]
@@ -71,7 +71,8 @@ class Sizing:
 
 
 def aspect_buckets(pixels: float, multiple: int) -> list[SizeInPixels]:
-    """(width, height) of about `pixels` pixels at each of the field's usual aspects, both a multiple of `multiple`."""
+    """Return sizes (width, height) of about `pixels` pixels at each of the usual aspects, both a multiple of
+    `multiple`."""
     sizes = []
     for wide, high in ASPECTS:
         height = math.sqrt(pixels * high / wide)
@@ -80,23 +81,23 @@ def aspect_buckets(pixels: float, multiple: int) -> list[SizeInPixels]:
 
 
 def edges(shorter: int, aspect: tuple[int, int], multiple: int) -> SizeInPixels:
-    """(width, height) of an aspect whose shorter edge is `shorter`, both rounded to a multiple."""
+    """Return (width, height) of an aspect whose shorter edge is `shorter`, both rounded to a multiple."""
     unit = shorter / min(aspect)
     return rounded(aspect[0] * unit, multiple), rounded(aspect[1] * unit, multiple)
 
 
 def nearest(sizes: list[SizeInPixels], width: int, height: int) -> SizeInPixels:
-    """The size of the nearest aspect: that of the least part cut off."""
+    """Return the size of the nearest aspect, which cuts the smallest part off."""
     return min(sizes, key=lambda size: abs(math.log(size[0] * height / (size[1] * width))))
 
 
 def rounded(edge: float, multiple: int) -> int:
-    """The nearest multiple, at least one."""
+    """Return the nearest multiple, at least one."""
     return max(multiple, round(edge / multiple) * multiple)
 
 
 def check_sizing(block: dict[str, Any], path: str, found: Findings) -> bool:
-    """Whether the keys agree with each other; what does not is a problem."""
+    """Return whether the keys agree with each other; report a problem for each that does not."""
     resolution, kind, aspect = block["resolution"], block["resolution_type"], block["aspect"]
     before = len(found.problems)
     if resolution is None and (kind != "pixel" or aspect == "bucket"):

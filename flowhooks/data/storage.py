@@ -1,4 +1,4 @@
-"""A folder that a data set is read from: on this machine, or behind a URL of a file system that fsspec knows."""
+"""Open a folder that a data set is read from: on this machine, or behind a URL of a file system that fsspec knows."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ _GLOB = re.compile(r"[*?\[]")
 
 
 class Refused(Exception):
-    """A path that is not followed, or a place that cannot be read; the message says why."""
+    """A path is not followed, or a place cannot be read; the message says why."""
 
 
 class Place(Protocol):
-    """A folder. Paths in it are relative, with `/` between folders."""
+    """Reads a folder. Paths in it are relative, with `/` between folders."""
 
     @property
     def name(self) -> str:
-        """For people: its full path or URL."""
+        """Return its full path or URL, for messages."""
         ...
 
     def tree(self) -> Tree:
-        """Every file below it. Raises OSError or Refused."""
+        """Return every file below it. Raises OSError or Refused."""
         ...
 
     def matching(self, pattern: str) -> list[str]:
-        """Files directly in it that a shell pattern matches, sorted. Raises OSError or Refused."""
+        """Return files directly in it that match a shell pattern, sorted. Raises OSError or Refused."""
         ...
 
     def asset(self, path: str) -> Archive:
-        """The file at `path`, which need not exist. Raises Refused for a path that leads out of the folder."""
+        """Return the file at `path`, which need not exist. Raises Refused for a path that leads out of the folder."""
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file to seek in. Raises OSError or Refused."""
+        """Open a file for reading, with seeking. Raises OSError or Refused."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalPlace:
-    """A folder on this machine."""
+    """Reads a folder on this machine."""
 
     root: Path
 
@@ -78,7 +78,7 @@ class LocalPlace:
 
 @dataclass(frozen=True)
 class RemotePlace:
-    """A folder behind a URL."""
+    """Reads a folder behind a URL."""
 
     url: str
 
@@ -107,7 +107,7 @@ class RemotePlace:
         return cast(BinaryIO, _or_refused(lambda: files.open(f"{root}/{safe_relative_path(path)}", "rb")))
 
     def holds(self, name: str) -> str | None:
-        """`file` or `folder`; None if there is nothing of this name."""
+        """Return `file` or `folder`; None if there is nothing of this name."""
         files, root = self._files()
         path = f"{root}/{name}" if name else root
         if _or_refused(lambda: files.isfile(path)):
@@ -122,7 +122,7 @@ class RemotePlace:
 
 
 def safe_relative_path(path: str) -> str:
-    """A relative path from a table or an archive, tidied. Raises Refused if it is anything else."""
+    """Return a relative path from a table or an archive, normalised. Raises Refused if it is anything else."""
     if "\0" in path or not is_text(path):
         raise Refused("is no file name: it holds a zero byte or is not UTF-8")
     if _URL.match(path):
@@ -141,9 +141,9 @@ def is_url(named: str) -> bool:
 
 
 def open_place(named: str, source: Path) -> tuple[Place, str | None]:
-    """The folder behind `instance_data_dir`, and the file or shell pattern in it where one is named.
+    """Return the folder behind `instance_data_dir`, and the file or shell pattern in it where one is named.
 
-    An embedded set for `digits:<name>`, a URL, else a path relative to the data set file `source`.
+    The value is `digits:<name>` for an embedded set, a URL, or a path relative to the data set file `source`.
 
     Raises Refused if there is no such place, or if it cannot be read on this machine.
     """
@@ -191,7 +191,7 @@ def _remote(url: str) -> tuple[Place, str | None]:
 
 
 def _or_refused(question: Any) -> Any:
-    """The answer of a file system. Raises Refused naming what is missing, or OSError."""
+    """Return the result of a call to a file system. Raises Refused naming what is missing, or OSError."""
     try:
         return question()
     except ImportError as error:
@@ -203,12 +203,13 @@ def _or_refused(question: Any) -> Any:
 
 
 def as_text(file: BinaryIO) -> io.TextIOWrapper:
-    """Lines of UTF-8; bytes that are none come as lone surrogates, so that one bad cell does not hide the others."""
+    """Read a file as lines of UTF-8; invalid bytes become lone surrogates, so that one bad cell does not hide the
+    others."""
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
 def folder_here(named: str, source: Path) -> Path | None:
-    """The folder on this machine that `instance_data_dir` names; None for a file, or if there is none here."""
+    """Return the folder on this machine that `instance_data_dir` names; None for a file, or if there is none here."""
     try:
         place, file = open_place(named, source)
     except (Refused, OSError):

@@ -1,4 +1,4 @@
-"""The cache of tensors on disk, each named by a digest of its origin. Its format is in flowhooks.data.shards."""
+"""Cache tensors on disk, each named by a digest of its origin. The format is in flowhooks.data.shards."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ REMEDY = (
     "delete this file, or start with `--rebuild-cache`, and what it holds is made again from the images and captions"
 )
 IN_MEMORY_BYTES = 512 * 2**20
-#: So much of a run's entries is compared with its digests before the run starts; the rest when it is read.
+#: Bytes of a run's entries that are compared with their digests before the run starts; the rest is when it is read.
 CHECKED_BYTES = 4 * 2**30
 Entry = Mapping[str, Tensor]
 
 
 class Store:
-    """Shards under `folder/<kind>/<name>.safetensors`. Any number of processes may read and write them at once.
+    """Reads and writes shards under `folder/<kind>/<name>.safetensors`. Any number of processes may do so at once.
 
     All methods raise DataError for a file that cannot be read or written.
     """
@@ -52,12 +52,12 @@ class Store:
         self.folder = folder
 
     def path(self, kind: str, name: str) -> Path:
-        """Where the shard lies, or would lie."""
+        """Return the path of a shard, whether it exists or not."""
         return self.folder / kind / f"{name}{SUFFIX}"
 
     def find(self, kind: str, wanted: Collection[str], *, check: int = 0) -> dict[str, ShardEntry]:
-        """Key -> place, of the entries of `wanted` that are there; only headers are read, and the first `check` bytes
-        of these entries, which are compared with their digests.
+        """Return key -> place for the entries of `wanted` that exist. Only headers are read, and the first `check`
+        bytes of these entries, which are compared with their digests.
 
         A damaged shard is removed with a warning that names it.
         """
@@ -73,7 +73,7 @@ class Store:
         return places
 
     def claim(self, kind: str, name: str, *, wait: bool) -> Claim | None:
-        """The right to write this shard; None if another process has it and `wait` is false."""
+        """Claim the right to write this shard; None if another process has it and `wait` is false."""
         path = self.folder / "partial" / f"{kind}.{name}"
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,22 +90,22 @@ class Store:
         data = save(named)
         path = self.path(kind, shard_name(entries))
         with _writing(path, len(data)):
-            # Written twice: what the digests are of is in the order in which safetensors lays it out.
+            # Written twice: the digests cover the bytes in the order in which safetensors stores them.
             mine.path.write_bytes(data)
             digests = {key: digest_of(each.read()) for key, each in contents(mine.path, partial=True).items()}
-            # One key alone: safetensors writes several in any order, and a shard always comes out the same.
+            # One key only: safetensors writes several in any order, and a shard must always come out the same.
             told = {**{key: about[key] for key in entries}, DIGESTS: {key: digests[key] for key in sorted(digests)}}
             mine.path.write_bytes(save(named, {METADATA: json.dumps(told)}))
             path.parent.mkdir(parents=True, exist_ok=True)
             mine.publish(path)
 
     def sweep(self) -> None:
-        """Remove what killed writers left half-written."""
+        """Remove what killed processes left half-written."""
         with _writing(self.folder):
             sweep(self.folder / "partial")
 
     def replace(self, rebuilt: Store) -> None:
-        """Move every shard of another store here, in place of all that hold one of its entries."""
+        """Move every shard of another store here, replacing all shards that hold one of its entries."""
         with _writing(rebuilt.folder):
             kinds = sorted(path.name for path in rebuilt.folder.glob("*/"))
         for kind in kinds:
@@ -113,7 +113,7 @@ class Store:
             names = {path.name for path in new}
             fresh = {key for path in new for key in rebuilt._contents(kind, path)}
             with _writing(here):
-                # The old go first: a process killed in between must not leave both. Several processes may be at this.
+                # The old ones are removed first: a process killed in between must not leave both. Several may do this.
                 for path in shards_in(here):
                     if path.name not in names and not fresh.isdisjoint(self._contents(kind, path)):
                         path.unlink(missing_ok=True)
@@ -130,7 +130,7 @@ class Store:
         return self._whole(kind, path, contents)
 
     def _sound(self, kind: str, path: Path, wanted: Collection[str]) -> dict[str, ShardEntry]:
-        """The wanted entries of a shard, each compared with its digest."""
+        """Return the wanted entries of a shard, each compared with its digest."""
 
         def look(path: Path) -> dict[str, ShardEntry]:
             places = {key: place for key, place in contents(path).items() if key in wanted}
@@ -141,7 +141,7 @@ class Store:
         return self._whole(kind, path, look)
 
     def _whole(self, kind: str, path: Path, look: Callable[[Path], dict[str, ShardEntry]]) -> dict[str, ShardEntry]:
-        """What `look` finds in a shard; nothing in a damaged one, which is told and removed."""
+        """Return what `look` finds in a shard; nothing for a damaged one, which is reported and removed."""
         with _reading(path):
             try:
                 return look(path)
@@ -149,7 +149,7 @@ class Store:
                 return {}
             except DamagedShard:
                 pass
-        # Another process may be making it again: look once more when nobody works on it.
+        # Another process may be making it again: look once more when none works on it.
         mine = self.claim(kind, path.stem, wait=True)
         with mine or nullcontext(), _writing(path):
             try:
@@ -164,11 +164,11 @@ class Store:
 
 
 class Entries:
-    """The cache entries of one run. As many as fit into `limit` bytes are read at once and stay in memory, where the
-    workers of a loader share them.
+    """Reads the cache entries of one run. As many as fit into `limit` bytes are read at once and stay in memory, shared
+    with the workers of a loader.
 
     Args:
-        places: kind -> key -> where it lies.
+        places: kind -> key -> its place.
 
     Raises DataError naming every shard that holds NaN.
     """
@@ -190,16 +190,16 @@ class Entries:
 
     @property
     def nbytes(self) -> int:
-        """Of all entries."""
+        """Return the number of bytes of all entries."""
         return sum(place.nbytes for kind in self.places.values() for place in kind.values())
 
     def __len__(self) -> int:
         return sum(map(len, self.places.values()))
 
     def read(self, kind: str, key: str) -> dict[str, Tensor]:
-        """The tensors of an entry, not to be changed.
+        """Return the tensors of an entry; they must not be changed.
 
-        Raises DataError naming the shard if it is gone or damaged since the run began, or holds NaN.
+        Raises DataError naming the shard if it was removed or damaged since the run began, or holds NaN.
         """
         if (kept := self._kept.get((kind, key))) is not None:
             return kept
@@ -217,7 +217,7 @@ def _read(place: ShardEntry) -> dict[str, Tensor]:
             message = "was removed during the run; start again with `--resume latest` and it is made again"
             raise DataError(Problem(message, str(place.path))) from None
         except (DamagedShard, SafetensorError) as error:
-            # Of its size and header nothing may be told: found again, it would be read again.
+            # Not even its size and header can be trusted: if it were looked up again, it would be read again.
             with suppress(OSError):
                 place.path.unlink()
             message = f"was damaged during the run ({error}); start again with `--resume latest` and it is made again"
@@ -253,6 +253,6 @@ def _writing(path: Path, size: int = 0) -> Iterator[None]:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite."""
-    # A number from itself is 0, NaN or infinity NaN; several times quicker on small tensors than to ask for each.
+    """Return whether no element is NaN or infinite."""
+    # x - x is 0 for a number and NaN for NaN or infinity; several times quicker on small tensors than isfinite.
     return not tensor.is_floating_point() or float((tensor - tensor).sum()) == 0

@@ -1,4 +1,4 @@
-"""Image files -> pixels and masks, cut by one Geometry. Pillow and NumPy only."""
+"""Turn image files into pixels and masks, cut by one Geometry. Uses Pillow and NumPy only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flowhooks.data.colors import eight_bit, to_rgb
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.images import MAX_PIXELS, BadImage, decoding, open_image
 
-#: Modes whose numbers can be told from nothing as they are stored.
+#: Modes whose stored numbers can be compared with 0 directly.
 STORED = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B", "I;16L")
 
 
@@ -25,9 +25,10 @@ def open_upright(data: bytes) -> Image.Image:
 
 
 def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
-    """Image bytes -> float32 `[3, H, W]` in [-1, 1], in sRGB; of a clip, the first frame that is kept, or its first.
+    """Turn image bytes into float32 `[3, H, W]` in [-1, 1], in sRGB; for a video, the first frame that is kept, or its
+    first.
 
-    Transparency is laid on white. Raises BadImage.
+    Transparent parts become white. Raises BadImage.
     """
     with decoding():
         if geometry.shown or moves(data):
@@ -36,7 +37,7 @@ def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
 
 
 def load_clip(data: bytes, geometry: Geometry) -> np.ndarray:
-    """The kept frames of a clip -> float32 `[3, F, H, W]`, each like a picture. Raises BadImage."""
+    """Turn the kept frames of a video into float32 `[3, F, H, W]`, each like an image. Raises BadImage."""
     with decoding():
         return np.stack([_pixels(frame, geometry) for frame in frames_of(data, geometry.shown)], axis=1)
 
@@ -48,7 +49,8 @@ def _pixels(upright: Image.Image, geometry: Geometry) -> np.ndarray:
 
 
 def load_mask(data: bytes, geometry: Geometry, height: int, width: int, *, labels: bool = False) -> np.ndarray:
-    """Mask bytes -> float32 `[1, height, width]` in [0, 1], each cell the mean of its area: white trains, grey weighs.
+    """Turn mask bytes into float32 `[1, height, width]` in [0, 1], each cell the mean of its area: white trains, grey
+    weighs.
 
     Transparent parts of a mask count as black. A colour profile is not applied: the numbers are weights, not colours.
 
@@ -64,11 +66,11 @@ def load_mask(data: bytes, geometry: Geometry, height: int, width: int, *, label
 
 
 def mask_levels(data: bytes, *, labels: bool = False) -> Image.Image:
-    """A mask as it is read, upright: ``L``, 255 where it trains fully and 0 where it does not.
+    """Return a mask as it is read, upright: ``L``, 255 where it trains fully and 0 where it does not.
 
     Args:
-        labels: take what is stored for labels, the index where there is a palette and not its colour: 0 stays 0, every
-            other one is 255. Of a file in colour, black is 0.
+        labels: read stored values as labels (with a palette, the index and not its colour): 0 stays 0, every
+            other one becomes 255. In a file in colour, black is 0.
 
     Raises BadImage.
     """

@@ -1,4 +1,4 @@
-"""The embedded digits: real scans, a small real pipeline, and a judge, all built on this machine without a download."""
+"""Build the embedded digits on this machine without a download: real scans, a small real pipeline, and a judge."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The ruler: a small network that says which digit a picture shows and whether there is ink spilled on it.
+"""Measure images with a small network that says which digit an image shows and whether ink is spilled on it.
 
-It learns from real pairs alone, is built once and is the same for every model it measures.
+It learns from real pairs only, is built once and is the same for every model that it measures.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ RECIPE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What the judge says of a set of pictures.
+    """Holds the judge's measurements of a set of images.
 
     Args:
-        blot_rate: share of pictures with a blot, in [0, 1].
-        digit_accuracy: share whose digit is the one that was asked for, in [0, 1].
+        blot_rate: share of images with a blot, in [0, 1].
+        digit_accuracy: share of images with the digit of their prompt, in [0, 1].
         frechet: Fréchet distance of the features to those of all clean scans, at least 0; lower is closer.
-        count: number of pictures.
+        count: number of images.
     """
 
     blot_rate: float
@@ -54,7 +54,7 @@ class Score:
 
 
 class JudgeNetwork(nn.Module):
-    """Pictures `[B, 3, 32, 32]` in [-1, 1] to digit logits `[B, 10]`, a blot logit `[B]` and features `[B, 32]`."""
+    """Maps images `[B, 3, 32, 32]` in [-1, 1] to digit logits `[B, 10]`, a blot logit `[B]` and features `[B, 32]`."""
 
     def __init__(self, width: int = RECIPE["width"]) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class JudgeNetwork(nn.Module):
 
 
 class Judge:
-    """A trained network with the feature statistics of the clean scans to compare with."""
+    """Holds a trained network with the feature statistics of the clean scans to compare with."""
 
     def __init__(self, network: JudgeNetwork, mean: torch.Tensor, covariance: torch.Tensor, held_out: dict[str, float]):
         self.network = network.eval()
@@ -88,7 +88,7 @@ class Judge:
         return cls(network, mean, covariance, read_json(folder / "judge.json"))
 
     def score(self, pixels: torch.Tensor, digits: torch.Tensor) -> Score:
-        """Measure pictures `[N, 3, 32, 32]` in [-1, 1] that were asked to show `digits` `[N]`."""
+        """Measure images `[N, 3, 32, 32]` in [-1, 1] whose prompts name `digits` `[N]`."""
         digit_logits, blot_logits, features = infer(self.network, pixels)
         mean, covariance = gaussian(features)
         return Score(
@@ -100,7 +100,7 @@ class Judge:
 
 
 def ensure_judge(progress: bool | None = None) -> Judge:
-    """The judge, trained and stored first if it is not there."""
+    """Return the judge, trained and stored first if it does not exist."""
     target = place("judge", {**RECIPE, "data": DATA_RECIPE})
     if not target.is_dir():
         data = ensure_data()
@@ -145,7 +145,7 @@ def train_judge(
 
 @torch.no_grad()
 def infer(network: JudgeNetwork, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Digit logits, blot logits and features of all pictures, in batches."""
+    """Return digit logits, blot logits and features of all images, computed in batches."""
     network.eval()
     parts = [network(chunk) for chunk in pixels.split(256)]
     digits, blots, features = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -153,7 +153,7 @@ def infer(network: JudgeNetwork, pixels: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `[D]` and covariance `[D, D]` of features `[N, D]`, in float64."""
+    """Return mean `[D]` and covariance `[D, D]` of features `[N, D]`, in float64."""
     features = features.double()
     return features.mean(0), torch.cov(features.T)
 
@@ -161,10 +161,10 @@ def gaussian(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def frechet_distance(
     mean: np.ndarray, covariance: np.ndarray, other_mean: np.ndarray, other_covariance: np.ndarray
 ) -> float:
-    """Squared 2-Wasserstein distance of two Gaussians (arXiv 1706.08500).
+    """Return the squared 2-Wasserstein distance of two Gaussians (arXiv 1706.08500).
 
-    `|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)` for means `[D]` and covariances `[D, D]`. The symmetric form needs
-    only eigenvalues of symmetric matrices, so no complex parts arise.
+    It is `|m - n|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2)` for means `[D]` and covariances `[D, D]`. The symmetric form
+    needs only eigenvalues of symmetric matrices, so no complex parts arise.
     """
     values, vectors = np.linalg.eigh(covariance)
     root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
@@ -202,9 +202,9 @@ def _fit(
 
 
 def _disturb(clean: torch.Tensor, blotted: torch.Tensor, has_blot: torch.Tensor) -> torch.Tensor:
-    """Pictures as a generator might spoil them: faint blots, blur, noise, a shift and a change of contrast.
+    """Disturb images as a generator might: faint blots, blur, noise, a shift and a change of contrast.
 
-    A blot thinned to 40 % still counts as one, so ink that a model only fades is still found.
+    A blot faded to 40 % still counts as one, so ink that a model only fades is still found.
     """
     count = len(clean)
 

@@ -1,4 +1,4 @@
-"""The embedded pipeline on disk: built, its transformer pretrained by flowhooks' own trainer, kept for the next run."""
+"""Build the embedded pipeline on disk once: its transformer is pretrained by flowhooks' own trainer."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from flowhooks.errors import ModelError
 from flowhooks.files import share, whole
 from flowhooks.printing import progress_bar, say, shows_progress
 
-#: Before each line of the process that pretrains.
+#: Prefix of each line that the pretraining process prints.
 MARK = "embedded pipeline: "
-#: Variables by which a launcher tells a process of others.
+#: Environment variables by which a launcher describes the other processes.
 _OF_A_LAUNCH = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_")
 
 
 def resolve_model(name: str) -> Path:
-    """The folder behind `digits`, or `digits:untrained`, the same pipeline with a transformer at random weights.
+    """Return the folder behind `digits`, or `digits:untrained`, the same pipeline with a transformer at random weights.
 
-    What is missing is built first, which takes some minutes. Raises ModelError for another name.
+    Missing parts are built first, which takes some minutes. Raises ModelError for another name.
     """
     if name == "digits":
         return ensure_model()
@@ -38,7 +38,7 @@ def resolve_model(name: str) -> Path:
 
 
 def ensure_model(progress: bool | None = None) -> Path:
-    """The folder of the pretrained pipeline, built first if it is not there.
+    """Return the folder of the pretrained pipeline, built first if it does not exist.
 
     Pretraining is the run `examples/sft/digits.json`; a changed run or recipe makes a new folder.
     """
@@ -52,9 +52,9 @@ def ensure_model(progress: bool | None = None) -> Path:
 
 
 def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) -> None:
-    """Train the run in `source` from the pipeline in `start`, and leave nothing but its pipeline in `folder`.
+    """Train the run in `source` from the pipeline in `start`, and leave only its pipeline in `folder`.
 
-    It is a process of its own: the trainer may be the one that asks for the digits, in as many processes as it has.
+    It runs in a separate process: the caller may be the trainer itself, in several processes.
     """
     working, cache = folder / "training", folder / "cache"
     here = {
@@ -67,7 +67,7 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
     command += [part for key, value in here.items() for part in ("--set", f"{key}={json.dumps(value)}")]
     command += [] if shows_progress(progress) else ["--no-progress"]
     alone = {name: value for name, value in os.environ.items() if not name.startswith(_OF_A_LAUNCH)}
-    # What it prints is of a run that nobody started: a bar is passed through, other lines are marked.
+    # The user did not start this run: its progress bar is passed through, its other lines get a prefix.
     if shows_progress(progress):
         code = subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False).returncode
     else:
@@ -79,8 +79,8 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
         code = running.returncode
     if code:
         raise ModelError(
-            f"the embedded pipeline could not be pretrained (exit code {code}, the reason stands above); "
-            "start again when it is mended"
+            f"the embedded pipeline could not be pretrained (exit code {code}, the reason is above); "
+            "start again when it is fixed"
         )
     for part in (working / "pipeline").iterdir():
         part.rename(folder / part.name)
@@ -89,7 +89,7 @@ def _pretrain(source: Path, start: Path, folder: Path, progress: bool | None) ->
 
 
 def ensure_untrained(progress: bool | None = None) -> Path:
-    """The folder of the pipeline before pretraining: autoencoder trained, transformer at random weights."""
+    """Return the folder of the pipeline before pretraining: autoencoder trained, transformer at random weights."""
     target = untrained_place()
     if not target.is_dir():
         data = ensure_data()

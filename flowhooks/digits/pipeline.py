@@ -1,4 +1,4 @@
-"""The embedded `StableDiffusion3Pipeline`: real classes at a size that a laptop trains in minutes."""
+"""Build the embedded `StableDiffusion3Pipeline`: real classes at a size that a laptop trains in minutes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from flowhooks.digits.text import CLIP_WIDTH, JOINT_WIDTH, text_components
 
 
 def read_pixels(*folders: Path) -> torch.Tensor:
-    """All PNG files of the folders in name order, as `[N, 3, H, W]` in [-1, 1]."""
+    """Read all PNG files of the folders in name order, as `[N, 3, H, W]` in [-1, 1]."""
     files = [file for folder in folders for file in sorted(folder.glob("*.png"))]
     stacked = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
     return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def build_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder, laid out as SD3's: no quantisation convolutions, a scaling and a shift factor."""
+    """Build the untrained autoencoder like SD3's: no quantisation convolutions, a scaling and a shift factor."""
     channels = tuple(AUTOENCODER["channels"])
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -49,7 +49,7 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train on `pixels` `[N, 3, H, W]` in [-1, 1]; its scaling and shift give latents of mean 0 and deviation 1.
 
-    A plain loop: the loss is the squared error plus a small KL term, and nothing in it is a flow model.
+    The loop is plain: the loss is the squared error plus a small KL term, without a flow model.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -77,12 +77,12 @@ def train_autoencoder(
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
-    """The means of the posterior, `[N, 4, 8, 8]`, unscaled."""
+    """Return the means of the posterior, `[N, 4, 8, 8]`, unscaled."""
     return torch.cat([vae.encode(chunk).latent_dist.mean for chunk in pixels.split(128)])
 
 
 def assemble(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
-    """The pipeline around a trained `vae`, its transformer still at random weights."""
+    """Build the pipeline around a trained `vae`, its transformer still at random weights."""
     return StableDiffusion3Pipeline(
         transformer=build_transformer(PIXELS // 2 ** (len(vae.config.block_out_channels) - 1)),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=PIPELINE["shift"]),
@@ -92,7 +92,7 @@ def assemble(vae: AutoencoderKL) -> StableDiffusion3Pipeline:
 
 
 def build_transformer(sample_size: int) -> SD3Transformer2DModel:
-    """An `SD3Transformer2DModel` of about two million weights for latents `[B, 4, sample_size, sample_size]`."""
+    """Build an `SD3Transformer2DModel` of about two million weights for latents `[B, 4, sample_size, sample_size]`."""
     heads, head_width = PIPELINE["heads"], PIPELINE["head_width"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(PIPELINE["seed"])
@@ -113,8 +113,8 @@ def build_transformer(sample_size: int) -> SD3Transformer2DModel:
 
 
 def write_outline(folder: Path) -> None:
-    """Write what :func:`flowhooks.digits.places.outline` ships: the settings of the pipeline's parts, and the shapes
-    of the transformer's weights. What training puts into the settings of the autoencoder is not in them."""
+    """Write what :func:`flowhooks.digits.places.outline` ships: the settings of the pipeline's parts, and the shapes of
+    the transformer's weights. Settings of the autoencoder that training determines are left out."""
     pipe = assemble(build_autoencoder())
     parts = {each: getattr(pipe, each) for each in ("transformer", "vae", "scheduler")}
     _write(folder / "model_index.json", {"_class_name": type(pipe).__name__, **pipe.config})

@@ -1,4 +1,4 @@
-"""How the embedded pipeline is made, where it lies, whether it is built, and what is known of it before. Free of
+"""Say how the embedded pipeline is made, where it is, whether it is built, and what is known before it is. Free of
 torch."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from flowhooks.digits import scans
 from flowhooks.documents.document import read_json
 from flowhooks.files import place
 
-#: How the autoencoder and the pipeline are made: a change here names new folders, and makes everybody build anew.
+#: Recipe of the autoencoder and the pipeline: a change here names new folders, so that everybody builds again.
 LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-4
 AUTOENCODER: dict[str, Any] = {
@@ -31,14 +31,14 @@ PRETRAINING = "sft/digits.json"
 
 
 def untrained_place() -> Path:
-    """The folder of the pipeline before pretraining, whether or not it is there."""
+    """Return the folder of the pipeline before pretraining, whether or not it exists."""
     return place("untrained", {"data": scans.RECIPE, "vae": AUTOENCODER, "pipeline": PIPELINE})
 
 
 def pretrained_place(start: Path, source: Path) -> Path:
-    """The folder of what the run in `source` makes of the pipeline in `start`, whether or not it is there.
+    """Return the folder of the result of the run in `source` from the pipeline in `start`, whether or not it exists.
 
-    It is named by the run as it is written: options that came to the schemas later must not make everybody pretrain
+    Its name depends on the run as it is written: options added to the schemas later must not make everybody pretrain
     again.
     """
     written = read_json(source)
@@ -46,29 +46,30 @@ def pretrained_place(start: Path, source: Path) -> Path:
 
 
 def place_of(name: str) -> Path:
-    """The folder of `digits` or of `digits:untrained`, whether or not it is there."""
+    """Return the folder of `digits` or of `digits:untrained`, whether or not it exists."""
     return untrained_place() if name != "digits" else pretrained_place(untrained_place(), example(PRETRAINING))
 
 
 def building_notice(name: str) -> str | None:
-    """A sentence about what is built before `digits` or `digits:untrained` can be used; None where it is there, and for
-    another name."""
+    """Return a sentence about what is built before `digits` or `digits:untrained` can be used; None if it is built, and
+    for another name."""
     if name not in NAMES:
         return None
     folder = place_of(name)
     if folder.is_dir():
         return None
     minutes = "some minutes" if name == "digits" else "a minute or so"
-    return f"the embedded pipeline is not built yet: that is done once, takes {minutes} on a CPU, and goes to {folder}"
+    return f"the embedded pipeline is not built yet: it is built once, in {minutes} on a CPU, into {folder}"
 
 
 def outline() -> Path:
-    """A folder like the pipeline's with its settings, and the shapes of its network's weights in place of them."""
+    """Return a folder like the pipeline's with its settings, and the shapes of its network's weights in place of
+    them."""
     return Path(str(resources.files("flowhooks.digits"))) / "outline"
 
 
 def example(name: str) -> Path:
-    """A run file of `examples/`: inside the package when installed from a wheel, beside it in a checkout."""
+    """Return a run file of `examples/`: inside the package when installed from a wheel, beside it in a checkout."""
     try:
         shipped = Path(str(resources.files("flowhooks.examples"))) / name
         if shipped.is_file():

@@ -1,4 +1,4 @@
-"""The same pictures from a pipeline before and after, what the judge says of them, and all of it as a table, a picture,
+"""Sample the same images from a pipeline before and after, and report the judge's measurements as a table, an image,
 Markdown and JSON."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROWS = (
 
 
 def load_stock(folder: Path, lora: Path | None = None) -> StableDiffusion3Pipeline:
-    """The pipeline as any Diffusers user loads it, with nothing of flowhooks in it.
+    """Load the pipeline as any Diffusers user does, without flowhooks.
 
     Args:
         lora: the folder of a `pytorch_lora_weights.safetensors`.
@@ -43,7 +43,7 @@ def load_stock(folder: Path, lora: Path | None = None) -> StableDiffusion3Pipeli
 
 
 def asked_digits(count: int) -> torch.Tensor:
-    """The digits `[count]` that pictures are asked to show: 0 to 9, over and over."""
+    """Return the digits `[count]` of the prompts: 0 to 9, over and over."""
     return torch.arange(count) % 10
 
 
@@ -57,7 +57,7 @@ def draw(
     first_seed: int = FIRST_SEED,
     steps: int = STEPS,
 ) -> torch.Tensor:
-    """`count` pictures `[count, 3, H, W]` in [-1, 1]; picture i starts from seed `first_seed + i` in any batch."""
+    """Generate `count` images `[count, 3, H, W]` in [-1, 1]; image i starts from seed `first_seed + i` in any batch."""
     digits = asked_digits(count).tolist()
     parts = []
     with progress_bar(title, count, progress) as advance:
@@ -77,7 +77,7 @@ def draw(
 
 
 def machine() -> dict[str, Any]:
-    """What numbers were measured on."""
+    """Describe the machine on which numbers were measured."""
     return {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -87,22 +87,23 @@ def machine() -> dict[str, Any]:
 
 
 def table(before: Score, after: Score) -> list[tuple[str, str, str]]:
-    """Rows of name, before and after, as they are shown."""
+    """Return rows of name, before and after, as they are shown."""
     return [
         (name, form.format(getattr(before, field)), form.format(getattr(after, field))) for name, field, form in _ROWS
     ]
 
 
 def as_text(rows: Sequence[tuple[str, str, str]]) -> str:
-    """The rows for a terminal."""
+    """Return the rows for a terminal."""
     lines = [("", "before", "after"), *rows]
     return "\n".join(f"  {name:<16}{left:>10}{right:>10}" for name, left, right in lines)
 
 
 def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns: int = 8, scale: int = 2) -> None:
-    """One row a digit: on the left what the base draws, on the right what the trained model draws from the same noise.
+    """Save one row per digit: on the left samples of the base, on the right samples of the trained model from the same
+    noise.
 
-    `before` and `after` are `[N, 3, H, W]` in [-1, 1], picture i asked to show digit i mod 10, with N at least
+    `before` and `after` are `[N, 3, H, W]` in [-1, 1], image i with the prompt of digit i mod 10, with N at least
     10 x `columns`.
     """
     side, cell, gap, head = before.shape[-1] * scale, before.shape[-1] * scale + GAP, 24, 18
@@ -119,7 +120,7 @@ def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns:
 
 
 def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: Mapping[str, Any]) -> Path:
-    """`report.md` for people and `report.json` for programs, in `folder`; returns the first."""
+    """Write `report.md` for people and `report.json` for programs into `folder`; returns the first."""
     facts = {"before": asdict(before), "after": asdict(after), "judge_held_out": judge.held_out, "machine": machine()}
     sampling = {"count": before.count, "first_seed": FIRST_SEED, "steps": STEPS, "guidance_scale": 1.0}
     _write(folder / "report.json", json.dumps({**facts, "sampling": sampling, "run": run}, indent=2) + "\n")
@@ -131,13 +132,13 @@ def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: M
 | --- | --- | --- |
 {rows}
 
-{before.count} pictures each, from the same prompts and seeds ({FIRST_SEED} and up), {STEPS} steps, no guidance.
-"Before" is the pretrained pipeline, "after" the same with the trained LoRA put on by stock `load_lora_weights`.
+{before.count} images each, from the same prompts and seeds ({FIRST_SEED} and up), {STEPS} steps, no guidance.
+"Before" is the pretrained pipeline, "after" the same with the trained LoRA loaded by stock `load_lora_weights`.
 
 The judge is a small network trained on real scans only. On {held["pairs"]:.0f} pairs it never saw it finds blots with
 {held["blot_accuracy"]:.1%} accuracy and reads {held["digit_accuracy_clean"]:.1%} of the clean digits,
-{held["digit_accuracy_blotted"]:.1%} of the blotted ones. The Fréchet distance is between its features of the pictures
-and of all clean scans; at {before.count} pictures it is biased upwards, alike on both sides.
+{held["digit_accuracy_blotted"]:.1%} of the blotted ones. The Fréchet distance is between its features of the images
+and of all clean scans; at {before.count} images it is biased upwards, alike on both sides.
 
 ![before and after](before_after.png)
 

@@ -1,6 +1,6 @@
-"""Rewards for the embedded digits: how bold they are written, and whether the judge can read them.
+"""Score the embedded digits by their boldness, and by whether the judge can read them.
 
-Named in a run by import path: ``flowhooks.digits.rewards:Ink`` and ``flowhooks.digits.rewards:Legibility``.
+A run names these rewards by import path: ``flowhooks.digits.rewards:Ink`` and ``flowhooks.digits.rewards:Legibility``.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _DIGITS = {caption(digit): digit for digit in range(len(WORDS))}
 
 
 class Ink(PictureReward):
-    """Mean darkness in [0, 1]: 0 for white paper, more for bolder strokes, 1 for black.
+    """Returns the mean darkness in [0, 1]: 0 for white paper, more for bolder strokes, 1 for black.
 
     Args:
-        max_frames: of a video.
+        max_frames: largest number of frames of a video to judge.
     """
 
     range = (0.0, 1.0)
@@ -37,14 +37,14 @@ class Ink(PictureReward):
 
 
 class Legibility(PictureReward):
-    """Log-probability, at most 0, of the digit that the prompt asks for, under the embedded judge. It has not seen the
-    pictures of any model, and is trained first, in a minute or so, where it is not there.
+    """Returns the log-probability, at most 0, of the digit in the prompt, under the embedded judge. The judge has not
+    seen images of any model, and is trained first, in a minute or so, if it does not exist.
 
     Args:
-        temperature: > 0; the judge's logits are divided by it. It is sure of most pictures, and at 1 such pictures
-            differ by next to nothing; at 4 they can still be told apart.
-        max_frames: of a video.
-        judge: another one than the embedded.
+        temperature: > 0; the judge's logits are divided by it. The judge is sure of most images, so that at 1 they
+            differ by almost nothing; at 4 they still differ.
+        max_frames: largest number of frames of a video to judge.
+        judge: another judge than the embedded one.
 
     Raises:
         ValueError: a temperature out of range.
@@ -64,7 +64,7 @@ class Legibility(PictureReward):
             raise ValueError(f"`temperature` must be above 0, got {temperature}")
         super().__init__(name=name, max_frames=max_frames)
         self.temperature = temperature
-        # A copy, so that a judge that also measures stays where it is.
+        # A copy, so that a judge that also measures stays on its device.
         self.network = deepcopy((judge or ensure_judge()).network).eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> Self:
@@ -74,11 +74,11 @@ class Legibility(PictureReward):
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         if pictures.shape[-2:] != (PIXELS, PIXELS):
             found = " x ".join(str(side) for side in pictures.shape[-2:])
-            raise RewardError(f"reward {self.name!r} judges pictures of {PIXELS} x {PIXELS} pixels, got {found}")
+            raise RewardError(f"reward {self.name!r} judges images of {PIXELS} x {PIXELS} pixels, got {found}")
         unknown = [prompt for prompt in prompts if prompt not in _DIGITS]
         if unknown:
             raise RewardError(
-                f"reward {self.name!r} knows prompts such as {caption(7)!r}; {unknown[0]!r} asks for no digit"
+                f"reward {self.name!r} knows prompts such as {caption(7)!r}; {unknown[0]!r} names no digit"
             )
         asked = torch.tensor([_DIGITS[prompt] for prompt in prompts], device=pictures.device)
         logits: Tensor = self.network(pictures * 2 - 1)[0] / self.temperature

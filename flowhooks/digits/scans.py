@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 digit scans as image folders: clean, blotted, the masks, and a mixed set to learn from."""
+"""Write scikit-learn's 1,797 digit scans as image folders: clean, blotted, the masks, and a mixed set to learn from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowhooks.errors import DataError
 from flowhooks.files import place, whole
 
 INK_RGB = (28, 48, 132)
-#: Shares of the picture's side.
+#: Fractions of the image's side.
 RADIUS = (0.17, 0.23)
 PIXELS = 32
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -28,9 +28,9 @@ RECIPE: dict[str, Any] = {
 
 
 def blot_opacity(rng: np.random.Generator, size: int) -> np.ndarray:
-    """The opacity `[size, size]` in [0, 1] of one blot at a random place, exactly 0 outside it.
+    """Return the opacity `[size, size]` in [0, 1] of one blot at a random place, exactly 0 outside it.
 
-    Its body is a disc of `RADIUS`, whose rim wanders in four harmonics; its centre stays far
+    Its body is a disc of `RADIUS`, whose rim varies in four harmonics; its centre stays far
     enough from the border for about three quarters of it to be on the paper in a corner, and more elsewhere.
     """
     rows, columns = np.mgrid[0:size, 0:size] + 0.5
@@ -51,7 +51,7 @@ def blot_opacity(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def spill(paper: np.ndarray, opacity: np.ndarray) -> np.ndarray:
-    """Ink `[H, W]` laid over `paper` (uint8 `[H, W, 3]`); pixels with opacity 0 keep their exact value."""
+    """Lay ink `[H, W]` over `paper` (uint8 `[H, W, 3]`); pixels with opacity 0 keep their exact value."""
     ink = np.array(INK_RGB, dtype=np.float64)
     mixed = paper * (1 - opacity[..., None]) + ink * opacity[..., None]
     return np.where(opacity[..., None] > 0, np.rint(mixed), paper).astype(np.uint8)
@@ -63,12 +63,12 @@ def _soft_edge(depth: np.ndarray) -> np.ndarray:
 
 
 def caption(digit: int) -> str:
-    """The caption of a digit 0 to 9, for example "a handwritten seven"."""
+    """Return the caption of a digit 0 to 9, for example "a handwritten seven"."""
     return f"a handwritten {WORDS[digit]}"
 
 
 def ensure_data() -> Path:
-    """The folder that holds `preferred`, `rejected`, `mask` and `base`, written first if it is not there."""
+    """Return the folder that holds `preferred`, `rejected`, `mask` and `base`, written first if it does not exist."""
     target = place("data", RECIPE)
     if not target.is_dir():
         with whole(target) as folder:
@@ -77,7 +77,7 @@ def ensure_data() -> Path:
 
 
 def resolve_data(name: str) -> Path:
-    """The folder behind a data set's `instance_data_dir` of the form `digits:preferred`.
+    """Return the folder behind a data set's `instance_data_dir` of the form `digits:preferred`.
 
     Raises DataError for a name that is not one of the embedded folders.
     """
@@ -89,7 +89,7 @@ def resolve_data(name: str) -> Path:
 
 
 def load_scans() -> tuple[np.ndarray, np.ndarray]:
-    """The scans as dark ink on white paper, uint8 `[1797, 32, 32]`, and their digits `[1797]`."""
+    """Return the scans as dark ink on white paper, uint8 `[1797, 32, 32]`, and their digits `[1797]`."""
     from sklearn.datasets import load_digits
 
     ink, digits = load_digits(return_X_y=True)

@@ -1,6 +1,6 @@
-"""Small text encoders at random weights and tokenizers over the captions' own words, made without a download.
+"""Make small text encoders at random weights, and tokenizers over the captions' own words, without a download.
 
-Random encoders are enough: the ten captions differ in one word, and its embedding tells them apart.
+Random encoders are enough: the ten captions differ in one word, and so in its embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _VOCABULARY = ("a", "handwritten", "clean", "digit", "number", "with", "an", "in
 
 
 def text_components(seed: int) -> dict[str, Any]:
-    """The six text components of a `StableDiffusion3Pipeline`, encoders in eval mode at weights drawn from `seed`."""
+    """Return the six text components of a `StableDiffusion3Pipeline`, encoders in eval mode at weights drawn from
+    `seed`."""
     tokenizer, second_tokenizer = clip_tokenizer(), clip_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -41,7 +42,7 @@ def text_components(seed: int) -> dict[str, Any]:
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """A `CLIPTokenizer` with one token for each known word; other words fall apart into letters."""
+    """Return a `CLIPTokenizer` with one token for each known word; it splits other words into letters."""
     letters = [chr(code) for code in range(33, 127)]
     pieces = letters + [letter + "</w>" for letter in letters]
     merges: list[tuple[str, str]] = []
@@ -59,10 +60,10 @@ def clip_tokenizer() -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """A `T5Tokenizer` whose pieces are the known words and single letters."""
+    """Return a `T5Tokenizer` whose pieces are the known words and single letters."""
     pieces = [f"▁{word}" for word in _VOCABULARY] + [chr(code) for code in range(97, 123)]
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    # A word must beat its letters for the unigram model to choose it.
+    # A word needs a better score than its letters for the unigram model to choose it.
     scored = [(piece, -1.0 if piece.startswith("▁") else -4.0) for piece in dict.fromkeys(pieces)]
     return T5Tokenizer(vocab=special + scored, extra_ids=0, model_max_length=256)
 
@@ -81,13 +82,13 @@ def _clip_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
         pad_token_id=tokenizer.pad_token_id,
     )
     encoder = CLIPTextModelWithProjection(config).eval()
-    # The usual start of 0.02 leaves the position louder than the word, and every caption alike.
+    # With the usual initial deviation of 0.02 the position outweighs the word, and all captions are alike.
     torch.nn.init.normal_(encoder.get_input_embeddings().weight, std=1.0)
     return encoder
 
 
 def _pooling_encoder() -> FunnelBaseModel:
-    """The third encoder: 256 tokens in, 4 out.
+    """Return the third encoder: 256 tokens in, 4 out.
 
     The stock pipeline pads its third prompt to 256 tokens, or puts 256 zero tokens where it has no third encoder;
     beside 16 image tokens they would be nine tenths of the work. A Funnel halves its sequence block by block.

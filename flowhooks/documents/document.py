@@ -3,7 +3,9 @@ checkpoints and published files."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,35 @@ def read_json(path: Path) -> Any:
     return reading.read_json(path)
 
 
-def without_remarks(value: Any) -> Any:
-    """A copy without the keys that are remarks: ``$comment``, and whatever starts with ``_comment``."""
-    if isinstance(value, dict):
-        return {key: without_remarks(item) for key, item in value.items() if not reading.REMARK.match(key)}
-    if isinstance(value, list):
-        return [without_remarks(item) for item in value]
+def as_json(value: Any) -> Any:
+    """Return a value as JSON has it: tuples as lists, paths as strings, numbers of NumPy as Python's. What JSON has
+    nothing for stays as it is."""
+    if isinstance(value, Mapping):
+        return {key: as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # Scalars and arrays of NumPy, without importing it.
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
     return value
+
+
+def without_remarks(value: Any) -> Any:
+    """Return a copy as JSON has it, see :func:`as_json`, without the keys that are remarks: ``$comment``, and whatever
+    starts with ``_comment``."""
+    return _without_remarks(as_json(value))
+
+
+def _without_remarks(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: _without_remarks(item)
+            for key, item in value.items()
+            if not (isinstance(key, str) and reading.REMARK.match(key))
+        }
+    return [_without_remarks(item) for item in value] if isinstance(value, list) else value
 
 
 def _exists(path: Path) -> bool:

@@ -112,7 +112,10 @@ def foreign_options(options: dict[str, Any], cls: Any, file: str | None, where: 
     Raises:
         ConfigError: with every problem.
     """
-    schema = getattr(cls, "schema", None)
+    try:
+        schema = getattr(cls, "schema", None)
+    except (TypeError, NameError) as error:
+        raise ConfigError(Problem(f"the options of {cls.__name__} cannot be read: {error}", file, where)) from error
     if not isinstance(schema, Mapping):
         return options
     problems = problems_in(options, schema, file=file, root=where)

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, Union, dataclass_transform, get_args,
 
 from jsonschema import Draft202012Validator
 
-from flowhooks.documents.document import json_path
-from flowhooks.documents.validation import explain
+from flowhooks.documents.document import as_json, json_path
+from flowhooks.documents.validation import checkable, explain
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 #: Keys that a reader of any object skips.
@@ -31,7 +31,9 @@ _KINDS: Mapping[Any, str] = {
     str: "string",
     NoneType: "null",
     Mapping: "object",
+    dict: "object",
     Sequence: "array",
+    list: "array",
 }
 
 
@@ -86,6 +88,9 @@ class Spec:
 
     def __init_subclass__(cls, type: str = "", title: str = "", **more: Any):
         super().__init_subclass__(**more)
+        for name in inspect.get_annotations(cls):
+            if any(callable(getattr(base, name, None)) for base in cls.__bases__):
+                raise TypeError(f"the option `{name}` of {cls.__name__} hides a method of that name; call it otherwise")
         if type:
             cls.type, cls.title = type, title
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
@@ -130,12 +135,11 @@ class Spec:
 
     def _out_of_range(self) -> Iterator[str]:
         for name, schema in properties_of(type(self)).items():
-            value = getattr(self, name)
-            if isinstance(value, (bool, int, float, str, list, dict)):
-                # Blocks of another schema, such as rewards, are checked where they are built.
-                own = {key: each for key, each in schema.items() if "$ref" not in str(each)}
-                for error in Draft202012Validator(own).iter_errors(value):
-                    yield from (f"{json_path(place, f'`{name}`')}: {message}" for place, message in explain(error))
+            setattr(self, name, as_json(getattr(self, name)))
+            # Blocks of another schema, such as rewards, are checked where they are built.
+            own = {key: each for key, each in schema.items() if "$ref" not in str(each)}
+            for error in Draft202012Validator(own).iter_errors(checkable(getattr(self, name))):
+                yield from (f"{json_path(place, f'`{name}`')}: {message}" for place, message in explain(error))
 
 
 def own_options(cls: Any) -> tuple[str, ...]:
@@ -183,4 +187,8 @@ def _kinds(hint: Any) -> tuple[list[str], list[Any]]:
         return kinds, [*values, None] if values and "null" in kinds else values
     if get_origin(hint) is Literal:
         return ["string"], list(get_args(hint))
-    return [_KINDS[get_origin(hint) or hint]], []
+    kind = _KINDS.get(get_origin(hint) or hint)
+    if kind is None:
+        known = ", ".join(each.__name__ for each in _KINDS)
+        raise TypeError(f"an option cannot be annotated {hint!r}, only with {known}, or a Literal of strings")
+    return [kind], []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from jsonschema import ValidationError
@@ -51,6 +53,23 @@ def explain(error: ValidationError) -> Iterator[tuple[tuple[str | int, ...], str
             yield at, _value(error)
 
 
+@dataclass(frozen=True)
+class Unfit:
+    """A value that JSON has nothing for, which is of no type there."""
+
+    value: Any
+
+
+def checkable(value: Any) -> Any:
+    """Return a value with all that JSON cannot hold, such as NaN or an object of Python's, as :class:`Unfit`."""
+    if isinstance(value, dict):
+        return {key: checkable(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [checkable(each) for each in value]
+    holds = value is None or isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value if holds else Unfit(value)
+
+
 def shown(value: Any) -> str:
     """Return a JSON value as a part of a sentence."""
     if value is None or isinstance(value, bool):
@@ -59,7 +78,12 @@ def shown(value: Any) -> str:
         return f"the string {value if len(value) <= 60 else value[:57] + '...'!r}"
     if isinstance(value, (int, float)):
         return f"the number {value}"
-    return "an object" if isinstance(value, dict) else "a list"
+    if isinstance(value, Unfit):
+        value = value.value
+        return f"the number {value}" if isinstance(value, float) else f"a {type(value).__name__}"
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    return f"a {type(value).__name__}"
 
 
 def _value(error: ValidationError) -> str:
@@ -183,7 +207,7 @@ def problems_in(value: Any, schema: Schema, *, file: str | None, root: str = "$"
         root: JSON path of ``value`` in that file.
     """
     by_place: dict[tuple[str | int, ...], list[tuple[str, str]]] = {}
-    for error in validator(schema).iter_errors(value):
+    for error in validator(schema).iter_errors(checkable(value)):
         for place, message in explain(error):
             by_place.setdefault(place, []).append((str(error.validator), message))
     return [

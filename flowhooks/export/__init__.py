@@ -1,4 +1,4 @@
-"""What leaves a run: LoRA files in the names other programs read, the model card, the Hub."""
+"""Export runs: LoRA files in the names of other programs, the model card, uploads to the Hub."""
 
 from __future__ import annotations
 

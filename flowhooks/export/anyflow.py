@@ -1,12 +1,12 @@
-"""A flow map learnt on Wan, as a folder that Diffusers' AnyFlowPipeline loads, with nothing of flowhooks.
+"""Export a flow map learned on Wan as a folder that Diffusers' AnyFlowPipeline loads, without flowhooks.
 
 ``AnyFlowTransformer3DModel`` (arXiv 2605.13724) is Wan's network with a ``delta_embedder`` beside its
-``time_embedder``: the weights have the same names, and what ``time_conditioning`` blends is what its
-``condition_embedder`` blends, at the same place and in the same unit, ``num_train_timesteps * sigma``. It takes the
-frames before the channels and a time for each frame, which its pipeline sees to.
+``time_embedder``: the weights have the same names, and ``time_conditioning`` blends the same as its
+``condition_embedder``, at the same place and in the same unit, ``num_train_timesteps * sigma``. It takes the
+frames before the channels and a time for each frame, which its pipeline provides.
 
-What differs is the steps. ``FlowMapEulerDiscreteScheduler`` shifts ``1 - i / n``; ``FlowMatchEulerDiscreteScheduler``
-has other sigmas for the same n and shift, the last of them near 0, where a step is all but lost. Over the same sigmas
+Only the steps differ. ``FlowMapEulerDiscreteScheduler`` shifts ``1 - i / n``; ``FlowMatchEulerDiscreteScheduler``
+has other sigmas for the same n and shift, the last of them near 0, where a step is almost lost. With the same sigmas
 both pipelines make the same latents.
 """
 
@@ -41,9 +41,9 @@ from flowhooks.restore import read_run
 
 FORMAT = "anyflow"
 HOOK, EMBEDDER = "time_conditioning", "delta_embedder"
-#: Wan's network holds it and does not read it.
+#: Setting that Wan's network has and does not read.
 UNREAD = "qk_norm"
-#: Settings of schedulers that make other steps, or none of a flow map.
+#: Settings of schedulers with other steps, or with steps that are not those of a flow map.
 OTHER_STEPS = (
     "use_dynamic_shifting",
     "stochastic_sampling",
@@ -64,8 +64,8 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
 
     Raises:
         ConfigError: ``run`` is no folder of a run.
-        ModelError: it is not finished, trained no second time, is of another network, or has what AnyFlow cannot
-            express; the output exists already or cannot be written.
+        ModelError: it is not finished, trained no second time, uses another network, or has settings that AnyFlow
+            cannot express; the output exists already or cannot be written.
         AdapterError: the adapter does not fit the base.
     """
     run = user_path(run)
@@ -86,7 +86,8 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
 
 
 def _second_time(run: Path) -> dict[str, Any]:
-    """Options of the run's ``time_conditioning``. Raises ModelError when it has none, or is of another network."""
+    """Return the options of the run's ``time_conditioning``. Raises ModelError when it has none, or uses another
+    network."""
     file = run / MODULES
     if not file.is_file():
         raise ModelError(
@@ -117,12 +118,13 @@ def _require_wan(pipe: Any) -> None:
     if type(pipe) is not WanPipeline:
         raise ModelError(
             f"the run's model is a {type(pipe).__name__}; format {FORMAT!r} is for {WanPipeline.__name__}, which "
-            "makes videos from text alone"
+            "makes videos from text only"
         )
 
 
 def _scheduler(base: Mapping[str, Any]) -> FlowMapEulerDiscreteScheduler:
-    """With the unit and the shift of the base's scheduler. Raises ModelError where a number cannot say its shift."""
+    """Return a scheduler with the unit and the shift of the base's. Raises ModelError if no number expresses its
+    shift."""
     other = [name for name in OTHER_STEPS if base.get(name)]
     if other:
         raise ModelError(
@@ -137,7 +139,7 @@ def _require_unit(options: Mapping[str, Any], scheduler: FlowMapEulerDiscreteSch
     own, unit = options["timestep_scale"], scheduler.config["num_train_timesteps"]
     if own not in (None, unit):
         raise ModelError(
-            f"`timestep_scale` of the run is {own:g}; AnyFlow gives its second time in the unit of the first, {unit}, "
+            f"`timestep_scale` of the run is {own:g}; AnyFlow has its second time in the unit of the first, {unit}, "
             "so this run cannot be exported"
         )
 
@@ -145,9 +147,9 @@ def _require_unit(options: Mapping[str, Any], scheduler: FlowMapEulerDiscreteSch
 def _network(
     wan: WanTransformer3DModel, delta: Mapping[str, Tensor], options: Mapping[str, Any]
 ) -> AnyFlowTransformer3DModel:
-    """Wan's weights and the trained embedder, in the time embedder's dtype, in the other class."""
+    """Return a network of the other class with Wan's weights and the trained embedder, in the time embedder's dtype."""
     config = _config(wan.config, options)
-    # Nothing is computed here, and the weights are all given: no memory for random ones.
+    # Nothing is computed here, and all weights are given: no memory for random ones.
     with torch.device("meta"):
         network = AnyFlowTransformer3DModel(**config)
     dtype = wan.condition_embedder.time_embedder.linear_1.weight.dtype
@@ -159,7 +161,7 @@ def _network(
 
 
 def _config(wan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Wan's settings and those of the second time, as AnyFlow's network takes them."""
+    """Return Wan's settings and those of the second time, as AnyFlow's network takes them."""
     known = set(inspect.signature(AnyFlowTransformer3DModel.__init__).parameters) - {"self", "image_dim"}
     settings = {key: value for key, value in wan.items() if not key.startswith("_") and key != UNREAD}
     lost = [key for key, value in settings.items() if key not in known and value is not None]
@@ -173,7 +175,7 @@ def _config(wan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any
 
 
 def _delta_embedder(run: Path) -> dict[str, Tensor]:
-    """Its weights by their names in it."""
+    """Return the embedder's weights by their names in it."""
     tensors, _ = read_tensors(run / MODULES)
     mark = f".{EMBEDDER}."
     return {key.partition(mark)[2]: tensor for key, tensor in tensors.items() if mark in key}

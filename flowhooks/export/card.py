@@ -1,4 +1,4 @@
-"""The model card: README.md of a run folder."""
+"""Write the model card: README.md of a run folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import CARD, MODULES
 from flowhooks.rewards.registry import REWARDS
 
-#: The words of those metrics that the card shows; every one is in metrics.json.
+#: Words in the names of metrics that the card shows; metrics.json has all metrics.
 _HEADLINES = re.compile(r"^loss$|_loss$|accuracy|margin|reward|held_out|validation")
 _SHOWN = 8
 _GATE_NOTE = (
@@ -36,7 +36,7 @@ _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class CardPicture:
-    """A validation picture inside the run folder and the prompt it was made for."""
+    """Holds a validation image inside the run folder and its prompt."""
 
     path: Path
     prompt: str
@@ -57,9 +57,9 @@ def write_card(
         folder: the run folder.
         document: the resolved run; printed in the card without absolute paths.
         metrics: final values by name.
-        pictures: pictures inside ``folder``; linked relative to it.
+        pictures: images inside ``folder``; linked relative to it.
         pipe: the pipeline that was trained; without it the card names the loader that every pipeline has, flowhooks'.
-        instance_prompts: prompts that stood for whole data sets; the first becomes the card's trigger words.
+        instance_prompts: prompts of whole data sets; the first becomes the card's trigger words.
 
     Raises:
         AdapterError: the disk refuses.
@@ -71,7 +71,7 @@ def write_card(
     prompts = list(dict.fromkeys(without_local_paths(prompt) for prompt in instance_prompts))
     data = ModelCardData(
         license="other",
-        # The Hub asks for these two beside `other`.
+        # The Hub requires these two beside `other`.
         license_name="see-base-model",
         license_link=f"https://huggingface.co/{hub_id}" if hub_id else None,
         library_name="diffusers",
@@ -128,7 +128,7 @@ def _usage(
     kind: PipelineKind = UNKNOWN,
     prompt: str = "your prompt",
 ) -> str:
-    """The code that loads the weights, and what has to be known beside it."""
+    """Return the code that loads the weights, and notes on its use."""
     code, gate = card_code(document, base, kind, modules=modules, prompt=prompt), below(document)
     notes = [_DOWNLOADED] if hub_id or document["adapter"] is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
     if gate is not None:
@@ -137,7 +137,7 @@ def _usage(
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
-    """A table of the few values that say how the run went."""
+    """Return a table of the few values that show how the run went."""
     # The loss first, and the rest by name.
     headlines = sorted(filter(_HEADLINES.search, metrics), key=lambda name: (name != "loss", name))
     rows = "".join(f"| {name} | {metrics[name]:.4g} |\n" for name in headlines[:_SHOWN])
@@ -146,7 +146,7 @@ def _metrics(metrics: Mapping[str, float]) -> str:
 
 
 def _base_model(location: str) -> tuple[str, str | None]:
-    """What to call the base model, and its Hub id if it has one. Of a local folder only the name is public."""
+    """Return the name of the base model, and its Hub id if it has one. For a local folder only the name is public."""
     if is_local_path(location) or os.path.isdir(location) or location.startswith("."):
         return last_part(location.rstrip("/\\")), None
     return location, location if re.fullmatch(r"[\w.-]+/[\w.-]+", location) else None
@@ -157,12 +157,13 @@ def _adapter_tags(adapter: Mapping[str, Any] | None) -> list[str]:
 
 
 def _hook_types(document: Mapping[str, Any]) -> list[str]:
-    """Hook types by name; a third party's is an import path."""
+    """Return hook types by name; a third party's is an import path."""
     return list(dict.fromkeys(hook["type"] for hook in document["hooks"]))
 
 
 def _relative(path: Path, folder: Path) -> str:
-    """``path`` as seen from ``folder``. A relative path is relative to the working directory, as ``folder`` is."""
+    """Return ``path`` as seen from ``folder``. A relative path is relative to the working directory, as ``folder``
+    is."""
     return Path(path).resolve().relative_to(folder.resolve()).as_posix()
 
 
@@ -172,13 +173,13 @@ def _one_line(text: str) -> str:
 
 @cache
 def entries() -> Mapping[str, str]:
-    """Key -> BibTeX entry, of every paper in ``papers.bib``."""
+    """Return key -> BibTeX entry, for every paper in ``papers.bib``."""
     text = resources.files("flowhooks.export").joinpath("papers.bib").read_text(encoding="utf-8")
     return {found[1]: found[0] for found in _ENTRY.finditer(text)}
 
 
 def cited(hooks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """BibTeX entries of the papers behind hook blocks and the rewards in them, each once."""
+    """Return BibTeX entries of the papers behind hook blocks and the rewards in them, each once."""
     types = [HOOKS[hook["type"]].papers for hook in hooks if hook["type"] in HOOKS]
     blocks = [block for hook in hooks for block in hook.get("rewards", ())]
     rewards = [REWARDS[block["type"]].papers for block in blocks if block["type"] in REWARDS]

@@ -1,4 +1,4 @@
-"""The Python of a model card: how to load what was trained, and draw with it."""
+"""Write the Python of a model card: how to load the trained weights, and sample with them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE
 from flowhooks.export.pipelines import PipelineKind
 
-# Where a run that trains the whole transformer puts its pipeline.
+# Folder of the pipeline of a run that trains the whole transformer.
 PIPELINE_FOLDER = "pipeline"
 
 _START = """import torch
@@ -47,13 +47,13 @@ _RESULT = {"image": ("image", "images"), "video": ("frames", "frames"), "audio":
 def card_code(
     document: Mapping[str, Any], base: str, kind: PipelineKind, *, modules: bool, prompt: str = "your prompt"
 ) -> str:
-    """Stock code that loads the weights and draws; flowhooks puts on what stock code cannot.
+    """Return stock code that loads the weights and samples; flowhooks attaches what stock code cannot load.
 
     Args:
         document: the resolved run.
         base: Hub id or folder of the base model.
         modules: whether hooks trained modules beside the adapter.
-        prompt: the one that the code draws.
+        prompt: prompt in the code.
     """
     adapter, network = document["adapter"], document["model"].get("component") or "transformer"
     imports = "from diffusers.utils import load_image\n" if kind.from_picture else ""
@@ -79,7 +79,7 @@ def card_code(
 
 
 def below(document: Mapping[str, Any]) -> float | None:
-    """The sigma above which the adapter was off."""
+    """Return the sigma above which the adapter was off."""
     return next((hook["sigma"] for hook in document["hooks"] if hook["type"] == "adapter_gate"), None)
 
 
@@ -93,5 +93,5 @@ def _lora(kind: PipelineKind, network: str) -> str:
 def _call(kind: PipelineKind, prompt: str, more: str = "") -> str:
     name, field = _RESULT[kind.makes]
     picture = 'image=load_image("your_image.png"), ' if kind.from_picture else ""
-    # By name: the first argument of some pipelines is a picture.
+    # By name: the first argument of some pipelines is an image.
     return f"{name} = pipe({picture}prompt={json.dumps(prompt, ensure_ascii=False)}{more}).{field}[0]\n"

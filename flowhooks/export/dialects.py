@@ -1,9 +1,9 @@
-"""A trained LoRA under the names other programs look for.
+"""Write a trained LoRA under the names that other programs read.
 
-What is checked: for every dialect the tests compare ``alpha / rank * up @ down`` of every layer with the trained
+The tests check every dialect: they compare ``alpha / rank * up @ down`` of every layer with the trained
 change; for Stable Diffusion 3 the fused original names go through Diffusers' checkpoint converter; files that
-Diffusers reads back (Qwen-Image) give equal outputs there. ComfyUI and kohya's scripts themselves are not run: their
-names are taken from what they publish.
+Diffusers reads back (Qwen-Image) have equal outputs there. ComfyUI and kohya's scripts themselves are not run: their
+names come from what they publish.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _SD3_ROOT = {
 
 
 def comfyui(lora: LoraFile) -> dict[str, Tensor]:
-    """``diffusion_model.<original name>`` keys with an ``.alpha`` each.
+    """Return ``diffusion_model.<original name>`` keys with an ``.alpha`` each.
 
     For a family whose original names are not known here, or a file that does not name its family, the keys are
-    ``transformer.<Diffusers name>``, which ComfyUI translates itself for the families it knows (Flux and AuraFlow
+    ``transformer.<Diffusers name>``, which ComfyUI translates itself for the families it supports (Flux and AuraFlow
     among them).
     """
     if lora.transformer is not None and lora.transformer in NATIVE:
@@ -67,8 +67,8 @@ def comfyui(lora: LoraFile) -> dict[str, Tensor]:
 
 
 def kohya(lora: LoraFile) -> dict[str, Tensor]:
-    """``lora_unet_<original name>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``, dots in the name as
-    underscores."""
+    """Return ``lora_unet_<original name>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` keys, with dots in the
+    name as underscores."""
     if lora.transformer is None or lora.transformer not in NATIVE:
         known, found = ", ".join(sorted(NATIVE)), lora.transformer or "a transformer that its header does not name"
         raise AdapterError(
@@ -124,7 +124,7 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     if dialect == "diffusers":
         return write_aside(target, lambda aside: shutil.copyfile(file, aside))
-    # Diffusers' metadata is about Diffusers' names; alpha is in the tensors now.
+    # Diffusers' metadata has Diffusers' names; alpha is in the tensors now.
     metadata = {key: value for key, value in lora.metadata.items() if key not in (LORA_ADAPTER_METADATA_KEY, "format")}
     return write_tensors(target, CONVERTERS[dialect](lora), metadata)
 
@@ -140,7 +140,7 @@ def _target(file: Path, dialect: str, output: Path | None) -> Path:
 
 
 def sd3_layers(layers: Iterable[LoraLayer]) -> tuple[LoraLayer, ...]:
-    """Layers under Stable Diffusion 3's original names; query, key and value become one fused layer, exactly."""
+    """Return layers under Stable Diffusion 3's original names; query, key and value become one fused layer, exactly."""
     by_name = {layer.name: layer for layer in layers}
     result: list[LoraLayer] = []
     fused: dict[str, dict[int, LoraLayer]] = {}
@@ -173,7 +173,7 @@ NATIVE: Mapping[str, Callable[[Iterable[LoraLayer]], tuple[LoraLayer, ...]]] = {
 
 
 def fuse(name: str, parts: Sequence[LoraLayer | None]) -> LoraLayer:
-    """One LoRA for layers of one size stacked along their outputs; None is a layer that has none.
+    """Return one LoRA for layers of one size stacked along their outputs; None stands for a layer without LoRA.
 
     The parts' downs are stacked and their ups lie on the diagonal, so the ranks add up and the change is exactly the
     stacked changes.
@@ -186,7 +186,7 @@ def fuse(name: str, parts: Sequence[LoraLayer | None]) -> LoraLayer:
     column = 0
     for place, part in enumerate(parts):
         if part is not None:
-            # One alpha must do for all: a part of another scale takes the quotient into its matrix.
+            # One alpha must serve all parts: a part of another scale has its matrix multiplied by the quotient.
             up[place * out : (place + 1) * out, column : column + part.rank] = part.up * (part.scale / first.scale)
             column += part.rank
     return LoraLayer(name=name, down=torch.cat([part.down for part in present]), up=up, alpha=first.scale * rank)

@@ -1,4 +1,4 @@
-"""A Diffusers LoRA file as a list of layers, each with its own rank and alpha."""
+"""Read a Diffusers LoRA file as a list of layers, each with its own rank and alpha."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraLayer:
-    """One adapted Linear layer: its weight changes by ``alpha / rank * up @ down``.
+    """Holds one adapted Linear layer: its weight changes by ``alpha / rank * up @ down``.
 
     Args:
         name: the layer's name in the model.
@@ -44,14 +44,14 @@ class LoraLayer:
 
     @property
     def delta(self) -> Tensor:
-        """The change of the weight ``[out, in]``, in float64."""
+        """Return the change of the weight ``[out, in]``, in float64."""
         return self.scale * (self.up.double() @ self.down.double())
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
-    """The layers of a file, the class name of the transformer it was trained on (None when the file does not say),
-    and its header."""
+    """Holds the layers of a file, the class name of the transformer it was trained on (None when the file does not
+    say), and its header."""
 
     layers: tuple[LoraLayer, ...]
     transformer: str | None
@@ -71,7 +71,7 @@ def read_lora(file: Path) -> LoraFile:
     names = dict.fromkeys(key.removesuffix(_DOWN).removesuffix(_UP).removeprefix(_PREFIX) for key in tensors)
     if foreign:
         raise AdapterError(
-            f"{file}: {first_few(foreign)} is not of a plain LoRA on the transformer in the Diffusers format "
+            f"{file}: {first_few(foreign)} does not belong to a plain LoRA on the transformer in the Diffusers format "
             f"(`{_PREFIX}<layer>{_DOWN}` and `{_UP}`). Export the `pytorch_lora_weights.safetensors` of a run with "
             "`adapter.type` 'lora'."
         )

@@ -1,4 +1,4 @@
-"""What the card says of a pipeline's class: the Hub's name of its task, and who loads a LoRA onto its network."""
+"""Describe a pipeline's class for the card: the Hub's name of its task, and what loads a LoRA into its network."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-#: Pipelines that start from a picture though its argument may be left out.
+#: Pipelines that start from an image although its argument is optional.
 _FROM_PICTURE = re.compile(r"ImageToVideo|Image2Video|I2V|I2I|Img2Img|Edit|Kontext|Layered")
 _CLIPS = re.compile(r"Video|Animate")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineKind:
-    """What a pipeline makes, from what, and how its network takes a LoRA.
+    """Says what a pipeline makes, from what, and how its network takes a LoRA.
 
     Args:
         makes: ``image``, ``video`` or ``audio``.
-        from_picture: whether it starts from a picture beside the prompt.
-        loader: the ``pipeline`` loads LoRA files, its ``network`` does, or nothing of Diffusers does (None).
+        from_picture: whether it starts from an image beside the prompt.
+        loader: ``pipeline`` or ``network``, whichever loads LoRA files in Diffusers; None if neither does.
     """
 
     makes: Literal["image", "video", "audio"]
@@ -28,16 +28,16 @@ class PipelineKind:
 
     @property
     def task(self) -> str:
-        """The Hub's ``pipeline_tag``."""
+        """Return the Hub's ``pipeline_tag``."""
         return f"{'image' if self.from_picture else 'text'}-to-{self.makes}"
 
 
-#: Of a pipeline that nobody has: what flowhooks itself loads holds for every class.
+#: Kind of an unknown pipeline: what flowhooks itself loads works for every class.
 UNKNOWN = PipelineKind(makes="image", from_picture=False, loader=None)
 
 
 def pipeline_kind(pipe: Any, component: str) -> PipelineKind:
-    """Tell what a pipeline is by its class, without running it.
+    """Return the kind of a pipeline by its class, without running it.
 
     Args:
         pipe: a Diffusers pipeline.
@@ -60,7 +60,7 @@ def pipeline_kind(pipe: Any, component: str) -> PipelineKind:
 
 
 def _loader(pipe: Any, component: str) -> Literal["pipeline", "network"] | None:
-    # A class may have `load_lora_weights` for its text encoder alone.
+    # A class may have `load_lora_weights` for its text encoder only.
     if hasattr(pipe, "load_lora_weights") and component in getattr(pipe, "_lora_loadable_modules", ()):
         return "pipeline"
     return "network" if hasattr(getattr(pipe, component, None), "load_lora_adapter") else None

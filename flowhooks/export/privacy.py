@@ -1,4 +1,4 @@
-"""Keeping a machine's folders out of what is published."""
+"""Remove a machine's folders from everything that is published."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ _LOCAL = re.compile(r"(~|file://|[A-Za-z]:[\\/]|[\\/])")
 _WORD = r"[^\s\"'`<>|*?,;()\[\]/\\~:]+"
 _REST = r"[^\s\"'`<>|*?,;()\[\]]*"
 _ENDING = r"(?:(?<=\.\w\w)|(?<=\.\w\w\w)|(?<=\.\w\w\w\w))(?!\w)"
-#: The same within a text. Of the kind with a `/` only what has two parts, for a prompt may say `and /or`. Behind a
-#: space a path goes on where it has no file's ending yet, a few words lead to the next `/`, and it comes to an ending.
+#: An absolute path within a text. A path with `/` needs two parts, as a prompt may say `and /or`. After a
+#: space it continues if it has no file suffix yet, a few words lead to the next `/`, and it ends in a suffix.
 _WITHIN = re.compile(
     r"(?<![\w./\\:~<-])(file://)?(~[\w.-]*/|/(?=[\w.@+-]+/)|[A-Za-z]:[\\/]|\\\\[\w.-]+\\)"
     rf"{_REST}(?:(?:(?!{_ENDING})(?: {_WORD}){{1,3}}[/\\]{_REST})+(?:(?!{_ENDING})(?: {_WORD}){{1,3}})?{_ENDING})?"
 )
-#: What the libraries call the places that a part of a pipeline came from. Everything else in its files is the model's,
+#: The libraries' keys for the origin of a part of a pipeline. Everything else in its files belongs to the model,
 #: such as the words of a tokenizer, some of which look like paths.
 _ORIGIN = re.compile(r"(_path|_file|_dir)$")
 
 
 def is_local_path(text: str) -> bool:
-    """Whether a string is an absolute path of some machine."""
+    """Return whether a string is an absolute path of some machine."""
     return _LOCAL.match(text) is not None
 
 
 def last_part(text: str) -> str:
-    """The name of the folder or file at the end of a path, of either kind."""
+    """Return the name of the folder or file at the end of a path, of either kind."""
     return PureWindowsPath(text).name if "\\" in text else PurePosixPath(text).name
 
 
 def without_local_paths(document: Any) -> Any:
-    """A copy of a JSON value in which every absolute path is only its last part; keys too, and within texts."""
+    """Return a copy of a JSON value in which every absolute path is cut to its last part, in keys and within texts
+    too."""
     if isinstance(document, dict):
         return {without_local_paths(key): without_local_paths(value) for key, value in document.items()}
     if isinstance(document, (list, tuple)):
@@ -43,13 +44,13 @@ def without_local_paths(document: Any) -> Any:
 
 
 def text_without_local_paths(text: str) -> str:
-    """A text in which every absolute path is only its last part."""
+    """Return a text in which every absolute path is cut to its last part."""
     return _WITHIN.sub(_shortened, text)
 
 
 def without_origins(document: Any) -> Any:
-    """A copy of what configures a part of a pipeline, in which the absolute path that it came from is only its last
-    part."""
+    """Return a copy of the configuration of a part of a pipeline, in which the absolute path of its origin is cut to
+    its last part."""
     if isinstance(document, dict):
         return {
             key: without_local_paths(value) if _ORIGIN.search(key) else without_origins(value)
@@ -61,6 +62,6 @@ def without_origins(document: Any) -> Any:
 
 
 def _shortened(found: re.Match[str]) -> str:
-    # A sentence ends with a dot, and so may a name; it stays with the sentence.
+    # A sentence ends with a dot, and so may a name; the dot stays with the sentence.
     path = found[0].rstrip(".:!/\\")
     return last_part(path) + found[0][len(path) :].strip("/\\")

@@ -1,4 +1,4 @@
-"""Publishing a run folder on the Hub: an allow-list of files, from a cleaned copy; and what to do where the Hub
+"""Publish a run folder on the Hub: an allow-list of files, from a cleaned copy; and say what to do if the Hub
 refuses."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowhooks.export.privacy import text_without_local_paths, without_local_pat
 from flowhooks.manifest import CARD, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
 from flowhooks.reading import MAX_TEXT, parse
 
-# Everything else in a run folder (checkpoints, caches, logs) stays at home.
+# Everything else in a run folder (checkpoints, caches, logs) is not published.
 ALLOWED = (
     CARD,
     RUN,
@@ -38,7 +38,7 @@ ALLOWED = (
     # A Diffusers pipeline's weights, configurations and vocabularies.
     *(f"{PIPELINE}/*/*.{ending}" for ending in ("safetensors", "json", "txt", "model", "jinja")),
 )
-#: What the Hub's client raises: of a file that cannot be sent a RuntimeError, of a card that is refused a ValueError.
+#: Exceptions of the Hub's client; RuntimeError for a file that cannot be sent, ValueError for a refused card.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
 _TOKEN = "Check that your token may write there (`hf auth whoami`)"
 _REMEDIES = {
@@ -47,26 +47,27 @@ _REMEDIES = {
     404: "Check the owner's name, and that your token may write there (`hf auth whoami`)",
     409: "Somebody else may be changing the repository; wait until that is done",
     412: "Somebody else may be changing the repository; wait until that is done",
-    413: "The upload is larger than it takes; take large pictures out of `validation/`",
+    413: "The upload is larger than it takes; take large images out of `validation/`",
     429: "Wait a few minutes",
 }
 
 
 def upload_set(files: Iterable[str]) -> list[str]:
-    """Those of the relative paths (with ``/``) that are published, sorted."""
+    """Return those of the relative paths (with ``/``) that are published, sorted."""
     return sorted(file for file in files if any(_matches(file, pattern) for pattern in ALLOWED))
 
 
 def _matches(file: str, pattern: str) -> bool:
-    # `*` stays inside one folder.
+    # `*` matches inside one folder only.
     return file.count("/") == pattern.count("/") and fnmatchcase(file, pattern)
 
 
 def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = None) -> str:
-    """Create the repository if need be and upload the run's publishable files in one commit. Returns the repository's
+    """Create the repository if needed and upload the run's publishable files in one commit. Returns the repository's
     address.
 
-    A copy is uploaded in which absolute paths of this machine are cut to their last part; the run folder is only read.
+    The uploaded files are copies in which absolute paths of this machine are cut to their last part; the run folder is
+    only read.
 
     Args:
         run_dir: a folder that training wrote.
@@ -76,7 +77,7 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
 
     Raises:
         HubError: there is nothing to publish, no token, no network, the connection is cut, or the Hub refuses; the
-            message says how to go on.
+            message says how to continue.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
@@ -137,7 +138,7 @@ def _stage_weights(source: Path, copy: Path) -> None:
     if cleaned == metadata:
         shutil.copyfile(source, copy)
         return
-    # Safetensors' own writer orders a header at random; the Hub knows a large file that it has by all its bytes.
+    # Safetensors' own writer orders a header at random; the Hub recognises a large file by all its bytes.
     with source.open("rb") as old, copy.open("wb") as new:
         header = parse(old.read(int.from_bytes(old.read(8), "little")), most=MAX_TEXT)
         header["__metadata__"] = {key: cleaned[key] for key in header["__metadata__"]}
@@ -149,7 +150,7 @@ def _stage_weights(source: Path, copy: Path) -> None:
 
 
 def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> str:
-    """A JSON text without absolute paths; text that has none as it is."""
+    """Return a JSON text without absolute paths; a text without any is returned as it is."""
     try:
         document = parse(text, most=MAX_TEXT, largest=float("inf"), finite=False)
     except ValueError:
@@ -160,7 +161,7 @@ def _cleaned(text: str, clean: Callable[[Any], Any] = without_local_paths) -> st
 
 @dataclass(frozen=True, kw_only=True)
 class Upload:
-    """One call of ``push``.
+    """Describes one call of ``push``.
 
     Args:
         run_dir: the run folder.
@@ -176,15 +177,15 @@ class Upload:
 
     @property
     def command(self) -> str:
-        """The command that does it again."""
+        """Return the command that repeats it."""
         visibility = "--private" if self.private else "--no-private"
         return shlex.join(["flowhooks", "push", str(self.run_dir), "--repo-id", self.repo_id, visibility])
 
     def told(self, error: BaseException, *, begun: bool) -> str:
-        """What is said of one of `FAILURES`.
+        """Return the message for one of `FAILURES`.
 
         Args:
-            begun: whether the repository was there already, so that the failure is one of uploading.
+            begun: whether the repository existed already, so that the failure happened while uploading.
         """
         if isinstance(error, HFValidationError):
             return f"`repo_id` {self.repo_id!r} is not a valid name: {_line(str(error))}"
@@ -193,37 +194,37 @@ class Upload:
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError) and refusal is not None:
             return (
                 f"The Hub refused the model card {self.run_dir / 'README.md'} ({_line(str(error))}). Nothing was "
-                f"uploaded and {untouched}; correct the block between the two `---` at the card's head, then go on "
+                f"uploaded and {untouched}; correct the block between the two `---` at the card's head, then continue "
                 f"with `{self.command}`."
             )
         if refusal is not None:
             status = None if refusal.response is None else refusal.response.status_code
             remedy = _REMEDIES.get(status or 0, "Correct what it names")
             if status is not None and status >= 500:
-                remedy = "The trouble is the Hub's (https://status.huggingface.co); wait a little"
+                remedy = "The Hub has a problem (https://status.huggingface.co); wait a little"
             reasons = _line(refusal.server_message or str(refusal).splitlines()[0])
             code = "" if status is None else f"{status}: "
             return (
-                f"The Hub refused {self.repo_id!r} ({code}{reasons}). {remedy}, then go on with `{self.command}`; "
+                f"The Hub refused {self.repo_id!r} ({code}{reasons}). {remedy}, then continue with `{self.command}`; "
                 f"{untouched}."
             )
         reason = _line(str(list(_causes(error))[-1]) or type(error).__name__)
         if isinstance(error, ValueError):
-            return f"The Hub refused {self.repo_id!r} ({reason}). Go on with `{self.command}`; {untouched}."
+            return f"The Hub refused {self.repo_id!r} ({reason}). Continue with `{self.command}`; {untouched}."
         if not begun:
             return (
-                f"Cannot reach the Hub at {self.endpoint} ({reason}). Check the network and go on with "
+                f"Cannot reach the Hub at {self.endpoint} ({reason}). Check the network and continue with "
                 f"`{self.command}`; {untouched}."
             )
         return (
             f"The connection to the Hub at {self.endpoint} was cut during the upload to {self.repo_id!r} ({reason}). "
-            f"Check the network and go on with `{self.command}`: large files that arrived whole are not sent again; "
+            f"Check the network and continue with `{self.command}`: complete large files are not sent again; "
             f"{untouched}."
         )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and those that it was explicitly raised from, the first cause last."""
+    """Yield an error and those that it was explicitly raised from, the first cause last."""
     found: BaseException | None = error
     while found is not None and (isinstance(found, FAILURES) or found is error):
         yield found
@@ -232,6 +233,6 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _line(text: str) -> str:
-    """The lines of a text, and the items of its lists, as one line."""
+    """Return the lines of a text, and the items of its lists, as one line."""
     lines = [line.strip().removeprefix("- ").rstrip(".") for line in text.splitlines() if line.strip()]
     return "; ".join(lines).replace(":; ", ": ")

@@ -1,4 +1,4 @@
-"""Shows data sets: one page in a browser, one contact sheet. Free of torch."""
+"""Show data sets as a page in a browser and as a contact sheet. Free of torch."""
 
 from __future__ import annotations
 

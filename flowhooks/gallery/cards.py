@@ -1,4 +1,4 @@
-"""One card a sample: what belongs together, what is wrong with it, and which samples are shown."""
+"""Make one card per sample, with its partners and problems, and choose the samples to show."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from flowhooks.data.sizing import Sizing
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """One sample, whole or not.
+    """Holds one sample, complete or not.
 
     Args:
-        key: of the sample in its data set.
+        key: key of the sample in its data set.
         dataset: id of the image data set.
         image: None if its file cannot be used.
         caption: None if there is none.
-        wordings: other captions that a visit may take.
+        wordings: other captions that a draw may use.
         rejected: the worse side, if there is one.
         paired: whether there should be one.
-        masks: they multiply.
+        masks: all masks of the sample; they multiply.
         geometry: how it is cut; None shows all of it.
-        rejected_geometry: how the worse side is cut where it has a box of its own.
-        times: how often it comes in an epoch; 0 for a sample that is not whole.
+        rejected_geometry: how the worse side is cut, if it has a box of its own.
+        times: how often it occurs in an epoch; 0 for an incomplete sample.
         problems: why a run refuses it.
-        warnings: what is likely not meant.
+        warnings: what is probably not meant.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Card:
 
     @property
     def bucket(self) -> str:
-        """Size as trained on; empty for a sample that is not whole."""
+        """Return the size as trained on; empty for an incomplete sample."""
         if self.geometry is None:
             return ""
         clip = f"x{self.geometry.frames}" if self.geometry.frames > 1 else ""
@@ -64,7 +64,7 @@ class Card:
 
 
 def all_cards(survey: Survey) -> list[Card]:
-    """Every sample of every image data set, in order."""
+    """Return every sample of every image data set, in order."""
     cards: list[Card] = []
     for i in survey.links:
         images, partners = survey.sets[i], survey.partners(i)
@@ -77,7 +77,7 @@ def all_cards(survey: Survey) -> list[Card]:
 
 
 def chosen(cards: Sequence[Card], number: int, seed: int) -> list[Card]:
-    """At most `number` cards: those with problems, then those with warnings, then others drawn by `seed`."""
+    """Return at most `number` cards: those with problems, then those with warnings, then others drawn with `seed`."""
     rng = random.Random(seed)
     kept: list[Card] = []
     for state in ("problem", "warning", "fine"):
@@ -125,7 +125,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
 
 
 def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> Iterator[Card]:
-    """Samples that lack something."""
+    """Yield samples that lack something."""
     for stem in sorted((images.images.keys() | images.unusable) - whole):
         problems = ["the file cannot be used"] if stem in images.unusable else []
         if stem in images.images and stem not in images.captions:

@@ -1,5 +1,5 @@
-"""One HTML page that needs nothing else: pictures as `data:` URLs, and a policy under which nothing can be fetched and
-no script but ours runs."""
+"""Write one self-contained HTML page: images are `data:` URLs, and its policy forbids fetching and all scripts but
+ours."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ STATES = {"problem": "with problems", "warning": "with warnings", "fine": "fine"
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """What stands above the cards.
+    """Holds what is shown above the cards.
 
     Args:
-        title: the file that was looked at.
-        facts: word -> number.
+        title: name of the file.
+        facts: label -> number.
         problems: why a run refuses the data.
-        warnings: what is likely not meant.
+        warnings: what is probably not meant.
         notes: what else is remarkable.
         buckets: (data set, size) -> samples in an epoch.
-        of: how many cards there are altogether.
+        of: total number of cards.
     """
 
     title: str
@@ -48,7 +48,7 @@ class Overview:
 
 
 def page(found: Overview, cards: Sequence[tuple[Card, Thumbs]]) -> str:
-    """The whole page."""
+    """Return the whole page."""
     script, style = _own("page.js"), _own("page.css")
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}"
     body = [*_head(found), *_filters(found, [card for card, _ in cards]), '<section id="cards" aria-label="samples">']
@@ -114,7 +114,7 @@ def _filters(found: Overview, cards: Sequence[Card]) -> Iterator[str]:
     known = [(state, words, states[state]) for state, words in STATES.items() if states[state]]
     yield _select("state", "All samples", known)
     yield (
-        '<select name="size" aria-label="Size of the pictures"><option value="small">small</option>'
+        '<select name="size" aria-label="Size of the images"><option value="small">small</option>'
         '<option value="medium" selected>medium</option><option value="large">large</option></select>'
     )
     masked = any(card.masks for card in cards)
@@ -125,7 +125,7 @@ def _filters(found: Overview, cards: Sequence[Card]) -> Iterator[str]:
 
 
 def _select(name: str, title: str, options: Sequence[tuple[str, str, int]]) -> str:
-    """A choice, hidden where there is none."""
+    """Return a selection, hidden if there is nothing to choose."""
     rows = "".join(
         f'<option value="{escape(value)}">{escape(words)} ({number:,})</option>' for value, words, number in options
     )
@@ -178,7 +178,7 @@ def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Imag
     else:
         shown = _img(picture, f"{side}: {card.key}")
         if mask is not None:
-            # Enlarged first where pictures are tiny, or its line would be as wide as their pixels.
+            # Enlarged first where images are tiny, or its line would be as wide as their pixels.
             factor = max(1, SIDE // max(mask.size))
             enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
             shown += _img(overlay(enlarged), "", "mask")
@@ -196,7 +196,7 @@ def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
 
 
 def _foot(found: Overview, shown: int) -> Iterator[str]:
-    yield '<p id="nothing" hidden>Nothing fits. <button type="button" class="clear">Clear the filters</button></p>'
+    yield '<p id="nothing" hidden>Nothing matches. <button type="button" class="clear">Clear the filters</button></p>'
     if not shown:
         yield "<p>No sample could be read.</p>"
     yield _told("note", "Notes", [("", each) for each in found.notes])
@@ -204,5 +204,5 @@ def _foot(found: Overview, shown: int) -> Iterator[str]:
     if shown < found.of:
         yield f"{shown:,} of {found.of:,} samples are on this page; <code>--sample</code> takes more. "
     yield "Tint: where the mask is not black, so where it trains, with a line around what is bright in it; "
-    yield "point at a picture to see it without. "
+    yield "point at an image to see it without. "
     yield "<kbd>/</kbd> searches, <kbd>m</kbd> shows or hides masks, <kbd>Esc</kbd> clears.</p></footer>"

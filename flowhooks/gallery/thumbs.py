@@ -1,5 +1,5 @@
-"""Small pictures of a card: both sides as they are cut for training, and where they train; and the contact sheet, the
-first cards as one picture."""
+"""Draw the small images of a card, both sides as they are cut for training and where they train, and the contact sheet
+with the first cards."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 @dataclass(frozen=True, kw_only=True)
 class Thumbs:
-    """Pictures of one size.
+    """Holds the images of one size.
 
     Args:
         image: RGB.
         rejected: RGB, if there is such a side.
-        mask: grey, white where it trains, if there is one that is not white all over.
-        everywhere: whether there is one that is.
-        problems: what came up while they were decoded.
-        warnings: what is likely not meant.
+        mask: grey, white where it trains; None if there is none, or it is white all over.
+        everywhere: whether there is a mask that is white all over.
+        problems: problems found while decoding.
+        warnings: what is probably not meant.
     """
 
     image: Image.Image | None = None
@@ -51,7 +51,7 @@ class Thumbs:
 
 
 def draw(card: Card, side: int = SIDE) -> Thumbs:
-    """The pictures of a card, none larger than `side`; what cannot be decoded is left out and told."""
+    """Return the images of a card, none larger than `side`; one that cannot be decoded is left out and reported."""
     problems: list[str] = []
     shown: list[Image.Image | None] = []
     own = card.rejected_geometry or card.geometry
@@ -85,9 +85,9 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
 
 
 def overlay(mask: Image.Image) -> Image.Image:
-    """RGBA to lay on a picture: a veil where the mask is not black, and a line around what is bright in it.
+    """Return an RGBA image to lay over another: a veil where the mask is not black, and a line around bright parts.
 
-    Bright is at least half of what its brightest place is, so that a mask of one grey has a line like a white one.
+    Bright means at least half of the largest brightness, so that a mask of one grey has a line like a white one.
     """
     values = np.asarray(mask)
     bright = values >= max(1, (int(values.max()) + 1) // 2)
@@ -123,7 +123,7 @@ def _multiplied(masks: Sequence[Picture], geometry: Geometry) -> np.ndarray:
 
 
 def sheet(cards: Sequence[tuple[Card, Thumbs]]) -> Image.Image:
-    """Up to 48 cards, four in a row: sides with the mask tinted in, and the key below."""
+    """Return an image of up to 48 cards, four in a row: both sides with the mask as a tint, and the key below."""
     shown = cards[:MOST]
     sides = 2 if any(card.paired for card, _ in shown) else 1
     across = ACROSS if sides == 2 else 2 * ACROSS
@@ -157,7 +157,7 @@ def _paste(canvas: Image.Image, picture: Image.Image, mask: Image.Image | None, 
 def _fitting(
     brush: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: int
 ) -> str:
-    """The end of the text, where names of one folder differ."""
+    """Return the end of the text, where names of one folder differ, cut to fit."""
     # A name may hold a line break, which no line of text can.
     text = "".join(each if each.isprintable() else "?" for each in text.encode("ascii", "replace").decode())
     if brush.textlength(text, font) <= room:

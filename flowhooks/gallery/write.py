@@ -1,4 +1,4 @@
-"""Looks at a data set, draws it, and writes the page and the sheet."""
+"""Read a data set, draw it, and write the page and the sheet."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ SOFTWARE = "flowhooks inspect"
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """What was written.
+    """Describes what was written.
 
     Args:
         page: the HTML file.
         sheet: the PNG.
-        shown: samples on the page.
-        of: samples there are.
+        shown: number of samples on the page.
+        of: number of all samples.
         problems: why a run would refuse the data.
-        warnings: what is likely not meant.
+        warnings: what is probably not meant.
     """
 
     page: Path
@@ -57,7 +57,7 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
         source: a data set file, or a run file that names one.
         output: the folder. What an earlier call wrote there is replaced; other files of these names are not.
         sample: the most samples to show, >= 1.
-        seed: draws them.
+        seed: seed of the selection.
         progress: show a bar.
 
     Raises:
@@ -88,7 +88,7 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
 
 
 def load(source: str) -> Datasets:
-    """The data sets of a data set file or a run file. Raises ConfigError."""
+    """Return the data sets of a data set file or a run file. Raises ConfigError."""
     path = user_path(source)
     document = without_remarks(read_json(path))
     if is_datasets(document):
@@ -126,8 +126,8 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
         warnings, notes = list(audited.warnings), list(audited.report)
     broken = [f"{card.key}: {', '.join(thumbs.problems)}" for card, thumbs in drawn if thumbs.problems]
     if broken:
-        problems.append(Problem(f"pictures that cannot be decoded ({len(broken):,}): {some(broken)}", source))
-    # The audit tells of files that are black; where several masks multiply, or are cut, only their product is.
+        problems.append(Problem(f"images that cannot be decoded ({len(broken):,}): {some(broken)}", source))
+    # The audit reports black files; if several masks multiply, or are cut, only their product may be black.
     black = [card.key for card, thumbs in drawn if BLACK in thumbs.warnings]
     if black and not any(BLACK in each for each in warnings):
         warnings.append(f"{BLACK} ({len(black):,}): {some(black)}")
@@ -151,7 +151,7 @@ def _png(drawn: Sequence[tuple[Card, Thumbs]]) -> bytes:
 
 
 def _refusal(file: Path) -> Problem | None:
-    """Why `file` may not be written: it is there and not ours."""
+    """Return why `file` may not be written: it exists and is not ours; else None."""
     if not file.exists() and not file.is_symlink():
         return None
     if file.is_file() and not file.is_symlink():
@@ -159,4 +159,4 @@ def _refusal(file: Path) -> Problem | None:
             head = opened.read(400)
         if MARK.encode() in head or SOFTWARE.encode() in head:
             return None
-    return Problem("this file is there and was not written by `flowhooks inspect`; name another --output", str(file))
+    return Problem("this file exists and was not written by `flowhooks inspect`; name another --output", str(file))

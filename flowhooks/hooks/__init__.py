@@ -18,6 +18,10 @@ def _classes() -> dict[str, str]:
     return {name: module for module, _, name in (class_path(type).partition(":") for type in HOOKS)}
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_classes()})
+
+
 def __getattr__(name: str) -> Any:
     if name == "__all__":
         return sorted(_classes())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.documents.imports import foreign_options, imported, subclass_of
+from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import SLOTS, Declaration
@@ -66,7 +67,13 @@ def declare(type: str, options: Options, where: str, cls: Any = None, *, method:
     elif cls is None:
         cls = hook_class(type, where)
         options = foreign_options(dict(options), cls, None, where)
-    fields = cls.declaration(options)
+    try:
+        fields = cls.declaration(options)
+    except TypeError as error:
+        raise ConfigError(Problem(f"the hook {type!r} cannot be declared: {error}", path=where)) from error
+    if unknown := [slot for slot in fields.get("slots", ()) if slot.split(":")[0] not in SLOTS]:
+        message = f"the hook {type!r} names the slot {unknown[0]!r}, which there is none of{hint(unknown[0], SLOTS)}"
+        raise ConfigError(Problem(message, path=where))
     frozen = {key: frozenset(fields.get(key, ())) for key in ("slots", "needs", "wants", "gives")}
     rank = (place, json.dumps(dict(options), sort_keys=True, default=str))
     return Declaration(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from flowhooks.documents.spec import Spec
+from flowhooks.kernel.plan import SLOTS
 
 #: Why hooks that read pairs, or learn flow maps, cannot be beside one that generates its samples.
 PAIRS = "pairs come from the data, and {other} trains on samples that it generates"
@@ -34,6 +35,7 @@ class HookSpec(Spec):
     """
 
     kind: ClassVar[str] = "hook"
+    #: A class that is spec and hook in one may leave them out: they are those whose methods it defines.
     slots: ClassVar[Iterable[str]] = ()
     needs: ClassVar[Iterable[str]] = ()
     wants: ClassVar[Iterable[str]] = ()
@@ -78,4 +80,5 @@ class HookSpec(Spec):
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         """All of :data:`DECLARED` under these (complete) options."""
         said = cls.unchecked(options).declares()
-        return {name: said.get(name, getattr(cls, name)) for name in DECLARED}
+        own = {slot for slot in SLOTS if callable(getattr(cls, slot, None))}
+        return {"slots": cls.slots or own, **{name: getattr(cls, name) for name in DECLARED[1:]}, **said}

@@ -1,4 +1,4 @@
-"""The engine: slots, roles, views. It knows no model and no method, and trusts what a slot returns.
+"""Run training steps: slots, roles, views. The engine imports no model and no method, and trusts what a slot returns.
 
 ``plan`` is free of torch; the rest is imported on first use, so that ``flowhooks check`` stays quick.
 """

@@ -1,4 +1,4 @@
-"""The hooks of a run in their slots, in order, with their state."""
+"""Hold the hooks of a run in their slots, in order, with their state."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Assembly:
-    """Hooks in plan order.
+    """Holds hooks in plan order.
 
     Args:
-        plan: of the hooks.
+        plan: plan of the hooks.
         hooks: one per entry of ``plan.order``.
         blocks: the JSON block of each, or None for a hook that was not made from one.
     """
@@ -31,7 +31,7 @@ class Assembly:
         self.plan = plan
         self.hooks = tuple(hooks)
         types = [declaration.type for declaration in plan.order]
-        #: ``a``, ``a#2``: unique and stable, since the plan's order is.
+        #: ``a``, ``a#2``: unique, and stable because the plan's order is stable.
         self.keys = tuple(f"{t}#{n}" if (n := types[: i + 1].count(t)) > 1 else t for i, t in enumerate(types))
         self.blocks = dict(zip(self.keys, blocks or [None] * len(self.hooks), strict=True))
         self._slots: dict[str, list[Any]] = defaultdict(list)
@@ -41,28 +41,29 @@ class Assembly:
 
     @contextmanager
     def within(self, enter: Callable[[Hook], AbstractContextManager[None]]) -> Iterator[None]:
-        """Inside what ``enter`` gives for each hook, such as ``hook.attached(session)``, which end in reverse order."""
+        """Enter the context manager that ``enter`` returns for each hook, such as ``hook.attached(session)``; they exit
+        in reverse order."""
         with ExitStack() as stack:
             for hook in self.hooks:
                 stack.enter_context(enter(hook))
             yield
 
     def disabled(self) -> AbstractContextManager[None]:
-        """The model without what hooks gave it."""
+        """Return a context manager under which the model runs without what hooks added to it."""
         return self.within(lambda hook: hook.disabled())
 
     def owner(self, slot: str) -> Any:
-        """The hook of a slot that one hook fills; None where the engine's own way stands."""
+        """Return the hook of a slot that one hook fills; None if none does, and the engine's default applies."""
         return next(iter(self._slots[slot]), None)
 
     def chain(self, slot: str, value: Any, *known: Any) -> Any:
-        """``value`` through every hook of a slot, each of which is given ``known`` and what the one before made."""
+        """Pass ``value`` through every hook of a slot; each gets ``known`` and the result of the one before."""
         for hook in self._slots[slot]:
             value = getattr(hook, slot)(*known, value)
         return value
 
     def target(self, step: Step, view: View) -> Tensor:
-        """``[B, ...]``; ``e - x0``, the straight flow, for a view that no hook has another one for."""
+        """Return the target ``[B, ...]``; ``e - x0``, the straight flow, for a view whose target no hook sets."""
         for hook in self._slots["target"]:
             target = hook.target(step, view)
             if target is not None:
@@ -76,18 +77,18 @@ class Assembly:
         return self._gather("metrics", step)
 
     def modules(self) -> dict[str, nn.Module]:
-        """Trainable modules of all hooks, as ``<hook>.<name>``."""
+        """Return trainable modules of all hooks, as ``<hook>.<name>``."""
         return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.modules().items()}
 
     def exported(self) -> dict[str, nn.Module]:
-        """Those of :meth:`modules` that the trained model needs, under the same names."""
+        """Return those of :meth:`modules` that the trained model needs, under the same names."""
         return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.exported().items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {key: hook.state_dict() for key, hook in self._keyed()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises CheckpointError when the state is that of other hooks."""
+        """Restore the state. Raises CheckpointError when the state belongs to other hooks."""
         if set(state) != set(self.keys):
             raise CheckpointError(
                 f"the checkpoint was written by the hooks {sorted(state)}, this run has {sorted(self.keys)}; "

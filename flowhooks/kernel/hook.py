@@ -1,4 +1,4 @@
-"""The base of every hook. A hook fills the slots whose methods it defines; the engine never asks for anything else."""
+"""Define the base of every hook. A hook fills the slots whose methods it defines; the engine calls nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Hook:
-    """One composable piece of a training step.
+    """Implements one composable piece of a training step.
 
     A subclass is built with its options as keyword arguments and defines methods named after the slots it fills::
 
@@ -35,69 +35,71 @@ class Hook:
     """
 
     type: ClassVar[str] = ""
-    #: The metric that tells best how a run of this hook fares, shown beside the loss; empty where the loss does.
+    #: The metric that best shows the progress of a run with this hook, shown beside the loss; empty if the loss does.
     health: str = ""
-    #: What people call that metric; empty: its name without the type of the hook.
+    #: Readable name of that metric; empty: its name without the type of the hook.
     health_label: str = ""
-    #: Key of the session's state at which an earlier release kept what is this hook's now.
+    #: Key of the session's state under which an earlier release kept the state of this hook.
     former: ClassVar[str] = ""
-    #: Logged steps after which :meth:`warnings` is given a metric's mean: before that a mean is mostly chance.
+    #: Logged steps after which :meth:`warnings` gets a metric's mean: before that a mean is mostly noise.
     patience: ClassVar[int] = 10
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """``slots``, ``needs``, ``wants``, ``gives``, ``excludes``, ``passes``, ``queries`` under these options.
+        """Return ``slots``, ``needs``, ``wants``, ``gives``, ``excludes``, ``passes``, ``queries`` under these options.
 
-        Shipped hooks are declared in the registry.
+        Shipped hooks are declared in their specs.
         """
         return {"slots": defined_slots(cls)}
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        """Hold what the hook attaches to the model for the life of the session; undo all of it on leaving.
+        """Attach to the model for the life of the session; undo all of it on exit.
 
-        What a hook learns of the pipeline it learns here, where text encoders are awake; a run parks them after it.
+        A hook learns here what it needs of the pipeline, while text encoders are on their device; a run parks them
+        afterwards.
         """
         yield
 
     def started(self, session: Session) -> None:
-        """Called once when all hooks are attached and all weights are those that training starts from."""
+        """Prepare for training. Called once when all hooks are attached and all weights are those that training starts
+        from."""
 
     def updated(self) -> None:
-        """Called after each optimiser step."""
+        """Follow an optimiser step. Called after each."""
 
     @contextmanager
     def watching(self, step: Step, views: Sequence[str], role: str) -> Iterator[None]:
-        """Around the forward of a declared pass, for a hook that looks into the network: ``views`` are in its batch, in
+        """Enclose the forward of a declared pass, for a hook that reads activations: ``views`` are in its batch, in
         this order."""
         yield
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The model without what the hook gave it, for the role ``reference``."""
+        """Run the model without what the hook added to it, for the role ``reference``."""
         yield
 
     def modules(self) -> dict[str, nn.Module]:
-        """Trainable modules of the hook's own, by name."""
+        """Return the hook's own trainable modules, by name."""
         return {}
 
     def exported(self) -> dict[str, nn.Module]:
-        """Those of :meth:`modules` that the trained model needs; the others live in checkpoints only."""
+        """Return those of :meth:`modules` that the trained model needs; the others are in checkpoints only."""
         return self.modules()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, numbers, strings, lists and dicts of them: what a resumed run needs."""
+        """Return what a resumed run needs: tensors, numbers, strings, lists and dicts of them."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
+        """Restore what :meth:`state_dict` returned."""
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """Sentences for the log, from running means of metrics over logged steps, of each that was logged ``patience``
-        times. They never stop a run, and speak of what this hook's options can change."""
+        """Return sentences for the log, from running means of metrics over logged steps, for each metric that was
+        logged ``patience`` times. They never stop a run, and should name what this hook's options can change."""
         return []
 
 
 def defined_slots(cls: type) -> set[str]:
-    """The slots whose methods a class defines."""
+    """Return the slots whose methods a class defines."""
     return {slot for slot in SLOTS if callable(getattr(cls, slot, None))}

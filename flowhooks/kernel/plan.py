@@ -1,4 +1,4 @@
-"""What each hook declares, and what a plan of them is. Free of torch, so that ``check`` can print it at once."""
+"""Define declarations of hooks, and plans of them. Free of torch, so that ``check`` can print a plan at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-#: Slot -> how hooks share it. "one": a second writer is an error. "chain": each sees the one before. "sum": all are
+#: Slot -> how hooks share it. "one": a second hook is an error. "chain": each gets the previous result. "sum": all are
 #: added.
 SLOTS: Mapping[str, str] = {
     "source": "one",
@@ -23,29 +23,30 @@ SLOTS: Mapping[str, str] = {
 MAIN_VIEW = "main"
 POLICY = "policy"
 EVERY_VIEW = "*"
-#: Given where a loop of somebody else brings the batches, and with them whatever hooks need of the data.
+#: Given where the user's own loop supplies the batches, and with them whatever hooks need of the data.
 ANY_DATA = "data:*"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declaration:
-    """What one hook of a run does and relies on.
+    """Declares what one hook of a run does and relies on.
 
     Args:
         type: the hook's name in JSON.
-        where: JSON path the user wrote it at, or how it was implied.
-        method: the method that stands for the hook, as written in JSON; empty for a hook that was written itself.
+        where: JSON path at which the user wrote it, or how it was implied.
+        method: the method that the hook belongs to, as written in JSON; empty for a hook that the run names itself.
         slots: names out of :data:`SLOTS`; ``target`` names its view, ``target:main``.
-        needs: what somebody must give, such as ``sigma``, ``view:rejected``, ``data:mask``, ``role:reference``;
-            ``data:label`` is a name under `columns` of the data sets, whose cells are in ``Batch.records``.
-        wants: what this hook comes after when somebody gives it.
+        needs: what data or another hook must give, such as ``sigma``, ``view:rejected``, ``data:mask``,
+            ``role:reference``; ``data:label`` is a name under `columns` of the data sets, whose cells are in
+            ``Batch.records``.
+        wants: what this hook must come after, if anything gives it.
         gives: what this hook provides; only one hook may give a thing.
         excludes: what cannot be in one run with this hook, and why: a hook's type, a thing that is given, or a slot ->
             a clause in which ``{name}`` stands for this method or hook and ``{other}`` for the other one.
-        passes: (view, role) pairs whose prediction it reads; view ``*`` stands for every view.
-        queries: forwards beyond those, at most: what a target or a penalty asks at states of its own; of a source, what
-            it takes to draw.
-        chunks: of a source, how many it gives.
+        passes: (view, role) pairs whose prediction it reads; view ``*`` means every view.
+        queries: largest number of further forwards: those of a target or a penalty at states of its own; for a source,
+            those of the rollout.
+        chunks: for a source, the number of chunks it returns.
         rank: place among hooks that nothing else orders.
         options: complete keyword arguments of the hook's class.
     """
@@ -67,10 +68,10 @@ class Declaration:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Hooks in the order they run, and the forwards a step costs.
+    """Holds hooks in the order they run, and the forwards of a step.
 
     Args:
-        order: declarations, providers first; those that were given are the very objects.
+        order: declarations, providers first; given ones are the same objects.
         passes: distinct (view, role) pairs, the policy's first.
     """
 
@@ -79,5 +80,5 @@ class Plan:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Distinct roles; with views batched, one forward each."""
+        """Return the distinct roles; with views batched, one forward each."""
         return tuple(dict.fromkeys(role for _, role in self.passes))

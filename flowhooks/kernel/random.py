@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, purpose, micro-step, position in the global batch) and on nothing else.
+"""Draw random numbers that depend on (seed, purpose, micro-step, position in the global batch) and on nothing else.
 
 So a resumed run, a run on more processes, and a run whose hooks draw in another order all see the same noise.
 """
@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """The random numbers of one micro-step.
+    """Draws the random numbers of one micro-step.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
         micro_step: counts micro-batches from 0.
         rank, world_size: of this process; it holds positions ``rank * B`` to ``(rank + 1) * B - 1`` of the global
             batch.
@@ -29,7 +29,7 @@ class Draws:
     world_size: int = 1
 
     def normal_like(self, like: Tensor, purpose: str) -> Tensor:
-        """``[B, ...]`` standard normal, one stream per sample, on ``like``'s device in its dtype."""
+        """Return ``[B, ...]`` standard normal noise, one stream per sample, on ``like``'s device in its dtype."""
         out = torch.empty_like(like)
         generator = torch.Generator(like.device)
         for i, row in enumerate(out):
@@ -38,15 +38,16 @@ class Draws:
         return out
 
     def shared(self, purpose: str) -> torch.Generator:
-        """A CPU generator in the same state on every process, for draws over the global batch (see :meth:`mine`)."""
+        """Return a CPU generator in the same state on every process, for draws over the global batch (see
+        :meth:`local_rows`)."""
         return torch.Generator().manual_seed(self.seed_of(purpose, 0))
 
     def local_rows(self, values: Tensor) -> Tensor:
-        """This process's rows of ``values``, which were drawn for the global batch."""
+        """Return this process's rows of ``values``, which were drawn for the global batch."""
         size = len(values) // self.world_size
         return values[self.rank * size : (self.rank + 1) * size]
 
     def seed_of(self, purpose: str, position: int) -> int:
-        """The seed for ``purpose`` at this position of the global batch."""
+        """Return the seed for ``purpose`` at this position of the global batch."""
         key = f"{self.seed}/{purpose}/{self.micro_step}/{position}".encode()
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1

@@ -1,4 +1,4 @@
-"""The engine. A step of any method is this, and nothing else::
+"""Run the step of any method, which is this and nothing else::
 
     views     = {"main": View(clean, condition)}            what the batch holds
     views     = hook.views(step, views)                     chain    sigma and noise, the rejected side, masks
@@ -10,8 +10,8 @@
     loss     += every hook.penalty(step)                    sum
     metrics   = every hook.metrics(step)                    sum      only on logged steps
 
-Only what a hook asks for is computed: a view nobody predicts costs no forward. A hook in the slot ``source`` stands
-before all this: it draws, and each state it gives is a chunk that goes through the lines above on its own. Beside
+Only what a hook uses is computed: a view that no hook predicts costs no forward. A hook in the slot ``source`` runs
+before all this: it samples, and each state it returns is a chunk that goes through the lines above on its own. Beside
 it a hook in the slot ``data`` adds the batch of the data as one more chunk, with a loss of its own.
 """
 
@@ -36,11 +36,11 @@ Playing = Callable[[], AbstractContextManager[None]]
 
 
 class Roles(dict[str, Playing]):
-    """Role name -> context manager under which the model plays it; ``policy`` is the model as it stands."""
+    """Maps a role name to the context manager under which the model plays it; ``policy`` is the model as it stands."""
 
     @contextmanager
     def registered(self, name: str, playing: Playing) -> Iterator[None]:
-        """Inside, there is this role too. Raises ValueError where another one has the name."""
+        """Add this role inside the block. Raises ValueError if another one has the name."""
         if name in self:
             raise ValueError(f"two hooks give the role {name!r}")
         self[name] = playing
@@ -51,18 +51,18 @@ class Roles(dict[str, Playing]):
 
 
 class Session:
-    """Hooks attached to a model. Made by :func:`flowhooks.attach`.
+    """Trains a model with hooks attached. Made by :func:`flowhooks.attach`.
 
     Args:
         model: predicts velocities; see :class:`flowhooks.kernel.step.Model`.
         assembly: the hooks.
         roles: role name -> context manager, besides ``policy``; hooks register others.
-        parameters: name -> what is trained, hook modules aside.
-        adapter: that is trained; None for a network that is trained whole.
-        seed: of every random number a step draws.
-        processes: that share a batch.
+        parameters: name -> trained parameter, without those of hook modules.
+        adapter: the trained adapter; None for a network that is trained as a whole.
+        seed: seed of every random number that a step draws.
+        processes: the processes that share a batch.
         batch_views: run the views of one role in one forward; off trades speed for memory.
-        batch_size: samples of a micro-batch on this process, for a run that draws them.
+        batch_size: samples of a micro-batch on this process, for a run that samples its own data.
     """
 
     def __init__(
@@ -88,28 +88,28 @@ class Session:
 
     @property
     def source(self) -> Any:
-        """The hook that draws what is trained on, which says more of itself to hooks that learn from that; None where
-        the data is trained on."""
+        """Return the hook that samples the training data, which has attributes for hooks that learn from it; None if
+        the run trains on data."""
         return self.assembly.owner("source")
 
     def step(self, batch: Batch, *, log: bool = True) -> StepResult:
-        """Loss of one micro-batch, with gradient; the caller runs backward.
+        """Return the loss of one micro-batch, with gradient; the caller runs backward.
 
         Args:
             batch: latents and conditioning; see :class:`flowhooks.kernel.view.Batch`.
             log: compute metrics too. Without it the step never waits for the device.
 
         Raises:
-            ValueError: the run draws its own samples, whose steps come in chunks; see :meth:`steps`.
+            ValueError: the run trains on its own samples, and its steps have several chunks; see :meth:`steps`.
         """
         if self.source is not None:
-            raise ValueError("this run visits what it draws, state by state; use `for result in session.steps(batch)`")
+            raise ValueError("this run visits its rollouts state by state; use `for result in session.steps(batch)`")
         (result,) = self.steps(batch, log=log)
         return result
 
     def steps(self, batch: Batch | None, *, log: bool = True) -> Iterator[StepResult]:
-        """As :meth:`step`, but yields one result for each chunk. Call ``backward()`` on each before you ask for the
-        next: then one graph is alive at a time. The losses are shares, and their sum is the step's.
+        """Run a step like :meth:`step`, but yield one result for each chunk. Call ``backward()`` on each before you
+        request the next: then one graph is alive at a time. The losses are shares, and their sum is the step's loss.
 
         Args:
             batch: None for a run that needs no data.
@@ -125,34 +125,35 @@ class Session:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, *, micro_step: int = 0, processes: Processes | None = None) -> StepResult:
-        """The same on held-out data: no gradient, the noise of a fixed micro-step, nothing counted, no hook's state
-        changed.
+        """Run a step on held-out data: without gradient, with the noise of a fixed micro-step, without counting it or
+        changing any hook's state.
 
         Args:
-            processes: that share the batch; default: those of the session.
+            processes: the processes that share the batch; default: those of the session.
         """
         step = self._step(batch, micro_step, processes or self.processes, training=False)
         (chunk,) = self._chunks(step)
         return self._run(step, chunk, log=True)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, by unique name."""
+        """Return everything that is trained, by unique name."""
         modules = self.assembly.modules().items()
         own = {f"{key}.{name}": p for key, module in modules for name, p in module.named_parameters()}
         return {**self._parameters, **own}
 
     def updated(self) -> None:
-        """Call after each optimiser step: the average of the weights, for one, follows."""
+        """Tell the hooks that an optimiser step is done, so that the average of the weights, for example, follows. Call
+        it after each."""
         for hook in self.assembly.hooks:
             hook.updated()
 
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        """What the hooks have to say, once they have seen the metrics of enough logged steps; call it after each."""
+        """Return the warnings of the hooks, once they have the metrics of enough logged steps; call it after each."""
         self._trend.update(metrics)
         return [said for hook in self.assembly.hooks for said in hook.warnings(self._trend.means(hook.patience))]
 
     def state_dict(self) -> dict[str, Any]:
-        """Cursor and hook state; weights are saved by their owners."""
+        """Return the step counter and hook state; weights are saved by their owners."""
         return {
             "micro_step": self.micro_step,
             "hooks": self.assembly.state_dict(),
@@ -160,7 +161,7 @@ class Session:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave, or what it gave in an earlier release."""
+        """Restore what :meth:`state_dict` returned, in this or an earlier release."""
         hooks = self.assembly.hooks
         self.assembly.load_state_dict({h.type: state[h.former] for h in hooks if h.former in state} | state["hooks"])
         self.micro_step = int(state["micro_step"])
@@ -179,15 +180,14 @@ class Session:
         )
 
     def _chunks(self, step: Step) -> list[Chunk]:
-        """What a step goes through, one after the other: what was drawn, and then the data that is trained on beside
-        it."""
+        """Return the chunks of a step in order: those of the rollout, then the data that is trained on beside it."""
         beside = self.assembly.owner("data")
         if self.source is None:
             return [Chunk(batch=step.batch, views={MAIN_VIEW: View.of(step.batch)})]
         return self.source.source(step) + ([] if beside is None else [beside.data(step)])
 
     def _run(self, step: Step, chunk: Chunk, *, log: bool) -> StepResult:
-        """The lines at the top of this file."""
+        """Execute the lines at the top of this file."""
         if chunk.loss is None:
             step.views = self.assembly.chain("views", chunk.views, step)
             objective = self._objective(step)
@@ -210,7 +210,7 @@ class Session:
         )
 
     def _objective(self, step: Step) -> Tensor:
-        """A scalar; by default the mean score of the policy on the main view."""
+        """Return a scalar loss; by default the mean score of the policy on the main view."""
         owner = self.assembly.owner("objective")
         if owner is None:
             return step.mean(step.score(MAIN_VIEW), step.views[MAIN_VIEW].weight)

@@ -1,4 +1,4 @@
-"""One step in flight: views, predictions made once, errors, scores."""
+"""Hold one step in progress: views, predictions made once, errors, scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Model(Protocol):
-    """What the engine and hooks ask of a model; the probe gives it for any pipeline."""
+    """Defines what the engine and hooks need of a model; the probe implements it for any pipeline."""
 
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Any, *args: Any, **times: Any) -> Tensor: ...
     def features(self, noisy: Tensor, sigma: Tensor, condition: Any, *, block: Any, tokens: int) -> Tensor: ...
@@ -36,12 +36,12 @@ class Model(Protocol):
 
 @dataclass(kw_only=True, eq=False)
 class Step:
-    """What hooks see of a step.
+    """Gives hooks access to a step.
 
     Args:
-        session: whose step it is.
+        session: the session of the step.
         model: predicts velocities in the scheduler's sample space, at the batch's size.
-        given: the data; None in a run without any, until its source has drawn.
+        given: the data; None in a run without any, until its source has sampled.
         draws: the step's random numbers.
         all_reduce: sums a tensor over processes.
         training: false when held-out data is measured; hooks then leave their state alone.
@@ -60,20 +60,20 @@ class Step:
 
     @property
     def batch(self) -> Batch:
-        """The data, or what the source has drawn. Raises ValueError where there is neither."""
+        """Return the data, or the samples of the source. Raises ValueError where there is neither."""
         if self.given is None:
-            raise ValueError("this step was given no batch, and no hook draws one; pass a `Batch` to the session")
+            raise ValueError("this step got no batch, and no hook samples one; pass a `Batch` to the session")
         return self.given
 
     @contextmanager
     def playing(self, role: str, *, gradient: bool = False, autocast: bool = True) -> Iterator[Model]:
-        """Yields the model playing ``role`` for one forward, which is counted. What a hook asks beside its declared
-        `passes` is one of its `queries`.
+        """Yield the model playing ``role`` for one forward, which is counted. Forwards of a hook beside its declared
+        `passes` count as its `queries`.
 
         Args:
             gradient: keep the graph, where the step has one. Under another role than the policy's, take the gradient
                 inside: gradient checkpointing runs the forward again in backward.
-            autocast: off for differences and chains of predictions, which its rounding would drown.
+            autocast: False for differences and chains of predictions, which its rounding would hide.
         """
         self.forwards += 1
         full = nullcontext() if autocast else torch.autocast(self.batch.clean.device.type, enabled=False)
@@ -81,13 +81,14 @@ class Step:
             yield self.model
 
     def predict(self, view: str, role: str = POLICY) -> Tensor:
-        """``[B, ...]`` velocity of ``role`` on ``view``. Computed once; views of one role that fit go in one batch."""
+        """Return the velocity ``[B, ...]`` of ``role`` on ``view``. It is computed once; views of one role that fit go
+        in one batch."""
         if (view, role) not in self._predictions:
             planned = [name for name, planned_role in self.session.assembly.plan.passes if planned_role == role]
             pending = [name for name in planned if (name, role) not in self._predictions and name in self.views]
             if view not in pending:
                 raise KeyError(
-                    f"nobody declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`"
+                    f"no hook declared a pass of role {role!r} on view {view!r}; add it to the hook's `passes`"
                 )
             (together,) = (group for group in self.groups(pending) if view in group)
             watched = self.session.assembly.within(lambda hook: hook.watching(self, together, role))
@@ -97,7 +98,7 @@ class Step:
         return self._predictions[view, role]
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
-        """These views, in the batches in which they go through the network."""
+        """Return these views, in the batches in which they go through the network."""
         found: list[list[str]] = []
         for name in names:
             fitting = (group for group in found if self.session.batch_views and self._fit(name, group[0]))
@@ -108,16 +109,16 @@ class Step:
         return found
 
     def through(self, model: Model, names: Sequence[str], role: str) -> dict[str, Tensor]:
-        """``[B, ...]`` velocity of the model as it stands on each view of a group, in one forward."""
+        """Return the velocity ``[B, ...]`` of the model as it stands on each view of a group, in one forward."""
         views = [self.views[name] for name in names]
         return dict(zip(names, views[0].state.predict(model, role, views), strict=True))
 
     def target(self, view: str) -> Tensor:
-        """``[B, ...]`` what the prediction of ``view`` should match."""
+        """Return ``[B, ...]`` that the prediction of ``view`` should match."""
         return self._once(("target", view), lambda: self.session.assembly.target(self, self.views[view]))
 
     def error(self, view: str, role: str = POLICY) -> Tensor:
-        """``[B, ...]`` squared error after every error hook."""
+        """Return the squared error ``[B, ...]`` after every error hook."""
 
         def made() -> Tensor:
             error = (self.predict(view, role) - self.target(view)).square()
@@ -126,7 +127,7 @@ class Step:
         return self._once(("error", view, role), made)
 
     def score(self, view: str, role: str = POLICY) -> Tensor:
-        """``[B]`` the reduced error of each sample; by default its mean over all elements."""
+        """Return the reduced error ``[B]`` of each sample; by default its mean over all elements."""
 
         def made() -> Tensor:
             error, owner = self.error(view, role), self.session.assembly.owner("reduce")
@@ -135,10 +136,10 @@ class Step:
         return self._once(("score", view, role), made)
 
     def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
+        """Return the mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
 
         Gradients are averaged over processes, so the local share is scaled to make that average exact even when the
-        processes hold different numbers of counted samples. All of weight 0: 0, with zero gradient.
+        processes hold different numbers of counted samples. If all weights are 0, the mean is 0, with zero gradient.
         """
         if weight is None:
             return values.mean()

@@ -1,4 +1,4 @@
-"""Makes data sets of pairs: from good images by stated degradations, or from images with scores. Free of torch."""
+"""Make data sets of pairs: from good images by degrading them, or from images with scores. Free of torch."""
 
 from __future__ import annotations
 

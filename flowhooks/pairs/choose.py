@@ -1,4 +1,4 @@
-"""Pairs out of scored images: who is preferred to whom."""
+"""Choose pairs among scored images."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ Pair = tuple[Scored, Scored]
 
 
 def choose(scored: Iterable[Scored], way: str, min_gap: float) -> Iterator[Pair]:
-    """Better and worse image of every pair, group by group in the order of the file.
+    """Yield better and worse image of every pair, group by group in the order of the file.
 
     Args:
         scored: images.
-        way: `best-worst` gives one pair a group, `adjacent` neighbours by score, `all` every two images.
+        way: `best-worst` makes one pair per group, `adjacent` pairs neighbours by score, `all` every two images.
         min_gap: least difference of scores, >= 0. Equal scores never pair.
     """
     groups: dict[str, list[Scored]] = {}
     for each in scored:
         groups.setdefault(each.group, []).append(each)
     for members in groups.values():
-        # Of equal scores the earlier line counts as the better one, so that a choice among them is the same every time.
+        # Among equal scores the earlier line counts as the better one, so that the choice is reproducible.
         ranked = sorted(members, key=lambda each: (-each.score, each.line))
         match way:
             case "best-worst":
@@ -114,7 +114,7 @@ def _check(file: Path, scored: Sequence[Scored], pairs: Sequence[Pair], min_gap:
 
 
 def _check_sizes(file: Path, pairs: Sequence[Pair], block: dict[str, Any]) -> None:
-    """That no image is enlarged where the block does not allow it."""
+    """Check that no image is enlarged unless the block allows it."""
     found = Findings(file)
     if not check_sizing(block, "$", found):
         raise DataError([replace(problem, file="--set") for problem in found.problems])

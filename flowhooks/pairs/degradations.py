@@ -1,7 +1,7 @@
-"""What makes a good picture worse: blur, JPEG artefacts, blots, noise. Pillow and NumPy only.
+"""Degrade images by blur, JPEG artefacts, blots or noise. Uses Pillow and NumPy only.
 
-A picture is uint8 `[H, W, 3]`, a region bool `[H, W]`. Every function returns the worse picture and where it was worked
-on; outside of that the picture keeps its exact values.
+An image is uint8 `[H, W, 3]`, a region bool `[H, W]`. Every function returns the worse image and the region that it
+changed; outside of that the image keeps its exact values.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 Worse = tuple[np.ndarray, np.ndarray]
-#: Shares of a picture's shorter side, and of each side.
+#: Fractions of an image's shorter side, and of each side.
 BLOT_RADIUS = (0.05, 0.12)
 NOISE_SIDES = (0.3, 0.6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """One way to degrade.
+    """Describes one way to degrade.
 
     Args:
-        apply: picture, strength, random numbers, region or None -> worse picture and where.
-        default: strength when none is stated.
+        apply: image, strength, random numbers, region or None -> worse image and changed region.
+        default: strength when none is given.
         least: smallest strength.
         most: largest strength.
         whole: whether the strength must be a whole number.
-        unit: what the strength is, for messages.
+        unit: meaning of the strength, for messages.
     """
 
     apply: Callable[[np.ndarray, float, np.random.Generator, np.ndarray | None], Worse]
@@ -44,7 +44,7 @@ class Kind:
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
-    """A kind of `KINDS` with its strength; as text `blur:2`."""
+    """Holds a kind of `KINDS` with its strength; as text `blur:2`."""
 
     kind: str
     strength: float
@@ -53,12 +53,13 @@ class Degradation:
         return f"{self.kind}:{self.strength:g}"
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator, region: np.ndarray | None = None) -> Worse:
-        """The worse picture, and where it was worked on: only inside `region` if there is one."""
+        """Return the worse image and the changed region, which is inside `region` if that is given."""
         return KINDS[self.kind].apply(picture, self.strength, rng, region)
 
 
 def parse(text: str) -> Degradation:
-    """`blur`, or with a strength `blur:2`. Raises ValueError for another kind, or a strength outside its range."""
+    """Parse `blur`, or with a strength `blur:2`. Raises ValueError for another kind, or a strength outside its
+    range."""
     name, colon, written = text.partition(":")
     if name not in KINDS:
         raise ValueError(f"{name!r} is no degradation; the kinds are {', '.join(KINDS)}")
@@ -76,14 +77,14 @@ def parse(text: str) -> Degradation:
 
 
 def stream(seed: int, key: str) -> np.random.Generator:
-    """The random numbers of one picture: they depend on the seed and its name, not on the other pictures."""
+    """Return the random numbers of one image: they depend on the seed and its name, not on the other images."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{key}".encode()).digest()))
 
 
 def degrade(
     picture: np.ndarray, chosen: Sequence[Degradation], rng: np.random.Generator, region: np.ndarray | None = None
 ) -> Worse:
-    """All of `chosen`, one upon the other; where any of them worked."""
+    """Apply all of `chosen`, one after the other; return the worse image and the region that any of them changed."""
     where = np.zeros(picture.shape[:2], dtype=bool)
     for each in chosen:
         picture, touched = each(picture, rng, region)
@@ -136,7 +137,7 @@ def _blots(picture: np.ndarray, number: float, rng: np.random.Generator, region:
         if region is not None:
             opacity = opacity * region[box]
         paper = worse[box]
-        # Ink that shows: dark on light, light on dark.
+        # Visible ink: dark on light, light on dark.
         dark = paper[opacity > 0].mean() > 127
         ink = rng.integers(0, 64, 3) if dark else rng.integers(192, 256, 3)
         mixed = np.rint(paper * (1 - opacity[..., None]) + ink * opacity[..., None])
@@ -148,7 +149,7 @@ def _blots(picture: np.ndarray, number: float, rng: np.random.Generator, region:
 def _blot(
     rng: np.random.Generator, centre: np.ndarray, shape: tuple[int, ...]
 ) -> tuple[tuple[slice, slice], np.ndarray]:
-    """The box around one blot, and its opacity there: a disc whose rim wanders in three harmonics, softened by a
+    """Return the box around one blot, and its opacity there: a disc whose rim varies in three harmonics, softened by a
     pixel."""
     height, width = shape[:2]
     radius = max(1.5, min(height, width) * rng.uniform(*BLOT_RADIUS))

@@ -1,4 +1,4 @@
-"""The output folder of pairs: written inside itself under a hidden name, and shown when it is whole."""
+"""Write the output folder of pairs: inside itself under a hidden name, and renamed when it is complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from flowhooks.errors import DataError, Problem
 
 DATASET = "dataset.json"
 SUFFIXES = {"PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "AVIF": ".avif", "HEIF": ".heic"}
-#: What the new file states itself; all other keys of the source's block are kept.
+#: Keys that the new file sets itself; all other keys of the source's block are kept.
 OURS = {
     "id", "type", "dataset_type", "conditioning_type", "conditioning_data", "source_dataset_id", "instance_data_dir",
     "caption_strategy", "instance_prompt", "disabled",
@@ -31,13 +31,13 @@ OURS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What was written.
+    """Describes what was written.
 
     Args:
-        dataset: the data set file, to be named in a run's `data`.
+        dataset: the data set file, for a run's `data`.
         summary: how many pairs of how many images.
-        report: what the audit says of the written images.
-        warnings: what is likely not meant.
+        report: report of the audit of the written images.
+        warnings: what is probably not meant.
     """
 
     dataset: Path
@@ -48,11 +48,11 @@ class Made:
 
 @dataclass(kw_only=True)
 class PairFolder:
-    """Takes pairs one by one.
+    """Writes pairs one by one.
 
     Args:
-        root: where they are written.
-        columns: of `pairs.csv`, which says what each pair was made of.
+        root: folder they are written to.
+        columns: columns of `pairs.csv`, which says what each pair was made of.
     """
 
     root: Path
@@ -70,15 +70,15 @@ class PairFolder:
         mask: bytes | None = None,
         row: Sequence[object],
     ) -> None:
-        """One pair.
+        """Write one pair.
 
         Args:
-            name: relative path without suffix. A part that begins with a dot, which no audit would look at, gets a `_`.
+            name: relative path without suffix. A part that begins with a dot, which no audit would read, gets a `_`.
             caption: its prompt.
             preferred: content of an image file.
             rejected: content of an image file.
             mask: content of a PNG.
-            row: what `pairs.csv` says after the name.
+            row: cells of `pairs.csv` after the name.
         """
         name = "/".join(f"_{part}" if part.startswith(".") else part for part in name.split("/"))
         self._write("preferred", name, _suffix(preferred), preferred)
@@ -92,7 +92,7 @@ class PairFolder:
     def _write(self, side: str, name: str, suffix: str, content: bytes) -> None:
         file = self.root / side / f"{name}{suffix}"
         file.parent.mkdir(parents=True, exist_ok=True)
-        # Names that one file system tells apart are the same on another.
+        # Names that differ on one file system are the same on another.
         with file.open("xb") as opened:
             opened.write(content)
 
@@ -100,9 +100,9 @@ class PairFolder:
         """Write `pairs.csv` and the data set file, and audit all of it.
 
         Args:
-            block: of the images that were read; what it says of size and repeats holds for the pairs.
+            block: block of the source images; its size and repeats hold for the pairs.
             made_by: remark for the head of the file.
-            blame: file that a problem is told of.
+            blame: file that problems are reported for.
 
         Raises:
             DataError: the pairs cannot be trained on together.
@@ -120,7 +120,8 @@ class PairFolder:
 
 
 def refusals(output: Path, sources: Sequence[Path] = ()) -> list[Problem]:
-    """Why nothing may be written into `output`: it is there and not empty, or lies in one of the `sources`."""
+    """Return why nothing may be written into `output`: it exists and is not empty, or is inside one of the
+    `sources`."""
     if output.is_dir():
         inside = sorted(each.name for each in output.iterdir())
         if inside:
@@ -137,9 +138,9 @@ def refusals(output: Path, sources: Sequence[Path] = ()) -> list[Problem]:
 
 @contextmanager
 def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
-    """A folder to add pairs to, whose content appears under `output` when the block ends well.
+    """Yield a folder to add pairs to, whose content appears under `output` when the block ends without an exception.
 
-    After an exception everything that was written is gone again. A killed writer leaves a hidden folder in `output` and
+    After an exception everything that was written is removed. A killed process leaves a hidden folder in `output` and
     no data set file.
     """
     made = [each for each in (output, *output.parents) if not each.exists()]
@@ -147,7 +148,7 @@ def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
     try:
         aside.mkdir(parents=True)
         yield PairFolder(root=aside, columns=columns)
-        # The data set file comes last: where it is, all is there.
+        # The data set file comes last: if it exists, the folder is complete.
         for each in sorted(aside.iterdir(), key=lambda each: (each.name == DATASET, each.name)):
             each.rename(output / each.name)
         aside.rmdir()
@@ -161,7 +162,7 @@ def pair_folder(output: Path, columns: Sequence[str]) -> Iterator[PairFolder]:
 
 def _suffix(data: bytes) -> str:
     with open_image(data) as image:
-        # A phone's JPEG with a second picture in it is an MPO.
+        # A phone's JPEG with a second image in it is an MPO.
         return SUFFIXES.get(str(image.format), ".jpg")
 
 

@@ -1,4 +1,4 @@
-"""Rejected twins and masks out of good images."""
+"""Make rejected twins and masks from good images."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ def make_pairs(
 ) -> Made:
     """Write `preferred` (copies), `rejected` (worse twins), `mask` (white where they may differ) and a data set file.
 
-    A picture's twin depends on the seed, the picture and its name, not on the others.
+    An image's twin depends on the seed, the image and its name, not on the others.
 
     Args:
         source: a folder of images with captions, or a data set file with one image data set.
-        output: a new or empty folder outside of what is read.
+        output: a new or empty folder outside of the source.
         degradations: one is drawn for each image.
-        seed: of everything random.
+        seed: seed of everything random.
         all_of_them: every image gets all degradations, in order.
-        within: folder of masks; images are degraded only where theirs are white.
+        within: folder of masks; images are degraded only where their masks are white.
         settings: `key=value` for the block of the images.
         progress: show a bar.
 
     Raises:
-        ConfigError: with every problem of the source and the output folder, or with every image that came out as it was
+        ConfigError: with every problem of the source and the output folder, or with every image that did not change
             or could not be decoded; then nothing is left in `output`.
     """
     images = ImageSet(source, settings, within)
@@ -105,7 +105,7 @@ def _left_out(images: DataSet, records: Mapping[str, Record]) -> Iterator[str]:
 
 
 class _Twin:
-    """The bytes of a record's image, its worse twin and the mask as PNG, and whether the twin is the `same`.
+    """Holds the bytes of a record's image, its worse twin and the mask as PNG, and whether the twin is the `same`.
 
     Raises BadImage.
     """

@@ -1,4 +1,4 @@
-"""Reads a CSV of scored images. What is wrong is told by line; nothing outside the CSV's folder is read."""
+"""Read a CSV of scored images. Problems are reported by line; nothing outside the CSV's folder is read."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from flowhooks.data.inspection import Picture, inspect_image
 from flowhooks.data.sources.columns import CAPTION, IMAGE
 from flowhooks.errors import DataError, Problem
 
-#: What is read -> what its column may be called; the first that is there.
+#: Field -> possible names of its column; the first that exists is used.
 NEEDED = {"image": IMAGE, "prompt": CAPTION, "score": ("score",)}
 GROUP = "group"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One line.
+    """Holds one line.
 
     Args:
-        line: of the file, from 1.
-        image: as written, relative to the CSV.
-        picture: the file.
-        prompt: without blanks around it.
-        group: images of one group are compared; the prompt, where the file has no such column.
+        line: line number in the file, from 1.
+        image: path as written, relative to the CSV.
+        picture: path of the file.
+        prompt: prompt without surrounding blanks.
+        group: images of one group are compared; the prompt, if the file has no such column.
         score: finite; more is better.
     """
 
@@ -43,9 +43,9 @@ class Scored:
 
 
 def read_scores(file: Path) -> list[Scored]:
-    """All lines of a CSV with the columns `image`, `prompt`, `score`, and optionally `group`.
+    """Return all lines of a CSV with the columns `image`, `prompt`, `score`, and optionally `group`.
 
-    The first two may have the other names that such columns have in data sets, `file_name` and `caption` for example.
+    The first two may have the other usual names of such columns, such as `file_name` and `caption`.
 
     Raises DataError with every line that cannot be used (the first 20 in full).
     """
@@ -80,7 +80,7 @@ def raise_some(file: Path, problems: list[Problem]) -> None:
 
 
 def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are not empty, each with the number of its first line."""
+    """Yield the lines that are not empty, each with the number of its first line."""
     try:
         data = file.read_bytes()
         text = data.decode("utf-8-sig")
@@ -104,7 +104,7 @@ def _rows(file: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _columns(file: Path, header: list[str]) -> dict[str, int]:
-    """What is read -> number of its cell."""
+    """Return field -> index of its cell."""
     twice = next((name for name in header if header.count(name) > 1), None)
     if twice is not None:
         raise DataError(at_line(file, 1, f"names the column {twice!r} twice; rename one of them"))
@@ -162,7 +162,7 @@ def _picture(folder: Path, image: str) -> Picture:
 
 
 def _disagreements(file: Path, scored: list[Scored]) -> Iterator[Problem]:
-    """Lines of a group with another prompt, and images that a group has twice."""
+    """Yield problems with lines of a group with another prompt, and with images that a group has twice."""
     prompts: dict[str, Scored] = {}
     seen: dict[tuple[str, Asset], Scored] = {}
     for each in scored:

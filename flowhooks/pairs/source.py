@@ -1,4 +1,4 @@
-"""The images that pairs are made of, audited like those of a run."""
+"""Audit the images that pairs are made of, like those of a run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flowhooks.data.storage import folder_here
 from flowhooks.documents.overrides import apply
 from flowhooks.errors import ConfigError, DataError, Problem
 
-#: Keys that `--set` leaves alone.
+#: Keys that `--set` cannot change.
 FIXED = {"id", "type", "dataset_type", "instance_data_dir", "conditioning_data", "source_dataset_id", "disabled"}
 
 
 class ImageSet:
-    """One image data set, and a folder of masks if there is one.
+    """Holds one image data set, and a folder of masks if there is one.
 
     Args:
         source: a folder of images, or a data set file with one image data set.
@@ -25,7 +25,7 @@ class ImageSet:
         within: folder of masks.
 
     Raises:
-        ConfigError: with every problem that can be told without reading an image.
+        ConfigError: with every problem that can be found without reading an image.
     """
 
     def __init__(self, source: str, settings: Sequence[str] = (), within: Path | None = None):
@@ -40,7 +40,7 @@ class ImageSet:
         self.folders = [folder for folder in (images, within) if folder is not None]
 
     def survey(self) -> Survey:
-        """Read every file. Raises DataError with every problem, told of the source, `--set` or `--within`."""
+        """Read every file. Raises DataError with every problem, reported for the source, `--set` or `--within`."""
         looked = survey(self._datasets)
         if looked.found.problems:
             raise DataError([self._blamed(problem) for problem in looked.found.problems])
@@ -57,7 +57,7 @@ class ImageSet:
 
 
 def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) -> dict[str, Any]:
-    """The block, complete, with `key=value` settings. Raises ConfigError for a setting that cannot be."""
+    """Return the complete block with `key=value` settings. Raises ConfigError for an invalid setting."""
     block = dict(block)
     _, problems = apply(block, settings)
     problems += [Problem(f"{key!r} is stated by the folder itself", "--set") for key in _keys(settings) & FIXED]
@@ -71,7 +71,7 @@ def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) ->
 
 
 def _alone(block: dict[str, Any]) -> dict[str, Any]:
-    """The block without the partners that it has already."""
+    """Return the block without its partners."""
     columns: dict[str, list[str]] = {key: [] for key in ("rejected_column", "mask_column") if block.get(key)}
     return {**block, "conditioning_data": None, **columns, "columns": None}
 
@@ -81,7 +81,7 @@ def _keys(settings: Sequence[str]) -> set[str]:
 
 
 def _block_of(source: str) -> tuple[Path, dict[str, Any], str | None]:
-    """Where folders are relative to, the image block, and its JSON path if it comes from a file."""
+    """Return the folder that paths are relative to, the image block, and its JSON path if it comes from a file."""
     if source.startswith("digits:") or Path(source).is_dir():
         return Path.cwd(), {"id": "images", "instance_data_dir": source}, None
     datasets = load_datasets(source, Path())

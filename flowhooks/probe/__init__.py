@@ -1,7 +1,7 @@
-"""Learn how a stock pipeline speaks to its network by running it once, instead of porting it.
+"""Learn how a stock pipeline calls its network by running it once, instead of porting it.
 
-What is learned says how images become latents and latents become what the network takes: :class:`Layout` holds those
-shapes, and whatever must fit them, masks included, is brought to them here.
+The result says how images become latents and latents become the network's input: :class:`Layout` holds those
+shapes, and this room converts to them whatever must fit, masks included.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The inside of a network, found by watching one forward: blocks, tokens, time embedder, and which times it takes
+"""Find the parts of a network by watching one forward: blocks, tokens, time embedder, and the times it takes
 natively."""
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.probe.values import tensors_in
 
-#: Module name -> the tensors of its first call, in the order modules were called.
+#: Module name -> the input tensors of its first call, in the order in which modules were called.
 Watched = Mapping[str, list[Tensor]]
-#: What Diffusers calls the argument for the end of an interval, where a network takes one.
+#: Diffusers' name of the argument for the end of an interval, in networks that take one.
 SECOND_TIME = ("timestep_r", "r_timestep")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Anatomy:
-    """What later hooks attach to.
+    """Holds the parts of a network that hooks attach to.
 
     Args:
-        blocks: module lists whose members run in turn, by name -> number of members.
-        time_embedder: the first module with weights of its own that sees the time and nothing else; None if there is
-            none.
-        tokens: picture tokens at the probed size.
-        text_tokens: tokens of text, those that pad it included, in the same stream before the picture's, after them, or
-            in a stream of their own (``before``, ``after``, ``apart``), and how many.
+        blocks: name of each module list whose members run one after the other -> number of members.
+        time_embedder: the first module with its own weights whose input is the time only; None if there is none.
+        tokens: image tokens at the probed size.
+        text_tokens: number of text tokens, padding included, and whether they are in the stream before the image's,
+            after them, or in a separate stream (``before``, ``after``, ``apart``).
         second_time: the network's argument for the end of an interval, if it has one.
         token_times: whether the time may be given per token.
     """
@@ -53,7 +52,7 @@ class Anatomy:
 
 @torch.no_grad()
 def learn_anatomy(model: FlowModel) -> Anatomy:
-    """Watch the network at the probed size."""
+    """Watch the network at the probed size, and return its anatomy."""
     network = model.transformer
     generator = torch.Generator().manual_seed(0)
     noisy, other = (torch.randn(1, *model.sample_shape, generator=generator).to(model.device) for _ in range(2))
@@ -79,7 +78,7 @@ def learn_anatomy(model: FlowModel) -> Anatomy:
 
 
 def watched(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> dict[str, list[Tensor]]:
-    """What the first call of each module got in one prediction."""
+    """Return the input tensors of each module's first call in one prediction."""
     seen: dict[str, list[Tensor]] = {}
     with _watching(model.transformer, seen):
         model.predict(noisy, sigma, condition)
@@ -114,8 +113,8 @@ def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
 
 
 def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others: tuple[Watched, ...]) -> str | None:
-    """The innermost module that alone holds what maps the time: it changes with the time, does not with sample and
-    prompt, and has two layers of weights or more."""
+    """Return the innermost module that holds all layers that map the time: its input changes with the time, not with
+    sample and prompt, and it has two layers of weights or more."""
     found = [
         name
         for name, tensors in plain.items()
@@ -135,24 +134,25 @@ def _time_embedder(network: nn.Module, plain: Watched, retimed: Watched, others:
 
 
 def _layers(module: nn.Module) -> int:
-    """Linear layers inside; one that an adapter wraps counts once."""
+    """Return the number of Linear layers inside; one that an adapter wraps counts once."""
     if hasattr(module, "base_layer") or isinstance(module, nn.Linear):
         return 1
     return sum(_layers(child) for child in module.children())
 
 
 def differ(a: list[Tensor], b: list[Tensor]) -> bool:
-    """Whether two calls got different tensors."""
+    """Return whether two calls got different tensors."""
     return len(a) != len(b) or any(x.shape != y.shape or not torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: Watched) -> tuple[int, tuple[str, int]]:
-    """Picture tokens, from the first block that sees them; where text is, from the first that sees both."""
+    """Return the number of image tokens, from the first block that receives them; and the place of text, from the first
+    block that receives both."""
     count = 0
     for name, tensors in plain.items():
         if not isinstance(_parent(network, name), nn.ModuleList):
             continue
-        # With one sample, all axes but the last are tokens', whichever of them is the batch's.
+        # With one sample, all axes but the last hold tokens, whichever of them is the batch axis.
         streams = [(k, t.flatten(0, 1)) for k, t in enumerate(tensors) if t.dim() == 3 and t.is_floating_point()]
         changed = {
             k: (t != resampled[name][k].flatten(0, 1)).any(1)
@@ -178,7 +178,8 @@ def _parent(network: nn.Module, name: str) -> nn.Module:
 
 
 def _takes_token_times(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition, tokens: int) -> bool:
-    """Whether a time for every token, all the same, gives what one time gives, and different ones something else."""
+    """Return whether one time per token, all equal, gives the same prediction as a single time, and different ones
+    another."""
     if len(model.contract.times) != 1 or tokens == 0:
         return False
     whole = model.predict(noisy, sigma, condition)
@@ -192,7 +193,7 @@ def _takes_token_times(model: FlowModel, noisy: Tensor, sigma: Tensor, condition
 
 
 def _with_times(model: FlowModel, noisy: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-    """A prediction with the time argument replaced by that of ``sigma`` ``[B, N]``."""
+    """Return a prediction with the time argument replaced by that of ``sigma`` ``[B, N]``."""
     (time,) = model.contract.times
 
     def per_token(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the transformer is told about the prompt, recorded from the pipeline's own prompt handling."""
+"""Hold the network's arguments that depend on the prompt, recorded from the pipeline's own prompt handling."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from flowhooks.probe.values import Rule, collate, flatten, moved, signature, tak
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Transformer arguments that follow the prompt, for ``size`` samples.
+    """Holds the network's arguments that depend on the prompt, for ``size`` samples.
 
-    Prompts are encoded one by one, as the pipeline does it for a single picture. Samples whose arguments have one shape
-    share a forward; others get one of their own, so a batch gives each sample exactly what it gets alone.
+    Prompts are encoded one by one, as the pipeline does it for a single image. Samples whose arguments have one shape
+    share a forward; others get a separate one, so each sample gets the same arguments in a batch as alone.
 
     Args:
         samples: for each sample, its arguments by name, as for a batch of one.
         rules: argument -> how it grows with the batch.
-        signatures: for each sample, what it must share with others to share a forward. Worked out once, where the
-            values are made.
+        signatures: for each sample, the value that must be equal for two samples to share a forward. Computed once,
+            where the arguments are made.
     """
 
     samples: tuple[Mapping[str, Any], ...]
@@ -35,12 +35,12 @@ class Condition:
         return len(self.samples)
 
     def join(self, others: Sequence[Condition]) -> Condition:
-        """The samples of this one, then those of the others."""
+        """Return the samples of this condition, followed by those of the others."""
         every = [self, *others]
         return Condition(_chained(c.samples for c in every), self.rules, _chained(c.signatures for c in every))
 
     def take(self, rows: Sequence[int]) -> Condition:
-        """These samples, in this order."""
+        """Return these samples, in this order."""
         samples, signatures = ([part[i] for i in rows] for part in (self.samples, self.signatures))
         return Condition(tuple(samples), self.rules, tuple(signatures))
 
@@ -48,7 +48,8 @@ class Condition:
         return Condition(self.samples[rows], self.rules, self.signatures[rows])
 
     def groups(self) -> list[tuple[list[int], dict[str, Any]]]:
-        """(positions, arguments of these samples as one batch) for each set of samples that can share a forward."""
+        """Return (positions, arguments of these samples as one batch) for each set of samples that can share a
+        forward."""
         sets: dict[Any, list[int]] = {}
         for i, key in enumerate(self.signatures):
             sets.setdefault(key, []).append(i)
@@ -58,7 +59,8 @@ class Condition:
         ]
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Condition:
-        """Moved, one transfer a group and argument; only floating-point tensors change dtype."""
+        """Return a copy on a device, with one transfer per group and argument; only floating-point tensors change
+        dtype."""
         samples: list[Mapping[str, Any]] = list(self.samples)
         for rows, arguments in self.groups():
             there = moved(arguments, device, dtype)
@@ -67,24 +69,24 @@ class Condition:
         return Condition(tuple(samples), self.rules, self.signatures)
 
     def flatten(self) -> dict[str, Tensor]:
-        """As flat tensors, for a safetensors file."""
+        """Return the condition as flat tensors, for a safetensors file."""
         return flatten({"samples": self.samples, "rules": dict(self.rules)})
 
     @classmethod
     def unflatten(cls, tensors: Mapping[str, Tensor]) -> Condition:
-        """What :meth:`flatten` took apart."""
+        """Rebuild a condition from the tensors of :meth:`flatten`."""
         return cls.of_samples(**unflatten(tensors))
 
     @classmethod
     def of_batch(cls, arguments: Mapping[str, Any], rules: Mapping[str, Rule], size: int) -> Condition:
-        """From the arguments of a call with ``size`` prompts."""
+        """Make a condition from the arguments of a call with ``size`` prompts."""
         return cls.of_samples(
             [{n: take(rule, arguments[n], i) for n, rule in rules.items()} for i in range(size)], rules
         )
 
     @classmethod
     def of_samples(cls, samples: Sequence[Mapping[str, Any]], rules: Mapping[str, Rule]) -> Condition:
-        """From the arguments of calls with one prompt each."""
+        """Make a condition from the arguments of calls with one prompt each."""
         keys = tuple(tuple((n, _hashable(signature(rule, s[n]))) for n, rule in rules.items()) for s in samples)
         return cls(tuple(samples), rules, keys)
 

@@ -1,4 +1,4 @@
-"""What flowhooks knows about a pipeline whatever the resolution: learnt by running it a few times."""
+"""Learn by a few runs what flowhooks knows about a pipeline at any resolution."""
 
 from __future__ import annotations
 
@@ -28,28 +28,30 @@ from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_argumen
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
 
-#: Largest change of a prediction, relative where it exceeds 1, by an argument that the network does not heed.
+#: Largest change of a prediction, relative where it exceeds 1, by an argument that the network ignores.
 HEEDED = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineContract:
-    """A pipeline as the engine needs it. The canonical space is the scheduler's sample space with velocity ``e - x0``.
+    """Describes a pipeline as the engine needs it. The canonical space is the scheduler's sample space with velocity
+    ``e - x0``.
 
     Args:
-        pipeline: class name.
-        networks: attributes of the networks the scheduler integrates; two for pipelines with an expert for each end.
-        boundary: sigma from which on the first network is called, and below which the second one is; None with one
+        pipeline: name of the pipeline's class.
+        networks: attributes of the networks that the scheduler integrates; two for pipelines with an expert for high
+            and one for low noise.
+        boundary: sigma at and above which the first network is called, and below which the second one is; None with one
             network.
-        times: arguments that follow sigma.
-        rules: argument that follows the prompt -> how it grows with the batch.
-        resolution_rules: argument that follows the resolution -> the same.
+        times: arguments that depend on sigma.
+        rules: argument that depends on the prompt -> how it grows with the batch.
+        resolution_rules: argument that depends on the resolution -> how it grows with the batch.
         constants: all other arguments, as the pipeline passes them.
         call: pipeline arguments that switch guidance off.
-        guidance: kinds the pipeline knows: ``embedded``, ``classifier-free``.
-        scale: the pipeline argument that a run's ``guidance_scale`` goes to.
+        guidance: kinds of guidance that the pipeline has: ``embedded``, ``classifier-free``.
+        scale: the pipeline argument that a run's ``guidance_scale`` is passed as.
         fixed_text: whether prompts of different lengths give arguments of one shape.
-        joint: whether an argument follows prompt and resolution both, so that a prompt is encoded anew for each
+        joint: whether an argument depends on prompt and resolution together, so that a prompt is encoded again for each
             resolution.
     """
 
@@ -67,13 +69,14 @@ class PipelineContract:
     joint: bool
 
     def sigma_range(self, network: str) -> tuple[float, float]:
-        """Where this network is the one that is called: all of [0, 1], or one side of the boundary of two experts."""
+        """Return the sigmas at which this network is called: all of [0, 1], or one side of the boundary of two
+        experts."""
         if self.boundary is None:
             return 0.0, 1.0
         return (self.boundary, 1.0) if network == self.networks[0] else (0.0, self.boundary)
 
     def describe(self) -> dict[str, Any]:
-        """The contract as JSON, for ``flowhooks probe``."""
+        """Return the contract as JSON, for ``flowhooks probe``."""
         return {
             "pipeline": self.pipeline,
             "networks": list(self.networks),
@@ -91,15 +94,15 @@ class PipelineContract:
 
 
 def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapping[str, int]]) -> PipelineContract:
-    """Learn how to speak to the pipeline's network.
+    """Learn how to call the pipeline's network.
 
     Args:
-        arguments: what every call of this pipeline gets, such as ``max_sequence_length``.
-        sizes: the ``height``/``width`` (and frames) to learn at, then others, the first of which that the pipeline
-            takes tells what follows the resolution.
+        arguments: arguments of every call of this pipeline, such as ``max_sequence_length``.
+        sizes: the ``height``/``width`` (and frames) to learn at, then others. The first of these that the pipeline
+            accepts shows which arguments depend on the resolution.
 
     Raises:
-        ModelError: what could not be learnt.
+        ModelError: something could not be learned; the message says what.
     """
     networks = find_networks(pipe)
     if getattr(pipe, "vae", None) is None:
@@ -117,7 +120,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
         times, sample = learn_times(pipe, walk)
         if learn_rule(one[sample], two[sample], sample) is None:
             raise ModelError(
-                f"{type(pipe).__name__} makes one sample a call: of two prompts its network gets the first alone; the "
+                f"{type(pipe).__name__} makes one sample a call: of two prompts its network gets the first only; the "
                 "probe needs a batch"
             )
         wide = _at_another_size(pipe, networks, {**base, **call}, sizes, one[sample], sample, arguments)
@@ -143,7 +146,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
 def _of_two_prompts(
     pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The network's arguments for two prompts in one call."""
+    """Return the network's arguments for two prompts in one call."""
     try:
         return recorded_arguments(pipe, networks, PROMPTS[:1] * 2, call)
     except PipelineFailed as error:
@@ -151,10 +154,10 @@ def _of_two_prompts(
         raise ModelError(
             f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
             + (
-                f"it wants a picture or clip for each prompt, and what {given} gives is one; flowhooks has no picture "
+                f"it needs an image or video for each prompt, and {given} is one only; flowhooks has no image "
                 "for each sample yet"
                 if given
-                else "the probe learns from two how a batch is put together"
+                else "the probe learns from two prompts how a batch is formed"
             )
         ) from error
 
@@ -168,8 +171,8 @@ def _at_another_size(
     sample: str,
     arguments: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The network's arguments at the first of the other sizes that the pipeline takes and does not round to the first
-    one; ``held`` is its argument ``sample`` there."""
+    """Return the network's arguments at the first of the other sizes that the pipeline accepts and does not round to
+    the first one; ``held`` is its argument ``sample`` there."""
     failure: PipelineFailed | None = None
     for size in sizes[1:]:
         try:
@@ -182,16 +185,17 @@ def _at_another_size(
     first = f"{sizes[0]['width']}x{sizes[0]['height']} pixels"
     given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
     raise ModelError(
-        f"{type(pipe).__name__} runs at {first} and at no other size that was tried, so what follows the size cannot "
-        "be told"
+        f"{type(pipe).__name__} runs at {first} and at no other size that was tried, so what depends on the size "
+        "cannot be found"
         + (f": {failure.reason} ({failure.place})" if failure else "")
-        + (f"; the picture of {given} fixes its size" if given else "; give another `height` and `width`")
+        + (f"; the image of {given} fixes its size" if given else "; give another `height` and `width`")
     ) from failure
 
 
 def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recording, moving: set[str]) -> None:
-    """Raise ModelError if the network is given what changes from step to step beside sample and times, and heeds it:
-    what a ControlNet adds. Sound that is denoised beside a video and not heard is let pass."""
+    """Raise ModelError if the network gets, and uses, an argument beside sample and times that changes from step to
+    step, such as the residuals of a ControlNet. Sound that is denoised beside a video is accepted if the prediction
+    ignores it."""
     first = walk.calls[0]
     *_, last = (call for call, name in zip(walk.calls, walk.names, strict=True) if name == walk.names[0])
     drifting = [name for name in first if name not in moving and not same(first[name], last.get(name))]
@@ -210,7 +214,7 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
         named = ", ".join(f"`{name}`" for name in drifting)
         raise ModelError(
             f"{type(pipe).__name__} gives its network {named}, which changes from step to step with the noisy sample, "
-            "as what a ControlNet adds or a sound beside a clip does; the probe can follow sigma, prompt and size "
+            "such as residuals of a ControlNet or sound beside a video; the probe can learn sigma, prompt and size "
             "only: probe the pipeline without it"
         )
 
@@ -218,7 +222,7 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
 def _sorted_arguments(
     contract: PipelineContract, moving: set[str], one: Mapping, other: Mapping, two: Mapping, wide: Mapping
 ) -> PipelineContract:
-    """Tell which arguments follow the prompt, which the resolution, and which neither."""
+    """Find out which arguments depend on the prompt, which on the resolution, and which on neither."""
     rules, resolution, constants = {}, {}, {}
     fixed_text, joint = True, False
     for name, value in one.items():
@@ -236,15 +240,15 @@ def _sorted_arguments(
         else:
             constants[name] = value
     if not rules:
-        raise ModelError(f"no argument of {contract.pipeline}'s network follows the prompt")
+        raise ModelError(f"no argument of {contract.pipeline}'s network depends on the prompt")
     return replace(
         contract, rules=rules, resolution_rules=resolution, constants=constants, fixed_text=fixed_text, joint=joint
     )
 
 
 def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any) -> float | None:
-    """With two networks, both answering ``output``: the sigma between the last call of the first and the first call of
-    the second."""
+    """With two networks, both returning ``output``: return the sigma between the last call of the first and the first
+    call of the second."""
     if len(networks) < 2:
         return None
     seen = Recording()
@@ -271,7 +275,7 @@ def _shown(value: Any) -> Any:
 
 
 def fingerprint(pipe: Any, contract: PipelineContract, arguments: Mapping[str, Any]) -> str:
-    """Hash of classes, configs, and a sample of every weight but the networks'."""
+    """Return a hash of classes, configs, and a sample of every weight except the networks'."""
     digest = hashlib.sha256(json.dumps([contract.pipeline, arguments], sort_keys=True, default=str).encode())
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module) and name not in contract.networks:
@@ -286,7 +290,7 @@ def fingerprint(pipe: Any, contract: PipelineContract, arguments: Mapping[str, A
 
 
 def _settings(part: nn.Module) -> str:
-    """A component's config without what tells where it was loaded from or by which version."""
+    """Return a component's config without the place it was loaded from and its version."""
     config: Any = part.config
     config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "transformers_version"}

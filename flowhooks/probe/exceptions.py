@@ -1,5 +1,5 @@
-"""What cannot be learnt by looking, class by class or argument by argument. Short on purpose; a test fails without each
-entry."""
+"""List what cannot be learned by watching, class by class or argument by argument. The list is short on purpose;
+without any one entry a test fails."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 #: Pipeline argument -> value, for every pipeline that has it.
 CALL: Mapping[str, Any] = {
-    # Sana rounds the asked size to its training buckets and resizes the picture afterwards.
+    # Sana rounds the requested size to its training buckets and resizes the image afterwards.
     "use_resolution_binning": False,
     # LTX-2 guides by perturbed attention and by the other modality, beside classifier-free guidance.
     "stg_scale": 0.0,
@@ -19,23 +19,23 @@ CALL: Mapping[str, Any] = {
     "audio_modality_scale": 1.0,
 }
 
-#: Network argument -> value, in place of what the pipeline passes, for every network that has it.
+#: Network argument -> value that replaces the pipeline's, for every network that has it.
 FIXED_ARGUMENTS: Mapping[str, Any] = {
-    # LTX-2's video part alone: without this, the prediction depends on a sound that is denoised beside it.
+    # Runs LTX-2's video part only: else the prediction depends on the sound that is denoised beside it.
     "isolate_modalities": True,
 }
-#: The pipeline argument that leaves out the first steps, of those that start from a picture or a clip.
+#: The argument that skips the first steps, in pipelines that start from an image or a video.
 STRENGTH = "strength"
 
 
 def call_exceptions(pipe: Any) -> dict[str, Any]:
-    """The entries of :data:`CALL` that this pipeline knows."""
+    """Return the entries of :data:`CALL` that this pipeline has as arguments."""
     known = inspect.signature(type(pipe).__call__).parameters
     return {name: value for name, value in CALL.items() if name in known}
 
 
 def steps_to_ask(pipe: Any, call: Mapping[str, Any], steps: int) -> int:
-    """The ``num_inference_steps`` under which the pipeline takes ``steps`` steps, those left out counted."""
+    """Return the ``num_inference_steps``, skipped steps included, with which the pipeline takes ``steps`` steps."""
     known = inspect.signature(type(pipe).__call__).parameters
     if STRENGTH not in known:
         return steps

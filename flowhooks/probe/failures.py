@@ -1,4 +1,4 @@
-"""What is said of a pipeline that fails while it is probed: in which component, with what, and what to do."""
+"""Describe the failure of a pipeline that is probed: in which component, on what input, and what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowhooks.errors import FlowhooksError, ModelError
 
-#: Characters of a pipeline's own message, and of one argument, that are repeated.
+#: Largest number of characters of a pipeline's own message, and of one argument, in our message.
 MESSAGE, ARGUMENT = 300, 60
 REMEDY = "give a `height`, `width`, number of frames and `arguments` that the pipeline itself runs with"
 
@@ -21,9 +21,9 @@ class PipelineFailed(ModelError):
     """The pipeline itself stopped with an exception.
 
     Args:
-        message: the whole sentence.
+        message: the complete message.
         reason: the exception's own message, shortened.
-        place: the component it came from, and its type.
+        place: the component that raised it, and the type of the exception.
     """
 
     def __init__(self, message: str, *, reason: str, place: str):
@@ -33,8 +33,7 @@ class PipelineFailed(ModelError):
 
 @contextmanager
 def named_failures(pipe: Any) -> Iterator[None]:
-    """Exceptions in the block that are not ours leave it as :class:`PipelineFailed`, with the component they came
-    from."""
+    """Raise exceptions in the block that are not ours as :class:`PipelineFailed`, with the component they came from."""
     try:
         yield
     except FlowhooksError:
@@ -44,7 +43,7 @@ def named_failures(pipe: Any) -> Iterator[None]:
 
 
 def failed(pipe: Any, error: Exception) -> PipelineFailed:
-    """The error that tells of another one, which came out of a call of the pipeline or of a component."""
+    """Return the error that describes another one, raised by a call of the pipeline or of a component."""
     text = " ".join(str(error).split()) or "no message"
     reason = text if len(text) <= MESSAGE else text[:MESSAGE].rpartition(" ")[0] + " ..."
     place = f"{_component(pipe, error)}, {type(error).__name__}"
@@ -57,7 +56,7 @@ def failed(pipe: Any, error: Exception) -> PipelineFailed:
 
 
 def _component(pipe: Any, error: Exception) -> str:
-    """Where the innermost frame that belongs to a component was: `transformer.blocks.0`, or the call itself."""
+    """Return the component of the innermost frame that belongs to one: `transformer.blocks.0`, or the call itself."""
     names: dict[int, str] = {}
     for name, part in getattr(pipe, "components", {}).items():
         if isinstance(part, nn.Module):
@@ -76,7 +75,7 @@ def _owner(frame: FrameType) -> Any:
 
 
 def shown(value: Any) -> str:
-    """An argument in few words: a picture, a tensor or an array by its size, never its numbers."""
+    """Describe an argument briefly: an image, a tensor or an array by its size, never its numbers."""
     if isinstance(value, Tensor):
         return f"tensor {tuple(value.shape)}"
     if isinstance(value, Mapping):
@@ -90,7 +89,7 @@ def shown(value: Any) -> str:
 
 
 def pictures_in(arguments: Mapping[str, Any]) -> list[str]:
-    """The names of arguments that hold pictures, clips, or tensors in their place."""
+    """Return the names of arguments that hold images, videos, or tensors in their place."""
     return [name for name, value in arguments.items() if _holds_pictures(value)]
 
 
@@ -101,7 +100,7 @@ def _holds_pictures(value: Any) -> bool:
 
 
 def _picture(value: Any) -> bool:
-    """Whether this is a Pillow picture or an array of one."""
+    """Return whether this is a Pillow image or an array of one."""
     return hasattr(value, "getbands") or (hasattr(value, "__array__") and not isinstance(value, Tensor))
 
 

@@ -1,4 +1,4 @@
-"""How a pipeline guides, and how it is called so that it does not."""
+"""Find out how a pipeline applies guidance, and how to call it without."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from flowhooks.probe.recorder import Recording, first_of
 from flowhooks.probe.runs import PROMPTS, SHORTEST, recorded_arguments, walked
 from flowhooks.probe.values import same
 
-#: The argument that most pipelines have, which may do nothing.
+#: The argument that most pipelines have; in some it has no effect.
 SCALE = "guidance_scale"
 EMBEDDED, CLASSIFIER_FREE = "embedded", "classifier-free"
-#: Of a pipeline that guides by a component of its own.
+#: Component of a pipeline that applies guidance by a component of its own.
 GUIDER = "guider"
 
 
 def scales(pipe: Any) -> list[str]:
-    """Arguments of the pipeline's call that look as if they guided."""
+    """Return arguments of the pipeline's call whose names suggest a guidance scale."""
     return [name for name in inspect.signature(type(pipe).__call__).parameters if SCALE in name or "cfg_scale" in name]
 
 
 def scale_argument(guided: Mapping[str, str]) -> str:
-    """The argument that stands for guidance: the one of that name unless it does nothing and another one guides.
+    """Return the guidance argument: the one with the usual name, unless it has no effect and another one does.
 
     Args:
-        guided: argument that guides -> how, as :func:`without_guidance` finds them.
+        guided: argument that controls guidance -> its kind, as :func:`without_guidance` returns them.
     """
     free = [name for name, kind in guided.items() if kind == CLASSIFIER_FREE and name != GUIDER]
     return free[0] if SCALE not in guided and len(free) == 1 else SCALE
@@ -40,14 +40,14 @@ def scale_argument(guided: Mapping[str, str]) -> str:
 def without_guidance(
     pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any], known: dict[Any, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The pipeline arguments under which one prompt goes through the network once a step, alone; and what guides, an
-    argument or the pipeline's ``guider``, with its kind, ``embedded`` or ``classifier-free``.
+    """Return the pipeline arguments under which the network is called once a step with one prompt only; and which
+    argument, or the pipeline's ``guider``, controls guidance, with its kind, ``embedded`` or ``classifier-free``.
 
     Args:
-        known: what the networks returned, by name and shapes; grows by a forward or two.
+        known: outputs of the networks, by name and shapes; one or two forwards are added.
 
     Raises:
-        ModelError: the pipeline runs under none of them, or guides under all.
+        ModelError: the pipeline runs with none of them, or applies guidance with all.
     """
     accepted = scales(pipe)
     guided: Recording | None = None
@@ -90,7 +90,7 @@ def without_guidance(
 def _what_guides(
     pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any], known: dict[Any, Any]
 ) -> dict[str, str]:
-    """What another scale changes: the number of predictions, an argument of the network, or nothing."""
+    """Return what another scale changes: the number of predictions, an argument of the network, or nothing."""
     if getattr(pipe, GUIDER, None) is not None:
         return {GUIDER: CLASSIFIER_FREE}
     one = recorded_arguments(pipe, networks, PROMPTS[:1], {**arguments, **off})
@@ -103,7 +103,7 @@ def _what_guides(
             walk = walked(pipe, networks, call, SHORTEST, known, computing=False)
         except PipelineFailed:
             continue
-        # A call of shapes that no plain run has ends the walk before its step: a batch of two, or another prompt.
+        # A call with shapes that no unguided run has ends the run before its step: a batch of two, or another prompt.
         if len(walk.calls) > len(walk.steps) or not _alone(walk):
             guided[name] = CLASSIFIER_FREE
         elif any(not same(one[n], walk.calls[0].get(n)) for n in one if "guidance" in n):
@@ -112,5 +112,5 @@ def _what_guides(
 
 
 def _alone(walk: Recording) -> bool:
-    """Whether the network was asked for one sample a call."""
+    """Return whether every call of the network had one sample."""
     return len(walk.steps[0].sample) == 1 and all(len(first_of(output)) == 1 for output in walk.outputs)

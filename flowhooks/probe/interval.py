@@ -1,7 +1,7 @@
-"""A second time for networks that know one: the end of the interval whose average velocity is asked for.
+"""Give networks a second time: the end of the interval whose average velocity they predict.
 
 The embedding of the time becomes ``(1 - g) E_t(t) + g E_d(d)`` with ``d = r`` or ``t - r`` (arXiv 2605.13724).
-``E_d`` starts as a copy of ``E_t`` and lives beside the network, not in it, so that no adapter freezes it and no LoRA
+``E_d`` starts as a copy of ``E_t`` and is kept beside the network, not in it, so that no adapter freezes it and no LoRA
 file holds it. The input of the embedder at time ``d`` comes from a second, partial forward: the network runs at time
 ``d`` and is stopped at its embedder. No code of the model is copied.
 """
@@ -28,7 +28,7 @@ R, T_MINUS_R = "r", "t-r"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Span:
-    """An interval of sigma, from ``start`` down to ``end``.
+    """Holds an interval of sigma, from ``start`` down to ``end``.
 
     Args:
         start, end: ``[B]``, or one number for all.
@@ -41,16 +41,16 @@ class Span:
 
 
 class Interval:
-    """The second time of one network.
+    """Adds a second time to one network.
 
     Args:
-        network: its time embedder is blended while :meth:`attached`.
+        network: the network whose time embedding is blended inside :meth:`attached`.
         embedder: name of the module that maps a time's features to the embedding.
-        times: of the network's contract.
+        times: times of the network's contract.
         gate: g in [0, 1].
         deltatime_type: ``r`` or ``t-r``. Under ``r`` an empty interval leaves a fresh network as it is, to the last
             bit.
-        timestep_scale: unit of ``d`` in place of the network's own: it sees ``timestep_scale * d``.
+        timestep_scale: unit of ``d`` in place of the network's own: its input is ``timestep_scale * d``.
 
     Raises:
         ValueError: an option out of range.
@@ -79,7 +79,7 @@ class Interval:
         ]
         self.dtype = next(self.embedder.parameters()).dtype
         self.delta_embedder = bare_copy(self.embedder).float().requires_grad_(True)
-        #: Where a call of the network finds its interval when :meth:`between` did not tell.
+        #: Returns the interval of a network call outside :meth:`between`.
         self.schedule: Callable[[Mapping[str, Any]], Span | None] = lambda arguments: None
         self._told: tuple[Span | None] | None = None
         self._on = True
@@ -87,7 +87,7 @@ class Interval:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """The network blends inside the block."""
+        """Blend the network's time embedding inside the block."""
         handles = (
             self.network.register_forward_pre_hook(self._before, with_kwargs=True),
             self.embedder.register_forward_hook(self._blend),
@@ -99,7 +99,7 @@ class Interval:
 
     @contextmanager
     def between(self, span: Span | None) -> Iterator[None]:
-        """Calls of the network in the block average over ``span``; with None they see no second time."""
+        """Let calls of the network in the block average over ``span``; with None they have no second time."""
         before, self._told = self._told, (span,)
         try:
             yield
@@ -108,7 +108,7 @@ class Interval:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The network without a second time, whatever it is told."""
+        """Switch the second time of the network off inside the block."""
         before, self._on = self._on, False
         try:
             yield
@@ -125,7 +125,7 @@ class Interval:
             (self._inputs,) = inputs_of(self.embedder, network, {**arguments, **self._second(arguments, span)})
 
     def _second(self, arguments: Mapping[str, Any], span: Span) -> dict[str, Any]:
-        """The network's times with d in the place of t."""
+        """Return the network's time arguments with d in place of t."""
         start, end = (torch.as_tensor(value) for value in (span.start, span.end))
         d = end if self.deltatime_type == R else start - end
         found = {}
@@ -146,12 +146,12 @@ class Interval:
         # In the network's own precision, so that a fresh copy computes what the embedder computes.
         weights = {name: p.to(self.dtype) for name, p in self.delta_embedder.named_parameters()}
         delta = functional_call(self.delta_embedder, weights, inputs, named)
-        # lerp gives its first argument back exactly where both are equal.
+        # lerp returns its first argument exactly where both are equal.
         return torch.lerp(output, delta.to(output.dtype), self.gate)
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
-    """A copy with weights of its own and without what adapters and hooks have put on the module."""
+    """Return a copy with weights of its own, without what adapters and hooks added to the module."""
     module = getattr(module, "base_layer", module)
     clone = copy.copy(module)
     attributes = vars(clone)

@@ -1,8 +1,8 @@
-"""Where each number of a sample goes: into the transformer, out of it, and into the VAE. Learnt by sending codes
-through the pipeline.
+"""Learn where each number of a sample goes (into the transformer, out of it, and into the VAE) by sending codes through
+the pipeline.
 
-The pipeline's own loop runs two steps with the network's answer and the scheduler's next sample replaced by codes:
-zeros, ones, and the digits of every element's index. What arrives tells the order, the scale and the shift. Digits are
+The pipeline's own loop runs two steps with the network's output and the scheduler's next sample replaced by codes:
+zeros, ones, and the digits of every element's index. What arrives shows the order, the scale and the shift. Digits are
 small whole numbers, so this is exact in half precision too.
 """
 
@@ -36,7 +36,8 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gather:
-    """``out[i] = scale[i] * x[source[i]] + shift[i]`` on flattened samples; ``source[i] = -1`` marks a constant.
+    """Computes ``out[i] = scale[i] * x[source[i]] + shift[i]`` on flattened samples; ``source[i] = -1`` marks a
+    constant.
 
     Args:
         shape: of one output sample.
@@ -50,7 +51,7 @@ class Gather:
     shift: Tensor | None
 
     def apply(self, x: Tensor) -> Tensor:
-        """``[B, ...]`` -> ``[B, *shape]``."""
+        """Map ``[B, ...]`` to ``[B, *shape]``."""
         flat = x.flatten(1)
         if self.source is not None:
             source = self.source.to(x.device)
@@ -63,7 +64,7 @@ class Gather:
         return flat.reshape(-1, *self.shape)
 
     def invert(self, out: Tensor, shape: Sequence[int]) -> Tensor:
-        """``[B, *self.shape]`` -> ``[B, *shape]``; only for a permutation (see :attr:`permutes`)."""
+        """Map ``[B, *self.shape]`` back to ``[B, *shape]``; only for a permutation (see :attr:`permutes`)."""
         flat = out.flatten(1)
         if self.shift is not None:
             flat = flat - self.shift.to(out.device, out.dtype)
@@ -72,32 +73,32 @@ class Gather:
         return self.unordered(flat).reshape(-1, *shape)
 
     def unordered(self, flat: Tensor) -> Tensor:
-        """Undo only the order of ``[B, m]``."""
+        """Undo only the order of ``[B, m]``, without scale and shift."""
         if self.source is None:
             return flat
         return torch.empty_like(flat).scatter_(1, self.source.to(flat.device).expand_as(flat), flat)
 
     def permutes(self, n: int) -> bool:
-        """Whether every one of ``n`` elements arrives exactly once and nothing else does."""
+        """Return whether every one of ``n`` elements arrives exactly once and nothing else does."""
         return self.source is None or torch.equal(self.source.sort().values, torch.arange(n))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
-    """The sample at one resolution.
+    """Describes the sample at one resolution.
 
     Args:
-        sample_shape: one sample in the scheduler's space, without batch; the canonical form.
+        sample_shape: shape of one sample in the scheduler's space, without batch; the canonical form.
         sample_argument: the network's argument that takes the sample.
         listed: whether that argument is a list with one tensor a sample.
         into: sample -> argument.
-        out: network's output -> velocity handed to the scheduler, sign included.
-        vae: sample -> what ``vae.decode`` gets.
-        vae_shape: one sample as the VAE gets it.
-        arguments: the network's arguments that follow the resolution, for a batch of one.
+        out: network's output -> velocity that the scheduler gets, sign included.
+        vae: sample -> input of ``vae.decode``.
+        vae_shape: shape of one sample as the VAE gets it.
+        arguments: the network's arguments that depend on the resolution, for a batch of one.
         shift: the scheduler's shift of sigma at this resolution.
-        time_shapes: time argument -> its shape after the batch axis, of networks that take a time a frame.
-        decode_args, decode_options: what the pipeline tells ``vae.decode`` beside the latents, for a batch of one.
+        time_shapes: time argument -> its shape after the batch axis, for networks that take one time per frame.
+        decode_args, decode_options: the pipeline's other arguments of ``vae.decode``, for a batch of one.
     """
 
     sample_shape: tuple[int, ...]
@@ -118,38 +119,39 @@ class Layout:
 
     @property
     def ordered(self) -> bool:
-        """Whether sample and VAE latent hold their elements in one order."""
+        """Return whether sample and VAE latent hold their elements in the same order."""
         return self.vae.source is None
 
     def spread(self, name: str, time: Tensor) -> Tensor:
-        """Times ``[B]`` as the network's argument ``name`` takes them: one a sample, or one for each of its frames."""
+        """Return times ``[B]`` in the form of the network's argument ``name``: one per sample, or one for each of its
+        frames."""
         shape = self.time_shapes.get(name, ())
         return time.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
 
     def to_vae(self, sample: Tensor) -> Tensor:
-        """``[B, *sample_shape]`` -> ``[B, *vae_shape]``, as ``vae.decode`` wants it."""
+        """Map ``[B, *sample_shape]`` to ``[B, *vae_shape]``, the input of ``vae.decode``."""
         return self.vae.apply(sample)
 
     def from_vae(self, z: Tensor) -> Tensor:
-        """``[B, *vae_shape]`` -> ``[B, *sample_shape]``: the inverse, for encoding."""
+        """Map ``[B, *vae_shape]`` to ``[B, *sample_shape]``: the inverse, for encoding."""
         return self.vae.invert(z, self.sample_shape)
 
     def decode(self, vae: Any, z: Tensor) -> Tensor:
-        """``[B, *vae_shape]`` -> pixels, the VAE being told what the pipeline tells it."""
+        """Decode ``[B, *vae_shape]`` to pixels, with the pipeline's own arguments of ``vae.decode``."""
         told = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
         return vae.decode(z, *told[0], **told[1], return_dict=False)[0]
 
     def pack(self, z: Tensor) -> Tensor:
-        """Only the order of :meth:`from_vae`, no scale or shift: for masks."""
+        """Apply only the order of :meth:`from_vae`, no scale or shift: for masks."""
         return self.vae.unordered(z.flatten(1)).reshape(-1, *self.sample_shape)
 
     def to_network(self, sample: Tensor) -> Any:
-        """``[B, *sample_shape]`` -> the network's sample argument."""
+        """Map ``[B, *sample_shape]`` to the network's sample argument."""
         argument = self.into.apply(sample)
         return list(argument.unbind(0)) if self.listed else argument
 
     def from_network(self, output: Any) -> Tensor:
-        """What the network returned -> velocity ``[B, *sample_shape]``."""
+        """Map the network's output to the velocity ``[B, *sample_shape]``."""
         prediction = first_of(output)
         if isinstance(prediction, (list, tuple)):
             prediction = torch.stack(list(prediction))
@@ -158,7 +160,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """What arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's
+    """Holds what arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's
     input."""
 
     arguments: dict[str, Any]
@@ -175,7 +177,8 @@ def learn_layout(
     follows_resolution: Sequence[str],
     times: Sequence[str],
 ) -> Layout:
-    """Learn and verify the layout at the resolution of ``call``. One real step of the network; the VAE does not run.
+    """Learn and verify the layout at the resolution of ``call``, with one real step of the network; the VAE does not
+    run.
 
     Args:
         call: arguments of a one-prompt run without guidance.
@@ -245,7 +248,7 @@ def _send(
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "pt"})
     if len(seen.calls) < 2 or not seen.steps:
         raise ModelError(
-            f"{type(pipe).__name__}, asked for two steps, calls its network {len(seen.calls)} times in "
+            f"{type(pipe).__name__}, run with two steps, calls its network {len(seen.calls)} times in "
             f"{len(seen.steps)} steps; the probe needs two, so let it take more with `arguments`"
         )
     if seen.decoded is None:
@@ -275,7 +278,7 @@ def same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
 
 
 def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int) -> Gather:
-    """From what arrived for zeros, ones and each digit of the index."""
+    """Compute the mapping from what arrived for zeros, ones and each digit of the index."""
     shift = _flat(zeros)
     scale = _flat(ones) - shift
     follows = scale != 0
@@ -286,7 +289,7 @@ def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[
     if int(source.max()) >= sent or not follows.any():
         raise ModelError("what arrives is not a rearrangement of what was sent")
     plain = len(source) == sent and torch.equal(source, torch.arange(sent))
-    # A pipeline that converts its prediction to x0 and back leaves the rounding of two additions behind.
+    # A pipeline that converts its prediction to x0 and back rounds twice.
     scale = torch.where((scale.abs() - 1).abs() < ROUNDING, scale.sign(), scale)
     shift = torch.where(shift.abs() < ROUNDING, 0.0, shift)
     return Gather(
@@ -298,7 +301,7 @@ def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[
 
 
 def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
-    """The VAE's side must be invertible, and random latents must come back through the pipeline's own loop."""
+    """Check that the VAE's side can be inverted, and that random latents come back through the pipeline's own loop."""
     if math.prod(layout.vae_shape) != n or not layout.vae.permutes(n):
         raise ModelError(
             f"the VAE of {type(pipe).__name__} gets {layout.vae_shape} for a sample of {layout.sample_shape}, which is "
@@ -316,7 +319,7 @@ def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
 
 
 def _for_batch(told: Tensor, z: Tensor) -> Tensor:
-    """A tensor of a batch of one, for the batch of ``z``."""
+    """Expand a tensor of a batch of one to the batch of ``z``."""
     told = told.to(z.device)
     return told.expand(len(z), *told.shape[1:]) if told.dim() and len(told) == 1 else told
 

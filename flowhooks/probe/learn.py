@@ -1,4 +1,4 @@
-"""Learn a pipeline and prove it: our prediction must be what the pipeline hands its scheduler."""
+"""Learn a pipeline and verify it: our prediction must equal what the pipeline passes to its scheduler."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
 
 PREDICTION = 1e-5
-#: Pixels of the run when none are given; most pipelines take it, and it is cheap on the largest.
+#: Default height and width of the run in pixels; most pipelines accept it, and it is cheap on the largest.
 SMALL = {"height": 256, "width": 256}
 SMALLER = (128, 64, 32)
-#: Of the generator of the run that is compared with; what was learnt comes from runs with another.
+#: Seed of the run that predictions are compared with; learning used another.
 OTHER_SEED = 1
 
 
@@ -44,12 +44,12 @@ def probe(
         pipe: a Diffusers flow-matching pipeline.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
             refuses that.
-        frames: of a clip; default: those in ``arguments``, or the pipeline's own. Pictures are of one frame.
-        arguments: what every call of the pipeline gets.
-        component: which network is trained, of a pipeline with two.
+        frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
+        arguments: arguments of every call of the pipeline.
+        component: the network that is trained, for a pipeline with two.
 
     Raises:
-        ModelError: with what could not be learnt, or by how much the prediction is off.
+        ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     require_sizes(pipe)
     with named_failures(pipe):
@@ -59,7 +59,7 @@ def probe(
 def _at_some_size(
     pipe: Any, height: int | None, width: int | None, frames: int | None, given: dict[str, Any], component: str | None
 ) -> FlowModel:
-    """Learnt at the size that is given, or else at the first that the pipeline takes."""
+    """Learn the model at the given size, or else at the first size that the pipeline accepts."""
     height, width = height or given.pop("height", None), width or given.pop("width", None)
     given = {name: value for name, value in given.items() if name not in ("height", "width")}
     if height is not None and width is not None:
@@ -84,7 +84,7 @@ def _learnt(
 ) -> FlowModel:
     sizes = Sizes(pipe, arguments)
     own = sizes.of(size["height"], size["width"], frames)
-    # Arguments that follow one of width and frames must not be taken for constants.
+    # Arguments that depend on only one of width and frames must not be taken for constants.
     every = [sizes.told(each) for each in (own, *sizes.others(own))]
     contract = learn_contract(pipe, arguments, every)
     model = FlowModel(pipe, contract, arguments, size, component, frames)
@@ -96,15 +96,15 @@ def _learnt(
 
 
 def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """Arguments and size of a model whose pipeline makes clips of another length than it was asked for."""
+    """Return arguments and size for a model whose pipeline makes videos of another length than requested."""
     name = model.contract.pipeline
     if argument is None:
         raise ModelError(
-            f"{name} makes a clip of {drawn} frames and takes no number of frames: it makes as many as the clip it is "
-            "given; flowhooks has no clip for each sample yet"
+            f"{name} makes a video of {drawn} frames and takes no number of frames: it makes as many as its input "
+            "video has; flowhooks has no video for each sample yet"
         )
     warnings.warn(
-        f"{name} rounds {model.length} frames to {drawn}; clips are of {drawn} frames",
+        f"{name} rounds {model.length} frames to {drawn}; videos are of {drawn} frames",
         FlowhooksWarning,
         stacklevel=2,
     )
@@ -112,8 +112,8 @@ def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict
 
 
 def _fitting_sizes(pipe: Any) -> list[dict[str, int]]:
-    """Small squares to try where neither 256 pixels nor the pipeline's own size runs: what its network is built for,
-    and what any network has positions for."""
+    """Return small squares to try where neither 256 pixels nor the pipeline's own size runs: the size the network is
+    built for, and sizes that any network has positions for."""
     configs: list[Any] = [network.config for network in find_networks(pipe).values()]
     scale = getattr(pipe, "vae_scale_factor", 1)
     built = [scale * side for config in configs if isinstance(side := config.get("sample_size"), int)]
@@ -121,7 +121,7 @@ def _fitting_sizes(pipe: Any) -> list[dict[str, int]]:
 
 
 def _own_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
-    """The pipeline's default picture, read off its latents and its VAE's scale."""
+    """Return the size of the pipeline's default image, from its latents and its VAE's scale."""
     networks = find_networks(pipe)
     with without_side_effects(pipe, networks):
         try:
@@ -140,8 +140,8 @@ def _own_size(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A sample ``[1, ...]`` in the pipeline's loop, the sigma ``[1]`` of its step, that of its end where the network is
-    told it, and our prediction there."""
+    """Holds a sample ``[1, ...]`` in the pipeline's loop, the sigma ``[1]`` of its step, the sigma of the step's end if
+    the network gets it, and our prediction there."""
 
     noisy: Tensor
     sigma: Tensor
@@ -151,7 +151,7 @@ class State:
 
 @torch.no_grad()
 def verify(model: FlowModel) -> None:
-    """Compare with a run of the pipeline, step by step; a batch with its samples alone; and pictures.
+    """Compare our predictions with a run of the pipeline, step by step; a batch with its samples alone; and images.
 
     Raises:
         ModelError: they differ by more than rounding.
@@ -178,7 +178,7 @@ def verify(model: FlowModel) -> None:
 def _compared(
     model: FlowModel, condition: Condition, call: Mapping[str, Any], seed: int
 ) -> tuple[Recording, list[State], float]:
-    """A short run under a seed, our predictions along it, and by how much the worst of them is off."""
+    """Return a short run under a seed, our predictions along it, and the largest error of them."""
     generator = torch.Generator().manual_seed(seed)
     walk = walked(model.pipe, find_networks(model.pipe), {**call, "generator": generator}, STEPS)
     trained, states = model.component, []
@@ -195,19 +195,19 @@ def _compared(
 
 
 def _by_chance(model: FlowModel) -> str:
-    """What to say where the prediction is right under the seed that was learnt with, and only there."""
+    """Say why a prediction is right only under the seed that was used for learning."""
     given = " and ".join(f"`{name}`" for name in pictures_in(model.arguments))
-    told = f"the picture of {given}, encoded" if given else "something drawn"
+    told = f"the image of {given}, encoded" if given else "random numbers drawn"
     return (
-        f" under another seed: beside the sample its network is given {told} with the call's own generator, and one "
+        f" under another seed: beside the sample its network gets {told} with the call's own generator, and one "
         "such draw would be trained on for all samples"
-        + ("; flowhooks has no picture for each sample yet" if given else "; switch that off with `arguments`")
+        + ("; flowhooks has no image for each sample yet" if given else "; switch that off with `arguments`")
     )
 
 
 def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State], half: bool) -> None:
-    """The first and last of these states as one batch; with another prompt for the last where the two share a
-    forward."""
+    """Compare the first and last of these states as one batch with each alone; the last gets another prompt where the
+    two share a forward."""
     first, last = states[0], states[-1]
     prompts = condition.join([model.encode_prompts(PROMPTS[:1])])
     apart = len(prompts.groups()) > 1
@@ -232,7 +232,8 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
 
 
 def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
-    """The sigma at which the network was really asked: where a scheduler rounds its times, that of the rounded one."""
+    """Return the sigma at which the network was really called: where a scheduler rounds its times, that of the rounded
+    one."""
     time = model.contract.times[0]
     if not time.rounded:
         return sigma
@@ -240,5 +241,5 @@ def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
 
 
 def _off(a: Tensor, b: Tensor) -> float:
-    """Largest difference, relative to the size of what is predicted where that is above 1."""
+    """Return the largest difference, relative to the size of the prediction where that is above 1."""
     return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp(min=1))

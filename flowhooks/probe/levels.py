@@ -1,7 +1,7 @@
-"""A stand-in for the embedding of one time that holds those of several, and gives each picture token its own.
+"""Replace the embedding of one time by a stand-in that holds those of several, and give each image token its own.
 
-The levels of a sample lie side by side on the batch axis, ``[B K, ...]``, so that what works on ``[B, ...]`` works on
-them: activations, layers (adapters on them included), chunks, new axes, additions of what the prompt gives. Only where
+The levels of a sample are side by side on the batch axis, ``[B K, ...]``, so that operations on ``[B, ...]`` work on
+them: activations, layers (adapters on them included), chunks, new axes, additions of prompt embeddings. Only where
 they meet a tensor with an axis of tokens is one level picked for each. Modulation costs K rows, not N.
 """
 
@@ -18,35 +18,35 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.probe.picking import plus_picked, times_picked
 
-#: Where the picture is among the tokens that a modulation meets.
+#: Which end of the token axis of a modulated tensor holds the image tokens.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
-#: They take weights beside their input.
+#: Functions that take weights beside their input.
 LAYERS = ("linear", "layer_norm", "rms_norm")
-#: The other tensor only tells a dtype or a device.
+#: Functions that use only the dtype or the device of the other tensor.
 CASTS = ("to", "type_as")
-#: They only move axes, so that strides tell where the batch's went.
+#: Functions that only move axes, so that strides show where the batch axis went.
 MOVES = (
     *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
     *("transpose", "t", "swapaxes", "permute", "movedim"),
 )
-#: What networks do with levels and tokens.
+#: Functions by which networks combine levels and tokens.
 IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
-#: They name sizes, the batch's among them.
+#: Functions that take sizes, that of the batch included.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
 
-#: How the levels came to be what they are since they last met a weight: its name, then each step. Adapters leave no
-#: step.
+#: Operations on the levels since they last met a weight: its name, then each operation. Adapters leave no
+#: entry.
 Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Broadcast:
-    """Levels and the tensor that they meet, axes counted from the latter's end.
+    """Describes levels and the tensor that they are combined with; axes count from the end of the latter.
 
     Args:
-        path: of the levels.
+        path: path of the levels.
         other: the tensor.
-        batch: its batch axis.
+        batch: its batch axis, from the end.
         tokens: its axes of tokens, one after the other.
     """
 
@@ -66,14 +66,14 @@ ImageTokenSpan = Callable[[Broadcast], str | None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Mix:
-    """What all levels of one forward share.
+    """Holds what all levels of one forward share.
 
     Args:
-        index: ``[B, N]``, the level of each picture token.
-        count: K, how many levels there are.
+        index: ``[B, N]``, the level of each image token.
+        count: K, the number of levels.
         places: says which end of the token axis holds the image tokens.
-        names: of weights.
-        moves: where the batch's axis went, by what moved it, where it was and the shape.
+        names: names of weights.
+        moves: (function, old position of the batch axis, shape) -> its new position.
     """
 
     index: Tensor
@@ -85,18 +85,18 @@ class Mix:
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def level_of(self, place: str, tokens: int) -> Tensor:
-        """``[B, tokens]``; what is no picture is at level 0."""
+        """Return the level ``[B, tokens]`` of each token; tokens that are not the image's have level 0."""
         if (place, tokens) not in self._spread:
             size, pictures = self.index.shape
             if pictures > tokens or (place == ALL and pictures != tokens):
-                raise ModelError(f"{tokens} tokens are modulated at once where the picture has {pictures}")
+                raise ModelError(f"{tokens} tokens are modulated at once, and the image has {pictures}")
             rest = self.index.new_zeros(size, tokens - pictures)
             parts = [rest, self.index] if place == LAST else [self.index, rest]
             self._spread[place, tokens] = torch.cat(parts, 1)
         return self._spread[place, tokens]
 
     def row_of(self, place: str, tokens: int) -> Tensor:
-        """``[B, tokens]``, where its level is among those of all samples."""
+        """Return ``[B, tokens]``, the row of each token's level among the rows of all samples."""
         if (place, tokens) not in self._rows:
             level = self.level_of(place, tokens)
             first = torch.arange(len(level), device=level.device).unsqueeze(1) * self.count
@@ -105,19 +105,19 @@ class Mix:
 
 
 class WeightNames:
-    """Names of the weights of what ``network()`` gives, whatever adapter wraps their layer; that is walked only where a
-    weight is new."""
+    """Names the weights of the network that ``network()`` returns, whatever adapter wraps their layer; the network is
+    walked only for a new weight."""
 
     def __init__(self, network: Callable[[], nn.Module]):
         self.network = network
         self._known: dict[int, tuple[ref[Tensor], str]] = {}
 
     def of(self, tensor: Tensor) -> str | None:
-        """The name of ``tensor``, None if it is no weight of the network."""
+        """Return the name of ``tensor``, None if it is no weight of the network."""
         if not isinstance(tensor, nn.Parameter):
             return None
         known = self._known.get(id(tensor))
-        # The id of a weight that was let go may be another's by now.
+        # The id of a freed weight may belong to another tensor by now.
         if known is None or known[0]() is not tensor:
             weights = self.network().named_parameters()
             self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
@@ -126,11 +126,11 @@ class WeightNames:
 
 
 class Levels:
-    """Looks like a tensor ``[B, ...]``.
+    """Behaves like a tensor ``[B, ...]``.
 
     Args:
         rows: ``[B K, ...]``, the levels of a sample one after the other.
-        axis: that of the batch; it may have moved.
+        axis: the batch axis; it may have moved.
     """
 
     def __init__(self, rows: Tensor, mix: Mix, axis: int = 0, path: Path = ()):
@@ -213,7 +213,7 @@ class Levels:
         return Levels(result, first.mix, axis, path)
 
     def _moved(self, function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        """Axes move, and strides tell where: that of the batch alone has one."""
+        """Apply a function that moves axes; strides show where, as only the batch axis has one."""
         step = f"{function.__name__}{args[1:]}{dict(kwargs)}"
         results = function(self.rows, *args[1:], **kwargs)
         parts = [results] if isinstance(results, Tensor) else results
@@ -235,7 +235,7 @@ class Levels:
         return axis
 
     def _sized(self, name: str, *args: Any, **kwargs: Any) -> Levels:
-        """Sizes are named; where the batch stays in front, its size is that of the rows."""
+        """Apply a function that takes sizes; where the batch stays in front, its size becomes that of the rows."""
         rows, count, axis = self.rows, self.mix.count, self.axis
         if name in ("expand", "repeat"):
             sizes = list(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
@@ -260,8 +260,8 @@ class Levels:
         return Levels(result, self.mix, axis, (*self.path, name))
 
     def _meeting(self, other: Tensor) -> Broadcast | None:
-        """The meeting with ``other``, if it holds tokens: a batch, a last axis, and others that the levels lack or were
-        expanded to."""
+        """Return the broadcast with ``other``, if that holds tokens: a batch, a last axis, and others that the levels
+        lack or were expanded to."""
         batch = self.axis - self.ndim
         if other.dim() < 3 or other.dim() < -batch or other.shape[batch] not in (1, self.mix.index.shape[0]):
             return None
@@ -278,7 +278,7 @@ class Levels:
     def _met(
         self, function: Any, meeting: Broadcast, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any
     ) -> Any:
-        """Every level that takes part picks its rows; ``meeting`` is that of this one."""
+        """Apply a function to tokens: every operand with levels picks its rows; ``meeting`` is that of this one."""
         if len(args) == 2 and len(held) == len(others) == 1 and not kwargs and function.__name__ in IN_PASSING:
             picks = self._row_of_each(meeting)
             if picks is not None:
@@ -296,8 +296,8 @@ class Levels:
         return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
 
     def _row_of_each(self, meeting: Broadcast) -> tuple[Tensor, Tensor] | None:
-        """Rows ``[B K, ...]``, and ``[B, tokens]``: which of them each token ``[B, tokens, ...]`` picks. None if all
-        pick level 0, or axes lie otherwise."""
+        """Return rows ``[B K, ...]``, and ``[B, tokens]``: the row that each token ``[B, tokens, ...]`` picks. None if
+        all pick level 0, or axes are arranged otherwise."""
         place, count = self.mix.places(meeting), len(meeting.tokens)
         size, *rest = meeting.other.shape
         if place is None or place == NONE or meeting.tokens[0] != 1 - meeting.other.dim():
@@ -307,7 +307,7 @@ class Levels:
         return self.rows.flatten(0, count), self.mix.row_of(place, meeting.count)
 
     def _pick(self, meeting: Broadcast) -> Tensor:
-        """The level of each token, broadcast as the levels are."""
+        """Return the level of each token, broadcast as the levels are."""
         levels = self.rows.unflatten(self.axis, (-1, self.mix.count)).unbind(self.axis + 1)
         place = self.mix.places(meeting)
         if place is None or place == NONE:
@@ -324,7 +324,7 @@ class Levels:
         return result
 
     def _repeated(self, other: Tensor) -> Tensor:
-        """A tensor of the batch, for the rows."""
+        """Repeat a tensor of the batch for the rows."""
         axis = self.axis - self.ndim
         if other.dim() < -axis or other.shape[axis] == 1:
             return other
@@ -337,7 +337,7 @@ class Levels:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """What lists and tuples hold. Written out, as it runs for each operation."""
+    """Yield the elements of nested lists and tuples. Written out, as it runs for each operation."""
     if isinstance(value, (tuple, list)):
         for each in value:
             yield from _leaves(each)
@@ -352,7 +352,7 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _impossible(what: str) -> ModelError:
-    return ModelError(f"the network does to its time's embedding what cannot be done for several times at once: {what}")
+    return ModelError(f"the network does to its time embedding what cannot be done for several times at once: {what}")
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -1,5 +1,5 @@
-"""A stock pipeline, seen through its contract: velocities in the scheduler's sample space, prompts and pictures in and
-out."""
+"""Use a stock pipeline through its contract: predict velocities in the scheduler's sample space, encode prompts and
+images, decode latents."""
 
 from __future__ import annotations
 
@@ -33,15 +33,16 @@ PROMPT_BATCH = 16
 
 
 class FlowModel:
-    """The one object through which flowhooks uses a pipeline.
+    """Gives flowhooks its only access to a pipeline.
 
     Args:
         pipe: a Diffusers flow-matching pipeline, used as it is.
         contract: from :func:`flowhooks.probe.probe`.
-        arguments: what every call of the pipeline gets, such as ``max_sequence_length``.
-        size: ``height`` and ``width`` the contract was learnt at.
-        frames: of a clip, where the pipeline makes clips; default: as many as ``arguments`` or the pipeline say.
-        component: which network is trained, of a pipeline with two; default: the first.
+        arguments: arguments of every call of the pipeline, such as ``max_sequence_length``.
+        size: ``height`` and ``width`` at which the contract was learned.
+        frames: frames of a video, if the pipeline makes videos; default: the number in ``arguments``, or the pipeline's
+            own.
+        component: the network that is trained, for a pipeline with two; default: the first.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class FlowModel:
         self.component = component or contract.networks[0]
         if self.component not in contract.networks:
             raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
-        #: A second time that hooks gave the network; None where it has none, or one of its own.
+        #: The second time that a hook added to the network; None if none did, or if the network has its own.
         self.interval: Interval | None = None
         self.weight_names = WeightNames(partial(getattr, pipe, self.component))
         self._sizes = Sizes(pipe, self.arguments)
@@ -70,83 +71,84 @@ class FlowModel:
 
     @property
     def transformer(self) -> Any:
-        """The network that is trained."""
+        """Return the network that is trained."""
         return getattr(self.pipe, self.component)
 
     @property
     def knows_intervals(self) -> bool:
-        """Whether ``r_sigma`` means something to the network: natively, or since hooks taught it."""
+        """Return whether the network uses ``r_sigma``: natively, or because a hook added it."""
         return self.interval is not None or self.native_second_time
 
     @property
     def native_second_time(self) -> bool:
-        """Whether the pipeline itself tells the network where a step ends."""
+        """Return whether the pipeline itself passes the end of a step to the network."""
         return any(time.second for time in self.contract.times)
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """The inside of the network, learnt on first use."""
+        """Return the parts of the network, learned on first use."""
         from flowhooks.probe.anatomy import learn_anatomy
 
         return learn_anatomy(self.at(*self._size))
 
     @property
     def null_condition(self) -> Condition:
-        """Conditioning of one sample without a prompt, encoded on first use."""
+        """Return the conditioning of one sample without a prompt, encoded on first use."""
         if self._size not in self._nulls:
-            # Only where prompt and resolution are joint is it another one at another size.
+            # It depends on the size only where prompt and resolution are joint.
             known = None if self.contract.joint else next(iter(self._nulls.values()), None)
             self._nulls[self._size] = known or self.encode_prompts([""])
         return self._nulls[self._size]
 
     def encode_null_conditions(self) -> None:
-        """Encode the condition without a prompt at every size known so far: later, text encoders may sleep."""
+        """Encode the condition without a prompt at every size known so far, so that text encoders may be parked
+        afterwards."""
         for each in self.everywhere():
             each.null_condition  # noqa: B018
 
     def at(self, height: int, width: int, frames: int | None = None) -> FlowModel:
-        """This model as if it had been probed at another size. Samples of two sizes may be packed to one shape; here it
-        is known which of the two is meant."""
+        """Return this model as if it had been probed at another size. Samples of two sizes may be packed to one shape;
+        the returned model knows which of the two is meant."""
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         self.layout(*size)
-        # Found by a walk through the network, which the copy need not repeat.
+        # Found by a walk through the network, so that the copy need not repeat it.
         self._typical_weight  # noqa: B018
         bound = copy.copy(self)
         bound._size, bound._bound = size, True
         return bound
 
     def everywhere(self) -> Iterator[FlowModel]:
-        """This model at each size that is known so far, the one it was probed at first."""
+        """Yield this model at each size known so far, starting with the one it was probed at."""
         for size in dict.fromkeys((self._size, *self._sizes.layouts)):
             yield self.at(*size)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Where the trained network is the one that is called, see :meth:`PipelineContract.sigma_range`."""
+        """Return the sigmas at which the trained network is called, see :meth:`PipelineContract.sigma_range`."""
         return self.contract.sigma_range(self.component)
 
     @property
     def device(self) -> torch.device:
-        """Where the network computes."""
+        """Return the device on which the network computes."""
         return execution_device(self.transformer)
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the network's weights, apart from modules that Diffusers keeps in fp32."""
+        """Return the dtype of the network's weights, ignoring modules that Diffusers keeps in fp32."""
         return self._typical_weight.dtype
 
     @cached_property
     def _typical_weight(self) -> nn.Parameter:
-        # Diffusers walks the whole network to answer; a weight that moves or is cast stays the same object.
+        # Diffusers walks the whole network for this; a weight that moves or is cast stays the same object.
         dtype = self.transformer.dtype
         return next(p for p in self.transformer.parameters() if p.dtype == dtype)
 
     def shift(self, sample: Tensor) -> float:
-        """The scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
+        """Return the scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
         return self.layout_of(sample).shift
 
     def frames(self, sample: Tensor) -> int:
-        """Latent frames of samples ``[B, ...]``; 1 for pictures."""
+        """Return the number of latent frames of samples ``[B, ...]``; 1 for images."""
         shape = self.layout_of(sample).vae_shape
         return shape[1] if len(shape) == 4 else 1
 
@@ -159,16 +161,16 @@ class FlowModel:
         r_sigma: Tensor | None = None,
         token_sigma: TokenSigma | None = None,
     ) -> Tensor:
-        """Velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]`` in
-        [0, 1]; in [-1, 0) only where a hook trains the network at such times.
+        """Predict the velocity ``e - x0`` ``[B, ...]`` in the dtype of ``noisy``, for ``noisy`` ``[B, ...]`` at
+        ``sigma`` ``[B]`` in [0, 1]; in [-1, 0) only where a hook trains the network at such times.
 
         Args:
             r_sigma: ``[B]``, the end of the interval whose average velocity is predicted; default: no interval, the
                 velocity at ``sigma``.
-            token_sigma: the sigma of each picture token; its level 0, which is that of text too, must be ``sigma``.
+            token_sigma: the sigma of each image token; its level 0, which text gets too, must be ``sigma``.
 
         Raises:
-            ModelError: ``r_sigma`` for a network that knows no second time; ``token_sigma`` for one that cannot be
+            ModelError: ``r_sigma`` for a network without a second time; ``token_sigma`` for one that cannot be
                 given times per token, with the reason, or together with ``r_sigma``.
         """
         if r_sigma is not None and not self.knows_intervals:
@@ -193,8 +195,8 @@ class FlowModel:
     def features(
         self, noisy: Tensor, sigma: Tensor, condition: Condition, *, block: TokenStream, tokens: int
     ) -> Tensor:
-        """``[B, N, D]``, the N picture tokens after a block, on ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``; later
-        blocks do not run."""
+        """Return ``[B, N, D]``, the N image tokens after a block, for ``noisy`` ``[B, ...]`` at ``sigma`` ``[B]``;
+        later blocks do not run."""
         layout = self.layout_of(noisy)
         module = self.transformer.get_submodule(block.name)
 
@@ -212,8 +214,8 @@ class FlowModel:
         device: torch.device,
         call: Callable[[list[int] | None, Mapping[str, Any]], Tensor],
     ) -> Tensor:
-        """``[B, ...]`` of ``call(rows, arguments)`` for each set of samples that can share a forward; rows of None are
-        all."""
+        """Call ``call(rows, arguments)`` for each set of samples that can share a forward, and return ``[B, ...]``;
+        rows of None are all."""
         groups = condition.to(device, self.dtype).groups()
         if len(groups) == 1:
             return call(None, groups[0][1])
@@ -222,7 +224,7 @@ class FlowModel:
         return torch.empty_like(parts).index_copy(0, order, parts)
 
     def tokens(self, sample: Tensor) -> Tokens:
-        """Picture tokens of samples ``[B, ...]`` of this resolution, learnt on first use.
+        """Return the image tokens of samples ``[B, ...]`` of this resolution, learned on first use.
 
         Raises:
             ModelError: the network cannot be given a time per token, with the reason.
@@ -237,11 +239,12 @@ class FlowModel:
 
     @cached_property
     def example_condition(self) -> Condition:
-        """Conditioning of one sample with a prompt of several tokens, for learning; encoded on first use."""
+        """Return the conditioning of one sample with a prompt of several tokens, for learning; encoded on first use."""
         return self.encode_prompts(PROMPTS[1:])
 
     def example_condition_at(self, layout: Layout) -> Condition:
-        """The same at a resolution; only where the two are joint is it encoded anew."""
+        """Return the example condition at a resolution; it is encoded again only where prompt and resolution are
+        joint."""
         if not self.contract.joint:
             return self.example_condition
         return self.at(*self._sizes.size_of(layout)).encode_prompts(PROMPTS[1:])
@@ -267,7 +270,7 @@ class FlowModel:
         return layout.from_network(output).to(noisy.dtype)
 
     def fixed_arguments(self, layout: Layout, noisy: Tensor, prompt: Mapping[str, Any]) -> dict[str, Any]:
-        """The network's arguments for samples ``[B, ...]``, but its times."""
+        """Return the network's arguments for samples ``[B, ...]``, without its times."""
         resolution = {
             name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * len(noisy))
             for name, rule in self.contract.resolution_rules.items()
@@ -276,7 +279,7 @@ class FlowModel:
         return {**self.contract.constants, **resolution, **prompt, **sample}
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
-        """The network's times at ``sigma`` ``[B]``, its second one at ``end``."""
+        """Return the network's time arguments at ``sigma`` ``[B]``, with its second one at ``end``."""
         return {
             time.name: layout.spread(time.name, time.of(end if time.second else sigma, layout.shift))
             for time in self.contract.times
@@ -284,8 +287,8 @@ class FlowModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
-        """Conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for one picture
-        of the model's size, which matters only where ``contract.joint``."""
+        """Return the conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for
+        one image of the model's size, which matters only where ``contract.joint``."""
         chunk = PROMPT_BATCH if self.contract.fixed_text else 1
         parts = []
         with without_side_effects(self.pipe, find_networks(self.pipe)), self._without_second_time():
@@ -297,9 +300,10 @@ class FlowModel:
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """Pixels ``[B, 3, H, W]`` in [-1, 1] -> latents ``[B, ...]`` in sample space; the mode of the VAE's posterior.
+        """Encode pixels ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, ...]`` in sample space, the mode of the VAE's
+        posterior.
 
-        For video, ``[B, 3, F, H, W]``.
+        Pixels of videos are ``[B, 3, F, H, W]``.
         """
         vae = self.pipe.vae
         height, width = pixels.shape[-2:]
@@ -315,9 +319,10 @@ class FlowModel:
     def decode(
         self, latents: Tensor, height: int | None = None, width: int | None = None, *, gradient: bool = False
     ) -> Tensor:
-        """Latents ``[B, ...]`` in sample space -> pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1, 1].
+        """Decode latents ``[B, ...]`` in sample space to pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1,
+        1].
 
-        Without ``height`` and ``width``, the resolution known for latents of this shape.
+        Without ``height`` and ``width``, the resolution known for latents of this shape is used.
 
         Args:
             gradient: keep the graph from pixels to latents.
@@ -331,7 +336,8 @@ class FlowModel:
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
-        """A mask ``[B, 1, h, w]`` on the VAE's latent grid, in sample space, broadcastable to ``like`` ``[B, ...]``."""
+        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to sample space, broadcastable to ``like`` ``[B,
+        ...]``."""
         mask = mask.to(like.device, like.dtype)
         layout = self.layout_of(like)
         if mask.shape[-2:] != layout.vae_shape[-2:]:
@@ -343,7 +349,7 @@ class FlowModel:
         return layout.pack(mask.expand(-1, *layout.vae_shape))
 
     def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
-        """The layout at a resolution in pixels, learnt on first use; ``frames`` default to this model's own."""
+        """Return the layout at a resolution in pixels, learned on first use; ``frames`` default to this model's own."""
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
             with (
@@ -358,27 +364,28 @@ class FlowModel:
 
     @property
     def size(self) -> dict[str, int]:
-        """``height`` and ``width`` in pixels that the pipeline was probed at, or that this model was made for."""
+        """Return ``height`` and ``width`` in pixels at which the pipeline was probed, or for which this model was
+        made."""
         return {"height": self._size.height, "width": self._size.width}
 
     @property
     def length(self) -> int | None:
-        """Frames of a clip at that size; None where the pipeline draws pictures only."""
+        """Return the frames of a video at that size; None if the pipeline generates images only."""
         return self._size.frames
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
-        """One sample at that size, in the scheduler's space."""
+        """Return the shape of one sample at that size, in the scheduler's space."""
         return self.layout(**self.size).sample_shape
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what decides latents and embeddings: classes, configs, and a sample of every weight but the
-        networks'."""
+        """Return a hash of everything that latents and embeddings depend on: classes, configs, and a sample of every
+        weight except the networks'."""
         return fingerprint(self.pipe, self.contract, self.arguments)
 
     def call(self, **more: Any) -> dict[str, Any]:
-        """Arguments for a call of the pipeline at the probed size, without guidance; ``more`` goes over them."""
+        """Return arguments for a call of the pipeline at the probed size, without guidance; ``more`` overrides them."""
         return {
             **call_exceptions(self.pipe),
             **self.arguments,
@@ -388,14 +395,14 @@ class FlowModel:
         }
 
     def _without_second_time(self) -> AbstractContextManager[None]:
-        """Inside the block, runs of the pipeline ignore a second time that a hook gave to the network."""
+        """Let runs of the pipeline in the block ignore a second time that a hook added to the network."""
         return nullcontext() if self.interval is None else self.interval.between(None)
 
     def layout_of(self, sample: Tensor) -> Layout:
-        """The layout of samples ``[B, ...]``.
+        """Return the layout of samples ``[B, ...]``.
 
         Raises:
-            ModelError: their resolution was not learnt yet, or two known ones give samples of this shape and the model
+            ModelError: their resolution was not learned yet, or two known ones have samples of this shape and the model
                 was not made for either; see :meth:`at`.
         """
         return self._sizes.layout_of(tuple(sample.shape[1:]), self._size if self._bound else None)

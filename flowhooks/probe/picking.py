@@ -1,6 +1,6 @@
-"""Tokens times, or plus, the row of a table that each of them picks.
+"""Multiply tokens by, or add to them, the row of a table that each of them picks.
 
-Autograd keeps the table and the index: what was picked is as large as the tokens, and is picked again in backward.
+Autograd keeps the table and the index: the picked rows are as large as the tokens, and are picked again in backward.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from torch.autograd import Function
 
 
 def times_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """``tokens * rows[index]``, as :func:`plus_picked`."""
+    """Compute ``tokens * rows[index]``, with arguments as in :func:`plus_picked`."""
     return _Times.apply(rows, index, tokens)
 
 
 def plus_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """``tokens + rows[index]``.
+    """Compute ``tokens + rows[index]``.
 
     Args:
         tokens: ``[B, N, ...]``.
-        rows: ``[B K, ...]``, those of a sample one after the other; axes are those of tokens after the first two.
-        index: ``[B, N]`` into rows, those of its own sample only.
+        rows: ``[B K, ...]``, rows of a sample one after the other; axes are those of tokens after the first two.
+        index: ``[B, N]`` into rows; a token picks rows of its own sample only.
     """
     return _Plus.apply(rows, index, tokens)
 
@@ -60,17 +60,17 @@ class _Plus(Function):
 
 
 def _picked(rows: Tensor, index: Tensor) -> Tensor:
-    """``[B, N, ...]``, new."""
+    """Return the picked rows ``[B, N, ...]`` in a new tensor."""
     return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def _holds(picked: Tensor, tokens: Tensor) -> bool:
-    """Whether the result can take the place of what was picked, so that no second tensor of its size is needed."""
+    """Return whether the result fits into the tensor of picked rows, so that no second one of its size is needed."""
     return torch.result_type(picked, tokens) == picked.dtype
 
 
 def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:
-    """The sum ``[B K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
+    """Return the sum ``[B K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
     number = torch.arange(count, device=index.device).view(len(index), -1, 1)
     chosen = (index.unsqueeze(1) == number).to(values.dtype)
     with torch.autocast(values.device.type, enabled=False):

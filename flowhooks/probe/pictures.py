@@ -1,4 +1,4 @@
-"""Pictures in and out: what we encode and decode is what the pipeline's own VAE path gives."""
+"""Verify that we encode and decode images as the pipeline's own VAE path does."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from flowhooks.probe.model import FlowModel
 from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
 from flowhooks.probe.runs import SHORTEST
 
-#: Largest difference of a picture in [0, 1]; on tiny pipelines it is below 1e-5.
+#: Largest difference of an image in [0, 1]; on tiny pipelines it is below 1e-5.
 DECODING = 1e-4
-#: Average difference where the VAE is in half precision: single pixels of an untrained VAE go off by more.
+#: Largest average difference where the VAE is in half precision: single pixels of an untrained VAE differ by more.
 HALF = 2e-2
-#: Largest difference between the posterior's mode and what our latents become on their way back, relative.
+#: Largest relative difference between the posterior's mode and our latents mapped back to the VAE.
 ENCODING = 1e-6
 
 
 @torch.no_grad()
 def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output: Any, call: Mapping[str, Any]) -> None:
-    """Encode a picture, and let the pipeline decode its latents behind a loop of its own.
+    """Encode an image, and let the pipeline decode its latents after its own loop.
 
     Args:
-        output: what the network returned once; it answers every call of this run.
+        output: an output of the network; every call of this run returns it.
         call: arguments of a one-prompt run without guidance.
 
     Raises:
-        ModelError: the latents do not come back as the VAE made them, or the pipeline draws another picture from them
+        ModelError: the latents do not come back as the VAE made them, or the pipeline decodes another image from them
             than :meth:`FlowModel.decode`.
     """
     height, width = call["height"], call["width"]
@@ -44,7 +44,7 @@ def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output:
     theirs = _drawn_by_pipeline(model, networks, output, call, latents, seed=1)
     if theirs.shape != mine.shape:
         raise ModelError(
-            f"{model.contract.pipeline} draws pictures of shape {tuple(theirs.shape)} from latents that its VAE "
+            f"{model.contract.pipeline} generates images of shape {tuple(theirs.shape)} from latents that its VAE "
             f"decodes to {tuple(mine.shape)}: it changes their size, or adds to them, after its VAE"
         )
     exact = model.pipe.vae.dtype == torch.float32
@@ -54,22 +54,22 @@ def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output:
         again = _drawn_by_pipeline(model, networks, output, call, latents, seed=2)
         chance = _apart(again, theirs, exact) > allowed
         raise ModelError(
-            f"{model.contract.pipeline}: its picture is off by {off:.2g} in [0, 1] from what its VAE decodes, "
+            f"{model.contract.pipeline}: its image is off by {off:.2g} in [0, 1] from what its VAE decodes, "
             + (
-                "and another seed gives another picture from the same latents: it adds noise between its loop and its "
+                "and another seed gives another image from the same latents: it adds noise between its loop and its "
                 "VAE; switch that off with `arguments`"
                 if chance
-                else "so it changes latents or picture in a way that is no scale, shift or order of the latents"
+                else "so it changes latents or image by more than a scale, shift or order of the latents"
             )
         )
 
 
 @torch.no_grad()
 def verify_size(model: FlowModel) -> None:
-    """Check that the pipeline returns exactly the size that it was asked for.
+    """Check that the pipeline returns exactly the requested size.
 
     Raises:
-        ModelError: it is of another one, as where a pipeline rounds what it is asked for.
+        ModelError: the size differs, for example because the pipeline rounds it.
     """
     asked = (1, 3, *((model.length,) if (model.length or 1) > 1 else ()), *model.size.values())
     found = tuple(model.decode(torch.zeros(1, *model.sample_shape, device=model.device)).shape)
@@ -79,7 +79,7 @@ def verify_size(model: FlowModel) -> None:
 
 @torch.no_grad()
 def drawn_frames(model: FlowModel) -> int | None:
-    """How many frames the pipeline's clips have, whatever it was asked for; None for pictures."""
+    """Return how many frames the pipeline's videos have, whatever number was requested; None for images."""
     if len(model.layout(**model.size).vae_shape) < 4:
         return None
     height, width = model.size.values()
@@ -93,7 +93,7 @@ def _named(shape: Sequence[int]) -> str:
 
 
 def _pixels_shape(model: FlowModel, height: int, width: int) -> tuple[int, ...]:
-    """One picture as the VAE takes it; how many frames a clip has is read off what its latents decode to."""
+    """Return the shape of one image as the VAE takes it; the number of frames comes from what its latents decode to."""
     vae_shape = model.layout(height, width).vae_shape
     if len(vae_shape) == 3 or vae_shape[1] == 1:
         return (1, 3, height, width)
@@ -102,7 +102,7 @@ def _pixels_shape(model: FlowModel, height: int, width: int) -> tuple[int, ...]:
 
 
 def _smooth(shape: tuple[int, ...]) -> Tensor:
-    """A random picture or clip in [-1, 1] without edges."""
+    """Return a random image or video in [-1, 1] without edges."""
     few = torch.rand(shape[0], 3, *(min(4, n) for n in shape[2:]), generator=torch.Generator().manual_seed(0))
     return 2 * interpolate(few, shape[2:], mode="trilinear" if len(shape) == 5 else "bilinear") - 1
 
@@ -126,7 +126,7 @@ def _drawn_by_pipeline(
     latents: Tensor,
     seed: int,
 ) -> Tensor:
-    """The picture that comes out when the pipeline's loop arrives at these latents."""
+    """Return the image that comes out when the pipeline's loop ends at these latents."""
 
     def arrived(sample: Tensor) -> Tensor:
         return latents.to(sample)
@@ -140,10 +140,10 @@ def _drawn_by_pipeline(
 
 
 def pictures_of(returned: Any) -> Tensor:
-    """``[B, 3, H, W]``, or ``[B, 3, F, H, W]`` of a clip, from what a pipeline returned as ``pt``.
+    """Return ``[B, 3, H, W]``, or ``[B, 3, F, H, W]`` for videos, from what a pipeline returned as ``pt``.
 
     Raises:
-        ModelError: that holds no pictures as tensors.
+        ModelError: it holds no images as tensors.
     """
     pictures = returned[0]
     if isinstance(pictures, (list, tuple)) and pictures and isinstance(pictures[0], Tensor):
@@ -152,7 +152,7 @@ def pictures_of(returned: Any) -> Tensor:
         found = type(pictures).__name__
         if isinstance(pictures, Tensor):
             found = f"a tensor of shape {tuple(pictures.shape)}" + (", as sound has" if pictures.dim() < 4 else "")
-        raise ModelError(f"`output_type='pt'` gives {found}, not pictures `[B, 3, H, W]` or clips")
+        raise ModelError(f"`output_type='pt'` gives {found}, not images `[B, 3, H, W]` or videos")
     if pictures.dim() == 5:
         pictures = pictures.transpose(1, 2)
         return pictures[:, :, 0] if pictures.shape[2] == 1 else pictures

@@ -1,4 +1,4 @@
-"""Run a stock pipeline once and write down what passes between its loop, its transformer, its scheduler and its VAE."""
+"""Run a stock pipeline once and record what passes between its loop, its transformer, its scheduler and its VAE."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from flowhooks.splice import restore_attributes, splice
 
 
 class StopRun(Exception):
-    """Thrown out of a pipeline's call once what was wanted is recorded."""
+    """Ends a pipeline's call once what is needed is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One call of ``scheduler.step``: velocity ``e - x0``, sample, and the sigmas of its two ends, 1 being noise."""
+    """Holds one call of ``scheduler.step``: velocity ``e - x0``, sample, and the sigmas of its two ends, 1 being
+    noise."""
 
     velocity: Tensor
     sample: Tensor
@@ -36,11 +37,11 @@ class StepRecord:
 
 @dataclass(kw_only=True)
 class Recording:
-    """What one run passed.
+    """Holds what one run passed.
 
-    ``names[i]`` tells which network call ``i`` went to, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
-    it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` what it was to decode, with what it was
-    told beside in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
+    ``names[i]`` names the network of call ``i``, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
+    it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` the latents to decode, with the other
+    arguments in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
     of the resolution. ``copies`` counts the steps of copies that the pipeline made of its scheduler.
     """
 
@@ -58,7 +59,7 @@ class Recording:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Run with dropout off, then put every module's mode back."""
+    """Switch dropout off inside the block, and restore every module's mode afterwards."""
     before = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:
@@ -70,21 +71,21 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """Where a module computes: where accelerate's offload hook takes it, else where it is."""
+    """Return the device on which a module computes: where accelerate's offload hook takes it, else where it is."""
     device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
     return next(module.parameters()).device if device is None else torch.device(device)
 
 
 @contextmanager
 def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, guide nothing, drop
-    nothing out.
+    """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, apply no guidance or
+    dropout.
 
-    The networks see the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
+    The networks get the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
     """
     guider = getattr(pipe, "guider", None)
     with ExitStack() as stack:
-        # The components too: a run ends by taking offload hooks off and putting new ones on.
+        # The components too: at its end a run removes offload hooks and installs new ones.
         modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
         stack.enter_context(restore_attributes(pipe, pipe.scheduler, guider, *modules))
         stack.enter_context(evaluating(*networks.values()))
@@ -105,7 +106,7 @@ def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs
 
 
 def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """A forward call's arguments by name."""
+    """Return a forward call's arguments by name."""
     arguments = dict(_signature(type(module).forward).bind(module, *args, **kwargs).arguments)
     arguments.pop("self")
     extra = arguments.pop("kwargs", {})
@@ -117,7 +118,7 @@ _signature = lru_cache(maxsize=256)(inspect.signature)
 
 @contextmanager
 def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop: bool = False) -> Iterator[None]:
-    """Record every call of the networks; with ``stop``, throw :class:`Enough` instead of running one."""
+    """Record every call of the networks; with ``stop``, raise :class:`StopRun` instead of running one."""
 
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         seen.names.append(name)
@@ -143,16 +144,16 @@ def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop:
 def recording_steps(
     scheduler: Any, seen: Recording, answer: Callable[[Tensor], Tensor] | None = None, *, limit: int | None = None
 ) -> Iterator[None]:
-    """Record every scheduler step, and throw :class:`Enough` after ``limit`` of them.
+    """Record every scheduler step, and raise :class:`StopRun` after ``limit`` of them.
 
-    ``answer(sample)`` replaces the next sample, while the scheduler's own index moves on.
+    ``answer(sample)`` replaces the next sample, while the scheduler's own index advances.
     """
     inverted = bool(scheduler.config.get("invert_sigmas"))
     if not scheduler.config.get("use_dynamic_shifting"):
         seen.shift = float(scheduler.config.get("shift", scheduler.config.get("flow_shift", 1.0)))
 
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if self is not scheduler:  # a copy that a pipeline makes, for sound beside pictures or for each frame
+        if self is not scheduler:  # a copy that a pipeline makes, for sound beside images or for each frame
             seen.copies += 1
             return super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if self.step_index is None:
@@ -193,15 +194,15 @@ def recording_steps(
 
 
 def _begin(scheduler: Any, timestep: Any) -> None:
-    """Say that the first step begins a schedule whose rounded timesteps coincide: the scheduler would take the second
-    of two equal ones, and step beyond its last sigma."""
+    """Tell the scheduler that the first step begins a schedule whose rounded timesteps coincide: it would take the
+    second of two equal ones, and step beyond its last sigma."""
     if scheduler.begin_index is None and float(timestep) == float(scheduler.timesteps[0]):
         scheduler.set_begin_index(0)
 
 
 @contextmanager
 def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
-    """Record what the VAE would decode and what it is told beside, then throw :class:`Enough`."""
+    """Record the latents that the VAE would decode and its other arguments, then raise :class:`StopRun`."""
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         seen.decoded = z.clone()
@@ -216,7 +217,7 @@ def recording_decode(vae: nn.Module, seen: Recording) -> Iterator[None]:
 
 @contextmanager
 def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
-    """Record the mode of the posterior that the VAE gives."""
+    """Record the mode of the posterior that the VAE returns."""
     encode: Any = vae.encode
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -230,7 +231,7 @@ def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
 
 
 def posterior_mode(encoded: Any) -> Tensor:
-    """The latents in what a VAE's ``encode`` returned, without chance."""
+    """Return the mode of the latents that a VAE's ``encode`` returned, without randomness."""
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
@@ -255,11 +256,11 @@ def encoded_once(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, computing: bool) -> Iterator[None]:
-    """Answer a call of a network with what it returned to one of the same shapes.
+    """Return from a call of a network what it returned to an earlier one of the same shapes.
 
     Args:
-        known: what networks returned, by name and shapes; grows.
-        computing: whether a call of new shapes is computed; else it throws :class:`Enough`.
+        known: outputs of the networks, by name and shapes; new ones are added.
+        computing: whether a call of new shapes is computed; else it raises :class:`StopRun`.
     """
 
     def answered(name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -278,7 +279,7 @@ def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, com
 
 @contextmanager
 def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> Iterator[None]:
-    """Answer every call of the networks with ``answer()`` instead of computing it; forward hooks still see the call."""
+    """Return ``answer()`` from every call of the networks instead of computing it; forward hooks still see the call."""
     with restore_attributes(*networks.values()):
         for network in networks.values():
             vars(network)["forward"] = lambda *args, **kwargs: answer()
@@ -289,8 +290,8 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
 def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
-    A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a whole
-    one. ``num_inference_steps`` are steps that are taken, also where a pipeline leaves the first ones out.
+    A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a
+    complete one. ``num_inference_steps`` are steps that are taken, also where a pipeline skips the first ones.
 
     Raises:
         PipelineFailed: the pipeline raised an exception.
@@ -310,14 +311,14 @@ def run(pipe: Any, **call: Any) -> Any:
 
 
 def first_of(output: Any) -> Any:
-    """The prediction in what a transformer returns, in any of Diffusers' forms."""
+    """Return the prediction in what a transformer returns, in any of Diffusers' forms."""
     if isinstance(output, (tuple, list)):
         return output[0]
     return output.sample if hasattr(output, "sample") else output
 
 
 def with_first(output: Any, prediction: Any) -> Any:
-    """``output`` with another prediction in the place of its own."""
+    """Return ``output`` with its prediction replaced by another one."""
     if isinstance(output, (tuple, list)):
         return type(output)([prediction, *output[1:]])
     if hasattr(output, "sample"):

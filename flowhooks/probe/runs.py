@@ -1,4 +1,4 @@
-"""Short runs of a pipeline, recorded, and forwards of its network that go only as far as they are wanted."""
+"""Record short runs of a pipeline, and run partial forwards of its network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, remembering, run
 
-#: Two prompts of different lengths.
+#: Two prompts of different lengths, for learning.
 PROMPTS = ("a", "two one a")
 STEPS = 3
 #: Some schedules divide by zero with a single step.
@@ -20,7 +20,7 @@ SHORTEST = 2
 
 
 def find_networks(pipe: Any) -> dict[str, nn.Module]:
-    """The networks the scheduler integrates, by attribute."""
+    """Return the networks that the scheduler integrates, by attribute."""
     found = {
         name: part
         for name in ("transformer", "transformer_2")
@@ -36,7 +36,8 @@ def find_networks(pipe: Any) -> dict[str, nn.Module]:
 def recorded_arguments(
     pipe: Any, networks: Mapping[str, nn.Module], prompts: Sequence[str], call: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The first network call's arguments for these prompts. Text encoders run; the network and the VAE do not."""
+    """Return the first network call's arguments for these prompts. Text encoders run; the network and the VAE do
+    not."""
     seen = Recording()
     prompt = prompts[0] if len(prompts) == 1 else list(prompts)
     with recording_calls(networks, seen, stop=True):
@@ -55,12 +56,12 @@ def walked(
     *,
     computing: bool = True,
 ) -> Recording:
-    """A short run, recorded.
+    """Record a short run.
 
     Args:
-        known: answer calls of known shapes from here (see :func:`~flowhooks.probe.recorder.remembering`); default:
-            compute them all.
-        computing: without it, a call of new shapes ends the run; there may be no step then.
+        known: return outputs for calls of known shapes from here (see :func:`~flowhooks.probe.recorder.remembering`);
+            default: compute them all.
+        computing: if False, a call of new shapes ends the run; there may be no step then.
     """
     seen = Recording()
     with ExitStack() as stack:
@@ -80,12 +81,13 @@ def walked(
 
 
 class StopForward(Exception):
-    """Thrown out of the network: what was wanted is known."""
+    """Ends a forward of the network once what is needed is known."""
 
 
 @torch.no_grad()
 def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
-    """(args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends there.
+    """Return (args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends
+    there.
 
     It calls ``network.forward`` itself, so that forward hooks on the network do not run.
     """
@@ -107,7 +109,7 @@ def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any
 
 @torch.no_grad()
 def output_of(module: nn.Module, call: Callable[[], Any]) -> Any:
-    """What ``module`` returns the first time that ``call`` reaches it; nothing runs after that."""
+    """Return what ``module`` returns the first time that ``call`` reaches it; nothing runs after that."""
     found: list[Any] = []
 
     def stop(module: nn.Module, args: tuple, output: Any) -> None:

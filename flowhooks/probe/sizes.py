@@ -1,4 +1,4 @@
-"""The sizes a pipeline was asked to work at, and what was learnt at each."""
+"""Keep the sizes at which a pipeline is used, and the layout at each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
 
 FRAMES = ("num_frames", "frames")
-#: Frames by which a clip can be longer: a multiple of how many any autoencoder takes together (4, 6, 8).
+#: Frames by which a video can be longer: a multiple of the frames that any autoencoder compresses together (4, 6, 8).
 ALIKE = 24
 
 
 class Size(NamedTuple):
-    """Pixels, and frames of a clip; None where the pipeline draws pictures only."""
+    """Holds height and width in pixels, and frames of a video; None if the pipeline generates images only."""
 
     height: int
     width: int
@@ -25,7 +25,7 @@ class Size(NamedTuple):
 
 
 def require_sizes(pipe: Any) -> None:
-    """Raise ModelError for a pipeline that is not asked for pictures of a height and a width, with what it is."""
+    """Raise ModelError for a pipeline whose call has no height and width, saying what it is."""
     name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     if isinstance(pipe, ModularPipeline):
         raise ModelError(
@@ -37,21 +37,21 @@ def require_sizes(pipe: Any) -> None:
     sound = [argument for argument in known if "audio" in argument or "waveform" in argument]
     if sound:
         raise ModelError(
-            f"{name} makes sound: it is asked for `{sound[0]}`, not for a height and a width; flowhooks trains "
-            "pipelines that make pictures or clips"
+            f"{name} makes sound: it takes `{sound[0]}`, not a height and a width; flowhooks trains "
+            "pipelines that make images or videos"
         )
     raise ModelError(
         f"{name} takes no `height` and `width`, so its size cannot be chosen; flowhooks trains pipelines that make "
-        "pictures or clips of a size they are asked for"
+        "images or videos of a given size"
     )
 
 
 class Sizes:
-    """Layouts by size.
+    """Holds layouts by size.
 
     Args:
-        pipe: the pipeline; whether it makes clips is read off its call.
-        arguments: what every call of it gets.
+        pipe: the pipeline; the arguments of its call show whether it makes videos.
+        arguments: arguments of every call of it.
     """
 
     def __init__(self, pipe: Any, arguments: Mapping[str, Any]):
@@ -64,27 +64,27 @@ class Sizes:
         self.layouts: dict[Size, Layout] = {}
 
     def of(self, height: int, width: int, frames: int | None = None) -> Size:
-        """A size, with the pipeline's own number of frames where none is given. Raises ModelError for a clip where it
-        makes none."""
+        """Return a size, with the pipeline's own number of frames where none is given. Raises ModelError for a video
+        where it makes none."""
         if self._argument is None and frames not in (None, 1):
-            raise ModelError(f"{self._pipeline} draws pictures, not clips of {frames} frames; set `num_frames` to 1")
+            raise ModelError(f"{self._pipeline} generates images, not videos of {frames} frames; set `num_frames` to 1")
         return Size(height, width, None if self._argument is None else frames or self._frames)
 
     @property
     def argument(self) -> str | None:
-        """The pipeline argument for the number of frames."""
+        """Return the pipeline argument for the number of frames."""
         return self._argument
 
     def told(self, size: Size) -> dict[str, int]:
-        """The size as arguments of the pipeline."""
+        """Return the size as arguments of the pipeline."""
         told = {"height": size.height, "width": size.width}
         if self._argument is not None and size.frames is not None:
             told[self._argument] = size.frames
         return told
 
     def others(self, size: Size) -> list[Size]:
-        """Other sizes to compare with, the likeliest first: twice as wide or half as wide, for networks near the most
-        positions they have, and a clip longer or shorter by frames that any autoencoder takes together."""
+        """Return other sizes to compare with, the likeliest first: twice or half as wide, for networks near the most
+        positions they have, and a video longer or shorter by frames that any autoencoder compresses together."""
         widths = (2 * size.width, size.width // 2)
         if size.frames is None:
             return [Size(size.height, width, None) for width in widths]
@@ -92,11 +92,11 @@ class Sizes:
         return [Size(size.height, width, frames) for frames in lengths for width in widths if frames != size.frames]
 
     def size_of(self, layout: Layout) -> Size:
-        """Where a layout was learnt."""
+        """Return the size at which a layout was learned."""
         return next(size for size, known in self.layouts.items() if known is layout)
 
     def layout_of(self, shape: tuple[int, ...], size: Size | None) -> Layout:
-        """The layout of samples of a shape, at ``size`` if that is known.
+        """Return the layout of samples of a shape, at ``size`` if that is known.
 
         Raises:
             ModelError: none is known, or more than one.

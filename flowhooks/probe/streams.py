@@ -1,4 +1,4 @@
-"""Where the picture's tokens are in what each block returns: found by following them through one forward."""
+"""Find the image tokens in what each block returns, by following them through one forward."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class TokenStream:
-    """The picture's tokens in a block's output.
+    """Says where the image tokens are in a block's output.
 
     Args:
-        name: of the block.
-        order: when it runs, from 0.
+        name: name of the block.
+        order: its position in running order, from 0.
         output: which of the block's outputs holds them; 0 for a block that returns one tensor.
-        at: whether they are the ``first`` or the ``last`` tokens of it; text may be beside them.
+        at: whether they are the ``first`` or the ``last`` tokens of that output; text may be beside them.
         width: channels of a token.
-        axis: of tokens; 0 in a network that puts the batch behind them.
+        axis: axis of the tokens; 0 in a network that puts the batch after them.
     """
 
     name: str
@@ -42,20 +42,21 @@ class TokenStream:
     axis: int = 1
 
     def of(self, returned: Any, tokens: int) -> Tensor:
-        """``[B, tokens, D]`` out of what the block returned. Raises ModelError when there are fewer."""
+        """Return the image tokens ``[B, tokens, D]`` from a block's return value. Raises ModelError when there are
+        fewer."""
         held: Tensor = _listed(returned)[self.output].movedim(self.axis, 1)
         if held.dim() != 3 or held.shape[1] < tokens:
-            raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} picture tokens")
+            raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} image tokens")
         return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The blocks of a network in running order.
+    """Holds the blocks of a network in running order.
 
     Args:
-        names: all of them.
-        found: those whose picture tokens are known, by name.
+        names: names of all blocks.
+        found: name -> stream, for the blocks whose image tokens are known.
         patch: latent frames, rows and columns of one token.
     """
 
@@ -64,10 +65,10 @@ class Streams:
     patch: Grid
 
     def pick(self, block: int | str, option: str) -> TokenStream:
-        """A block by its number or its module's name.
+        """Return a block by its number or its module's name.
 
         Raises:
-            ModelError: there is none, or it cannot be told where it holds the picture.
+            ModelError: there is none, or it is unknown where it holds the image.
         """
         count = len(self.names)
         if isinstance(block, str) and block not in self.names:
@@ -78,19 +79,19 @@ class Streams:
         name = block if isinstance(block, str) else self.names[block]
         if name not in self.found:
             raise ModelError(
-                f"`{option}` names {name}, and which of its tokens are the picture's cannot be told; the blocks that "
+                f"`{option}` names {name}, and it is unknown which of its tokens are the image's; the blocks that "
                 f"can be used are {', '.join(self.found) or 'none'}"
             )
         return self.found[name]
 
     def grid(self, vae_shape: Sequence[int]) -> Grid:
-        """Frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``."""
+        """Return frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``."""
         return _over(_extent(vae_shape), self.patch)
 
 
 @dataclass(kw_only=True)
 class _Call:
-    """Tensors ``[1, M, D]`` that go into a block by argument, and whatever comes out."""
+    """Holds the tensors ``[1, M, D]`` that a block gets, by argument, and whatever it returns."""
 
     inputs: Mapping[str, Tensor]
     outputs: list[Any] = field(default_factory=list)
@@ -98,8 +99,8 @@ class _Call:
 
 @torch.no_grad()
 def learn_streams(model: FlowModel) -> Streams:
-    """Follow the picture's tokens through the blocks at the probed size: the tokens that change with the noise in the
-    first block's input, then the same numbers from output to input."""
+    """Follow the image tokens through the blocks at the probed size: first the tokens that change with the noise in the
+    first block's input, then the same values from output to input."""
     model = model.at(**model.size)
     generator = torch.Generator().manual_seed(0)
     low, high = model.sigma_range
@@ -140,7 +141,7 @@ def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int
 
 
 def _changed(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens: int) -> tuple[str, str] | None:
-    """The argument whose first or last ``tokens`` tokens, and no others, differ between two noises."""
+    """Return the argument whose first or last ``tokens`` tokens, and no others, differ between two noises."""
     for argument, tensor in inputs.items():
         if argument not in others or others[argument].shape != tensor.shape:
             continue
@@ -154,7 +155,7 @@ def _changed(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens:
 
 
 def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | None:
-    """The argument that begins or ends with the picture's tokens as the block before left them."""
+    """Return the argument that begins or ends with the image tokens as the previous block returned them."""
     tokens = picture.shape[1]
     for argument, tensor in inputs.items():
         if tensor.shape[1] >= tokens and tensor.shape[2] == picture.shape[2]:
@@ -165,8 +166,8 @@ def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | 
 
 
 def _output(call: _Call, argument: str, after: _Call | None, before: TokenStream | None) -> int | None:
-    """Which output carries on what came in as ``argument``: the only one of its size, else the one that the next block
-    of the list is given as the same argument, else, for the last, the one of the block before."""
+    """Return which output continues the input ``argument``: the only one of its size, else the one that the next block
+    of the list gets as the same argument, else, for the last, the one of the previous block."""
     rows = call.inputs[argument].shape[1]
     held = {i: t for i, t in enumerate(map(_tokens_of, call.outputs)) if t is not None and t.shape[1] == rows}
     fitting = list(held)
@@ -178,7 +179,7 @@ def _output(call: _Call, argument: str, after: _Call | None, before: TokenStream
 
 
 def _beside(names: Sequence[str], order: int, by: int) -> str | None:
-    """The block ``by`` places on, if it is of the same list."""
+    """Return the block ``by`` places further, if it is in the same list."""
     if not 0 <= order + by < len(names):
         return None
     name, other = names[order], names[order + by]
@@ -211,7 +212,7 @@ class _watching(ExitStack):
 
 
 def _tokens_of(value: Any) -> Tensor | None:
-    """``[1, M, D]`` from tokens of one sample, whichever of the first two axes they are on."""
+    """Return ``[1, M, D]`` from tokens of one sample, whichever of the first two axes they are on."""
     if not isinstance(value, Tensor) or value.dim() != 3 or not value.is_floating_point():
         return None
     return value if len(value) == 1 else value.transpose(0, 1) if value.shape[1] == 1 else None
@@ -231,8 +232,8 @@ def _over(extent: Grid, patch: Grid) -> Grid:
 
 
 def _patch(extent: Grid, tokens: int) -> Grid:
-    """Latent cells of one token, square in the picture."""
+    """Return the latent cells of one token, square in the image."""
     for frames, side in product(range(1, extent[0] + 1), range(1, max(extent[1:]) + 1)):
         if prod(_over(extent, (frames, side, side))) == tokens:
             return frames, side, side
-    raise ModelError(f"the picture's {tokens} tokens are no grid over latents of {extent} frames, rows and columns")
+    raise ModelError(f"the image's {tokens} tokens are no grid over latents of {extent} frames, rows and columns")

@@ -1,4 +1,4 @@
-"""Which of a network's arguments follow sigma, and in what unit."""
+"""Find out which of a network's arguments depend on sigma, and in what unit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ TIME_UNITS = ((1.0, 0.0), (-1.0, 1.0), (1000.0, 0.0), (-1000.0, 1000.0))
 
 @dataclass(frozen=True, kw_only=True)
 class Time:
-    """One argument that follows sigma: ``scale * u + offset``, in ``dtype``.
+    """Describes one argument that depends on sigma: ``scale * u + offset``, in ``dtype``.
 
     Args:
-        name: of the argument.
-        rounded: the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
-        unshifted: ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
-        second: it follows the sigma the step goes to, not the one it starts from.
+        name: name of the argument.
+        rounded: whether the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
+        unshifted: whether ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
+        second: whether it depends on the sigma where the step ends, not where it starts.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Time:
     second: bool = False
 
     def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
-        """``[B]`` sigma in [0, 1] -> ``[B]`` time in the network's unit; ``shift`` is that of the resolution.
+        """Map ``[B]`` sigma in [0, 1] to ``[B]`` time in the network's unit; ``shift`` is that of the resolution.
 
-        Sigma in [-1, 0) goes on beyond the data in the same unit; the shift, which would have a pole there, is that of
-        ``|sigma|``.
+        Sigma in [-1, 0) continues beyond the data in the same unit; the shift, which would have a pole there, is that
+        of ``|sigma|``.
         """
         level = sigma.float()
         if self.unshifted:
@@ -49,15 +49,17 @@ class Time:
 
 
 def unshift(sigma: Any, shift: float) -> Any:
-    """The ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) took to ``sigma``."""
+    """Return the ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) maps to
+    ``sigma``."""
     return sigma / (shift - (shift - 1) * sigma)
 
 
 def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
-    """The arguments that change from step to step: those that follow sigma, and the one that holds the sample.
+    """Return the arguments that change from step to step: those that depend on sigma, and the one that holds the
+    sample.
 
     Raises:
-        ModelError: a number changes and follows no sigma, or nothing does.
+        ModelError: a number changes and does not depend on sigma, or no argument does.
     """
     starts, ends = ([getattr(step, side) for step in walk.steps] for side in ("sigma", "next_sigma"))
     times, samples = [], set()
@@ -83,22 +85,22 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
         if not any(candidates):
             raise ModelError(
                 f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas "
-                f"{starts}; its unit of time cannot be learnt"
+                f"{starts}; its unit of time cannot be learned"
             )
     spread = [name for name in sorted(samples) if _of_some(walk, name, starts)]
     if spread and not any(not time.second for time in times):
         raise ModelError(
-            f"{type(pipe).__name__} tells its network in {spread[0]!r} one time for some frames or tokens and another, "
-            "fixed one for the rest, as where the first frame of a clip is a given picture; flowhooks has no picture "
-            "for each sample yet, so use the pipeline that makes clips from text"
+            f"{type(pipe).__name__} gives its network in {spread[0]!r} one time for some frames or tokens and another, "
+            "fixed one for the rest, as when the first frame of a video is a given image; flowhooks has no image "
+            "for each sample yet, so use the pipeline that makes videos from text"
         )
     if not any(not time.second for time in times):
-        raise ModelError(f"no argument of {type(pipe).__name__}'s network follows the sigmas {starts}")
+        raise ModelError(f"no argument of {type(pipe).__name__}'s network depends on the sigmas {starts}")
     return tuple(sorted(times, key=lambda time: time.second)), _holder(samples, walk)
 
 
 def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
-    """Whether an argument holds at each step one time that follows sigma, and one that stays."""
+    """Return whether an argument holds at each step one time that depends on sigma, and one that stays."""
     held = [value for call in walk.calls if isinstance(value := call.get(name), Tensor)]
     if len(held) < len(walk.calls):
         return False
@@ -111,8 +113,8 @@ def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
 
 
 def _holder(samples: set[str], walk: Recording) -> str:
-    """Of the arguments that hold samples, the one that holds the scheduler's; others (sound beside pictures) stay as in
-    the first call."""
+    """Return the argument that holds the scheduler's sample, of those that hold samples; others (sound beside images)
+    stay as in the first call."""
     wanted = walk.steps[0].sample.flatten()
     for name in sorted(samples):
         held = torch.cat([tensor.flatten() for tensor in tensors_in(walk.calls[0][name])])
@@ -122,14 +124,14 @@ def _holder(samples: set[str], walk: Recording) -> str:
 
 
 def _single(value: Any) -> float | None:
-    """The one number in a tensor whose elements are all equal."""
+    """Return the one number in a tensor whose elements are all equal, else None."""
     if isinstance(value, Tensor) and value.numel() and bool((value == value.flatten()[0]).all()):
         return float(value.flatten()[0])
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _linear(time: Time, values: Sequence[Any], levels: Sequence[float]) -> Time | None:
-    """``time`` in the unit that fits every step, or None."""
+    """Return ``time`` in the unit that fits every step, or None."""
     if levels[0] == levels[-1]:
         return None
     slope = (values[0] - values[-1]) / (levels[0] - levels[-1])

@@ -1,7 +1,7 @@
-"""Learns and verifies times per token.
+"""Learn and verify times per token.
 
-All with attention taken out, so that each token sees nothing but itself: what then follows the sample is of the
-picture, and a prediction with mixed times must be, token by token, that of the token's own time.
+All runs have attention removed, so that each token sees only itself: tokens that then depend on the sample are the
+image's, and a prediction with mixed times must be, token by token, that of the token's own time.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
     from flowhooks.probe.model import FlowModel
 
-#: Digits of a token's number are sent as powers of two, which floating point scales by exactly.
+#: Digits of a token's number are sent as powers of two, by which floating point scales exactly.
 DIGITS = 8
-#: What a network may throw at levels that it does not expect.
+#: Exceptions that a network may raise at levels that it does not expect.
 REFUSALS = (ModelError, RuntimeError, TypeError, AttributeError, ValueError, IndexError, AssertionError)
 
 
 class _Alone(TorchFunctionMode):
-    """Attention in which each token sees nothing but itself."""
+    """Replaces attention so that each token sees only itself."""
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -46,10 +46,10 @@ class _Alone(TorchFunctionMode):
 
 @dataclass(eq=False)
 class _Learner:
-    """Watches the levels of two samples that differ in nothing but their numbers.
+    """Watches the levels of two samples that differ in their numbers only.
 
     Args:
-        count: picture tokens, from the first meeting with them.
+        count: number of image tokens, from the first broadcast with them.
     """
 
     count: int = 0
@@ -59,7 +59,7 @@ class _Learner:
         place = self._find(meeting)
         key = meeting.path, meeting.other.dim()
         if self.places.setdefault(key, place) != place:
-            raise ModelError(f"one modulation serves text and picture: {' '.join(meeting.path)}")
+            raise ModelError(f"one modulation serves text and image: {' '.join(meeting.path)}")
         return place
 
     def _find(self, meeting: Broadcast) -> str | None:
@@ -74,18 +74,18 @@ class _Learner:
         start = int(follows.float().argmax())
         if count != self.count or not bool(follows[start : start + count].all()):
             raise ModelError(
-                f"of {total} tokens that are modulated at once {count} follow the sample, where the picture has "
+                f"of {total} tokens that are modulated at once {count} depend on the sample, and the image has "
                 f"{self.count}; attention that is not torch's, or layers in which tokens see each other"
             )
         if count == total:
             return ALL
         if start and start + count < total:
-            raise ModelError("the picture's tokens stand between others, so their place cannot be told at other sizes")
+            raise ModelError("the image's tokens stand between others, so their place at other sizes is unknown")
         return LAST if start else FIRST
 
 
 def follows_sample(meeting: Broadcast) -> Tensor:
-    """``[tokens]`` of two samples: whether most of a token's numbers differ by more than rounding."""
+    """Return for ``[tokens]`` of two samples whether most of a token's numbers differ by more than rounding."""
     axes = (meeting.batch, *meeting.tokens)
     first, second = meeting.other.detach().movedim(axes, tuple(range(len(axes)))).reshape(2, meeting.count, -1)
     rounding = 1e-4 if first.dtype == torch.float32 else 0.05
@@ -94,7 +94,7 @@ def follows_sample(meeting: Broadcast) -> Tensor:
 
 
 def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
-    """Learn and verify at one resolution.
+    """Learn and verify times per token at one resolution.
 
     Raises:
         ModelError: the network cannot be given a time per token, with the reason.
@@ -114,7 +114,7 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
 
 
 class _Trial:
-    """Two samples at two sigmas at one resolution, on which all is tried."""
+    """Holds two samples at two sigmas at one resolution, on which everything is tried."""
 
     def __init__(self, model: FlowModel, layout: Layout):
         self.model, self.layout = model, layout
@@ -135,10 +135,10 @@ class _Trial:
                 failed.append(error)
         if failed:
             raise failed[0]
-        raise ModelError("it has no module that maps the time alone")
+        raise ModelError("it has no module that maps only the time")
 
     def _entries(self) -> Iterator[str]:
-        """The time embedder; failing that, the first module that sees the time and nothing else."""
+        """Yield the time embedder; failing that, the first module whose input is the time only."""
         known = self.model.anatomy.time_embedder
         if known is not None:
             yield known
@@ -223,8 +223,8 @@ class _Trial:
         return layout.from_network(call(arguments)).float()
 
     def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: TimeEntry) -> Tensor:
-        """Where tokens are first met they are linear enough: scale the gradient that token i gets by a code of i, and
-        that of the sample's numbers is scaled alike."""
+        """Return the token of each number. Where tokens first enter, the network is linear enough: scaling the gradient
+        of token i by a code of i scales the gradient of the sample's numbers alike."""
         met: list[Broadcast] = []
 
         def first(meeting: Broadcast) -> str | None:
@@ -239,7 +239,7 @@ class _Trial:
             with suppress(StopForward):
                 self.leveled(told, entry, first, noisy)
             if not met:
-                raise ModelError("its time's embedding meets no tokens of the picture")
+                raise ModelError("its time embedding is combined with no tokens of the image")
             (meeting,) = met
             start = int(follows_sample(meeting).float().argmax())
             other = meeting.other
@@ -266,7 +266,7 @@ class _Trial:
         of_element = found.long()
         counts = torch.bincount(of_element.flatten().clamp(min=0), minlength=learner.count)
         if len(counts) != learner.count or bool((counts != counts[0]).any()):
-            raise ModelError("the sample's numbers are not shared out evenly among its tokens")
+            raise ModelError("the sample's numbers are not distributed evenly among its tokens")
         return of_element
 
     def _verify(self, tokens: Tokens, index: Tensor) -> None:
@@ -281,10 +281,10 @@ class _Trial:
             touched = self.plain(torch.where(second, self.other, self.noisy), 0)
             isolated = torch.allclose(touched[~second], levels[0][~second], atol=1e-4)
             if not isolated:
-                # Convolutions and routers mix tokens too. Text does not reach the picture here.
+                # Convolutions and routers mix tokens too. Text does not reach the image here.
                 mixed = self.predict(self.noisy, tokens, torch.ones_like(index))
                 second = torch.ones_like(second)
-            # Without attention's averages rounding grows, yet a token at the wrong level is further off than this.
+            # Without attention's averages rounding grows, yet a token at the wrong level differs by more than this.
             apart = float((levels[1] - levels[0]).abs().mean())
             self._compare(
                 mixed, torch.where(second, levels[1], levels[0]), "without attention, mixed times", apart / 100
@@ -299,7 +299,7 @@ class _Trial:
 
 @contextmanager
 def _uncheckpointed(network: nn.Module) -> Iterator[None]:
-    """Without gradient checkpointing."""
+    """Switch gradient checkpointing off inside the block."""
     modules = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
     with restore_attributes(*modules):
         for module in modules:

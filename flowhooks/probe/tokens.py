@@ -1,7 +1,7 @@
-"""A time per picture token: which token each number of a sample belongs to, and how the network is told.
+"""Give a time per image token: which token each number of a sample belongs to, and how the network gets the times.
 
-A sample holds few distinct times, its levels, and an index per token. Where the network takes a time per token it gets
-one; elsewhere :class:`~flowhooks.probe.levels.Levels` take the place of its time embedding. Text sees level 0.
+A sample has few distinct times, its levels, and an index per token. A network that takes a time per token gets
+them; in others :class:`~flowhooks.probe.levels.Levels` replace the time embedding. Text gets level 0.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TokenSigma:
-    """A sigma for each picture token.
+    """Holds a sigma for each image token.
 
     Args:
-        sigmas: ``[B, K]`` in [0, 1], the levels, two or more; text sees level 0.
+        sigmas: ``[B, K]`` in [0, 1], the levels, two or more; text gets level 0.
         index: ``[B, N]`` whole numbers below K, in the order of the network's tokens.
     """
 
@@ -46,11 +46,11 @@ class TokenSigma:
             raise ValueError("`sigmas` holds one level; leave `token_sigma` out where all tokens share a time")
 
     def take(self, rows: Sequence[int]) -> TokenSigma:
-        """These samples, in this order."""
+        """Return these samples, in this order."""
         return TokenSigma(sigmas=self.sigmas[rows], index=self.index[rows])
 
     def join(self, others: Sequence[TokenSigma]) -> TokenSigma:
-        """The samples of this one, then those of the others."""
+        """Return the samples of this one, followed by those of the others."""
         every = [self, *others]
         return TokenSigma(
             sigmas=torch.cat([each.sigmas for each in every]), index=torch.cat([each.index for each in every])
@@ -58,13 +58,13 @@ class TokenSigma:
 
     @property
     def each(self) -> Tensor:
-        """``[B, N]``, the sigma of each token."""
+        """Return ``[B, N]``, the sigma of each token."""
         return self.sigmas.gather(1, self.index)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeEntry:
-    """The module whose output holds the levels: the time embedder, or what comes before it. ``calls``: how often a
+    """Names the module whose output holds the levels: the time embedder, or a module before it. ``calls``: how often a
     forward calls it."""
 
     name: str
@@ -73,13 +73,13 @@ class TimeEntry:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """The picture tokens of one resolution.
+    """Describes the image tokens of one resolution.
 
     Args:
-        count: N.
+        count: N, their number.
         of_element: ``[*sample_shape]``, the token that each number of a sample belongs to.
-        entry: where the levels are put in; None where the network takes a time per token.
-        places: where the picture is, by the path of levels that meet a tensor and by its number of axes.
+        entry: where the levels enter; None if the network takes a time per token.
+        places: path of levels that are combined with a tensor, and its number of axes -> where the image tokens are.
     """
 
     count: int
@@ -89,32 +89,32 @@ class Tokens:
 
     @property
     def native(self) -> bool:
-        """Whether the network takes a time per token."""
+        """Return whether the network takes a time per token."""
         return self.entry is None
 
     def spread(self, values: Tensor) -> Tensor:
-        """``[B, N]`` of each token -> ``[B, *sample_shape]`` of each number."""
+        """Expand values ``[B, N]`` of each token to ``[B, *sample_shape]`` of each number."""
         return values[:, self.of_element.to(values.device)]
 
     def place(self, meeting: Broadcast) -> str | None:
-        """As it was learnt.
+        """Return the learned place of the image tokens in a broadcast.
 
         Raises:
-            ModelError: a meeting that did not occur when it was learnt.
+            ModelError: the broadcast did not occur when the tokens were learned.
         """
         key = meeting.path, meeting.other.dim()
         if key not in self.places:
             if meeting.count == 1:
                 return None
             raise ModelError(
-                f"the time's embedding meets a tensor {tuple(meeting.other.shape)} in a way that did not occur when "
-                f"its tokens were learnt, after {' '.join(meeting.path) or 'nothing'}"
+                f"the time embedding meets a tensor {tuple(meeting.other.shape)} in a way that did not occur when "
+                f"its tokens were learned, after {' '.join(meeting.path) or 'nothing'}"
             )
         return self.places[key]
 
 
 def check_token_sigma(told: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens) -> None:
-    """Raises ModelError when it does not fit the samples, or an interval was given too."""
+    """Raise ModelError when it does not fit the samples, or an interval was given too."""
     if r_sigma is not None:
         raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
     if told.index.shape != (len(sigma), tokens.count):
@@ -128,7 +128,7 @@ def check_token_sigma(told: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, t
 def called_with_token_times(
     model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
 ) -> Any:
-    """What the network returns; ``arguments`` are those at level 0."""
+    """Call the network with a time per token and return its output; ``arguments`` are those at level 0."""
     if tokens.entry is None:
         times = {time.name: time.of(told.each, layout.shift) for time in model.contract.times}
         return model.transformer(**{**arguments, **times})
@@ -145,7 +145,7 @@ def leveled(
     entry: TimeEntry,
     places: Callable[[Broadcast], str | None],
 ) -> Iterator[None]:
-    """In the block, a call of the network with ``arguments`` holds levels from ``entry`` on."""
+    """Let a call of the network with ``arguments`` inside the block hold levels from ``entry`` on."""
     network = model.transformer
     module = network.get_submodule(entry.name)
     size, count = told.sigmas.shape
@@ -171,7 +171,7 @@ def leveled(
 
 
 def _interleaved(values: Sequence[Any], size: int) -> Any:
-    """Tensors ``[B, ...]``, one a level -> ``[B K, ...]``."""
+    """Interleave tensors ``[B, ...]``, one per level, to ``[B K, ...]``."""
     if not isinstance(values[0], Tensor):
         return values[0]
     rows = [value.unflatten(0, (size, -1)) for value in values]

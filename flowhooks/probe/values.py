@@ -1,5 +1,5 @@
-"""Transformer arguments are tensors, numbers, and lists and tuples of them. How they grow with the batch is learnt, not
-assumed."""
+"""Combine and split transformer arguments: tensors, numbers, and lists and tuples of them. How they grow with the batch
+is learned, not assumed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from flowhooks.errors import ModelError
 from flowhooks.reading import parse
 
-#: How a value of one sample becomes that of a batch: ``None`` is shared by all; ``["axis", k]`` joins tensors along
+#: How values of samples become that of a batch: ``None`` shares one by all; ``["axis", k]`` joins tensors along
 #: axis k; ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
 Rule = Any
 
@@ -21,7 +21,7 @@ STRUCTURE = "__structure__"
 
 
 def same(a: Any, b: Any) -> bool:
-    """Equal to the last bit, nested containers included."""
+    """Return whether two values are equal to the last bit, nested containers included."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -32,10 +32,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def learn_rule(one: Any, two: Any, name: str) -> Rule:
-    """How a value grew from a batch of one to a batch of two.
+    """Return how a value grew from a batch of one to a batch of two.
 
     Raises:
-        ModelError: it grew in a way that no rule describes.
+        ModelError: no rule describes how it grew.
     """
     if isinstance(one, Tensor) and isinstance(two, Tensor) and one.dim() == two.dim():
         grown = [k for k in range(one.dim()) if two.shape[k] != one.shape[k]]
@@ -56,7 +56,7 @@ def learn_rule(one: Any, two: Any, name: str) -> Rule:
 
 
 def collate(rule: Rule, values: Sequence[Any]) -> Any:
-    """The value of a batch from those of its samples, which must fit (see :func:`signature`)."""
+    """Return the value of a batch from those of its samples, which must fit (see :func:`signature`)."""
     if rule is None:
         return values[0]
     if rule[0] == "axis":
@@ -68,8 +68,8 @@ def collate(rule: Rule, values: Sequence[Any]) -> Any:
 
 
 def signature(rule: Rule, value: Any) -> Any:
-    """Two samples with equal signatures can share a batch exactly: same shapes where tensors are joined, same values
-    where they are shared."""
+    """Return a signature: samples with equal ones can share a batch exactly, having the same shapes where tensors are
+    joined and the same values where they are shared."""
     if rule is None:
         return map_tensors(value, lambda t: (tuple(t.shape), t.flatten().tolist()))
     if rule[0] == "axis":
@@ -80,7 +80,7 @@ def signature(rule: Rule, value: Any) -> Any:
 
 
 def take(rule: Rule, value: Any, i: int) -> Any:
-    """Sample ``i`` of a batch's value, as a batch of one."""
+    """Return sample ``i`` of a batch's value, as a batch of one."""
     if rule is None:
         return value
     if rule[0] == "axis":
@@ -102,19 +102,19 @@ def map_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor inside, in order."""
+    """Return every tensor inside, in order."""
     found: list[Tensor] = []
     map_tensors(value, found.append)
     return found
 
 
 def moved(value: Any, device: Any, dtype: torch.dtype | None) -> Any:
-    """Tensors on ``device``; floating-point ones in ``dtype``, when given."""
+    """Move tensors to ``device``; floating-point ones get ``dtype``, when given."""
     return map_tensors(value, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
 
 
 def flatten(value: Any) -> dict[str, Tensor]:
-    """A nested value as flat tensors, for safetensors; the structure is kept beside them as JSON bytes."""
+    """Return a nested value as flat tensors, for safetensors; the structure is kept beside them as JSON bytes."""
     tensors: dict[str, Tensor] = {}
 
     def walk(v: Any) -> Any:
@@ -135,7 +135,7 @@ def flatten(value: Any) -> dict[str, Tensor]:
 
 
 def unflatten(tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`flatten` took apart."""
+    """Rebuild the value from the tensors of :func:`flatten`."""
 
     def build(node: Mapping[str, Any]) -> Any:
         ((kind, content),) = node.items()

@@ -1,8 +1,7 @@
-"""Rewards: what an image is worth, by a number that a run may climb or only report. What a reward returns is checked
-here.
+"""Score images by rewards that a run may maximise or only report, and check the values that rewards return.
 
-The registry is free of torch; everything else is imported on first use. No reward is needed to train with any hook that
-does not ask for one.
+The registry is free of torch; everything else is imported on first use. Hooks that use no reward need none
+to train.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much people like a picture, whatever it shows: LAION's improved aesthetic predictor."""
+"""Predict how much people like an image, whatever it shows, with LAION's improved aesthetic predictor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _KEY = re.compile(r"^layers\.(\d+)\.(weight|bias)$")
 
 
 class Aesthetic(AestheticSpec, ModelReward):
-    """A head of linear layers on CLIP's picture embedding of length 1; trained on ratings from 1 to 10, and unbounded.
+    """Applies a head of linear layers to CLIP's image embedding of length 1; trained on ratings from 1 to 10, and
+    unbounded.
 
     The released head (github.com/christophschuhmann/improved-aesthetic-predictor) has the widths 768, 1024, 128, 64, 16
     and 1 with nothing but dropout between, and goes with CLIP ViT-L/14. Here the widths are read from its file.
@@ -51,10 +52,10 @@ class Aesthetic(AestheticSpec, ModelReward):
 
 
 def read_head(file: str) -> list[nn.Linear]:
-    """Linear layers of a safetensors file, in order.
+    """Return the linear layers of a safetensors file, in order.
 
     Raises:
-        ModelError: it cannot be read, or holds anything else.
+        ModelError: the file cannot be read, or holds anything else.
     """
     try:
         tensors = load_file(file)

@@ -1,4 +1,4 @@
-"""What a reward is, and the part that all rewards of single pictures share."""
+"""Define the interface of a reward, and the base class of all rewards of single images."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ Records = Sequence[Mapping[str, Any]]
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges pictures. Never trained, and in no checkpoint."""
+    """Judges images. It is never trained, and in no checkpoint."""
 
     @property
     def name(self) -> str:
-        """What logs and errors call it; one of a kind in a run."""
+        """Return its name in logs and errors; the rewards of a run have different names."""
 
     @property
     def range(self) -> Range:
-        """Lowest and highest value that it can give; None for no bound."""
+        """Return the lowest and the highest value that it can have; None for no bound."""
 
     @property
     def differentiable(self) -> bool:
-        """Whether its values have a gradient with respect to the pixels."""
+        """Return whether its values have a gradient with respect to the pixels."""
 
     def to(self, device: torch.device | str) -> Self:
-        """Move all it computes with; returns itself."""
+        """Move everything it computes with; returns itself."""
 
     def __call__(self, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
-        """``[B]``, higher for better.
+        """Return a value for each image, ``[B]``, higher for better.
 
         Args:
             pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, fp32 in [0, 1].
-            prompts: what the pictures were asked to show.
-            records: a mapping for each prompt, of the columns that its file has beside it.
+            prompts: prompts of the images.
+            records: for each prompt, a mapping with the other columns of its file.
         """
 
 
 class PictureReward(ABC):
-    """A reward of single pictures; that of a video is the mean over evenly spread frames.
+    """Judges single images; for a video it returns the mean over evenly spread frames.
 
-    A class of your own gives ``score``, and ``range`` and ``differentiable`` where these defaults are not right.
+    A class of your own defines ``score``, and ``range`` and ``differentiable`` if these defaults are wrong for it.
 
     Args:
-        name: what logs and errors call it.
-        max_frames: of a video, at least 1.
+        name: name in logs and errors.
+        max_frames: largest number of frames of a video to judge, at least 1.
     """
 
     range: Range = (None, None)
@@ -64,7 +64,7 @@ class PictureReward(ABC):
 
     @abstractmethod
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
-        """``[N]`` of pictures ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each."""
+        """Return values ``[N]`` of images ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each."""
 
     def to(self, device: torch.device | str) -> Self:
         return self
@@ -81,8 +81,8 @@ class PictureReward(ABC):
 
 
 def spread_frames(count: int, most: int) -> list[int]:
-    """Positions of at most ``most`` of ``count`` frames: the first, the last, and others evenly between; of one, the
-    middle."""
+    """Return positions of at most ``most`` of ``count`` frames: the first, the last, and others evenly between; for
+    ``most`` 1, the middle one."""
     if most == 1:
         return [count // 2]
     if count <= most:
@@ -91,10 +91,10 @@ def spread_frames(count: int, most: int) -> list[int]:
 
 
 def column(records: Records, key: str, name: str, prompts: Sequence[str]) -> list[Any]:
-    """What all records hold under ``key``.
+    """Return what all records hold under ``key``.
 
     Raises:
-        RewardError: one of them does not have it, or holds null.
+        RewardError: one of them lacks it, or holds null.
     """
     for record, prompt in zip(records, prompts, strict=True):
         if record.get(key) is None:
@@ -111,7 +111,7 @@ def _repeated(items: Sequence[Any], times: int) -> list[Any]:
 
 
 class ModelReward(PictureReward):
-    """A reward that computes with a ``network``."""
+    """Computes a reward with a ``network``."""
 
     network: Any
 
@@ -121,5 +121,5 @@ class ModelReward(PictureReward):
 
     @property
     def network_dtype(self) -> torch.dtype:
-        """What the network computes in. Pictures are prepared, and results given, in fp32 or better."""
+        """Return the dtype of the network. Images are prepared, and results returned, in fp32 or better."""
         return next((p.dtype for p in self.network.parameters() if p.is_floating_point()), torch.float32)

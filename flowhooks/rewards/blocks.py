@@ -1,4 +1,4 @@
-"""Reward blocks -> complete options."""
+"""Turn reward blocks into complete options."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flowhooks.errors import ConfigError, Problem
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig:
-    """One reward of a run.
+    """Holds one reward of a run.
 
     Args:
         type: name of a shipped reward, or ``package.module:Class``.
-        options: complete keyword arguments of its class; of a class of the user's own, those that are written.
+        options: complete keyword arguments of its class; for a user's own class, those in the run file.
         weight: factor in the weighted sum.
-        where: JSON path of what the user wrote it as.
+        where: JSON path at which the user wrote it.
     """
 
     type: str
@@ -32,7 +32,7 @@ class RewardConfig:
 def resolve_reward(
     block: Mapping[str, Any], where: str, *, file: str | None = None, allow_imports: bool = False
 ) -> RewardConfig:
-    """Validate and complete one reward block. Nothing is imported for it.
+    """Validate and complete one reward block without importing anything.
 
     Options of a class of the user's own are passed on as they are; where it has a ``schema`` attribute, a JSON Schema
     of its options without ``type`` and ``weight``, they are checked and completed when it is imported.
@@ -40,7 +40,7 @@ def resolve_reward(
     Args:
         where: JSON path of the block.
         file: named in errors.
-        allow_imports: it may name classes and functions by an import path.
+        allow_imports: whether the block may name classes and functions by an import path.
 
     Raises:
         ConfigError: with every problem of the block.
@@ -58,7 +58,7 @@ def resolve_reward(
 def resolve_rewards(
     blocks: Sequence[Mapping[str, Any]], where: str, *, file: str | None = None, allow_imports: bool = False
 ) -> tuple[RewardConfig, ...]:
-    """As :func:`resolve_reward` for a list of blocks, whose names must differ.
+    """Resolve a list of blocks, whose names must differ, as :func:`resolve_reward` does.
 
     Raises:
         ConfigError: with every problem of every block.

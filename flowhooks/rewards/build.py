@@ -1,4 +1,4 @@
-"""From what a run names to rewards with their models loaded."""
+"""Build the rewards that a run names, and load their models."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from flowhooks.rewards.registry import REWARDS, reward_class
 
 
 def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$", *, allow_imports: bool = False) -> Reward:
-    """The reward of a block ``{"type": ..., ...}``, on the CPU; its ``weight`` is left to :func:`build_rewards`.
+    """Build the reward of a block ``{"type": ..., ...}``, on the CPU; its ``weight`` is left to :func:`build_rewards`.
 
     Args:
         where: JSON path of the block.
-        allow_imports: it may name code by an import path; a RewardConfig was allowed it when it was resolved.
+        allow_imports: whether the block may name code by an import path; for a RewardConfig this was checked before.
 
     Raises:
-        ConfigError: the block is not valid, or its class cannot be built from it or is no reward.
+        ConfigError: the block is not valid, or its class cannot be built or is no reward.
         ModelError: a model cannot be loaded.
     """
     if not isinstance(block, RewardConfig):
@@ -30,7 +30,7 @@ def build_reward(block: Mapping[str, Any] | RewardConfig, where: str = "$", *, a
 
 
 def _classed(entry: RewardConfig) -> tuple[Any, RewardConfig]:
-    """The class of a reward, and its block with complete options."""
+    """Return the class of a reward, and its block with complete options."""
     cls = reward_class(entry.type, entry.where)
     if entry.type in REWARDS:
         return cls, entry
@@ -57,11 +57,11 @@ def build_rewards(
     *,
     allow_imports: bool = False,
 ) -> tuple[list[Reward], list[float]]:
-    """Rewards and their weights. All blocks are checked before the first model is loaded.
+    """Build rewards and return them with their weights. All blocks are checked before the first model is loaded.
 
     Args:
         where: JSON path of the list.
-        allow_imports: they may name code by import paths.
+        allow_imports: whether they may name code by import paths.
 
     Raises:
         ConfigError: blocks are not valid, or two rewards have one name.

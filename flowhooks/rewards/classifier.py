@@ -1,4 +1,4 @@
-"""Whether a picture shows what it was asked for, by the (log-)probability that a classifier gives to a label."""
+"""Score whether an image shows what its prompt names, by the (log-)probability that a classifier assigns to a label."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ TARGETS = ("log_probability", "probability")
 
 
 def label_score(logits: Tensor, labels: Tensor, target: str) -> Tensor:
-    """Log-probability or probability ``[N]`` of labels ``[N]`` under logits ``[N, K]``."""
+    """Return the log-probability or probability ``[N]`` of labels ``[N]`` under logits ``[N, K]``."""
     chosen = logits.log_softmax(1).gather(1, labels[:, None])[:, 0]
     return chosen.exp() if target == "probability" else chosen
 
 
 def label_number(label: Any, names: Mapping[str, int], count: int | None) -> int:
-    """The number of a label that is written by its name or, as an integer or in digits, by its number.
+    """Return the number of a label that is given by its name or, as an integer or in digits, by its number.
 
     Args:
         names: label -> number; empty where the model has none.
-        count: of labels, None where that is not known yet.
+        count: number of labels, None where it is not known yet.
 
     Raises:
         ValueError: there is no such label.
@@ -50,7 +50,7 @@ def label_number(label: Any, names: Mapping[str, int], count: int | None) -> int
 
 
 class Classifier(ClassifierSpec, ModelReward):
-    """Softmax over all labels, then that of the label which is wanted.
+    """Computes a softmax over all labels and returns the value of the wanted label.
 
     Raises:
         ModelError: the model cannot be used.

@@ -1,4 +1,4 @@
-"""A model that puts pictures and text into one space: CLIP, SigLIP and their kin."""
+"""Score images with models that embed images and text in one space: CLIP, SigLIP and others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowhooks.rewards.registry import ClipScoreSpec, PickScoreSpec
 
 
 class ClipScore(ClipScoreSpec, ModelReward):
-    """``scale * cos(picture, prompt)`` in [-scale, scale].
+    """Returns ``scale * cos(picture, prompt)`` in [-scale, scale].
 
     The paper's CLIPScore is ``2.5 * max(cos, 0)``. The maximum is left out: below 0 it has no gradient.
 
@@ -37,15 +37,15 @@ class ClipScore(ClipScoreSpec, ModelReward):
 
 
 class DualEncoder:
-    """Directions of pictures and of prompts, of length 1.
+    """Computes embeddings of images and of prompts, scaled to length 1.
 
     Args:
         model: a folder or a Hub id.
-        processor: where the preprocessor and the tokenizer are.
+        processor: folder or Hub id of the preprocessor and the tokenizer.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
 
     Raises:
-        ModelError: something cannot be loaded, or the model has no features of pictures and text.
+        ModelError: something cannot be loaded, or the model has no embeddings of images and text.
     """
 
     def __init__(self, model: str, processor: str, dtype: str):
@@ -56,7 +56,7 @@ class DualEncoder:
         text = getattr(self.network.config, "text_config", None)
         if text is None or not all(hasattr(self.network, f"get_{kind}_features") for kind in ("image", "text")):
             raise ModelError(
-                f"`model` {model!r} is a {type(self.network).__name__}, which has no features of pictures and of text "
+                f"`model` {model!r} is a {type(self.network).__name__}, which has no features of images and of text "
                 "in one space; give a CLIP or a SigLIP"
             )
         self._longest = int(text.max_position_embeddings)
@@ -64,13 +64,13 @@ class DualEncoder:
         self._padding: Any = "max_length" if self.network.config.model_type.startswith("siglip") else "longest"
 
     def pictures(self, pictures: Tensor) -> Tensor:
-        """``[N, D]`` of pictures ``[N, 3, H, W]`` in [0, 1], with gradient."""
+        """Return embeddings ``[N, D]`` of images ``[N, 3, H, W]`` in [0, 1], with gradient."""
         prepared = self.prepare(pictures).to(self.network.dtype)
         return directions(self.network.get_image_features(pixel_values=prepared).pooler_output)
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> Tensor:
-        """``[N, D]``; each text is read once, and no further than the model can."""
+        """Return embeddings ``[N, D]`` of prompts; each text is encoded once, truncated to the model's length."""
         once = list(dict.fromkeys(prompts))
         tokens = self.tokenizer(
             once, padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
@@ -79,19 +79,20 @@ class DualEncoder:
         return found[torch.tensor([once.index(prompt) for prompt in prompts], device=found.device)]
 
     def cosine(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
-        """``[N]`` in [-1, 1]."""
+        """Return the cosine ``[N]`` in [-1, 1] of each image and its prompt."""
         return (self.pictures(pictures) * self.prompts(prompts)).sum(1)
 
 
 def directions(features: Tensor) -> Tensor:
-    """Of length 1, in fp32 or better, so that a cosine keeps its range."""
+    """Scale features to length 1, in fp32 or better, so that a cosine stays in its range."""
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 class PickScore(PickScoreSpec, ModelReward):
-    """``exp(logit_scale) * cos(picture, prompt)``, with the model's own ``logit_scale``; about 20 for most pictures.
+    """Returns ``exp(logit_scale) * cos(picture, prompt)``, with the model's own ``logit_scale``; about 20 for most
+    images.
 
-    The formula, and the processor of the CLIP-H that the model started from, are those of the model's page on the Hub,
+    The formula, and the processor of the CLIP-H that the model started from, come from the model's page on the Hub,
     ``yuvalkirstain/PickScore_v1``.
 
     Raises:

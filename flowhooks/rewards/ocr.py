@@ -1,4 +1,4 @@
-"""Whether a picture shows the text it was asked for, by reading it, with TrOCR (arXiv 2109.10282) for example."""
+"""Score whether an image shows the text of its prompt, by reading it, for example with TrOCR (arXiv 2109.10282)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowhooks.rewards.registry import TextAccuracySpec
 
 
 def edit_distance(one: str, other: str) -> int:
-    """Characters to insert, delete or replace to make one text the other (Levenshtein)."""
+    """Return the number of characters to insert, delete or replace to turn one text into the other (Levenshtein)."""
     above = list(range(len(other) + 1))
     for i, left in enumerate(one, start=1):
         row = [i]
@@ -27,13 +27,14 @@ def edit_distance(one: str, other: str) -> int:
 
 
 def text_accuracy(read: str, wanted: str) -> float:
-    """1 for the same text, 0 when no character is in place: 1 - distance / length of the longer one."""
+    """Return 1 for the same text and 0 when no character is in place: 1 - distance / length of the longer one."""
     longer = max(len(read), len(wanted))
     return 1 - edit_distance(read, wanted) / longer if longer else 1.0
 
 
 class TextAccuracy(TextAccuracySpec, ModelReward):
-    """Accuracy in [0, 1] of the text that a model reads in the whole picture. Choosing characters has no gradient.
+    """Returns the accuracy in [0, 1] of the text that a model reads in the whole image. Choosing characters has no
+    gradient.
 
     Raises:
         ModelError: the model cannot be used.
@@ -46,7 +47,7 @@ class TextAccuracy(TextAccuracySpec, ModelReward):
         super().__post_init__()
         self._processor = load_stock(self.model, "model")
         self._tokenizer = load_tokenizer(self.model)
-        # The text is read off the patches; the released TrOCR models come without this layer of their ViT.
+        # The text is read from the patches; the released TrOCR models lack this layer of their ViT.
         self.network = load_network(VisionEncoderDecoderModel, self.model, self.dtype, unused=("encoder.pooler.",))
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
@@ -61,7 +62,7 @@ class TextAccuracy(TextAccuracySpec, ModelReward):
 
     @torch.no_grad()
     def read(self, pictures: Tensor) -> list[str]:
-        """The text in pictures ``[N, 3, H, W]`` in [0, 1]."""
+        """Return the text in each of the images ``[N, 3, H, W]`` in [0, 1]."""
         images = (pictures * 255).round().clamp(0, 255).to("cpu", torch.uint8).permute(0, 2, 3, 1).numpy()
         pixels = self._processor(
             images=list(images), return_tensors="pt", input_data_format="channels_last"

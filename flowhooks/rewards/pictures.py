@@ -1,4 +1,4 @@
-"""A stock image processor's steps in torch, so that a gradient passes through them."""
+"""Repeat the steps of a stock image processor in torch, so that a gradient passes through them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor
 
 from flowhooks.errors import ModelError
 
-#: Numbers of Pillow's filters.
+#: Pillow's number of each filter.
 _MODES = {2: "bilinear", 3: "bicubic"}
 #: Largest difference from the stock processor, in units of [0, 1]. Pillow rounds to 8 bits after each of two passes.
 TOLERANCE = 2 / 255
@@ -21,15 +21,15 @@ TOLERANCE = 2 / 255
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Resize, crop in the middle, normalise.
+    """Resizes, crops in the middle, and normalises images.
 
     Args:
-        size: (height, width), or the length of the shorter edge, or None to keep the picture's own.
+        size: (height, width), or the length of the shorter edge, or None to keep the image's own.
         mode: ``bilinear`` or ``bicubic``, both with antialiasing.
         crop: (height, width), or None.
-        scale: what pixels of [0, 1] are multiplied with before they are normalised.
-        mean: of each channel.
-        std: of each channel.
+        scale: factor of pixels in [0, 1] before they are normalised.
+        mean: mean of each channel.
+        std: standard deviation of each channel.
     """
 
     size: tuple[int, int] | int | None
@@ -40,7 +40,7 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """``[N, 3, H, W]`` in [0, 1] -> ``[N, 3, h, w]`` as the model wants it."""
+        """Turn ``[N, 3, H, W]`` in [0, 1] into ``[N, 3, h, w]`` as the model takes it."""
         height, width = pictures.shape[-2:]
         target = _resized(height, width, self.size)
         # Columns, then rows, as Pillow does it.
@@ -57,14 +57,15 @@ class Preprocessing:
 
 
 def load_preprocessing(name: str, option: str) -> Preprocessing:
-    """That of ``preprocessor_config.json``, compared with the stock processor on a picture before it is used.
+    """Load the steps of ``preprocessor_config.json``, and compare them with the stock processor on an image before they
+    are used.
 
     Args:
         name: a folder or a Hub id.
         option: named in errors.
 
     Raises:
-        ModelError: there is none, or it does more than these steps.
+        ModelError: there is no such file, or its processor does more than these steps.
     """
     stock = load_stock(name, option)
     try:
@@ -78,7 +79,7 @@ def load_preprocessing(name: str, option: str) -> Preprocessing:
 
 
 def load_stock(name: str, option: str) -> Any:
-    """The image processor of transformers, for Pillow and NumPy, without code that comes with a model."""
+    """Load the image processor of transformers, for Pillow and NumPy, without code that comes with a model."""
     try:
         return AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
@@ -99,7 +100,7 @@ def _read(stock: Any) -> Preprocessing:
         mode = "bicubic"
     fraction = getattr(stock, "crop_pct", None)
     if fraction is not None and isinstance(size, int):
-        # ConvNeXt and ResNet: a margin is cut off small pictures, and large ones are squeezed into the square.
+        # ConvNeXt and ResNet: a margin is cut off small images, and large ones are squeezed into the square.
         size, crop = (int(size / fraction), (size, size)) if size < 384 else ((size, size), None)
     elif getattr(stock, "do_center_crop", False):
         crop = (int(stock.crop_size["height"]), int(stock.crop_size["width"]))
@@ -147,7 +148,8 @@ def _cropped(pictures: Tensor, height: int, width: int) -> Tensor:
 
 @torch.no_grad()
 def _difference(stock: Any, own: Preprocessing) -> float:
-    """Largest, on a picture of soft waves and hard edges that is neither square nor of the target's size."""
+    """Return the largest difference on an image of soft waves and hard edges that is neither square nor of the target's
+    size."""
     rows, columns = np.mgrid[0:53, 0:71]
     waves = [127.5 + 127.5 * np.sin(rows / (3 + i) + columns / (5 - i)) for i in range(3)]
     picture = np.stack(waves, axis=-1).round().astype(np.uint8)
@@ -161,6 +163,6 @@ def _difference(stock: Any, own: Preprocessing) -> float:
 
 def _unlike(name: str, option: str, stock: Any, reason: str) -> str:
     return (
-        f"`{option}` {name!r} prepares its pictures with {type(stock).__name__}, which does more than to resize, crop "
+        f"`{option}` {name!r} prepares its images with {type(stock).__name__}, which does more than to resize, crop "
         f"and normalise: {reason}; take another model, or write a reward of your own around this one"
     )

@@ -1,5 +1,5 @@
-"""The rewards flowhooks ships: their specs, in which each option is written once. Free of torch; a class is imported
-when a reward is built."""
+"""List the rewards that flowhooks ships: their specs, in which each option is written once. Free of torch; a class is
+imported when a reward is built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowhooks.documents.spec import Spec, option
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
 
-#: JSON Schema of the weight of a reward, of the user's own classes too.
+#: JSON Schema of the weight of a reward, for the user's own classes too.
 WEIGHT: Mapping[str, Any] = {
     "description": "Factor in the weighted sum of rewards; below 0 it is a penalty, at 0 it is only measured.",
     "type": "number",
@@ -23,7 +23,7 @@ WEIGHT: Mapping[str, Any] = {
 
 
 class RewardSpec(Spec):
-    """Base of the spec of a shipped reward; its class, named by ``path``, inherits the options."""
+    """Declares the options of a shipped reward; its class, named by ``path``, inherits them."""
 
     kind: ClassVar[str] = "reward"
     #: ``package.module:Class``.
@@ -33,7 +33,7 @@ class RewardSpec(Spec):
 
     @classmethod
     def made_schema(cls) -> dict[str, Any]:
-        """JSON Schema of a block: the options, and the weight, which is no matter of the reward's class."""
+        """Return the JSON Schema of a block: the options, and the weight, which the reward's class does not see."""
         schema = super().made_schema()
         selected, *own = schema["properties"].items()
         return {**schema, "properties": dict([selected, ("weight", WEIGHT), *own])}
@@ -170,7 +170,7 @@ def reward_class(type: str, where: str) -> Any:
 
 
 def _judges(found: Any) -> bool:
-    """Whether a class has the two methods of a reward; the rest an object may get when it is built."""
+    """Return whether a class has the two methods of a reward; the rest may be set when an object is built."""
     if not inspect.isclass(found):
         return False
     return all(any(name in vars(base) for base in found.__mro__[:-1]) for name in ("to", "__call__"))

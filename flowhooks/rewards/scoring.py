@@ -1,4 +1,4 @@
-"""Ask rewards, and refuse answers that nothing should be trained on."""
+"""Compute rewards, and refuse values that nothing should be trained on."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor
 from flowhooks.errors import RewardError
 from flowhooks.rewards.base import Records, Reward
 
-#: Rounding that a range is not held to, for a bound of 1.
+#: Rounding by which a value may leave its range, for a bound of 1.
 SLACK = 1e-3
 
 
 def scored(
     rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum ``[B]``, and every reward's own values ``[B]`` by its name. Waits for the device once.
+    """Return the weighted sum ``[B]``, and every reward's own values ``[B]`` by its name. Waits for the device once.
 
     Args:
-        weights: one for each reward, of either sign. With 0 it is measured and left out of the sum.
+        weights: one for each reward, of either sign. A reward with weight 0 is measured and left out of the sum.
         pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]. The graph, if any, is kept.
 
     Raises:
-        RewardError: a value is not finite or outside the reward's range, or pixels are; it names the reward and prompt.
-        ValueError: the arguments do not belong together.
+        RewardError: a value is not finite or outside the reward's range, or pixels are; the message names reward and
+            prompt.
+        ValueError: the arguments do not fit together.
     """
     _agree(rewards, weights, pixels, prompts, records)
     each = {r.name: _checked_form(r, r(pixels, prompts, records), len(prompts)) for r in rewards}
@@ -36,9 +37,10 @@ def scored(
 def scored_with_gradient(
     rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """As :func:`scored`, without a graph, and the gradient of the sum with respect to ``pixels``, of their shape.
+    """Score as :func:`scored` does, without a graph, and also return the gradient of the sum with respect to
+    ``pixels``, of their shape.
 
-    One reward after the other, so only one graph is held at a time.
+    Rewards run one after the other, so only one graph is in memory at a time.
 
     Raises:
         RewardError: as :func:`scored`; a reward with a weight has no gradient, or one that is zero or not finite.
@@ -59,7 +61,7 @@ def scored_with_gradient(
 
 
 def reward_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
-    """Gradient of the sum of a reward's values with respect to ``pixels``, of their shape.
+    """Return the gradient of the sum of a reward's values with respect to ``pixels``, of their shape.
 
     Raises:
         RewardError: the reward is not differentiable, has no graph to the pixels, or its gradient is zero on the whole
@@ -71,7 +73,7 @@ def reward_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], reco
 def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> tuple[Tensor, Tensor]:
     if not reward.differentiable:
         raise RewardError(
-            f"reward {reward.name!r} is not differentiable, and a gradient is wanted; take one that is, or give it "
+            f"reward {reward.name!r} is not differentiable, and a gradient is needed; use one that is, or give it "
             "the weight 0 to only measure it"
         )
     leaf = pixels.detach().to(torch.promote_types(pixels.dtype, torch.float32)).requires_grad_()
@@ -80,7 +82,7 @@ def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], recor
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
     if gradient is None:
         raise RewardError(
-            f"reward {reward.name!r} declares a gradient, and none leads from its values to the pixels; it must not "
+            f"reward {reward.name!r} declares a gradient, but no graph leads from values to pixels; it must not "
             "pass through uint8, NumPy, Pillow, detach() or no_grad()"
         )
     values = values.detach()
@@ -109,18 +111,18 @@ def _agree(
         found = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise ValueError(f"`pixels` must be floating-point [B, 3, H, W] or [B, 3, F, H, W] in [0, 1], got {found}")
     if not len(pixels) == len(prompts) == len(records):
-        raise ValueError(f"got {len(pixels)} pictures, {len(prompts)} prompts and {len(records)} records")
+        raise ValueError(f"got {len(pixels)} images, {len(prompts)} prompts and {len(records)} records")
 
 
 def _checked_form(reward: Reward, values: Tensor, count: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (count,) or not values.is_floating_point():
         found = f"{tuple(values.shape)} of {values.dtype}" if isinstance(values, Tensor) else type(values).__name__
-        raise RewardError(f"reward {reward.name!r} gave {found}, expected floating-point ({count},): one per picture")
+        raise RewardError(f"reward {reward.name!r} gave {found}, expected floating-point ({count},): one per image")
     return values
 
 
 def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tensor, prompts: Sequence[str]) -> None:
-    """Raise for values that cannot be right. Only the one question whether there are any waits for the device."""
+    """Raise for values that cannot be right. Only the check whether there are any waits for the device."""
     with torch.no_grad():
         bad = {reward.name: _outside(each[reward.name], reward.range) for reward in rewards}
         strange = _outside(pixels, (0.0, 1.0)).flatten(1).any(1)
@@ -130,16 +132,16 @@ def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tenso
             at = int(strange.nonzero()[0])
             darkest, brightest = (float(bound) for bound in pixels[at].aminmax())
             raise RewardError(
-                f"the picture of prompt {prompts[at]!r} reaches from {darkest:.6g} to {brightest:.6g}, and rewards "
-                "take [0, 1]; bring pixels of [-1, 1] there by x / 2 + 0.5, and clamp; if they are not finite, look "
-                "at what drew them"
+                f"the image of prompt {prompts[at]!r} reaches from {darkest:.6g} to {brightest:.6g}, and rewards "
+                "take [0, 1]; convert pixels of [-1, 1] by x / 2 + 0.5, and clamp; if they are not finite, look "
+                "at the model that generated them"
             )
         for reward in rewards:
             if bool(bad[reward.name].any()):
                 at = int(bad[reward.name].nonzero()[0])
                 value, (low, high) = float(each[reward.name][at]), reward.range
                 raise RewardError(
-                    f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (picture {at + 1} of "
+                    f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (image {at + 1} of "
                     f"{len(prompts)}), expected a finite number{_between(low, high)}; nothing was trained on it"
                 )
 

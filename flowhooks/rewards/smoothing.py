@@ -1,4 +1,4 @@
-"""Rewards whose gradient follows what cannot be seen, made to look at a picture and its neighbours."""
+"""Average a reward over an image and noisy copies of it, so that its gradient does not follow invisible details."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def smoothed_with_gradient(
     records: Records,
     noises: Iterable[Tensor],
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """As :func:`flowhooks.rewards.scored_with_gradient`, of the mean over copies of the pictures. One copy after the
-    other, so only one graph is held at a time.
+    """Score as :func:`flowhooks.rewards.scored_with_gradient` does, with the mean over copies of the images. Copies run
+    one after the other, so only one graph is in memory at a time.
 
     Args:
-        noises: of the shape of ``pixels``, one or more; each makes a copy, ``pixels`` plus it, clamped to [0, 1].
+        noises: one or more tensors of the shape of ``pixels``; each is added to ``pixels``, clamped to [0, 1], to make
+            a copy.
 
     Raises:
         ValueError, RewardError: as :func:`flowhooks.rewards.scored_with_gradient`.
@@ -33,7 +34,7 @@ def smoothed_with_gradient(
         moved = pixels + noise
         copy = moved.clamp(0, 1)
         total, each, gradient = scored_with_gradient(rewards, weights, copy, prompts, records)
-        # Through the clamp nothing comes back from outside.
+        # The clamp passes no gradient for values outside.
         found.append((total, each, gradient * (moved == copy)))
     totals, all_of, gradients = zip(*found, strict=True)
     return _mean(totals), {name: _mean([each[name] for each in all_of]) for name in all_of[0]}, _mean(gradients)

@@ -1,4 +1,4 @@
-"""A pipeline's prompts encoded once, one by one; later calls of the pipeline are given what came out."""
+"""Encode a pipeline's prompts once, one by one, for all later calls of the pipeline."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flowhooks.splice import restore_attributes
 
 
 class EncodedPrompts:
-    """Remembers what ``pipe.encode_prompt`` gives for each prompt, on the CPU.
+    """Keeps the results of ``pipe.encode_prompt`` for each prompt, on the CPU.
 
     Raises:
         ModelError: the pipeline has no ``encode_prompt``.
@@ -30,12 +30,12 @@ class EncodedPrompts:
 
     @property
     def bytes(self) -> int:
-        """Held by all embeddings."""
+        """Return the bytes of all embeddings."""
         return sum(t.numel() * t.element_size() for output in self._known.values() for t in tensors_in(output))
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """In the block the pipeline encodes nothing twice."""
+        """Let the pipeline encode nothing twice inside the block."""
         encode = self.pipe.encode_prompt
         signature = inspect.signature(encode)
 
@@ -53,7 +53,7 @@ class EncodedPrompts:
             yield
 
     def _one(self, encode: Any, given: Mapping[str, Any]) -> Any:
-        # A prompt and a list of it alone are encoded alike.
+        # A prompt and a list of this one prompt are encoded alike.
         plain = {name: value[0] if _prompts(value) else value for name, value in given.items() if name != "device"}
         key = repr(sorted(plain.items()))
         if key not in self._known:
@@ -68,12 +68,12 @@ def _prompts(value: Any) -> bool:
 
 
 def _single(value: Any, i: int) -> Any:
-    """The i-th prompt of a list of them, as a list; any other argument as it is."""
+    """Return the i-th prompt of a list of prompts, as a list; any other argument as it is."""
     return [value[i]] if _prompts(value) else value
 
 
 def _joined(outputs: Sequence[Any]) -> Any:
-    """Outputs for one prompt each -> that for all of them."""
+    """Join outputs for one prompt each to the output for all of them."""
     first = outputs[0]
     if len(outputs) == 1:
         return first

@@ -1,8 +1,8 @@
-"""Stock pipelines sample flow maps: their network is told where the scheduler's step will end.
+"""Let stock pipelines sample flow maps: their network gets the sigma at which the scheduler's step will end.
 
 ``FlowMatchEulerDiscreteScheduler.step`` already is the flow-map step ``x_r = x_t - (t - r) u(x_t, t, r)``; only the
-network has to know r, the next sigma (arXiv 2605.13724). So nothing is put on the scheduler. Its own sigmas are read
-while the pipeline samples: whatever shifted them, whoever copied, rebuilt or saved it.
+network needs r, the next sigma (arXiv 2605.13724). So the scheduler is not changed. Its own sigmas are read
+while the pipeline samples, so it does not matter what shifted them, or who copied, rebuilt or saved it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class FlowMapSchedulerProxy:
     """Reads the interval of the step that a pipeline is about to take.
 
     Args:
-        pipe: its scheduler is looked up anew at every step, so another may be put in its place at any time. Where
-            another pipeline that shares a network with it is running, that one's scheduler is read.
-        times: of the network's contract.
+        pipe: the pipeline. Its scheduler is looked up again at every step, so it may be replaced at any time. Where
+            another pipeline that shares a network with it is running, the scheduler of that one is read.
+        times: times of the network's contract.
     """
 
     def __init__(self, pipe: Any, times: Sequence[Time]):
@@ -36,10 +36,10 @@ class FlowMapSchedulerProxy:
         self.time = next(time for time in times if not time.second)
 
     def __call__(self, arguments: Mapping[str, Any]) -> Span | None:
-        """The interval of a network call with these arguments; None while the scheduler is not sampling.
+        """Return the interval of a network call with these arguments; None while the scheduler is not sampling.
 
         Raises:
-            ModelError: the scheduler's step is no flow-map step.
+            ModelError: the scheduler's step is not a flow-map step.
         """
         scheduler = (_running(self.pipe) or self.pipe).scheduler
         if getattr(scheduler, "num_inference_steps", None) is None:
@@ -54,7 +54,8 @@ class FlowMapSchedulerProxy:
         return Span(start=start, end=end, shift=_shift(scheduler))
 
     def _index(self, scheduler: Any, arguments: Mapping[str, Any]) -> int:
-        """Of the step. The scheduler knows it after its first; before, a pipeline that starts midway may have said."""
+        """Return the index of the step. The scheduler has it after its first step; before that, a pipeline that starts
+        midway may have set it."""
         if scheduler.step_index is not None:
             return int(scheduler.step_index)
         if scheduler.begin_index is not None:
@@ -68,10 +69,10 @@ class FlowMapSchedulerProxy:
 
 
 def _running(pipe: Any) -> Any:
-    """The innermost pipeline on the call stack that has a scheduler and a network of ``pipe``; None where the network
-    is called by other code.
+    """Return the innermost pipeline on the call stack that has a scheduler and a network of ``pipe``; None where other
+    code calls the network.
 
-    A network is not told who calls it, and the schedulers of two pipelines that share it know nothing of each other.
+    A network does not know its caller, and the schedulers of two pipelines that share it do not know each other.
     """
     frame = inspect.currentframe()
     while frame is not None:
@@ -86,7 +87,7 @@ def _running(pipe: Any) -> Any:
 
 @contextmanager
 def telling_steps(interval: Interval, pipe: Any, times: Sequence[Time]) -> Iterator[None]:
-    """In the block, calls of the network by the pipeline itself are told their interval."""
+    """Give calls of the network by the pipeline itself their interval, inside the block."""
     before, interval.schedule = interval.schedule, FlowMapSchedulerProxy(pipe, times)
     try:
         yield
@@ -95,7 +96,7 @@ def telling_steps(interval: Interval, pipe: Any, times: Sequence[Time]) -> Itera
 
 
 def require_first_order(scheduler: Any) -> None:
-    """Raise ModelError, with the name and the way out, for a scheduler whose step is not ``x + (r - t) u``."""
+    """Raise ModelError, with the name and the remedy, for a scheduler whose step is not ``x + (r - t) u``."""
     name = type(scheduler).__name__
     if not isinstance(scheduler, (FlowMatchEulerDiscreteScheduler, FlowMapEulerDiscreteScheduler)):
         raise ModelError(
@@ -112,8 +113,8 @@ def require_first_order(scheduler: Any) -> None:
 
 @contextmanager
 def first_order(pipe: Any) -> Iterator[None]:
-    """In the block, a pipeline whose scheduler cannot sample a flow map has a ``FlowMatchEulerDiscreteScheduler`` of
-    the same shift, static or dynamic."""
+    """Give a pipeline whose scheduler cannot sample a flow map a ``FlowMatchEulerDiscreteScheduler`` of the same shift,
+    static or dynamic, inside the block."""
     scheduler = pipe.scheduler
     try:
         require_first_order(scheduler)
@@ -125,7 +126,7 @@ def first_order(pipe: Any) -> Iterator[None]:
 
 @contextmanager
 def scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
-    """In the block, the pipeline samples with this scheduler."""
+    """Let the pipeline sample with this scheduler inside the block."""
     before = pipe.scheduler
     pipe.scheduler = scheduler
     try:
@@ -135,7 +136,7 @@ def scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
 
 
 def _of_first_order(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
-    """With the settings of another scheduler that mean the same."""
+    """Return a scheduler with those settings of another one that mean the same for it."""
     known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
     shared = {name: value for name, value in config.items() if name in known}
     shift = config.get("flow_shift") or config.get("shift") or 1.0
@@ -143,7 +144,7 @@ def _of_first_order(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteSchedule
 
 
 def _shift(scheduler: Any) -> float:
-    """The shift that took the schedule's even times to its sigmas, read off its middle."""
+    """Return the shift that mapped the schedule's even times to its sigmas, computed from its middle."""
     middle = len(scheduler.timesteps) // 2
     sigma = float(scheduler.sigmas[middle])
     even = float(scheduler.timesteps[middle]) / scheduler.config.num_train_timesteps

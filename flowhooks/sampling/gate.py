@@ -1,4 +1,4 @@
-"""Adapters that are off while a picture is mostly noise: what it shows is settled by the base, and they refine it."""
+"""Switch adapters off while an image is mostly noise: the base decides its composition, and the adapters refine it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from flowhooks.probe.runs import find_networks
 
 @contextmanager
 def adapter_gate(pipe: Any, sigma: float) -> Iterator[None]:
-    """Inside, every adapter on the pipeline's networks is off in the steps that start above ``sigma``, whoever put it
-    there; in those the networks compute exactly what they compute without it. Leaves no trace. The scheduler tells the
-    step, so a network that is called by hand counts as in the one that the scheduler was left at.
+    """Switch every adapter on the pipeline's networks off in the steps that start above ``sigma``, whoever added it,
+    inside the block; in those the networks compute exactly what they compute without it. Leaves no trace. The scheduler
+    defines the step, so a network that is called by hand counts as in the step at which the scheduler was left.
 
     Args:
         pipe: a Diffusers flow-matching pipeline with its adapters on.
@@ -25,17 +25,17 @@ def adapter_gate(pipe: Any, sigma: float) -> Iterator[None]:
 
     Raises:
         ValueError: sigma out of range.
-        AdapterError: there is no adapter, or one that was fused into the weights.
-        ModelError: the scheduler does not tell at which sigma it is.
+        AdapterError: there is no adapter, or one was fused into the weights.
+        ModelError: the scheduler does not say at which sigma it is.
     """
     if not 0 < sigma <= 1:
         raise ValueError(f"the sigma of a gate must be in (0, 1], got {sigma}")
     networks = find_networks(pipe)
     if not any(without_any(network) for network in networks.values()):
         names = ", ".join(f"`{name}`" for name in networks)
-        raise AdapterError(f"there is no adapter on {names} to gate; load it before, for instance by load_lora_weights")
+        raise AdapterError(f"there is no adapter on {names} to gate; load it before, for example by load_lora_weights")
     if not hasattr(pipe.scheduler, "sigmas"):
-        raise ModelError(f"a {type(pipe.scheduler).__name__} has no `sigmas`, so nothing tells when to gate")
+        raise ModelError(f"a {type(pipe.scheduler).__name__} has no `sigmas`, so it is unknown when to gate")
     off = ExitStack()
 
     def before(network: nn.Module, *_: Any) -> None:
@@ -55,7 +55,7 @@ def adapter_gate(pipe: Any, sigma: float) -> Iterator[None]:
 
 
 def current_sigma(scheduler: Any) -> float:
-    """Where the step starts that a scheduler takes next, in a pipeline's loop."""
+    """Return the sigma at which the scheduler's next step starts, in a pipeline's loop."""
     index = scheduler.step_index
     if index is None:
         index = scheduler.begin_index or 0

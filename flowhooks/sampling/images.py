@@ -1,4 +1,4 @@
-"""Pictures from a stock pipeline's own call, the same ones every time."""
+"""Generate images with a stock pipeline's own call, reproducibly."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 
 from flowhooks.splice import restore_attributes
 
-#: How pipelines call the number of pictures or videos of one prompt.
+#: Names of the pipeline argument for the number of images or videos of one prompt.
 EACH = ("num_images_per_prompt", "num_videos_per_prompt")
 GAP = 2
 
@@ -31,22 +31,22 @@ def sample_images(
     width: int | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> list[Image.Image]:
-    """``num_images_per_prompt`` pictures of each prompt, prompt by prompt; the pipeline is left as it was found.
+    """Generate ``num_images_per_prompt`` images of each prompt, prompt by prompt, and leave the pipeline unchanged.
 
-    Of a video the middle frame is the picture.
+    For a video, its middle frame is returned.
 
-    Every picture has a generator of its own, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so a
-    picture depends neither on its neighbours nor on the device, and all prompts start from the same noise.
+    Every image has its own generator, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so an
+    image depends neither on its neighbours nor on the device, and all prompts start from the same noise.
 
     Args:
-        guidance_scale: None takes the pipeline's own. Of a pipeline that has a guider it is the guider's.
-        scale_argument: the argument of the pipeline's call that takes it.
-        height, width: pixels; None takes the pipeline's own.
+        guidance_scale: None uses the pipeline's own. In a pipeline with a guider it is the guider's scale.
+        scale_argument: the argument of the pipeline's call that takes the scale.
+        height, width: pixels; None uses the pipeline's own.
         arguments: more arguments of the pipeline's call, such as ``max_sequence_length``.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     call: dict[str, Any] = {**(arguments or {}), "num_inference_steps": num_inference_steps, "output_type": "pil"}
-    # A pipeline with a scale of another name guides only where it is given a negative prompt, be it empty.
+    # A pipeline with a scale of another name applies guidance only with a negative prompt, which may be empty.
     guided = scale_argument != "guidance_scale" and guidance_scale is not None and guidance_scale > 1
     optional = {
         scale_argument: guidance_scale,
@@ -64,7 +64,7 @@ def sample_images(
         for prompt in prompts:
             for generators, number in _generators(seed, num_images_per_prompt, known):
                 made, *_ = pipe(prompt=prompt, generator=generators, **number, **call, return_dict=False)
-                # A pipeline that makes one video may give its frames, and no list of videos.
+                # A pipeline that makes one video may return its frames, not a list of videos.
                 pictures += [_still(each) for each in (made if len(made) == len(generators) else [made])]
     return pictures
 
@@ -72,8 +72,8 @@ def sample_images(
 def _generators(
     seed: int, count: int, known: Collection[str]
 ) -> Iterator[tuple[list[torch.Generator], dict[str, int]]]:
-    """Generators for calls with one prompt, and how each call is told their number: one call, or, for a pipeline that
-    makes one of each prompt, as many as there are generators."""
+    """Yield generators for calls with one prompt, and the arguments that give each call their number: one call, or, for
+    a pipeline that makes one image per prompt, as many as there are generators."""
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(count)]
     named = next((name for name in EACH if name in known), None)
     if named is not None:
@@ -83,18 +83,18 @@ def _generators(
 
 
 def _still(made: Image.Image | Sequence[Image.Image]) -> Image.Image:
-    """A picture, or the middle frame of a video."""
+    """Return an image, or the middle frame of a video."""
     return made if isinstance(made, Image.Image) else made[len(made) // 2]
 
 
 def picture_grid(pictures: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Pictures in rows of ``columns``, on white, each cell the size of the largest.
+    """Arrange images in rows of ``columns``, on white, each cell the size of the largest.
 
     Raises:
-        ValueError: no pictures, or no columns.
+        ValueError: no images, or no columns.
     """
     if not pictures or columns < 1:
-        raise ValueError(f"a grid needs at least one picture and one column, got {len(pictures)} and {columns}")
+        raise ValueError(f"a grid needs at least one image and one column, got {len(pictures)} and {columns}")
     width, height = (max(picture.size[axis] for picture in pictures) for axis in (0, 1))
     rows = -(-len(pictures) // columns)
     grid = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")

@@ -1,4 +1,5 @@
-"""Where drawn pictures go, never over a file that is there, and how they become a data set. Free of torch."""
+"""Choose where generated images are written, never over an existing file, and save them as a data set. Free of
+torch."""
 
 from __future__ import annotations
 
@@ -20,30 +21,31 @@ PICTURES = "images"
 
 
 def free_output(asked: str | None) -> Path:
-    """The folder, or the ``.png`` of the grid alone, that a call writes to.
+    """Return the folder, or the ``.png`` of the grid alone, that a call writes to.
 
     Args:
-        asked: by the user; None: ``samples``, or the first of ``samples-2``, ``samples-3`` and so on without pictures.
+        asked: the user's choice; None: ``samples``, or the first of ``samples-2``, ``samples-3`` and so on without
+            images.
 
     Raises:
-        ConfigError: the file is there already, or the folder holds pictures of an earlier call.
+        ConfigError: the file exists already, or the folder holds images of an earlier call.
     """
     if asked is None:
         names = itertools.chain([DEFAULT], (f"{DEFAULT}-{number}" for number in itertools.count(2)))
         return next(folder for folder in map(Path, names) if _in_the_way(folder) is None)
     output = user_path(asked)
     if (there := _in_the_way(output)) is not None:
-        raise ConfigError(Problem("is there already and is not written over; choose another --output", str(there)))
+        raise ConfigError(Problem("exists already and is not overwritten; choose another --output", str(there)))
     return output
 
 
 def is_picture(output: Path) -> bool:
-    """Whether this is a file for the grid alone, and no folder."""
+    """Return whether this is a file for the grid alone, not a folder."""
     return output.suffix.lower() == ".png"
 
 
 def _in_the_way(output: Path) -> Path | None:
-    """What is there of the names that are written: of a folder's, those of any call."""
+    """Return an existing file among the names that are written; in a folder, those of any call."""
     if is_picture(output) or not output.is_dir():
         return output if output.exists() or output.is_symlink() else None
     found = sorted(each for each in output.iterdir() if each.name == GRID or _is_numbered(each))
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
 
 
 def prompts_of(file: str) -> list[str]:
-    """The prompts of a file. Raises ConfigError when it cannot be read, or holds none."""
+    """Return the prompts of a file. Raises ConfigError when it cannot be read, or holds none."""
     try:
         return [prompt.text for prompt in read_prompts(file)]
     except ValueError as error:
@@ -67,17 +69,17 @@ def prompts_of(file: str) -> list[str]:
 
 
 def check_dataset(folder: Path, steps: Sequence[int]) -> None:
-    """Raises ConfigError for a folder that holds something, or several step counts."""
+    """Raise ConfigError for a folder that is not empty, or several step counts."""
     if len(steps) > 1:
         raise ConfigError(
-            Problem("takes one number of --steps, as a data set has one picture of each seed", "--save-dataset")
+            Problem("takes one number of --steps, as a data set has one image of each seed", "--save-dataset")
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(Problem("is there already; name a new folder", str(folder)))
+        raise ConfigError(Problem("exists already; name a new folder", str(folder)))
 
 
 def save_dataset(pictures: Sequence[Image.Image], captions: Sequence[str], folder: Path) -> Path:
-    """Write every picture with its caption beside it, and the data set file that names them.
+    """Write every image with its caption beside it, and the data set file that names them.
 
     Returns:
         The data set file.

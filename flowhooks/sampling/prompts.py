@@ -1,4 +1,4 @@
-"""What a rollout starts from and where it is visited, free of torch: prompts with what is known of them, and steps."""
+"""Read the prompts of rollouts, and choose the visited steps. Free of torch."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ PROMPT = "prompt"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and the columns beside it."""
+    """Holds a prompt and the columns beside it."""
 
     text: str
     record: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
-    """From a ``.jsonl`` file of objects with the key ``prompt``, a text file with one prompt a line, or a list of
-    prompts or such objects, written in place or in a ``.json`` file.
+    """Read prompts from a ``.jsonl`` file of objects with the key ``prompt``, a text file with one prompt per line, or
+    a list of prompts or such objects, written in place or in a ``.json`` file.
 
     Raises:
-        ValueError: no such file, nothing in it, or a line that is no prompt; with file and line.
+        ValueError: the file is missing or empty, or a line is no prompt; the message names file and line.
     """
     if not isinstance(given, str):
         found = [_prompt(entry, f"`prompts` entry {i + 1}") for i, entry in enumerate(given)]
@@ -50,12 +50,12 @@ def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:
             where = f"{path}, line {number}"
             found.append(_prompt(_parsed(line, where) if path.suffix == ".jsonl" else line.strip(), where))
     if not found:
-        raise ValueError(f"`prompts`: {path} holds no prompt; write one a line")
+        raise ValueError(f"`prompts`: {path} holds no prompt; write one per line")
     return found
 
 
 def _listed(path: Path) -> list[Prompt]:
-    """The entries of a ``.json`` file, which holds one list."""
+    """Return the entries of a ``.json`` file, which holds one list."""
     try:
         found = parse(read_text(path))
     except OSError as error:
@@ -70,7 +70,8 @@ def _listed(path: Path) -> list[Prompt]:
 
 
 def by_task(prompts: Sequence[Prompt], column: str | None) -> list[list[Prompt]]:
-    """Prompts of each task, in the order in which tasks first appear. Raises ValueError for one without the column."""
+    """Return the prompts of each task, in the order in which tasks first appear. Raises ValueError for one without the
+    column."""
     if column is None:
         return [list(prompts)]
     tasks: dict[Any, list[Prompt]] = {}
@@ -103,10 +104,10 @@ def _start(entry: Any) -> str:
 
 
 def last_steps(starts: Sequence[float], count: int | None, sigma_max: float | None) -> list[int]:
-    """Indices of the steps at the end of a trajectory.
+    """Return indices of the steps at the end of a trajectory.
 
     Args:
-        starts: sigma where each step starts, falling.
+        starts: sigma at which each step starts, falling.
         count: number of final steps; None for all.
         sigma_max: keep steps that start at or below it; None for all.
     """
@@ -115,6 +116,6 @@ def last_steps(starts: Sequence[float], count: int | None, sigma_max: float | No
 
 
 def visited_places(steps: int, fraction: float, window: Sequence[int] | None) -> list[int]:
-    """Indices of the states that may be trained on."""
+    """Return indices of the states that may be trained on."""
     first, last = window if window is not None else (0, steps)
     return list(range(first, min(last, max(first + 1, int(fraction * steps + 1e-9)))))

@@ -1,8 +1,8 @@
-"""The pipeline's own loop, twice: it draws pictures while we write down where it was, and it visits a state again.
+"""Run the pipeline's own loop twice: to generate images while recording states, and to visit a state again.
 
-Guidance of every kind, packing and time shifts are the pipeline's own. A visit calls the pipeline without its
-``no_grad``: on the way to the state the network is not run, and at the state the velocity that the scheduler would be
-given is taken, with its graph, and the call ends. So a gradient costs the memory of one step, whatever the trajectory.
+Guidance of every kind, packing and time shifts remain the pipeline's own. A visit calls the pipeline without its
+``no_grad``: on the way to the state the network does not run, and at the state the velocity that the scheduler would
+get is returned, with its graph, and the call ends. So a gradient costs the memory of one step, whatever the trajectory.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from flowhooks.splice import restore_attributes, splice
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """How pictures are drawn.
+    """Says how images are sampled.
 
     Args:
         kind: ``ode``, ``sde`` or ``cps``; see :mod:`flowhooks.sampling.steps`.
-        steps: of the scheduler.
-        noise_level: a of ``sde`` and ``cps``.
-        window: first and last-but-one index of the steps with chance; the others are ``ode``. None: all but the last,
-            whose density would have no width.
-        arguments: of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
+        steps: number of scheduler steps.
+        noise_level: a in the formulas of ``sde`` and ``cps``.
+        window: index of the first stochastic step, and of the first step after them; the others are ``ode``. None: all
+            but the last, whose density would have no width.
+        arguments: arguments of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
     """
 
     kind: str = ODE
@@ -53,15 +53,15 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
-    """Pictures that were drawn together, and the states kept of them.
+    """Holds images that were sampled together, and their stored states.
 
     Args:
-        sampler: that drew them.
-        prompts, seeds: of the B samples.
+        sampler: the sampler that was used.
+        prompts, seeds: prompts and seeds of the B samples.
         states: index of a step -> ``[B, ...]`` the state it started from; the number of steps -> the last one.
-        transitions: of every step.
-        forms: of every step, what each call of the network returned, as tensors without data.
-        velocities: index of a step -> ``[B, ...]`` the guided velocity it was taken with, where that was kept.
+        transitions: transition of every step.
+        forms: for every step, the outputs of each call of the network, as tensors without data.
+        velocities: index of a step -> ``[B, ...]`` the guided velocity of the step, where it was kept.
     """
 
     sampler: Sampler
@@ -74,17 +74,17 @@ class Rollout:
 
     @property
     def final(self) -> Tensor:
-        """``[B, ...]`` clean latents in the scheduler's sample space."""
+        """Return ``[B, ...]`` clean latents in the scheduler's sample space."""
         return self.states[len(self.transitions)]
 
     def keep_steps(self, indices: Sequence[int]) -> Rollout:
-        """A copy without the states and velocities of other steps; the final state stays."""
+        """Return a copy without the states and velocities of other steps; the final state stays."""
         kept = {*indices, len(self.transitions)}
         states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
         return replace(self, states=states, velocities=velocities)
 
     def to(self, device: Any) -> Rollout:
-        """A copy with the stored states on ``device``."""
+        """Return a copy with the stored states on ``device``."""
         states, velocities = (
             {index: kept.to(device) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
         )
@@ -93,12 +93,12 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RolloutState:
-    """One state of a rollout, to be visited again.
+    """Names one state of a rollout, to be visited again.
 
     Args:
-        player: that drew it.
-        index: of the step that starts there.
-        arguments: role -> arguments of the pipeline's call in place of the sampler's; roles without any have those.
+        player: the sampler that generated it.
+        index: index of the step that starts at it.
+        arguments: role -> arguments of the pipeline's call in place of the sampler's; other roles use the sampler's.
     """
 
     player: PipelineSampler
@@ -107,7 +107,7 @@ class RolloutState:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def velocity(self, role: str) -> Tensor:
-        """``[B, ...]`` of the network as it stands, guided as ``role`` is told."""
+        """Return ``[B, ...]`` of the network as it stands, guided with the arguments of ``role``."""
         return self.player.velocity(self, role)
 
     @property
@@ -116,21 +116,21 @@ class RolloutState:
 
     @property
     def state(self) -> Tensor:
-        """``[B, ...]``."""
+        """Return the state ``[B, ...]``."""
         return self.rollout.states[self.index]
 
     @property
     def after(self) -> Tensor:
-        """``[B, ...]`` where the sampler went from there. Raises KeyError when it was not kept."""
+        """Return ``[B, ...]``, the state to which the sampler went from here. Raises KeyError when it was not kept."""
         return self.rollout.states[self.index + 1]
 
     def log_density(self, velocity: Tensor) -> Tensor:
-        """``[B, ...]`` of the step that the sampler took, under ``velocity`` at its start."""
+        """Return ``[B, ...]``, the log density of the step that the sampler took, under ``velocity`` at its start."""
         device = velocity.device
         return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
 
     def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
-        """A copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
+        """Return a copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
 
         Raises:
             ValueError: at index 0, whose state the pipeline draws itself.
@@ -142,11 +142,11 @@ class RolloutState:
         return replace(self, rollout=rollout), leaf
 
     def with_arguments(self, role: str, arguments: Mapping[str, Any]) -> RolloutState:
-        """A copy that uses these pipeline arguments when ``role`` is evaluated."""
+        """Return a copy that uses these pipeline arguments when ``role`` is evaluated."""
         return replace(self, arguments={**self.arguments, role: arguments})
 
     def take(self, rows: Sequence[int]) -> RolloutState:
-        """These samples."""
+        """Return a copy with these samples."""
         all_of = self.rollout
         sizes = len(all_of.seeds), len(rows)
         part = replace(
@@ -161,12 +161,12 @@ class RolloutState:
 
 
 class PipelineSampler:
-    """Draws with a pipeline and visits what it drew.
+    """Samples with a pipeline and visits the states again.
 
     Args:
-        model: of the pipeline; its trained network computes as it stands, roles and adapters included.
-        encoded: prompts it need not encode again.
-        size: ``height`` and ``width`` in pixels; default: those it was probed at.
+        model: model of the pipeline; its trained network computes as it stands, roles and adapters included.
+        encoded: prompts that need not be encoded again.
+        size: ``height`` and ``width`` in pixels; default: those at which it was probed.
     """
 
     def __init__(self, model: Any, encoded: EncodedPrompts, size: Mapping[str, int] | None = None):
@@ -181,10 +181,10 @@ class PipelineSampler:
         keep: Sequence[int],
         keep_velocities: Sequence[int] = (),
     ) -> Rollout:
-        """One picture of each prompt.
+        """Generate one image for each prompt.
 
         Args:
-            keep: indices of the states to keep; the last one is kept anyway.
+            keep: indices of the states to keep; the last one is always kept.
             keep_velocities: indices of the steps whose velocity to keep.
         """
         states: dict[int, Tensor] = {}
@@ -211,7 +211,7 @@ class PipelineSampler:
             self._call(pipe, prompts, seeds, sampler, {})
         if len(transitions) != sampler.steps:
             raise ModelError(
-                f"{type(pipe).__name__} took {len(transitions)} scheduler steps when {sampler.steps} were asked for"
+                f"{type(pipe).__name__} took {len(transitions)} scheduler steps when {sampler.steps} were requested"
             )
         return Rollout(
             sampler=sampler,
@@ -224,7 +224,8 @@ class PipelineSampler:
         )
 
     def velocity(self, visit: RolloutState, role: str) -> Tensor:
-        """``[B, ...]`` velocity ``e - x0`` at a state, guided as ``role`` is told, with gradient where that is on."""
+        """Return ``[B, ...]`` velocity ``e - x0`` at a state, guided with the arguments of ``role``, with gradient if
+        gradients are enabled."""
         rollout, found = visit.rollout, []
         sleep = _SkipNetwork(rollout.forms, visit.index)
 
@@ -240,12 +241,12 @@ class PipelineSampler:
                 self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, visit.arguments.get(role, {}))
             except StopForward:
                 pipe.maybe_free_model_hooks()
-        # Out of the list: the scheduler's spliced class, which a circle keeps alive for a while, knows the list.
+        # Removed from the list: the scheduler's spliced class, which a reference cycle keeps alive, holds the list.
         return found.pop()
 
     def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-        """Of what the network is given for a prompt, which is encoded by this; prompts of equal shapes may be drawn
-        together."""
+        """Return the shapes of the network's arguments for a prompt, which is encoded by this; prompts of equal shapes
+        may be sampled together."""
         seen: list[tuple[Any, ...]] = []
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -274,14 +275,14 @@ class PipelineSampler:
             output_type="latent",
             **{**sampler.arguments, **more},
         )
-        # Without the pipeline's own `no_grad`: whether there is a gradient is for the caller to say.
+        # Without the pipeline's own `no_grad`: the caller decides whether there is a gradient.
         method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
         with self.encoded.used():
             method(pipe, **call)
 
     @contextmanager
     def _playing(self, sampler: Sampler, advance: Callable[[int, Transition, Tensor, Tensor], Tensor]) -> Iterator[Any]:
-        """The pipeline, with ``advance(index, step, velocity, state)`` in the place of its scheduler's step."""
+        """Yield the pipeline with ``advance(index, step, velocity, state)`` in place of its scheduler's step."""
         pipe = self.model.pipe
 
         def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -306,18 +307,18 @@ class PipelineSampler:
 
 
 def _never(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
-    raise ModelError("the pipeline stepped without asking its network")
+    raise ModelError("the pipeline stepped without calling its network")
 
 
 class _SkipNetwork:
-    """Networks that are not run until a step: they return what they returned before, without data."""
+    """Replaces networks until a step: they do not run and return earlier outputs, without data."""
 
     def __init__(self, forms: Sequence[Sequence[Any]], until: int):
         self._forms, self._until = forms, until
         self._step = self._calls = 0
 
     def go_on(self) -> None:
-        """The loop takes its next step."""
+        """Count the loop's next step."""
         self._step, self._calls = self._step + 1, 0
 
     @contextmanager
@@ -332,7 +333,7 @@ class _SkipNetwork:
             device = next(self.parameters()).device
             return _mapped(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
 
-        # On the class, not on `forward`: nobody who watches the network sees a call.
+        # On the class, not on `forward`, so that forward hooks on the network do not run.
         with ExitStack() as stack:
             for network in networks.values():
                 stack.enter_context(splice(network, __call__=call))
@@ -341,7 +342,7 @@ class _SkipNetwork:
 
 @contextmanager
 def _record_output_shapes(networks: Mapping[str, nn.Module], calls: list[Any]) -> Iterator[None]:
-    """Collects the form of whatever the networks return."""
+    """Record the outputs of the networks as tensors without data."""
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
         calls.append(_mapped(output, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta")))
@@ -359,7 +360,7 @@ def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _resized(form: Any, size: int, wanted: int) -> Any:
-    """A form for another number of samples: on the batch axis of tensors, or as many in a list."""
+    """Return an output form for another number of samples: on the batch axis of tensors, or as many in a list."""
     if isinstance(form, list) and len(form) % size == 0:
         return form[: len(form) // size * wanted]
     if isinstance(form, (tuple, list)):

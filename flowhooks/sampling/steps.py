@@ -1,4 +1,4 @@
-"""One step of a sampler from sigma ``s`` to ``n < s``, in fp32, with what it takes to weigh and score it.
+"""Take one step of a sampler from sigma ``s`` to ``n < s``, in fp32, with its density and KL weight.
 
 With ``D = n - s`` and noise level ``a``, every step is Gaussian with a mean linear in the state and the velocity::
 
@@ -25,11 +25,11 @@ ODE, SDE, CPS = "ode", "sde", "cps"
 
 @dataclass(frozen=True, kw_only=True)
 class Transition:
-    """A sampler's step: ``mean = of_state x + of_velocity v``, and the deviation of what is added to it.
+    """Describes a sampler's step: ``mean = of_state x + of_velocity v``, and the deviation of the added noise.
 
     Args:
-        start, end: sigmas.
-        deviation: 0 for a step without chance.
+        start, end: sigmas of the step.
+        deviation: standard deviation; 0 for a deterministic step.
     """
 
     start: float
@@ -39,24 +39,24 @@ class Transition:
     deviation: float
 
     def mean(self, state: Tensor, velocity: Tensor) -> Tensor:
-        """``[B, ...]`` fp32."""
+        """Return the mean ``[B, ...]`` in fp32."""
         return self.of_state * at_least_fp32(state) + self.of_velocity * at_least_fp32(velocity)
 
     def log_density(self, state: Tensor, velocity: Tensor, after: Tensor) -> Tensor:
-        """``[B, ...]`` log density of each number of ``after``, without its constant."""
+        """Return ``[B, ...]`` log density of each number of ``after``, without its constant."""
         return -(at_least_fp32(after) - self.mean(state, velocity)).square() / (2 * self.deviation**2)
 
     @property
     def kl_weight(self) -> float:
-        """``w`` in ``KL(S || T) = w |v_S - v_T|^2`` of two such steps from one state."""
+        """Return ``w`` in ``KL(S || T) = w |v_S - v_T|^2`` for two such steps from one state."""
         return self.of_velocity**2 / (2 * self.deviation**2)
 
 
 def transition(kind: str, start: float, end: float, noise_level: float) -> Transition:
-    """The step of a sampler between two sigmas.
+    """Return the step of a sampler between two sigmas.
 
     Args:
-        noise_level: a; of ``cps`` in [0, 1].
+        noise_level: a in the formulas; for ``cps`` in [0, 1].
     """
     by = end - start
     if kind == SDE:
@@ -82,14 +82,14 @@ def transition(kind: str, start: float, end: float, noise_level: float) -> Trans
 
 
 def step_state(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:
-    """``[B, ...]`` the next state, in the state's dtype."""
+    """Return the next state ``[B, ...]``, in the state's dtype."""
     mean = step.mean(state, velocity)
     return (mean if noise is None else mean + step.deviation * noise).to(state.dtype)
 
 
 def draw_noise(state: Tensor, seeds: list[int], index: int) -> Tensor:
-    """``[B, ...]`` fp32 standard normal for step ``index``, of each sample's own seed; drawn on the CPU, so that it is
-    the same everywhere."""
+    """Return ``[B, ...]`` fp32 standard normal noise for step ``index``, from each sample's own seed; drawn on the CPU,
+    so that it is the same everywhere."""
     rows = [
         torch.randn(state.shape[1:], generator=torch.Generator().manual_seed((seed * 1009 + index + 1) % 2**63))
         for seed in seeds

@@ -1,4 +1,4 @@
-"""For tests, ours and others': tiny pipelines of the real classes, and the analytic Gaussian flow."""
+"""Help tests, ours and others', with tiny pipelines of the real classes, and the analytic Gaussian flow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FLUX.1, FLUX.1 Kontext, and Chroma, which grew from FLUX.1."""
+"""Build FLUX.1, FLUX.1 Kontext, and Chroma, which derives from FLUX.1."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ _BLOCKS: dict[str, Any] = {
 
 
 def flux() -> Any:
-    """A FluxPipeline with the guidance embedding of the dev release: 16-pixel pictures, packed latents ``[16, 16]``."""
+    """Build a FluxPipeline with the guidance embedding of the dev release: 16-pixel images, packed latents ``[16,
+    16]``."""
     from diffusers import FluxPipeline
 
     return FluxPipeline(**_parts())
 
 
 def flux_kontext() -> Any:
-    """A FluxKontextPipeline of the same parts; without ``max_area`` it enlarges any size to a megapixel."""
+    """Build a FluxKontextPipeline of the same parts; without ``max_area`` it enlarges any size to a megapixel."""
     from diffusers import FluxKontextPipeline
 
     return FluxKontextPipeline(**_parts())
 
 
 def chroma() -> Any:
-    """A ChromaPipeline: no pooled text, no guidance embedding, a mask over the text."""
+    """Build a ChromaPipeline: no pooled text, no guidance embedding, a mask over the text."""
     from diffusers import ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
     tokenizer = t5_tokenizer(WORDS, max_length=8)

@@ -1,4 +1,5 @@
-"""The analytic Gaussian flow: every quantity of the straight path in closed form, the oracle of the maths tests.
+"""Compute the analytic Gaussian flow: every quantity of the straight path in closed form, the reference of the maths
+tests.
 
 For data ``N(m, S^2)`` per dimension and ``A(s) = (1 - s)^2 S^2 + s^2``, the marginal at ``s`` is ``N((1 - s) m,
 A(s))``.
@@ -17,29 +18,30 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianFlow:
-    """Data ``N(mean, std^2)``, independent in each dimension."""
+    """Describes data ``N(mean, std^2)``, independent in each dimension."""
 
     mean: float
     std: float
 
     def variance(self, sigma: Tensor) -> Tensor:
-        """``A(s)`` of the marginal at sigma."""
+        """Return the variance ``A(s)`` of the marginal at sigma."""
         return (1 - sigma) ** 2 * self.std**2 + sigma**2
 
     def velocity(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """``v(x, s) = (s - (1 - s) S^2) / A(s) * (x - (1 - s) m) - m``, shaped like ``x``; sigma broadcasts to it."""
+        """Return ``v(x, s) = (s - (1 - s) S^2) / A(s) * (x - (1 - s) m) - m``, shaped like ``x``; sigma broadcasts to
+        it."""
         slope = (sigma - (1 - sigma) * self.std**2) / self.variance(sigma)
         return slope * (x - (1 - sigma) * self.mean) - self.mean
 
     def flow_map(self, x: Tensor, t: Tensor, r: Tensor) -> Tensor:
-        """Where the ODE takes ``x`` from sigma ``t`` to sigma ``r``."""
+        """Return the point at sigma ``r`` to which the ODE carries ``x`` from sigma ``t``."""
         ratio = (self.variance(r) / self.variance(t)).sqrt()
         return (1 - r) * self.mean + ratio * (x - (1 - t) * self.mean)
 
 
 class GaussianModel(nn.Module):
-    """The analytic velocity plus a trainable linear term, as the engine's model: base, adapter and reference in three
-    lines of maths.
+    """Adds a trainable linear term to the analytic velocity, as a model for the engine with base, adapter and
+    reference.
 
     ``v = v_exact(x, s) + on * (x W + b)``; ``W`` and ``b`` start at zero, as an adapter does.
 

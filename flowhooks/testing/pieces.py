@@ -1,6 +1,7 @@
-"""Autoencoders of the real classes; vocabularies in which chosen words are one token each, and decoders over them.
+"""Build autoencoders of the real classes, vocabularies in which chosen words are one token each, and decoders over
+them.
 
-A released tokenizer knows the words of its pipeline's template; where a pipeline cuts a number of tokens off, or cuts
+A released tokenizer has the words of its pipeline's template; where a pipeline cuts a number of tokens off, or cuts
 the text at a length, a tokenizer that spells those words out would lose the prompt.
 """
 
@@ -10,11 +11,11 @@ from typing import Any
 
 
 def bpe(words: list[str], symbols: list[str], prefix: str) -> tuple[list[str], list[tuple[str, str]]]:
-    """Tokens and merges under which every word, with and without the prefix that marks a space, is one token.
+    """Return tokens and merges under which every word, with and without the prefix that marks a space, is one token.
 
     Args:
-        words: what must come out whole, such as the words of a pipeline's own template.
-        symbols: characters to have besides those of the words.
+        words: words that must be one token, such as those of a pipeline's own template.
+        symbols: further characters besides those of the words.
         prefix: ``Ġ`` for byte-level vocabularies, ``▁`` for the others.
     """
     merges: list[tuple[str, str]] = []
@@ -44,7 +45,7 @@ def _split(text: str, ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def byte_tokenizer(words: list[str], specials: list[str], chat_template: str | None = None) -> Any:
-    """A real Qwen2Tokenizer: byte-level pieces, some whole words, and special tokens; ``<|endoftext|>`` pads."""
+    """Build a real Qwen2Tokenizer: byte-level pieces, some whole words, and special tokens; ``<|endoftext|>`` pads."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
@@ -60,7 +61,8 @@ def byte_tokenizer(words: list[str], specials: list[str], chat_template: str | N
 
 
 def piece_tokenizer(cls: Any, words: list[str], specials: list[str], **options: Any) -> Any:
-    """A real tokenizer of the sentence-piece kind, ``GemmaTokenizer`` or ``LlamaTokenizer``: letters and whole words.
+    """Build a real tokenizer of the sentence-piece kind, ``GemmaTokenizer`` or ``LlamaTokenizer``: letters and whole
+    words.
 
     Args:
         specials: the special tokens that come first, in the order of their numbers.
@@ -71,7 +73,7 @@ def piece_tokenizer(cls: Any, words: list[str], specials: list[str], **options: 
 
 
 def decoder_text_encoder(cls: str, tokenizer: Any, width: int, layers: int = 2, **options: Any) -> Any:
-    """A decoder-only language model of transformers (``Qwen3Model``, ``Gemma2Model``, ...) at random weights."""
+    """Build a decoder-only language model of transformers (``Qwen3Model``, ``Gemma2Model``, ...) at random weights."""
     import transformers
 
     config = getattr(transformers, cls).config_class(**text_settings(tokenizer, width, layers), **options)
@@ -79,7 +81,7 @@ def decoder_text_encoder(cls: str, tokenizer: Any, width: int, layers: int = 2, 
 
 
 def text_settings(tokenizer: Any, width: int, layers: int = 2) -> dict[str, Any]:
-    """Settings that these models share."""
+    """Return settings that these models share."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": width,
@@ -96,7 +98,7 @@ def text_settings(tokenizer: Any, width: int, layers: int = 2) -> dict[str, Any]
 
 
 def t5_gemma_settings(tokenizer: Any, width: int) -> dict[str, Any]:
-    """Settings of the text half of T5Gemma's encoders, which look back eight tokens."""
+    """Return settings of the text half of T5Gemma's encoders, which attend to eight previous tokens."""
     return {
         **text_settings(tokenizer, width),
         "query_pre_attn_scalar": width // 2,
@@ -107,7 +109,7 @@ def t5_gemma_settings(tokenizer: Any, width: int) -> dict[str, Any]:
 
 
 def kl_autoencoder(channels: int, blocks: int = 2, cls: str = "AutoencoderKL", **options: Any) -> Any:
-    """An AutoencoderKL, or a class that is built alike; ``blocks - 1`` of its blocks halve the picture."""
+    """Build an AutoencoderKL, or a class with the same arguments; ``blocks - 1`` of its blocks halve the image."""
     import diffusers
 
     return getattr(diffusers, cls)(
@@ -124,7 +126,7 @@ def kl_autoencoder(channels: int, blocks: int = 2, cls: str = "AutoencoderKL", *
 
 
 def flux_autoencoder(channels: int = 4, blocks: int = 2) -> Any:
-    """The autoencoder that FLUX.1 and its relatives share: a scale, a shift, no quantization convolutions."""
+    """Build the autoencoder that FLUX.1 and its relatives share: a scale, a shift, no quantization convolutions."""
     return kl_autoencoder(
         channels, blocks, scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
     )

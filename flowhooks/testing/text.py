@@ -1,4 +1,4 @@
-"""Text parts made on the spot: tokenizers over a handful of words, encoders of the real classes at random weights."""
+"""Build text parts: tokenizers over a few words, encoders of the real classes at random weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WORDS = [
 
 
 def clip_tokenizer(words: list[str], max_length: int) -> Any:
-    """A real CLIPTokenizer whose vocabulary is the alphabet and some whole words."""
+    """Build a real CLIPTokenizer whose vocabulary is the alphabet and some whole words."""
     from transformers import CLIPTokenizer
 
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -49,7 +49,7 @@ def clip_tokenizer(words: list[str], max_length: int) -> Any:
 
 
 def clip_text_encoder(tokenizer: Any, width: int, projection: int) -> Any:
-    """A real CLIPTextModelWithProjection at random weights."""
+    """Build a real CLIPTextModelWithProjection at random weights."""
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
@@ -68,14 +68,14 @@ def clip_text_encoder(tokenizer: Any, width: int, projection: int) -> Any:
 
 
 def clip_text_model(tokenizer: Any, width: int) -> Any:
-    """A real CLIPTextModel (no projection) at random weights."""
+    """Build a real CLIPTextModel (no projection) at random weights."""
     from transformers import CLIPTextModel
 
     return CLIPTextModel(clip_text_encoder(tokenizer, width, width).config).eval()
 
 
 def t5_tokenizer(words: list[str], max_length: int) -> Any:
-    """A real T5Tokenizer: whole words, and single characters for everything else."""
+    """Build a real T5Tokenizer: whole words, and single characters for everything else."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
@@ -86,7 +86,7 @@ def t5_tokenizer(words: list[str], max_length: int) -> Any:
 
 
 def t5_text_encoder(tokenizer: Any, width: int, *, multilingual: bool = False) -> Any:
-    """A real T5EncoderModel (v1.1, gated) or UMT5EncoderModel at random weights, two layers of two heads."""
+    """Build a real T5EncoderModel (v1.1, gated) or UMT5EncoderModel at random weights, two layers of two heads."""
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
     config_class, model_class = (UMT5Config, UMT5EncoderModel) if multilingual else (T5Config, T5EncoderModel)
@@ -113,10 +113,10 @@ CHATML = (
 
 
 def qwen_tokenizer(words: list[str], max_length: int, more: Sequence[str] = ()) -> Any:
-    """A real Qwen2Tokenizer with the ChatML template: whole words, and single bytes for everything else.
+    """Build a real Qwen2Tokenizer with the ChatML template: whole words, and single bytes for everything else.
 
     A template therefore takes more tokens than in the released tokenizer, so that cutting off a fixed number of them
-    leaves the prompt alone.
+    leaves the prompt intact.
 
     Args:
         more: special tokens beside those of the template.
@@ -141,7 +141,7 @@ def qwen_tokenizer(words: list[str], max_length: int, more: Sequence[str] = ()) 
 
 
 def gemma_tokenizer(words: list[str], max_length: int) -> Any:
-    """A real GemmaTokenizer: whole words, and single characters for everything else."""
+    """Build a real GemmaTokenizer: whole words, and single characters for everything else."""
     from transformers import GemmaTokenizer
 
     vocabulary, merges = _pieces(["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"], words)
@@ -149,7 +149,7 @@ def gemma_tokenizer(words: list[str], max_length: int) -> Any:
 
 
 def llama_tokenizer(words: list[str], max_length: int, special: list[str]) -> Any:
-    """A real LlamaTokenizer with more special tokens: whole words, and single characters for everything else."""
+    """Build a real LlamaTokenizer with more special tokens: whole words, and single characters for everything else."""
     from transformers import LlamaTokenizer
 
     vocabulary, merges = _pieces(["<unk>", "<s>", "</s>", "<pad>", *special], words)
@@ -163,13 +163,13 @@ def llama_tokenizer(words: list[str], max_length: int, special: list[str]) -> An
 
 
 def _pieces(special: list[str], words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a SentencePiece-like BPE: special tokens, printable characters, words."""
+    """Return vocabulary and merges of a SentencePiece-like BPE: special tokens, printable characters, words."""
     merges = _merges(words)
     tokens = [*special, "\n", "▁", *(chr(c) for c in range(33, 127)), *("".join(merge) for merge in merges)]
     return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """The merges that build each word from its characters, from the left."""
+    """Return the merges that build each word from its characters, from the left."""
     merges = [(word[:end], word[end]) for word in words for end in range(1, len(word))]
     return list(dict.fromkeys(merges))

@@ -1,4 +1,5 @@
-"""Tiny pipelines of the real Diffusers and transformers classes, random weights, seeded; small enough for any test."""
+"""Build tiny pipelines of the real Diffusers and transformers classes, with seeded random weights; small enough for any
+test."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer
 
 @dataclass(frozen=True)
 class Tiny:
-    """A tiny pipeline on offer.
+    """Describes a tiny pipeline.
 
     Args:
         path: ``module:function`` that builds it.
-        arguments: what to call it with so that a test is quick: size, text length, number of frames.
+        arguments: call arguments that keep a test quick: size, text length, number of frames.
     """
 
     path: str
@@ -28,7 +29,7 @@ class Tiny:
 
 
 def picture(width: int, height: int) -> Image.Image:
-    """A smooth picture of this many pixels, for pipelines that are called with one."""
+    """Return a smooth image of this many pixels, for pipelines that are called with one."""
     return Image.linear_gradient("L").resize((width, height)).convert("RGB")
 
 
@@ -62,7 +63,7 @@ PIPELINES: Mapping[str, Tiny] = {
 
 
 def tiny(name: str, *, seed: int = 0) -> Any:
-    """A tiny pipeline by name, one of :data:`PIPELINES`; see :func:`build`.
+    """Build a tiny pipeline by name, one of :data:`PIPELINES`; see :func:`build`.
 
     Raises:
         KeyError: no such pipeline.
@@ -95,7 +96,7 @@ def _fill_zeros(transformer: torch.nn.Module | None) -> None:
 
 
 def sd3() -> Any:
-    """A StableDiffusion3Pipeline for 16-pixel pictures: latents ``[4, 8, 8]``, two transformer blocks, one of dual
+    """Build a StableDiffusion3Pipeline for 16-pixel images: latents ``[4, 8, 8]``, two transformer blocks, one of dual
     attention."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
 

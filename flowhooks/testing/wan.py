@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, and what is built on Wan's parts: SkyReels-V2."""
+"""Build Wan 2.1 and 2.2, and SkyReels-V2, which uses Wan's parts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flowhooks.testing.text import WORDS, t5_text_encoder, t5_tokenizer
 
 
 def wan_vae(channels: int = 4) -> Any:
-    """An AutoencoderKLWan (8 x 8 pixels and 4 frames a latent) whose channels differ in mean and spread."""
+    """Build an AutoencoderKLWan (8 x 8 pixels and 4 frames a latent) whose channels differ in mean and spread."""
     from diffusers import AutoencoderKLWan
 
     return AutoencoderKLWan(
@@ -23,7 +23,7 @@ def wan_vae(channels: int = 4) -> Any:
 
 
 def wan_transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
-    """Wan's network, or one that is built alike."""
+    """Build Wan's network, or a class with the same arguments."""
     import diffusers
 
     return getattr(diffusers, name)(
@@ -43,7 +43,7 @@ def wan_transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
 
 
 def wan_pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:
-    """A pipeline with Wan's autoencoder and text encoder."""
+    """Build a pipeline with Wan's autoencoder and text encoder."""
     tokenizer = t5_tokenizer(WORDS, max_length=16)
     return pipeline_class(
         tokenizer=tokenizer,
@@ -55,14 +55,14 @@ def wan_pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:
 
 
 def wan() -> Any:
-    """A WanPipeline as of Wan 2.1: one transformer over latents ``[4, 2, 4, 4]`` of 5 frames of 32 pixels."""
+    """Build a WanPipeline like Wan 2.1: one transformer over latents ``[4, 2, 4, 4]`` of 5 frames of 32 pixels."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     return wan_pipeline(WanPipeline, FlowMatchEulerDiscreteScheduler(shift=3.0), transformer=wan_transformer())
 
 
 def wan_two_experts() -> Any:
-    """A WanPipeline as of Wan 2.2: ``transformer`` for noise levels from 0.875 up, ``transformer_2`` below."""
+    """Build a WanPipeline like Wan 2.2: ``transformer`` for noise levels from 0.875 up, ``transformer_2`` below."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     return wan_pipeline(
@@ -75,7 +75,8 @@ def wan_two_experts() -> Any:
 
 
 def skyreels_v2() -> Any:
-    """A SkyReelsV2Pipeline, with the multistep flow scheduler it names; calling it with a prompt needs ``ftfy``."""
+    """Build a SkyReelsV2Pipeline, with the multistep flow scheduler it names; calling it with a prompt needs
+    ``ftfy``."""
     from diffusers import SkyReelsV2Pipeline, UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0)
@@ -83,7 +84,8 @@ def skyreels_v2() -> Any:
 
 
 def skyreels_v2_diffusion_forcing() -> Any:
-    """A SkyReelsV2DiffusionForcingPipeline: a time for each latent frame, and a copy of the scheduler to step it."""
+    """Build a SkyReelsV2DiffusionForcingPipeline: a time for each latent frame, and a copy of the scheduler to step
+    it."""
     from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
 
     return wan_pipeline(

@@ -1,4 +1,5 @@
-"""Our own loop around a session: data in, steps, checkpoints, pictures, a LoRA out. The hooks do without it too.
+"""Train a session in our own loop: read data, take steps, write checkpoints, generate validation images, save a LoRA.
+The hooks also work without this loop.
 
 It also writes and reads back its own records (metrics, checkpoints), and stops after a step when a signal asks for it.
 """

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other besides gradients."""
+"""Exchange texts and errors between the processes of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flowhooks.errors import FlowhooksError
 
 
 def gather(text: str) -> list[str]:
-    """One text of every process, in the order of ranks."""
+    """Return one text from every process, in the order of ranks."""
     if distributed.world_size() == 1:
         return [text]
     texts: list[str] = [""] * distributed.world_size()
@@ -22,9 +22,8 @@ def gather(text: str) -> list[str]:
 
 @contextmanager
 def raise_on_all_ranks(kind: type[FlowhooksError]) -> Iterator[None]:
-    """All processes leave the block, or none: when one fails the others raise ``kind`` with its message instead of
-    waiting.
-    """
+    """Let all processes leave the block, or none: when one fails, the others raise ``kind`` with its message instead of
+    waiting."""
     failure: Exception | None = None
     try:
         yield

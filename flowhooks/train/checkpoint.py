@@ -1,4 +1,5 @@
-"""Checkpoint folders: written aside, renamed when whole, and known to be whole by a manifest of digests."""
+"""Write checkpoint folders under a temporary name and rename them when complete; a manifest of digests shows whether
+one is complete."""
 
 from __future__ import annotations
 
@@ -36,11 +37,11 @@ _PARTIAL = ".checkpoint-{step}.partial"
 
 
 class Checkpoints:
-    """The checkpoints of one output folder.
+    """Manages the checkpoints of one output folder.
 
     Args:
         folder: the run's output folder.
-        limit: how many are kept; None keeps all.
+        limit: number of checkpoints that are kept; None keeps all.
     """
 
     def __init__(self, folder: Path, limit: int | None = None):
@@ -51,11 +52,12 @@ class Checkpoints:
         return self.folder / f"checkpoint-{step}"
 
     def all(self) -> list[Path]:
-        """Folders named like checkpoints, oldest first, whole or not."""
+        """List the folders named like checkpoints, oldest first, complete or not."""
         return checkpoints_in(self.folder)
 
     def find(self, resume: str) -> Path | None:
-        """The checkpoint that ``--resume`` names: ``latest`` or a folder. None when there is none to be the latest.
+        """Return the checkpoint that ``--resume`` names: ``latest`` or a folder; None for ``latest`` if the folder has
+        no checkpoint.
 
         Raises:
             CheckpointError: the named one is missing or damaged, or every one is.
@@ -73,13 +75,13 @@ class Checkpoints:
                 warnings.warn(f"skipped a damaged checkpoint: {error}", FlowhooksWarning, stacklevel=2)
         if damaged:
             raise UnusableCheckpoint(
-                "no checkpoint is whole: " + "; ".join(damaged) + "; start anew in another `output_dir`"
+                "no checkpoint is complete: " + "; ".join(damaged) + "; start again in another `output_dir`"
             )
         return None
 
     def go_back(self, source: Path) -> None:
-        """Move the checkpoints after ``source``, one of this folder, and the metrics so far into a folder of their own:
-        the run leaves them behind, and its `latest` is what it writes from here on. Nothing is deleted.
+        """Move the checkpoints after ``source``, one of this folder, and the metrics so far into a separate folder.
+        From here on, `latest` is what the run writes next. Nothing is deleted.
 
         Raises:
             CheckpointError: the disk refuses.
@@ -105,7 +107,7 @@ class Checkpoints:
         warnings.warn(message, FlowhooksWarning, stacklevel=2)
 
     def sweep(self) -> None:
-        """Remove what a killed writer left. Only names that this class writes are touched."""
+        """Remove what a killed process left half-written. Only names that this class writes are removed."""
         for aside in self.folder.glob(_PARTIAL.format(step="*")):
             shutil.rmtree(aside, ignore_errors=True)
 
@@ -121,12 +123,12 @@ class Checkpoints:
 
         Args:
             states: file stem -> state, written by the main process.
-            own: this process's state, such as its random generators.
-            identity: what the checkpoint belongs to; goes into the manifest.
-            beside: writes more files into the folder it is given, on the main process.
+            own: state of this process, such as its random generators.
+            identity: identity of the run, stored in the manifest.
+            beside: called on the main process with the folder, to write more files into it.
 
         Raises:
-            CheckpointError: on every process, when the disk refuses one of them. Nothing half-written is left and the
+            CheckpointError: on every process, when one of them cannot write. Nothing half-written is left and the
                 older checkpoints are as they were.
         """
         final, aside = self.path(step), self.folder / _PARTIAL.format(step=step)
@@ -159,7 +161,7 @@ class Checkpoints:
         manifest[OWN] = own_digest(manifest)
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         if final.exists():
-            # Damaged, or of a branch that was left by resuming before it; its worth is not ours to judge.
+            # Damaged, or from before the run resumed at an earlier step: the user may still need it.
             final.rename(final.with_name(f"{final.name}-replaced-{uuid.uuid4().hex[:6]}"))
         aside.rename(final)
 
@@ -175,12 +177,12 @@ class Checkpoints:
 
 
 def read(folder: Path, stem: str) -> Any:
-    """One state of a verified checkpoint. Raises CheckpointError."""
+    """Read one state of a verified checkpoint. Raises CheckpointError."""
     return read_state(folder / f"{stem}.safetensors")
 
 
 def _unwrapped(write: Callable[[Path], object], folder: Path) -> None:
-    """Writers of other rooms have errors of their own: what the disk said is told as a checkpoint's."""
+    """Raise errors of the writers of other rooms as CheckpointError, with the message of the disk."""
     try:
         write(folder)
     except FlowhooksError as error:

@@ -1,4 +1,5 @@
-"""Any training state as one safetensors file: tensors as tensors, everything else as JSON in the header. No pickle."""
+"""Store any training state in one safetensors file: tensors as tensors, everything else as JSON in the header. No
+pickle."""
 
 from __future__ import annotations
 
@@ -20,10 +21,11 @@ _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
 
 
 def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """A tree of dicts, lists, tuples, tensors, numbers, strings and None -> the same tree as JSON, and its tensors.
+    """Turn a tree of dicts, lists, tuples, tensors, numbers, strings and None into the same tree as JSON, and its
+    tensors.
 
     Raises:
-        TypeError: a leaf of another type; names its place.
+        TypeError: a leaf has another type; the message names its place.
     """
     tensors: dict[str, Tensor] = {}
 
@@ -52,7 +54,7 @@ def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of :func:`encode`."""
+    """Rebuild the tree that :func:`encode` was given."""
     if isinstance(tree, list):
         return [decode(item, tensors) for item in tree]
     if not isinstance(tree, dict):
@@ -67,18 +69,19 @@ def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def write_state(file: Path, state: Any) -> None:
-    """Raises OSError or SafetensorError when the disk refuses, TypeError for a state that is no such tree."""
+    """Write a state to a file. Raises OSError or SafetensorError when the disk refuses, TypeError for a leaf of another
+    type."""
     tree, tensors = encode(state)
     save_file(tensors, file, metadata={_HEADER: json.dumps(tree)})
     share(file)
 
 
 def read_state(file: Path) -> Any:
-    """What :func:`write_state` wrote, on the CPU. Raises CheckpointError when it cannot be read."""
+    """Read what :func:`write_state` wrote, onto the CPU. Raises CheckpointError when it cannot be read."""
     try:
         refuse_special(file)
         with safe_open(file, framework="pt", device="cpu") as handle:
-            # Generators have integers of 128 bits, and what was measured may be infinite.
+            # Generators have integers of 128 bits, and metrics may be infinite.
             text = (handle.metadata() or {})[_HEADER]
             tree = parse(text, most=MAX_TEXT, largest=float("inf"), finite=False)
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)

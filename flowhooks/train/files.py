@@ -1,4 +1,4 @@
-"""Files of an output folder: written aside and renamed, so one that exists is whole."""
+"""Write files of an output folder under a temporary name and rename them, so that a file that exists is complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flowhooks.files import REFUSALS, is_full
 
 
 def write_aside(file: Path, write: Callable[[Path], object], error: type[FlowhooksError]) -> Path:
-    """As :func:`flowhooks.files.write_aside`. Raises ``error`` when the disk refuses."""
+    """Write as :func:`flowhooks.files.write_aside` does. Raises ``error`` when the disk refuses."""
     try:
         return files.write_aside(file, write)
     except REFUSALS as refusal:
@@ -22,13 +22,13 @@ def write_aside(file: Path, write: Callable[[Path], object], error: type[Flowhoo
 
 
 def write_json(file: Path, document: Any, error: type[FlowhooksError]) -> Path:
-    """Indented JSON with a newline at its end."""
+    """Write indented JSON that ends with a newline."""
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
     return write_aside(file, lambda aside: aside.write_text(text, encoding="utf-8"), error)
 
 
 def refused(file: Path, refusal: Exception) -> str:
-    """The sentence for a write that failed."""
+    """Return the message for a write that failed."""
     if is_full(refusal):
         remedy = "free some space or choose another `output_dir`, then start again with `--resume latest`"
         return f"{file}: the disk is full ({refusal}); {remedy}"
@@ -37,8 +37,8 @@ def refused(file: Path, refusal: Exception) -> str:
 
 @contextmanager
 def full_disk_told(folder: Path) -> Iterator[None]:
-    """A full disk inside the block is a TrainingError that names the file, or ``folder`` where the system names none,
-    whoever was writing: adapters have errors of their own, which end a program as a wrong configuration does."""
+    """Raise a full disk inside the block as TrainingError that names the file, or ``folder`` where the system names
+    none. Adapters would raise errors of their own, which end the program as a wrong configuration does."""
     try:
         yield
     except (*REFUSALS, RuntimeError, AdapterError) as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to: the parts of a run that must be the same for a resumed one to be the same run."""
+"""Compute and compare the identity that a checkpoint stores: the parts of a run that a resumed run must share."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ _FREE = {
     "model": {"attention_backend", "gradient_checkpointing"},
 }
 _MISSING = "nothing"
-#: Contents that may change between a checkpoint and going on from it -> what is said then.
+#: Contents that may change between a checkpoint and resuming from it -> the warning that is printed then.
 _CHANGES = {
-    "data": "the data sets have changed since; from here on samples come in another order",
-    "prompts": "the file of `prompts` has changed since; from here on other prompts are drawn",
-    "weights": "files of the base model have changed since; the adapter goes on over other weights",
+    "data": "the data sets have changed since the checkpoint; from here on samples come in another order",
+    "prompts": "the file of `prompts` has changed since the checkpoint; from here on other prompts are drawn",
+    "weights": "files of the base model have changed since the checkpoint; the adapter now trains over other weights",
 }
 _OF_MODELS = {".safetensors", ".json", ".txt", ".model"}
-#: Bytes at either end of a file that are looked at.
+#: Number of bytes at either end of a file that enter its digest.
 _END = 1 << 20
 
 
 def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
-    """The identity of a run, as JSON."""
+    """Return the identity of a run, as JSON."""
     hooks = sorted(json.dumps({"type": hook.type, **hook.options}, sort_keys=True) for hook in run.hooks)
     data = hashlib.sha256()
     for record in audit.records:
         pictures = [record.image, record.rejected, *record.masks]
         drawn = [record.key, record.bucket, record.captions, *astuple(record.drawing)]
-        # Left out where there are none, as by versions that knew no columns.
+        # Left out where there are none, as in versions without columns.
         drawn += [record.columns] if record.columns else []
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
@@ -61,7 +61,8 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
 
 
 def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
-    """Raises CheckpointError naming every key that differs; contents that changed are left to :func:`changes`."""
+    """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
+    key that differs."""
     before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
     different = [
         f"`{key}` is {now.get(key, _MISSING)!r}, the checkpoint has {before.get(key, _MISSING)!r}"
@@ -71,19 +72,19 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
     if different:
         raise UnusableCheckpoint(
             f"{place} was written by another run: {'; '.join(different)}. Resume with the run file it was written "
-            f"by, or start anew in "
-            "another `output_dir`, with `adapter.init_from` to go on from these weights"
+            f"by, or start again in "
+            "another `output_dir`, with `adapter.init_from` to continue from these weights"
         )
 
 
 def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """What has other contents than when the checkpoint was written, and what follows. A checkpoint of an older version
-    says nothing of prompts and base weights."""
+    """List which contents differ from those at the time of the checkpoint, and the consequences. A checkpoint of an
+    older version stores nothing of prompts and base weights."""
     return [sentence for key, sentence in _CHANGES.items() if key in found and found[key] != own[key]]
 
 
 def past_the_end(step: int, run: Run) -> str | None:
-    """That a checkpoint of ``step`` lies after the last step of the run, or None."""
+    """Say that a checkpoint of ``step`` lies after the last step of the run; None if it does not."""
     last = run.training["max_train_steps"]
     if step <= last:
         return None
@@ -94,14 +95,15 @@ def past_the_end(step: int, run: Run) -> str | None:
 
 
 def _prompts(run: Run) -> str | None:
-    """A digest of the files that hooks read their prompts from; None without one."""
+    """Return a digest of the files that hooks read their prompts from; None without one."""
     named = [hook.options.get("prompts") for hook in run.hooks]
     files = [user_path(name) for name in named if isinstance(name, str)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
 
 
 def _weights(run: Run) -> str | None:
-    """A digest of a base model on this disk, of which large files give their size and their ends; None for others."""
+    """Return a digest of a base model on this disk; None for others. Large files enter with their size and their
+    ends."""
     name = run.model["pretrained_model_name_or_path"]
     folder = user_path(name) if name is not None else None
     if folder is None or not folder.is_dir():

@@ -1,4 +1,4 @@
-"""A run in progress: its parts, where it stands, and how that is saved and taken back."""
+"""Hold a run in progress: its parts and its step, and save and restore them."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from flowhooks.train.validation import Validation, on_device
 
 @dataclass(kw_only=True)
 class Job:
-    """Everything the loop needs.
+    """Holds everything the loop needs.
 
     Args:
-        identity: what its checkpoints belong to.
-        schedule: of its batches, by which epochs are counted; of prompts, in a run that draws.
+        identity: identity of the run, stored in its checkpoints.
+        schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
         step: optimiser steps done.
-        values: the metrics logged last.
+        values: the metrics that were logged last.
     """
 
     run: Run
@@ -57,12 +57,12 @@ class Job:
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
     _saved: int = field(default=-1, init=False)
-    #: What a checkpoint says of the metrics that were measured since the last logged step.
+    #: Key of a checkpoint under which it stores the metrics that were measured since the last logged step.
     _window: Mapping[str, Any] | None = field(default=None, init=False)
 
     @contextmanager
     def open(self, loader: Iterable[Batch | None], progress: bool) -> Iterator[None]:
-        """Trackers, history and progress are open inside the block.
+        """Keep trackers, history and progress open inside the block.
 
         Args:
             progress: show a bar; else a line for each logged step.
@@ -75,7 +75,7 @@ class Job:
         self._loader = loader
         if main:
             self._history = History(Path(self.run.output_dir), self.step)
-        # A tracker may draw random names; a resumed run has its random state back already.
+        # A tracker may draw random names; the random state of a resumed run is restored already.
         with rng.preserved(self.accelerator.device):
             self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
         self.progress = Progress(
@@ -87,12 +87,14 @@ class Job:
             yield
 
     def batches(self) -> Iterator[Batch | None]:
-        """Batches on the device, from the next micro-step on, without end; None for a run that draws its own."""
+        """Yield batches on the device, starting at the next micro-step, without end; None for a run that samples its
+        own data."""
         for batch in self._loader:
             yield None if batch is None else on_device(batch, self.accelerator.device)
 
     def computed(self, batch: Batch | None, *, log: bool) -> Iterator[StepResult]:
-        """The session's step in its chunks, each under autocast, with backward between them outside it."""
+        """Yield the chunks of the session's step, each computed under autocast; backward runs between them, outside
+        autocast."""
         chunks = self.session.steps(batch, log=log)
         while True:
             with self.accelerator.autocast():
@@ -106,14 +108,14 @@ class Job:
         return self.schedule.epoch_at(self.session.micro_step)
 
     def log(self, norm: Tensor) -> None:
-        """Bring the window's metrics to the host, check them, and write them down."""
+        """Fetch the metrics of the window, check them, and write them."""
         self.guard.check()
         values = self.window.fetch()
         values |= {"grad_norm": float(norm), "learning_rate": self.optimization.learning_rate, "epoch": self.epoch}
         self.values |= values
         self.publish(values)
         self.progress.tell(self.step, values)
-        # How long a step took is no part of what a resumed run repeats.
+        # A resumed run repeats the metrics, but not the seconds per step.
         for sentence in self.session.warnings({k: v for k, v in values.items() if k != "seconds_per_step"}):
             self.voice.say(sentence)
 
@@ -125,7 +127,7 @@ class Job:
             self.publish(values)
 
     def publish(self, values: Mapping[str, float]) -> None:
-        """To trackers and history, under this step."""
+        """Send values to trackers and history, under this step."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with self._told("the trackers"):
             self.accelerator.log(finite, step=self.step)
@@ -135,7 +137,7 @@ class Job:
 
     @contextmanager
     def _told(self, what: str) -> Iterator[None]:
-        """A log that cannot be written is worth a warning, and never a run."""
+        """Turn a failure to log into a warning: it never ends a run."""
         try:
             yield
         except Exception as error:
@@ -143,8 +145,7 @@ class Job:
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless the run was just resumed from it. Raises TrainingError,
-        CheckpointError.
-        """
+        CheckpointError."""
         self.guard.check()
         if self.step == self._saved:
             return
@@ -162,7 +163,7 @@ class Job:
 
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
-        """Take back what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
+        """Restore what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
         for sentence in changes(read_manifest(folder).identity, self.identity):
             warnings.warn(f"{folder}: {sentence}", FlowhooksWarning, stacklevel=2)
         parameters, saved = self.session.parameters(), read(folder, "parameters")
@@ -192,7 +193,7 @@ class Job:
         self._saved = self.step
 
     def finish(self) -> None:
-        """The last checkpoint and the run's outputs."""
+        """Write the last checkpoint and the outputs of the run."""
         self.save()
         with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
@@ -202,7 +203,7 @@ class Job:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A document as trackers take it: dotted names, plain values."""
+    """Flatten a document for trackers: dotted names, plain values."""
     if isinstance(value, Mapping) and value:
         found: dict[str, Any] = {}
         for key, item in value.items():

@@ -20,10 +20,10 @@ LOGS = "logs"
 
 @contextmanager
 def accelerated(run: Run) -> Iterator[Accelerator]:
-    """An Accelerator under the run's precision, its trackers open inside the block.
+    """Yield an Accelerator with the run's precision; its trackers are open inside the block.
 
     Raises:
-        ConfigError: a precision this machine does not compute in.
+        ConfigError: this machine cannot compute in the precision.
     """
     ours = not AcceleratorState._shared_state
     folder = Path(run.output_dir)
@@ -33,7 +33,7 @@ def accelerated(run: Run) -> Iterator[Accelerator]:
             log_with=run.logging["trackers"] or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / LOGS)),
             # The cache keeps a weight's half-precision copy by the weight's identity: a role that swaps in other
-            # values (ema) would be given the policy's, and a weight first cast without gradient would stay without.
+            # values (ema) would get the policy's copy, and a weight first cast without gradient would stay without.
             kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
         )
     except ValueError as error:
@@ -49,7 +49,7 @@ def accelerated(run: Run) -> Iterator[Accelerator]:
 
 
 def _close(tracker: Any) -> None:
-    """What a tracker cannot write in the end, on a full disk for one, is worth a warning, and hides no other error."""
+    """Close a tracker. What it cannot write, on a full disk for example, is a warning and hides no other error."""
     try:
         # A tracker whose start failed has nothing to finish.
         with suppress(AttributeError):

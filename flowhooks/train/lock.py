@@ -1,4 +1,4 @@
-"""One run, one output folder: a file that says who trains there, taken before anything loads."""
+"""Lock an output folder before anything loads: a file in it names the run that trains there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from flowhooks.errors import ConfigError, FlowhooksWarning, Problem
 from flowhooks.reading import parse, read_text
 
 LOCK = ".running.json"
-#: Two readings of when one process started may differ by what a clock is rounded to.
+#: Seconds by which two readings of the start of one process may differ, as clocks are rounded.
 _SECONDS = 2.0
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the output folder of a run inside the block; on leaving, the file is removed.
+    """Hold the output folder of a run inside the block; on exit, the file is removed.
 
-    A file that a killed run left on this host is told with a warning and taken.
+    A file that a killed run left on this host is replaced, with a warning.
 
     Raises:
         ConfigError: another run that is alive, or one on another host, holds the folder; or it cannot be written to.
@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # Never the lock of somebody who took this one for stale.
+        # Never the lock of a run that took this one for stale.
         with suppress(OSError):
             if _holder(file) == own:
                 file.unlink()
@@ -78,7 +78,7 @@ def _own() -> dict[str, Any]:
 
 
 def _holder(file: Path) -> dict[str, Any] | None:
-    """Who holds a lock; None where the file does not say."""
+    """Return the contents of a lock: who holds it; None where the file does not say."""
     try:
         found = parse(read_text(file))
         return {"host": str(found["host"]), "pid": int(found["pid"]), "start": float(found["start"])}
@@ -87,7 +87,7 @@ def _holder(file: Path) -> dict[str, Any] | None:
 
 
 def _gone(holder: dict[str, Any]) -> bool:
-    """Whether the process is known to have ended: of another host nothing is known."""
+    """Return whether the process is known to have ended; for another host this is never known."""
     if holder["host"] != socket.gethostname():
         return False
     try:

@@ -1,4 +1,4 @@
-"""The training loop."""
+"""Run the training loop."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from flowhooks.train.signals import leave, stop_requests
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a finished run gives back.
+    """Holds the result of a finished run.
 
     Args:
-        output_dir: where everything lies.
+        output_dir: folder with all outputs.
         step: optimiser steps done.
-        metrics: name -> value logged last.
+        metrics: name -> the value that was logged last.
     """
 
     output_dir: Path
@@ -37,17 +37,17 @@ def train(
     rebuild_cache: bool = False,
     examined: Examined | None = None,
 ) -> TrainResult:
-    """Train a run to its last step, or on from a checkpoint.
+    """Train a run to its last step, from the start or from a checkpoint.
 
     Args:
         resume: ``latest``, or a ``checkpoint-<step>`` folder; None starts at step 0 in an output folder without
             checkpoints.
         progress: show progress bars; else a line on stderr for each logged step.
-        rebuild_cache: compute latents, masks and text conditions of this run again, whatever is cached.
-        examined: what :func:`flowhooks.checks.examine` made of this run and ``resume``, where it was asked already.
+        rebuild_cache: compute latents, masks and text conditions of this run again, even if they are cached.
+        examined: result of :func:`flowhooks.checks.examine` for this run and ``resume``, if computed already.
 
     Returns:
-        Where the results lie. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
+        The result. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
         ``metrics.json``, ``README.md``, ``validation/``, ``checkpoint-<step>/``. Under ``use_ema`` the weights
         written are the averaged ones.
 
@@ -74,7 +74,7 @@ def train(
                 batch = next(batches)
                 micro_step = job.session.micro_step
                 # Metrics cost passes over the predictions and, once read, a wait for the device: only where they are
-                # logged. One chunk is the rule; what is drawn comes state by state.
+                # logged. A step has one chunk, except for rollouts, which have one per visited state.
                 for result in job.computed(batch, log=logged):
                     job.guard.loss(result.loss, micro_step, result.files)
                     job.optimization.backward(result.loss / accumulation)

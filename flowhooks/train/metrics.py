@@ -1,4 +1,4 @@
-"""Metrics stay on the device until a step is logged, then come over at once, averaged over window and processes."""
+"""Keep metrics on the device until a step is logged, then fetch them together, averaged over window and processes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from flowhooks.reading import parse
 from flowhooks.train.agreement import gather
 from flowhooks.train.files import write_aside
 
-#: Of what stands beside the other losses of a step; no metric's name.
+#: Internal key of the losses that are added to a step's main loss; no metric has this name.
 _ADDED = "loss, added"
 
 
 class MetricWindow:
-    """What was measured since the last fetch.
+    """Collects the metrics measured since the last fetch.
 
     Args:
         every: optimiser steps between logged ones; the first and the last are logged too.
@@ -44,37 +44,36 @@ class MetricWindow:
         self._steps, self._since = 0, time.perf_counter()
 
     def due(self, step: int) -> bool:
-        """Whether optimiser step ``step``, counted from 1, is logged."""
+        """Return whether optimiser step ``step``, counted from 1, is logged."""
         return step % self.every == 0 or step in (1, self.last)
 
     def add(self, result: StepResult) -> None:
-        """Take in one micro-batch, without waiting for the device."""
+        """Add the metrics of one micro-batch, without waiting for the device."""
         (self._added if result.added else self._losses).append(result.loss.detach() / result.share)
         for name, value in result.metrics.items():
             if name != "loss":
                 self._measured.setdefault(name, []).append(value.detach())
 
     def step(self) -> None:
-        """One optimiser step is done."""
+        """Count one optimiser step as done."""
         self._steps += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """What was measured since the last fetch, of this process."""
+        """Return what this process measured since the last fetch."""
         lists = {"losses": self._losses, "added": self._added, **{f"metric {n}": v for n, v in self._measured.items()}}
         found = {name: torch.stack([v.reshape(()) for v in values]) for name, values in lists.items() if values}
         return {"values": found, "steps": self._steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave, so that a resumed run logs what an uninterrupted one does."""
+        """Restore what :meth:`state_dict` returned, so that a resumed run logs what an uninterrupted one does."""
         lists = {name: list(values.unbind()) for name, values in state["values"].items()}
         self._losses, self._added = lists.pop("losses", []), lists.pop("added", [])
         self._measured = {name.removeprefix("metric "): values for name, values in lists.items()}
         self._steps = int(state["steps"])
 
     def fetch(self) -> dict[str, float]:
-        """Means without NaN over micro-batches and processes: the loss over the whole window, the rest over its
-        logged steps.
-        """
+        """Return means over micro-batches and processes, ignoring NaN: the loss over the whole window, the rest over
+        its logged steps."""
         values = mean_over_processes({"loss": self._losses, _ADDED: self._added, **self._measured})
         values["loss"] += values.pop(_ADDED, 0.0)
         now = time.perf_counter()
@@ -87,12 +86,13 @@ class MetricWindow:
 def mean_over_processes(
     measured: Mapping[str, list[Tensor]], weights: Mapping[str, list[float]] | None = None
 ) -> dict[str, float]:
-    """Mean of each name's values that are not NaN, over all processes, with one fetch; NaN where there are none.
+    """Return the mean of each name's values over all processes, ignoring NaN, with one fetch; NaN where a name has no
+    value.
 
     Every process calls this, whatever names it has.
 
     Args:
-        weights: of the values of each name, as many; None: all weigh alike.
+        weights: name -> one weight per value; None weighs all values alike.
     """
     device = next((values[0].device for values in measured.values() if values), distributed.device())
     sums = []
@@ -121,14 +121,14 @@ def mean_over_processes(
 
 
 def _agreed(names: Iterable[str]) -> list[str]:
-    """The names that any process has, in one order: a metric may be measured on some processes only."""
+    """Return the names that any process has, in the same order everywhere: a metric may be measured on some processes
+    only."""
     return sorted({name for said in gather(json.dumps(sorted(names))) for name in parse(said)})
 
 
 class History:
-    """``metrics.jsonl``: one line per logged step, of the run as it stands: a resumed run drops the lines it will
-    write again.
-    """
+    """Writes ``metrics.jsonl``, one line per logged step. A resumed run drops the lines of steps that it will take
+    again."""
 
     def __init__(self, folder: Path, step: int):
         self.file = folder / HISTORY
@@ -142,13 +142,13 @@ class History:
             stream.write(json.dumps({"step": step, **numbers}) + "\n")
 
     def _lines(self) -> list[str]:
-        # A byte that is no text spoils its line only.
+        # A byte that is not text invalidates its line only.
         text = self.file.read_text(encoding="utf-8", errors="replace") if self.file.is_file() else ""
         return text.splitlines()
 
 
 class WarnOnce:
-    """Says each warning once, whatever numbers are in it, without breaking the progress bar."""
+    """Prints each warning once, whatever numbers it contains, without breaking the progress bar."""
 
     def __init__(self, main: bool):
         self._main = main
@@ -165,4 +165,4 @@ def _step_of(line: str) -> int:
     try:
         return int(parse(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return sys.maxsize  # cut short by a killed writer
+        return sys.maxsize  # cut off when its writer was killed

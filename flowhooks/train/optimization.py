@@ -1,4 +1,4 @@
-"""From gradients to new weights: averaging over processes, clipping, optimiser, schedule, loss scaling."""
+"""Turn gradients into new weights: averaging over processes, clipping, optimiser, schedule, loss scaling."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from flowhooks.train.optimizers import make_optimizer
 
 
 class Optimization:
-    """The optimiser of a run with its schedule.
+    """Holds the optimiser of a run and its schedule.
 
     Args:
-        run: its ``training`` section says which.
-        parameters: everything that is trained.
+        run: its ``training`` section selects optimiser and schedule.
+        parameters: all parameters that are trained.
         scaler: torch's GradScaler under fp16 mixed precision, else None.
 
     Raises:
@@ -49,13 +49,13 @@ class Optimization:
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
     def step(self, guard: FiniteGuard) -> Tensor:
-        """One update from the gradients so far, which are then dropped.
+        """Update the weights once from the gradients so far, then drop the gradients.
 
         Returns:
             The gradient norm before clipping, 0-dim, on the device.
         """
         for parameter in self.parameters:
-            # As on several processes: there a parameter that one of them did not use has a gradient all the same.
+            # As on several processes, where a parameter that one of them did not use has a gradient too.
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         average_gradients(self.parameters)
@@ -65,12 +65,12 @@ class Optimization:
         norm = nn.utils.get_total_norm(gradients)
         bad = guard.losses_bad()
         if self.scaler is None:
-            # With a scaler an infinite gradient is how it finds its scale, and it skips that update itself.
+            # A scaler finds its scale by infinite gradients, and skips such an update itself.
             bad = bad | ~torch.isfinite(norm)
         if self.max_norm is not None:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         # After clipping, since zero times a NaN norm is NaN. Reading the flag is free on the CPU; elsewhere it would
-        # wait for the device, so there the work is done unasked.
+        # wait for the device, so there the work is always done.
         if bad.device.type != "cpu" or bad:
             for gradient in gradients:
                 gradient.masked_fill_(bad, 0)

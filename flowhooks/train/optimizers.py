@@ -1,4 +1,4 @@
-"""The optimiser of a run, made by its name or import path, and tried before weights load."""
+"""Make the optimiser of a run by its name or import path, and try it before weights load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from flowhooks.errors import ConfigError, Problem
 
 
 def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """``adamw``, or any optimiser ``package.module:Class``. Raises ConfigError with the place of what is wrong."""
+    """Make ``adamw``, or any optimiser ``package.module:Class``. Raises ConfigError with the JSON path of what is
+    wrong."""
     path = run.training["optimizer"]
     made = torch.optim.AdamW if path == "adamw" else _imported(path, str(run.source))
     try:
@@ -27,11 +28,11 @@ def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.
 
 
 def try_optimizer(run: Run) -> None:
-    """Make the optimiser for small parameters with as many sides as those of the run, and let one of torch's take a
-    step with them: some options are looked at only there.
+    """Make the optimiser for small parameters with the same numbers of dimensions as those of the run. An optimiser of
+    torch also takes a step with them, as it checks some options only there.
 
     Raises:
-        ConfigError: as :func:`make_optimizer`, or the step fails.
+        ConfigError: as :func:`make_optimizer`, or when the step fails.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     parameters = [nn.Parameter(torch.zeros((1,) * sides, device=device)) for sides in _sides(run)]
@@ -43,15 +44,15 @@ def try_optimizer(run: Run) -> None:
         parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
-    except Exception as error:  # whatever an option of the wrong kind leads to
+    except Exception as error:  # an option of the wrong kind may raise anything
         path = run.training["optimizer"]
         message = f"{path!r} cannot take a step: {type(error).__name__}: {error}; correct its options or the rate"
         raise ConfigError(Problem(message, str(run.source), "$.training.optimizer_args")) from error
 
 
 def _sides(run: Run) -> set[int]:
-    """How many sides the parameters of a run have: those of an adapter are matrices, as far as is known before it is
-    there; those of a network are in the headers of its weights."""
+    """Return the numbers of dimensions of the run's parameters. An adapter has matrices, as far as is known before it
+    exists; for a network, the headers of its weight files say."""
     folder = None if run.adapter is not None else pipeline_folder(run.model)
     if folder is None:
         return {2}

@@ -1,4 +1,4 @@
-"""What a run leaves behind, on the main process: weights, run, metrics, card."""
+"""Write the outputs of a run on the main process: weights, run, metrics, card."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris
 
 
 def sweep_outputs(run: Run) -> None:
-    """Remove what a killed run of this folder was in the middle of writing; for who holds the folder's lock."""
+    """Remove what a killed run of this folder left half-written. The caller must hold the folder's lock."""
     for folder in (Path(run.output_dir), Path(run.output_dir) / VALIDATION):
         sweep(folder)
 
 
 def write_run(run: Run) -> Path:
-    """The resolved run, at the start: a run that is killed still says what it was."""
+    """Write the resolved run at the start, so that a killed run leaves its settings."""
     return write_json(Path(run.output_dir) / RUN, run.document, TrainingError)
 
 
 def write_outputs(
     run: Run, session: Session, pipe: Any, metrics: Mapping[str, float], pictures: list[CardPicture]
 ) -> None:
-    """The trained weights and what describes them.
+    """Write the trained weights and the files that describe them.
 
     Under ``use_ema`` these are the *averaged* weights; the last checkpoint has the others too. An adapter becomes its
     own file, a trained transformer a whole Diffusers pipeline in ``pipeline/``, modules of hooks
@@ -62,9 +62,9 @@ def write_outputs(
 
 
 def write_intermediate(run: Run, session: Session, folder: Path) -> None:
-    """What a checkpoint can be drawn with, exported from and started from: the run, its adapter and modules of hooks
-    as they would be written at the end. Under ``use_ema`` these are the *averaged* weights. Of a run that trains the
-    whole transformer nothing is written: it would be a second copy of the model.
+    """Write into a checkpoint what sampling, exporting and starting from it need: the run, its adapter and the modules
+    of hooks, as they would be written at the end. Under ``use_ema`` these are the *averaged* weights. For a run that
+    trains the whole transformer nothing is written: it would be a second copy of the model.
 
     Raises:
         TrainingError, AdapterError: the disk refuses.
@@ -85,7 +85,7 @@ def _header(run: Run) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """The installed versions of what a run depends on."""
+    """Return the installed versions of the packages that a run depends on."""
     found = {}
     for package in _PACKAGES:
         try:
@@ -107,7 +107,7 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
     except REFUSALS as error:
         raise TrainingError(refused(target, error)) from error
     finally:
-        # Whatever stops it in between, an interrupt too.
+        # On any exception in between, an interrupt included.
         if old.exists() and not target.exists():
             old.rename(target)
         for leftover in (aside, old):

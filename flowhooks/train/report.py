@@ -1,4 +1,4 @@
-"""What a person who watches a run is told: once what it is about to do, and then how far it is."""
+"""Print what a run is about to do, and then its progress."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 
 def health_names(hooks: Sequence[Hook]) -> dict[str, str]:
-    """Metric -> what people call it, for each hook that names one: ``implicit accuracy``."""
+    """Return metric -> its readable name, such as ``implicit accuracy``, for each hook that names one."""
     named = {hook.health: hook.health_label or hook.health.removeprefix(f"{hook.type}_") for hook in hooks}
     return {metric: short.replace("_", " ") for metric, short in named.items() if metric}
 
 
 class Progress:
-    """A bar, or a line for each logged step; both tell the same. Of several processes the main one speaks.
+    """Shows a bar, or a line for each logged step; both show the same values. With several processes, the main one
+    prints.
 
     Args:
         total: the run's last step.
-        health: metric -> what it is called here, see :func:`health_names`.
+        health: metric -> its name here, see :func:`health_names`.
         bar: show a bar.
         main: whether this is the main process.
     """
@@ -45,18 +46,18 @@ class Progress:
 
     @contextmanager
     def open(self, step: int) -> Iterator[None]:
-        """The bar is there inside the block, which begins after ``step`` steps."""
+        """Show the bar inside the block, which begins after ``step`` steps."""
         with tqdm(
             total=self.total, initial=step, desc="Training", unit="step", disable=not self._bar_wanted
         ) as self._bar:
             yield
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step as done."""
         self._bar.update()
 
     def tell(self, step: int, values: Mapping[str, float]) -> None:
-        """The metrics of a logged step."""
+        """Show the metrics of a logged step."""
         told = self._told(values)
         self._bar.set_postfix(told)
         if self._lines:
@@ -64,25 +65,26 @@ class Progress:
             self.say("  ".join([place, *map(" ".join, told.items()), *self._time(step, values)]))
 
     def say(self, line: str) -> None:
-        """A line, above the bar where there is one."""
+        """Print a line, above the bar where there is one."""
         if self._main:
             tqdm.write(one_line(line), file=sys.stderr)
 
     def _told(self, values: Mapping[str, float]) -> dict[str, str]:
-        """Loss, health of each method, rate."""
+        """Return loss, health of each method and rate, as they are shown."""
         health = {short: values[name] for name, short in self.health.items() if name in values}
         numbers = {"loss": values["loss"], **health, "rate": values["learning_rate"]}
         return {name: f"{value:.4g}" for name, value in numbers.items()}
 
     def _time(self, step: int, values: Mapping[str, float]) -> tuple[str, str]:
-        """Seconds a step, and how long the rest takes at the latest pace: first steps are slower than any other."""
+        """Return seconds per step, and the time left at the latest pace: the first steps are slower than the rest."""
         now = values["seconds_per_step"]
         self._seconds = now if math.isnan(self._seconds) else (self._seconds + now) / 2
         return f"{now:.3g} s/step", f"{tqdm.format_interval(self._seconds * (self.total - step))} left"
 
 
 def summary(job: Job) -> list[str]:
-    """What a run is about to do: device and memory, what is trained, on how much, and how long an epoch is."""
+    """Return lines on what a run is about to do: device and memory, what is trained, how many samples, and how long an
+    epoch is."""
     run, training = job.run, job.run.training
     told = {
         "device": _device(job.accelerator.device, job.accelerator.num_processes),

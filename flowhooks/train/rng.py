@@ -1,4 +1,4 @@
-"""The state of every global random generator of this process."""
+"""Seed, save and restore every global random generator of this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seed_all(seed: int) -> None:
 
 
 def capture(device: torch.device) -> dict[str, Any]:
-    """Python's, NumPy's and torch's state, and that of ``device``."""
+    """Return the states of Python's, NumPy's and torch's generators, and that of ``device``."""
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     key = numpy_state["state"]["key"]
@@ -32,7 +32,7 @@ def capture(device: torch.device) -> dict[str, Any]:
 
 
 def restore(state: Mapping[str, Any], device: torch.device) -> None:
-    """Take back what :func:`capture` gave."""
+    """Restore what :func:`capture` returned."""
     random.setstate(state["python"])
     inner = state["numpy"]["state"]
     np.random.set_state({**state["numpy"], "state": {**inner, "key": np.array(inner["key"], dtype=np.uint32)}})
@@ -43,7 +43,7 @@ def restore(state: Mapping[str, Any], device: torch.device) -> None:
 
 @contextmanager
 def preserved(device: torch.device) -> Iterator[None]:
-    """Whatever draws random numbers inside the block, training after it does not notice."""
+    """Restore the generators on exit, so that random numbers drawn inside the block do not change training after it."""
     before = capture(device)
     try:
         yield

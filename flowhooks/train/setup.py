@@ -1,4 +1,4 @@
-"""Everything between a run file and the first step, in the order that finds mistakes before it costs time."""
+"""Do everything between a run file and the first step, in the order that finds mistakes before they cost time."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ from flowhooks.train.validation import Validation
 def prepared(
     run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False, examined: Examined | None = None
 ) -> Iterator[Job]:
-    """Yield a job that is ready for its next step; on leaving, restore the pipeline and close the trackers.
+    """Yield a job that is ready for its next step; on exit, restore the pipeline and close the trackers.
 
     Args:
-        examined: what :func:`flowhooks.checks.examine` made of the run, where it was asked already.
+        examined: result of :func:`flowhooks.checks.examine` for the run, if it was computed already.
 
     Raises:
-        ConfigError, DataError, ModelError, AdapterError, CheckpointError: what is wrong, as far as possible before
+        ConfigError, DataError, ModelError, AdapterError, CheckpointError: something is wrong; where possible, before
             weights load.
     """
     examined = examined or examine(run, resume)
     audited = examined.audit
-    # What only their classes can say of the options of an optimiser and of hooks is said before weights load.
+    # Options that only the classes of an optimiser and of hooks can check are checked before weights load.
     try_optimizer(run)
     assembly = assemble(_planned(run, examined), str(run.source))
     with ExitStack() as stack:
@@ -84,7 +84,7 @@ def prepared(
         drawn = _streams(run, audited, kept, accelerator)
         identified = identity(run, audited, accelerator.num_processes)
         # Before weights load: a checkpoint of another run, or an output folder that cannot be written to, need no
-        # model to tell.
+        # model to be found.
         if source is not None:
             require_same(read_manifest(source).identity, identified, str(source))
         with raise_on_all_ranks(ConfigError):
@@ -97,13 +97,13 @@ def prepared(
 
         pipe = load_pipeline(run.model).to(accelerator.device)
         model = _probed(run, pipe, audited, stack)
-        # Hooks learn what they need of the pipeline while they attach; text encoders and VAE sleep after that.
+        # Hooks learn what they need of the pipeline while they attach; after that, text encoders and VAE are parked.
         with encoders_and_vae_on_device(pipe, model.transformer):
             dataset: Any = []
             if audited.records:
                 dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
             stack.enter_context(gradient_checkpointing(model.transformer, run.model["gradient_checkpointing"]))
-            # One seed on every process for what an adapter starts from, then one of its own for dropout.
+            # One seed on every process for the initial adapter, then a different one on each for dropout.
             rng.seed_all(run.training["seed"])
             session = stack.enter_context(attach_planned(model, run, assembly))
         rng.seed_all(run.training["seed"] + accelerator.process_index)
@@ -151,7 +151,7 @@ def prepared(
 
 
 def _planned(run: Run, examined: Examined) -> Plan:
-    """The plan of the checks, made anew where hooks of the user's own are imported only now."""
+    """Return the plan of the checks, made again if hooks of the user's own are imported only now."""
     if all(hook.type in HOOKS for hook in run.hooks):
         return examined.plan
     given = run.provides if run.data is None else frozenset(f"data:{each}" for each in examined.audit.provides)
@@ -159,7 +159,7 @@ def _planned(run: Run, examined: Examined) -> Plan:
 
 
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
-    """What is trained on, with a warning where there is little of a size."""
+    """Return the streams of training samples, with a warning where there are few samples of a size."""
     drawn = streams(audited.records, kept)
     sentence = small_bucket_warning(drawn, run.training["train_batch_size"] * accelerator.num_processes)
     if sentence and accelerator.is_main_process:
@@ -180,7 +180,7 @@ def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None
 def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
     first = audited.records[0] if audited.records else None
     stack.enter_context(attention_backend(find_networks(pipe).values(), run.model["attention_backend"]))
-    # A pipeline may refuse arguments that only it can judge, and the user has one place to change them.
+    # A pipeline may refuse arguments that only it can check; the user sets them in one place.
     with model_errors_at(run.source, "$.model.pipeline_arguments" if run.model["pipeline_arguments"] else None):
         model = probe(
             pipe,

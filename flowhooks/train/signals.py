@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, with a checkpoint, instead of in the middle of one."""
+"""End a run at Ctrl-C or SIGTERM between two steps, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOTICE = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to
 
 
 class StopRequest:
-    """Whether, and by which signal, the run was asked to stop."""
+    """Holds whether, and by which signal, the run was requested to stop."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -27,7 +27,8 @@ class StopRequest:
         self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
 
     def agreed(self) -> int:
-        """The signal that any process got, 0 for none. The same on all processes; call it on all of them."""
+        """Return the signal that any process received, 0 for none; all processes get the same result. Call it on all of
+        them."""
         if self._group is None:
             return self._asked
         asked = torch.tensor([self._asked])
@@ -35,7 +36,7 @@ class StopRequest:
         return int(asked)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler. A second Ctrl-C raises KeyboardInterrupt."""
+        """Handle a signal. A second Ctrl-C raises KeyboardInterrupt."""
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             raise KeyboardInterrupt
@@ -47,7 +48,8 @@ class StopRequest:
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch both signals inside the block. Outside the main thread Python allows no handlers; none are installed."""
+    """Catch both signals inside the block. Outside the main thread Python allows no handlers, and none are
+    installed."""
     request = StopRequest()
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -1,4 +1,4 @@
-"""Pictures with fixed seeds, and the run's own metrics on samples it never trains on."""
+"""Generate images with fixed seeds, and measure the run's own metrics on samples that it never trains on."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ STEPS = "num_inference_steps"
 
 @dataclass(kw_only=True)
 class Validation:
-    """What is looked at while training; it leaves weights, modes and random numbers as it found them.
+    """Generates images and measures metrics during training; weights, modes and random numbers stay as they were.
 
     Args:
         held: the held-out samples, as a CachedDataset gives them.
-        batch_size: of the held-out batches.
+        batch_size: size of the held-out batches.
     """
 
     run: Run
@@ -57,15 +57,14 @@ class Validation:
         return bool(self.run.validation["prompts"]) or len(self.held) > 0
 
     def due(self, step: int) -> bool:
-        """Before the first step, every ``every_steps``, after the last."""
+        """Return whether to validate at this step: before the first step, every ``every_steps``, after the last."""
         return self.wanted and (
             step % self.run.validation["every_steps"] == 0 or step == self.run.training["max_train_steps"]
         )
 
     def validate(self, step: int) -> dict[str, float]:
-        """Draw and measure, with the averaged weights under ``use_ema``. Returns ``val/...`` metrics, the same on all
-        processes.
-        """
+        """Generate and measure, with the averaged weights under ``use_ema``. Returns ``val/...`` metrics, the same on
+        all processes."""
         device = self.accelerator.device
         with preserved(device), averaged(self.session), evaluating(self.model.transformer):
             metrics = self._measure() if len(self.held) else {}
@@ -74,7 +73,7 @@ class Validation:
         return metrics
 
     def pictures(self) -> list[CardPicture]:
-        """The last grid, for the model card."""
+        """Return the last grid, for the model card."""
         return (
             []
             if self.drawn is None
@@ -82,7 +81,8 @@ class Validation:
         )
 
     def _measure(self) -> dict[str, float]:
-        """Each process measures every other batch on its own, under noise that depends on the batch alone."""
+        """Measure on held-out batches: with N processes, each takes every N-th batch, under noise that depends on the
+        batch only."""
         measured: dict[str, list[Tensor]] = {}
         sizes: dict[str, list[float]] = {}
         batches = held_batches([record.bucket for record in self._records()], self.batch_size)
@@ -119,7 +119,7 @@ class Validation:
                 for count in counts
             ]
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
-        # With several step counts: a row a picture, a column a count.
+        # With several step counts: a row an image, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
         columns = _columns(len(validation["prompts"]), validation["num_images_per_prompt"])
         grid = picture_grid(pictures, columns=columns if len(counts) == 1 else len(counts))
@@ -129,7 +129,7 @@ class Validation:
 
     @property
     def counts(self) -> list[int]:
-        """Step counts that pictures are drawn at, rising."""
+        """Return the step counts that images are generated at, rising."""
         written = self.run.validation[STEPS]
         return sorted(written) if isinstance(written, list) else [written]
 
@@ -143,7 +143,7 @@ class Validation:
 
 
 def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Positions of samples in batches of at most ``batch_size``, each of one bucket."""
+    """Return positions of samples in batches of at most ``batch_size``, each of one bucket."""
     rows: dict[Hashable, list[int]] = {}
     for i, bucket in enumerate(buckets):
         rows.setdefault(bucket, []).append(i)
@@ -151,7 +151,7 @@ def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]
 
 
 def on_device(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor on ``device``."""
+    """Return the batch with every tensor on ``device``."""
     tensors = {
         name: None if value is None else value.to(device, non_blocking=True)
         for name, value in (("clean", batch.clean), ("rejected", batch.rejected), ("mask", batch.mask))
@@ -160,7 +160,8 @@ def on_device(batch: Any, device: torch.device) -> Any:
 
 
 def step_curve(counts: Sequence[int], drawn: Sequence[Sequence[Image.Image]]) -> dict[str, float]:
-    """``val/distance_<n>_steps``: mean absolute difference, of 0 to 1, from the pictures of most steps, the last."""
+    """Return ``val/distance_<n>_steps``: mean absolute difference, from 0 to 1, between the images of n steps and those
+    of the most steps, which come last."""
     arrays = [np.stack([np.asarray(p.convert("RGB"), dtype=np.float32) / 255 for p in row]) for row in drawn]
     return {
         f"val/distance_{count}_steps": float(np.abs(array - arrays[-1]).mean())

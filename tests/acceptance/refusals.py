@@ -73,10 +73,10 @@ REFUSALS: dict[str, Refusal] = {
         make=written(), words=("there is no such checkpoint",), more=("--resume", "nowhere")
     ),
     "a checkpoint of another run": Refusal(
-        make=resume_other, words=("was written by another run", "start anew"), more=("--resume", "latest")
+        make=resume_other, words=("was written by another run", "start again"), more=("--resume", "latest")
     ),
     "a damaged checkpoint": Refusal(
-        make=damaged_resume, words=("no checkpoint is whole", "manifest.json"), more=("--resume", "latest")
+        make=damaged_resume, words=("no checkpoint is complete", "manifest.json"), more=("--resume", "latest")
     ),
     "no prompts file": Refusal(
         make=rollout(prompts="nowhere.txt"), words=("$.hooks[1]: ", "nowhere.txt cannot be read")
@@ -169,7 +169,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "an optimiser that wants a closure": Refusal(
         make=written(training={"optimizer": "torch.optim:LBFGS"}),
-        words=("$.training.optimizer: ", "asks for the loss again"),
+        words=("$.training.optimizer: ", "computes the loss several times"),
     ),
     "an optimiser of sparse gradients": Refusal(
         make=written(training={"optimizer": "torch.optim:SparseAdam"}),
@@ -202,7 +202,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "an argument that flowhooks passes": Refusal(
         make=changed_model(lambda model: None, pipeline_arguments={"prompt": "x"}),
-        words=("$.model.pipeline_arguments.prompt: ", "by flowhooks itself", "validation.prompts"),
+        words=("$.model.pipeline_arguments.prompt: ", "from flowhooks itself", "validation.prompts"),
     ),
     "a target that the digits do not have": Refusal(
         make=written(model=DIGITS, adapter={"target_modules": ["nope"]}),

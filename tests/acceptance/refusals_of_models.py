@@ -34,7 +34,7 @@ MODELS: dict[str, Refusal] = {
         words=("names a part '../vae'", "get the file again"),
     ),
     "a scheduler of betas": Refusal(
-        make=changed_index(scheduler=["diffusers", "DDIMScheduler"]), words=("a DDIMScheduler", "no flow matching")
+        make=changed_index(scheduler=["diffusers", "DDIMScheduler"]), words=("a DDIMScheduler", "not flow matching")
     ),
     "a scheduler of betas, by its settings": Refusal(
         make=changed_model(
@@ -143,7 +143,7 @@ MODELS: dict[str, Refusal] = {
     ),
     "a size that the pipeline refuses": Refusal(
         make=lambda user: user.edit_blocks(lambda blocks: blocks[0].update(resolution=14)),
-        words=("data.json: $[0].resolution: ", "pictures of 14x14 do not fit", "multiples of 4"),
+        words=("data.json: $[0].resolution: ", "images of 14x14 do not fit", "multiples of 4"),
     ),
     "validation of a size that the pipeline refuses": Refusal(
         make=written(validation={"prompts": ["a"], "height": 18, "width": 16}),
@@ -155,7 +155,7 @@ MODELS: dict[str, Refusal] = {
     ),
     "data larger than the network's positions": Refusal(
         make=changed_model(changed_settings("transformer/config.json", pos_embed_max_size=2)),
-        words=("data.json: $[0].resolution: ", "pictures of 16x16 are larger than", "8 is the most"),
+        words=("data.json: $[0].resolution: ", "images of 16x16 are larger than", "8 is the most"),
     ),
     "validation pictures that no run drew": Refusal(
         make=lambda user: (

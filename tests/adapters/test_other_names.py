@@ -192,7 +192,7 @@ class LosesAlpha:
 
 def test_an_alpha_that_the_reader_loses(tmp_path):
     file, family = write("Qwen-Image, bare", tmp_path / "lora.safetensors")
-    with pytest.raises(AdapterError, match="LosesAlpha makes of them has 2 times the size of the change"):
+    with pytest.raises(AdapterError, match="LosesAlpha converts them to has 2 times the size of the change"):
         load_adapter(tiny(family).transformer, file, pipeline=LosesAlpha)
 
 

@@ -126,7 +126,7 @@ def test_it_needs_one_of_pefts(kind):
 
 
 def test_it_needs_a_first_and_a_name_of_its_own():
-    with pytest.raises(AdapterError, match="no adapter to put a second one beside"):
+    with pytest.raises(AdapterError, match="no adapter to add a second one to"):
         build_second(None, name="critic", rank=3, alpha=4.0)
     first, _ = pair(transformer(), "lora")
     for name in ("critic", "default"):

@@ -46,7 +46,7 @@ def test_clips_of_a_pipeline_that_draws_pictures(tmp_path):
     clips = [replace(each, geometry=replace(each.geometry, shown=tuple(range(5)))) for each in audited.records]
     (problem,) = size_problems(run, replace(audited, records=tuple(clips)))
     assert problem.path == "$[0].num_frames" and problem.file == str(tmp_path / "data.json")
-    assert "StableDiffusion3Pipeline draws pictures, not clips of 5 frames; set it to 1" in problem.message
+    assert "StableDiffusion3Pipeline generates images, not videos of 5 frames; set it to 1" in problem.message
 
 
 def resolved(file: Path):

@@ -170,7 +170,7 @@ def test_a_full_disk_is_told_with_its_file_and_how_to_go_on(tmp_path, capsys, mo
     assert main(["train", str(run)]) == 1
     told = capsys.readouterr().err.splitlines()
     assert told[-2:] == [
-        f"to go on: flowhooks train {run} --resume latest",
+        f"to resume: flowhooks train {run} --resume latest",
         f"{file if named else tmp_path / 'out'}: the disk is full ({error}); "
         "free some space or choose another `output_dir`, then start again with `--resume latest`",
     ]
@@ -272,7 +272,7 @@ def test_explain_shows_expansion_slots_forwards_and_beta(tmp_path, capsys):
 def test_explain_counts_the_latents_of_this_run_where_it_knows_them(tmp_path, capsys):
     run = make_run(tmp_path)
     assert main(["explain", str(run)]) == 0
-    assert "1024x1024 pictures, for example" in capsys.readouterr().out
+    assert "1024x1024 images, for example" in capsys.readouterr().out
     blocks = json.loads((tmp_path / "data.json").read_text())
     (tmp_path / "data.json").write_text(json.dumps([{**blocks[0], "resolution": [64, 32]}, *blocks[1:]]))
     (tmp_path / "model/vae").mkdir(exist_ok=True)
@@ -282,12 +282,12 @@ def test_explain_counts_the_latents_of_this_run_where_it_knows_them(tmp_path, ca
     ):
         (tmp_path / "model/vae/config.json").write_text(json.dumps(vae))
         assert main(["explain", str(run)]) == 0
-        assert f"N is {told:,} for 32x64 pictures of this run, so there" in capsys.readouterr().out
+        assert f"N is {told:,} for 32x64 images of this run, so there" in capsys.readouterr().out
     for model, told in (
-        ("digits", "N is 512 for 32x64 pictures of this run, so there"),
+        ("digits", "N is 512 for 32x64 images of this run, so there"),
         (
             "nobody/nothing",
-            "N is 512 for 32x64 pictures of this run with latents of 16 channels at 1/8 of the size, for example",
+            "N is 512 for 32x64 images of this run with latents of 16 channels at 1/8 of the size, for example",
         ),
     ):
         assert main(["explain", str(run), "--set", f"model.pretrained_model_name_or_path={model}"]) == 0

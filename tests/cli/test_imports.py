@@ -63,7 +63,7 @@ def test_allowed_code_is_still_not_imported(stranger, command, capsys):
     run = make_run(stranger, hooks=hooks, training={"optimizer": "stranger:judge"})
     assert main([command, str(run), "--allow-imports"]) == 0
     captured = capsys.readouterr()
-    assert "$.hooks[0]: 'stranger:Hook' is not imported here; `train` reads its options" in captured.out
+    assert "$.hooks[0]: 'stranger:Hook' is not imported here; `train` checks its options" in captured.out
     assert "$.hooks[0].rewards[0].type: 'stranger:judge' is not imported here" in captured.out
     assert "$.training.optimizer: 'stranger:judge' is not imported here" in captured.out
     assert not (stranger / "imported").exists()

@@ -19,7 +19,7 @@ PROMPTED = {"type": "on_policy_rollout", "prompts": ["drawn 'so'"]}
         ({"validation": {"prompts": ["it's $HOME"]}}, ["a"], "it's $HOME"),
         ({"hooks": [PROMPTED]}, [], "drawn 'so'"),
         ({}, ["", "-- a dash first"], "-- a dash first"),
-        ({}, [], "a picture"),
+        ({}, [], "an image"),
     ],
 )
 @pytest.mark.parametrize("imports", [False, True])

@@ -15,6 +15,7 @@ from referencing import Registry, Resource
 
 from flowhooks.commands.schema import from_specs
 from flowhooks.documents.schemas import schemas, uri, validator
+from flowhooks.hooks.timestep_schedule import LIST, MODE
 
 FOLDER = Path(__file__).parents[2] / "schemas"
 FREE_FORM = {"pipeline_arguments", "optimizer_args"}
@@ -104,6 +105,11 @@ def test_references_resolve_between_files_as_an_editor_does_it():
 
 def test_every_spec_has_a_file_and_the_other_way_round():
     assert set(schemas()) == set(from_specs())
+
+
+@pytest.mark.parametrize("key", (LIST, MODE))
+def test_an_alias_of_the_schedule_of_times_is_described_as_the_option_it_stands_for(key):
+    assert schemas()["run"]["properties"][key] == from_specs()["hooks/timestep_schedule"]["properties"][key]
 
 
 def test_attention_backends_are_those_of_diffusers():

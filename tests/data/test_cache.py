@@ -267,7 +267,7 @@ def test_a_file_that_changes_after_the_audit_is_named(root, model, cache):
 
 def test_a_size_that_the_pipeline_refuses_is_one_clear_error(tmp_path, model, cache):
     write_image(tmp_path / "win/a.png", (17, 17))
-    with pytest.raises(DataError, match="refuses pictures of 17x17.*set `resolution`"):
+    with pytest.raises(DataError, match="refuses images of 17x17.*set `resolution`"):
         build(tmp_path, model, cache, [image_set("win", caption_strategy="filename")])
 
 

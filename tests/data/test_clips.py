@@ -147,7 +147,9 @@ def test_clips_that_are_too_short_or_unlike_their_partner_are_named(tmp_path):
     write_image(tmp_path / "lose" / "still.png", seed=1)
     win = image_set("win", num_frames=5, caption_strategy="filename")
     short, apart = problems_in(tmp_path, [win, partner_set("lose", "reference_strict", source_dataset_id="win")])
-    assert short.startswith("$[0].num_frames: clips with fewer than 5 frames (2): b (4), still (1); lower `num_frames`")
+    assert short.startswith(
+        "$[0].num_frames: videos with fewer than 5 frames (2): b (4), still (1); lower `num_frames`"
+    )
     assert apart.startswith("$[0].num_frames: rejected sides with another number of frames (1): c of 'lose' (8, not 6)")
 
 
@@ -201,7 +203,7 @@ def test_wan_trains_on_clips_with_a_mask_over_all_their_frames(tmp_path, hooks):
     win, *partners = TRIPLE
     audited = audit_in(tmp_path, [{**win, "num_frames": 5, "frame_selection": "center"}, *partners])
     assert audited.buckets == {(32, 32, 5): 2}
-    assert "win: clips of 8 frames at 8 a second; 5 are trained on, 'center'" in audited.report
+    assert "win: videos of 8 frames at 8 a second; 5 are trained on, 'center'" in audited.report
     model = learnt(5)
     dataset = build_cache(audited, model, tmp_path / "cache", progress=False)
     batch = collate([dataset[0], dataset[1]])
@@ -245,8 +247,8 @@ def test_pictures_and_clips_of_several_sizes_share_a_run(tmp_path, name):
 def test_lengths_that_the_pipeline_does_not_make_are_refused(tmp_path):
     write_clips(tmp_path)
     audited = audit_in(tmp_path, [image_set("win", num_frames=6)])
-    with pytest.raises(DataError, match="clips of 6 frames of 32x32: WanPipeline makes 5 frames of 32x32 pixels when"):
+    with pytest.raises(DataError, match="videos of 6 frames of 32x32: WanPipeline makes 5 frames of 32x32 pixels when"):
         build_cache(audited, learnt(5), tmp_path / "cache", progress=False)
     pictures = families.learnt("sd3")
-    with pytest.raises(DataError, match="StableDiffusion3Pipeline draws pictures, not clips of 6 frames"):
+    with pytest.raises(DataError, match="StableDiffusion3Pipeline generates images, not videos of 6 frames"):
         build_cache(audited, pictures, tmp_path / "cache", progress=False)

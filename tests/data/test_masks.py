@@ -153,7 +153,7 @@ def test_a_few_black_masks_are_a_note(tmp_path):
     write_pairs(tmp_path, ("a", "b", "c"))
     write_mask(tmp_path / "mask/b.png", np.zeros((16, 16)))
     result = audit_in(tmp_path, TRIPLE)
-    assert result.warnings == () and "(1 of 3 masks that were looked at): b; " in result.report[-1]
+    assert result.warnings == () and "(1 of 3 masks that were decoded): b; " in result.report[-1]
 
 
 @pytest.mark.parametrize("kind", BLACK)
@@ -163,7 +163,7 @@ def test_a_set_of_black_masks_is_refused_and_some_are_told(tmp_path, kind):
     for name in "ab":
         (tmp_path / f"mask/{name}.png").write_bytes(data)
     (warning,) = audit_in(tmp_path, TRIPLE).warnings
-    assert "mask: the mask is black: it trains nowhere (2 of 3 masks that were looked at): a, b; " in warning
+    assert "mask: the mask is black: it trains nowhere (2 of 3 masks that were decoded): a, b; " in warning
     assert remedy in warning
     (tmp_path / "mask/c.png").write_bytes(data)
     (problem,) = problems_in(tmp_path, TRIPLE)
@@ -189,4 +189,4 @@ def test_all_masks_are_looked_at_before_a_set_is_refused(tmp_path, monkeypatch):
     for name in "ac":
         write_mask(tmp_path / f"mask/{name}.png", np.zeros((16, 16)))
     (warning,) = audit_in(tmp_path, TRIPLE).warnings
-    assert "(2 of 2 masks that were looked at): a, c" in warning
+    assert "(2 of 2 masks that were decoded): a, c" in warning

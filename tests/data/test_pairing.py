@@ -109,7 +109,7 @@ def test_a_partner_in_another_case_is_pointed_at(root):
 def test_partners_that_no_image_asks_for_are_a_warning(root):
     write_image(root / "lose/extra.png", seed=77)
     result = audit_in(root, PAIR)
-    assert result.warnings == ("lose: 1 file that no image asks for: extra",)
+    assert result.warnings == ("lose: 1 file without an image: extra",)
     assert len(result.records) == 3
 
 

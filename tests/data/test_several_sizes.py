@@ -140,6 +140,6 @@ def test_every_size_the_pipeline_refuses_or_rounds_is_named(tmp_path):
     with pytest.raises(DataError) as caught:
         build_cache(audit_in(tmp_path, TRIPLE), learnt("flux", (32, 32)), tmp_path / "cache", progress=False)
     assert [problem.message.partition(";")[0] for problem in caught.value.problems] == [
-        "the pipeline refuses pictures of 64x34: FluxPipeline makes 64x32 pixels when asked for 64x34 pixels",
-        "the pipeline refuses pictures of 38x40: FluxPipeline makes 36x40 pixels when asked for 38x40 pixels",
+        "the pipeline refuses images of 64x34: FluxPipeline makes 64x32 pixels when asked for 64x34 pixels",
+        "the pipeline refuses images of 38x40: FluxPipeline makes 36x40 pixels when asked for 38x40 pixels",
     ]

@@ -60,7 +60,7 @@ def test_pictures_are_better_below_and_features_above():
         facts(plain=[run(10, 0.5), run(11, 0.6), run(12, 0.7)], other=[run(7, 0.4), run(8, 0.4), run(9, 0.4)])
     )
     assert sentence.startswith(
-        "**other**: pictures better at any number of steps (8.0 against 11.0), features worse (40.0% "
+        "**other**: images better at any number of steps (8.0 against 11.0), features worse (40.0% "
     )
 
 

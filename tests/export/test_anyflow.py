@@ -238,7 +238,7 @@ def test_a_pipeline_that_does_more_than_draw_from_text(run, model, tmp_path):
 def test_another_unit_of_the_second_time(model, tmp_path):
     method = {"anyflow": {"target_mode": "linear", "timestep_scale": 250.0}}
     run = finished(model, tmp_path / "out", method=method)
-    one_line(run, ModelError, "`timestep_scale` of the run is 250; AnyFlow gives .* in the unit of the first, 1000")
+    one_line(run, ModelError, "`timestep_scale` of the run is 250; AnyFlow has .* in the unit of the first, 1000")
 
 
 def test_a_place_that_cannot_be_written(run, tmp_path):

@@ -231,8 +231,8 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda key: key.replace("transformer.", "unet.", 1), "not of a plain LoRA"),
-        (lambda key: key.replace("lora_A.weight", "lora_magnitude_vector"), "not of a plain LoRA"),
+        (lambda key: key.replace("transformer.", "unet.", 1), "does not belong to a plain LoRA"),
+        (lambda key: key.replace("lora_A.weight", "lora_magnitude_vector"), "does not belong to a plain LoRA"),
         (lambda key: key.replace("to_q.lora_A", "to_q2.lora_A"), "only one of its two matrices"),
         (lambda key: key.replace(".attn.to_q.", ".attn.gate."), "No original name is known"),
     ],

@@ -195,7 +195,7 @@ def test_a_refusal(tmp_path, server, token, status):
         ("/commit/", 412, {"error": "Moved on"}, r"\(412: Moved on\)\. .*wait"),
         ("/commit/", 413, {"error": "Too large"}, r"\(413: Too large\)\. .*larger"),
         ("/commit/", 429, {"error": "Slow down"}, r"\(429: Slow down\)\. Wait"),
-        ("/commit/", 503, {"error": "Busy"}, r"\(503: Busy\)\. The trouble is the Hub's"),
+        ("/commit/", 503, {"error": "Busy"}, r"\(503: Busy\)\. The Hub has a problem"),
         ("/objects/batch", 403, {"error": "No quota"}, r"\(403: No quota\)\."),
         ("/storage/", 403, {"error": "Expired"}, r"\(403: Expired\)\."),
     ],
@@ -215,7 +215,9 @@ def test_a_file_that_the_storage_refuses(tmp_path, server, token):
     server.large = True
     refused = {"oid": "1" * 64, "size": 1, "error": {"message": "No space", "code": 422}}
     server.refusals = {"/objects/batch": (200, {"objects": [refused]})}
-    with pytest.raises(HubError, match="^The Hub refused 'me/my-dpo' .*No space.* Go on with `flowhooks push") as found:
+    with pytest.raises(
+        HubError, match="^The Hub refused 'me/my-dpo' .*No space.* Continue with `flowhooks push"
+    ) as found:
         push(run_folder(tmp_path), "me/my-dpo", private=True, endpoint=server.address)
     assert "model card" not in str(found.value) and "\n" not in str(found.value)
 
@@ -232,7 +234,7 @@ def test_a_card_that_the_hub_refuses(tmp_path, server, token):
     told = str(found.value)
     assert told.startswith(f"The Hub refused the model card {folder / 'README.md'} (")
     assert '"license" must be one of [mit]; "tags" is no list' in told and "\n" not in told
-    assert told.endswith(f"go on with `flowhooks push {folder} --repo-id me/my-dpo --no-private`.")
+    assert told.endswith(f"ontinue with `flowhooks push {folder} --repo-id me/my-dpo --no-private`.")
     assert server.files == {}
     server.refusals = {}
     push(folder, "me/my-dpo", private=False, endpoint=server.address)
@@ -248,7 +250,7 @@ def test_a_connection_cut_during_the_upload(tmp_path, server, token, part):
         push(folder, "me/my-dpo", private=True, endpoint=server.address)
     told = str(found.value)
     assert told.startswith(f"The connection to the Hub at {server.address} was cut during the upload to 'me/my-dpo' (")
-    assert f"go on with `flowhooks push {folder} --repo-id me/my-dpo --private`" in told
+    assert f"ontinue with `flowhooks push {folder} --repo-id me/my-dpo --private`" in told
     assert "\n" not in told and "hf_not_a_real_one" not in told
     assert server.files == {} and contents(folder) == before
     sent = sum("/storage/" in path for path, _ in server.requests)

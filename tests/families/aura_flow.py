@@ -11,7 +11,7 @@ from flowhooks.testing.text import WORDS, t5_text_encoder
 
 
 def aura_flow() -> Any:
-    """An AuraFlowPipeline, 16-pixel pictures, latents ``[4, 8, 8]``; guidance doubles the batch."""
+    """An AuraFlowPipeline, 16-pixel images, latents ``[4, 8, 8]``; guidance doubles the batch."""
     from diffusers import AuraFlowPipeline, AuraFlowTransformer2DModel, FlowMatchEulerDiscreteScheduler
     from transformers import LlamaTokenizer
 

@@ -13,7 +13,7 @@ EMPTY_TEXT = 128000
 
 
 def bria() -> Any:
-    """A BriaPipeline, 16-pixel pictures, packed latents ``[16, 16]``; an empty negative prompt is all zeros."""
+    """A BriaPipeline, 16-pixel images, packed latents ``[16, 16]``; an empty negative prompt is all zeros."""
     from diffusers import BriaPipeline, BriaTransformer2DModel
 
     tokenizer = t5_tokenizer(WORDS, max_length=512)
@@ -36,7 +36,7 @@ def bria() -> Any:
 
 
 def bria_fibo() -> Any:
-    """A BriaFiboPipeline, 32-pixel pictures, latents ``[4, 4]``; every block reads a layer of the text encoder."""
+    """A BriaFiboPipeline, 32-pixel images, latents ``[4, 4]``; every block reads a layer of the text encoder."""
     from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 

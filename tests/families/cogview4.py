@@ -10,7 +10,7 @@ from tests.families.vision_language import fast_tokenizer
 
 
 def cogview4() -> Any:
-    """A CogView4Pipeline, 16-pixel pictures, latents ``[4, 8, 8]``; texts are padded in front, to sixteens."""
+    """A CogView4Pipeline, 16-pixel images, latents ``[4, 8, 8]``; texts are padded in front, to sixteens."""
     from diffusers import CogView4Pipeline, CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
 
     tokenizer = fast_tokenizer(

@@ -50,7 +50,7 @@ def cosmos() -> Any:
 
 
 def cosmos2_image() -> Any:
-    """A Cosmos2TextToImagePipeline, 32-pixel pictures, latents ``[4, 1, 4, 4]``; a flow-matching scheduler steps them
+    """A Cosmos2TextToImagePipeline, 32-pixel images, latents ``[4, 1, 4, 4]``; a flow-matching scheduler steps them
     over sigmas up to 80, and the network sees them divided by ``1 + sigma``."""
     from diffusers import Cosmos2TextToImagePipeline, FlowMatchEulerDiscreteScheduler
 

@@ -10,7 +10,7 @@ from tests.families.vision_language import eye_settings, fast_tokenizer
 
 
 def ernie_image() -> Any:
-    """An ErnieImagePipeline without its prompt enhancer: 16-pixel pictures, latents ``[16, 4, 4]`` in patches, whose
+    """An ErnieImagePipeline without its prompt enhancer: 16-pixel images, latents ``[16, 4, 4]`` in patches, whose
     statistics are those of a batch norm."""
     from diffusers import ErnieImagePipeline, ErnieImageTransformer2DModel, FlowMatchEulerDiscreteScheduler
 

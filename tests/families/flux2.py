@@ -12,7 +12,7 @@ WIDTH = 16
 
 
 def flux2() -> Any:
-    """A Flux2Pipeline, 16-pixel pictures, latents ``[16, 16]`` whose statistics are those of a batch norm.
+    """A Flux2Pipeline, 16-pixel images, latents ``[16, 16]`` whose statistics are those of a batch norm.
 
     The released folder wraps the tokenizer in a processor that needs torchvision; text alone goes the same way
     through the tokenizer within, which is what stands here.

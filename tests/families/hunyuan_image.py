@@ -11,7 +11,7 @@ from tests.families.vision_language import qwen2_5_vl
 
 
 def hunyuan_image() -> Any:
-    """A HunyuanImagePipeline, 16-pixel pictures, latents ``[4, 8, 8]``; its two guiders are parts of the pipeline."""
+    """A HunyuanImagePipeline, 16-pixel images, latents ``[4, 8, 8]``; its two guiders are parts of the pipeline."""
     from diffusers import HunyuanImagePipeline
     from diffusers.guiders import AdaptiveProjectedMixGuidance
 

@@ -14,9 +14,9 @@ LAYERS, TAPS, WIDTH = 36, 13, 16
 
 
 def ideogram4() -> Any:
-    """An Ideogram4Pipeline, 16-pixel pictures, packed latents ``[16, 16]``.
+    """An Ideogram4Pipeline, 16-pixel images, packed latents ``[16, 16]``.
 
-    Text and picture enter the transformer as one sequence; the prediction without the text comes from a second
+    Text and image enter the transformer as one sequence; the prediction without the text comes from a second
     transformer, ``unconditional_transformer``.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, Ideogram4Pipeline

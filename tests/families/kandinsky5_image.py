@@ -42,7 +42,7 @@ def kandinsky5_image() -> Any:
         num_visual_blocks=2,
         axes_dims=(4, 6, 6),
     )
-    # Four channels and no attention: the pictures would cost more than all the rest.
+    # Four channels and no attention: the images would cost more than all the rest.
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,

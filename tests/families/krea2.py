@@ -11,7 +11,7 @@ from tests.families.vision_language import qwen3_vl
 
 
 def krea2(*, is_distilled: bool = False) -> Any:
-    """A Krea2Pipeline, 16-pixel pictures, packed latents ``[16, 16]``; three layers of the text encoder are read."""
+    """A Krea2Pipeline, 16-pixel images, packed latents ``[16, 16]``; three layers of the text encoder are read."""
     from diffusers import (
         AutoencoderKLQwenImage,
         FlowMatchEulerDiscreteScheduler,

@@ -11,7 +11,7 @@ from tests.families.vision_language import qwen2_5_vl
 
 
 def longcat_image() -> Any:
-    """A LongCatImagePipeline, 16-pixel pictures, packed latents ``[16, 64]`` (the class fixes the 16 channels).
+    """A LongCatImagePipeline, 16-pixel images, packed latents ``[16, 64]`` (the class fixes the 16 channels).
 
     Its text is always 512 tokens. Unless told otherwise it lets its language model rewrite the prompt first. The
     release does that through a Qwen2VLProcessor, which needs torchvision; on plain text its tokenizer does the same.

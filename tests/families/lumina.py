@@ -9,9 +9,9 @@ from flowhooks.testing.text import WORDS
 
 
 def lumina() -> Any:
-    """A LuminaPipeline, 32-pixel pictures, latents ``[4, 4, 4]``: the class counts on a factor of 8.
+    """A LuminaPipeline, 32-pixel images, latents ``[4, 4, 4]``: the class counts on a factor of 8.
 
-    Its transformer counts time from noise to picture, gives twice the channels, and the velocity with the other sign.
+    Its transformer counts time from noise to image, gives twice the channels, and the velocity with the other sign.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, LuminaNextDiT2DModel, LuminaPipeline
     from transformers import GemmaTokenizer

@@ -14,7 +14,7 @@ SYSTEM_PROMPT = (
 
 
 def lumina2() -> Any:
-    """A Lumina2Pipeline, 32-pixel pictures, latents ``[4, 4, 4]``: the class counts on a factor of 8."""
+    """A Lumina2Pipeline, 32-pixel images, latents ``[4, 4, 4]``: the class counts on a factor of 8."""
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
     from transformers import GemmaTokenizer
 

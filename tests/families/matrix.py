@@ -305,12 +305,12 @@ WITHOUT_A_ROW: Mapping[str, str] = {
     "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
     "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
     "guidance scale, and the probe reads pipelines whose guidance can be switched off",
-    "z_image_omni": "the probe refuses ZImageOmniPipeline: its network is given the sample and the pictures beside it "
-    "in one list a sample, and flowhooks has no picture for each sample yet",
-    "ace_step": "AceStepPipeline makes sound; it is asked for `audio_duration`, not for a height and a width",
-    "anima": "Diffusers has AnimaModularPipeline alone, and the probe reads no modular pipelines",
+    "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
+    "in one list per sample, and flowhooks has no image for each sample yet",
+    "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
+    "anima": "Diffusers has only AnimaModularPipeline, and the probe reads no modular pipelines",
     "wan_s2v": "Diffusers has no class of it",
-    "longcat_video": "Diffusers has no class of it (its LongCat classes make pictures and sound)",
+    "longcat_video": "Diffusers has no class of it (its LongCat classes make images and sound)",
 }
 
 

@@ -12,7 +12,7 @@ from tests.families.vision_language import qwen3_vl
 
 
 def nucleus_image() -> Any:
-    """A NucleusMoEImagePipeline, 16-pixel pictures, packed latents ``[16, 16]``; experts choose their tokens.
+    """A NucleusMoEImagePipeline, 16-pixel images, packed latents ``[16, 16]``; experts choose their tokens.
 
     The tokenizer stands where releases have a Qwen3VLProcessor, which needs torchvision and does nothing else for text.
     """

@@ -10,7 +10,7 @@ from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TE
 
 
 def ovis_image() -> Any:
-    """An OvisImagePipeline, 16-pixel pictures, packed latents ``[16, 16]``."""
+    """An OvisImagePipeline, 16-pixel images, packed latents ``[16, 16]``."""
     from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
 
     tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS, *TEMPLATE_WORDS], CHAT_TOKENS, CHAT_TEMPLATE)

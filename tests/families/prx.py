@@ -10,7 +10,7 @@ from tests.families.vision_language import qwen3_vl
 
 
 def prx() -> Any:
-    """A PRXPipeline, 16-pixel pictures, latents ``[4, 8, 8]``; its text encoder is the encoder half of a T5Gemma.
+    """A PRXPipeline, 16-pixel images, latents ``[4, 8, 8]``; its text encoder is the encoder half of a T5Gemma.
 
     Cleaning the prompt needs ``ftfy``. A list of prompts needs ``guidance_scale=1``: guided, the network gets two times
     whatever the batch.
@@ -30,7 +30,7 @@ def prx() -> Any:
 
 
 def prx_pixel() -> Any:
-    """A PRXPixelPipeline, 16-pixel pictures without an autoencoder; the network predicts the picture, and the pipeline
+    """A PRXPixelPipeline, 16-pixel images without an autoencoder; the network predicts the image, and the pipeline
     makes a velocity of it."""
     from diffusers import PRXPixelPipeline
 

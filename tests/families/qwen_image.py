@@ -24,7 +24,7 @@ TEMPLATE_WORDS = TEMPLATE.split()
 
 
 def qwen_image() -> Any:
-    """A QwenImagePipeline, 16-pixel pictures, packed latents ``[16, 16]``; the text has as many tokens as it needs."""
+    """A QwenImagePipeline, 16-pixel images, packed latents ``[16, 16]``; the text has as many tokens as it needs."""
     from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
 
     tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS, *TEMPLATE_WORDS], CHAT_TOKENS, CHAT_TEMPLATE)

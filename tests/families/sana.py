@@ -9,7 +9,7 @@ from flowhooks.testing.text import WORDS
 
 
 def sana() -> Any:
-    """A SanaPipeline, 32-pixel pictures, latents ``[4, 8, 8]``, stepped by a multistep solver with flow sigmas."""
+    """A SanaPipeline, 32-pixel images, latents ``[4, 8, 8]``, stepped by a multistep solver with flow sigmas."""
     from diffusers import DPMSolverMultistepScheduler, SanaPipeline
 
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)

@@ -10,7 +10,7 @@ from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS
 
 
 def z_image() -> Any:
-    """A ZImagePipeline, 16-pixel pictures, latents ``[4, 8, 8]``; its transformer takes lists of pictures and texts."""
+    """A ZImagePipeline, 16-pixel images, latents ``[4, 8, 8]``; its transformer takes lists of images and texts."""
     from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 
     tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS], CHAT_TOKENS, CHAT_TEMPLATE)

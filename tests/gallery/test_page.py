@@ -199,7 +199,7 @@ def test_what_only_decoding_shows_is_told_too(root, capsys):
     (root / "lose/long.png").write_bytes(undecodable((root / "lose/long.png").read_bytes()))
     inspect(root, TRIPLE)
     said = capsys.readouterr().out.splitlines()
-    assert "data.json: pictures that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
+    assert "data.json: images that cannot be decoded (1): long: the rejected side cannot be decoded (" in said[0]
     assert said[1].startswith("warning    win: both sides are the same file (1 of 8 pairs): arabic; ")
     assert said[2] == "warning    the mask is black: it trains nowhere (2): emoji, plain"
 
@@ -300,7 +300,7 @@ def test_a_sample_and_a_sheet(root, capsys):
     before = snapshot(root)
     command = ["inspect", str(root / "data.json"), "--output", str(root / "out")]
     assert main(command) == 2
-    assert "inspect.png: this file is there and was not written by" in capsys.readouterr().err
+    assert "inspect.png: this file exists and was not written by" in capsys.readouterr().err
     assert snapshot(root) == before
 
 

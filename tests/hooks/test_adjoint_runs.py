@@ -147,7 +147,7 @@ def test_large_costates_are_brought_to_the_running_quantile():
     ("kind", "message"),
     [
         ("undeclared", "'bright' is not differentiable, and `adjoint_target` climbs gradients"),
-        ("detached", "'bright' declares a gradient, and none leads from its values"),
+        ("detached", "'bright' declares a gradient, but no graph leads from values"),
         ("flat", "gradient of reward 'bright' is zero in every pixel"),
     ],
 )

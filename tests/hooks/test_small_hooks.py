@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowhooks.distributed import Processes
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, PairedViews, TimestepSchedule
 from flowhooks.hooks.mask_reducer.hook import counted, dilate
 from flowhooks.hooks.timestep_schedule import parse_timesteps
@@ -28,8 +29,7 @@ def drawn(steps: int = 1, size: int = 4, rank: int = 0, world_size: int = 1, **o
         toy_model(),
         TimestepSchedule(**options),
         Sigmas(),
-        rank=rank,
-        world_size=world_size,
+        processes=Processes(rank=rank, world_size=world_size),
     )
     return [session.step(toy_batch(size)).metrics for _ in range(steps)]
 

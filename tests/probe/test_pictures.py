@@ -21,7 +21,7 @@ def after_the_vae(pipe, change):
 
 def test_a_pipeline_that_works_on_its_picture_is_refused(tiny_sd3, short_prompts):
     after_the_vae(tiny_sd3, lambda pictures: pictures**2)
-    with pytest.raises(ModelError, match="changes latents or picture in a way that is no scale"):
+    with pytest.raises(ModelError, match="changes latents or image by more than a scale"):
         probe(tiny_sd3, height=16, width=16, arguments=short_prompts)
 
 

@@ -138,7 +138,7 @@ def test_other_sizes_differ_in_width_and_in_frames():
 def test_a_picture_that_fixes_the_size_is_named():
     pipe = built(ZImageImg2ImgPipeline, tiny("z-image").components)
     arguments = {**PIPELINES["z-image"].arguments, "image": picture(16, 16), "strength": 1.0}
-    with pytest.raises(ModelError, match="at no other size .*the picture of `image` fixes its size"):
+    with pytest.raises(ModelError, match="at no other size .*the image of `image` fixes its size"):
         probe(pipe, arguments=arguments)
 
 
@@ -173,7 +173,7 @@ def test_a_clip_for_each_sample_is_the_cause():
     parts = {k: v for k, v in tiny("wan").components.items() if k != "transformer_2"}
     pipe = built(WanVideoToVideoPipeline, parts)
     arguments = {**CLIP, "video": [picture(32, 32)] * 5}
-    with pytest.raises(ModelError, match="a clip of 5 frames and takes no number of frames"):
+    with pytest.raises(ModelError, match="a video of 5 frames and takes no number of frames"):
         probe(pipe, arguments=arguments)
 
 
@@ -201,7 +201,7 @@ def test_one_draw_of_a_posterior_for_all_samples_is_the_cause():
     config = {name: value for name, value in parts["transformer"].config.items() if name[0] != "_"}
     network = FluxTransformer2DModel(**{**config, "in_channels": 32, "out_channels": 16}).eval()
     pipe = built(FluxControlPipeline, parts, transformer=network)
-    with pytest.raises(ModelError, match="under another seed: .*picture of `control_image`"):
+    with pytest.raises(ModelError, match="under another seed: .*image of `control_image`"):
         probe(pipe, arguments={**SMALL, "control_image": picture(16, 16)})
 
 
@@ -213,7 +213,7 @@ def test_one_picture_for_one_prompt_is_the_cause():
             return super().check_inputs(prompt, *args, **options)
 
     pipe = built(OnePicture, tiny("sd3").components)
-    with pytest.raises(ModelError, match="not with two: one prompt for one picture .*`image` gives is one"):
+    with pytest.raises(ModelError, match="not with two: one prompt for one picture .*`image` is one only"):
         probe(pipe, arguments={**SMALL, "image": picture(16, 16)})
 
 
@@ -235,7 +235,7 @@ class Unsized(StableDiffusion3Pipeline):
 
 
 @pytest.mark.parametrize(
-    ("kind", "cause"), [(Sound, "makes sound: it is asked for `audio_duration`"), (Unsized, "takes no `height`")]
+    ("kind", "cause"), [(Sound, "makes sound: it takes `audio_duration`"), (Unsized, "takes no `height`")]
 )
 def test_what_makes_no_pictures_of_a_size_is_told_as_what_it_is(kind, cause):
     with pytest.raises(ModelError, match=cause):

@@ -103,7 +103,7 @@ def test_what_the_matrix_claims(name):
 
 
 def test_tokens_beside_those_of_a_given_picture_are_refused_with_the_reason():
-    with pytest.raises(ModelError, match="time per token: the picture's tokens stand between others"):
+    with pytest.raises(ModelError, match="time per token: the image's tokens stand between others"):
         matrix.check_token_times(BESIDE)
 
 
@@ -292,7 +292,9 @@ def test_a_meeting_that_was_not_learnt_is_refused():
     model, noisy, condition, told = state("sd3")
     tokens = model.tokens(noisy)
     model._tokens[model._size] = dataclasses.replace(tokens, places={})
-    with pytest.raises(ModelError, match="did not occur when its tokens were learnt, after transformer_blocks.0.norm1"):
+    with pytest.raises(
+        ModelError, match="did not occur when its tokens were learned, after transformer_blocks.0.norm1"
+    ):
         mixed(model, noisy, condition, told)
 
 

@@ -81,7 +81,7 @@ def test_a_class_of_ones_own_meets_the_protocol():
 @pytest.mark.parametrize(("value", "word"), [(float("nan"), "nan"), (float("inf"), "inf")])
 def test_a_value_that_is_not_finite_names_reward_and_prompt(value, word):
     spoiled = Given(lambda p: red(p) + torch.tensor([0.0, value]), "spoiled")
-    with pytest.raises(RewardError, match=rf"'spoiled' gave {word} for prompt 'two' \(picture 2 of 2\)"):
+    with pytest.raises(RewardError, match=rf"'spoiled' gave {word} for prompt 'two' \(image 2 of 2\)"):
         ask(Given(brightness), spoiled)
     with pytest.raises(RewardError, match="'spoiled' gave"):
         reward_gradient(spoiled, pixels(), PROMPTS, RECORDS)
@@ -112,7 +112,7 @@ def test_pictures_that_are_at_fault_are_not_blamed_on_the_reward():
     for spoil in (-0.9, 1.4, float("nan")):
         on = pixels()
         on[1, 2, 3, 3] = spoil
-        with pytest.raises(RewardError, match=r"the picture of prompt 'two' reaches from .*\[0, 1\]"):
+        with pytest.raises(RewardError, match=r"the image of prompt 'two' reaches from .*\[0, 1\]"):
             ask(Given(brightness), on=on)
 
 
@@ -122,7 +122,7 @@ def test_pictures_that_are_at_fault_are_not_blamed_on_the_reward():
         (torch.zeros(2, 3, 4, 4, dtype=torch.uint8), "floating-point"),
         (torch.zeros(2, 1, 4, 4), r"\[B, 3, H, W\]"),
         (torch.zeros(2, 4, 4), r"\[B, 3, H, W\]"),
-        (torch.zeros(3, 3, 4, 4), "3 pictures, 2 prompts and 2 records"),
+        (torch.zeros(3, 3, 4, 4), "3 images, 2 prompts and 2 records"),
     ],
 )
 def test_arguments_that_do_not_belong_together(on, message):
@@ -171,7 +171,7 @@ def test_a_reward_that_is_not_differentiable_is_refused_by_name():
     ],
 )
 def test_no_graph_to_the_pixels(broken):
-    with pytest.raises(RewardError, match="'broken' declares a gradient, and none leads.*uint8"):
+    with pytest.raises(RewardError, match="'broken' declares a gradient, but no graph leads.*uint8"):
         reward_gradient(Given(broken, "broken"), pixels(), PROMPTS, RECORDS)
 
 

@@ -61,5 +61,5 @@ def test_mistakes(model, tmp_path, capsys, arguments, message):
 def test_nothing_is_overwritten(model, tmp_path, capsys):
     (tmp_path / "mine").write_text("keep", encoding="utf-8")
     assert sample(model, "--prompt", "a", "--save-dataset", tmp_path) == 2
-    assert "is there already; name a new folder" in capsys.readouterr().err
+    assert "exists already; name a new folder" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]

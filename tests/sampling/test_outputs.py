@@ -13,7 +13,7 @@ from flowhooks.sampling.outputs import free_output
 @pytest.mark.parametrize("name", ["grid.png", "prompt_000_00.png", "prompt_003_01_steps_4_base.png"])
 def test_a_folder_with_pictures_of_an_earlier_call_is_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"mine")
-    with pytest.raises(ConfigError, match=f"{name}: is there already and is not written over; choose another --output"):
+    with pytest.raises(ConfigError, match=f"{name}: exists already and is not overwritten; choose another --output"):
         free_output(str(tmp_path))
 
 
@@ -27,7 +27,7 @@ def test_a_new_folder_and_one_with_other_files_are_taken(tmp_path):
 def test_a_picture_by_its_name_and_a_file_in_place_of_a_folder_are_refused(tmp_path):
     for name in ("p0.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"mine")
-        with pytest.raises(ConfigError, match="is there already"):
+        with pytest.raises(ConfigError, match="exists already"):
             free_output(str(tmp_path / name))
 
 

@@ -73,7 +73,7 @@ def test_a_grid_keeps_every_picture_in_its_cell():
     assert [grid.getpixel(at) for at in ((0, 0), (6, 0), (0, 5), (9, 7), (4, 0))] == [
         (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (255, 255, 255),
     ]  # fmt: skip
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         picture_grid([], columns=2)
 
 

@@ -75,7 +75,7 @@ def test_what_is_said_of_diffusers_holds():
 
 
 @pytest.mark.parametrize(
-    ("kind", "cause"), [("AceStepPipeline", "asked for `audio_duration`"), ("AnimaModularPipeline", "modular pipeline")]
+    ("kind", "cause"), [("AceStepPipeline", "it takes `audio_duration`"), ("AnimaModularPipeline", "modular pipeline")]
 )
 def test_sound_and_blocks_are_refused_before_anything_runs(kind, cause):
     made = getattr(diffusers, kind)

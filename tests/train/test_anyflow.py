@@ -68,7 +68,7 @@ def test_a_run_leaves_a_stock_lora_and_its_modules(new_run, model, tmp_path, cap
     embedder = stock.transformer.time_text_embed.timestep_embedder
     assert not torch.equal(saved[names[0]], embedder.linear_1.weight)
     stock.load_lora_weights(folder)
-    one_is_on = pytest.warns(flowhooks.errors.FlowhooksWarning, match="one is on already, and is taken for it")
+    one_is_on = pytest.warns(flowhooks.errors.FlowhooksWarning, match="one is attached already and used in its place")
     with one_is_on, flowhooks.attach(stock, folder, height=16, width=16) as session:
         (delta,) = session.assembly.modules().values()
         assert torch.equal(delta.linear_1.weight, saved[names[0]])

@@ -107,7 +107,7 @@ def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_a_fresh_start(tmp_pa
     checkpoints = Checkpoints(tmp_path / "out")
     assert checkpoints.find("latest") is None
     (save(checkpoints, 1) / "manifest.json").write_text("{}")
-    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint is whole"):
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="no checkpoint is complete"):
         checkpoints.find("latest")
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         checkpoints.find(str(tmp_path / "checkpoint-5"))

@@ -120,7 +120,7 @@ def test_check_and_explain_need_no_data(model, data, teacher, tmp_path, capsys):
     file.write_text(json.dumps(written), encoding="utf-8")
     assert main(["check", str(file)]) == 0
     said = capsys.readouterr().out
-    assert "none: this run draws what it trains on" in said
+    assert "none: this run trains on its own samples" in said
     assert "on_policy_rollout" in said
     assert main(["explain", str(file)]) == 0
     # 4 steps drawn; 2 states, each seen by student, anchor and teacher.

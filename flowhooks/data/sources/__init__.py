@@ -1,4 +1,4 @@
-"""Where data sets are read from, by the `type` of their block. Readers are imported when a block needs them."""
+"""Choose the reader of a data set by the `type` of its block. Readers are imported when a block needs them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ _HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A way to keep a data set.
+    """Describes one type of data set.
 
     Args:
         reader: `module:function` of (block, JSON path, Findings) -> DataSet.
-        columns: `module:function` of (block, Findings) -> names of columns, read quickly; None where there are none.
-        strategies: the caption strategies it takes.
-        options: the keys of a block that only some types take.
+        columns: `module:function` of (block, Findings) -> names of columns, read quickly; None for types without
+            columns.
+        strategies: caption strategies that the type accepts.
+        options: the keys of a block that the type accepts among those that only some types do.
     """
 
     reader: str
@@ -74,17 +75,17 @@ _OPTIONAL = {option for source in SOURCES.values() for option in source.options}
 
 
 def read_set(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """Look at every picture and caption of a block; problems go to `found`. A disabled block is not looked at."""
+    """Inspect every image and caption of a block; problems go to `found`. A disabled block is not read."""
     if block["disabled"]:
         return DataSet.unread(block, path)
     return valued(_function(SOURCES[block["type"]].reader)(block, path, found))
 
 
 def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
-    """Name the columns of partners that the block leaves to be found, and refuse keys that its type does not take.
+    """Fill in the columns of partners that the block does not name, and refuse keys that its type does not accept.
 
     Only the names of columns are read, so that a run's plan knows whether there are pairs and masks before the audit.
-    What cannot be read is left for the audit to tell.
+    What cannot be read is left for the audit to report.
     """
     kind = SOURCES[block["type"]]
     for key in sorted(_OPTIONAL.difference(kind.options)):
@@ -115,7 +116,7 @@ def _complete_columns(kind: Source, block: dict[str, Any], path: str, found: Fin
 
 
 def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str] | None:
-    """None where they cannot be read."""
+    """Return the columns of a source; None where they cannot be read."""
     from flowhooks.data.sources.tables import BadTable
 
     if None not in (block["rejected_column"], block["mask_column"]):
@@ -124,14 +125,14 @@ def _available(columns: str, block: dict[str, Any], found: Findings) -> list[str
         names: list[str] = _function(columns)(block, found)
     except (BadTable, Refused, OSError):
         return None
-    # What would have to be fetched is taken to have no partners; another table without columns is none.
+    # A set that would have to be fetched is assumed to have no partners; any other table without columns is not one.
     return names if names or block["type"] == "huggingface" else None
 
 
 def _refuse_partners(block: dict[str, Any], path: str, found: Findings) -> None:
     for key in ("rejected_column", "mask_column"):
         if block[key]:
-            message = "belongs to an image set; a conditioning set names its pictures in `image_column`"
+            message = "belongs to an image set; a conditioning set names its images in `image_column`"
             found.problem(f"{path}.{key}", message)
 
 

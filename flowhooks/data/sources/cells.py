@@ -1,4 +1,4 @@
-"""Pictures in the cells of a table that holds them itself, or that holds their paths."""
+"""Read images from the cells of a table that holds them itself, or that holds their paths."""
 
 from __future__ import annotations
 
@@ -19,35 +19,36 @@ from flowhooks.data.storage import Refused, safe_relative_path
 
 
 class Cells(Protocol):
-    """A table with random access; hashable and small when pickled."""
+    """Gives random access to the cells of a table; hashable and small when pickled."""
 
     def __len__(self) -> int: ...
 
     @property
     def home(self) -> str:
-        """What goes before the name of a row to say where it is on this machine: `/data/`."""
+        """Return what precedes the name of a row to say where it is on this machine: `/data/`."""
         ...
 
     def row_name(self, row: int) -> str:
-        """For people: `train.parquet row 17`."""
+        """Name a row in messages: `train.parquet row 17`."""
         ...
 
     def key(self, row: int) -> str:
-        """What a row pairs by where its picture has no name of its own: `train/17`."""
+        """Return the key by which a row is paired where its image has no name of its own: `train/17`."""
         ...
 
     def value(self, row: int, column: str) -> Any:
-        """None, text, bytes, a dict of `bytes` and `path`, or of a record anything. Raises BadTable or OSError."""
+        """Return a cell: None, text, bytes, a dict of `bytes` and `path`, or, for a record, anything. Raises BadTable
+        or OSError."""
         ...
 
     def file(self, row: int, path: str) -> Asset:
-        """The picture that a cell names. Raises Refused for a path that leads out of the data set."""
+        """Return the image that a cell names. Raises Refused for a path that leads out of the data set."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class CellAsset:
-    """The bytes in one cell."""
+    """Handles the bytes in one cell."""
 
     table: Cells
     row: int
@@ -68,7 +69,7 @@ class CellAsset:
 
 
 def rows_of(cells: Cells, columns: Columns) -> Iterator[Row]:
-    """Every row of a table. Raises BadTable or OSError where it cannot be read on."""
+    """Yield every row of a table. Raises BadTable or OSError where it cannot be read."""
     for row in range(len(cells)):
         values = {column: cells.value(row, column) for column in columns.all}
         pictures = {column: _asset(cells, row, column, values[column]) for column in columns.pictures}
@@ -90,7 +91,7 @@ def _asset(cells: Cells, row: int, column: str, value: Any) -> Asset | Fault | N
     if isinstance(value, bytes):
         return CellAsset(cells, row, column)
     if not isinstance(value, str):
-        return Fault(f"holds a {type(value).__name__}, not a picture")
+        return Fault(f"holds a {type(value).__name__}, not an image")
     try:
         return cells.file(row, value)
     except Refused as error:
@@ -98,7 +99,7 @@ def _asset(cells: Cells, row: int, column: str, value: Any) -> Asset | Fault | N
 
 
 def _path(value: Any) -> str | None:
-    """The relative path that a picture had when the table was made, if it tells."""
+    """Return the relative path that an image had when the table was made, if the cell holds it."""
     path = value.get("path") if isinstance(value, dict) else value
     if not isinstance(path, str) or not path:
         return None
@@ -109,7 +110,8 @@ def _path(value: Any) -> str | None:
 
 
 def plain(scalar: Any) -> Any:
-    """A cell as Python has it; text that is not UTF-8 with lone surrogates, for the one who reads it to refuse."""
+    """Return a cell as a Python value; text that is not UTF-8 gets lone surrogates, which the reader of the cell
+    refuses."""
     if not scalar.is_valid:
         return None
     if isinstance(scalar, pa.StructScalar):

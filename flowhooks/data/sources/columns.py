@@ -1,4 +1,4 @@
-"""Which columns of a table, or fields of an archive, hold what."""
+"""Assign the columns of a table, or the fields of an archive, to their roles."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from flowhooks.data.blocks import ROLES, record_columns
 from flowhooks.data.findings import Findings
 from flowhooks.json_faults import json_path
 
-#: Looked for in this order where a block does not name the column.
+#: Usual names, tried in this order where a block does not name the column.
 IMAGE = ("file_name", "image", "image_path", "path", "filename", "img")
 CAPTION = ("caption", "text", "prompt")
 _REJECTED = re.compile(r"^(rejected|rejected_(image|path)|rejected(_\w+)?_file_name)$")
 _MASK = re.compile(r"^((mask|segmentation)(_image|_path)?|(\w+_)?(mask|segmentation)(_\w+)?_file_name)$")
 _FILES = "_file_name"
 _KEYS = {role: f"{role}_column" for role in ROLES}
-# Words as alike as this are taken for a role with a slip of the pen: `capton` is, `task` is no `mask`.
+# Words at least this similar are taken as a misspelt role: `capton` is one, `task` is not (`mask`).
 _SLIP = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of a data set that are used.
+    """Holds the columns of a data set that are used.
 
     Args:
-        image: the pictures of the set.
+        image: the images of the set.
         caption: the prompts, where they come from a column.
-        rejected: rejected sides; each gives a pair.
+        rejected: rejected sides; each makes a pair.
         masks: masks; they multiply.
-        records: name that hooks know a cell by -> column.
+        records: name under which hooks read a cell -> column.
     """
 
     image: str
@@ -52,7 +52,7 @@ class Columns:
 
 
 def usual_partners(available: Sequence[str]) -> dict[str, list[str]]:
-    """`rejected_column` and `mask_column` of a block that names none, by what columns are usually called."""
+    """Return `rejected_column` and `mask_column` of a block that names none, by the usual names of columns."""
     return {
         "rejected_column": [name for name in available if _REJECTED.match(name)],
         "mask_column": [name for name in available if _MASK.match(name)],
@@ -67,10 +67,11 @@ def choose(
     *,
     texts: Sequence[str] | None = None,
 ) -> Columns | None:
-    """The columns that `block` names, else those of the usual names; None if one is missing, which is a problem.
+    """Return the columns that `block` names, else those with the usual names; None if one is missing, which is a
+    problem.
 
     Args:
-        available: the columns that there are.
+        available: the columns that exist.
         texts: the columns that captions and records may come from, if they are not the same.
     """
     texts = available if texts is None else texts
@@ -123,7 +124,7 @@ def _one(
 
 
 def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
-    """Put the roles that `columns` names into their keys. What is not meant, or stated twice, is a problem."""
+    """Move the roles that `columns` names into their keys. An unknown role, or one stated twice, is a problem."""
     stated = block["columns"] or {}
     for role, key in _KEYS.items():
         if role not in stated:
@@ -139,13 +140,13 @@ def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
 
 
 def place_of(block: dict[str, Any], path: str, key: str) -> str:
-    """JSON path of what the block says under `key`, which may stand in `columns`."""
+    """Return the JSON path of the block's value for `key`, which may be in `columns`."""
     role = key.removesuffix("_column")
     return f"{path}.columns.{role}" if role in (block["columns"] or {}) else f"{path}.{key}"
 
 
 def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
-    """What is wrong with one entry of `columns`."""
+    """Say what is wrong with one entry of `columns`; None if nothing is."""
     if name not in ("rejected", "mask") and not isinstance(column, str):
         return f"is a list of {len(column)}, and only `rejected` and `mask` may name several columns; name one"
     if name in ROLES:

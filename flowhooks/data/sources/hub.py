@@ -1,6 +1,6 @@
-"""`huggingface`: a data set of the Hub, a folder of data files, or one saved with `save_to_disk`.
+"""Read type `huggingface`: a data set of the Hub, a folder of data files, or one saved with `save_to_disk`.
 
-No code of a data set is run, and its pictures are not decoded on the way: their bytes are looked at like all others.
+No code of a data set is run, and loading decodes no images: their bytes are inspected like all others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HUB_ONLY = ("subset", "data_dir", "revision")
 
 
 def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """Load what the block names and look at every row. What has to be fetched is kept in the cache folder."""
+    """Load the data set of the block and inspect every row. Fetched data is kept in the cache folder."""
     where = f"{path}.instance_data_dir"
     try:
         origin = find_origin(block, found)
@@ -57,7 +57,7 @@ def read_huggingface(block: dict[str, Any], path: str, found: Findings) -> DataS
 
 
 def huggingface_columns(block: dict[str, Any], found: Findings) -> list[str]:
-    """The columns of a saved data set; none of one that would have to be fetched. Raises Refused or OSError."""
+    """Return the columns of a saved data set; none for one that would have to be fetched. Raises Refused or OSError."""
     origin = find_origin(block, found)
     if not origin.saved or origin.folder is None:
         return []
@@ -72,7 +72,7 @@ def huggingface_columns(block: dict[str, Any], found: Findings) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What `instance_data_dir` leads to.
+    """Says what `instance_data_dir` names.
 
     Args:
         name: the folder or the id on the Hub.
@@ -87,7 +87,7 @@ class Origin:
     roots: tuple[Path, ...]
 
     def load(self, block: dict[str, Any], cache: Path) -> Any:
-        """The split that the block asks for. Raises Refused."""
+        """Load the split that the block names. Raises Refused."""
         import datasets
 
         if not self.saved:
@@ -114,7 +114,7 @@ class Origin:
         return loaded[split]
 
     def file(self, path: str) -> Asset:
-        """The picture that a row names. Raises Refused for one outside the data set."""
+        """Return the image that a row names. Raises Refused for one outside the data set."""
         if self.folder is None and path.startswith(f"hf://datasets/{self.name}@"):
             return RemoteAsset(path)
         if is_url(path):
@@ -129,7 +129,7 @@ class Origin:
 
 
 def find_origin(block: dict[str, Any], found: Findings) -> Origin:
-    """Raises Refused if there is no such folder and it is no id of the Hub."""
+    """Return the origin of a block. Raises Refused if there is no such folder and it is no id of the Hub."""
     named = block["instance_data_dir"]
     if is_url(named):
         raise Refused("is a URL; type 'huggingface' takes an id of the Hub or a folder on this machine")
@@ -145,7 +145,7 @@ def find_origin(block: dict[str, Any], found: Findings) -> Origin:
 
 
 class HubTable:
-    """Rows of a `datasets.Dataset`, which stays on disk; a row is read when one of its cells is asked for."""
+    """Gives rows of a `datasets.Dataset`, which stays on disk; a row is read when one of its cells is used."""
 
     def __init__(self, data: Any, origin: Origin):
         self.data = data
@@ -179,7 +179,7 @@ class HubTable:
         if self._last is None or self._last[0] != row:
             try:
                 self._last = row, self.data[row]
-            except Exception as error:  # pyarrow and datasets raise whatever a damaged file makes them
+            except Exception as error:  # pyarrow and datasets raise any exception on a damaged file
                 raise BadTable(f"{self.row_name(row)} cannot be read ({type(error).__name__}: {error})") from None
         return plain(self._last[1].column(column)[0])
 
@@ -188,7 +188,7 @@ class HubTable:
 
 
 def or_refused(question: Callable[[], T], name: str) -> T:
-    """The answer of `datasets` or the Hub. Raises Refused with theirs in one line."""
+    """Return the result of a call to `datasets` or the Hub. Raises Refused with their error in one line."""
     try:
         return question()
     except Exception as error:  # a builder, the Hub and the file systems below have exceptions of their own

@@ -1,4 +1,4 @@
-"""Looks at the pictures of a data set, one after another, and keeps what is wrong with them."""
+"""Inspect the images of a data set one after another, and keep the faults."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from flowhooks.data.inspection import Picture, inspect_image
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A placeholder for an image that cannot be used, with the reason."""
+    """Takes the place of an image that cannot be used, with the reason."""
 
     reason: str
 
 
 class Inspector:
-    """Remembers every picture, so that one in several rows is read once.
+    """Remembers every image, so that one that is in several rows is read once.
 
     Args:
-        clips: take what moves too.
+        clips: accept videos too.
     """
 
     def __init__(self, *, clips: bool = False) -> None:
@@ -32,7 +32,7 @@ class Inspector:
         self._profiles: dict[str, str] = {}
 
     def look(self, asset: Asset | Fault, name: str) -> Picture | None:
-        """What is known of a picture that people call `name`; None if it cannot be used."""
+        """Return what is known of an image, called `name` in messages; None if it cannot be used."""
         seen = asset.reason if isinstance(asset, Fault) else self._seen.get(asset)
         if seen is None:
             assert not isinstance(asset, Fault)
@@ -45,7 +45,8 @@ class Inspector:
         return seen
 
     def report(self, where: str, found: Findings) -> None:
-        """Tell the faults as one problem at the JSON path `where`, and profiles that are ignored as a warning."""
+        """Report the faults as one problem at the JSON path `where`, and colour profiles that are ignored as a
+        warning."""
         remedy = "replace them or take them out of the data set; nothing was changed"
         found.listing(where, self._faults, "files that cannot be used", remedy)
         if self._profiles:
@@ -65,7 +66,7 @@ def _inspect(asset: Asset, clips: bool) -> Picture | str:
 
 
 def note_copies(name: str, images: Mapping[str, Picture], found: Findings) -> None:
-    """Note files that have the content of another of the same set."""
+    """Note files that have the content of another file of the same set."""
     first: dict[str, str] = {}
     copies = []
     for stem, picture in images.items():

@@ -1,7 +1,7 @@
-"""`imagefolder` and `csv`: image files that a table beside them lists, a row a sample.
+"""Read types `imagefolder` and `csv`: image files listed in a table beside them, one row per sample.
 
 Tried instead: `load_dataset("imagefolder")` of `datasets` 5.2, which took 21 s for 10,000 images, where the audit of
-100,000 pairs takes half a minute. It names no image that no row lists, and follows links out of the folder.
+100,000 pairs takes half a minute. It does not report images that no row lists, and follows links out of the folder.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flowhooks.data.storage import Place, Refused, open_place, safe_relative_pat
 
 
 def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """A folder in the form of Hugging Face: `metadata.jsonl`, `.csv` or `.parquet`, in it or in sub-folders.
+    """Read a folder in the form of Hugging Face: `metadata.jsonl`, `.csv` or `.parquet`, in it or in sub-folders.
 
     Paths in a table are relative to that table. Image files that none lists are a warning.
     """
@@ -50,7 +50,7 @@ def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataS
 
 
 def read_csv(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """One CSV or TSV file, or all in a folder; paths in it are relative to its folder."""
+    """Read one CSV or TSV file, or all in a folder; paths in it are relative to its folder."""
     files = open_files(block, f"{path}.instance_data_dir", SUFFIXES, found)
     if files is None:
         return DataSet.unread(block, path)
@@ -58,13 +58,13 @@ def read_csv(block: dict[str, Any], path: str, found: Findings) -> DataSet:
 
 
 def imagefolder_columns(block: dict[str, Any], found: Findings) -> list[str]:
-    """The columns of a folder's tables. Raises BadTable, Refused or OSError."""
+    """Return the columns of a folder's tables. Raises BadTable, Refused or OSError."""
     place, file = open_place(block["instance_data_dir"], found.source)
     return _columns(place, _metadata(place.tree())) if file is None else []
 
 
 def csv_columns(block: dict[str, Any], found: Findings) -> list[str]:
-    """The columns of a CSV file, or of all in a folder. Raises BadTable, Refused or OSError."""
+    """Return the columns of a CSV file, or of all in a folder. Raises BadTable, Refused or OSError."""
     return _columns(*files_of(block, SUFFIXES, found))
 
 
@@ -77,7 +77,7 @@ def _columns(place: Place, tables: list[str]) -> list[str]:
 
 
 class _Listed:
-    """The rows of some tables in one folder, while they are read."""
+    """Holds the rows of some tables in one folder, while they are read."""
 
     def __init__(self, block: dict[str, Any], path: str, place: Place, tables: list[str], found: Findings):
         self.block = block

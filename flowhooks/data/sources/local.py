@@ -1,4 +1,5 @@
-"""`local`: a folder of images, each with a text file beside it. Every file is looked at, every fault is told."""
+"""Read type `local`: a folder of images, each with a text file beside it. Every file is inspected, every fault
+reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the folder and the files of a data set block; what is not there is a problem, not an exception."""
+"""Find the folder and the files of a data set block; a missing one is a problem, not an exception."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".tar": "webdatase
 
 @contextmanager
 def problems_of(name: str, where: str, found: Findings) -> Iterator[None]:
-    """Tell a table or shard that cannot be read as a problem about `name` at the JSON path `where`."""
+    """Report a table or shard that cannot be read as a problem about `name` at the JSON path `where`."""
     try:
         yield
     except (BadTable, Refused) as error:
@@ -32,7 +32,7 @@ def problems_of(name: str, where: str, found: Findings) -> Iterator[None]:
 
 
 def or_problem(question: Callable[[], T], name: str, where: str, found: Findings) -> T | None:
-    """The answer; None where a place cannot be read, which is then a problem about `name`."""
+    """Return the result of a call; None where a place cannot be read, which is then a problem about `name`."""
     try:
         return question()
     except Refused as error:
@@ -43,7 +43,7 @@ def or_problem(question: Callable[[], T], name: str, where: str, found: Findings
 
 
 def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Place, Tree] | None:
-    """The folder of a block and all files below it."""
+    """Return the folder of a block and all files below it."""
     located = _locate(block, where, found)
     if located is None:
         return None
@@ -65,7 +65,8 @@ def open_folder(block: dict[str, Any], where: str, found: Findings) -> tuple[Pla
 def open_files(
     block: dict[str, Any], where: str, suffixes: Sequence[str], found: Findings
 ) -> tuple[Place, list[str]] | None:
-    """The folder of a block and the files of these suffixes directly in it, or the one file that the block names."""
+    """Return the folder of a block and the files of these suffixes directly in it, or the one file that the block
+    names."""
     located = _locate(block, where, found)
     if located is None:
         return None
@@ -82,7 +83,7 @@ def open_files(
 
 
 def files_of(block: dict[str, Any], suffixes: Sequence[str], found: Findings) -> tuple[Place, list[str]]:
-    """Return what `open_files` finds. Raises Refused or OSError instead of telling a problem."""
+    """Return what `open_files` finds. Raises Refused or OSError instead of reporting a problem."""
     place, file = open_place(block["instance_data_dir"], found.source)
     return place, [name for name in place.matching(file or "*") if name.lower().endswith(tuple(suffixes))]
 

@@ -1,8 +1,8 @@
-"""`parquet`: tables that hold their pictures, as bytes or as the structs of Hugging Face, or paths of them.
+"""Read type `parquet`: tables that hold images as bytes or as the structs of Hugging Face, or their paths.
 
-Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every picture into an
+Tried instead: `load_dataset("parquet")` of `datasets` 5.2 with `Image(decode=False)`. It copies every image into an
 Arrow file: 99 MB of 95 MB. With `streaming=True` it copies none, but has no way to a row other than over all before
-it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow is asked for the
+it: 0.18 s to row 1,900 of 2,000, where reading the one group of rows takes 2 to 20 ms. So pyarrow reads the
 group.
 """
 
@@ -35,7 +35,7 @@ MAX_GROUP_BYTES = 2**31
 
 
 def read_parquet(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """One Parquet file, or all in a folder."""
+    """Read one Parquet file, or all in a folder."""
     files = open_files(block, f"{path}.instance_data_dir", SUFFIXES, found)
     if files is None:
         return DataSet.unread(block, path)
@@ -45,7 +45,7 @@ def read_parquet(block: dict[str, Any], path: str, found: Findings) -> DataSet:
 
 
 def parquet_columns(block: dict[str, Any], found: Findings) -> list[str]:
-    """The columns of the first file. Raises BadTable, Refused or OSError."""
+    """Return the columns of the first file. Raises BadTable, Refused or OSError."""
     place, names = files_of(block, SUFFIXES, found)
     return ParquetTable(place, names[:1]).columns() if names else []
 
@@ -53,7 +53,7 @@ def parquet_columns(block: dict[str, Any], found: Findings) -> list[str]:
 def read_tables(
     table: ParquetTable, block: dict[str, Any], path: str, found: Findings, *, about: str, held: str | None = None
 ) -> DataSet:
-    """The rows of Parquet files as a data set, which messages call `about`, or `held` where all rows are meant."""
+    """Return the rows of Parquet files as a data set. Messages call it `about`, or `held` where they mean all rows."""
     where = f"{path}.instance_data_dir"
     columns, checked = None, False
     with problems_of(about, where, found):
@@ -72,10 +72,10 @@ def _rows(table: ParquetTable, columns: Columns, where: str, about: str, found: 
 
 
 class ParquetTable:
-    """Parquet files of one folder as one table; rows count from 0 in each file.
+    """Reads Parquet files of one folder as one table; rows count from 0 in each file.
 
     Reading a cell decodes the group of rows it is in. The last group of every column is kept, so reading in order
-    decodes each once. A process that gets it from another opens the files anew.
+    decodes each once. A process that receives the table from another opens the files again.
     """
 
     def __init__(self, place: Place, names: Sequence[str]):
@@ -101,11 +101,11 @@ class ParquetTable:
         return self._ends[-1]
 
     def columns(self) -> list[str]:
-        """The columns of the first file. Raises BadTable or OSError."""
+        """Return the columns of the first file. Raises BadTable or OSError."""
         return self._names(0)
 
     def check(self, columns: Columns) -> None:
-        """Raises BadTable for a file without one of the columns, or with pictures of another type."""
+        """Raise BadTable for a file without one of the columns, or with images of another type."""
         for index, name in enumerate(self.names):
             schema, named = self._file(index).schema_arrow, self._names(index)
             for column in columns.all:
@@ -113,7 +113,7 @@ class ParquetTable:
                     raise BadTable(f"{name} has no column {column!r}, other files of this data set have one")
             for column in columns.pictures:
                 if not _holds_pictures(kind := schema.field(column).type):
-                    raise BadTable(f"{name}: column {column!r} holds {kind}, neither pictures nor paths of them")
+                    raise BadTable(f"{name}: column {column!r} holds {kind}, neither images nor paths of them")
 
     @property
     def home(self) -> str:
@@ -196,7 +196,7 @@ class ParquetTable:
 
 
 class ParquetText:
-    """A Parquet file as a table of text, like CSV."""
+    """Reads a Parquet file as a table of text, like CSV."""
 
     def __init__(self, place: Place, name: str):
         self._table = ParquetTable(place, [name])

@@ -1,7 +1,8 @@
-"""Turns the rows of a table, or the samples of an archive, into a data set."""
+"""Turn the rows of a table, or the samples of an archive, into a data set."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,14 +20,14 @@ from flowhooks.json_faults import json_path
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One sample of a source, before its pictures are looked at.
+    """Holds one sample of a source, before its images are inspected.
 
     Args:
-        name: for people: `metadata.csv line 3`.
-        key: what it pairs by, a path stem.
-        pictures: column -> where its picture is, None where the cell is empty.
-        caption: what stands in the caption column; under `textfile`, where the text is. None where there is nothing.
-        cells: column -> what stands there, of the columns that records are made of; a Fault where it cannot be read.
+        name: name in messages: `metadata.csv line 3`.
+        key: path stem by which it is paired.
+        pictures: column -> where its image is, None where the cell is empty.
+        caption: content of the caption column; under `textfile`, the place of the text. None where there is none.
+        cells: column -> its content, for the columns that records are made of; a Fault where it cannot be read.
     """
 
     name: str
@@ -37,13 +38,13 @@ class Row:
 
 
 class Refusal(Exception):
-    """A cell that no record can hold; the message says why."""
+    """A cell cannot be stored in a record; the message says why."""
 
 
 def cell_value(value: Any) -> Any:
     """Return a cell as a record holds it: text, numbers, true and false, lists and objects of them; None for none.
 
-    Bytes are read as UTF-8, and a number that is none (NaN) is none. Raises Refusal for anything else.
+    Bytes are read as UTF-8, and NaN becomes None. Raises Refusal for anything else.
     """
     match value:
         case Fault():
@@ -52,13 +53,15 @@ def cell_value(value: Any) -> Any:
             try:
                 return value.decode("utf-8")
             except UnicodeDecodeError:
-                raise Refusal("holds bytes that are no UTF-8 text; name a picture as image, rejected or mask") from None
+                raise Refusal("holds bytes that are no UTF-8 text; name an image as image, rejected or mask") from None
         case str():
             if not is_text(value):
                 raise Refusal("holds text that is not UTF-8")
             return value
         case float() if value != value:
             return None
+        case float() if math.isinf(value):
+            raise Refusal("holds an infinite number")
         case None | bool() | int() | float():
             return value
         case list() | tuple():
@@ -70,7 +73,7 @@ def cell_value(value: Any) -> Any:
 
 @dataclass
 class _Records:
-    """What `columns` names of each sample, while the rows go by."""
+    """Collects what `columns` names of each sample, while the rows are read."""
 
     columns: Mapping[str, str]
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -82,6 +85,8 @@ class _Records:
         for name, column in self.columns.items():
             try:
                 value = cell_value(row.cells.get(column))
+                if isinstance(value, str) and not value.strip():
+                    value = None
             except Refusal as reason:
                 self.faults.setdefault(name, []).append(f"{row.name} {reason}")
                 continue
@@ -100,7 +105,7 @@ class _Records:
 
 @dataclass
 class _Partners:
-    """The pictures of a further column while the rows go by."""
+    """Collects the images of a further column, while the rows are read."""
 
     column: str
     key: str
@@ -141,11 +146,11 @@ class _Partners:
 def collect(
     block: dict[str, Any], path: str, columns: Columns, rows: Iterable[Row], found: Findings, *, about: str
 ) -> DataSet:
-    """Look at every picture and caption of `rows`; problems go to `found`, each naming its row.
+    """Inspect every image and caption of `rows`; problems go to `found`, each naming its row.
 
     Args:
-        columns: which columns are used, and for what.
-        about: the table or archive, for messages.
+        columns: the used columns and their roles.
+        about: name of the table or archive in messages.
     """
     problems_before = len(found.problems)
     clips = block["num_frames"] > 1
@@ -188,7 +193,7 @@ def collect(
 
 
 def _captions(block: dict[str, Any], path: str) -> Captions | None:
-    """What collects captions; None where they are not read from the source."""
+    """Return the collector of captions; None where they are not read from the source."""
     if block["dataset_type"] != "image" or block["caption_strategy"] in WITHOUT_TEXT:
         return None
     of_column = block["caption_strategy"] == "column"
@@ -217,7 +222,7 @@ def _concluded(
 
 
 def _own(key: str, images: Mapping[str, Picture], unusable: set[str]) -> str:
-    """A key that no earlier row has: several rows may show one image, each with partners of its own."""
+    """Return a key that no earlier row has: several rows may show one image, each with partners of its own."""
     if key not in images and key not in unusable:
         return key
     number = 2

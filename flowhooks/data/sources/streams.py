@@ -1,7 +1,7 @@
-"""A streamed data set: read once, from the first row on, and kept as Parquet in the cache folder.
+"""Read a streamed data set once, from the first row on, and keep it as Parquet in the cache folder.
 
-The audit looks at every row and the cache of latents comes back to them, so what was streamed must be kept. Streaming
-spares the rows behind `max_samples`, and the second copy that loading in full makes.
+The audit reads every row and the cache of latents reads them again, so streamed rows must be kept. Streaming
+avoids fetching the rows after `max_samples`, and the second copy that loading in full makes.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _GROUP_BYTES = 64 * 2**20
 def read_stream(
     data: Any, origin: Origin, columns: Columns, block: dict[str, Any], path: str, found: Findings
 ) -> DataSet:
-    """The rows of a stream; those kept earlier are taken where nothing has changed.
+    """Return the rows of a stream; rows kept earlier are used where nothing has changed.
 
-    Raises Refused, BadTable or OSError if the stream breaks off; then nothing is kept.
+    Raises Refused, BadTable or OSError if the stream breaks off; nothing is kept then.
     """
     folder = found.cache / "streams" / _key(origin, columns, block)
     if not folder.is_dir():
@@ -61,7 +61,7 @@ def read_stream(
 
 
 class _Kept(ParquetTable):
-    """The rows of a stream, in which the columns `texts` hold JSON: a stream does not say what type comes next."""
+    """Gives the rows of a stream. The columns `texts` hold JSON, as a stream does not say what type comes next."""
 
     def __init__(self, place: Place, names: Sequence[str], texts: tuple[str, ...]):
         super().__init__(place, names)
@@ -77,7 +77,7 @@ def _as_json(columns: Columns) -> tuple[str, ...]:
 
 
 def _key(origin: Origin, columns: Columns, block: dict[str, Any]) -> str:
-    """Names everything that what is kept depends on."""
+    """Return a name that depends on everything the kept rows depend on."""
     if origin.folder is not None:
         files = [(name, (origin.folder / name).stat()) for name in walk(origin.folder).files]
         version: Any = [(name, about.st_size, about.st_mtime_ns) for name, about in files]
@@ -126,7 +126,7 @@ def _picture(value: Any, origin: Origin, name: str) -> Any:
         if value is None:
             return None
         if not isinstance(value, bytes):
-            raise BadTable(f"{origin.name} {name} holds a {type(value).__name__}, not a picture")
+            raise BadTable(f"{origin.name} {name} holds a {type(value).__name__}, not an image")
         refuse_large(len(value))
     except Refused as error:
         raise BadTable(f"{origin.name} {name} names {path!r:.200}, which {error}") from None
@@ -136,7 +136,7 @@ def _picture(value: Any, origin: Origin, name: str) -> Any:
 
 
 def _text(value: Any, name: str) -> bytes | None:
-    """What is no UTF-8 is kept as it is, for the audit to tell."""
+    """Return a text as bytes. Text that is not UTF-8 is kept as it is, for the audit to report."""
     if value is None or isinstance(value, bytes):
         return value
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Tables of text: CSV, TSV and JSON Lines, read row by row so that a fault names its line.
+"""Read tables of text, CSV, TSV and JSON Lines, row by row so that a fault names its line.
 
 Tried instead: `load_dataset` of `datasets` 5.2. Its `csv` reads text with features and `keep_default_na=False`, but
 gives a row that is too short empty cells without a word, and of a row that is too long, or one byte that is not
@@ -22,23 +22,23 @@ SUFFIXES = (".csv", ".tsv")
 
 
 class BadTable(Exception):
-    """A table that cannot be read to its end; the message says where and why."""
+    """A table cannot be read to its end; the message says where and why."""
 
 
 class Table(Protocol):
     """Rows with named columns."""
 
     def columns(self) -> list[str]:
-        """Raises BadTable, Refused or OSError."""
+        """Return the names of the columns. Raises BadTable, Refused or OSError."""
         ...
 
     def rows(self) -> Iterator[tuple[str, dict[str, Any] | str]]:
-        """(name of the row for people, its cells by column or what is wrong with it). Raises like `columns`."""
+        """Yield (name of the row for people, its cells by column or what is wrong with it). Raises like `columns`."""
         ...
 
 
 def _lines(place: Place, name: str) -> TextIO:
-    """The lines of a table. Raises BadTable for another encoding that is known, Refused or OSError."""
+    """Return the lines of a table. Raises BadTable for another known encoding, Refused or OSError."""
     file = place.open(name)
     start = file.read(2)
     if is_utf16(start):
@@ -49,7 +49,7 @@ def _lines(place: Place, name: str) -> TextIO:
 
 
 def open_table(place: Place, name: str) -> Table:
-    """The table in the file `name`, by its suffix."""
+    """Open the table in the file `name`, by its suffix."""
     match PurePosixPath(name).suffix.lower():
         case ".jsonl":
             return JsonLines(place, name)
@@ -65,7 +65,7 @@ def open_table(place: Place, name: str) -> Table:
 
 @dataclass(frozen=True)
 class Separated:
-    """A CSV or TSV file with its columns named in the first line; every cell is text."""
+    """Reads a CSV or TSV file with its columns named in the first line; every cell is text."""
 
     place: Place
     name: str
@@ -104,7 +104,7 @@ class Separated:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """One JSON object a line."""
+    """Reads a file with one JSON object per line."""
 
     place: Place
     name: str

@@ -1,11 +1,11 @@
-"""`webdataset`: shards, tar files in which the members of one stem make one sample. Nothing is unpacked.
+"""Read type `webdataset`: tar files (shards) in which the members of one stem make one sample. Nothing is unpacked.
 
 Tried instead: `load_dataset("webdataset")` of `datasets` 5.2, which copies every member into an Arrow file (99 MB of
 98 MB), or with `streaming=True` reads the shard from its start to come to a sample: 0.39 s to sample 1,900 of 2,000.
-Python's own `tarfile` gives where each member lies, in 0.26 ms a sample, and a sample is then one read.
+Python's own `tarfile` gives the position of each member, in 0.26 ms a sample, and a sample is then one read.
 
 `000.jpg` is the image of sample `000`, `000.rejected.png` its rejected side, `000.mask.png` its mask, `000.txt` or a
-key of `000.json` its caption: what stands between the stem and the suffix is the name of the column.
+key of `000.json` its caption: the part between the stem and the suffix is the name of the column.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from flowhooks.reading import BadJson, parse
 SUFFIXES = (".tar",)
 #: The column of `000.jpg`, which has no name of its own.
 PLAIN = "image"
-# Enough to see which columns there are; the audit reads all.
+# Enough to find the columns; the audit reads all members.
 _PEEKED = 256
 
 
 @dataclass
 class _Sample:
-    """The members of one stem."""
+    """Holds the members of one stem."""
 
     shard: str
     stem: str
@@ -49,7 +49,7 @@ class _Sample:
 
 @dataclass
 class _Shards:
-    """Everything in the tar files of one data set; `suffixes` are those of its pictures."""
+    """Holds all samples of the tar files of one data set; `suffixes` are those of its images."""
 
     place: Place
     suffixes: tuple[str, ...]
@@ -99,7 +99,7 @@ class _Shards:
             self.refused.append(f"{name} is there twice, or beside another of its name without suffix")
 
     def _put(self, sample: _Sample, extension: str, asset: Asset) -> bool:
-        """Whether there was one already."""
+        """Store a member of a sample; return whether there was one of its name already."""
         column, _, suffix = extension.rpartition(".")
         if f".{suffix}" in self.suffixes:
             return sample.pictures.setdefault(column or PLAIN, asset) is not asset
@@ -114,7 +114,7 @@ class _Shards:
 
 
 def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSet:
-    """One tar file, or all in a folder."""
+    """Read one tar file, or all in a folder."""
     where = f"{path}.instance_data_dir"
     files = open_files(block, where, SUFFIXES, found)
     if files is None:
@@ -148,7 +148,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
 
 
 def webdataset_columns(block: dict[str, Any], found: Findings) -> list[str]:
-    """The columns of pictures among the first members of the first shard. Raises BadTable, Refused or OSError."""
+    """Return the columns of images among the first members of the first shard. Raises BadTable, Refused or OSError."""
     place, names = files_of(block, SUFFIXES, found)
     shards = _Shards(place, suffixes_of(block))
     if names:
@@ -157,18 +157,18 @@ def webdataset_columns(block: dict[str, Any], found: Findings) -> list[str]:
 
 
 class _Texts:
-    """The JSON members of the samples."""
+    """Reads the JSON members of the samples."""
 
     def __init__(self, shards: _Shards):
         self._shards = shards
 
     def keys(self) -> list[str]:
-        """Every key that a sample has."""
+        """Return every key that any sample has."""
         found = (self.of(sample) for sample in self._shards.samples)
         return list(dict.fromkeys(key for content in found if isinstance(content, dict) for key in content))
 
     def of(self, sample: _Sample) -> dict[str, Any] | Fault:
-        """The object in a sample's JSON; an empty one where there is no such member."""
+        """Return the object in a sample's JSON; an empty one where there is no such member."""
         if sample.json is None:
             return {}
         try:

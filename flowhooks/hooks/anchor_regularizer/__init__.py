@@ -60,6 +60,6 @@ class AnchorRegularizerSpec(HookSpec, type="anchor_regularizer", title="Anchor r
         own = self.adapter is not None
         return {
             "needs": {"role:reference" if own else f"role:{self.role}"},
-            "gives": {f"role:{self.role}"} if own else set(),
+            "gives": {f"penalty:anchor_{self.role}", *([f"role:{self.role}"] if own else [])},
             "passes": ((EVERY_VIEW, POLICY), (EVERY_VIEW, self.role)),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from flowhooks.documents.spec import option
@@ -116,6 +116,13 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
             "queries": self.num_inference_steps,
             "chunks": chunks,
         }
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        if self.prompts is None and self.task_column is not None:
+            yield (
+                "task_column",
+                "names a column of `prompts`, which this run has none of; name `prompts`, or leave it out",
+            )
 
     def refusal(self) -> str | None:
         window, steps = self.window, self.num_inference_steps
