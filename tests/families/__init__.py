@@ -131,7 +131,7 @@ PIPELINES: Mapping[str, Tiny] = {
 
 
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and
-#: sizes of pictures, which would cost more time than the networks.
+#: sizes of images, which would cost more time than the networks.
 SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(
         ("hunyuan-image", "hunyuan-image-distilled"), {"tokenizer_max_length": 24, "tokenizer_2_max_length": 16}
