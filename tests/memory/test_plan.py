@@ -111,7 +111,7 @@ def test_the_cheapest_change_that_fits_is_named(learnt, folder):
     assert not short.fits
     assert "with `training.train_batch_size` 1 and `training.gradient_accumulation_steps` 2 it needs" in short.sentence
     hopeless = fitting(plan, needs, 2**29)
-    assert "the weights of the pipeline alone need" in hopeless.sentence and not hopeless.fits
+    assert "the weights of one phase alone need" in hopeless.sentence and not hopeless.fits
 
 
 def test_changes_go_from_those_that_cost_least_to_those_that_change_the_samples(learnt, folder):
