@@ -91,7 +91,7 @@ def test_without_another_it_is_the_embedded_judge(judge, monkeypatch):
 
 def test_what_it_cannot_judge(judge):
     pixels, prompts, _ = scans()
-    with pytest.raises(RewardError, match="'legibility' knows prompts such as 'a handwritten seven'; 'a cat' names no digit"):
+    with pytest.raises(RewardError, match="knows prompts such as 'a handwritten seven'; 'a cat' names no digit"):
         Legibility(judge=judge)(pixels, [*prompts[:5], "a cat"], [{}] * 6)
     with pytest.raises(RewardError, match="32 x 32 pixels, got 16 x 32"):
         Legibility(judge=judge)(pixels[:, :, :16], prompts, [{}] * 6)
