@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+from types import SimpleNamespace
 
 # Libraries read it when they are imported: without it a test of what is not there waits for a network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -30,8 +32,10 @@ def _own_home(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def online(monkeypatch):
-    """The Hub may be asked, and cannot be reached."""
+    """The Hub may be asked, and cannot be reached; its client does not wait between its attempts."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    patient = {**vars(time), "sleep": lambda _: None}
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(**patient))
 
 
 @pytest.fixture(autouse=True)

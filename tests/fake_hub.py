@@ -104,7 +104,7 @@ def server():
     instance.address = f"http://127.0.0.1:{instance.server_port}"
     instance.requests, instance.files, instance.created, instance.status = [], {}, None, 200
     instance.refusals, instance.cut, instance.large, instance.stored = {}, [], False, {}
-    thread = threading.Thread(target=instance.serve_forever, daemon=True)
+    thread = threading.Thread(target=instance.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield instance
     instance.shutdown()
