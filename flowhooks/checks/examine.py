@@ -109,7 +109,7 @@ def _planned(run: Run, audited: Audit | None) -> tuple[Plan | None, list[Problem
 
     given = run.provides
     if audited is not None:
-        given = frozenset(f"data:{each}" for each in audited.provides)
+        given = audited.given
     elif run.data is not None and run.data.unread:
         # The cause is that the table cannot be read; do not also report its columns as missing.
         given |= {"data:rejected", "data:mask"}

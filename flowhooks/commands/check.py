@@ -97,7 +97,6 @@ def _run(args: Namespace) -> int:
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")
-    given = frozenset(f"data:{each}" for each in audited.provides)
     tight = _print_memory(configured, audited, args.gpu) if args.memory or args.gpu else []
     _print_warnings(
         [
@@ -106,7 +105,7 @@ def _run(args: Namespace) -> int:
             *audited.warnings,
             *machine_warnings(configured),
             *optimizer_warnings(configured),
-            *unused_data_warnings(planned, frozenset(given)),
+            *unused_data_warnings(planned, audited.given),
         ]
     )
     return 0

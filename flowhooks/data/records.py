@@ -149,6 +149,11 @@ class Audit:
     warnings: tuple[str, ...]
 
     @property
+    def given(self) -> frozenset[str]:
+        """Return what hooks may need of the data: ``data:<name>`` for each of ``provides``."""
+        return frozenset(f"data:{name}" for name in self.provides)
+
+    @property
     def buckets(self) -> dict[tuple[int, int, int], int]:
         """Return width, height and frames -> samples of an epoch, sorted by size."""
         return dict(sorted(Counter(record.bucket for record in self.records).items()))

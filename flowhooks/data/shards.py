@@ -135,11 +135,11 @@ def contents(path: Path, *, partial: bool = False) -> dict[str, ShardEntry]:
     try:
         refuse_special(path)
         with safe_open(path, "numpy") as file:
-            told = file.metadata() or {}
+            metadata = file.metadata() or {}
             # A file without holes: where each tensor lies follows from their order and sizes.
             tensors = [(name, file.get_slice(name)) for name in file.offset_keys()]
             parts = [(name, each.get_dtype(), tuple(each.get_shape())) for name, each in tensors]
-        written = parse(told.get(METADATA, "{}"), most=MAX_TEXT).get(DIGESTS, {})
+        written = parse(metadata.get(METADATA, "{}"), most=MAX_TEXT).get(DIGESTS, {})
         written = {key: str(written[key]) for key in written}
     except (Unreadable, SafetensorError) as error:
         raise DamagedShard(str(error)) from None

@@ -94,8 +94,9 @@ class Store:
             mine.path.write_bytes(data)
             digests = {key: digest_of(each.read()) for key, each in contents(mine.path, partial=True).items()}
             # One key only: safetensors writes several in any order, and a shard must always come out the same.
-            told = {**{key: about[key] for key in entries}, DIGESTS: {key: digests[key] for key in sorted(digests)}}
-            mine.path.write_bytes(save(named, {METADATA: json.dumps(told)}))
+            described = {key: about[key] for key in entries}
+            header = {**described, DIGESTS: {key: digests[key] for key in sorted(digests)}}
+            mine.path.write_bytes(save(named, {METADATA: json.dumps(header)}))
             path.parent.mkdir(parents=True, exist_ok=True)
             mine.publish(path)
 

@@ -130,11 +130,11 @@ def _unknown(error: ValidationError) -> list[str]:
 def _unknown_key(key: str, error: ValidationError) -> str:
     known = list(error.schema.get("properties", {}))
     close = closest(key, known) or _elsewhere(key)
-    told = f"unknown key {key if len(key) <= 60 else key[:57] + '...'!r}; "
+    start = f"unknown key {key if len(key) <= 60 else key[:57] + '...'!r}; "
     if close:
-        return f"{told}did you mean {close!r}?"
+        return f"{start}did you mean {close!r}?"
     # A list of all would be a screen long; the schema has them.
-    return told + (f"nearest here: {listed(nearest(key, known))}" if known else "there is none here")
+    return start + (f"the nearest keys are {listed(nearest(key, known))}" if known else "this object has no keys")
 
 
 def _elsewhere(key: str) -> str | None:

@@ -166,8 +166,7 @@ def _planned(run: Run, examined: Examined) -> Plan:
     """Return the plan of the checks, made again if hooks of the user's own are imported only now."""
     if all(hook.type in HOOKS for hook in run.hooks):
         return examined.plan
-    given = run.provides if run.data is None else frozenset(f"data:{each}" for each in examined.audit.provides)
-    return plan_run(run, given, imports=True)
+    return plan_run(run, examined.audit.given, imports=True)
 
 
 def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:

@@ -18,7 +18,7 @@ CASES = [
     ({"modle": {}}, "$.modle", "unknown key 'modle'; did you mean 'model'?"),
     ({"learning_rate": 1e-4}, "$.learning_rate", "did you mean 'training.learning_rate'?"),
     ({"training": {"lr": 1e-4}}, "$.training.lr", "did you mean 'learning_rate'?"),
-    ({"training": {"zzz": 1}}, "$.training.zzz", "nearest here: "),
+    ({"training": {"zzz": 1}}, "$.training.zzz", "the nearest keys are "),
     ({"training": {"odd key": 1}}, '$.training["odd key"]', "unknown key 'odd key'"),
     ({"training": 3}, "$.training", "expected an object, found the number 3"),
     (
