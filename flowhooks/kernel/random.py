@@ -35,8 +35,8 @@ class Draws:
             # There are no numbers to draw, and torch has no generator there.
             return out
         generator = torch.Generator(like.device)
-        for i, row in enumerate(out):
-            generator.manual_seed(self.seed_of(purpose, self.rank * len(out) + i))
+        for position, row in enumerate(out, start=self.rank * len(out)):
+            generator.manual_seed(self.seed_of(purpose, position))
             row.normal_(generator=generator)
         return out
 

@@ -156,7 +156,7 @@ def session_of(model: Map, *hooks) -> Session:
     )
 
 
-def learnt(*hooks, steps: int = 1500) -> tuple[float, list[dict]]:
+def learnt(*hooks, steps: int = 600) -> tuple[float, list[dict]]:
     """RMS error of the trained map on a grid of (t, r), relative to the map's own RMS, and the logged metrics."""
     model = Map()
     session = session_of(model, *hooks)
@@ -165,8 +165,8 @@ def learnt(*hooks, steps: int = 1500) -> tuple[float, list[dict]]:
     logged = []
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        clean = FLOW.mean + FLOW.std * torch.randn(256, 4, generator=generator)
-        result = session.step(Batch(clean=clean, condition=NoCondition(256)), log=step % 500 == 0)
+        clean = FLOW.mean + FLOW.std * torch.randn(64, 4, generator=generator)
+        result = session.step(Batch(clean=clean, condition=NoCondition(64)), log=step % 200 == 0)
         optimizer.zero_grad()
         result.loss.backward()
         optimizer.step()

@@ -1,4 +1,4 @@
-"""What a new hook costs, shown in copies of the tree: the worked recipe of CONTRIBUTING.md, followed to the letter, and
+"""What a new hook costs, shown in a copy of the tree: the worked recipe of CONTRIBUTING.md, followed to the letter, and
 KTO, which reads a label of the data. What each adds obeys the laws."""
 
 from __future__ import annotations
@@ -16,29 +16,27 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
-PLAIN = ("-q", "-p", "no:xdist", "--override-ini=addopts=")
-HOOK = "flowhooks/hooks/sigma_weight"
-KTO = Path(__file__).parent / "kto"
+PLAIN = ("-v", "-p", "no:xdist", "--override-ini=addopts=")
+FILES = "__init__.py", "hook.py"
 
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree with the recipe's hook in it."""
+    """A copy of the tree with the recipe's hook and KTO in it, and what `make generated` makes of them."""
     recipe = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Add a hook")[1]
-    spec, hook = [match["text"] for match in BLOCK.finditer(recipe) if match["kind"] == "python"]
-    assert len(f"{spec}{hook}".splitlines()) <= 45
-    return with_hook(tmp_path_factory.mktemp("recipe"), HOOK, spec, hook)
-
-
-def with_hook(tree: Path, folder: str, spec: str, hook: str) -> Path:
-    """A copy of the tree with the two files of a hook, and what `make generated` makes of them."""
+    of_the_recipe = [match["text"] for match in BLOCK.finditer(recipe) if match["kind"] == "python"]
+    kto = [(ROOT / "tests/packaging/kto" / file).read_text(encoding="utf-8") for file in FILES]
+    tree = tmp_path_factory.mktemp("recipe")
     for each in ("flowhooks", "schemas", "docs", "tests"):
         shutil.copytree(ROOT / each, tree / each)
     for file in ("setup.cfg", "README.md"):
         shutil.copy(ROOT / file, tree)
-    (tree / folder).mkdir()
-    (tree / folder / "__init__.py").write_text(spec, encoding="utf-8")
-    (tree / folder / "hook.py").write_text(hook, encoding="utf-8")
+    for name, texts, most in (("sigma_weight", of_the_recipe, 45), ("kto", kto, 120)):
+        assert len("".join(texts).splitlines()) <= most
+        folder = tree / "flowhooks/hooks" / name
+        folder.mkdir()
+        for file, text in zip(FILES, texts, strict=True):
+            (folder / file).write_text(text, encoding="utf-8")
     generate(tree)
     return tree
 
@@ -62,24 +60,15 @@ def python(tree: Path, *arguments: str) -> str:
     return result.stdout
 
 
-def test_the_new_hook_obeys_the_laws(followed: Path) -> None:
-    laws = "sigma_weight or every_hook"
-    said = python(followed, "-m", "pytest", "tests/laws", "-k", laws, *PLAIN)
-    assert re.search(r"\b[1-9]\d* passed", said), said
-
-
-def test_nothing_that_is_made_from_the_spec_is_stale(followed: Path) -> None:
+def test_both_hooks_obey_the_laws_and_nothing_made_from_their_specs_is_stale(followed: Path) -> None:
     for folder in ("examples", "dataset_configs"):
-        shutil.copytree(ROOT / folder, followed / folder, dirs_exist_ok=True)
-    tables = [
-        f"tests/docs/test_docs.py::{test}"
-        for test in (
-            "test_tables_of_hooks_and_options_are_those_of_specs_and_schemas",
-            "test_everything_with_options_has_one_table",
-        )
-    ]
-    said = python(followed, "-m", "pytest", "tests/config/test_schemas.py", *tables, *PLAIN)
-    assert re.search(r"\b[1-9]\d* passed", said), said
+        shutil.copytree(ROOT / folder, followed / folder)
+    tables = "tables_of_hooks_and_options or everything_with_options"
+    chosen = f"sigma_weight or kto or every_hook or test_schemas or {tables}"
+    tests = "tests/laws", "tests/config/test_schemas.py", "tests/docs/test_docs.py"
+    said = python(followed, "-m", "pytest", *tests, "-k", chosen, *PLAIN)
+    assert all(re.search(rf"test_laws.*\[{hook}.*PASSED", said) for hook in ("sigma_weight", "kto")), said
+    assert all(re.search(rf"{test}.*PASSED", said) for test in ("test_schemas", *tables.split(" or "))), said
     assert "| `sigma_weight` | error | `sigma` |" in (followed / "docs/hooks.md").read_text(encoding="utf-8")
     row = "| `power` | `0.0` | Power of 1 - sigma; 0 weighs all samples alike. In [0, 100]. |"
     page = (followed / "docs/options.md").read_text(encoding="utf-8")
@@ -105,25 +94,12 @@ def test_its_options_are_checked_and_filled_in(followed: Path) -> None:
 
 def test_the_sources_are_as_the_house_wants_them(followed: Path) -> None:
     shutil.copy(ROOT / "ruff.toml", followed)
-    for file in ("__init__.py", "hook.py"):
-        python(followed, "-m", "ruff", "check", "--no-cache", f"{HOOK}/{file}")
-        python(followed, "-m", "ruff", "format", "--check", "--no-cache", f"{HOOK}/{file}")
+    for each in ("sigma_weight", "kto"):
+        python(followed, "-m", "ruff", "check", "--no-cache", f"flowhooks/hooks/{each}")
+        python(followed, "-m", "ruff", "format", "--check", "--no-cache", f"flowhooks/hooks/{each}")
 
 
-@pytest.fixture(scope="module")
-def preferring(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree with KTO in it."""
-    spec, hook = ((KTO / file).read_text(encoding="utf-8") for file in ("__init__.py", "hook.py"))
-    assert len(f"{spec}{hook}".splitlines()) <= 120
-    return with_hook(tmp_path_factory.mktemp("kto"), "flowhooks/hooks/kto", spec, hook)
-
-
-def test_kto_is_two_files_and_obeys_the_laws(preferring: Path) -> None:
-    said = python(preferring, "-m", "pytest", "tests/laws", "-k", "kto or every_hook", *PLAIN)
-    assert re.search(r"\b[1-9]\d* passed", said), said
-
-
-def test_kto_starts_and_pulls_as_its_formula_says(preferring: Path) -> None:
+def test_kto_starts_and_pulls_as_its_formula_says(followed: Path) -> None:
     """Half of each weight at the start, and there ``y w beta / 4`` of the gradient of the error."""
     script = (
         "import torch\n"
@@ -133,10 +109,10 @@ def test_kto_starts_and_pulls_as_its_formula_says(preferring: Path) -> None:
         "loss.sum().backward()\n"
         "print(loss.tolist(), error.grad.tolist())\n"
     )
-    assert python(preferring, "-c", script).strip() == "[0.5, 0.5] [250.0, -250.0]"
+    assert python(followed, "-c", script).strip() == "[0.5, 0.5] [250.0, -250.0]"
 
 
-def test_kto_without_labels_is_refused_before_weights_load(preferring: Path) -> None:
+def test_kto_without_labels_is_refused_before_weights_load(followed: Path) -> None:
     script = (
         "from pathlib import Path\n"
         "from flowhooks.checks.planning import plan_run\n"
@@ -149,6 +125,6 @@ def test_kto_without_labels_is_refused_before_weights_load(preferring: Path) -> 
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    planned, refused = python(preferring, "-c", script).splitlines()
+    planned, refused = python(followed, "-c", script).splitlines()
     assert planned == "['timestep_schedule', 'kto']"
     assert "needs 'data:label'" in refused and "`columns` of every image data set" in refused
