@@ -53,13 +53,13 @@ class _Parser(argparse.ArgumentParser):
 
 def _suggested(message: str) -> str:
     """Add to argparse's complaint about a choice the choice that was perhaps meant."""
-    told = _CHOICE.fullmatch(message)
-    if told is None:
+    match = _CHOICE.fullmatch(message)
+    if match is None:
         return message
     # Imported here, as most commands do not need it.
     from flowhooks.documents.suggest import hint
 
-    what, word, choices = told[1], told[3], [choice.strip(" '\"") for choice in told[4].split(",")]
+    what, word, choices = match[1], match[3], [choice.strip(" '\"") for choice in match[4].split(",")]
     if what == "COMMAND":
         return f"there is no command {word[:60]!r}{hint(word, choices) or '; `flowhooks --help` lists them'}"
     return message + hint(word, choices)
@@ -165,14 +165,14 @@ def _plain_warnings() -> Iterator[None]:
     """Print our own warnings without the line of code that Python adds."""
     usual = warnings.formatwarning
 
-    def told(
+    def plain(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if issubclass(category, FlowhooksWarning):
             return f"warning: {one_line(str(message))}\n"
         return printable(usual(message, category, filename, lineno, line))
 
-    warnings.formatwarning = told
+    warnings.formatwarning = plain
     try:
         yield
     finally:

@@ -73,9 +73,9 @@ def resolved_hooks(given: Sequence[Any], *, allow_imports: bool = False) -> list
     """
     for i, entry in enumerate(given):
         if isinstance(entry, (str, type)):
-            told = f"the class {entry.__name__}" if isinstance(entry, type) else f"the string {entry!r}"
+            found = f"the class {entry.__name__}" if isinstance(entry, type) else f"the string {entry!r}"
             wanted = f"{entry.__name__}(...)" if isinstance(entry, type) else f'{{"type": "{entry}"}}'
-            message = f"expected a hook or a block, found {told}; write {wanted}"
+            message = f"expected a hook or a block, found {found}; write {wanted}"
             raise ConfigError(Problem(message, path=f"$.hooks[{i}]"))
     return [
         resolve_hook(dict(entry), f"$.hooks[{i}]", allow_imports=allow_imports) if isinstance(entry, Mapping) else entry

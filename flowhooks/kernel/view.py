@@ -28,7 +28,7 @@ class Sigma:
     density: Callable[[str], Tensor] | None = None
 
     @property
-    def told(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         """Return further keyword arguments of the model's ``predict``, beside the level."""
         return {}
 
@@ -88,7 +88,7 @@ class Path:
         noisy = [view.noisy for view in views]
         time = first.timed.join([view.timed for view in others])
         condition = first.condition.join([view.condition for view in others])
-        joint = model.predict(concatenate(noisy), time.level, condition, **time.told)
+        joint = model.predict(concatenate(noisy), time.level, condition, **time.arguments)
         return joint.split([len(each) for each in noisy])
 
 

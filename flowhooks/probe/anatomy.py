@@ -164,10 +164,10 @@ def _tokens(network: nn.Module, plain: Watched, resampled: Watched, reprompted: 
             continue
         picture = changed[held]
         count = count or int(picture.sum())
-        told = {k for k, _ in streams if differ(tensors[k : k + 1], reprompted[name][k : k + 1])}
-        if held in told and not picture.all():
+        prompted = {k for k, _ in streams if differ(tensors[k : k + 1], reprompted[name][k : k + 1])}
+        if held in prompted and not picture.all():
             return count, ("after" if bool(picture[0]) else "before", int((~picture).sum()))
-        apart = [len(t) for k, t in streams if k in told and k in changed and not changed[k].any()]
+        apart = [len(t) for k, t in streams if k in prompted and k in changed and not changed[k].any()]
         if apart:
             return count, ("apart", apart[0])
     return count, ("apart", 0)

@@ -21,7 +21,9 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import (
     Recording,
     answering,
+    execution_device,
     first_of,
+    posterior_mode,
     recording_calls,
     recording_decode,
     recording_steps,
@@ -136,14 +138,39 @@ class Layout:
         """Map ``[B, *vae_shape]`` to ``[B, *sample_shape]``: the inverse, for encoding."""
         return self.vae.invert(z, self.sample_shape)
 
+    def encode(self, vae: Any, pixels: Tensor) -> Tensor:
+        """Encode pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, to ``[B, *sample_shape]`` in fp32: the mode of the
+        posterior.
+
+        Raises:
+            ModelError: the latents do not have the shape that the pipeline decodes.
+        """
+        pixels = pixels.to(execution_device(vae), vae.dtype)
+        if len(self.vae_shape) == 4 and pixels.dim() == 4:
+            pixels = pixels.unsqueeze(2)
+        z = posterior_mode(vae.encode(pixels))
+        if tuple(z.shape[1:]) != self.vae_shape:
+            raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {self.vae_shape}")
+        return self.from_vae(z.float())
+
     def decode(self, vae: Any, z: Tensor) -> Tensor:
         """Decode ``[B, *vae_shape]`` to pixels, with the pipeline's own arguments of ``vae.decode``."""
-        told = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
-        return vae.decode(z, *told[0], **told[1], return_dict=False)[0]
+        given = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
+        return vae.decode(z, *given[0], **given[1], return_dict=False)[0]
 
     def pack(self, z: Tensor) -> Tensor:
         """Apply only the order of :meth:`from_vae`, no scale or shift: for masks."""
         return self.vae.unordered(z.flatten(1)).reshape(-1, *self.sample_shape)
+
+    def pack_mask(self, mask: Tensor) -> Tensor:
+        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to samples ``[B, ...]``."""
+        if mask.shape[-2:] != self.vae_shape[-2:]:
+            raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {self.vae_shape[-2:]}")
+        if len(self.vae_shape) == 4:
+            mask = mask.unsqueeze(2)
+        if self.ordered and self.sample_shape == self.vae_shape:
+            return mask
+        return self.pack(mask.expand(-1, *self.vae_shape))
 
     def to_network(self, sample: Tensor) -> Any:
         """Map ``[B, *sample_shape]`` to the network's sample argument."""
@@ -318,10 +345,10 @@ def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
         )
 
 
-def _for_batch(told: Tensor, z: Tensor) -> Tensor:
+def _for_batch(value: Tensor, z: Tensor) -> Tensor:
     """Expand a tensor of a batch of one to the batch of ``z``."""
-    told = told.to(z.device)
-    return told.expand(len(z), *told.shape[1:]) if told.dim() and len(told) == 1 else told
+    value = value.to(z.device)
+    return value.expand(len(z), *value.shape[1:]) if value.dim() and len(value) == 1 else value
 
 
 def _digit_count(n: int) -> int:

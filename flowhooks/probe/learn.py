@@ -85,7 +85,7 @@ def _learnt(
     sizes = Sizes(pipe, arguments)
     own = sizes.of(size["height"], size["width"], frames)
     # Arguments that depend on only one of width and frames must not be taken for constants.
-    every = [sizes.told(each) for each in (own, *sizes.others(own))]
+    every = [sizes.arguments(each) for each in (own, *sizes.others(own))]
     contract = learn_contract(pipe, arguments, every)
     model = FlowModel(pipe, contract, arguments, size, component, frames)
     drawn = drawn_frames(model)
@@ -197,9 +197,9 @@ def _compared(
 def _by_chance(model: FlowModel) -> str:
     """Say why a prediction is right only under the seed that was used for learning."""
     given = " and ".join(f"`{name}`" for name in pictures_in(model.arguments))
-    told = f"the image of {given}, encoded" if given else "random numbers drawn"
+    origin = f"the image of {given}, encoded" if given else "random numbers drawn"
     return (
-        f" under another seed: beside the sample its network gets {told} with the call's own generator, and one "
+        f" under another seed: beside the sample its network gets {origin} with the call's own generator, and one "
         "such draw would be trained on for all samples"
         + ("; flowhooks has no image for each sample yet" if given else "; switch that off with `arguments`")
     )

@@ -19,7 +19,7 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.levels import WeightNames
-from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, posterior_mode, without_side_effects
+from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, without_side_effects
 from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
@@ -309,16 +309,9 @@ class FlowModel:
 
         Pixels of videos are ``[B, 3, F, H, W]``.
         """
-        vae = self.pipe.vae
         height, width = pixels.shape[-2:]
         layout = self.layout(height, width, pixels.shape[2] if pixels.dim() == 5 else None)
-        pixels = pixels.to(execution_device(vae), vae.dtype)
-        if len(layout.vae_shape) == 4 and pixels.dim() == 4:
-            pixels = pixels.unsqueeze(2)
-        z = posterior_mode(vae.encode(pixels))
-        if tuple(z.shape[1:]) != layout.vae_shape:
-            raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {layout.vae_shape}")
-        return layout.from_vae(z.float())
+        return layout.encode(self.pipe.vae, pixels)
 
     def decode(
         self, latents: Tensor, height: int | None = None, width: int | None = None, *, gradient: bool = False
@@ -342,15 +335,7 @@ class FlowModel:
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to sample space, broadcastable to ``like`` ``[B,
         ...]``."""
-        mask = mask.to(like.device, like.dtype)
-        layout = self.layout_of(like)
-        if mask.shape[-2:] != layout.vae_shape[-2:]:
-            raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {layout.vae_shape[-2:]}")
-        if len(layout.vae_shape) == 4:
-            mask = mask.unsqueeze(2)
-        if layout.ordered and layout.sample_shape == layout.vae_shape:
-            return mask
-        return layout.pack(mask.expand(-1, *layout.vae_shape))
+        return self.layout_of(like).pack_mask(mask.to(like.device, like.dtype))
 
     def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
         """Return the layout at a resolution in pixels, learned on first use; ``frames`` default to this model's own."""
@@ -361,7 +346,7 @@ class FlowModel:
                 encoded_once(self.pipe),
                 self._without_second_time(),
             ):
-                call = self.call(prompt="a", **self._sizes.told(size))
+                call = self.call(prompt="a", **self._sizes.arguments(size))
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
                 self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
         return self._sizes.layouts[size]
@@ -394,7 +379,7 @@ class FlowModel:
             **call_exceptions(self.pipe),
             **self.arguments,
             **self.contract.call,
-            **self._sizes.told(self._size),
+            **self._sizes.arguments(self._size),
             **more,
         }
 

@@ -75,12 +75,12 @@ class Sizes:
         """Return the pipeline argument for the number of frames."""
         return self._argument
 
-    def told(self, size: Size) -> dict[str, int]:
+    def arguments(self, size: Size) -> dict[str, int]:
         """Return the size as arguments of the pipeline."""
-        told = {"height": size.height, "width": size.width}
+        arguments = {"height": size.height, "width": size.width}
         if self._argument is not None and size.frames is not None:
-            told[self._argument] = size.frames
-        return told
+            arguments[self._argument] = size.frames
+        return arguments
 
     def others(self, size: Size) -> list[Size]:
         """Return other sizes to compare with, the likeliest first: twice or half as wide, for networks near the most

@@ -203,26 +203,28 @@ class _Trial:
         return self._called(noisy, lambda arguments: self.model.transformer(**arguments), sigma)
 
     def predict(self, noisy: Tensor, tokens: Tokens, index: Tensor, sigmas: Tensor | None = None) -> Tensor:
-        told = TokenSigma(sigmas=self.sigmas if sigmas is None else sigmas, index=index)
+        token_sigma = TokenSigma(sigmas=self.sigmas if sigmas is None else sigmas, index=index)
         return self._called(
             noisy,
-            lambda given: called_with_token_times(self.model, self.layout, tokens, given, told),
-            told.sigmas[:, 0],
+            lambda given: called_with_token_times(self.model, self.layout, tokens, given, token_sigma),
+            token_sigma.sigmas[:, 0],
         )
 
-    def leveled(self, told: TokenSigma, entry: TimeEntry, places: ImageTokenSpan, noisy: Tensor | None = None) -> None:
+    def leveled(
+        self, token_sigma: TokenSigma, entry: TimeEntry, places: ImageTokenSpan, noisy: Tensor | None = None
+    ) -> None:
         def call(arguments: Mapping[str, Any]) -> Any:
-            with leveled(self.model, self.layout, arguments, told, entry, places):
+            with leveled(self.model, self.layout, arguments, token_sigma, entry, places):
                 return self.model.transformer(**arguments)
 
-        self._called(self.noisy if noisy is None else noisy, call, told.sigmas[:, 0])
+        self._called(self.noisy if noisy is None else noisy, call, token_sigma.sigmas[:, 0])
 
     def _called(self, noisy: Tensor, call: Callable[[Mapping[str, Any]], Any], sigma: Tensor) -> Tensor:
         model, layout = self.model, self.layout
         arguments = {**model.fixed_arguments(layout, noisy, self.prompt), **model.times(layout, sigma, sigma)}
         return layout.from_network(call(arguments)).float()
 
-    def _token_of_element(self, learner: _Learner, told: TokenSigma, entry: TimeEntry) -> Tensor:
+    def _token_of_element(self, learner: _Learner, token_sigma: TokenSigma, entry: TimeEntry) -> Tensor:
         """Return the token of each number. Where tokens first enter, the network is linear enough: scaling the gradient
         of token i by a code of i scales the gradient of the sample's numbers alike."""
         met: list[Broadcast] = []
@@ -237,7 +239,7 @@ class _Trial:
         noisy = self.noisy.clone().requires_grad_(True)
         with torch.enable_grad():
             with suppress(StopForward):
-                self.leveled(told, entry, first, noisy)
+                self.leveled(token_sigma, entry, first, noisy)
             if not met:
                 raise ModelError("its time embedding is combined with no tokens of the image")
             (meeting,) = met

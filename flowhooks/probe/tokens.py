@@ -113,26 +113,26 @@ class Tokens:
         return self.places[key]
 
 
-def check_token_sigma(told: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens) -> None:
+def check_token_sigma(token_sigma: TokenSigma, sigma: Tensor, r_sigma: Tensor | None, tokens: Tokens) -> None:
     """Raise ModelError when it does not fit the samples, or an interval was given too."""
     if r_sigma is not None:
         raise ModelError("`r_sigma` and `token_sigma` cannot be given together: an interval has one start")
-    if told.index.shape != (len(sigma), tokens.count):
+    if token_sigma.index.shape != (len(sigma), tokens.count):
         raise ModelError(
-            f"`token_sigma.index` is {tuple(told.index.shape)}; {len(sigma)} samples of {tokens.count} tokens were "
-            "expected"
+            f"`token_sigma.index` is {tuple(token_sigma.index.shape)}; {len(sigma)} samples of {tokens.count} tokens "
+            "were expected"
         )
-    torch._assert_async((told.sigmas[:, 0] == sigma).all(), "`sigma` must be level 0 of `token_sigma`")
+    torch._assert_async((token_sigma.sigmas[:, 0] == sigma).all(), "`sigma` must be level 0 of `token_sigma`")
 
 
 def called_with_token_times(
-    model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], told: TokenSigma
+    model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], token_sigma: TokenSigma
 ) -> Any:
     """Call the network with a time per token and return its output; ``arguments`` are those at level 0."""
     if tokens.entry is None:
-        times = {time.name: time.of(told.each, layout.shift) for time in model.contract.times}
+        times = {time.name: time.of(token_sigma.each, layout.shift) for time in model.contract.times}
         return model.transformer(**{**arguments, **times})
-    with leveled(model, layout, arguments, told, tokens.entry, tokens.place):
+    with leveled(model, layout, arguments, token_sigma, tokens.entry, tokens.place):
         return model.transformer(**arguments)
 
 
@@ -141,20 +141,20 @@ def leveled(
     model: FlowModel,
     layout: Layout,
     arguments: Mapping[str, Any],
-    told: TokenSigma,
+    token_sigma: TokenSigma,
     entry: TimeEntry,
     places: Callable[[Broadcast], str | None],
 ) -> Iterator[None]:
     """Let a call of the network with ``arguments`` inside the block hold levels from ``entry`` on."""
     network = model.transformer
     module = network.get_submodule(entry.name)
-    size, count = told.sigmas.shape
+    size, count = token_sigma.sigmas.shape
     others = [
         inputs_of(module, network, {**arguments, **model.times(layout, sigma, sigma)}, entry.calls)
-        for sigma in told.sigmas.unbind(1)[1:]
+        for sigma in token_sigma.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)
-    mix = Mix(index=told.index, count=count, places=places, names=model.weight_names)
+    mix = Mix(index=token_sigma.index, count=count, places=places, names=model.weight_names)
 
     def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, form = tree_flatten((args, kwargs))

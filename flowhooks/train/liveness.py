@@ -1,7 +1,7 @@
-"""A trained tensor that no gradient reaches is noticed in the first steps; later ones cost nothing.
+"""Notice in the first steps of a run that a trained tensor gets no gradient; later steps cost nothing.
 
-What only notes things stays on the device. It is fetched once, at a logged step or a checkpoint, where a run waits for
-the device anyway.
+Notes stay on the device. They are fetched once, at a logged step or a checkpoint, where a run waits for the device
+anyway.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.train.agreement import gather
 
-#: Updates from gradients that are finite and not all 0, of which this many are watched at least. In the first one no
-#: matrix A of a LoRA has a gradient, as B is 0 then.
+#: Number of updates, with gradients that are finite and not all 0, that are watched at least. In the first one no matrix
+#: A of a LoRA has a gradient, as B is 0 then.
 UPDATES = 8
-#: Elements of a tensor that are kept to see whether it moves; larger ones are sampled.
+#: Number of elements of a tensor that are kept, to see whether it moves; larger tensors are sampled.
 _KEPT = 1 << 16
-#: Layers that are tried one by one.
+#: Largest number of layers that are changed one by one.
 _TRIED = 24
 _CAUSES = (
     "a hook that freezes or detaches what leads to the loss, a gate that keeps the adapter off, a loss or a weight of "
@@ -37,7 +37,7 @@ _CAUSES = (
 
 @dataclass(frozen=True, kw_only=True)
 class _Verdict:
-    """What is said: ``stop`` ends the run, ``warning`` does not. ``open``: there may be another verdict later."""
+    """Holds a message: ``stop`` ends the run, ``warning`` does not. After an ``open`` verdict the watch goes on."""
 
     stop: str = ""
     warning: str = ""
@@ -48,10 +48,10 @@ class Liveness:
     """Watches the first updates of a run, and judges them once.
 
     Args:
-        session: what is trained.
-        network: that predicts.
-        autocast: gives the context that predictions are made in.
-        begins: the run begins at step 0.
+        session: holds what is trained.
+        network: predicts.
+        autocast: returns the context in which predictions are made.
+        begins: whether the run begins at step 0.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Liveness:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Inside the block, the last call of the network that trains it is kept until the verdict."""
+        """Keep the last training call of the network that is made in the block, until the verdict."""
         self._handle = self.network.register_forward_hook(self._keep, with_kwargs=True)
         try:
             yield
@@ -86,10 +86,10 @@ class Liveness:
             self._release()
 
     def note(self, rate: float) -> None:
-        """Take in the gradients of an update. It waits for no device.
+        """Note which gradients of an update are not 0, without waiting for the device.
 
         Args:
-            rate: its learning rate.
+            rate: learning rate of the update.
         """
         if self._done or not rate > 0:
             return
@@ -103,16 +103,16 @@ class Liveness:
         self._updates += 1
 
     def check(self, *, last: bool = False) -> str | None:
-        """Judge what was noted, once enough was. All processes call this together.
+        """Judge the notes, once enough updates were noted. All processes call this together.
 
         Args:
-            last: the run ends, so that no more will be noted.
+            last: whether the run ends here.
 
         Returns:
             A warning, or None.
 
         Raises:
-            TrainingError: it is certain that something is not trained, and says what.
+            TrainingError: something is certainly not trained; the message names it.
         """
         if self._done or (self._updates < UPDATES and not last):
             return None
@@ -162,16 +162,17 @@ class Liveness:
         return self._judged(dead, stuck)
 
     def _nothing_reached(self, names: Sequence[str], *, enough: bool) -> _Verdict:
-        told = f"no gradient but 0 came to {self._of(names)} in {self._updates:,} updates"
+        found = f"no gradient but 0 came to {self._of(names)} in {self._updates:,} updates"
         if self.session.source is not None and self._call is not None:
-            sentence = f"{told}; so it is where all samples of a group get one reward, and else it is {_CAUSES}"
+            sentence = f"{found}; so it is where all samples of a group get one reward, and else it is {_CAUSES}"
             return _Verdict(warning=sentence, open=True)
-        sentence = f"{told}, so nothing is trained. Likely causes: {_CAUSES}"
+        sentence = f"{found}, so nothing is trained. Likely causes: {_CAUSES}"
         return _Verdict(stop=sentence) if enough else _Verdict(warning=sentence)
 
     def _judged(self, dead: Sequence[str], stuck: Sequence[str]) -> _Verdict:
-        """Of tensors without a gradient: those that a prediction depends on are cut off, the others unused."""
-        # What hooks train may have its turn in some steps only.
+        """Return the verdict on tensors without a gradient. Those on which a prediction depends are cut off from the loss;
+        the others are unused."""
+        # A module of a hook may be trained in some steps only.
         network = dict(zip(self.parameters, self._of_network, strict=True))
         cut = self._felt([name for name in dead if network[name]])
         if cut:
@@ -180,22 +181,22 @@ class Liveness:
                 "depends on them: something on the way to the loss detaches or freezes them. Find that hook, or take "
                 "these layers out of `adapter.target_modules`"
             )
-        told = []
+        found = []
         if dead:
-            told.append(
+            found.append(
                 f"no gradient but 0 came to {self._of(dead)} in the first {self._updates:,} updates; so it is with a "
                 "layer whose output the network or the method does not use, an expert without tokens, a part that "
                 "has its turn in other steps"
             )
         if stuck:
-            told.append(
+            found.append(
                 f"{self._of(stuck)} did not move in the first {self._updates:,} updates: these were too small for the "
                 "precision of the weights; raise `training.learning_rate`"
             )
-        return _Verdict(warning="; ".join(told))
+        return _Verdict(warning="; ".join(found))
 
     def _without_effect(self) -> _Verdict | None:
-        """That a prediction is the same with the adapter and without it."""
+        """Return a verdict that stops the run if a prediction is the same with the adapter and without it."""
         if self.session.adapter is None or self._call is None:
             return None
         now = self._predicted()
@@ -210,7 +211,7 @@ class Liveness:
         )
 
     def _felt(self, dead: Sequence[str]) -> list[str]:
-        """Those of these tensors whose layer changes a prediction when its values change."""
+        """Return those of these tensors on whose layer a prediction depends."""
         if not dead or self._call is None:
             return []
         base = self._predicted()
@@ -225,7 +226,7 @@ class Liveness:
         return [name for names in layers.values() if self._changes(names, base) for name in names]
 
     def _layer(self, name: str) -> str:
-        """What the parts of one change of weights have in common in their names."""
+        """Return the name of the layer that a trained tensor belongs to."""
         targets = self.session.adapter.targets if self.session.adapter is not None else ()
         forms = ((target, (target, target.replace(".", "_"))) for target in targets)
         found = [target for target, ways in forms if any(f"{way}." in f"{name}." for way in ways)]

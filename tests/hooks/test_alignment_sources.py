@@ -17,7 +17,7 @@ from flowhooks.errors import ModelError
 from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.probe.streams import learn_streams
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.hooks.aligned import PIPELINES, PROJECTED, document, outputs_of, trained, write_dinov2
 
 

@@ -34,7 +34,7 @@ from flowhooks.manifest import MODULES
 from flowhooks.modules_file import read_manifest, save_modules
 from flowhooks.testing import GaussianFlow, NoCondition
 from tests.families import learnt, tiny
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.hooks.toy import EVERYTHING, AffineMap, assert_descends_to_data, build_assembly
 
 FLOW = GaussianFlow(mean=0.8, std=0.3)

@@ -13,7 +13,7 @@ from flowhooks.hooks.dual_times.hook import bernoulli_subset, exact_subset
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import Sigma, View
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 
 DUAL = {"type": "dual_times"}
 

@@ -18,7 +18,7 @@ from flowhooks.modules_file import save_modules
 from flowhooks.probe.streams import learn_streams
 from flowhooks.train.report import health_names
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.hooks.aligned import LAYERSYNC, PIPELINES, PROJECTED, aligned, document, outputs_of, trained
 
 

@@ -16,7 +16,7 @@ from flowhooks.hooks.asking import visited_velocity
 from flowhooks.hooks.planning import step_cost
 from flowhooks.sampling.prompts import Prompt, read_prompts, visited_places
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.sampling.test_rollout import GUIDED
 
 PROMPTS = [{"prompt": "one", "task": "a"}, {"prompt": "a photo of two", "task": "b"}]

@@ -22,7 +22,7 @@ from flowhooks.hooks.registry import hook_class
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.hook import Hook
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 
 
 class Scaled(HookSpec, Hook):

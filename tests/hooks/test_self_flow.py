@@ -13,7 +13,7 @@ import flowhooks
 from flowhooks.errors import ConfigError
 from flowhooks.probe.streams import learn_streams
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.hooks.aligned import PIPELINES, outputs_of
 
 SELF_FLOW = {

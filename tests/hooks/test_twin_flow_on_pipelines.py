@@ -17,7 +17,7 @@ from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.hook import Hook
 from flowhooks.probe.times import Time
 from tests.families import learnt
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.hooks.toy import EVERYTHING, build_assembly, targeted
 
 TARGET = {"type": "twin_flow_target"}

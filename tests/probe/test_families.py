@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
-from tests.families import PIPELINES, learnt, matrix, tiny
+from tests.families import PIPELINES, learnt, checks, tiny
 
 #: What cannot be learnt, and whose reason it is.
 REFUSED = {
@@ -28,7 +28,7 @@ UNLOADABLE = {"lumina", "prx", "easyanimate"}
 def test_the_probe_learns_it_and_flow_dpo_takes_a_step(name):
     """Probing verifies by itself: prediction against the pipeline's, samples alone against a batch, layout round
     trip."""
-    matrix.check_flow_dpo(name)
+    checks.check_flow_dpo(name)
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "qwen-image", "wan", "ernie-image"])
@@ -42,24 +42,24 @@ def test_learning_takes_few_forwards(name):
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_its_network_learns_intervals_and_the_stock_pipeline_tells_them(name):
-    matrix.check_intervals(name)
+    checks.check_intervals(name)
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNT if name not in UNLOADABLE])
 def test_stock_diffusers_loads_its_lora(name):
-    matrix.check_lora(name)
+    checks.check_lora(name)
 
 
 @pytest.mark.parametrize("name", sorted(UNLOADABLE))
 def test_where_diffusers_loads_no_lora_the_reason_is_named(name):
-    with pytest.raises(matrix.Failed, match="no LoRA loader"):
-        matrix.check_lora(name)
+    with pytest.raises(checks.Failed, match="no LoRA loader"):
+        checks.check_lora(name)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_cannot_be_learnt_is_refused_with_the_reason(name):
     with pytest.raises(ModelError, match=REFUSED[name]):
-        matrix.check_probe(name)
+        checks.check_probe(name)
 
 
 def call_without(monkeypatch, *names):
@@ -96,7 +96,7 @@ def test_the_rejected_side_never_reaches_the_network_as_a_reference():
     handle = model.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
     )
-    matrix.gradients(model)
+    checks.gradients(model)
     handle.remove()
     assert set(tokens) == {model.layout(16, 16).into.shape[0]}
     assert set(tokens) == {2 * model.sample_shape[0]}, "the sample, and the picture the pipeline was called with"

@@ -14,7 +14,7 @@ from flowhooks.errors import ModelError
 from flowhooks.hooks import TimeConditioningEnabler
 from flowhooks.probe.interval import Interval, Span, bare_copy
 from tests.families import learnt, tiny
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 
 SHORT = {"max_sequence_length": 8}
 LINEAR = [{"type": "target_replacer", "target_mode": "linear"}]
@@ -108,7 +108,7 @@ def test_it_learns_whatever_adapter_comes_before_or_after(model, first, kind, ch
 @torch.no_grad()
 def test_a_run_that_is_restored_draws_the_same(model, tmp_path):
     from flowhooks.modules_file import save_modules
-    from tests.families.matrix import latents
+    from tests.families.checks import latents
 
     with flowhooks.attach(model, {"hooks": LINEAR, "adapter": {"rank": 2}}) as session:
         for i, parameter in enumerate(session.parameters().values()):

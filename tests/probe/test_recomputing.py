@@ -15,7 +15,7 @@ from flowhooks.probe import recomputing
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.values import tensors_in
 from tests.families import learnt, tiny
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 
 ADAPTERS = {
     "lora": {"type": "lora", "rank": 2, "alpha": 2, "dropout": 0.2},

@@ -20,7 +20,7 @@ from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import TimeEntry
 from tests.copies import copier
-from tests.families import PIPELINES, learnt, matrix, tiny
+from tests.families import PIPELINES, learnt, checks, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
@@ -60,7 +60,7 @@ def timed(name):
 def state(name, model=None):
     """Two noisy samples that share their prompt, at two levels each."""
     model = model or timed(name)
-    batch = matrix.pairs(model)
+    batch = checks.pairs(model)
     count = model.tokens(batch.clean).count
     low, high = model.sigma_range
     sigmas = low + (high - low) * torch.tensor([[0.8, 0.3], [0.2, 0.7]])
@@ -99,12 +99,12 @@ def test_mixed_levels_are_those_of_two_copies(name):
 
 @pytest.mark.parametrize("name", TIMED)
 def test_what_the_matrix_claims(name):
-    matrix.check_token_times(name, timed(name))
+    checks.check_token_times(name, timed(name))
 
 
 def test_tokens_beside_those_of_a_given_picture_are_refused_with_the_reason():
     with pytest.raises(ModelError, match="time per token: the image's tokens stand between others"):
-        matrix.check_token_times(BESIDE)
+        checks.check_token_times(BESIDE)
 
 
 @pytest.mark.parametrize("name", [n for n in LEARNT if n in ("wan", "wan-two-experts", "ltx", "sana-video")])

@@ -24,7 +24,7 @@ from flowhooks.train import setup, train
 from flowhooks.train.setup import prepared
 from flowhooks.train.stage import ENCODERS, VAE, Stage
 from tests.families import PIPELINES, learnt, tiny
-from tests.families.matrix import pairs
+from tests.families.checks import pairs
 from tests.train.runs import document
 
 DEVICE = torch.device("cpu", 0)

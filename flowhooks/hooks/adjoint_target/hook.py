@@ -273,8 +273,8 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 def unguided_arguments(contract: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Returns pipeline arguments that switch classifier-free guidance off where these switch it on; empty where they do
     not. A guidance scale that the network takes as input stays."""
-    told = {"guidance_scale"} if "embedded" in contract.guidance else set()
-    off = {name: value for name, value in contract.call.items() if name not in told}
+    embedded = {"guidance_scale"} if "embedded" in contract.guidance else set()
+    off = {name: value for name, value in contract.call.items() if name not in embedded}
     return off if any(arguments.get(name, value) != value for name, value in off.items()) else {}
 
 

@@ -54,7 +54,7 @@ class TokenTimes(Sigma):
     elements: Tensor
 
     @property
-    def told(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         return {"token_sigma": self.tokens}
 
     def spread(self, like: Tensor) -> Tensor:
@@ -96,8 +96,8 @@ class DualTimes(DualTimesSpec, Hook):
         a, b = main.level, main.time.density("second sigma")
         index = self._index(step, tokens.count).to(a.device, non_blocking=True)
         element_sigma = torch.where(tokens.spread(index) == 1, expand_as_batch(b, clean), expand_as_batch(a, clean))
-        told = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
-        return {**views, "main": replace(main, time=TokenTimes(level=a, tokens=told, elements=element_sigma))}
+        tokens = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
+        return {**views, "main": replace(main, time=TokenTimes(level=a, tokens=tokens, elements=element_sigma))}
 
     def _index(self, step: Step, count: int) -> Tensor:
         """``[B, N]`` the level of each token."""

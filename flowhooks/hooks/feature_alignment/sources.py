@@ -129,9 +129,9 @@ class CleanerSource:
         grid = self.tap.grid(step)
         with evaluating(*self.dropouts):
             view = at_lower_sigma(step.views[MAIN_VIEW])
-            told = view.noisy, view.level, view.condition
+            arguments = view.noisy, view.level, view.condition
             with step.playing("ema") as model:
-                return model.features(*told, block=self.stream, tokens=prod(grid)), grid
+                return model.features(*arguments, block=self.stream, tokens=prod(grid)), grid
 
 
 class PictureSource:

@@ -31,7 +31,7 @@ class VisionEncoder:
     def __init__(self, name: str, device: torch.device):
         # A pooler comes after the features, and many files are saved without.
         network = load_network(AutoModel, name, "fp32", option="encoder", unused=("pooler",))
-        told = _how_to_look(name)
+        processor = _how_to_look(name)
         settings = network.config.to_dict()
         if not isinstance(settings.get("patch_size"), int) or not isinstance(settings.get("hidden_size"), int):
             raise ModelError(
@@ -40,10 +40,10 @@ class VisionEncoder:
             )
         self.name, self.width = name, int(settings["hidden_size"])
         self._network = network.to(device)
-        self._side = _side(told, settings)
+        self._side = _side(processor, settings)
         self._patches = self._side // int(settings["patch_size"])
         self._mean, self._std = (
-            torch.tensor(told.get(key) or default, device=device).reshape(1, 3, 1, 1)
+            torch.tensor(processor.get(key) or default, device=device).reshape(1, 3, 1, 1)
             for key, default in (("image_mean", IMAGENET_DEFAULT_MEAN), ("image_std", IMAGENET_DEFAULT_STD))
         )
         try:
@@ -93,9 +93,9 @@ def _says_how_to_look(name: str) -> bool:
     return own is not None or (shared is not None and "image_processor" in read_json(Path(shared)))
 
 
-def _side(told: dict[str, Any], settings: dict[str, Any]) -> int:
+def _side(processor: dict[str, Any], settings: dict[str, Any]) -> int:
     """Pixels of the square that the model was made for: of its crop, else of its resizing, else of its config."""
-    for size in (told.get("crop_size"), told.get("size"), settings.get("image_size")):
+    for size in (processor.get("crop_size"), processor.get("size"), settings.get("image_size")):
         for side in (size.get("height"), size.get("shortest_edge")) if isinstance(size, dict) else (size,):
             if isinstance(side, int):
                 return side

@@ -34,7 +34,7 @@ class IntervalTime(Sigma):
     rows: tuple[int, ...]
 
     @property
-    def told(self) -> Mapping[str, Any]:
+    def arguments(self) -> Mapping[str, Any]:
         ordered = (self.end <= self.level) & (self.level > 0)
         torch._assert_async(ordered.all(), "an interval must end at or below its start")
         return {"r_sigma": self.end}

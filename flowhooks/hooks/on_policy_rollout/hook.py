@@ -134,15 +134,15 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         chunks: list[Chunk] = []
         for rows in self._groups([prompt.text for prompt in asked], step):
             some = [asked[i] for i in rows]
-            told = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
+            request = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
             if self.from_the_end:
                 every = range(self.sampling.steps)
-                rollout = self.player.draw(*told, keep=every, keep_velocities=every)
+                rollout = self.player.draw(*request, keep=every, keep_velocities=every)
                 places = self._from_the_end(rollout, step)
                 rollout = rollout.keep_steps(list(places))
             else:
                 places = {place: 1.0 for place in self._at_random(step)}
-                rollout = self.player.draw(*told, keep=_kept(list(places)))
+                rollout = self.player.draw(*request, keep=_kept(list(places)))
             step.forwards += self.sampling.steps
             rollout = rollout.to("cpu") if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)

@@ -57,8 +57,12 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.sources = {
-            name: {"pipeline_arguments": None, "parked": False, **({"path": told} if isinstance(told, str) else told)}
-            for name, told in self.teachers.items()
+            name: {
+                "pipeline_arguments": None,
+                "parked": False,
+                **({"path": given} if isinstance(given, str) else given),
+            }
+            for name, given in self.teachers.items()
         }
         self._function: Callable[[str, Mapping[str, Any]], str] | None = None
         if self.route is not None:

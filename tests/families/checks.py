@@ -1,0 +1,271 @@
+"""Checks of what works on a pipeline: each runs on a tiny one of the real classes, and raises when something does not
+hold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+import flowhooks
+from flowhooks.adapters.names import LORA_FILE
+from flowhooks.kernel.view import Batch
+from flowhooks.probe import Condition, FlowModel, TokenSigma
+from flowhooks.probe.recomputing import gradient_checkpointing
+from flowhooks.probe.recorder import without_side_effects
+from flowhooks.probe.runs import find_networks, walked
+from flowhooks.sampling.flow_map_proxy import first_order
+from tests.families import learnt
+
+PROMPTS = ("a photo of two", "one")
+RUN = {
+    "adapter": {"type": "lora", "rank": 4, "alpha": 8},
+    "hooks": [
+        {"type": "flow_dpo", "norm_type": "mean", "beta": 100.0},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
+    ],
+}
+FLOW_MAP = {
+    "adapter": {"type": "lora", "rank": 4, "alpha": 8},
+    "hooks": [{"type": "target_replacer", "target_mode": "linear"}],
+}
+
+
+class Failed(AssertionError):
+    """Something that a column claims does not hold."""
+
+
+def pairs(model: FlowModel) -> Batch:
+    """Two pairs of random latents with two prompts of different lengths, which a model encodes once."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(PROMPTS), *model.sample_shape)
+    clean, rejected = (torch.randn(shape, generator=generator) for _ in range(2))
+    if model not in _CONDITIONS:
+        _CONDITIONS[model] = model.encode_prompts(PROMPTS)
+    return Batch(clean=clean, rejected=rejected, condition=_CONDITIONS[model])
+
+
+#: As long as the model is there.
+_CONDITIONS: WeakKeyDictionary[FlowModel, Condition] = WeakKeyDictionary()
+
+
+def gradients(model: FlowModel) -> dict[str, Tensor]:
+    """The adapter's gradients after one Flow-DPO step away from its start."""
+    torch.manual_seed(0)
+    with flowhooks.attach(model, RUN) as session:
+        step(session, model)
+        session.step(pairs(model)).loss.backward()
+        return {name: p.grad.clone() for name, p in session.parameters().items() if p.grad is not None}
+
+
+def step(session: Any, model: FlowModel) -> None:
+    """One Flow-DPO update of every adapter parameter."""
+    optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-2)
+    loss = session.step(pairs(model)).loss
+    loss.backward()
+    if not bool(loss.isfinite()):
+        raise Failed(f"the loss is {float(loss)}")
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def check_probe(name: str) -> None:
+    learnt(name)
+
+
+def check_flow_dpo(name: str) -> None:
+    model = learnt(name)
+    found = gradients(model)
+    dead = [key for key, gradient in found.items() if not gradient.any() and _matters(model, key)]
+    if not found or dead:
+        raise Failed(f"no gradient reaches {dead[:3] or 'the adapter'}")
+
+
+def _matters(model: FlowModel, key: str) -> bool:
+    """Whether the base layer that an adapter's parameter sits on has any say in the prediction; a last block's text
+    layers often have none."""
+    layer = model.transformer.get_submodule(key.partition(".lora_")[0].removeprefix("transformer."))
+    batch = pairs(model)
+    with torch.enable_grad():
+        layer.weight.requires_grad_(True)
+        noisy, sigma = batch.clean, torch.full((len(batch.clean),), sum(model.sigma_range) / 2)
+        model.predict(noisy, sigma, batch.condition).square().sum().backward()
+    gradient, layer.weight.grad = layer.weight.grad, None
+    layer.weight.requires_grad_(False)
+    return gradient is not None and bool(gradient.any())
+
+
+def check_lora(name: str) -> None:
+    """Trained, saved, loaded by the stock pipeline: the same latents as the trained one, other than the base's."""
+    model = learnt(name)
+    torch.manual_seed(0)
+    base = latents(model)
+    with tempfile.TemporaryDirectory() as folder, flowhooks.attach(model, RUN) as session:
+        for _ in range(2):
+            step(session, model)
+        session.adapter.save(Path(folder), {})
+        trained = latents(model)
+        fresh = learnt(name)
+        load_lora(fresh.pipe, folder)
+        loaded = latents(fresh)
+    if torch.equal(trained, base):
+        raise Failed("training changes no latents")
+    if not torch.allclose(trained, loaded, atol=1e-4 * float(trained.abs().max())):
+        away = float((trained - loaded).abs().max())
+        raise Failed(f"the file loaded by stock Diffusers gives latents {away:.2g} away")
+
+
+def check_time_conditioning(name: str) -> None:
+    with second_time(name):
+        pass
+
+
+def check_few_steps(name: str) -> None:
+    model = learnt(name)
+    with flowhooks.attach(model, FLOW_MAP) as session:
+        _trained(session, model)
+        few_steps(model)
+
+
+def check_intervals(name: str) -> None:
+    """The two columns before this on one trained network."""
+    with second_time(name) as model:
+        few_steps(model)
+
+
+@contextmanager
+def second_time(name: str) -> Iterator[FlowModel]:
+    """Of a second time: none and an empty interval leave the base to the last bit, another one does not, and what maps
+    it gets gradient. Yields the model whose network was trained."""
+    model = learnt(name)
+    batch, sigma = pairs(model), _middle(model)
+    state = batch.clean, sigma, batch.condition
+    with torch.no_grad():
+        base = model.predict(*state)
+    with flowhooks.attach(model, FLOW_MAP) as session:
+        with torch.no_grad():
+            fresh = model.predict(*state, r_sigma=sigma)
+            if not torch.equal(model.predict(*state), base) or not torch.equal(fresh, base):
+                raise Failed("a fresh second time changes the base")
+        _trained(session, model)
+        modules = session.assembly.modules().values()
+        if not modules and not model.native_second_time:
+            raise Failed("nothing maps the second time")
+        if any(p.grad is None or not p.grad.any() for module in modules for p in module.parameters()):
+            raise Failed("no gradient reaches what maps the second time")
+        with torch.no_grad():
+            ends = [model.predict(*state, r_sigma=part * sigma) for part in (1.0, 0.3)]
+        if torch.equal(*ends):
+            raise Failed("the prediction does not depend on the end of the interval")
+        with torch.no_grad(), session.roles["reference"]():
+            if not torch.equal(model.predict(*state), base):
+                raise Failed("the reference is not the base")
+        yield model
+
+
+def few_steps(model: FlowModel) -> None:
+    """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
+    that interval. The model's network has been trained with a second time."""
+    networks = find_networks(model.pipe)
+    condition = model.encode_prompts(PROMPTS[:1])
+    with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
+        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
+        for name, step in zip(walk.names, walk.steps, strict=True):
+            if name != model.component:
+                continue
+            sigma, r_sigma = (torch.tensor([value]) for value in (step.sigma, step.next_sigma))
+            mine = model.predict(step.sample, sigma, condition, r_sigma=r_sigma)
+            away = float((mine - step.velocity).abs().max() / step.velocity.abs().max().clamp(min=1))
+            if away > 1e-5:
+                raise Failed(f"the pipeline's prediction is {away:.2g} from ours over the same interval")
+
+
+def check_token_times(name: str, model: FlowModel | None = None) -> None:
+    """Learning verifies mixed times; beyond it, equal ones are the plain prediction for prompts of any length, mixed
+    ones are not, and gradient flows."""
+    model = model or learnt(name)
+    batch, sigma = pairs(model), _middle(model)
+    count = model.tokens(batch.clean).count
+    index = (torch.arange(count) % 2).expand(len(sigma), -1)
+    noisy = batch.clean.requires_grad_(True)
+    low, _ = model.sigma_range
+    plain, equal, mixed = (
+        model.predict(noisy, sigma, batch.condition, token_sigma=told)
+        for told in (
+            None,
+            *(
+                TokenSigma(sigmas=torch.stack([sigma, low + part * (sigma - low)], 1), index=index)
+                for part in (1.0, 0.2)
+            ),
+        )
+    )
+    away = float(((equal - plain).abs().max() / plain.abs().max().clamp(min=1)).detach())
+    if away > 1e-4:
+        raise Failed(f"equal times give a prediction {away:.2g} from that of one time")
+    if torch.allclose(mixed, plain, atol=1e-4):
+        raise Failed("the prediction does not depend on the times of tokens")
+    mixed.square().sum().backward()
+    if noisy.grad is None or not noisy.grad.isfinite().all() or not noisy.grad.any():
+        raise Failed("no gradient reaches the sample")
+
+
+def _middle(model: FlowModel) -> Tensor:
+    low, high = model.sigma_range
+    return torch.full((len(PROMPTS),), low + 0.6 * (high - low))
+
+
+def _trained(session: Any, model: FlowModel) -> None:
+    """One update, then gradients of a second step."""
+    optimizer = torch.optim.AdamW(session.parameters().values(), lr=1e-2)
+    session.step(pairs(model)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    session.step(pairs(model)).loss.backward()
+
+
+def check_checkpointing(name: str) -> None:
+    model = learnt(name)
+    plain = gradients(model)
+    with gradient_checkpointing(model.transformer, True):
+        saved = gradients(model)
+    for key, gradient in plain.items():
+        if not torch.allclose(gradient, saved[key], rtol=1e-3, atol=1e-6):
+            raise Failed(f"the gradient of {key} changes")
+
+
+def check_bf16(name: str) -> None:
+    model = learnt(name, dtype=torch.bfloat16)
+    if not all(bool(g.isfinite().all()) for g in gradients(model).values()):
+        raise Failed("a gradient is not finite")
+
+
+def load_lora(pipe: Any, folder: str) -> None:
+    """By Diffusers' own loader: the pipeline's, or the network's where the pipeline class has none."""
+    if "transformer" in getattr(pipe, "_lora_loadable_modules", ()):
+        pipe.load_lora_weights(folder)
+    elif hasattr(pipe.transformer, "load_lora_adapter"):
+        pipe.transformer.load_lora_adapter(folder, prefix="transformer", weight_name=LORA_FILE)
+    else:
+        raise Failed(f"Diffusers has no LoRA loader for {type(pipe).__name__}")
+
+
+@torch.no_grad()
+def latents(model: FlowModel) -> Tensor:
+    """What the stock pipeline draws in two steps, before decoding."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        output = model.pipe(
+            prompt=PROMPTS[0],
+            num_inference_steps=2,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+            **model.call(),
+        )
+    first = output[0]
+    return first if isinstance(first, Tensor) else torch.stack(list(first))
