@@ -22,8 +22,8 @@ from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.train.agreement import gather
 
-#: Number of updates, with gradients that are finite and not all 0, that are watched at least. In the first one no matrix
-#: A of a LoRA has a gradient, as B is 0 then.
+#: Least number of watched updates with finite gradients that are not all 0. In the first one no matrix A of a LoRA has a
+#: gradient, as B is 0 then.
 UPDATES = 8
 #: Number of elements of a tensor that are kept, to see whether it moves; larger tensors are sampled.
 _KEPT = 1 << 16
@@ -170,8 +170,8 @@ class Liveness:
         return _Verdict(stop=sentence) if enough else _Verdict(warning=sentence)
 
     def _judged(self, dead: Sequence[str], stuck: Sequence[str]) -> _Verdict:
-        """Return the verdict on tensors without a gradient. Those on which a prediction depends are cut off from the loss;
-        the others are unused."""
+        """Return the verdict on tensors without a gradient. Those on which a prediction depends are cut off from the
+        loss; the others are unused."""
         # A module of a hook may be trained in some steps only.
         network = dict(zip(self.parameters, self._of_network, strict=True))
         cut = self._felt([name for name in dead if network[name]])

@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
-from tests.families import PIPELINES, learnt, checks, tiny
+from tests.families import PIPELINES, checks, learnt, tiny
 
 #: What cannot be learnt, and whose reason it is.
 REFUSED = {

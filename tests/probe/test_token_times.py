@@ -20,7 +20,7 @@ from flowhooks.probe.levels import Levels, Mix, WeightNames
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import TimeEntry
 from tests.copies import copier
-from tests.families import PIPELINES, learnt, checks, tiny
+from tests.families import PIPELINES, checks, learnt, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
