@@ -22,8 +22,8 @@ from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.train.agreement import gather
 
-#: Least number of watched updates with finite gradients that are not all 0. In the first one no matrix A of a LoRA has a
-#: gradient, as B is 0 then.
+#: Least number of watched updates with finite gradients that are not all 0. In the first one no matrix A of a LoRA has
+#: a gradient, as B is 0 then.
 UPDATES = 8
 #: Number of elements of a tensor that are kept, to see whether it moves; larger tensors are sampled.
 _KEPT = 1 << 16
