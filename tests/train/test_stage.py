@@ -20,9 +20,9 @@ from flowhooks.errors import ModelError
 from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import probe
 from flowhooks.probe.runs import find_networks
+from flowhooks.stage import ENCODERS, VAE, Stage
 from flowhooks.train import setup, train
 from flowhooks.train.setup import prepared
-from flowhooks.train.stage import ENCODERS, VAE, Stage
 from tests.families import PIPELINES, learnt, tiny
 from tests.families.matrix import pairs
 from tests.train.runs import document
