@@ -128,7 +128,7 @@ def bytes_of(block):
 
 @cache
 def peak(share, every):
-    """Bytes: the most that are alive in two steps, without the weights on the host; those weights; a block's weights."""
+    """Bytes: the most alive in two steps, without the weights on the host; those weights; a block's weights."""
     model = of_eight_blocks()
     network = model.transformer
     with ExitStack() as stack:
