@@ -210,10 +210,12 @@ def _block(module: nn.Module) -> _Block:
         if weight is not None
     ]
     for _, name, weight in places:
-        if any(isinstance(value, Tensor) or hasattr(value, "to") for value in vars(weight).values()):
+        beside = any(isinstance(value, Tensor) or hasattr(value, "to") for value in vars(weight).values())
+        if beside and not is_traceable_wrapper_subclass(weight):
             raise ModelError(
-                f"{type(module).__name__} has a weight {name!r} that is a {type(weight).__name__}, which keeps numbers "
-                "beside it that would stay behind; set `model.offload` to 'none', or quantise with another backend"
+                f"{type(module).__name__} has a weight {name!r} that is a {type(weight).__name__}, which is moved with "
+                "numbers beside it, and held until the backward pass; set `model.offload` to 'none', or quantise with "
+                "another backend"
             )
     return _Block(places=tuple(places))
 
@@ -242,8 +244,7 @@ def _rebuilt(weight: nn.Parameter, leaves: Iterator[Tensor]) -> nn.Parameter:
         copy = nn.Parameter(_assembled(weight, leaves), requires_grad=False)
     else:
         copy = Tensor._make_subclass(type(weight), next(leaves), False)
-        vars(copy).update(vars(weight))
-    vars(copy)[_ORIGINAL] = weight
+    vars(copy).update({**vars(weight), **vars(copy), _ORIGINAL: weight})
     return copy
 
 

@@ -14,8 +14,9 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_iter
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import flowhooks
 from flowhooks.errors import ModelError
@@ -31,6 +32,13 @@ RUN = {"adapter": ADAPTERS["lora"], "hooks": [{"type": "flow_dpo", "norm_type": 
 SELF_FLOW = {"type": "feature_alignment", "source": "self_flow", "block_index": 0, "teacher_block_index": 1}
 
 
+def leaves_of(tensor):
+    """The plain tensors that a tensor is made of."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    return [leaf for name in tensor.__tensor_flatten__()[0] for leaf in leaves_of(getattr(tensor, name))]
+
+
 class Watched(TorchDispatchMode):
     """Notes every operator that reads a weight on the host, besides those that copy it or only look at its form."""
 
@@ -38,16 +46,17 @@ class Watched(TorchDispatchMode):
 
     def __init__(self, offload):
         super().__init__()
-        self.host = {weight.untyped_storage()._cdata for weight in offload.weights}
+        self.host = {each.untyped_storage()._cdata for weight in offload.weights for each in leaves_of(weight)}
         self.copies, self.reading = 0, set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         for each in tree_iter((args, kwargs)):
-            if isinstance(each, torch.Tensor) and each.untyped_storage()._cdata in self.host:
-                name = func.__name__.split(".")[0]
-                self.copies += name == "copy_"
-                if name not in self.LOOKING:
-                    self.reading.add(name)
+            for leaf in leaves_of(each) if isinstance(each, torch.Tensor) else ():
+                if leaf.untyped_storage()._cdata in self.host:
+                    name = func.__name__.split(".")[0]
+                    self.copies += name == "copy_"
+                    if name not in self.LOOKING:
+                        self.reading.add(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -110,6 +119,24 @@ def test_levels_of_tokens_find_the_names_of_weights_that_are_copies():
         assert differing(expected, gradients(model, run)) == []
 
 
+def quantised(name):
+    model = learnt(name)
+    quantize_(model.transformer.transformer_blocks, Int8WeightOnlyConfig(), filter_fn=lambda m, _: type(m) is nn.Linear)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:TorchaoLoraLinear was instantiated")
+def test_quantised_weights_move_with_their_scales():
+    expected, model = gradients(quantised("flux"), RUN), quantised("flux")
+    with offloaded(model) as offload:
+        watched = Watched(offload)
+        found = gradients(model, RUN, watched)
+        integers = [each for weight in offload.weights for each in leaves_of(weight) if each.dtype == torch.int8]
+        assert sum(each.nbytes for each in integers) > offload.bytes / 3
+    assert differing(expected, found) == []
+    assert watched.reading == set() and watched.copies > len(offload.weights)
+
+
 def of_eight_blocks():
     """An SD3 of eight blocks of which each has more numbers than all that is computed with them."""
     model = learnt("sd3")
@@ -150,7 +177,8 @@ def test_the_peak_falls_by_what_is_away_but_for_two_blocks(share, every, count):
     everything, (least, away, block) = peak(0, every)[0], peak(share, every)
     # The last block of an SD3 is smaller than the others.
     assert (count - 1) * block < away <= count * block
-    assert least == everything - away + 2 * block
+    # When Python frees what a step computed is not the same every time.
+    assert least == pytest.approx(everything - away + 2 * block, abs=block / 4)
 
 
 class Stopped(BaseException):
@@ -223,5 +251,7 @@ def test_blocks_that_cannot_be_found_or_moved_are_refused():
     first = next(repeated_blocks(network)).ff.net[2]
     # As bitsandbytes' weights are, whose scales are beside them.
     first.weight.quant_state = torch.ones(2)
-    with pytest.raises(ModelError, match="a weight 'weight' that is a Parameter, which keeps numbers beside it"):
+    with pytest.raises(
+        ModelError, match="a weight 'weight' that is a Parameter, which is moved with numbers beside it"
+    ):
         BlockOffload(network, CPU)
