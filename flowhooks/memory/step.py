@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowhooks.attaching import attach
 from flowhooks.config import Run
+from flowhooks.config.run import offload_share
 from flowhooks.kernel import Batch
 from flowhooks.memory.attention import fused_on_meta
 from flowhooks.memory.live import STEP, Live
 from flowhooks.probe import FlowModel
+from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.values import tensors_in
 from flowhooks.train.guard import FiniteGuard
@@ -65,7 +67,8 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
     network, live = model.transformer, Live()
     with ExitStack() as stack:
         stack.enter_context(fused_on_meta())
-        live.own(WEIGHTS, [*network.parameters(), *network.buffers()])
+        away = stack.enter_context(_offloaded(model, run))
+        live.own(WEIGHTS, [*(p for p in network.parameters() if p not in away), *network.buffers()])
         live.own(BATCH, tensors_of(batch))
         live.phase = "attaching"
         with live:
@@ -113,6 +116,19 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
             phase=live.peak_phase,
             at_peak=dict(live.peak_held),
         )
+
+
+@contextmanager
+def _offloaded(model: FlowModel, run: Run) -> Iterator[set[nn.Parameter]]:
+    """Offload the blocks of the network that the run offloads, and yield their weights."""
+    share = offload_share(run.model)
+    if not share:
+        yield set()
+        return
+    every = int(run.model["gradient_checkpointing"])
+    offload = BlockOffload(model.transformer, model.device, share=share, every=every)
+    with offload.open():
+        yield set(offload.weights)
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
