@@ -49,8 +49,12 @@ WHOLE = {"model": RUN["model"], "adapter": None, "training": {"trainable": "tran
 SELF_FLOW = {**WHOLE, "method": {"self_flow": {"block_index": 2, "teacher_block_index": 4, "projector_width": 256}}}
 
 
-def pipeline(seed: int = 0, layers: int = 4, heads: int = 4) -> Any:
-    """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights), or a larger one."""
+def pipeline(seed: int = 0, layers: int = 4, heads: int = 4, places: int = 8) -> Any:
+    """The tiny pipeline with a transformer the size of the embedded digits' (about 2 M weights), or a larger one.
+
+    Args:
+        places: patches along an edge for which it has embeddings.
+    """
     from diffusers import SD3Transformer2DModel
 
     pipe = tiny("sd3", seed=seed)
@@ -62,6 +66,8 @@ def pipeline(seed: int = 0, layers: int = 4, heads: int = 4) -> Any:
         "num_attention_heads": heads,
         "caption_projection_dim": 32 * heads,
         "dual_attention_layers": (),
+        "pos_embed_max_size": places,
+        "sample_size": 2 * places if places > 8 else 8,
     }
     pipe.transformer = SD3Transformer2DModel.from_config(config).eval()
     return pipe

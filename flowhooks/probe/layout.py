@@ -31,6 +31,7 @@ from flowhooks.probe.recorder import (
     with_first,
 )
 from flowhooks.probe.values import map_tensors
+from flowhooks.transfer import sent
 
 BASE = 64
 ROUNDING = 1e-6
@@ -56,29 +57,29 @@ class Gather:
         """Map ``[B, ...]`` to ``[B, *shape]``."""
         flat = x.flatten(1)
         if self.source is not None:
-            source = self.source.to(x.device)
+            source = sent(self.source, x.device)
             flat = flat[:, source.clamp(min=0)]
             flat = torch.where(source >= 0, flat, torch.zeros((), dtype=x.dtype, device=x.device))
         if self.scale is not None:
-            flat = flat * self.scale.to(x.device, x.dtype)
+            flat = flat * sent(self.scale, x.device, x.dtype)
         if self.shift is not None:
-            flat = flat + self.shift.to(x.device, x.dtype)
+            flat = flat + sent(self.shift, x.device, x.dtype)
         return flat.reshape(-1, *self.shape)
 
     def invert(self, out: Tensor, shape: Sequence[int]) -> Tensor:
         """Map ``[B, *self.shape]`` back to ``[B, *shape]``; only for a permutation (see :attr:`permutes`)."""
         flat = out.flatten(1)
         if self.shift is not None:
-            flat = flat - self.shift.to(out.device, out.dtype)
+            flat = flat - sent(self.shift, out.device, out.dtype)
         if self.scale is not None:
-            flat = flat / self.scale.to(out.device, out.dtype)
+            flat = flat / sent(self.scale, out.device, out.dtype)
         return self.unordered(flat).reshape(-1, *shape)
 
     def unordered(self, flat: Tensor) -> Tensor:
         """Undo only the order of ``[B, m]``, without scale and shift."""
         if self.source is None:
             return flat
-        return torch.empty_like(flat).scatter_(1, self.source.to(flat.device).expand_as(flat), flat)
+        return torch.empty_like(flat).scatter_(1, sent(self.source, flat.device).expand_as(flat), flat)
 
     def permutes(self, n: int) -> bool:
         """Return whether every one of ``n`` elements arrives exactly once and nothing else does."""
@@ -145,7 +146,7 @@ class Layout:
         Raises:
             ModelError: the latents do not have the shape that the pipeline decodes.
         """
-        pixels = pixels.to(execution_device(vae), vae.dtype)
+        pixels = sent(pixels, execution_device(vae), vae.dtype)
         if len(self.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
         z = posterior_mode(vae.encode(pixels))

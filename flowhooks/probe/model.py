@@ -25,6 +25,7 @@ from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arg
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved
+from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
     from flowhooks.probe.anatomy import Anatomy
@@ -186,9 +187,9 @@ class FlowModel:
         def velocity(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
             if rows is None:
                 return self._forward(layout, noisy, sigma, r_sigma, token_sigma, prompt)
-            end = None if r_sigma is None else r_sigma[rows]
+            end = None if r_sigma is None else picked(r_sigma, rows)
             levels = None if token_sigma is None else token_sigma.take(rows)
-            return self._forward(layout, noisy[rows], sigma[rows], end, levels, prompt)
+            return self._forward(layout, picked(noisy, rows), picked(sigma, rows), end, levels, prompt)
 
         return self._by_prompt(condition, noisy.device, velocity)
 
@@ -202,7 +203,7 @@ class FlowModel:
         module = self.transformer.get_submodule(block.name)
 
         def held(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
-            some, at = (noisy, sigma) if rows is None else (noisy[rows], sigma[rows])
+            some, at = (noisy, sigma) if rows is None else (picked(noisy, rows), picked(sigma, rows))
             arguments = {**self.fixed_arguments(layout, some, prompt), **self.times(layout, at, at)}
             with self._without_second_time():
                 return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens)
@@ -221,7 +222,7 @@ class FlowModel:
         if len(groups) == 1:
             return call(None, groups[0][1])
         parts = torch.cat([call(rows, prompt) for rows, prompt in groups])
-        order = torch.tensor([i for rows, _ in groups for i in rows], device=device)
+        order = whole_numbers([i for rows, _ in groups for i in rows], device)
         return torch.empty_like(parts).index_copy(0, order, parts)
 
     def tokens(self, sample: Tensor) -> Tokens:
@@ -330,13 +331,13 @@ class FlowModel:
             layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
         with torch.set_grad_enabled(gradient):
             z = layout.to_vae(latents.float())
-            pixels = layout.decode(vae, z.to(execution_device(vae), vae.dtype)).float()
+            pixels = layout.decode(vae, sent(z, execution_device(vae), vae.dtype)).float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to sample space, broadcastable to ``like`` ``[B,
         ...]``."""
-        return self.layout_of(like).pack_mask(mask.to(like.device, like.dtype))
+        return self.layout_of(like).pack_mask(sent(mask, like.device, like.dtype))
 
     def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
         """Return the layout at a resolution in pixels, learned on first use; ``frames`` default to this model's own."""

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from flowhooks.errors import ModelError
 from flowhooks.probe.levels import Broadcast, Levels, Mix, Path
 from flowhooks.probe.runs import inputs_of
+from flowhooks.transfer import picked, sent
 
 if TYPE_CHECKING:
     from flowhooks.probe.layout import Layout
@@ -47,7 +48,7 @@ class TokenSigma:
 
     def take(self, rows: Sequence[int]) -> TokenSigma:
         """Return these samples, in this order."""
-        return TokenSigma(sigmas=self.sigmas[rows], index=self.index[rows])
+        return TokenSigma(sigmas=picked(self.sigmas, rows), index=picked(self.index, rows))
 
     def join(self, others: Sequence[TokenSigma]) -> TokenSigma:
         """Return the samples of this one, followed by those of the others."""
@@ -94,7 +95,7 @@ class Tokens:
 
     def spread(self, values: Tensor) -> Tensor:
         """Expand values ``[B, N]`` of each token to ``[B, *sample_shape]`` of each number."""
-        return values[:, self.of_element.to(values.device)]
+        return values[:, sent(self.of_element, values.device)]
 
     def place(self, meeting: Broadcast) -> str | None:
         """Return the learned place of the image tokens in a broadcast.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.reading import parse
+from flowhooks.transfer import sent
 
 #: How values of samples become that of a batch: ``None`` shares one by all; ``["axis", k]`` joins tensors along
 #: axis k; ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
@@ -110,7 +111,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def moved(value: Any, device: Any, dtype: torch.dtype | None) -> Any:
     """Move tensors to ``device``; floating-point ones get ``dtype``, when given."""
-    return map_tensors(value, lambda t: t.to(device=device, dtype=dtype if t.is_floating_point() else None))
+    return map_tensors(value, lambda t: sent(t, device, dtype if t.is_floating_point() else None))
 
 
 def flatten(value: Any) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from flowhooks.pretrained import import_network, load_network
 from flowhooks.rewards.base import ModelReward, Records, column
 from flowhooks.rewards.pictures import load_preprocessing
 from flowhooks.rewards.registry import ClassifierSpec
+from flowhooks.transfer import whole_numbers
 
 TARGETS = ("log_probability", "probability")
 
@@ -80,7 +81,7 @@ class Classifier(ClassifierSpec, ModelReward):
                 f"the model of reward {self.name!r} gave {tuple(logits.shape)}, expected logits ({len(pictures)}, K)"
             )
         wanted = self._wanted(prompts, records, logits.shape[1])
-        return label_score(logits, torch.tensor(wanted, device=logits.device), self.target)
+        return label_score(logits, whole_numbers(wanted, logits.device), self.target)
 
     def _wanted(self, prompts: Sequence[str], records: Records, count: int) -> list[int]:
         if self.label is None:

@@ -15,6 +15,7 @@ from flowhooks.pretrained import load_network, load_tokenizer
 from flowhooks.rewards.base import ModelReward, Records
 from flowhooks.rewards.pictures import load_preprocessing
 from flowhooks.rewards.registry import ClipScoreSpec, PickScoreSpec
+from flowhooks.transfer import picked, sent
 
 
 class ClipScore(ClipScoreSpec, ModelReward):
@@ -74,9 +75,10 @@ class DualEncoder:
         once = list(dict.fromkeys(prompts))
         tokens = self.tokenizer(
             once, padding=self._padding, truncation=True, max_length=self._longest, return_tensors="pt"
-        ).to(self.network.device)
+        )
+        tokens = {name: sent(each, self.network.device) for name, each in tokens.items()}
         found = directions(self.network.get_text_features(**tokens).pooler_output)
-        return found[torch.tensor([once.index(prompt) for prompt in prompts], device=found.device)]
+        return picked(found, [once.index(prompt) for prompt in prompts])
 
     def cosine(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor:
         """Return the cosine ``[N]`` in [-1, 1] of each image and its prompt."""

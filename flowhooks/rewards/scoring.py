@@ -47,16 +47,17 @@ def scored_with_gradient(
     """
     _agree(rewards, weights, pixels, prompts, records)
     total_gradient = torch.zeros_like(pixels, dtype=torch.promote_types(pixels.dtype, torch.float32))
-    each = {}
+    each, largest = {}, {}
     for reward, weight in zip(rewards, weights, strict=True):
         if weight:
             each[reward.name], gradient = _with_gradient(reward, pixels, prompts, records)
+            largest[reward.name] = gradient.abs().flatten(1).amax(1)
             total_gradient += weight * gradient
         else:
             with torch.no_grad():
                 values = reward(pixels.detach(), prompts, records)
             each[reward.name] = _checked_form(reward, values, len(prompts)).detach()
-    _refuse(rewards, each, pixels, prompts)
+    _refuse(rewards, each, pixels, prompts, largest)
     return _summed(rewards, weights, each, pixels), each, total_gradient
 
 
@@ -85,18 +86,7 @@ def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], recor
             f"reward {reward.name!r} declares a gradient, but no graph leads from values to pixels; it must not "
             "pass through uint8, NumPy, Pillow, detach() or no_grad()"
         )
-    values = values.detach()
-    _refuse([reward], {reward.name: values}, pixels, prompts)
-    largest = gradient.abs().flatten(1).amax(1)
-    if not bool(largest.isfinite().all()):
-        at = int((~largest.isfinite()).nonzero()[0])
-        raise RewardError(f"the gradient of reward {reward.name!r} is not finite for prompt {prompts[at]!r}")
-    if not bool(largest.any()):
-        raise RewardError(
-            f"the gradient of reward {reward.name!r} is zero in every pixel of the batch, so nothing can be learned "
-            f"from it; its values are {_shown(values)}; rounding, clamping and saturation do this"
-        )
-    return values, gradient
+    return values.detach(), gradient
 
 
 def _agree(
@@ -121,12 +111,27 @@ def _checked_form(reward: Reward, values: Tensor, count: int) -> Tensor:
     return values
 
 
-def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tensor, prompts: Sequence[str]) -> None:
-    """Raise for values that cannot be right. Only the check whether there are any waits for the device."""
+def _refuse(
+    rewards: Sequence[Reward],
+    each: Mapping[str, Tensor],
+    pixels: Tensor,
+    prompts: Sequence[str],
+    largest: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Raise for values and gradients that cannot be right. Only the check whether there are any waits for the device,
+    and only once.
+
+    Args:
+        largest: name -> ``[B]``, the largest number in the gradient of each image.
+    """
+    largest = largest or {}
     with torch.no_grad():
         bad = {reward.name: _outside(each[reward.name], reward.range) for reward in rewards}
         strange = _outside(pixels, (0.0, 1.0)).flatten(1).any(1)
-        if not bool(torch.stack([flags.to(strange.device).any() for flags in (strange, *bad.values())]).any()):
+        broken = {name: ~sizes.isfinite() for name, sizes in largest.items()}
+        zero = [~sizes.any() for sizes in largest.values()]
+        flags = [*(each.any() for each in (strange, *bad.values(), *broken.values())), *zero]
+        if not bool(torch.stack([flag.to(strange.device) for flag in flags]).any()):
             return
         if bool(strange.any()):
             at = int(strange.nonzero()[0])
@@ -143,6 +148,17 @@ def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tenso
                 raise RewardError(
                     f"reward {reward.name!r} gave {value:.6g} for prompt {prompts[at]!r} (image {at + 1} of "
                     f"{len(prompts)}), expected a finite number{_between(low, high)}; nothing was trained on it"
+                )
+            if reward.name not in largest:
+                continue
+            if bool(broken[reward.name].any()):
+                at = int(broken[reward.name].nonzero()[0])
+                raise RewardError(f"the gradient of reward {reward.name!r} is not finite for prompt {prompts[at]!r}")
+            if not bool(largest[reward.name].any()):
+                raise RewardError(
+                    f"the gradient of reward {reward.name!r} is zero in every pixel of the batch, so nothing can be "
+                    f"learned from it; its values are {_shown(each[reward.name])}; rounding, clamping and saturation "
+                    "do this"
                 )
 
 

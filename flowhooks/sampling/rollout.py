@@ -7,9 +7,11 @@ get is returned, with its graph, and the call ends. So a gradient costs the memo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
 from flowhooks.splice import restore_attributes, splice
+from flowhooks.transfer import parked, picked, sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +87,10 @@ class Rollout:
         states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
         return replace(self, states=states, velocities=velocities)
 
-    def to(self, device: Any) -> Rollout:
-        """Return a copy with the stored states on ``device``."""
+    def parked(self) -> Rollout:
+        """Return a copy with the stored states on the host, from where a visit brings them back."""
         states, velocities = (
-            {index: kept.to(device) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
+            {index: parked(kept) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
         )
         return replace(self, states=states, velocities=velocities)
 
@@ -128,7 +131,7 @@ class RolloutState:
     def log_density(self, velocity: Tensor) -> Tensor:
         """Return ``[B, ...]``, the log density of the step that the sampler took, under ``velocity`` at its start."""
         device = velocity.device
-        return self.transition.log_density(self.state.to(device), velocity, self.after.to(device))
+        return self.transition.log_density(sent(self.state, device), velocity, sent(self.after, device))
 
     def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
         """Return a copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
@@ -138,7 +141,7 @@ class RolloutState:
         """
         if not self.index:
             raise ValueError("the state that a rollout starts from is drawn by the pipeline and takes no gradient")
-        leaf = self.state.to(self.player.model.device).detach().requires_grad_()
+        leaf = sent(self.state, self.player.model.device).detach().requires_grad_()
         rollout = replace(self.rollout, states={**self.rollout.states, self.index: leaf})
         return replace(self, rollout=rollout), leaf
 
@@ -154,8 +157,8 @@ class RolloutState:
             all_of,
             prompts=tuple(all_of.prompts[i] for i in rows),
             seeds=tuple(all_of.seeds[i] for i in rows),
-            states={index: state[list(rows)] for index, state in all_of.states.items()},
-            velocities={index: velocity[list(rows)] for index, velocity in all_of.velocities.items()},
+            states={index: picked(state, rows) for index, state in all_of.states.items()},
+            velocities={index: picked(velocity, rows) for index, velocity in all_of.velocities.items()},
             forms=tuple(tuple(_resized(form, *sizes) for form in step) for step in all_of.forms),
         )
         return replace(self, rollout=part)
@@ -235,7 +238,7 @@ class PipelineSampler:
                 found.append(velocity)
                 raise StopForward
             sleep.go_on()
-            return visit.state.to(state.device) if index + 1 == visit.index else state
+            return sent(visit.state, state.device) if index + 1 == visit.index else state
 
         with self._playing(rollout.sampler, advance) as pipe, sleep.of(find_networks(pipe)):
             try:
@@ -288,7 +291,11 @@ class PipelineSampler:
 
         def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             if self.step_index is None:
-                self._init_step_index(timestep)
+                place = _place(self.timesteps, timestep)
+                if place is None:
+                    self._init_step_index(timestep)
+                else:
+                    self._step_index = place
             index = int(self.step_index)
             start, end = (float(self.sigmas[index + k]) for k in (0, 1))
             if self.config.get("invert_sigmas"):
@@ -303,8 +310,33 @@ class PipelineSampler:
             stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
             stack.enter_context(first_order(pipe))
             pipe.set_progress_bar_config(disable=True)
-            stack.enter_context(splice(pipe.scheduler, step=step))
+            set_timesteps = _with_sigmas_on_host(type(pipe.scheduler).set_timesteps)
+            stack.enter_context(splice(pipe.scheduler, step=step, set_timesteps=set_timesteps))
             yield pipe
+
+
+def _with_sigmas_on_host(set_timesteps: Callable[..., None]) -> Callable[..., None]:
+    """Let a scheduler set its steps with its sigmas on the host: each of them is read, and on a device would be waited
+    for."""
+    signature = inspect.signature(set_timesteps)
+
+    # Pipelines look at the signature.
+    @wraps(set_timesteps)
+    def replaced(*args: Any, **kwargs: Any) -> None:
+        told = signature.bind(*args, **kwargs)
+        device, told.arguments["device"] = told.arguments.get("device"), "cpu"
+        set_timesteps(*told.args, **told.kwargs)
+        scheduler = args[0]
+        scheduler.timesteps = sent(scheduler.timesteps, device)
+
+    return replaced
+
+
+def _place(steps: Tensor, timestep: Any) -> int | None:
+    """Return the place of a step that was taken out of ``steps`` by its number, without reading either; None for one
+    that was made otherwise."""
+    taken = isinstance(timestep, Tensor) and timestep.numel() == 1 and timestep._base is steps
+    return timestep.storage_offset() - steps.storage_offset() if taken else None
 
 
 def _never(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:

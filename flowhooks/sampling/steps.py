@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.kernel.view import at_least_fp32
+from flowhooks.transfer import sent
 
 ODE, SDE, CPS = "ode", "sde", "cps"
 
@@ -94,4 +95,4 @@ def draw_noise(state: Tensor, seeds: list[int], index: int) -> Tensor:
         torch.randn(state.shape[1:], generator=torch.Generator().manual_seed((seed * 1009 + index + 1) % 2**63))
         for seed in seeds
     ]
-    return torch.stack(rows).to(state.device)
+    return sent(torch.stack(rows), state.device)

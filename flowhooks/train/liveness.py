@@ -71,7 +71,8 @@ class Liveness:
         self._start = [_sample(each) for each in self.parameters.values()]
         self._reached: Tensor | None = None
         #: Of updates with finite gradients, and of those whose gradients were not all 0: on the device.
-        self._finite, self._live = torch.zeros(()), torch.zeros(())
+        self._finite: Tensor | float = 0.0
+        self._live: Tensor | float = 0.0
         self._updates = 0
         self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._done = False
@@ -99,7 +100,7 @@ class Liveness:
         finite = peaks.isfinite().all()
         reached = (peaks != 0) & finite
         self._reached = reached if self._reached is None else self._reached | reached
-        self._finite, self._live = self._finite.to(finite.device) + finite, self._live.to(finite.device) + reached.any()
+        self._finite, self._live = self._finite + finite.float(), self._live + reached.any().float()
         self._updates += 1
 
     def check(self, *, last: bool = False) -> str | None:
@@ -138,7 +139,7 @@ class Liveness:
                 stop="the learning rate was 0 in every step of this run, so nothing was trained; lower "
                 "`training.lr_warmup_steps` or raise `training.max_train_steps`"
             )
-        finite, live = torch.stack([self._finite, self._live]).tolist()
+        finite, live = torch.stack([torch.as_tensor(self._finite), torch.as_tensor(self._live)]).tolist()
         if finite < UPDATES and not last:
             return _Verdict(open=True)
         reached = dict(zip(self.parameters, self._reached.tolist(), strict=True))

@@ -33,6 +33,7 @@ from flowhooks.stage import Stage
 from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
+from flowhooks.transfer import sent
 
 STEPS = "num_inference_steps"
 
@@ -190,7 +191,7 @@ def held_batches(buckets: Sequence[Hashable], batch_size: int) -> list[list[int]
 def on_device(batch: Any, device: torch.device) -> Any:
     """Return the batch with every tensor on ``device``."""
     tensors = {
-        name: None if value is None else value.to(device, non_blocking=True)
+        name: None if value is None else sent(value, device)
         for name, value in (("clean", batch.clean), ("rejected", batch.rejected), ("mask", batch.mask))
     }
     return replace(batch, **tensors, condition=batch.condition.to(device))

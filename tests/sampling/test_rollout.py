@@ -100,7 +100,7 @@ def test_the_network_sleeps_on_the_way():
 def test_what_is_not_visited_is_not_kept():
     rollout = drawn(player("sd3"), "sde", "sd3", keep=[1, 2])
     assert sorted(rollout.states) == [1, 2, STEPS]
-    kept = rollout.to("cpu")
+    kept = rollout.parked()
     assert all(state.device.type == "cpu" for state in kept.states.values())
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +25,7 @@ from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 from flowhooks.probe.recorder import freed_once
 from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
+from flowhooks.transfer import sent
 
 REFERENCE = "reference"
 QUADRATIC: Mapping[str, float] = {"2": 1.0}
@@ -141,7 +143,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._forget()
         rollout = visit.rollout
         end = self._source.end_of(rollout)
-        clean = rollout.final.to(step.model.device)
+        clean = sent(rollout.final, step.model.device)
         if self.adjoint == LOOKAHEAD:
             self._look_ahead(step, visit, end, clean)
         else:
@@ -178,14 +180,15 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             last = index == end[-1]
             ahead = clean
             if not last:
-                state, velocity = (kept[index].to(clean.device) for kept in (at.rollout.states, at.rollout.velocities))
-                ahead = state.float() - at.transition.start * velocity.float()
+                kept = at.rollout.states[index], at.rollout.velocities[index]
+                state, velocity = (sent(each, clean.device).float() for each in kept)
+                ahead = state - at.transition.start * velocity
             gradient = self._reward_gradient(step, ahead, measured=last)
             if last:
                 self._bases[index] = visited_velocity(step, REFERENCE, at)
                 gradient = self._scaled(step, gradient, self._bases[index])
             else:
-                gradient = self._scale.to(gradient.device) * gradient  # type: ignore[union-attr]
+                gradient = sent(self._scale, gradient.device) * gradient  # type: ignore[arg-type]
             self._costates[index] = maths.lookahead(gradient, at.transition.end, self.lookahead_power)
 
     def _own_velocity(self, step: Step, at: Any) -> Tensor:
@@ -193,7 +196,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         again."""
         if self._unguided:
             return visited_velocity(step, POLICY, at)
-        return at.rollout.velocities[at.index].to(step.model.device).float()
+        return sent(at.rollout.velocities[at.index], step.model.device).float()
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:
         """Returns the gradient ``[B, ...]`` of the weighted sum of rewards with respect to the latents."""
@@ -231,7 +234,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                     "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"
                 )
             self._scale = maths.reward_scale(slope / count, speed / count, self.powers, self.control_ratio).float()
-        return self._scale.to(gradient.device) * gradient
+        return sent(self._scale, gradient.device) * gradient
 
     def _clip(self, step: Step) -> None:
         """Scales large co-states down, a whole trajectory at once, and replaces those that are not finite by zeros."""
@@ -244,20 +247,21 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._weight = fine.to(sizes.dtype)
         self._values = {
             **self._values,
-            "adjoint_reward_scale": self._scale.to(sizes.device),  # type: ignore[union-attr]
+            "adjoint_reward_scale": sent(self._scale, sizes.device),  # type: ignore[arg-type]
             "adjoint_dropped": (~fine).float().mean(),
         }
         if self.clip_quantile == 1:
             return
         everyone = self._of_all_processes(step, torch.where(fine, sizes, torch.full_like(sizes, float("nan"))))
         now = torch.nanquantile(everyone, self.clip_quantile)
-        if bool(now.isfinite()):
-            old = None if self._limit is None else self._limit.to(now.device)
-            self._limit = now if old is None else self.clip_decay * old + (1 - self.clip_decay) * now
-            factors = maths.clipped_at(sizes, self._limit)
-            for index, costate in self._costates.items():
-                self._costates[index] = costate * factors.reshape(-1, *[1] * (costate.dim() - 1))
-            self._values["adjoint_clipped"] = (factors < 1).float().mean()
+        # Without a finite co-state anywhere the limit stays; infinite, it is none yet.
+        old = torch.full_like(now, math.inf) if self._limit is None else sent(self._limit, now.device)
+        moved = torch.where(old.isfinite(), self.clip_decay * old + (1 - self.clip_decay) * now, now)
+        self._limit = torch.where(now.isfinite(), moved, old)
+        factors = torch.where(self._limit.isfinite(), maths.clipped_at(sizes, self._limit), torch.ones_like(sizes))
+        for index, costate in self._costates.items():
+            self._costates[index] = costate * factors.reshape(-1, *[1] * (costate.dim() - 1))
+        self._values["adjoint_clipped"] = (factors < 1).float().mean()
 
     def _of_all_processes(self, step: Step, sizes: Tensor) -> Tensor:
         """``[processes * capacity]``: the sizes ``[B]`` of every process, NaN where one has fewer than it may have."""

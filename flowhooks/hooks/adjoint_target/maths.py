@@ -58,8 +58,7 @@ def _length(slope: Tensor, powers: Mapping[float, float]) -> Tensor:
     if len(powers) > 1:
         for _ in range(_NEWTON):
             parts = torch.stack([weight * ((p - 1) * found).exp() for p, weight in powers.items()])
-            exponents = torch.tensor([p - 1 for p in powers], dtype=slope.dtype, device=slope.device)
-            steep = (parts * exponents.reshape(-1, *[1] * slope.dim())).sum(0) / parts.sum(0)
+            steep = torch.stack([part * (p - 1) for part, p in zip(parts, powers, strict=True)]).sum(0) / parts.sum(0)
             found = found - (parts.sum(0) / slope).log() / steep
     return found.exp()
 

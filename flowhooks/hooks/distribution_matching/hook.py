@@ -34,6 +34,7 @@ from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import at_least_fp32
+from flowhooks.transfer import sent
 
 TEACHER, CRITIC = "reference", "critic"
 SCHEDULER = "scheduler"
@@ -102,7 +103,7 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         """``[B, ...]`` the policy's samples from fresh noise, with the gradient of the last jump."""
         count = 1 + int(torch.randint(self.jumps, (), generator=step.draws.shared("dmd_jumps")).numpy())
         x = step.draws.normal_like(at_least_fp32(step.batch.clean), "dmd_start")
-        grid = jump_times(count, self._shift(step)).to(x.device, non_blocking=True)
+        grid = sent(jump_times(count, self._shift(step)), x.device)
         times, condition = [sigma.expand(len(x)) for sigma in grid], step.batch.condition
         for t, r in zip(times[:-2], times[1:-1], strict=True):
             x = flow_map_jump(x, exact_velocity(step, POLICY, x, t, condition, r_sigma=r), t - r)
@@ -141,7 +142,7 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         """``x_s`` of the samples, ``s`` ``[B]``, and the noise."""
         draws = step.draws
         u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
-        sigma = noising_times(draws.local_rows(u), self._shift(step)).to(sample.device, non_blocking=True)
+        sigma = sent(noising_times(draws.local_rows(u), self._shift(step)), sample.device)
         noise = draws.normal_like(sample, f"{purpose}_noise")
         return sample + expand_as_batch(sigma, sample) * (noise - sample), sigma, noise
 

@@ -17,6 +17,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Sigma, View, concatenate
 from flowhooks.probe.tokens import TokenSigma
+from flowhooks.transfer import sent
 
 EXACT, BERNOULLI = "exact", "bernoulli"
 #: Shares for images and for videos, whose tokens are more and more alike.
@@ -94,7 +95,7 @@ class DualTimes(DualTimesSpec, Hook):
         clean = step.batch.clean
         tokens = model.tokens(clean)
         a, b = main.level, main.time.density("second sigma")
-        index = self._index(step, tokens.count).to(a.device, non_blocking=True)
+        index = sent(self._index(step, tokens.count), a.device)
         element_sigma = torch.where(tokens.spread(index) == 1, expand_as_batch(b, clean), expand_as_batch(a, clean))
         tokens = TokenSigma(sigmas=torch.stack([a, b], 1), index=index)
         return {**views, "main": replace(main, time=TokenTimes(level=a, tokens=tokens, elements=element_sigma))}

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowhooks.transfer import sent
+
 CONSTANT, LINEAR, COSINE = "constant", "linear", "cosine"
 
 
@@ -145,5 +147,5 @@ class SimilarityCutOff:
 
     def _move(self, like: Tensor) -> None:
         self.average, self.updates, self.reached = (
-            t.to(like.device) for t in (self.average, self.updates, self.reached)
+            sent(t, like.device) for t in (self.average, self.updates, self.reached)
         )

@@ -121,7 +121,7 @@ class FeatureAlignment(FeatureAlignmentSpec, Hook):
     def metrics(self, step: Step) -> dict[str, Tensor]:
         if self._parts is None:
             return {}
-        weight = torch.tensor(self._weight(step), device=step.batch.clean.device)
+        weight = torch.full((), self._weight(step), device=step.batch.clean.device)
         if self.cut_off is not None:
             weight = weight * self.cut_off.factor(weight)
         return {**self._measured, "crepa_weight": weight}

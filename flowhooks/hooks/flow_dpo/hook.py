@@ -28,6 +28,7 @@ from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
+from flowhooks.transfer import sent
 
 WIN, LOSE = "main", "rejected"
 SUM, MEAN, MASKED_MEAN = "sum", "mean", "masked_mean"
@@ -91,7 +92,7 @@ class AutoBeta:
     def update(self, margin: Tensor, scale: Tensor) -> None:
         """Take in the batch's mean ``|margin|`` over all processes; ``scale`` is the mean error it is a difference
         of."""
-        self.average, self.updates = (t.to(margin.device) for t in (self.average, self.updates))
+        self.average, self.updates = (sent(t, margin.device) for t in (self.average, self.updates))
         counts = margin > self.FLOOR * scale
         moved = self.decay * self.average + (1 - self.decay) * margin.double()
         self.average = torch.where(counts, moved, self.average)
@@ -208,7 +209,7 @@ class FlowDPO(FlowDPOSpec, Hook):
         return win_adv + step.score(LOSE) - step.score(LOSE, "reference")
 
     def _beta(self, margin: Tensor) -> float | Tensor:
-        return self.adapted.clamped().to(margin.device, margin.dtype) if self.adapted else self.beta
+        return sent(self.adapted.clamped(), margin.device, margin.dtype) if self.adapted else self.beta
 
     def _plain_error(self, step: Step) -> Tensor:
         return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)

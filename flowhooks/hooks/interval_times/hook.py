@@ -15,6 +15,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Path, Sigma, View, concatenate
+from flowhooks.transfer import sent
 
 UNIFORM, ZERO, MIXTURE = "uniform", "zero", "mixture"
 DIFFUSION, TO_DATA, FREE = 0, 1, 2
@@ -83,7 +84,8 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         if self.r_timestep_sampler == MIXTURE:
             return {**views, "main": self._mixed(step, main)}
         everyone = len(main.level) * draws.world_size
-        u = draws.local_rows(torch.rand(everyone, generator=draws.shared("interval"))).to(main.level)
+        u = draws.local_rows(torch.rand(everyone, generator=draws.shared("interval")))
+        u = sent(u, main.level.device, main.level.dtype)
         to_data = self.r_timestep_sampler == ZERO
         r = torch.zeros_like(u) if to_data else uniform_ends(main.level, u, self.min_interval_ratio)
         time = IntervalTime(level=main.level, end=r, rows=tuple(range(len(r))))
@@ -103,7 +105,7 @@ class IntervalTimes(IntervalTimesSpec, Hook):
         shares = self.diffusion_ratio, self.zero_ratio
         shift = step.model.shift(clean) if self.shift == "scheduler" else float(self.shift)
         t, r, rows = mixture(len(clean), step.draws, shares, shift, step.model.sigma_range)
-        t, r = (value.to(clean.device, clean.dtype, non_blocking=True) for value in (t, r))
+        t, r = (sent(value, clean.device, clean.dtype) for value in (t, r))
         path = Path(clean=clean, noise=step.draws.normal_like(clean, "noise"))
         return replace(main, state=path, time=IntervalTime(level=t, end=r, rows=rows))
 

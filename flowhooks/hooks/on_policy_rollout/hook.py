@@ -25,6 +25,7 @@ from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
 from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
 from flowhooks.sampling.steps import ODE, SDE, Transition
+from flowhooks.transfer import sent, whole_numbers
 
 UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
 
@@ -71,7 +72,7 @@ class Visited:
         return self.visit.state.shape
 
     def noisy(self, time: Sigma) -> Tensor:
-        return self.visit.state.to(self.visit.player.model.device)
+        return sent(self.visit.state, self.visit.player.model.device)
 
     def fits(self, other: ViewState) -> bool:
         return other is self
@@ -144,7 +145,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
                 places = {place: 1.0 for place in self._at_random(step)}
                 rollout = self.player.draw(*request, keep=_kept(list(places)))
             step.forwards += self.sampling.steps
-            rollout = rollout.to("cpu") if self.offload_states else rollout
+            rollout = rollout.parked() if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
         if not chunks:
             raise ModelError("no visited step calls the trained network; visit other steps")
@@ -180,7 +181,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         """
         device = step.model.device
         batch = Batch(
-            clean=rollout.final.to(device),
+            clean=sent(rollout.final, device),
             condition=NoCondition(len(prompts)),
             files=tuple(prompt.text for prompt in prompts),
             prompts=tuple(prompt.text for prompt in prompts),
@@ -244,9 +245,10 @@ def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]
     right. Images of one prompt stay together, since every process generates the same number of each.
     """
     rows = [i for group in groups for i in group]
-    ends = torch.zeros(len(rows) + 1, dtype=torch.int64, device=step.model.device)
-    ends[list(accumulate(len(group) for group in groups))] = 1
-    cuts = [0, *step.all_reduce(ends).nonzero().flatten().tolist()]
+    ends = [0] * (len(rows) + 1)
+    for end in accumulate(len(group) for group in groups):
+        ends[end] = 1
+    cuts = [0, *step.all_reduce(whole_numbers(ends, step.model.device)).nonzero().flatten().tolist()]
     return [rows[start:end] for start, end in pairwise(cuts)]
 
 

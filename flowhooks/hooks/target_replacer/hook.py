@@ -19,6 +19,7 @@ from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View, at_least_fp32
+from flowhooks.transfer import picked, whole_numbers
 
 LINEAR, TEACHER, FLOW_MAP, SHORTCUT = "linear", "online_teacher", "flow_map", "shortcut"
 DATA, REFERENCE = "data", "reference"
@@ -89,7 +90,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
         rows = list(interval_of(view).rows)
         if not rows or self.target_mode == LINEAR:
             return whole
-        x, t, r, v = (at_least_fp32(value[rows]) for value in (view.noisy, view.level, r, whole))
+        x, t, r, v = (at_least_fp32(picked(value, rows)) for value in (view.noisy, view.level, r, whole))
         condition = view.condition.take(rows)
         if self.target_mode == TEACHER:
             found = flow_maps.rollout_target(_field(step, REFERENCE, condition), x, t, r, self.teacher_rollout_steps)
@@ -102,7 +103,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             model: Any = step.model
             null = model.null_condition.join([model.null_condition] * (len(rows) - 1))
             found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)
-        return whole.index_copy(0, torch.tensor(rows, device=whole.device), found.to(whole.dtype))
+        return whole.index_copy(0, whole_numbers(rows, whole.device), found.to(whole.dtype))
 
     def _velocity(self, step: Step, view: View) -> Tensor:
         """``[B, ...]`` of the path through the view's states."""
@@ -119,7 +120,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             return torch.zeros((), device=view.level.device)
         rows = list(interval_of(view).rows)
         other = self._target(step, view, (view.level + interval_of(view).end) / 2)
-        return (other[rows] - step.target("main")[rows]).abs().float().mean()
+        return (picked(other, rows) - picked(step.target("main"), rows)).abs().float().mean()
 
 
 def refuse_dropout(adapter: Any, who: str) -> None:

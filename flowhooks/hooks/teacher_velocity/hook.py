@@ -25,6 +25,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 from flowhooks.probe.recorder import freed_once
+from flowhooks.transfer import picked, whole_numbers
 
 DIRECT, PG_LOGRATIO = "direct", "pg_logratio"
 
@@ -104,7 +105,7 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
         parts = {name: self._velocity(step, view, name, where) for name, where in rows.items()}
         if len(parts) == 1:
             return next(iter(parts.values()))
-        order = torch.tensor([i for where in rows.values() for i in where], device=view.level.device)
+        order = whole_numbers([i for where in rows.values() for i in where], view.level.device)
         joined = torch.cat(list(parts.values()))
         return torch.empty_like(joined).index_copy(0, order, joined)
 
@@ -123,7 +124,7 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
         """``flow_opd_gap_<teacher>``: how far the student still is, relative to the teacher."""
         student, teacher = step.predict(MAIN_VIEW), step.target(MAIN_VIEW)
         gap = (student - teacher).flatten(1).norm(dim=1) / teacher.flatten(1).norm(dim=1).clamp(min=1e-6)
-        found = {f"flow_opd_gap_{name}": gap[where].mean() for name, where in self._rows(step).items()}
+        found = {f"flow_opd_gap_{name}": picked(gap, where).mean() for name, where in self._rows(step).items()}
         nobody = torch.full((), float("nan"), device=gap.device)
         return {"flow_opd_gap": gap.mean(), **{f"flow_opd_gap_{name}": nobody for name in self.sources}, **found}
 
@@ -140,7 +141,7 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
             visit = view.state.visit
             return visited_velocity(step, role, visit if everyone else visit.take(rows))
         at = list(rows)
-        return exact_velocity(step, role, view.noisy[at], view.level[at], view.condition.take(at))
+        return exact_velocity(step, role, picked(view.noisy, at), picked(view.level, at), view.condition.take(at))
 
     def _rows(self, step: Step) -> dict[str, list[int]]:
         """Teacher -> rows of the batch."""

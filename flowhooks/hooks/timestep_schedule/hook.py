@@ -12,6 +12,7 @@ from flowhooks.hooks.timestep_schedule import MODE, TimestepScheduleSpec, parse_
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Path, Sigma, View
+from flowhooks.transfer import sent
 
 RANDOM, FIXED_LIST, ROUND_ROBIN = "random", "fixed-list", "round-robin"
 #: What the walk of a list is for; other draws from the same list are random.
@@ -44,7 +45,7 @@ class TimestepSchedule(TimestepScheduleSpec, Hook):
         clean = step.batch.clean
 
         def density(purpose: str) -> Tensor:
-            return self._draw(step, len(clean), purpose).to(clean.device, clean.dtype, non_blocking=True)
+            return sent(self._draw(step, len(clean), purpose), clean.device, clean.dtype)
 
         noise = step.draws.normal_like(clean, "noise")
         time = Sigma(level=density(SIGMA), density=density)

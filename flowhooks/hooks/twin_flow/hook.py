@@ -24,6 +24,7 @@ from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import at_least_fp32
+from flowhooks.transfer import sent
 
 SCHEDULER = "scheduler"
 
@@ -96,6 +97,6 @@ class TwinFlow(TwinFlowSpec, Hook):
         draws = step.draws
         shift = step.model.shift(step.batch.clean) if self.shift == SCHEDULER else float(self.shift)
         u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
-        sigma = noising_times(draws.local_rows(u), shift).to(sample, non_blocking=True)
+        sigma = sent(noising_times(draws.local_rows(u), shift), sample.device, sample.dtype)
         noise = draws.normal_like(sample, f"{purpose}_noise")
         return sample + expand_as_batch(sigma, sample) * (noise - sample), sigma, noise

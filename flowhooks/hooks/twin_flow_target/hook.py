@@ -20,6 +20,7 @@ from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View, at_least_fp32
+from flowhooks.transfer import picked, whole_numbers
 
 EMA = "ema"
 
@@ -56,7 +57,7 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
             return velocity
         predicted = step.predict(view.name).detach()
         known = (view.noisy, view.level, interval.end, velocity, predicted)
-        x, t, r, v, u = (at_least_fp32(value[rows]) for value in known)
+        x, t, r, v, u = (at_least_fp32(picked(value, rows)) for value in known)
         condition = view.condition.take(rows)
 
         def average(state: Tensor, start: Tensor, end: Tensor | None) -> Tensor:
@@ -70,8 +71,7 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
             "twin_flow_residual": asked.abs().mean(),
             "twin_flow_clamped": (change != asked).float().mean(),
         }
-        index = torch.tensor(rows, device=velocity.device)
-        return velocity.index_copy(0, index, (u - change).to(velocity.dtype))
+        return velocity.index_copy(0, whole_numbers(rows, velocity.device), (u - change).to(velocity.dtype))
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return self._measured

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
+from torch import Tensor
 
 from flowhooks.hooks.weight_average import WeightAverageSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 
 EMA = "ema"
+#: Bytes of the weights that are averaged at once.
+_COPIED = 1 << 26
 
 
 class WeightAverage(WeightAverageSpec, Hook):
@@ -31,8 +34,18 @@ class WeightAverage(WeightAverageSpec, Hook):
         values = list(self._parameters.values())
         self._model = EMAModel(values, decay=self.decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
 
+    @torch.no_grad()
     def updated(self) -> None:
-        self._model.step(self._parameters.values())
+        """Takes the step of EMAModel, to the bit, on many weights at once."""
+        average = self._model
+        average.optimization_step += 1
+        average.cur_decay_value = average.get_decay(average.optimization_step)
+        parameters: list[Any] = list(self._parameters.values())
+        for some in _portions(average.shadow_params):
+            shadow, trained = average.shadow_params[some], parameters[some]
+            difference = torch._foreach_sub(shadow, trained)
+            torch._foreach_mul_(difference, 1 - average.cur_decay_value)
+            torch._foreach_sub_(shadow, difference)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -60,6 +73,17 @@ class WeightAverage(WeightAverageSpec, Hook):
             torch.clear_autocast_cache()
             for parameter, data in zip(parameters, trained, strict=True):
                 parameter.data = data
+
+
+def _portions(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yields parts of a list that are small enough for a copy of each."""
+    start = held = 0
+    for i, tensor in enumerate(tensors):
+        if held and held + tensor.nbytes > _COPIED:
+            yield slice(start, i)
+            start, held = i, 0
+        held += tensor.nbytes
+    yield slice(start, len(tensors))
 
 
 def averaged(session: Session) -> AbstractContextManager[None]:

@@ -1,0 +1,46 @@
+"""Copies between host and device that make neither wait for the other.
+
+A plain ``.to(device)`` of a tensor on the host, ``torch.tensor(..., device=...)`` and a list as an index all wait until
+the device has done everything it was asked to do before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def sent(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Return the tensor on a device. The host does not wait for a copy from itself to the device; for one to itself it
+    must, as it reads it.
+
+    Args:
+        device: None for where it is.
+        dtype: None for that which it has.
+    """
+    there = value.device if device is None else torch.device(device)
+    ahead = value.device.type == "cpu" and there.type != "cpu"
+    if ahead and there.type == "cuda" and not value.is_pinned():
+        value = value.pin_memory()
+    return value.to(device=there, dtype=dtype, non_blocking=ahead)
+
+
+def parked(value: Tensor) -> Tensor:
+    """Return a copy on the host, to be sent back to the device later. The host must not read it: on a GPU the copy may
+    still be under way, and is done before whatever the device is asked next."""
+    if value.device.type == "cpu":
+        return value
+    kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return kept.copy_(value, non_blocking=True)
+
+
+def whole_numbers(values: Sequence[int], device: torch.device) -> Tensor:
+    """Return ``[N]`` int64 on a device."""
+    return sent(torch.tensor(list(values), dtype=torch.int64), device)
+
+
+def picked(value: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return these rows of ``[B, ...]``, in this order."""
+    return value.index_select(0, whole_numbers(rows, value.device))
