@@ -19,6 +19,7 @@ from flowhooks.data import Audit
 from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel import Batch
+from flowhooks.memory.carried import carry_over, learn_on_twin
 from flowhooks.memory.step import Needs, count_update
 from flowhooks.memory.twin import twins
 from flowhooks.pretrained import DTYPES
@@ -72,6 +73,7 @@ class Planned:
         try:
             # Learnt with the twin in its place, as the layout of a size needs numbers.
             self.model.at(*(size or self.size))
+            learn_on_twin(self.model, {hook.type for hook in run.every_hook})
             return self._counted(run, size or self.size, device)
         # Code of Diffusers that reads a number fails on a tensor without one in any of these ways.
         except (FlowhooksError, RuntimeError, ValueError, TypeError, AttributeError) as error:
@@ -81,8 +83,10 @@ class Planned:
     def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device) -> Needs:
         twin, component = self.model.transformer, self.model.component
         try:
-            self.model.pipe.register_modules(**{component: self.network(device, DTYPES[run.model["dtype"]])})
+            network = self.network(device, DTYPES[run.model["dtype"]])
+            self.model.pipe.register_modules(**{component: network})
             model = self.model.at(*size)
+            carry_over(model, twin, network)
             model.contract = replace(model.contract, constants=moved(model.contract.constants, device, None))
             # A copy of a model holds on to the weight that it found first.
             vars(model).pop("_typical_weight", None)
