@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import nn

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import RewardError
+from flowhooks.numberless import holds
 from flowhooks.rewards.base import Records, Reward
 
 #: Rounding by which a value may leave its range, for a bound of 1.
@@ -88,10 +89,10 @@ def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], recor
     values = values.detach()
     _refuse([reward], {reward.name: values}, pixels, prompts)
     largest = gradient.abs().flatten(1).amax(1)
-    if not bool(largest.isfinite().all()):
+    if not holds(largest.isfinite().all(), True):
         at = int((~largest.isfinite()).nonzero()[0])
         raise RewardError(f"the gradient of reward {reward.name!r} is not finite for prompt {prompts[at]!r}")
-    if not bool(largest.any()):
+    if not holds(largest.any(), True):
         raise RewardError(
             f"the gradient of reward {reward.name!r} is zero in every pixel of the batch, so nothing can be learned "
             f"from it; its values are {_shown(values)}; rounding, clamping and saturation do this"
@@ -126,7 +127,7 @@ def _refuse(rewards: Sequence[Reward], each: Mapping[str, Tensor], pixels: Tenso
     with torch.no_grad():
         bad = {reward.name: _outside(each[reward.name], reward.range) for reward in rewards}
         strange = _outside(pixels, (0.0, 1.0)).flatten(1).any(1)
-        if not bool(torch.stack([flags.to(strange.device).any() for flags in (strange, *bad.values())]).any()):
+        if not holds(torch.stack([flags.to(strange.device).any() for flags in (strange, *bad.values())]).any(), False):
             return
         if bool(strange.any()):
             at = int(strange.nonzero()[0])

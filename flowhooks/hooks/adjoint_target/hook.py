@@ -22,6 +22,7 @@ from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
+from flowhooks.numberless import holds
 from flowhooks.probe.recorder import freed_once
 from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
 
@@ -225,7 +226,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             sums = [each[fine].double().square().sum() for each in (gradient, base)]
             slope, speed = step.all_reduce(torch.stack(sums)).sqrt()
             count = step.all_reduce(fine.sum() * gradient[0].numel()).clamp(min=1).double().sqrt()
-            if not bool(slope > 0):
+            if not holds(slope > 0, True):
                 raise RewardError(
                     "the gradient of the rewards is zero or not finite in the latents of every image of the first "
                     "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"
@@ -251,7 +252,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             return
         everyone = self._of_all_processes(step, torch.where(fine, sizes, torch.full_like(sizes, float("nan"))))
         now = torch.nanquantile(everyone, self.clip_quantile)
-        if bool(now.isfinite()):
+        if holds(now.isfinite(), True):
             old = None if self._limit is None else self._limit.to(now.device)
             self._limit = now if old is None else self.clip_decay * old + (1 - self.clip_decay) * now
             factors = maths.clipped_at(sizes, self._limit)
