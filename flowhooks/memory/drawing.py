@@ -86,7 +86,9 @@ def drawing_without_numbers(
         if device.type == "meta":
             network.forward = _answering(network.forward, live, device)
         stack.enter_context(CountedStage(model, live, part, encoders).open())
-        stack.enter_context(splice(pipe, _execution_device=property(lambda self: device)))
+        # A property has no signature of a method's.
+        where: Any = property(lambda self: device)
+        stack.enter_context(splice(pipe, _execution_device=where))
         stack.enter_context(splice(pipe.scheduler, set_timesteps=_times_on_cpu(type(pipe.scheduler).set_timesteps)))
         if hasattr(pipe, "encode_prompt"):
             pipe.encode_prompt = _on_cpu(pipe.encode_prompt, dtype)

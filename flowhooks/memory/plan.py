@@ -64,7 +64,12 @@ class Planned:
     weights: Mapping[str, int]
 
     def needs(
-        self, run: Run | None = None, *, size: tuple[int, int, int | None] | None = None, device: torch.device = META
+        self,
+        run: Run | None = None,
+        *,
+        size: tuple[int, int, int | None] | None = None,
+        device: torch.device = META,
+        rules: str = "cuda",
     ) -> Needs:
         """Bytes of one update.
 
@@ -72,6 +77,7 @@ class Planned:
             run: the run with something changed; default: as it was read.
             size: of the samples; default: the largest of the data.
             device: what to count on. On another than meta everything is computed.
+            rules: the device whose rules mixed precision follows, ``cuda`` or ``cpu``.
 
         Raises:
             NotCounted: with the reason.
@@ -81,13 +87,13 @@ class Planned:
             # Learnt with the twin in its place, as the layout of a size needs numbers.
             self.model.at(*(size or self.size))
             learn_on_twin(self.model, {hook.type for hook in run.every_hook})
-            return self._counted(run, size or self.size, device)
+            return self._counted(run, size or self.size, device, rules)
         # Code of Diffusers that reads a number fails on a tensor without one in any of these ways.
         except (FlowhooksError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise NotCounted(f"the step cannot be run without numbers: {reason}") from error
 
-    def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device) -> Needs:
+    def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device, rules: str) -> Needs:
         model, component, dtype = self.model, self.model.component, DTYPES[run.model["dtype"]]
         twins = {component: model.transformer}
         network = self.network(device, dtype)
@@ -103,7 +109,7 @@ class Planned:
                 # A copy of a model holds on to the weight that it found first.
                 vars(model).pop("_typical_weight", None)
                 batch = None if self.prompt is None else self.batch(model, run, device)
-                return count_update(model, _short(run), batch, self.encoders(run))
+                return count_update(model, _short(run), batch, encoders=self.encoders(run), rules=rules)
         finally:
             model.pipe.register_modules(**twins)
 
@@ -213,16 +219,6 @@ def count_weights(folder: Path, library: str, kind: str) -> int:
 
 def _refuse(run: Run) -> None:
     """Raise NotCounted for a run of a kind that is not counted yet."""
-    if run.training["mixed_precision"] != "no":
-        raise NotCounted(
-            "`training.mixed_precision` casts on the card, and torch has no such casts without numbers; set it to "
-            "'no' and `model.dtype` to 'bf16' to see that run counted"
-        )
-    if run.model["checkpoint_offload"]:
-        raise NotCounted(
-            "`model.checkpoint_offload` copies to the host, and tensors without numbers cannot be copied; set it to "
-            "false to see the run counted without it"
-        )
     for hook in run.hooks:
         if hook.type not in HOOKS:
             raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")

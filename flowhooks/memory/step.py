@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,10 @@ from flowhooks.config import Run
 from flowhooks.hooks.feature_alignment import FeatureAlignmentSpec
 from flowhooks.hooks.registry import HOOKS as HOOK_SPECS
 from flowhooks.kernel import Batch
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import StepResult
 from flowhooks.memory.attention import fused_on_meta
+from flowhooks.memory.casts import Casts
 from flowhooks.memory.drawing import drawing_without_numbers, fewer_chunks
 from flowhooks.memory.live import STEP, Live
 from flowhooks.pretrained import DTYPES
@@ -57,7 +60,7 @@ class Needs:
     at_peak: Mapping[str, int]
 
 
-def count_update(model: FlowModel, run: Run, batch: Batch | None, encoders: int = 0) -> Needs:
+def count_update(model: FlowModel, run: Run, batch: Batch | None, *, encoders: int = 0, rules: str = "cuda") -> Needs:
     """Attach the run's hooks and adapter to the model's network, do one update, and take them off again.
 
     Args:
@@ -65,22 +68,25 @@ def count_update(model: FlowModel, run: Run, batch: Batch | None, encoders: int 
             no numbers.
         batch: on that device; None for a run without data.
         encoders: bytes of the text encoders' weights, which stand in the network's place while they encode.
+        rules: the device whose rules mixed precision follows, ``cuda`` or ``cpu``.
 
     Raises:
         FlowhooksError: the run cannot be attached, or a step of it fails.
     """
     network, live = model.transformer, Live(model.device)
+    casts = Casts(DTYPES.get(run.training["mixed_precision"]), rules)
     with ExitStack() as stack:
         stack.enter_context(fused_on_meta())
         # A mask of samples that are sound selects all of them.
-        stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))
+        stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
         live.own(WEIGHTS, [*network.parameters(), *network.buffers()])
         live.own(BATCH, [] if batch is None else tensors_of(batch))
         live.phase = "attaching"
+        recomputed, offload = run.model["gradient_checkpointing"], run.model["checkpoint_offload"]
         if decodes(run):
             stack.enter_context(drawing_without_numbers(model, live, WEIGHTS, encoders, DTYPES[run.model["dtype"]]))
         with live:
-            stack.enter_context(gradient_checkpointing(network, run.model["gradient_checkpointing"]))
+            stack.enter_context(gradient_checkpointing(network, recomputed, offload=offload, again=casts.again))
             session = stack.enter_context(attach(model, run))
         training = network.training
         stack.callback(lambda: network.train(training))
@@ -104,7 +110,7 @@ def count_update(model: FlowModel, run: Run, batch: Batch | None, encoders: int 
         with live:
             for _ in range(min(2, run.training["gradient_accumulation_steps"])):
                 live.phase = FORWARD
-                for result in session.steps(batch, log=False):
+                for result in _computed(session, batch, casts):
                     guard.loss(result.loss, session.micro_step, ())
                     held = max(held, live.now - static)
                     live.phase = BACKWARD
@@ -126,6 +132,19 @@ def count_update(model: FlowModel, run: Run, batch: Batch | None, encoders: int 
             phase=live.peak_phase,
             at_peak=dict(live.peak_held),
         )
+
+
+def _computed(session: Session, batch: Batch | None, casts: Casts) -> Iterator[StepResult]:
+    """Yield the results of a step, each computed in mixed precision; backward runs between them, outside it."""
+    results = session.steps(batch, log=False)
+    while True:
+        with casts.computing():
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
+        # Not held here while the next is computed.
+        del result
 
 
 def decodes(run: Run) -> bool:
