@@ -267,6 +267,9 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
         return None
     built = build_adapter(model.transformer, run.adapter, pipeline=model.pipe)
     stack.callback(built.detach)
+    for parameter in built.parameters():
+        # It was made where its layers are, and those of an offloaded block are on the host.
+        parameter.data = parameter.data.to(model.device)
     return built
 
 

@@ -7,26 +7,32 @@ scheduler.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 
 @contextmanager
-def splice(target: Any, **methods: Callable[..., Any]) -> Iterator[None]:
-    """Give one object other methods while the block runs.
+def splice(*targets: Any, **methods: Callable[..., Any]) -> Iterator[None]:
+    """Give objects other methods while the block runs.
 
     Args:
-        target: a scheduler, or any object with a plain class.
+        targets: schedulers, or any objects with a plain class; those of one class share one again.
         methods: functions that take ``self`` first; the original is ``super(type(self), self).<name>``.
     """
-    base = type(target)
-    namespace = {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods}
-    target.__class__ = _equal_to(base)(base.__name__, (base,), namespace)
+    bases = [type(target) for target in targets]
+    classes = {base: _equal_to(base)(base.__name__, (base,), _namespace(base, methods)) for base in bases}
     try:
+        for target, base in zip(targets, bases, strict=True):
+            target.__class__ = classes[base]
         yield
     finally:
-        target.__class__ = base
+        for target, base in zip(targets, bases, strict=True):
+            target.__class__ = base
+
+
+def _namespace(base: type, methods: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
+    return {"__module__": base.__module__, "__qualname__": base.__qualname__, **methods}
 
 
 def _equal_to(base: type) -> type:

@@ -47,6 +47,16 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
             "there is nothing to offload without `model.gradient_checkpointing`; set that to true, or this to false"
         )
         yield Problem(message, file, "$.model.checkpoint_offload")
+    if document["model"]["offload"] != "none":
+        if not document["model"]["gradient_checkpointing"]:
+            message = (
+                "without `model.gradient_checkpointing` the weights of all blocks stay on the device until the "
+                "backward pass, so nothing is gained; set that to true, or this to 'none'"
+            )
+            yield Problem(message, file, "$.model.offload")
+        if training["trainable"] == "transformer":
+            message = "only frozen weights leave the device, and the 'transformer' is trained; set it to 'none'"
+            yield Problem(message, file, "$.model.offload")
     if training["trainable"] == "adapter" and adapter is None:
         message = "'adapter' is trained, but `adapter` is null; give it a section, or train the 'transformer'"
         yield Problem(message, file, "$.training.trainable")

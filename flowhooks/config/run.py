@@ -226,6 +226,12 @@ def model_section(folder: Path) -> dict[str, Any]:
     return dict(resolve_run({"model": section, "hooks": []}, file).model)
 
 
+def offload_share(model: Mapping[str, Any]) -> float:
+    """Return which share of its network's blocks a complete ``model`` section keeps on the host, 0 to 1."""
+    written = model["offload"]
+    return float(written == "blocks") if isinstance(written, str) else written["blocks"]
+
+
 def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
     """The complete ``model`` section of a finished run, and its adapter's file; None where it trained the whole
     transformer, whose pipeline the section then names.

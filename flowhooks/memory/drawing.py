@@ -17,7 +17,7 @@ from flowhooks.probe import FlowModel
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.rollout import map_output, shape_of
 from flowhooks.splice import restore_attributes, splice
-from flowhooks.train.stage import ENCODERS, VAE, Stage
+from flowhooks.stage import ENCODERS, VAE, Stage
 
 DRAWING, DECODING = "the drawing of samples", "the decoding and judging of samples"
 #: Chunks of a step that are counted: the first, and one beside whose graph the gradients of another are. Others are
@@ -31,7 +31,7 @@ class CountedStage(Stage):
     Args:
         model: whose network, and VAE, are on the device to count on; the text encoders compute on the CPU.
         live: counts the bytes there; the network's are counted already.
-        part: name of the network's bytes there.
+        part: name of the network's bytes there, all of which leave with it.
         encoders: bytes of the text encoders' weights.
     """
 
@@ -39,7 +39,8 @@ class CountedStage(Stage):
         super().__init__(model.pipe, model.device)
         self.here, self._home, self._live = {model.component}, model.component, live
         self._names = {model.component: part}
-        self._encoders, self._phase = encoders, live.phase
+        self._sizes = {model.component: live.held[part], ENCODERS: encoders}
+        self._phase = live.phase
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -55,11 +56,10 @@ class CountedStage(Stage):
 
     def _move(self, who: str, device: torch.device) -> None:
         comes = who not in self.here
-        if who == ENCODERS:
-            size = self._encoders
-        else:
+        if who not in self._sizes:
             held = [t for part in self.parts[who].values() for t in (*part.parameters(), *part.buffers())]
-            size = sum({s._cdata: s.nbytes() for t in held for s in storages(t)}.values())
+            self._sizes[who] = sum({s._cdata: s.nbytes() for t in held for s in storages(t)}.values())
+        size = self._sizes[who]
         if who == VAE and comes:
             self._phase, self._live.phase = self._live.phase, DECODING
         elif who == VAE:

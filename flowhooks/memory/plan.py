@@ -29,7 +29,7 @@ from flowhooks.probe import Condition, FlowModel, probe
 from flowhooks.probe.learn import SMALL
 from flowhooks.probe.values import moved
 from flowhooks.sampling.prompts import read_prompts
-from flowhooks.train.stage import VAE
+from flowhooks.stage import VAE
 
 META = torch.device("meta")
 

@@ -13,7 +13,7 @@ from flowhooks.config import Run
 from flowhooks.memory.plan import Planned, changed
 from flowhooks.memory.step import HOOKS, OPTIMIZER, TRAINED, WEIGHTS, Needs
 from flowhooks.pretrained import DTYPES
-from flowhooks.train.stage import VAE
+from flowhooks.stage import VAE
 
 GIB = 2**30
 #: What a card holds beside tensors, in bytes: the driver's context and the libraries' workspaces. Not measured here.
@@ -37,7 +37,7 @@ def on_card(tensors: int) -> int:
 
 def weights_before(planned: Planned, run: Run) -> dict[str, int]:
     """Return the bytes of weights that are on the card before training, by phase: the text encoders together while
-    prompts are encoded, the VAE while images are; see :class:`flowhooks.train.stage.Stage`."""
+    prompts are encoded, the VAE while images are; see :class:`flowhooks.stage.Stage`."""
     each = DTYPES[run.model["dtype"]].itemsize
     phases = {"prompts": 0, "images": 0}
     for name, number in planned.weights.items():

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental import _config
 
 from flowhooks.attaching import attach
 from flowhooks.config import Run
+from flowhooks.config.run import offload_share
 from flowhooks.hooks.feature_alignment import FeatureAlignmentSpec
 from flowhooks.hooks.registry import HOOKS as HOOK_SPECS
 from flowhooks.kernel import Batch
@@ -24,6 +25,7 @@ from flowhooks.memory.drawing import drawing_without_numbers, fewer_chunks
 from flowhooks.memory.live import STEP, Live
 from flowhooks.pretrained import DTYPES
 from flowhooks.probe import FlowModel
+from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.values import tensors_in
 from flowhooks.train.guard import FiniteGuard
@@ -79,7 +81,8 @@ def count_update(model: FlowModel, run: Run, batch: Batch | None, *, encoders: i
         stack.enter_context(fused_on_meta())
         # A mask of samples that are sound selects all of them.
         stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
-        live.own(WEIGHTS, [*network.parameters(), *network.buffers()])
+        away = stack.enter_context(_offloaded(model, run))
+        live.own(WEIGHTS, [*(p for p in network.parameters() if p not in away), *network.buffers()])
         live.own(BATCH, [] if batch is None else tensors_of(batch))
         live.phase = "attaching"
         recomputed, offload = run.model["gradient_checkpointing"], run.model["checkpoint_offload"]
@@ -155,6 +158,19 @@ def decodes(run: Run) -> bool:
         if hook.type == FeatureAlignmentSpec.type and hook.options["encoder"] is not None:
             return True
     return False
+
+
+@contextmanager
+def _offloaded(model: FlowModel, run: Run) -> Iterator[set[nn.Parameter]]:
+    """Offload the blocks of the network that the run offloads, and yield their weights."""
+    share = offload_share(run.model)
+    if not share:
+        yield set()
+        return
+    every = int(run.model["gradient_checkpointing"])
+    offload = BlockOffload(model.transformer, model.device, share=share, every=every)
+    with offload.open():
+        yield set(offload.weights)
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:

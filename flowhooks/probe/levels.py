@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.offloading import original
 from flowhooks.probe.picking import plus_picked, times_picked
 
 #: Which end of the token axis of a modulated tensor holds the image tokens.
@@ -116,10 +117,11 @@ class WeightNames:
         """Return the name of ``tensor``, None if it is no weight of the network."""
         if not isinstance(tensor, nn.Parameter):
             return None
+        tensor = original(tensor)
         known = self._known.get(id(tensor))
         # The id of a freed weight may belong to another tensor by now.
         if known is None or known[0]() is not tensor:
-            weights = self.network().named_parameters()
+            weights = [(name, original(p)) for name, p in self.network().named_parameters()]
             self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
             known = self._known.get(id(tensor))
         return None if known is None else known[1]

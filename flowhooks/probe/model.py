@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
@@ -19,6 +19,7 @@ from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.levels import WeightNames
+from flowhooks.probe.offloading import original
 from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, without_side_effects
 from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
@@ -145,10 +146,10 @@ class FlowModel:
         return self._typical_weight.dtype
 
     @cached_property
-    def _typical_weight(self) -> nn.Parameter:
+    def _typical_weight(self) -> Tensor:
         # Diffusers walks the whole network for this; a weight that moves or is cast stays the same object.
         dtype = self.transformer.dtype
-        return next(p for p in self.transformer.parameters() if p.dtype == dtype)
+        return next(original(p) for p in self.transformer.parameters() if p.dtype == dtype)
 
     def shift(self, sample: Tensor) -> float:
         """Return the scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""

@@ -40,7 +40,7 @@ def gradient_checkpointing(
     if not wanted:
         yield
         return
-    places: dict[Any, int] = {block: place for place, block in enumerate(_blocks(network))}
+    places: dict[Any, int] = {block: place for place, block in enumerate(repeated_blocks(network))}
     every = int(wanted)
     if every > 1 and not places:
         raise ModelError(
@@ -80,10 +80,10 @@ def _empty(form: tuple[Any, Any, torch.dtype]) -> Tensor:
     return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of module lists, in order, but for those inside another member."""
+def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the members of module lists, in order, but for those inside another member."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _blocks(child)
+            yield from repeated_blocks(child)

@@ -18,6 +18,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.recorder import execution_device
 from flowhooks.probe.runs import StopForward, find_networks
 from flowhooks.probe.values import map_tensors, tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
@@ -330,7 +331,7 @@ class _SkipNetwork:
                 return super(type(self), self).__call__(*args, **kwargs)  # type: ignore[misc]
             form = sleep._forms[sleep._step][sleep._calls]
             sleep._calls += 1
-            device = next(self.parameters()).device
+            device = execution_device(self)
             return map_output(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
 
         # On the class, not on `forward`, so that forward hooks on the network do not run.

@@ -22,7 +22,7 @@ _FREE = {
         "log_every_steps",
         "dataloader_num_workers",
     },
-    "model": {"attention_backend", "gradient_checkpointing", "checkpoint_offload", "keep_text_encoders"},
+    "model": {"attention_backend", "gradient_checkpointing", "checkpoint_offload", "offload", "keep_text_encoders"},
 }
 _MISSING = "nothing"
 #: Contents that may change between a checkpoint and resuming from it -> the warning that is printed then.

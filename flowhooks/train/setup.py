@@ -20,6 +20,7 @@ from flowhooks.checks.optimizers import optimizer_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.checks.planning import plan_run, text_encoders_stay
 from flowhooks.config import Run
+from flowhooks.config.run import offload_share
 from flowhooks.data import (
     Audit,
     CachedDataset,
@@ -42,6 +43,7 @@ from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.runs import find_networks
+from flowhooks.stage import Stage
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.checkpoint import Checkpoints
@@ -52,7 +54,6 @@ from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
-from flowhooks.train.stage import Stage
 from flowhooks.train.validation import Validation, ValidationImages
 
 
@@ -101,6 +102,10 @@ def prepared(
 
         pipe = load_pipeline(run.model)
         stage = Stage(pipe, accelerator.device)
+        recomputed = run.model["gradient_checkpointing"]
+        with model_errors_at(run.source, "$.model.offload"):
+            share, component = offload_share(run.model), run.model["component"]
+            stack.enter_context(stage.offloading(share, int(recomputed), component))
         stack.enter_context(stage.open())
         model = _probed(run, pipe, audited, stack)
         dataset: Any = []
@@ -110,7 +115,7 @@ def prepared(
         # Only the main process draws.
         encoded = images.encode(stage) if accelerator.is_main_process else True
         stage.settle(model.component)
-        recomputed, offload = run.model["gradient_checkpointing"], run.model["checkpoint_offload"]
+        offload = run.model["checkpoint_offload"]
         stack.enter_context(gradient_checkpointing(model.transformer, recomputed, offload=offload))
         # One seed on every process for the initial adapter, then a different one on each for dropout.
         rng.seed_all(run.training["seed"])

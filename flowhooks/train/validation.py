@@ -29,10 +29,10 @@ from flowhooks.probe.runs import StopForward, find_networks
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
+from flowhooks.stage import Stage
 from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
-from flowhooks.train.stage import Stage
 
 STEPS = "num_inference_steps"
 

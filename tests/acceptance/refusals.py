@@ -265,6 +265,19 @@ REFUSALS: dict[str, Refusal] = {
         make=written(model={"checkpoint_offload": True}),
         words=("$.model.checkpoint_offload: ", "`model.gradient_checkpointing`"),
     ),
+    "blocks that nothing recomputes, offloaded": Refusal(
+        make=written(model={"offload": "blocks"}),
+        words=("$.model.offload: ", "`model.gradient_checkpointing`", "set that to true, or this to 'none'"),
+    ),
+    "blocks that are trained, offloaded": Refusal(
+        make=written(
+            model={"offload": {"blocks": 0.5}, "gradient_checkpointing": True},
+            adapter=None,
+            training={"trainable": "transformer"},
+            hooks=[],
+        ),
+        words=("$.model.offload: ", "the 'transformer' is trained"),
+    ),
     "a text encoder": Refusal(
         make=written(training={"train_text_encoder": True}), words=("text encoders are not trained",)
     ),

@@ -19,13 +19,14 @@ from flowhooks.cli import main
 from flowhooks.errors import ModelError
 from flowhooks.pipeline import load_pipeline
 from flowhooks.probe import probe
+from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.runs import find_networks
+from flowhooks.stage import ENCODERS, VAE, Stage
 from flowhooks.train import setup, train
 from flowhooks.train.setup import prepared
-from flowhooks.train.stage import ENCODERS, VAE, Stage
 from tests.families import PIPELINES, learnt, tiny
 from tests.families.checks import pairs
-from tests.train.runs import document
+from tests.train.runs import document, weights
 
 DEVICE = torch.device("cpu", 0)
 LOOK = {"prompts": ["a photo of one", "two"], "num_inference_steps": 1, "height": 16, "width": 16, "every_steps": 1}
@@ -128,6 +129,43 @@ def test_text_encoders_that_are_kept_push_the_network_off_and_it_returns(new_run
         moves = [each for each in watcher.moments[since:] if "transformer" in each]
         assert len(moves) == 1, "the network returns once, after the last prompt"
     assert watcher.together() == ALONE
+
+
+def test_blocks_stay_on_the_host_when_their_network_comes_and_goes(new_run, watcher, monkeypatch):
+    """The network leaves for prompts that are encoded late, draws images, and trains to the same weights."""
+    asked, moved, made = {"keep_text_encoders": True, "gradient_checkpointing": True}, set(), []
+    to, init = torch.nn.Module.to, BlockOffload.__init__
+
+    def followed(module, *args, **kwargs):
+        moved.update(id(each) for each in module.parameters())
+        return to(module, *args, **kwargs)
+
+    def noted(offload, *args, **kwargs):
+        init(offload, *args, **kwargs)
+        made.append(offload)
+
+    monkeypatch.setattr(torch.nn.Module, "to", followed)
+    monkeypatch.setattr(BlockOffload, "__init__", noted)
+    outputs = []
+    for offload in ("none", "blocks"):
+        moved.clear()
+        run = new_run(offload, model={**asked, "offload": offload}, validation=LOOK, training={"max_train_steps": 2})
+        with prepared(run, None, False) as job:
+            assert watcher.here == {"transformer"}
+            job.session.model.encode_prompts(["nobody knows this"])
+            assert watcher.here == {"transformer"}
+            network = job.session.model.transformer
+            assert moved & {id(each) for each in network.parameters()}
+        outputs.append(train(run, progress=False).output_dir)
+    found = [weights(each / "checkpoint-2") for each in outputs]
+    assert all(torch.equal(each, found[1][name]) for name, each in found[0].items())
+    # One in each of the two pipelines.
+    assert len(made) == 2
+    for offload in made:
+        assert offload.blocks == (2, 2) and not moved & {id(each) for each in offload.weights}
+        assert all(each.device.type == "cpu" for each in offload.network.parameters())
+    images = (each / "validation" / "step_000002.png" for each in outputs)
+    assert ImageChops.difference(*map(Image.open, images)).getbbox() is None
 
 
 def test_a_dropped_text_encoder_that_is_asked_says_what_to_set(new_run):

@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.runs import find_networks
 from flowhooks.splice import restore_attributes
 
@@ -45,6 +46,8 @@ class Stage:
             if isinstance(part, nn.Module):
                 self.parts.setdefault(name if name in alone else ENCODERS, {})[name] = part
         self.here: set[str] = set()
+        #: Networks of which blocks stay on the CPU.
+        self._offloads: dict[str, BlockOffload] = {}
         self._home: str | None = None
         self._called: set[str] = set()
 
@@ -92,6 +95,31 @@ class Stage:
             part._hf_hook.dropped = name  # type: ignore[union-attr]
 
     @contextmanager
+    def offloading(self, share: float, every: int, component: str | None) -> Iterator[None]:
+        """Inside the block the weights of blocks stay on the CPU when their network comes, and are on the device while
+        the block computes. No network may be on the device, or have an adapter, when the block begins.
+
+        Args:
+            share: of the blocks, 0 to 1.
+            every: how many blocks of the trained network there are for one that recomputes; see
+                :class:`flowhooks.probe.offloading.BlockOffload`.
+            component: the trained network; None is the first.
+
+        Raises:
+            ModelError: a network has no blocks that could be counted, or weights that cannot be moved.
+        """
+        networks = find_networks(self.pipe) if share else {}
+        trained = component or next(iter(networks), None)
+        with ExitStack() as stack:
+            stack.callback(self._offloads.clear)
+            for name, network in networks.items():
+                offload = BlockOffload(network, self.device, share=share, every=every if name == trained else 1)
+                stack.enter_context(offload.open())
+                stack.callback(offload.move, torch.device("cpu"))
+                self._offloads[name] = offload
+            yield
+
+    @contextmanager
     def open(self) -> Iterator[None]:
         """Inside the block components come when they are called, the text encoders also when one of their layers is."""
         with ExitStack() as stack:
@@ -110,8 +138,11 @@ class Stage:
             yield
 
     def _move(self, who: str, device: torch.device) -> None:
-        for part in self.parts[who].values():
-            part.to(device)
+        for name, part in self.parts[who].items():
+            if name in self._offloads:
+                self._offloads[name].move(device)
+            else:
+                part.to(device)
 
 
 class _Turn(ModelHook):
