@@ -22,11 +22,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.config.run import Run
 from flowhooks.memory.plan import Planned, plan_memory
 from flowhooks.memory.report import lines
 from flowhooks.memory.step import Needs
+from flowhooks.pretrained import DTYPES
 from flowhooks.testing import PIPELINES, tiny
 
 MIB, GIB = 2**20, 2**30
@@ -117,12 +119,25 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 TOKENS = {"flux": 512, "sd3": 256}
 _ROPE = {96: (32, 32, 32), 64: (16, 24, 24)}
 LORA = {"type": "lora", "rank": 16}
-#: Name -> sections of a run.
+#: Stands for the folder of a frozen adapter beside the pipeline's folder.
+TEACHER = "<teacher>"
+_DRAWN = {"num_inference_steps": 4, "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]}
+_BLOCKS = {"block_index": 1, "teacher_block_index": 3}
+#: Name -> sections of a run: every method, and what else changes what is held.
 RUNS: Mapping[str, Mapping[str, Any]] = {
     "sft": {"adapter": LORA, "method": {"sft": {}}},
     "flow_dpo": {"adapter": LORA, "method": {"flow_dpo": {"norm_type": "mean", "beta": 2000.0}}},
     "anyflow": {"adapter": LORA, "method": {"anyflow": {"target_mode": "linear"}}},
+    "self_flow": {"adapter": LORA, "method": {"self_flow": _BLOCKS}, "training": {"use_ema": True}},
+    "flow_opd": {
+        "adapter": LORA,
+        "method": {"flow_opd": {"teachers": {"one": TEACHER}, "num_inference_steps": 4, "anchor": "base"}},
+    },
+    "flow_grpo": {"adapter": LORA, "method": {"flow_grpo": {"group_size": 2, **_DRAWN}}},
+    "adjoint_matching": {"adapter": LORA, "method": {"adjoint_matching": {**_DRAWN, "truncate": {"last_k": 2}}}},
+    "layersync": {"adapter": LORA, "hooks": [{"type": "feature_alignment", **_BLOCKS}]},
     "lycoris": {"adapter": {"type": "lycoris", "algo": "lokr", "rank": 16}, "method": {"sft": {}}},
+    "sft, bf16 casts": {"adapter": LORA, "method": {"sft": {}}, "training": {"mixed_precision": "bf16"}},
 }
 
 
@@ -156,13 +171,24 @@ def run_on(name: str, folder: Path, sections: Mapping[str, Any], batch: int = 1,
         batch: samples of a micro-batch.
         model: more of the run's ``model`` section.
     """
-    arguments = {k: v for k, v in PIPELINES[name].arguments.items() if k == "max_sequence_length"}
+    arguments = {k: v for k, v in (PIPELINES[name].arguments if name else {}).items() if k == "max_sequence_length"}
+    written = json.dumps(sections).replace(TEACHER, str(folder.parent / "teacher"))
     document = {
-        **sections,
+        **json.loads(written),
         "model": {"pipeline_arguments": arguments, **model, "pretrained_model_name_or_path": str(folder)},
         "training": {"train_batch_size": batch, **sections.get("training", {})},
     }
-    return resolve_run(document, folder / "run.json")
+    return resolve_run(document, folder / "run.json", allow_imports=True)
+
+
+def write_teacher(learnt: Planned, folder: Path) -> None:
+    """Write an adapter of random weights of the network beside the pipeline's folder, for runs that name a teacher."""
+    network = learnt.network(torch.device("cpu"), torch.float32)
+    adapter = build_adapter(network, run_on("", folder, RUNS["sft"]).adapter or {}, pipeline=learnt.model.pipe)
+    for parameter in adapter.named_parameters().values():
+        torch.nn.init.normal_(parameter, std=0.02)
+    (folder.parent / "teacher").mkdir(exist_ok=True)
+    adapter.save(folder.parent / "teacher", {})
 
 
 def planned(run: Run, edge: int) -> Planned:
@@ -173,15 +199,19 @@ def planned(run: Run, edge: int) -> Planned:
 
 
 def measured(plan: Planned) -> tuple[Needs, int]:
-    """What the same counter finds where numbers are computed, and the most that torch's profiler saw allocated above
-    what was there before the update."""
+    """What the same counter finds where numbers are computed, and the most that torch's profiler saw allocated: weights
+    and what the update allocates."""
+    device, dtype = torch.device("cpu"), DTYPES[plan.run.model["dtype"]]
+    # Built before, as a network comes in fp32 first.
+    network, vae = plan.network(device, dtype), plan.vae(device, dtype) if plan.vae is not None else None
+    built = replace(plan, network=lambda *_: network, vae=None if vae is None else lambda *_: vae)
     # What an earlier network leaves behind would be freed, and subtracted, in between.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        counted = plan.needs(device=torch.device("cpu"))
+        counted = built.needs(device=device, rules="cpu")
     events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    now = most = 0
+    now = most = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
     for _, change in changes:
         now += change
         most = max(most, now)
@@ -237,6 +267,7 @@ def main() -> None:
         for name, sizes in NETWORKS.items():
             folder = write_folder(name, {"transformer": sizes[args.small]}, Path(place) / name)
             learnt = planned(run_on(name, folder, RUNS["sft"]), args.edge)
+            write_teacher(learnt, folder)
             for kind, sections in RUNS.items():
                 if args.only not in (None, name, kind):
                     continue
@@ -244,7 +275,7 @@ def main() -> None:
                     run = run_on(name, folder, sections, args.batch, gradient_checkpointing=checkpointing)
                     plan = replace(learnt, run=run)
                     start = time.process_time()
-                    needs = plan.needs()
+                    needs = plan.needs(rules="cpu")
                     took = time.process_time() - start
                     counted, seen = measured(plan)
                     off = needs.peak / seen - 1

@@ -6,12 +6,15 @@ Code that comes with a model is never run, and only safetensors are read.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from flowhooks.documents.imports import imported
 from flowhooks.errors import ModelError
@@ -20,6 +23,21 @@ from flowhooks.quiet import errors_only
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Exceptions of transformers for a file that is missing, damaged or of another kind.
 REFUSALS = (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError)
+
+
+#: Whether networks are to be built without weights.
+_SHAPES_ONLY = ContextVar("shapes only", default=False)
+
+
+@contextmanager
+def shapes_only(wanted: bool = True) -> Iterator[None]:
+    """Inside the block :func:`load_network` reads configurations from the disk, and no weights, which are then on the
+    meta device."""
+    before = _SHAPES_ONLY.set(wanted)
+    try:
+        yield
+    finally:
+        _SHAPES_ONLY.reset(before)
 
 
 def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused: tuple[str, ...] = ()) -> Any:
@@ -35,6 +53,8 @@ def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused:
     Raises:
         ModelError: it cannot be loaded, or its file lacks weights, which would then be random.
     """
+    if _SHAPES_ONLY.get():
+        return _outline(cls, name, dtype, option)
     try:
         # Without the report of unused weights, which belong to the other half of a model; missing weights are an error.
         with errors_only("transformers.utils.logging"):
@@ -53,6 +73,16 @@ def load_network(cls: Any, name: str, dtype: str, option: str = "model", unused:
             "they would be random; give a model that was trained for this"
         )
     return frozen(network)
+
+
+def _outline(cls: Any, name: str, dtype: str, option: str) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            network = cls.from_config(config) if hasattr(cls, "from_config") else cls(config)
+    except REFUSALS as error:
+        raise ModelError(f"the configuration of `{option}` {name!r} is not on this disk: {short(error)}") from error
+    return frozen(network.to(DTYPES[dtype]))
 
 
 def frozen(network: nn.Module) -> nn.Module:

@@ -61,7 +61,7 @@ class Stage:
         leaving = self.here - beside
         for each in leaving:
             self._move(each, torch.device("cpu"))
-        if leaving and self.device.type != "cpu":
+        if leaving and self.device.type not in ("cpu", "meta"):
             torch.get_device_module(self.device).empty_cache()
         self.here -= leaving
         if who in self.here:

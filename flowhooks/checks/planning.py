@@ -136,7 +136,7 @@ def adapter_problems(run: Run) -> Iterator[Problem]:
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, model, file)
     for hook in run.hooks:
-        for place, source in _frozen_adapters(hook):
+        for place, source in frozen_adapters(hook):
             yield from _source_problems(source, model, file, place)
 
 
@@ -151,7 +151,7 @@ def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> I
         yield Problem(str(error), file, path)
 
 
-def _frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
+def frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
     """Yield (JSON path, source) of the frozen adapters that a hook names."""
     if hook.type == "teacher_velocity":
         for name, told in hook.options["teachers"].items():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from flowhooks.autocast import without_autocast
 from flowhooks.errors import ModelError
 from flowhooks.probe.recorder import execution_device
 from flowhooks.splice import restore_attributes
@@ -50,7 +51,7 @@ class Decoder:
             model: the model at the size of the latents; by default at the probed size.
         """
         self._wake()
-        with torch.autocast(clean.device.type, enabled=False):
+        with without_autocast(clean):
             return torch.cat([self._one(sample, model) for sample in clean.split(1)])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
@@ -65,7 +66,7 @@ class Decoder:
         """
         self._wake()
         vae = self.model.pipe.vae
-        with torch.autocast(clean.device.type, enabled=False), _in_full_precision(vae), _checkpointed(vae):
+        with without_autocast(clean), _in_full_precision(vae), _checkpointed(vae):
             with torch.no_grad():
                 pictures = torch.cat([as_pictures(self._one(sample)) for sample in clean.split(1)])
             by_pixels = judge(pictures)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from flowhooks.autocast import autocast_dtype
+
 
 class _Fused(torch.autograd.Function):
     """Keeps for the backward pass what fused kernels keep: queries, keys, values, the result, and one number for each
@@ -51,6 +53,9 @@ def fused_on_meta() -> Iterator[None]:
 
     def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if query.is_meta:
+            half = autocast_dtype(query)
+            if half is not None:
+                query, key, value = (each.to(half) for each in (query, key, value))
             return _Fused.apply(query, key, value)
         return real(query, key, value, *args, **kwargs)
 

@@ -19,6 +19,9 @@ STEP = "step"
 class Live(TorchDispatchMode):
     """Counts every storage that an operator returns inside the block until the last tensor on it is gone.
 
+    Args:
+        device: whose bytes are counted.
+
     It asks tensors for their sizes only, so it counts on the meta device as on a real one. An operator's own scratch
     memory, which it frees before it returns, is not seen.
 
@@ -29,8 +32,9 @@ class Live(TorchDispatchMode):
         peak_phase, peak_held: ``phase`` and ``held`` at that moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         super().__init__()
+        self._device = device
         self.held: Counter[str] = Counter()
         self.phase = self.peak_phase = ""
         self.peak = 0
@@ -47,7 +51,7 @@ class Live(TorchDispatchMode):
     def own(self, part: str, tensors: Iterable[Tensor]) -> int:
         """Count the storages of ``tensors`` as of this part from now on, and return their bytes."""
         found = 0
-        for storage in {id(s): s for t in tensors for s in _storages(t)}.values():
+        for storage in {id(s): s for t in tensors for s in storages(t)}.values():
             known = self._seen.get(storage)
             if known is None:
                 known = self._count(storage, part)
@@ -57,6 +61,13 @@ class Live(TorchDispatchMode):
             found += known[0]
         return found
 
+    def add(self, part: str, size: int) -> None:
+        """Count so many bytes more, or fewer, as of this part."""
+        self.held[part] += size
+        self._now += size
+        if self._now > self.peak:
+            self.start()
+
     def start(self) -> None:
         """Look for the peak from here on."""
         self.peak, self.peak_held, self.peak_phase = self._now, self.held.copy(), self.phase
@@ -64,8 +75,8 @@ class Live(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
         for value in tree_iter(returned):
-            if isinstance(value, Tensor):
-                for storage in _storages(value):
+            if isinstance(value, Tensor) and value.device.type == self._device.type:
+                for storage in storages(value):
                     if storage not in self._seen:
                         self._count(storage, STEP)
         return returned
@@ -85,11 +96,11 @@ class Live(TorchDispatchMode):
         self._now -= known[0]
 
 
-def _storages(tensor: Tensor) -> list[Any]:
+def storages(tensor: Tensor) -> list[Any]:
     """Where a tensor lies; of one that is put together of others, where those lie."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
-        return [storage for name in names for storage in _storages(getattr(tensor, name))]
+        return [storage for name in names for storage in storages(getattr(tensor, name))]
     if tensor.layout is not torch.strided:
         return []
     return [tensor.untyped_storage()]

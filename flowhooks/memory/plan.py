@@ -13,18 +13,23 @@ import torch
 import transformers
 from torch import nn
 
+from flowhooks.adapters.from_hub import on_disk
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.checks.planning import frozen_adapters
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel import Batch
-from flowhooks.memory.step import Needs, count_update
+from flowhooks.memory.carried import carry_over, learn_on_twin
+from flowhooks.memory.step import Needs, count_update, decodes
 from flowhooks.memory.twin import twins
-from flowhooks.pretrained import DTYPES
+from flowhooks.pretrained import DTYPES, shapes_only
 from flowhooks.probe import Condition, FlowModel, probe
 from flowhooks.probe.learn import SMALL
 from flowhooks.probe.values import moved
+from flowhooks.sampling.prompts import read_prompts
+from flowhooks.stage import VAE
 
 META = torch.device("meta")
 
@@ -40,8 +45,9 @@ class Planned:
     Args:
         run: as it was read.
         model: learnt on a small twin; its network is set by :meth:`needs`.
-        network: builds the network at full size on a device, in a precision.
+        network, vae: build the network, and the VAE, at full size on a device, in a precision.
         condition: of one sample, with the longest prompt of the data.
+        prompt: that prompt; None for a run without data.
         size: of the largest samples: height, width and frames.
         provides: what the data gives, as the audit says it.
         weights: part of the pipeline -> how many numbers its weights are.
@@ -50,13 +56,20 @@ class Planned:
     run: Run
     model: FlowModel
     network: Callable[[torch.device, torch.dtype], Any]
+    vae: Callable[[torch.device, torch.dtype], Any] | None
     condition: Condition
+    prompt: str | None
     size: tuple[int, int, int | None]
     provides: frozenset[str]
     weights: Mapping[str, int]
 
     def needs(
-        self, run: Run | None = None, *, size: tuple[int, int, int | None] | None = None, device: torch.device = META
+        self,
+        run: Run | None = None,
+        *,
+        size: tuple[int, int, int | None] | None = None,
+        device: torch.device = META,
+        rules: str = "cuda",
     ) -> Needs:
         """Bytes of one update.
 
@@ -64,6 +77,7 @@ class Planned:
             run: the run with something changed; default: as it was read.
             size: of the samples; default: the largest of the data.
             device: what to count on. On another than meta everything is computed.
+            rules: the device whose rules mixed precision follows, ``cuda`` or ``cpu``.
 
         Raises:
             NotCounted: with the reason.
@@ -73,23 +87,37 @@ class Planned:
         try:
             # Learnt with the twin in its place, as the layout of a size needs numbers.
             self.model.at(*(size or self.size))
-            return self._counted(run, size or self.size, device)
+            learn_on_twin(self.model, {hook.type for hook in run.every_hook})
+            return self._counted(run, size or self.size, device, rules)
         # Code of Diffusers that reads a number fails on a tensor without one in any of these ways.
         except (FlowhooksError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise NotCounted(f"the step cannot be run without numbers: {reason}") from error
 
-    def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device) -> Needs:
-        twin, component = self.model.transformer, self.model.component
+    def _counted(self, run: Run, size: tuple[int, int, int | None], device: torch.device, rules: str) -> Needs:
+        model, component, dtype = self.model, self.model.component, DTYPES[run.model["dtype"]]
+        twins = {component: model.transformer}
+        network = self.network(device, dtype)
+        built = {component: network}
+        if self.vae is not None and decodes(run):
+            twins[VAE], built[VAE] = model.pipe.vae, self.vae(device, dtype)
         try:
-            self.model.pipe.register_modules(**{component: self.network(device, DTYPES[run.model["dtype"]])})
-            model = self.model.at(*size)
-            model.contract = replace(model.contract, constants=moved(model.contract.constants, device, None))
-            # A copy of a model holds on to the weight that it found first.
-            vars(model).pop("_typical_weight", None)
-            return count_update(model, run, self.batch(model, run, device))
+            with shapes_only(device.type == "meta"):
+                model.pipe.register_modules(**built)
+                model = model.at(*size)
+                carry_over(model, twins[component], network)
+                model.contract = replace(model.contract, constants=moved(model.contract.constants, device, None))
+                # A copy of a model holds on to the weight that it found first.
+                vars(model).pop("_typical_weight", None)
+                batch = None if self.prompt is None else self.batch(model, run, device)
+                return count_update(model, _short(run), batch, encoders=self.encoders(run), rules=rules)
         finally:
-            self.model.pipe.register_modules(**{component: twin})
+            model.pipe.register_modules(**twins)
+
+    def encoders(self, run: Run) -> int:
+        """Bytes of the weights of the text encoders."""
+        others = [number for name, number in self.weights.items() if name not in NETWORKS and name != VAE]
+        return sum(others) * DTYPES[run.model["dtype"]].itemsize
 
     def batch(self, model: FlowModel, run: Run, device: torch.device) -> Batch:
         """A micro-batch with all sides that the data of the run gives."""
@@ -101,6 +129,7 @@ class Planned:
             condition=self.condition.take([0] * count).to(device, model.dtype),
             rejected=torch.ones_like(clean) if "rejected" in self.provides else None,
             mask=torch.ones(count, 1, *grid, device=device) if "mask" in self.provides else None,
+            prompts=(self.prompt or "",) * count,
         )
 
     @staticmethod
@@ -119,20 +148,26 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
     folder = pipeline_folder(run.model)
     if folder is None:
         raise NotCounted("the pipeline's configurations are not on this disk; fetch it once, then ask again")
-    if not audited.records:
-        raise NotCounted("the run has no data, whose sizes and captions an update is counted with")
-    largest = max(audited.records, key=lambda record: record.width * record.height * record.geometry.frames)
-    prompt = max((record.caption for record in audited.records), key=len)
+    records = audited.records
+    prompt = max((record.caption for record in records), key=len) if records else None
     parts, _ = read_index(folder)
     component = run.model["component"] or next(part for part in NETWORKS if part in parts)
     network = full_network(folder / component, parts[component][1])
-    model = _learnt(folder, run, (largest.height, largest.width), largest.geometry.frames)
-    size = (largest.height, largest.width, largest.geometry.frames if model.length is not None else None)
+    if records:
+        largest = max(records, key=lambda record: record.width * record.height * record.geometry.frames)
+        edges, frames = (largest.height, largest.width), largest.geometry.frames
+    else:
+        edges, frames = (run.validation["height"], run.validation["width"]), None
+    model = _learnt(folder, run, edges, frames)
+    size = (edges[0] or model.size["height"], edges[1] or model.size["width"], frames or model.length)
+    size = size if model.length is not None else (*size[:2], None)
     return Planned(
         run=run,
         model=model,
         network=network,
-        condition=model.at(*size).encode_prompts([prompt]),
+        vae=full_network(folder / VAE, parts[VAE][1]) if VAE in parts else None,
+        condition=model.at(*size).encode_prompts([prompt or ""]),
+        prompt=prompt,
         size=size,
         provides=frozenset(audited.provides),
         weights={name: count_weights(folder / name, *where) for name, where in parts.items()},
@@ -185,33 +220,25 @@ def count_weights(folder: Path, library: str, kind: str) -> int:
 
 def _refuse(run: Run) -> None:
     """Raise NotCounted for a run of a kind that is not counted yet."""
-    if run.training["mixed_precision"] != "no":
-        raise NotCounted(
-            "`training.mixed_precision` casts on the card, and torch has no such casts without numbers; set it to "
-            "'no' and `model.dtype` to 'bf16' to see that run counted"
-        )
-    if run.model["checkpoint_offload"]:
-        raise NotCounted(
-            "`model.checkpoint_offload` copies to the host, and tensors without numbers cannot be copied; set it to "
-            "false to see the run counted without it"
-        )
     for hook in run.hooks:
         if hook.type not in HOOKS:
             raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")
-        if "source" in HOOKS[hook.type].slots:
-            raise NotCounted(f"{hook.where}: {hook.type!r} draws samples of its own, and drawing is not counted yet")
+        for place, source in frozen_adapters(hook):
+            if on_disk(source) is None:
+                raise NotCounted(f"{place}: the adapter {source!r} is not on this disk; fetch it once, then ask again")
 
 
-def _learnt(folder: Path, run: Run, edges: tuple[int, int], frames: int) -> FlowModel:
+def _learnt(folder: Path, run: Run, edges: tuple[int | None, int | None], frames: int | None) -> FlowModel:
     """A model of the smallest twin that the probe can learn from, at the size of the data or a smaller one."""
     reasons: list[str] = []
     # A twin's text encoders and autoencoder compute at this size; the layout of larger ones is learnt without them.
-    at = dict(zip(("height", "width"), edges, strict=True)) if max(edges) <= max(SMALL.values()) else {}
+    small = all(edge is not None and edge <= max(SMALL.values()) for edge in edges)
+    at = dict(zip(("height", "width"), edges, strict=True)) if small else {}
     given = {"arguments": run.model["pipeline_arguments"], "component": run.model["component"], **at}
     try:
         for pipe in twins(folder):
             try:
-                model = probe(pipe, frames=frames if frames > 1 else None, **given)
+                model = probe(pipe, frames=frames if (frames or 1) > 1 else None, **given)
                 _learn_ahead(model)
                 return model
             except (FlowhooksError, RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -229,6 +256,19 @@ def _learn_ahead(model: FlowModel) -> None:
         except FlowhooksError:
             # A hook that needs it says so when it asks.
             continue
+
+
+def _short(run: Run) -> Run:
+    """The run with one prompt in place of those that it draws samples of, the longest, as often as a micro-batch needs
+    it."""
+    hooks = []
+    for hook in run.hooks:
+        if "prompts" in hook.options and hook.options["prompts"] is not None:
+            longest = max(read_prompts(hook.options["prompts"]), key=lambda prompt: len(prompt.text))
+            entry = {"prompt": longest.text, **longest.record}
+            hook = replace(hook, options={**hook.options, "prompts": [entry] * run.training["train_batch_size"]})
+        hooks.append(hook)
+    return replace(run, hooks=tuple(hooks))
 
 
 def changed(run: Run, changes: Sequence[tuple[str, Any]]) -> Run:

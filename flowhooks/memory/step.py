@@ -9,13 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental import _config
 
 from flowhooks.attaching import attach
 from flowhooks.config import Run
 from flowhooks.config.run import offload_share
+from flowhooks.hooks.feature_alignment import FeatureAlignmentSpec
+from flowhooks.hooks.registry import HOOKS as HOOK_SPECS
 from flowhooks.kernel import Batch
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.view import StepResult
 from flowhooks.memory.attention import fused_on_meta
+from flowhooks.memory.casts import Casts
+from flowhooks.memory.drawing import drawing_without_numbers, fewer_chunks
 from flowhooks.memory.live import STEP, Live
+from flowhooks.pretrained import DTYPES
 from flowhooks.probe import FlowModel
 from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.recomputing import gradient_checkpointing
@@ -54,25 +62,34 @@ class Needs:
     at_peak: Mapping[str, int]
 
 
-def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
+def count_update(model: FlowModel, run: Run, batch: Batch | None, *, encoders: int = 0, rules: str = "cuda") -> Needs:
     """Attach the run's hooks and adapter to the model's network, do one update, and take them off again.
 
     Args:
-        model: whose network is on the device to count on; the meta device computes no numbers.
-        batch: on that device.
+        model: whose network is on the device to count on, and its VAE too where a run decodes; the meta device computes
+            no numbers.
+        batch: on that device; None for a run without data.
+        encoders: bytes of the text encoders' weights, which stand in the network's place while they encode.
+        rules: the device whose rules mixed precision follows, ``cuda`` or ``cpu``.
 
     Raises:
         FlowhooksError: the run cannot be attached, or a step of it fails.
     """
-    network, live = model.transformer, Live()
+    network, live = model.transformer, Live(model.device)
+    casts = Casts(DTYPES.get(run.training["mixed_precision"]), rules)
     with ExitStack() as stack:
         stack.enter_context(fused_on_meta())
+        # A mask of samples that are sound selects all of them.
+        stack.enter_context(_config.patch(meta_nonzero_assume_all_nonzero=True))  # type: ignore[attr-defined]
         away = stack.enter_context(_offloaded(model, run))
         live.own(WEIGHTS, [*(p for p in network.parameters() if p not in away), *network.buffers()])
-        live.own(BATCH, tensors_of(batch))
+        live.own(BATCH, [] if batch is None else tensors_of(batch))
         live.phase = "attaching"
+        recomputed, offload = run.model["gradient_checkpointing"], run.model["checkpoint_offload"]
+        if decodes(run):
+            stack.enter_context(drawing_without_numbers(model, live, WEIGHTS, encoders, DTYPES[run.model["dtype"]]))
         with live:
-            stack.enter_context(gradient_checkpointing(network, run.model["gradient_checkpointing"]))
+            stack.enter_context(gradient_checkpointing(network, recomputed, offload=offload, again=casts.again))
             session = stack.enter_context(attach(model, run))
         training = network.training
         stack.callback(lambda: network.train(training))
@@ -92,15 +109,17 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
         guard = FiniteGuard()
         live.phase = FORWARD
         live.start()
+        stack.enter_context(fewer_chunks(session, live))
         with live:
             for _ in range(min(2, run.training["gradient_accumulation_steps"])):
                 live.phase = FORWARD
-                result = session.step(batch, log=False)
-                guard.loss(result.loss, session.micro_step, ())
-                held = max(held, live.now - static)
-                live.phase = BACKWARD
-                optimization.backward(result.loss)
-                del result
+                for result in _computed(session, batch, casts):
+                    guard.loss(result.loss, session.micro_step, ())
+                    held = max(held, live.now - static)
+                    live.phase = BACKWARD
+                    optimization.backward(result.loss)
+                    del result
+                    live.phase = FORWARD
             gradients = sum(p.grad.untyped_storage().nbytes() for p in parameters if p.grad is not None)
             live.phase = UPDATE
             optimization.step(guard)
@@ -116,6 +135,29 @@ def count_update(model: FlowModel, run: Run, batch: Batch) -> Needs:
             phase=live.peak_phase,
             at_peak=dict(live.peak_held),
         )
+
+
+def _computed(session: Session, batch: Batch | None, casts: Casts) -> Iterator[StepResult]:
+    """Yield the results of a step, each computed in mixed precision; backward runs between them, outside it."""
+    results = session.steps(batch, log=False)
+    while True:
+        with casts.computing():
+            result = next(results, None)
+        if result is None:
+            return
+        yield result
+        # Not held here while the next is computed.
+        del result
+
+
+def decodes(run: Run) -> bool:
+    """Whether the VAE decodes during an update."""
+    for hook in run.every_hook:
+        if hook.type in HOOK_SPECS and "source" in HOOK_SPECS[hook.type].slots:
+            return True
+        if hook.type == FeatureAlignmentSpec.type and hook.options["encoder"] is not None:
+            return True
+    return False
 
 
 @contextmanager

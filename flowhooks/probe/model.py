@@ -29,7 +29,7 @@ from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
     from flowhooks.probe.anatomy import Anatomy
-    from flowhooks.probe.streams import TokenStream
+    from flowhooks.probe.streams import Streams, TokenStream
 
 PROMPT_BATCH = 16
 
@@ -92,6 +92,13 @@ class FlowModel:
         from flowhooks.probe.anatomy import learn_anatomy
 
         return learn_anatomy(self.at(*self._size))
+
+    @cached_property
+    def streams(self) -> Streams:
+        """Return where the image tokens are in what each block returns, learned on first use."""
+        from flowhooks.probe.streams import learn_streams
+
+        return learn_streams(self)
 
     @property
     def null_condition(self) -> Condition:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from flowhooks.autocast import without_autocast
+
 
 def times_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Compute ``tokens * rows[index]``, with arguments as in :func:`plus_picked`."""
@@ -73,5 +75,5 @@ def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:
     """Return the sum ``[B K, ...]`` over the tokens ``[B, N, ...]`` that picked a row."""
     number = torch.arange(count, device=index.device).view(len(index), -1, 1)
     chosen = (index.unsqueeze(1) == number).to(values.dtype)
-    with torch.autocast(values.device.type, enabled=False):
+    with without_autocast(values):
         return torch.bmm(chosen, values.flatten(2)).view(count, *values.shape[2:])

@@ -4,11 +4,12 @@ they keep until then lies."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import nn
-from torch.autograd.graph import save_on_cpu
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu, saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 from flowhooks.errors import ModelError
@@ -17,7 +18,13 @@ from flowhooks.splice import restore_attributes
 
 
 @contextmanager
-def gradient_checkpointing(network: Any, wanted: bool | int, *, offload: bool = False) -> Iterator[None]:
+def gradient_checkpointing(
+    network: Any,
+    wanted: bool | int,
+    *,
+    offload: bool = False,
+    again: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Iterator[None]:
     """Recompute activations in the backward pass inside the block. Gradients stay the same to the bit.
 
     Args:
@@ -25,6 +32,7 @@ def gradient_checkpointing(network: Any, wanted: bool | int, *, offload: bool = 
         wanted: False for none, True for all blocks, or n for the first of every n.
         offload: keep the inputs of these blocks on the CPU until then, in pinned memory where the network is on another
             device.
+        again: entered whenever a block is computed a second time.
 
     Raises:
         ModelError: the network cannot, or has no blocks that could be counted.
@@ -44,10 +52,11 @@ def gradient_checkpointing(network: Any, wanted: bool | int, *, offload: bool = 
         # Some networks give a block, and some its method. What is in no list always recomputes.
         if places.get(getattr(function, "__self__", function), 0) % every:
             return function(*args, **kwargs)
-        pinned = execution_device(network).type != "cpu"
         # What runs inside has torch's own hooks on what it saves, so this one sees the inputs of the block alone.
-        with save_on_cpu(pin_memory=pinned) if offload else nullcontext():
-            return checkpoint(function, *args, use_reentrant=False, **kwargs)
+        with _on_host(execution_device(network)) if offload else nullcontext():
+            return checkpoint(
+                function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()), **kwargs
+            )
 
     flagged = [module for module in network.modules() if hasattr(module, "gradient_checkpointing")]
     with restore_attributes(*flagged):
@@ -56,6 +65,19 @@ def gradient_checkpointing(network: Any, wanted: bool | int, *, offload: bool = 
         except ValueError as error:
             raise ModelError(f"{error}; set `model.gradient_checkpointing` to false") from error
         yield
+
+
+def _on_host(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep on the host what is saved for the backward pass inside the block. Of tensors without numbers nothing is kept
+    but their shapes."""
+    if device.type != "meta":
+        return save_on_cpu(pin_memory=device.type != "cpu")
+    return saved_tensors_hooks(lambda saved: (saved.shape, saved.stride(), saved.dtype), _empty)
+
+
+def _empty(form: tuple[Any, Any, torch.dtype]) -> Tensor:
+    shape, strides, dtype = form
+    return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def repeated_blocks(module: nn.Module) -> Iterator[nn.Module]:

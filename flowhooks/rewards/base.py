@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from flowhooks.autocast import without_autocast
 from flowhooks.errors import RewardError
 
 Range = tuple[float | None, float | None]
@@ -71,7 +72,7 @@ class PictureReward(ABC):
 
     def __call__(self, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
-        with torch.autocast(pixels.device.type, enabled=False):
+        with without_autocast(pixels):
             if pixels.dim() == 4:
                 return self.score(pixels, prompts, records)
             frames = spread_frames(pixels.shape[2], self.max_frames)

@@ -107,7 +107,9 @@ class PickScore(PickScoreSpec, ModelReward):
         self.network = self._encoder.network
         if not hasattr(self.network, "logit_scale"):
             raise ModelError(f"`model` {self.model!r} has no `logit_scale`, which PickScore multiplies the cosine with")
-        self._factor = float(self.network.logit_scale.detach().double().exp())
+        scale = self.network.logit_scale.detach()
+        # One without a number is counted, never computed with.
+        self._factor = 1.0 if scale.is_meta else float(scale.double().exp())
         self.range = (-self._factor, self._factor)
 
     def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:

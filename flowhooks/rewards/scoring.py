@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import RewardError
+from flowhooks.numberless import holds
 from flowhooks.rewards.base import Records, Reward
 
 #: Rounding by which a value may leave its range, for a bound of 1.
@@ -131,7 +132,7 @@ def _refuse(
         broken = {name: ~sizes.isfinite() for name, sizes in largest.items()}
         zero = [~sizes.any() for sizes in largest.values()]
         flags = [*(each.any() for each in (strange, *bad.values(), *broken.values())), *zero]
-        if not bool(torch.stack([flag.to(strange.device) for flag in flags]).any()):
+        if not holds(torch.stack([flag.to(strange.device) for flag in flags]).any(), False):
             return
         if bool(strange.any()):
             at = int(strange.nonzero()[0])

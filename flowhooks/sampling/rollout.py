@@ -364,7 +364,7 @@ class _SkipNetwork:
             form = sleep._forms[sleep._step][sleep._calls]
             sleep._calls += 1
             device = execution_device(self)
-            return _mapped(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
+            return map_output(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
 
         # On the class, not on `forward`, so that forward hooks on the network do not run.
         with ExitStack() as stack:
@@ -378,7 +378,7 @@ def _record_output_shapes(networks: Mapping[str, nn.Module], calls: list[Any]) -
     """Record the outputs of the networks as tensors without data."""
 
     def after(module: nn.Module, args: Any, output: Any) -> None:
-        calls.append(_mapped(output, lambda t: torch.empty(t.shape, dtype=t.dtype, device="meta")))
+        calls.append(map_output(output, shape_of))
 
     with ExitStack() as stack:
         for network in networks.values():
@@ -386,9 +386,15 @@ def _record_output_shapes(networks: Mapping[str, nn.Module], calls: list[Any]) -
         yield
 
 
-def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def shape_of(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape and dtype that holds nothing, on the meta device."""
+    return torch.empty((), dtype=tensor.dtype, device="meta").expand(tensor.shape)
+
+
+def map_output(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a network's output with every tensor changed."""
     if isinstance(output, BaseOutput):
-        return type(output)(**{name: _mapped(value, change) for name, value in output.items()})
+        return type(output)(**{name: map_output(value, change) for name, value in output.items()})
     return map_tensors(output, change)
 
 
@@ -401,5 +407,5 @@ def _resized(form: Any, size: int, wanted: int) -> Any:
     if isinstance(form, BaseOutput):
         return type(form)(**{name: _resized(part, size, wanted) for name, part in form.items()})
     if isinstance(form, Tensor) and form.dim() and len(form) % size == 0:
-        return form.new_empty(len(form) // size * wanted, *form.shape[1:])
+        return form[:1].expand(len(form) // size * wanted, *form.shape[1:])
     return form

@@ -40,14 +40,11 @@ def test_a_run_that_does_not_fit_is_warned_of_and_not_refused(run, capsys):
     assert out.endswith("ok\n")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [("training.mixed_precision=bf16",), ("model.checkpoint_offload=true", "model.gradient_checkpointing=true")],
-)
-def test_a_run_that_is_not_counted_is_told_why(run, capsys, settings):
-    assert main(["check", str(run), "--memory", *(word for each in settings for word in ("--set", each))]) == 0
+def test_a_run_that_is_not_counted_is_told_why(run, capsys):
+    own = 'hooks=[{"type": "tests.kernel.toy:Absent"}]'
+    assert main(["check", str(run), "--memory", "--allow-imports", "--set", own]) == 0
     out = capsys.readouterr().out
-    assert f"warning    memory: not counted: `{settings[0].partition('=')[0]}`" in out
+    assert "warning    memory: not counted: $.hooks[0]" in out and "is code of yours" in out
     assert not any(line.startswith("memory ") for line in out.splitlines())
 
 

@@ -15,7 +15,7 @@ from flowhooks.memory.live import STEP, Live
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_what_is_freed_is_no_longer_counted_and_the_peak_is_kept(device):
     kept = torch.empty(256, device=device)
-    live = Live()
+    live = Live(torch.device(device))
     assert live.own("weights", [kept, kept[:10]]) == 1024
     live.start()
     with live:
@@ -37,7 +37,7 @@ def test_attention_holds_no_scores_on_meta(shape):
     found = {}
     for device in ("cpu", "meta"):
         q, k, v = (torch.zeros(shape, device=device, requires_grad=True) for _ in range(3))
-        live = Live()
+        live = Live(torch.device(device))
         with fused_on_meta(), live:
             out = F.scaled_dot_product_attention(q, k, v)
             held = live.now
@@ -63,12 +63,11 @@ def test_noise_without_numbers_has_the_shape():
     assert drawn.is_meta and drawn.shape == (2, 3)
 
 
-def test_autocast_is_asked_of_devices_that_it_knows_alone():
+def test_tensors_without_numbers_follow_the_autocast_of_the_cpu():
     real, shape = torch.zeros(2), torch.zeros(2, device="meta")
     assert autocast_dtype(real) is None and autocast_dtype(shape) is None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert autocast_dtype(real) == torch.bfloat16 and autocast_dtype(shape) is None
-        with without_autocast(shape):
-            assert autocast_dtype(real) == torch.bfloat16
-        with without_autocast(real):
-            assert autocast_dtype(real) is None
+        assert autocast_dtype(real) == autocast_dtype(shape) == torch.bfloat16
+        for each in (real, shape):
+            with without_autocast(each):
+                assert autocast_dtype(real) is None and autocast_dtype(shape) is None

@@ -228,7 +228,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
             sums = [each[fine].double().square().sum() for each in (gradient, base)]
             slope, speed = step.all_reduce(torch.stack(sums)).sqrt()
             count = step.all_reduce(fine.sum() * gradient[0].numel()).clamp(min=1).double().sqrt()
-            if not bool(slope > 0):
+            if not holds(slope > 0, True):
                 raise RewardError(
                     "the gradient of the rewards is zero or not finite in the latents of every image of the first "
                     "rollout, so `reward_scale` cannot be found; the VAE or the clamping of pixels to [0, 1] stops it"

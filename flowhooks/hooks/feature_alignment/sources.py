@@ -24,7 +24,7 @@ from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.probe.recorder import evaluating
-from flowhooks.probe.streams import Grid, Streams, TokenStream, learn_streams
+from flowhooks.probe.streams import Grid, Streams, TokenStream
 
 #: Source -> whose pass its features are from; the others look at images.
 PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
@@ -190,7 +190,7 @@ def build_parts(
     for option in needed:
         if {**blocks, "encoder": encoder}[option] is None:
             raise ModelError(f"`{option}` is missing; `feature_alignment` needs it with the source {kind!r}")
-    streams = learn_streams(model)
+    streams: Streams = model.streams
     named = {name: block for name, block in blocks.items() if block is not None and name in needed}
     student, *others = (streams.pick(block, option) for option, block in named.items())
     if kind == "layersync" and others[0].order <= student.order:

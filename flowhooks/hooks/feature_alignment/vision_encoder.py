@@ -12,6 +12,7 @@ from transformers import AutoModel, BaseImageProcessor
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
+from flowhooks.autocast import without_autocast
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import REFUSALS, load_network, short
 from flowhooks.reading import read_json
@@ -64,7 +65,7 @@ class VisionEncoder:
         class and registers, which come first. The whole image is resized to the model's own square."""
         pictures = ((pixels.float() + 1) / 2).clamp(0, 1)
         pictures = F.interpolate(pictures, size=(self._side, self._side), mode="bilinear", antialias=True)
-        with torch.autocast(pixels.device.type, enabled=False):
+        with without_autocast(pixels):
             states: Tensor = self._network(pixel_values=(pictures - self._mean) / self._std).last_hidden_state
         patches = self._patches**2
         if states.dim() != 3 or states.shape[1] < patches:
