@@ -23,6 +23,7 @@ from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
+from flowhooks.numberless import holds
 from flowhooks.probe.recorder import freed_once
 from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
 from flowhooks.transfer import sent
