@@ -12,7 +12,7 @@ Leaving the block detaches everything again.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -145,6 +145,7 @@ def _session(
         batch_size=run.training["train_batch_size"],
     )
     stack.enter_context(assembly.within(lambda hook: hook.attached(session)))
+    _bring(session.parameters().values(), model)
     if start is not None:
         _start_modules(start / MODULES, assembly)
     for hook in assembly.hooks:
@@ -198,6 +199,12 @@ def _restored(
         if manifest is not None:
             load_modules(folder / MODULES, session.assembly)
         yield session
+
+
+def _bring(parameters: Iterable[nn.Parameter], model: FlowModel) -> None:
+    """Bring what is trained to the device. It was made where its layers are: on the host, if these are offloaded."""
+    for parameter in parameters:
+        parameter.data = parameter.data.to(model.device)
 
 
 def _has_adapter(folder: Path) -> bool:
@@ -280,9 +287,7 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
         return None
     built = build_adapter(model.transformer, run.adapter, pipeline=model.pipe)
     stack.callback(built.detach)
-    for parameter in built.parameters():
-        # It was made where its layers are, and those of an offloaded block are on the host.
-        parameter.data = parameter.data.to(model.device)
+    _bring(built.parameters(), model)
     return built
 
 

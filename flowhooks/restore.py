@@ -14,13 +14,14 @@ from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
-from flowhooks.config.run import read_run
+from flowhooks.config.run import offload_share, read_run
 from flowhooks.errors import ModelError
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import best_device, load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.gate import adapter_gate
+from flowhooks.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Restored:
     """Holds a pipeline on the best device, and what a run trained for it.
 
     Args:
+        stage: on which the components take turns, inside :meth:`turns`; None where all are on the device.
+        share: of the blocks of a network, 0 to 1, that stay on the host.
         arguments: arguments of its calls.
         component: the network that the run trained.
         adapter: file or folder of an adapter, if any.
@@ -43,6 +46,18 @@ class Restored:
     modules: Path | None
     below: float | None
     allow_imports: bool
+    stage: Stage | None = None
+    share: float = 0.0
+
+    @contextmanager
+    def turns(self) -> Iterator[None]:
+        """Let the components take turns on the device inside the block, if that was asked for. What is trained is
+        attached inside."""
+        with ExitStack() as stack:
+            if self.stage is not None:
+                stack.enter_context(self.stage.offloading(self.share, every=1, component=None))
+                stack.enter_context(self.stage.open())
+            yield
 
     @contextmanager
     def trained(self) -> Iterator[Any]:
@@ -70,7 +85,13 @@ class Restored:
 
 
 def restore_pipeline(
-    model_or_run: str, lora: str | None, dtype: str, below: float | None = None, *, allow_imports: bool = False
+    model_or_run: str,
+    lora: str | None,
+    dtype: str,
+    below: float | None = None,
+    *,
+    allow_imports: bool = False,
+    offload: bool = False,
 ) -> Restored:
     """Load what a name refers to.
 
@@ -81,6 +102,7 @@ def restore_pipeline(
         dtype: fp32, bf16 or fp16.
         below: sigma of the adapter's gate; None: what its file says.
         allow_imports: whether the run's modules may belong to hooks that are named by an import path.
+        offload: let components take turns on the device; a run that kept blocks on the host does so in any case.
 
     Raises:
         ConfigError: the run's own files are not valid, or name code without permission.
@@ -94,9 +116,13 @@ def restore_pipeline(
         # Before the weights, which take long to load, or must be fetched.
         trained_hooks(modules, allow_imports=allow_imports)
     pipe = load_pipeline({**section, "dtype": dtype})
-    adapter = Path(lora) if lora is not None else own
+    device = best_device()
+    adapter, share = Path(lora) if lora is not None else own, offload_share(section)
+    stage = Stage(pipe, device) if offload or share else None
     return Restored(
-        pipe=pipe.to(best_device()),
+        pipe=pipe if stage is not None else pipe.to(device),
+        stage=stage,
+        share=share,
         arguments=section["pipeline_arguments"],
         component=section["component"] or "transformer",
         adapter=adapter,

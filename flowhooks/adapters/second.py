@@ -44,9 +44,6 @@ class SecondAdapter(AttachedAdapter):
         except BaseException:
             self.detach()
             raise
-        for parameter in self.parameters():
-            # The layers of an offloaded block are on the host.
-            parameter.data = parameter.data.to(first.parameters()[0].device)
 
     def alone(self) -> AbstractContextManager[None]:
         """Let the transformer compute with this adapter in place of the first, inside the block.

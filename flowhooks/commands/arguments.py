@@ -40,6 +40,14 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_offload(parser: argparse.ArgumentParser, how: str = "") -> None:
+    parser.add_argument(
+        "--offload",
+        action="store_true",
+        help=f"keep each component off the accelerator until it is used{how}",
+    )
+
+
 def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", metavar="latest|FOLDER", type=_checkpoint, help="resume from a checkpoint of this run"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flowhooks.commands.arguments import add_dtype, whole_number
+from flowhooks.commands.arguments import add_dtype, add_offload, whole_number
 from flowhooks.printing import say_lines
 
 NAME = "probe"
@@ -29,11 +29,7 @@ def add(parser: ArgumentParser) -> None:
         help="passed to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
     )
     add_dtype(parser)
-    parser.add_argument(
-        "--offload",
-        action="store_true",
-        help="keep each component off the accelerator until it is used (Diffusers' enable_model_cpu_offload)",
-    )
+    add_offload(parser, " (Diffusers' enable_model_cpu_offload)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import add_dtype, add_imports, finite_number, whole_number, whole_numbers
+from flowhooks.commands.arguments import add_dtype, add_imports, add_offload, finite_number, whole_number, whole_numbers
 
 NAME = "sample"
 HELP = "generate images with a pipeline, or with a trained run"
@@ -49,6 +49,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     add_dtype(parser)
+    add_offload(parser)
     parser.add_argument(
         "--save-dataset",
         metavar="FOLDER",

@@ -32,23 +32,25 @@ def sample_command(args: Namespace) -> int:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
             None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
-            ``height``, ``width``, ``dtype``, ``allow_imports``; ``output``: a folder for the grid and every image, or
-            a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it; ``save_dataset``:
-            a new folder for a data set of the images, in place of all that, or None.
+            ``height``, ``width``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the grid and
+            every image, or a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it;
+            ``save_dataset``: a new folder for a data set of the images, in place of all that, or None.
 
     Raises:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
         ConfigError: an output cannot be written.
     """
-    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, allow_imports=args.allow_imports)
+    told = {"allow_imports": args.allow_imports, "offload": args.offload}
+    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, **told)
     own = restored.pipe.scheduler
-    scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
-    with restored.trained() as pipe:
-        scheduler = pipe.scheduler
-        rows = [_drawn(pipe, restored.arguments, scale, args)]
-    if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
-        with scheduled(pipe, scheduler):
-            rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
+    with restored.turns():
+        scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
+        with restored.trained() as pipe:
+            scheduler = pipe.scheduler
+            rows = [_drawn(pipe, restored.arguments, scale, args)]
+        if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
+            with scheduled(pipe, scheduler):
+                rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
     if restored.below is not None:
         say(f"The adapter is off in steps that start above sigma {restored.below:g}")
     if scheduler is not own:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from PIL import Image
 
+from flowhooks import restore
 from flowhooks.cli import main
+from flowhooks.pipeline import load_pipeline
+from flowhooks.probe.offloading import BlockOffload
 from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.images import sample_images
+from flowhooks.stage import Stage
 from tests.export.wan_runs import BESIDE, finished, write_pipeline
 from tests.families import PIPELINES
+from tests.train.test_stage import DEVICE, followed
 
 ARGUMENTS = PIPELINES["wan"].arguments
 SIZE = {"height": 32, "width": 32}
+HOST = {"gradient_checkpointing": True, "offload": "blocks"}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +39,14 @@ def drawn(run, folder, *more):
     return {path.stem: np.asarray(Image.open(path)) for path in folder.iterdir()}
 
 
+def watching(monkeypatch):
+    """Follow the components of every pipeline that is restored from here on."""
+    watcher = followed(monkeypatch)
+    monkeypatch.setattr(restore, "load_pipeline", lambda section: watcher.watch(load_pipeline(section)))
+    monkeypatch.setattr(restore, "Stage", lambda pipe, device: Stage(pipe, DEVICE))
+    return watcher
+
+
 def alone(pipe, steps):
     (picture,) = sample_images(
         pipe, ["one"], num_inference_steps=steps, guidance_scale=1.0, **SIZE, arguments={**ARGUMENTS, **SIZE}
@@ -38,7 +54,7 @@ def alone(pipe, steps):
     return np.asarray(picture)
 
 
-def test_both_rows_are_drawn_under_the_scheduler_that_the_map_needs(model, tmp_path, capsys):
+def test_both_rows_are_drawn_under_the_scheduler_that_the_map_needs(model, tmp_path, capsys, monkeypatch):
     run = finished(model, tmp_path / "out")
     found = drawn(run, tmp_path / "pictures")
     assert "FlowMatchEulerDiscreteScheduler: the pipeline's UniPCMultistepScheduler cannot" in capsys.readouterr().out
@@ -49,6 +65,18 @@ def test_both_rows_are_drawn_under_the_scheduler_that_the_map_needs(model, tmp_p
         assert (found[f"prompt_000_00_steps_{steps}_base"] == alone(base, steps)).all()
         assert (found[f"prompt_000_00_steps_{steps}_trained"] != alone(base, steps)).any()
     assert (found["prompt_000_00_steps_3_base"] != under_its_own).any()
+    # The same images where components take turns on the device, and where the run kept blocks on the host.
+    watcher, opened, begin = watching(monkeypatch), [], BlockOffload.open
+    monkeypatch.setattr(BlockOffload, "open", lambda offload: (opened.append(offload), begin(offload))[1])
+    document = json.loads((run / "run.json").read_text())
+    for name, section, more in (("turns", {}, ["--offload"]), ("blocks", HOST, [])):
+        document["model"] |= section
+        (run / "run.json").write_text(json.dumps(document))
+        watcher.moments.clear()
+        again = drawn(run, tmp_path / name, *more)
+        assert again.keys() == found.keys() and all((again[each] == found[each]).all() for each in found)
+        assert watcher.together() == {frozenset(), frozenset({"text"}), frozenset({"transformer"}), frozenset({"vae"})}
+        assert len(opened) == (name == "blocks")
 
 
 def test_a_plain_run_keeps_the_pipelines_own(model, tmp_path, capsys):

@@ -82,6 +82,7 @@ def arguments(tmp_path, tiny_sd3):
     tiny_sd3.save_pretrained(tmp_path / "sd3")
     return Namespace(
         allow_imports=False,
+        offload=False,
         model=str(tmp_path / "sd3"),
         prompt=["one"],
         negative_prompt="",

@@ -75,8 +75,8 @@ class Watcher:
         }
 
 
-@pytest.fixture
-def watcher(monkeypatch):
+def followed(monkeypatch):
+    """What follows every module that moves from here on."""
     watcher = Watcher()
     to = torch.nn.Module.to
 
@@ -86,6 +86,12 @@ def watcher(monkeypatch):
         return to(module, *args, **kwargs)
 
     monkeypatch.setattr(torch.nn.Module, "to", watched)
+    return watcher
+
+
+@pytest.fixture
+def watcher(monkeypatch):
+    watcher = followed(monkeypatch)
     monkeypatch.setattr(setup, "load_pipeline", lambda section: watcher.watch(load_pipeline(section)))
     monkeypatch.setattr(setup, "Stage", lambda pipe, device: Stage(pipe, DEVICE))
     return watcher
