@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,10 @@ from flowhooks.splice import restore_attributes
 def as_pictures(frames: Tensor) -> Tensor:
     """Pixels ``[B, 3, F, H, W]`` in [-1, 1] -> ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]."""
     return ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
+
+
+#: Pixels that are decoded together: those of one image of 1024 x 1024, or of 16 of 256 x 256.
+AT_ONCE = 1 << 20
 
 
 class Decoder:
@@ -44,22 +49,22 @@ class Decoder:
 
     @torch.no_grad()
     def frames(self, clean: Tensor, model: Any = None) -> Tensor:
-        """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], one sample at a time, in the VAE's own
-        precision.
+        """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], in the VAE's own precision, as many samples
+        at once as have :data:`AT_ONCE` pixels.
 
         Args:
             model: the model at the size of the latents; by default at the probed size.
         """
         self._wake()
         with without_autocast(clean):
-            return torch.cat([self._one(sample, model) for sample in clean.split(1)])
+            return torch.cat([self._decoded(some, model) for some in clean.split(self._at_once(clean, model))])
 
     def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the fp32 gradient ``[B, ...]`` of a function of images with respect to their latents ``[B, ...]``,
         with the VAE in fp32.
 
-        Images are decoded twice. So the graph of only one image is in memory, never beside that of the function; with
-        gradient checkpointing in the VAE, not even a whole one.
+        Images are decoded twice. So the graph of only :data:`AT_ONCE` pixels is in memory, never beside that of the
+        function; with gradient checkpointing in the VAE, not even a whole one.
 
         Args:
             judge: takes images in [0, 1], see :func:`as_pictures`; returns the function's gradient by them.
@@ -67,21 +72,28 @@ class Decoder:
         self._wake()
         vae = self.model.pipe.vae
         with without_autocast(clean), _in_full_precision(vae), _checkpointed(vae):
+            size = self._at_once(clean)
             with torch.no_grad():
-                pictures = torch.cat([as_pictures(self._one(sample)) for sample in clean.split(1)])
+                pictures = torch.cat([as_pictures(self._decoded(some)) for some in clean.split(size)])
             by_pixels = judge(pictures)
             found = []
-            for sample, weight in zip(clean.split(1), by_pixels.split(1), strict=True):
-                leaf = sample.detach().float().requires_grad_()
+            for some, weight in zip(clean.split(size), by_pixels.split(size), strict=True):
+                leaf = some.detach().float().requires_grad_()
                 with torch.enable_grad():
-                    picture = as_pictures(self._one(leaf, gradient=True))
-                found.append(torch.autograd.grad(picture, leaf, weight)[0])
+                    decoded = as_pictures(self._decoded(leaf, gradient=True))
+                found.append(torch.autograd.grad(decoded, leaf, weight)[0])
         return torch.cat(found)
 
-    def _one(self, sample: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
+    def _decoded(self, some: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
         model = model or self.model
-        pixels = model.decode(sample, **model.size, gradient=gradient)
+        pixels = model.decode(some, **model.size, gradient=gradient)
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
+
+    def _at_once(self, clean: Tensor, model: Any = None) -> int:
+        """Samples that are decoded together: a decoder needs as much memory as it makes pixels."""
+        model = model or self.model
+        each = math.prod(model.size.values()) * (model.length or 1)
+        return min(len(clean), max(1, AT_ONCE // each))
 
     def _wake(self) -> None:
         """Moves a VAE back that was parked on the CPU; one that comes by itself when it decodes, as in a run, does
