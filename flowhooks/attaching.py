@@ -149,6 +149,18 @@ def _session(
         _start_modules(start / MODULES, assembly)
     for hook in assembly.hooks:
         hook.started(session)
+    if run.training["compile"] == "blocks":
+        # Last: what is learned from the network, and put onto it, is not compiled.
+        from flowhooks.probe.compiling import compiled_blocks
+
+        session.compilation = stack.enter_context(
+            compiled_blocks(
+                model.transformer,
+                model.anatomy.blocks,
+                backend=run.training["compile_backend"],
+                roles=lambda: len(session.roles),
+            )
+        )
     return session
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from functools import cache
@@ -24,6 +26,8 @@ _CAPABILITIES: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("_native_cudnn", "flash", "flash_hub", "flash_varlen", "flash_varlen_hub"), (8, 0)),
     **dict.fromkeys(("_flash_3", "_flash_3_hub", "_flash_3_varlen_hub", "_flash_varlen_3", "flash_4_hub"), (9, 0)),
 }
+#: Least compute capability for which Triton compiles.
+_TRITON = (7, 0)
 #: A run with more data loader processes per CPU is refused: each holds some hundred megabytes.
 WORKERS_PER_CPU = 8
 _SHARDED = {
@@ -91,6 +95,27 @@ def _refusal_of_diffusers(name: str, *, whole: bool) -> str | None:
                     "it computes in bf16 or fp16 only; set `model.dtype` to 'bf16' or `training.mixed_precision` to "
                     "'bf16'"
                 )
+    return None
+
+
+def compiler_refusal(backend: str) -> str | None:
+    """Return why torch.compile cannot compile with a backend on this machine, or None as far as can be told."""
+    if backend != "inductor":
+        return None
+    if cuda_capabilities() or has_rocm():
+        if cuda_capabilities() and max(cuda_capabilities()) < _TRITON:
+            needed, found = _dotted(_TRITON), _dotted(max(cuda_capabilities()))
+            return f"Triton needs a GPU of compute capability {needed}, the best one here has {found}"
+        if find_spec("triton") is None:
+            return "on a GPU it needs Triton, which is not installed; run `pip install triton`"
+        return None
+    usual = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    compiler = os.environ.get("CXX") or usual
+    if shutil.which(compiler) is None:
+        return (
+            f"on a CPU it needs a C++ compiler, and there is no {compiler!r}; install one, or name yours in the "
+            "environment variable CXX"
+        )
     return None
 
 
@@ -167,6 +192,9 @@ def machine_problems(run: Run) -> Iterator[Problem]:
             file,
             "$.training.mixed_precision",
         )
+    if run.training["compile"] != "none" and (refusal := compiler_refusal(run.training["compile_backend"])):
+        message = f"{run.training['compile']!r} cannot be compiled here: {refusal}; or set it to 'none'"
+        yield Problem(message, file, "$.training.compile")
     for i, tracker in enumerate(run.logging["trackers"]):
         if find_spec(tracker) is None:
             message = f"{tracker!r} is not installed; run `pip install {tracker}`, or take it out of the list"

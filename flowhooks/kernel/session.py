@@ -82,6 +82,8 @@ class Session:
         self.roles = Roles({POLICY: nullcontext, **roles})
         self.seed, self.processes = seed, processes
         self.batch_views, self.batch_size = batch_views, batch_size
+        #: Counts what torch compiles of the network's blocks; None where they are not compiled.
+        self.compilation: Any = None
         self.micro_step = 0
         self._parameters = dict(parameters)
         self._trend = Trend()

@@ -68,7 +68,8 @@ class Planned:
         Raises:
             NotCounted: with the reason.
         """
-        run = run or self.run
+        # Nothing is compiled of a network without numbers.
+        run = changed(run or self.run, [("training.compile", "none")])
         try:
             # Learnt with the twin in its place, as the layout of a size needs numbers.
             self.model.at(*(size or self.size))

@@ -66,7 +66,7 @@ def _picked(rows: Tensor, index: Tensor) -> Tensor:
 
 def _holds(picked: Tensor, tokens: Tensor) -> bool:
     """Return whether the result fits into the tensor of picked rows, so that no second one of its size is needed."""
-    return torch.result_type(picked, tokens) == picked.dtype
+    return torch.promote_types(picked.dtype, tokens.dtype) == picked.dtype
 
 
 def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -21,6 +21,8 @@ _FREE = {
         "checkpoints_total_limit",
         "log_every_steps",
         "dataloader_num_workers",
+        "compile",
+        "compile_backend",
     },
     "model": {"attention_backend", "gradient_checkpointing", "checkpoint_offload", "keep_text_encoders"},
 }

@@ -265,6 +265,11 @@ REFUSALS: dict[str, Refusal] = {
         make=written(model={"checkpoint_offload": True}),
         words=("$.model.checkpoint_offload: ", "`model.gradient_checkpointing`"),
     ),
+    "blocks to compile, and no compiler": Refusal(
+        make=written(training={"compile": "blocks"}),
+        words=("$.training.compile: ", "needs a C++ compiler, and there is no 'no-such-compiler'", "'none'"),
+        environment={"CXX": "no-such-compiler"},
+    ),
     "a text encoder": Refusal(
         make=written(training={"train_text_encoder": True}), words=("text encoders are not trained",)
     ),
