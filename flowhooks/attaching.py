@@ -153,6 +153,7 @@ def _session(
         # Last: what is learned from the network, and put onto it, is not compiled.
         from flowhooks.probe.compiling import compiled_blocks
 
+        stack.enter_context(model.weight_names.written())
         session.compilation = stack.enter_context(
             compiled_blocks(
                 model.transformer,

@@ -7,7 +7,9 @@ they meet a tensor with an axis of tokens is one level picked for each. Modulati
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
@@ -33,6 +35,9 @@ MOVES = (
 IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
 #: Functions that take sizes, that of the batch included.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
+
+#: Attribute of a weight that holds its shared name while blocks are compiled.
+_ATTRIBUTE = "_flowhooks_name"
 
 #: Operations on the levels since they last met a weight: its name, then each operation. Adapters leave no
 #: entry.
@@ -73,35 +78,48 @@ class Mix:
         count: K, the number of levels.
         places: says which end of the token axis holds the image tokens.
         names: names of weights.
-        moves: (function, old position of the batch axis, shape) -> its new position.
     """
 
     index: Tensor
     count: int
     places: ImageTokenSpan
     names: WeightNames
-    moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
+    _moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def level_of(self, place: str, tokens: int) -> Tensor:
         """Return the level ``[B, tokens]`` of each token; tokens that are not the image's have level 0."""
-        if (place, tokens) not in self._spread:
-            size, pictures = self.index.shape
-            if pictures > tokens or (place == ALL and pictures != tokens):
-                raise ModelError(f"{tokens} tokens are modulated at once, and the image has {pictures}")
-            rest = self.index.new_zeros(size, tokens - pictures)
-            parts = [rest, self.index] if place == LAST else [self.index, rest]
-            self._spread[place, tokens] = torch.cat(parts, 1)
-        return self._spread[place, tokens]
+        return self._once(self._spread, self._level_of, place, tokens)
 
     def row_of(self, place: str, tokens: int) -> Tensor:
         """Return ``[B, tokens]``, the row of each token's level among the rows of all samples."""
-        if (place, tokens) not in self._rows:
-            level = self.level_of(place, tokens)
-            first = torch.arange(len(level), device=level.device).unsqueeze(1) * self.count
-            self._rows[place, tokens] = first + level
-        return self._rows[place, tokens]
+        return self._once(self._rows, self._row_of, place, tokens)
+
+    def axes_of(self, moved: Callable[..., list[int]], step: str, axis: int, shape: torch.Size) -> list[int]:
+        """Return where a step of ``moved`` puts the batch axis of a tensor, in each of its results."""
+        return self._once(self._moves, moved, step, axis, shape)
+
+    def _level_of(self, place: str, tokens: int) -> Tensor:
+        size, pictures = self.index.shape
+        if pictures > tokens or (place == ALL and pictures != tokens):
+            raise ModelError(f"{tokens} tokens are modulated at once, and the image has {pictures}")
+        rest = self.index.new_zeros(size, tokens - pictures)
+        return torch.cat([rest, self.index] if place == LAST else [self.index, rest], 1)
+
+    def _row_of(self, place: str, tokens: int) -> Tensor:
+        level = self.level_of(place, tokens)
+        return torch.arange(len(level), device=level.device).unsqueeze(1) * self.count + level
+
+    @staticmethod
+    def _once(known: dict[Any, Any], compute: Callable[..., Any], *key: Any) -> Any:
+        """Return ``compute(*key)``, computed once for all blocks; in compiled code, whose graph would depend on what is
+        known, each time."""
+        if torch.compiler.is_compiling():
+            return compute(*key)
+        if key not in known:
+            known[key] = compute(*key)
+        return known[key]
 
 
 class WeightNames:
@@ -116,6 +134,9 @@ class WeightNames:
         """Return the name of ``tensor``, None if it is no weight of the network."""
         if not isinstance(tensor, nn.Parameter):
             return None
+        if torch.compiler.is_compiling():
+            # Neither identities nor weak references live in a graph.
+            return getattr(tensor, _ATTRIBUTE, None)
         known = self._known.get(id(tensor))
         # The id of a freed weight may belong to another tensor by now.
         if known is None or known[0]() is not tensor:
@@ -123,6 +144,32 @@ class WeightNames:
             self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
             known = self._known.get(id(tensor))
         return None if known is None else known[1]
+
+    @contextmanager
+    def written(self) -> Iterator[None]:
+        """Write their shared names on the weights inside the block, where compiled code finds them."""
+        weights = [(p, shared_name(name.replace(".base_layer", ""))) for name, p in self.network().named_parameters()]
+        for weight, name in weights:
+            setattr(weight, _ATTRIBUTE, name)
+        try:
+            yield
+        finally:
+            for weight, _ in weights:
+                vars(weight).pop(_ATTRIBUTE, None)
+
+
+def shared_name(name: str) -> str:
+    """Return a weight's name without the numbers of blocks, so that blocks of one class share a graph."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
+def with_shared_names(places: Mapping[tuple[Path, int], str | None]) -> dict[tuple[Path, int], str | None]:
+    """Add places under shared names, where all weights of a name agree."""
+    found: dict[tuple[Path, int], set[str | None]] = {}
+    for (path, dim), place in places.items():
+        if path:
+            found.setdefault(((shared_name(path[0]), *path[1:]), dim), set()).add(place)
+    return {**{key: kinds.pop() for key, kinds in found.items() if len(kinds) == 1}, **places}
 
 
 class Levels:
@@ -217,15 +264,17 @@ class Levels:
         step = f"{function.__name__}{args[1:]}{dict(kwargs)}"
         results = function(self.rows, *args[1:], **kwargs)
         parts = [results] if isinstance(results, Tensor) else results
-        known, key = self.mix.moves, (step, self.axis, self.rows.shape)
-        if key not in known:
-            strides = [0] * self.ndim
-            strides[self.axis] = 1
-            marks = function(torch.empty_strided(self.rows.shape, strides, device="meta"), *args[1:], **kwargs)
-            known[key] = [self._axis_of(mark, step) for mark in ([marks] if isinstance(marks, Tensor) else marks)]
+
+        def moved(step: str, axis: int, shape: torch.Size) -> list[int]:
+            strides = [0] * len(shape)
+            strides[axis] = 1
+            marks = function(torch.empty_strided(shape, strides, device="meta"), *args[1:], **kwargs)
+            return [self._axis_of(mark, step) for mark in ([marks] if isinstance(marks, Tensor) else marks)]
+
+        axes = self.mix.axes_of(moved, step, self.axis, self.rows.shape)
         if parts is not results:
-            return Levels(results, self.mix, known[key][0], (*self.path, step))
-        pairs = enumerate(zip(parts, known[key], strict=True))
+            return Levels(results, self.mix, axes[0], (*self.path, step))
+        pairs = enumerate(zip(parts, axes, strict=True))
         return tuple(Levels(part, self.mix, axis, (*self.path, f"{step}[{i}]")) for i, (part, axis) in pairs)
 
     def _axis_of(self, mark: Tensor, step: str) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan, Path
+from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan, Path, with_shared_names
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import StopForward
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
@@ -188,7 +188,7 @@ class _Trial:
         with torch.no_grad():
             with _Alone():
                 self.leveled(TokenSigma(sigmas=self.sigmas, index=index), entry, learner.place)
-            tokens = Tokens(count=learner.count, of_element=of_element, entry=entry, places=dict(learner.places))
+            tokens = Tokens(count=learner.count, of_element=of_element, entry=entry, places=with_shared_names(learner.places))
             self._verify(tokens, index)
             if not self.model.anatomy.token_times:
                 return tokens
