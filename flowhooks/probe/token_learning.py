@@ -188,7 +188,9 @@ class _Trial:
         with torch.no_grad():
             with _Alone():
                 self.leveled(TokenSigma(sigmas=self.sigmas, index=index), entry, learner.place)
-            tokens = Tokens(count=learner.count, of_element=of_element, entry=entry, places=with_shared_names(learner.places))
+            tokens = Tokens(
+                count=learner.count, of_element=of_element, entry=entry, places=with_shared_names(learner.places)
+            )
             self._verify(tokens, index)
             if not self.model.anatomy.token_times:
                 return tokens
