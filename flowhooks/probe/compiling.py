@@ -23,7 +23,7 @@ from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.probe.values import tensors_in
 
 #: Settings of torch's compiler while blocks are compiled. Roles add and remove hooks on layers, so torch must look at
-#: them; and a class of blocks has a graph for each role, each kind of pass and each size that it was not told to vary.
+#: them; and one class of blocks has a graph for each role, each kind of pass, and some sizes.
 _SETTINGS = {"skip_nnmodule_hook_guards": False, "recompile_limit": 256, "accumulated_recompile_limit": 4096}
 #: Words in torch's reasons for compiling again -> what they mean.
 _REASONS = {
