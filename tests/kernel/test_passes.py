@@ -21,7 +21,7 @@ class Lagging(Sigma):
     """A kind of time that the kernel has never heard of."""
 
     @property
-    def told(self):
+    def arguments(self):
         return {"lag": self.level / 2}
 
     def join(self, others):
