@@ -118,8 +118,12 @@ def has_rocm() -> bool:
 
 def has_accelerator() -> bool:
     """Return whether something other than the CPU can compute in fp16: a GPU, an NPU, or Apple's."""
-    apple = os.uname().sysname == "Darwin" and os.uname().machine == "arm64" if hasattr(os, "uname") else False
-    return bool(cuda_capabilities()) or has_rocm() or apple or util.find_spec("torch_npu") is not None
+    return bool(cuda_capabilities()) or has_rocm() or has_apple() or util.find_spec("torch_npu") is not None
+
+
+def has_apple() -> bool:
+    """Return whether this machine has Apple's own GPU."""
+    return hasattr(os, "uname") and os.uname().sysname == "Darwin" and os.uname().machine == "arm64"
 
 
 def version_of(package: str) -> str | None:
