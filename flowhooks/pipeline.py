@@ -7,14 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
 from diffusers import DiffusionPipeline
 from transformers import dynamic_module_utils
 
 from flowhooks.checks.library import foreign_parts
 from flowhooks.checks.pipeline import INDEX, no_pipeline
+from flowhooks.checks.quantization import gguf_file, quantized
 from flowhooks.digits.places import NAMES
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import DTYPES
+from flowhooks.quantization.convert import quantize, read_gguf
+from flowhooks.quantization.settings import Refused, configuration
+from flowhooks.quantization.table import METHOD
 from flowhooks.reading import user_path
 from flowhooks.splice import restore_attributes
 
@@ -41,8 +47,10 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
             raise ModelError(f"{name!r}: {INDEX} {message}")
         # A part that a pipeline was saved without must be passed as None, or Diffusers reports it as missing.
         absent = {part: None for part, found in index.items() if found == [None, None]}
+        configurations = _configurations(section, index)
+        read = _from_files(section, place, index, configurations)
         with _never_asked():
-            return DiffusionPipeline.from_pretrained(
+            pipe = DiffusionPipeline.from_pretrained(
                 place,
                 dtype=DTYPES[section["dtype"]],
                 revision=section["revision"],
@@ -50,11 +58,50 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 **absent,
+                **read,
             )
+        for component in configurations.keys() - read.keys():
+            quantize(getattr(pipe, component), configurations[component], best_device())
+        return pipe
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise ModelError(
             f"{name!r} cannot be loaded as a Diffusers pipeline: {_first_lines(error)}; {_remedy(place)}"
         ) from error
+
+
+def best_device() -> torch.device:
+    """Return the accelerator of this machine, or the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def _configurations(section: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
+    """Component -> the configuration of its backend. Raises ModelError."""
+    found = {}
+    for component, settings in quantized(section).items():
+        try:
+            library = index[component][0]
+            found[component] = configuration(settings, library, DTYPES[section["dtype"]])
+        except KeyError:
+            raise ModelError(f"`model.quantization` names {component!r}, which this pipeline does not have") from None
+        except Refused as error:
+            raise ModelError(f"`model.quantization.{'.'.join((component, *error.keys))}`: {error}") from error
+    return found
+
+
+def _from_files(
+    section: Mapping[str, Any], place: str, index: Mapping[str, Any], configurations: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the networks that are read from GGUF files."""
+    read = {}
+    for component, settings in quantized(section).items():
+        if settings[METHOD] != "gguf":
+            continue
+        file = gguf_file(section, component, settings)
+        if file is None:
+            raise ModelError(f"`model.quantization` names no GGUF file for {component!r}")
+        kind = getattr(diffusers, index[component][1])
+        read[component] = read_gguf(kind, file, place, component, configurations[component])
+    return read
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from flowhooks.adapters.base import Adapter, AttachedAdapter, base_layer
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
+from flowhooks.quantization.plain import is_quantized
 
 
 @torch.no_grad()
@@ -22,15 +23,19 @@ def merge_adapter(adapter: Adapter) -> None:
     Each sum is formed in fp32 and rounded to the weight's own dtype, one layer at a time.
 
     Raises:
-        AdapterError: the weight of a layer is not floating-point, or the adapter is detached already; nothing has
-            changed then.
+        AdapterError: the weight of a layer is quantised or not floating-point, or the adapter is detached already;
+            nothing has changed then.
     """
     assert isinstance(adapter, (PeftAdapter, LycorisAdapter))
     # Raises for a detached adapter.
     adapter.state_dict()
-    whole = [name for name, weight in _weights(adapter).items() if not weight.is_floating_point()]
+    whole = [
+        name for name, weight in _weights(adapter).items() if is_quantized(weight) or not weight.is_floating_point()
+    ]
     if whole:
-        raise AdapterError(f"`{whole[0]}` has whole-number weights, which take no change; load an unquantised base")
+        raise AdapterError(
+            f"`{whole[0]}` has quantised or whole-number weights, which take no change; load an unquantised base"
+        )
     weights = _weights(adapter)
     for place, name in enumerate(adapter.targets):
         weight, change = weights[name], change_of(adapter, place)

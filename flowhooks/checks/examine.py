@@ -13,6 +13,7 @@ from flowhooks.checks.optimizers import optimizer_problems
 from flowhooks.checks.output import output_problems
 from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
+from flowhooks.checks.quantization import quantization_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
@@ -61,7 +62,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     problems += data_problems
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
-        problems += [*target_problems(run), *size_problems(run, audited)]
+        problems += [*quantization_problems(run), *target_problems(run), *size_problems(run, audited)]
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
     if problems or audited is None or planned is None:

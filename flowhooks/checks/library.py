@@ -30,6 +30,14 @@ def exported() -> frozenset[str] | None:
 
 
 @cache
+def reads_single_files() -> frozenset[str] | None:
+    """Return the networks that Diffusers reads from a single file, such as a GGUF file."""
+    root = _root()
+    text = _text(root / "loaders" / "single_file_model.py") if root else ""
+    return frozenset(re.findall(r'^    "([A-Z]\w+)": \{', text, re.MULTILINE)) or None
+
+
+@cache
 def call_arguments(pipeline: str) -> frozenset[str] | None:
     """Return the keyword arguments of a pipeline's call."""
     found = _class(pipeline, "pipelines/*/pipeline_*.py")

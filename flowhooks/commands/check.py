@@ -66,6 +66,7 @@ def _run(args: Namespace) -> int:
         unread,
         unused_data_warnings,
     )
+    from flowhooks.checks.quantization import describe_quantization, quantization_warnings
     from flowhooks.config import load_run, plain
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import human_bytes, total_bytes
@@ -81,6 +82,8 @@ def _run(args: Namespace) -> int:
     say(
         f"model      {model['pretrained_model_name_or_path']}, {model['dtype']}, attention {model['attention_backend']}"
     )
+    if sentence := describe_quantization(model):
+        say(f"quantised  {sentence}")
     for line in fetched:
         say(f"download   {line}")
     _print_data(audited)
@@ -105,6 +108,7 @@ def _run(args: Namespace) -> int:
             *audited.warnings,
             *machine_warnings(configured),
             *optimizer_warnings(configured),
+            *quantization_warnings(configured),
             *unused_data_warnings(planned, audited.given),
         ]
     )

@@ -57,6 +57,9 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
     if training["trainable"] == "transformer" and dtype != "fp32":
         message = f"trained weights in {dtype} lose their updates; use 'fp32' and mixed_precision {dtype!r}"
         yield Problem(message, file, "$.model.dtype")
+    if training["trainable"] == "transformer" and document["model"]["quantization"] is not None:
+        message = "quantised weights take no updates; write null, or train an 'adapter'"
+        yield Problem(message, file, "$.model.quantization")
     if adapter is not None and adapter["type"] != "lycoris" and adapter["algo"] is not None:
         message = f"only type 'lycoris' takes an algorithm, not {adapter['type']!r}; remove `algo` or change `type`"
         yield Problem(message, file, "$.adapter.algo")

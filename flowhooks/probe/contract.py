@@ -27,6 +27,7 @@ from flowhooks.probe.recorder import (
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
+from flowhooks.quantization.plain import plain_parts
 
 #: Largest change of a prediction, relative where it exceeds 1, by an argument that the network ignores.
 HEEDED = 1e-5
@@ -281,9 +282,9 @@ def fingerprint(pipe: Any, contract: PipelineContract, arguments: Mapping[str, A
         if isinstance(part, nn.Module) and name not in contract.networks:
             digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())
             for key, weight in part.state_dict().items():
-                flat = weight.detach().flatten()
                 digest.update(f"{key} {weight.dtype} {tuple(weight.shape)}".encode())
-                digest.update(flat[:: max(1, len(flat) // 64)].double().cpu().numpy().tobytes())
+                for flat in map(torch.flatten, plain_parts(weight)):
+                    digest.update(flat[:: max(1, len(flat) // 64)].double().cpu().numpy().tobytes())
         elif hasattr(part, "get_vocab"):
             digest.update(json.dumps(part.get_vocab(), sort_keys=True).encode())
     return digest.hexdigest()

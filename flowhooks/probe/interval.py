@@ -22,6 +22,7 @@ from torch.func import functional_call
 from flowhooks.probe.recorder import bound_arguments
 from flowhooks.probe.runs import inputs_of
 from flowhooks.probe.times import Time
+from flowhooks.quantization.plain import is_quantized, plain_linear
 
 R, T_MINUS_R = "r", "t-r"
 
@@ -151,8 +152,11 @@ class Interval:
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
-    """Return a copy with weights of its own, without what adapters and hooks added to the module."""
+    """Return a copy with plain weights of its own, without what adapters and hooks added to the module."""
     module = getattr(module, "base_layer", module)
+    if isinstance(module, nn.Linear) and is_quantized(module.weight):
+        # No gradient reaches quantised numbers.
+        return plain_linear(module)
     clone = copy.copy(module)
     attributes = vars(clone)
     attributes.pop("forward", None)

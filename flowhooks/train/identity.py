@@ -47,7 +47,8 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
         drawn += [record.columns] if record.columns else []
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
-        "model": {k: v for k, v in run.model.items() if k not in _FREE["model"]},
+        # Left out where nothing is quantised, as in versions without it.
+        "model": {k: v for k, v in run.model.items() if k not in _FREE["model"] and (k != "quantization" or v)},
         "adapter": run.adapter,
         "hooks": _keyed([json.loads(hook) for hook in hooks]),
         "training": {k: v for k, v in run.training.items() if k not in _FREE["training"]},

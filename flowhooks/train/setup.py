@@ -19,6 +19,7 @@ from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.optimizers import optimizer_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.checks.planning import plan_run, text_encoders_stay
+from flowhooks.checks.quantization import quantization_warnings
 from flowhooks.config import Run
 from flowhooks.data import (
     Audit,
@@ -81,7 +82,7 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        told = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run))
+        told = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run), *quantization_warnings(run))
         for line in told if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
