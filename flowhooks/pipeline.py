@@ -19,7 +19,7 @@ from flowhooks.digits.places import NAMES
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import DTYPES
 from flowhooks.quantization.convert import quantize, read_gguf
-from flowhooks.quantization.settings import Refused, configuration
+from flowhooks.quantization.settings import SettingsRefused, configuration
 from flowhooks.quantization.table import METHOD
 from flowhooks.reading import user_path
 from flowhooks.splice import restore_attributes
@@ -71,7 +71,8 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
 
 def best_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
 
 
 def _configurations(section: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _configurations(section: Mapping[str, Any], index: Mapping[str, Any]) -> dic
             found[component] = configuration(settings, library, DTYPES[section["dtype"]])
         except KeyError:
             raise ModelError(f"`model.quantization` names {component!r}, which this pipeline does not have") from None
-        except Refused as error:
+        except SettingsRefused as error:
             raise ModelError(f"`model.quantization.{'.'.join((component, *error.keys))}`: {error}") from error
     return found
 

@@ -33,6 +33,11 @@ NOISE = {
     "transformers.tokenization_utils_base": r"Token indices sequence length is longer",
     "diffusers.loaders.lora_base": r"No LoRA keys associated",
     "accelerate.utils.other": r"below the recommended minimum",
+    # Kernels that quantised layers here do without.
+    "torchao": r"Failed to load \S+\.so",
+    "bitsandbytes.backends": r"from kernels-community",
+    "diffusers.quantizers": r"Unable to import `torchao` Tensor objects",
+    "torch.utils._pytree": r"is an Enum subclass",
     "datasets.load": r"Using the latest cached version",
 }
 _CUT = re.compile(r"of your input was truncated[^:]*: (?P<text>.*)", re.DOTALL)

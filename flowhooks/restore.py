@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from flowhooks.adapters import load_adapter
@@ -18,7 +17,7 @@ from flowhooks.config import resolve_run
 from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.manifest import MODULES, RUN
-from flowhooks.pipeline import load_pipeline
+from flowhooks.pipeline import best_device, load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.gate import adapter_gate
@@ -95,10 +94,9 @@ def restore_pipeline(
         # Before the weights, which take long to load, or must be fetched.
         trained_hooks(modules, allow_imports=allow_imports)
     pipe = load_pipeline({**section, "dtype": dtype})
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     adapter = Path(lora) if lora is not None else own
     return Restored(
-        pipe=pipe.to(device),
+        pipe=pipe.to(best_device()),
         arguments=section["pipeline_arguments"],
         component=section["component"] or "transformer",
         adapter=adapter,

@@ -126,8 +126,13 @@ def inject_layers(
     try:
         with warnings.catch_warnings():
             # Keys say exactly where to inject; that a suffix in the configuration selects more is corrected by
-            # PeftAdapter. A second adapter is added beside an existing one on purpose.
-            for message in ("While injecting the PEFT adapters", "Already found a `peft_config` attribute"):
+            # PeftAdapter. A second adapter is added beside an existing one on purpose. Nothing is merged into quantised
+            # weights here.
+            for message in (
+                "While injecting the PEFT adapters",
+                "Already found a `peft_config` attribute",
+                "TorchaoLoraLinear was instantiated",
+            ):
                 warnings.filterwarnings("ignore", message=message)
             inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
     except (ValueError, TypeError) as error:

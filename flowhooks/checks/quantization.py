@@ -160,12 +160,12 @@ def _wrong_settings(
 ) -> Iterator[Problem]:
     import torch
 
-    from flowhooks.quantization.settings import Refused, configuration
+    from flowhooks.quantization.settings import SettingsRefused, configuration
 
     precision = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     try:
         configuration(settings, "diffusers" if part is None else part[0], precision)
-    except Refused as refused:
+    except SettingsRefused as refused:
         yield Problem(str(refused), file, ".".join((place, *refused.keys)))
 
 
@@ -180,7 +180,7 @@ def _numbers(section: Mapping[str, Any], network: str, settings: Mapping[str, An
 
     from flowhooks.quantization.layers import quantizable
 
-    kind = getattr(diffusers, part[1], None)
+    kind: Any = getattr(diffusers, part[1], None)
     try:
         with torch.device("meta"):
             built = kind.from_config(kind.load_config(folder / network))

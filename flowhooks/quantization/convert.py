@@ -49,7 +49,8 @@ def _quanto(component: nn.Module, layers: Sequence[str], configuration: Any, dev
     for name in layers:
         # One at a time, as its weights would else be there twice.
         quanto.quantize(component, weights=weights, include=[name])
-        component.get_submodule(name).freeze()
+        layer: Any = component.get_submodule(name)
+        layer.freeze()
 
 
 def _bitsandbytes(component: nn.Module, layers: Sequence[str], configuration: Any, device: torch.device) -> None:

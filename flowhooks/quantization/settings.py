@@ -34,7 +34,7 @@ _GRANULARITIES = ("PerRow", "PerTensor", "PerGroup")
 _TORCHAO = {"granularity", "weight_dtype"}
 
 
-class Refused(ValueError):
+class SettingsRefused(ValueError):
     """Settings that a backend cannot use.
 
     Args:
@@ -54,12 +54,12 @@ def configuration(settings: Mapping[str, Any], library: str, dtype: torch.dtype)
         dtype: of the computation, unless the settings choose another.
 
     Raises:
-        Refused: an argument that its class does not have, or a value that it does not take.
+        SettingsRefused: an argument that its class does not have, or a value that it does not take.
     """
     method = settings[METHOD]
     home: Any = transformers if library == "transformers" else diffusers
     if method == "gguf" and library == "transformers":
-        raise Refused("GGUF files are read for networks of Diffusers only; use another backend", METHOD)
+        raise SettingsRefused("GGUF files are read for networks of Diffusers only; use another backend", METHOD)
     cls = getattr(home, _CLASSES[method])
     allowed = set(inspect.signature(cls.__init__).parameters) - _DECIDED
     if method == "quanto" and library == "transformers":
@@ -71,14 +71,14 @@ def configuration(settings: Mapping[str, Any], library: str, dtype: torch.dtype)
             continue
         if key not in allowed:
             known = sorted({*allowed, *({FILE} if method == "gguf" else ())})
-            raise Refused(
+            raise SettingsRefused(
                 f"unknown argument {key!r} of {cls.__name__}{hint(key, known)}; it takes {listed(known)}", key
             )
     given = {key: value for key, value in given.items() if key in allowed}
     for key in _KEPT:
         value = given.get(key)
         if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
-            raise Refused("expected a list of names of layers", key)
+            raise SettingsRefused("expected a list of names of layers", key)
     if method == "torchao":
         given["quant_type"] = _torchao(given.get("quant_type"))
     if method == "bitsandbytes":
@@ -86,14 +86,14 @@ def configuration(settings: Mapping[str, Any], library: str, dtype: torch.dtype)
     if method == "gguf":
         given["compute_dtype"] = dtype
     if given.get("activations") is not None:
-        raise Refused("quantised activations have no gradient; leave it out", "activations")
+        raise SettingsRefused("quantised activations have no gradient; leave it out", "activations")
     try:
         with warnings.catch_warnings():
             # Diffusers announces that it will drop its own loader of quanto, which is not used here.
             warnings.simplefilter("ignore")
             made = cls(**given)
     except (TypeError, ValueError, AttributeError, ImportError) as error:
-        raise Refused(f"{cls.__name__}: {' '.join(str(error).split())}") from error
+        raise SettingsRefused(f"{cls.__name__}: {' '.join(str(error).split())}") from error
     if method == "bitsandbytes":
         _check_bitsandbytes(made)
     return made
@@ -106,9 +106,9 @@ def kept(made: Any) -> list[str]:
 
 def _check_bitsandbytes(made: Any) -> None:
     if not made.load_in_4bit and not made.load_in_8bit:
-        raise Refused("BitsAndBytesConfig: set `load_in_4bit` or `load_in_8bit` to true")
+        raise SettingsRefused("BitsAndBytesConfig: set `load_in_4bit` or `load_in_8bit` to true")
     if made.bnb_4bit_quant_type not in ("nf4", "fp4"):
-        raise Refused(f"expected 'nf4' or 'fp4', found {made.bnb_4bit_quant_type!r}", "bnb_4bit_quant_type")
+        raise SettingsRefused(f"expected 'nf4' or 'fp4', found {made.bnb_4bit_quant_type!r}", "bnb_4bit_quant_type")
 
 
 def _torchao(written: Any) -> Any:
@@ -119,15 +119,15 @@ def _torchao(written: Any) -> Any:
     where = ("quant_type",)
     name, data = (written, {}) if not isinstance(written, Mapping) else (written.get("_type"), written.get("_data", {}))
     if name not in WEIGHT_ONLY:
-        raise Refused(f"{_unfit(name)}; expected {listed(list(WEIGHT_ONLY))}", *where)
+        raise SettingsRefused(f"{_unfit(name)}; expected {listed(list(WEIGHT_ONLY))}", *where)
     cls = getattr(torchao, name)
     allowed = sorted(_TORCHAO & {field.name for field in dataclasses.fields(cls)})
     if not isinstance(data, Mapping):
-        raise Refused("expected an object", *where, "_data")
+        raise SettingsRefused("expected an object", *where, "_data")
     made: dict[str, Any] = {}
     for key, value in data.items():
         if key not in allowed:
-            raise Refused(
+            raise SettingsRefused(
                 f"unknown argument {key!r} of {name}{hint(key, allowed)}; it takes {listed(allowed)}",
                 *where,
                 "_data",
@@ -138,7 +138,7 @@ def _torchao(written: Any) -> Any:
         # The recommended settings of torch's compiler are those of the whole process, matrix products of 32 bits too.
         return cls(**made, set_inductor_config=False)
     except (TypeError, ValueError, AssertionError) as error:
-        raise Refused(f"{name}: {error}", *where) from error
+        raise SettingsRefused(f"{name}: {error}", *where) from error
 
 
 def _unfit(name: Any) -> str:
@@ -159,7 +159,7 @@ def _granularity(value: Any) -> Any:
     size = data.get("group_size") if isinstance(data, Mapping) else None
     if name not in _GRANULARITIES or (name == "PerGroup") != (isinstance(size, int) and size > 0):
         grouped = '{"_type": "PerGroup", "_data": {"group_size": 64}}'
-        raise Refused(f"expected 'PerRow', 'PerTensor' or {grouped}", *where)
+        raise SettingsRefused(f"expected 'PerRow', 'PerTensor' or {grouped}", *where)
     return getattr(granularity, name)(*(() if size is None else (size,)))
 
 
@@ -167,5 +167,5 @@ def _float8(value: Any) -> torch.dtype:
     names = ("float8_e4m3fn", "float8_e5m2")
     name = str(value).removeprefix("torch.")
     if name not in names:
-        raise Refused(f"expected {listed(list(names))}, found {value!r}", "quant_type", "_data", "weight_dtype")
+        raise SettingsRefused(f"expected {listed(list(names))}, found {value!r}", "quant_type", "_data", "weight_dtype")
     return getattr(torch, name)

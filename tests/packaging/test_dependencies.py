@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from flowhooks.quantization.table import BACKENDS
+
 ROOT = Path(__file__).resolve().parents[2]
 OWN = {"flowhooks", "benchmarks", "tests"}
 
@@ -69,9 +71,16 @@ def distributions_of(module: str) -> set[str]:
     return {canonicalize_name(name) for name in offered().get(module, [module])}
 
 
+QUANTIZED = [backend.extra for backend in BACKENDS.values()]
+
+
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("flowhooks", ("xformers", "video", "heic", "wandb", "trackio")), ("benchmarks", ("dev",)), ("tests", ("dev",))],
+    [
+        ("flowhooks", (*("xformers", "video", "heic", "wandb", "trackio"), *QUANTIZED)),
+        ("benchmarks", ("dev",)),
+        ("tests", ("dev",)),
+    ],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: Iterable[str]) -> None:
     allowed = set(REQUIRED).union(*(EXTRAS[extra] for extra in extras))
