@@ -78,8 +78,9 @@ class Interval:
             for time in times
             if not time.second
         ]
-        self.dtype = next(self.embedder.parameters()).dtype
-        self.delta_embedder = bare_copy(self.embedder).float().requires_grad_(True)
+        copied = bare_copy(self.embedder)
+        self.dtype = next(copied.parameters()).dtype
+        self.delta_embedder = copied.float().requires_grad_(True)
         #: Returns the interval of a network call outside :meth:`between`.
         self.schedule: Callable[[Mapping[str, Any]], Span | None] = lambda arguments: None
         self._told: tuple[Span | None] | None = None

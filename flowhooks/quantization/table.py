@@ -78,8 +78,10 @@ def stored(settings: Mapping[str, Any], itemsize: int) -> Stored | None:
         return None
     weight, row = 1.0, 4.0
     if method == "torchao":
-        # A scale of 32 bits for each row, and for integers a zero point of 8.
+        # A scale of 32 bits for each row or group, and for integers a zero point of 8.
         row = 5.0 if torchao_name(settings) == INT8 else 4.0
+        if (size := _group_size(settings)) is not None:
+            weight, row = 1 + row / size, 0.0
     elif method == "quanto":
         kind = settings.get("weights_dtype", settings.get("weights", "int8"))
         # Below 8 bits a group of 128 numbers has a scale and a shift, else a row has a scale.
@@ -114,3 +116,11 @@ def torchao_name(settings: Mapping[str, Any]) -> str:
     """The name of torchao's configuration; it is given as a name, or as torchao writes one, with ``_type``."""
     found = settings.get("quant_type")
     return str(found.get("_type") if isinstance(found, Mapping) else found)
+
+
+def _group_size(settings: Mapping[str, Any]) -> int | None:
+    """How many numbers share a scale; None where a row does, or all do."""
+    found: Any = settings.get("quant_type")
+    for key in ("_data", "granularity", "_data", "group_size"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
