@@ -77,10 +77,8 @@ def test_it_is_described_in_a_line(tmp_path):
 
 
 def test_a_run_does_not_go_on_over_another_base(tmp_path):
-    own, other, plain = (
-        identity(run_with(tmp_path, value), Audit(records=(), counts={}, provides=frozenset(), report=(), warnings=()), 1)
-        for value in ("int8", "nf4", None)
-    )
+    audit = Audit(records=(), counts={}, provides=frozenset(), report=(), warnings=())
+    own, other, plain = (identity(run_with(tmp_path, value), audit, 1) for value in ("int8", "nf4", None))
     require_same(own, own, "here")
     # As in a checkpoint of a version that quantised nothing.
     assert "quantization" not in plain["model"]
