@@ -47,6 +47,8 @@ _PROGRAMS = {
 #: Suffix of the key of a layer's alpha, in files that hold it as a tensor.
 ALPHA = ".alpha"
 
+#: Types of PEFT's adapters that form a change of the weight's own shape.
+NEED_SHAPE = ("loha", "lokr")
 #: safetensors' names of the number types that weights of an adapter have.
 FLOATS = ("F64", "F32", "F16", "BF16")
 

@@ -15,11 +15,19 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from flowhooks.adapters.adapter_file import write_aside, write_tensors
-from flowhooks.adapters.base import AttachedAdapter
+from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
-from flowhooks.adapters.names import DIFFUSERS_PREFIX, LORA_FILE, PEFT_CONFIG_FILE, PEFT_FILE, PEFT_PREFIX
+from flowhooks.adapters.names import (
+    DIFFUSERS_PREFIX,
+    LORA_FILE,
+    NEED_SHAPE,
+    PEFT_CONFIG_FILE,
+    PEFT_FILE,
+    PEFT_PREFIX,
+)
 from flowhooks.autocast import autocast_dtype
 from flowhooks.errors import AdapterError
+from flowhooks.quantization.plain import is_packed_layer
 
 ADAPTER_NAME = "default"
 _KEY_PREFIX = {"lora": "lora_A.weight", "loha": "hada_w1_a", "lokr": "lokr_w1"}
@@ -122,6 +130,13 @@ def inject_layers(
 
     PEFT makes it the active one.
     """
+    shapes = ((target, base_layer(transformer, target)) for target in targets if kind in NEED_SHAPE)
+    packed = next((target for target, layer in shapes if is_packed_layer(layer)), None)
+    if packed is not None:
+        raise AdapterError(
+            f"PEFT's {kind} needs weights in their own shape, and the quantised weight of `{packed}` is packed; use "
+            f"`adapter.type` 'lycoris' with `adapter.algo` {kind!r}, or 'lora'"
+        )
     keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[kind]}": None for target in targets}
     try:
         with warnings.catch_warnings():

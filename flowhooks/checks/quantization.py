@@ -8,13 +8,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from flowhooks.adapters.names import NEED_SHAPE
 from flowhooks.checks.library import reads_single_files
 from flowhooks.checks.machine import has_apple
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.quantization.table import BACKENDS, FILE, FLOAT8, METHOD, SHORT, by_component, torchao_name
+from flowhooks.quantization.table import (
+    BACKENDS,
+    FILE,
+    FLOAT8,
+    METHOD,
+    SHORT,
+    by_component,
+    is_packed,
+    torchao_name,
+)
 from flowhooks.reading import user_path
 
 _PLACE = "$.model.quantization"
@@ -49,6 +59,14 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, file, place)
         elif settings not in SHORT.values():
             yield from _wrong_settings(settings, parts.get(name), section["dtype"], file, place)
+    trained = quantized(section).get(section["component"] or NETWORKS[0])
+    if run.adapter is not None and run.adapter["type"] in NEED_SHAPE and trained is not None and is_packed(trained):
+        kind = run.adapter["type"]
+        message = (
+            f"PEFT's {kind!r} needs weights in their own shape, and {_called(trained)} packs them; use type 'lycoris' "
+            f"with algo {kind!r}, or 'lora'"
+        )
+        yield Problem(message, file, "$.adapter.type")
 
 
 def quantization_warnings(run: Run) -> Iterator[str]:

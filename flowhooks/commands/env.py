@@ -15,6 +15,7 @@ HELP = "print versions, devices and usable attention backends"
 PACKAGES = (
     "flowhooks", "torch", "diffusers", "transformers", "accelerate", "peft", "lycoris-lora", "safetensors", "datasets",
     "huggingface_hub", "numpy", "pillow", "jsonschema", "xformers", "flash-attn", "kernels",
+    "torchao", "bitsandbytes", "optimum-quanto", "gguf",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from flowhooks.checks.planning import describe_prompts, describe_trainable, forwards, plan_run, unread
+    from flowhooks.checks.quantization import describe_quantization
     from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
     from flowhooks.hooks.planning import slot_table, step_cost
@@ -54,6 +55,8 @@ def run(args: Namespace) -> int:
         say(f"imports     {line}")
     say()
     say(f"trainable   {describe_trainable(configured)}")
+    if sentence := describe_quantization(configured.model):
+        say(f"quantised   {sentence}")
     say(f"prompts     {describe_prompts(configured)}")
     if "reference" in planned.roles and configured.adapter is not None:
         start = configured.adapter["init_from"]

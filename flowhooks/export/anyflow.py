@@ -33,7 +33,7 @@ from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
-from flowhooks.manifest import MODULES
+from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
@@ -64,8 +64,8 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
 
     Raises:
         ConfigError: ``run`` is no folder of a run.
-        ModelError: it is not finished, trained no second time, uses another network, or has settings that AnyFlow
-            cannot express; the output exists already or cannot be written.
+        ModelError: it is not finished, trained no second time, uses another network or a quantised base, or has
+            settings that AnyFlow cannot express; the output exists already or cannot be written.
         AdapterError: the adapter does not fit the base.
     """
     run = user_path(run)
@@ -74,6 +74,11 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
         raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     section, adapter = read_run(run)
     options = _second_time(run)
+    if section["quantization"] is not None:
+        raise ModelError(
+            f"{run / RUN}: the run's base is quantised, and an adapter is not merged into quantised weights. Set "
+            "`model.quantization` to null there to merge it into the plain base"
+        )
     base = load_pipeline(section)
     _require_wan(base)
     scheduler = _scheduler(base.scheduler.config)

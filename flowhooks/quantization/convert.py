@@ -74,7 +74,6 @@ def _bitsandbytes(component: nn.Module, layers: Sequence[str], configuration: An
                 compress_statistics=configuration.bnb_4bit_use_double_quant,
                 quant_type=configuration.bnb_4bit_quant_type,
                 quant_storage=configuration.bnb_4bit_quant_storage,
-                module=made,
             )
             # Else an inference on the CPU would repack the weights in place.
             made.support_avx512bf16_for_cpu = False

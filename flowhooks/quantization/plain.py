@@ -18,6 +18,11 @@ def quantized_layers(module: nn.Module) -> list[str]:
     return [name for name, each in module.named_modules() if any(map(is_quantized, each.parameters(recurse=False)))]
 
 
+def is_packed_layer(layer: Any) -> bool:
+    """Whether the weight of a Linear layer does not have its own shape ``[out, in]``."""
+    return isinstance(layer, nn.Linear) and tuple(layer.weight.shape) != (layer.out_features, layer.in_features)
+
+
 def plain_parts(tensor: Tensor) -> list[Tensor]:
     """The plain tensors that a tensor is put together of: its numbers and their scales, or itself."""
     if not hasattr(tensor, "__tensor_flatten__"):

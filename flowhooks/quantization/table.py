@@ -94,6 +94,11 @@ def stored(settings: Mapping[str, Any], itemsize: int) -> Stored | None:
     return Stored(weight=weight, row=row, copies=BACKENDS[method].copies)
 
 
+def is_packed(settings: Mapping[str, Any]) -> bool:
+    """Whether weights lose their shape: several numbers are in a byte, or groups with their scales in rows."""
+    return settings[METHOD] == "gguf" or bool(settings.get("load_in_4bit"))
+
+
 def by_component(written: Any, networks: Iterable[str]) -> dict[str, Mapping[str, Any]]:
     """Component -> its settings in Diffusers' words.
 

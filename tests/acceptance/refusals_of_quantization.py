@@ -55,6 +55,10 @@ QUANTIZATION: dict[str, Refusal] = {
         make=torchao("Int8DynamicActivationInt8WeightConfig"),
         words=(f"{_PLACE}.transformer.quant_type: ", "no gradient passes", "'Int8WeightOnlyConfig'"),
     ),
+    "an adapter that needs the shape of packed weights": Refusal(
+        make=written(model={"quantization": "nf4"}, adapter={"type": "lokr"}),
+        words=("$.adapter.type: ", "nf4 (bitsandbytes) packs them", "'lycoris'"),
+    ),
     "a text encoder in a GGUF file": Refusal(
         make=quantized({"text_encoder": "gguf"}), words=("is a text encoder", "another backend")
     ),

@@ -245,3 +245,13 @@ def test_a_place_that_cannot_be_written(run, tmp_path):
     (tmp_path / "taken").write_text("mine")
     one_line(run, ModelError, "cannot be written", tmp_path / "taken" / "whole")
     assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_nothing_is_merged_into_a_quantised_base(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "run")
+    document = json.loads((copied / "run.json").read_text())
+    document["model"]["quantization"] = "int8"
+    (copied / "run.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="not merged into quantised weights.*`model.quantization` to null"):
+        export_anyflow(copied, None)
+    assert not (copied / "anyflow").exists()

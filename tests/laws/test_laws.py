@@ -18,6 +18,7 @@ from flowhooks.hooks.planning import step_cost
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
+from flowhooks.quantization.plain import plain_parts
 from flowhooks.train.report import health_names
 from tests.laws.cases import (
     ADAPTERS,
@@ -57,7 +58,11 @@ def trace(pipe) -> dict:
             for name, m in modules.items()
         },
         "keys": list(pipe.transformer.state_dict()),
-        "weights": {k: v.clone() for k, v in pipe.transformer.state_dict().items()},
+        "weights": {
+            f"{key}, part {i}": part.clone()
+            for key, weight in pipe.transformer.state_dict().items()
+            for i, part in enumerate(plain_parts(weight))
+        },
         "gradients": {name: p.requires_grad for name, p in pipe.transformer.named_parameters()},
         "training": {name: m.training for name, m in modules.items()},
         "pipe": (type(pipe), sorted(vars(pipe))),

@@ -8,14 +8,16 @@ import pytest
 import torch
 
 import flowhooks
+from flowhooks.adapters import build_adapter
 from flowhooks.adapters.merge import merge_adapter
+from flowhooks.adapters.targets import is_adapted
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel import Batch
 from flowhooks.memory.live import Live
 from flowhooks.probe.contract import fingerprint
 from flowhooks.quantization.layers import inside_blocks
 from flowhooks.quantization.plain import plain_parts, plain_weight, quantized_layers
-from flowhooks.quantization.table import BACKENDS, METHOD, SHORT, by_component, stored
+from flowhooks.quantization.table import BACKENDS, METHOD, SHORT, by_component, is_packed, stored
 from tests.families import learnt, tiny
 from tests.quantization.kinds import FLUX, KINDS, loaded, section, write_flux
 
@@ -165,3 +167,20 @@ def test_a_second_time_on_an_embedder_that_came_quantised_is_trained(kind):
         assert torch.equal(copied.linear_1.weight, plain_weight(model.transformer.get_submodule(names[0])))
         session.step(batch(model)).loss.backward()
         assert all(p.grad is not None and p.grad.any() for p in copied.parameters())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "gguf", "int4"])
+def test_adapters_that_need_the_shape_of_a_weight_go_on_weights_that_have_it(folder, kind):
+    network = loaded(folder, KINDS[kind]).transformer
+    section = {"rank": 2, "alpha": 2, "dropout": 0.0, "target_modules": ["to_q"], "init_from": None}
+    lokr = {"type": "lokr", "algo": None, **section}
+    if is_packed(settings(kind)):
+        with pytest.raises(AdapterError, match=r"is packed; use `adapter.type` 'lycoris' with `adapter.algo` 'lokr'"):
+            build_adapter(network, lokr)
+        assert not is_adapted(network)
+        lokr = {**lokr, "type": "lycoris", "algo": "lokr"}
+    adapter = build_adapter(network, lokr)
+    layer, value = network.get_submodule(adapter.targets[0]), torch.randn(2, 32)
+    layer(value).square().sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in adapter.parameters())
+    adapter.detach()
