@@ -72,7 +72,7 @@ def test_both_rows_are_drawn_under_the_scheduler_that_the_map_needs(model, tmp_p
     for name, section, more in (("turns", {}, ["--offload"]), ("blocks", HOST, [])):
         document["model"] |= section
         (run / "run.json").write_text(json.dumps(document))
-        watcher.moments.clear()
+        watcher.moments.clear(), watcher.here.clear()
         again = drawn(run, tmp_path / name, *more)
         assert again.keys() == found.keys() and all((again[each] == found[each]).all() for each in found)
         assert watcher.together() == {frozenset(), frozenset({"text"}), frozenset({"transformer"}), frozenset({"vae"})}
