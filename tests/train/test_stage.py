@@ -40,20 +40,27 @@ GRPO = {
 }
 
 
+def storages(part):
+    """Where the weights of a component lie."""
+    return list({each._cdata: each for each in (p.untyped_storage() for p in part.parameters())}.values())
+
+
 class Watcher:
     """Follows every component that moves, and every one that computes, on its own.
 
-    ``moments`` are the sets of components that were on the device after a move; ``computed`` has, for each one that
-    computed, those that were there then.
+    ``moments`` are the sets of components that were on the device after a move, and ``held`` their bytes; ``computed``
+    has, for each one that computed, those that were there then; ``dropped`` where the weights of text encoders lay.
     """
 
     def __init__(self):
         self.names, self.here, self.moments, self.computed, self.text = {}, set(), [], [], []
+        self.bytes, self.held, self.dropped = {}, [], []
 
     def watch(self, pipe):
         for name, part in pipe.components.items():
             if isinstance(part, torch.nn.Module):
                 self.names[part] = name
+                self.bytes[name] = sum(each.nbytes() for each in storages(part))
                 # A layer, since the whole is also called where something else answers in its place.
                 for layer in part.children():
                     layer.register_forward_hook(
@@ -67,6 +74,15 @@ class Watcher:
         if part in self.names:
             (self.here.add if device == DEVICE else self.here.discard)(self.names[part])
             self.moments.append(frozenset(self.here))
+            self.held.append(sum(self.bytes[name] for name in self.here))
+
+    def dropping(self, stage):
+        for name, part in stage.parts[ENCODERS].items():
+            if name.startswith("text_encoder"):
+                self.dropped += [(weakref.ref(each), each.nbytes()) for each in storages(part)]
+
+    def bytes_of(self, kind):
+        return sum(number for name, number in self.bytes.items() if name.startswith(kind))
 
     def together(self):
         """The kinds of components that ever were on the device together."""
@@ -94,6 +110,8 @@ def watcher(monkeypatch):
     watcher = followed(monkeypatch)
     monkeypatch.setattr(setup, "load_pipeline", lambda section: watcher.watch(load_pipeline(section)))
     monkeypatch.setattr(setup, "Stage", lambda pipe, device: Stage(pipe, DEVICE))
+    drop = Stage.drop_text_encoders
+    monkeypatch.setattr(Stage, "drop_text_encoders", lambda stage: (watcher.dropping(stage), drop(stage))[1])
     return watcher
 
 
@@ -106,10 +124,15 @@ def test_text_encoders_vae_and_network_are_never_on_the_device_together(new_run,
         assert watcher.here == {"transformer"}
         gc.collect()
         assert watcher.text and not [each for each in watcher.text if each() is not None]
+        # Their bytes, not only their names: whatever else used these storages has let them go.
+        assert sum(number for _, number in watcher.dropped) == watcher.bytes_of("text_encoder") > 0
+        assert not [storage for storage, _ in watcher.dropped if storage() is not None]
         until = len(watcher.computed)
         next(job.computed(next(job.batches()), log=True)).loss.backward()
         assert set(watcher.computed[until:]) == {("transformer", frozenset({"transformer"}))}
     assert watcher.together() == ALONE
+    phases = [watcher.bytes_of(each) for each in ("transformer", VAE, "text_encoder")]
+    assert max(watcher.held) == max(phases) < sum(phases)
     assert {name for name, _ in watcher.computed} == {"text_encoder", "text_encoder_2", VAE, "transformer"}
     assert all(name in there for name, there in watcher.computed)
 
