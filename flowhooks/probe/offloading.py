@@ -148,7 +148,10 @@ class BlockOffload:
         copies.wait()
         try:
             for owner, name, weight in block.places:
-                owner._parameters[name] = copies.of[weight]
+                copy = owner._parameters[name] = copies.of[weight]
+                # What others have written on the weight since it was copied.
+                for attribute, value in vars(weight).items():
+                    vars(copy).setdefault(attribute, value)
             if following is block:
                 # Between the end of a forward pass and the backward pass; a block alone would never leave.
                 self._ahead = copies if len(self._blocks) > 1 else None
@@ -244,7 +247,7 @@ def _rebuilt(weight: nn.Parameter, leaves: Iterator[Tensor]) -> nn.Parameter:
         copy = nn.Parameter(_assembled(weight, leaves), requires_grad=False)
     else:
         copy = Tensor._make_subclass(type(weight), next(leaves), False)
-    vars(copy).update({**vars(weight), **vars(copy), _ORIGINAL: weight})
+    vars(copy)[_ORIGINAL] = weight
     return copy
 
 

@@ -255,3 +255,19 @@ def test_blocks_that_cannot_be_found_or_moved_are_refused():
         ModelError, match="a weight 'weight' that is a Parameter, which is moved with numbers beside it"
     ):
         BlockOffload(network, CPU)
+
+
+def test_a_copy_has_what_others_wrote_on_its_weight():
+    """Also on one that was made ahead of that."""
+    model = learnt("sd3")
+    block = list(repeated_blocks(model.transformer))[1]
+    weight, found = block.ff.net[2].weight, []
+    block.ff.net[2].register_forward_hook(lambda module, *_: found.append(module.weight))
+    with offloaded(model), torch.no_grad():
+        batch = pairs(model)
+        for note in ("first", "second"):
+            weight.note = note
+            for _ in range(2):
+                model.predict(batch.clean, torch.tensor([0.4, 0.6]), batch.condition)
+    assert [copy.note for copy in found] == ["first", "first", "second", "second"]
+    assert all(copy is not weight and torch.equal(copy, weight) for copy in found)
