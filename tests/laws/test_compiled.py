@@ -5,14 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import Tensor
 
 import flowhooks
+from benchmarks.compile import summed_by_block
 from flowhooks.adapters import load_adapter
 from flowhooks.probe.recomputing import gradient_checkpointing
 from tests.laws.cases import Loop, batch_for, run_document, shared_model, tiny_model
@@ -37,28 +37,6 @@ ROWS = [
     ("self_flow_ema", "lora", None),
     ("masked_flow_dpo", "lycoris_locon", {"wanted": 2, "offload": True}),
 ]
-
-
-@contextmanager
-def summed_by_block(network: nn.Module, names: list[str]) -> Iterator[None]:
-    """Let each block sum the gradients of what it takes before they are added to those of other blocks, as it does when
-    it is compiled: the sums are of the same numbers, and in another order their last bit differs."""
-
-    def apart(block: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        def view(value: object) -> object:
-            return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
-
-        return tree_map(view, (args, kwargs))
-
-    with ExitStack() as stack:
-        for name in names:
-            block = network.get_submodule(name)
-            stack.callback(block.register_forward_pre_hook(apart, with_kwargs=True).remove)
-        yield
-
-
-def names_of_blocks() -> list[str]:
-    return [f"{name}.{i}" for name, count in shared_model().anatomy.blocks.items() for i in range(count)]
 
 
 @contextmanager
@@ -96,7 +74,7 @@ def test_the_laws_hold_with_compiled_blocks(recipe, adapter, recomputing, tmp_pa
     with again:
         with (
             looping(recipe, adapter, compiled=False) as loop,
-            summed_by_block(loop.model.transformer, names_of_blocks()),
+            summed_by_block(loop.model.transformer, loop.model.anatomy.blocks),
         ):
             expected = [step_of(loop, batch) for batch in batches]
         with looping(recipe, adapter, compiled=True) as loop:
