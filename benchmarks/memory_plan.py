@@ -20,16 +20,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
+from benchmarks.released_sizes import RELEASED, ROWS, TEXTS, Row
 from flowhooks.adapters import build_adapter
+from flowhooks.checks.quantization import quantized
 from flowhooks.config import resolve_run
 from flowhooks.config.run import Run
-from flowhooks.memory.plan import Planned, plan_memory
-from flowhooks.memory.report import lines
-from flowhooks.memory.step import Needs
+from flowhooks.memory.plan import Planned, changed, plan_memory
+from flowhooks.memory.report import on_card, weights_before
+from flowhooks.memory.step import Needs, decodes
 from flowhooks.pretrained import DTYPES
-from flowhooks.testing import PIPELINES, tiny
+from flowhooks.quantization.convert import quantize
+from flowhooks.quantization.settings import configuration
+from tests.families import PIPELINES, tiny
 
 MIB, GIB = 2**20, 2**30
 #: Tiny pipeline -> settings of its network that make it of 100 million weights, and of 30 million.
@@ -43,82 +47,9 @@ NETWORKS: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
         {"num_layers": 5, "num_attention_heads": 8, "attention_head_dim": 64, "caption_projection_dim": 512},
     ),
 }
-#: Tiny pipeline -> settings of its parts, of the size of a released model, by hand: FLUX.1, and SD3.5-medium without
-#: its third text encoder, whose place its pipeline fills with zeros.
-RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "flux": {
-        "transformer": {
-            "in_channels": 64,
-            "num_layers": 19,
-            "num_single_layers": 38,
-            "num_attention_heads": 24,
-            "attention_head_dim": 128,
-            "joint_attention_dim": 4096,
-            "pooled_projection_dim": 768,
-            "axes_dims_rope": (16, 56, 56),
-        },
-        "text_encoder": {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "projection_dim": 768,
-            "vocab_size": 49408,
-        },
-        "text_encoder_2": {
-            "d_model": 4096,
-            "d_ff": 10240,
-            "d_kv": 64,
-            "num_layers": 24,
-            "num_decoder_layers": 24,
-            "num_heads": 64,
-            "vocab_size": 32128,
-            "feed_forward_proj": "gated-gelu",
-        },
-        "vae": {
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "latent_channels": 16,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
-    },
-    "sd3": {
-        "transformer": {
-            "sample_size": 128,
-            "in_channels": 16,
-            "out_channels": 16,
-            "num_layers": 24,
-            "num_attention_heads": 24,
-            "attention_head_dim": 64,
-            "joint_attention_dim": 4096,
-            "caption_projection_dim": 1536,
-            "pooled_projection_dim": 2048,
-            "pos_embed_max_size": 384,
-            "dual_attention_layers": tuple(range(13)),
-        },
-        "text_encoder": {"hidden_size": 768, "projection_dim": 768, "num_hidden_layers": 12, "num_attention_heads": 12},
-        "text_encoder_2": {
-            "hidden_size": 1280,
-            "projection_dim": 1280,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 20,
-        },
-        "vae": {
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "latent_channels": 16,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
-    },
-}
-#: Tokens of the text of released pipelines.
-TOKENS = {"flux": 512, "sd3": 256}
 _ROPE = {96: (32, 32, 32), 64: (16, 24, 24)}
 LORA = {"type": "lora", "rank": 16}
+_UPDATE = "counted update"
 #: Stands for the folder of a frozen adapter beside the pipeline's folder.
 TEACHER = "<teacher>"
 _DRAWN = {"num_inference_steps": 4, "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]}
@@ -159,8 +90,13 @@ def write_folder(name: str, parts: Mapping[str, Mapping[str, Any]], folder: Path
         known = json.loads(file.read_text(encoding="utf-8"))
         if "axes_dims_rope" in known and "axes_dims_rope" not in settings:
             settings = {**settings, "axes_dims_rope": _ROPE[settings["attention_head_dim"]]}
-        file.write_text(json.dumps({**known, **settings}), encoding="utf-8")
+        file.write_text(json.dumps(_merged(known, settings)), encoding="utf-8")
     return folder
+
+
+def _merged(known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {key: _merged(known[key], value) for key, value in settings.items() if isinstance(value, Mapping)}
+    return {**known, **settings, **inner}
 
 
 def run_on(name: str, folder: Path, sections: Mapping[str, Any], batch: int = 1, **model: Any) -> Run:
@@ -191,9 +127,10 @@ def write_teacher(learnt: Planned, folder: Path) -> None:
     adapter.save(folder.parent / "teacher", {})
 
 
-def planned(run: Run, edge: int) -> Planned:
-    """The run, learnt on a twin of its pipeline, with pairs of squares of ``edge`` pixels as its data."""
-    record = SimpleNamespace(width=edge, height=edge, caption="two one", geometry=SimpleNamespace(frames=1))
+def planned(run: Run, height: int, width: int | None = None, frames: int = 1) -> Planned:
+    """The run, learnt on a twin of its pipeline, with pairs of this size, squares by default, as its data."""
+    geometry = SimpleNamespace(frames=frames)
+    record = SimpleNamespace(width=width or height, height=height, caption="two one", geometry=geometry)
     data = SimpleNamespace(records=(record,), provides={"image", "rejected"})
     return plan_memory(run, data)  # type: ignore[arg-type]
 
@@ -201,50 +138,66 @@ def planned(run: Run, edge: int) -> Planned:
 def measured(plan: Planned) -> tuple[Needs, int]:
     """What the same counter finds where numbers are computed, and the most that torch's profiler saw allocated: weights
     and what the update allocates."""
-    device, dtype = torch.device("cpu"), DTYPES[plan.run.model["dtype"]]
-    # Built before, as a network comes in fp32 first.
-    network, vae = plan.network(device, dtype), plan.vae(device, dtype) if plan.vae is not None else None
-    built = replace(plan, network=lambda *_: network, vae=None if vae is None else lambda *_: vae)
+    device, dtype, section = torch.device("cpu"), DTYPES[plan.run.model["dtype"]], plan.run.model
+    component = plan.model.component
     # What an earlier network leaves behind would be freed, and subtracted, in between.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        counted = built.needs(device=device, rules="cpu")
+        network, vae = plan.network(device, dtype), plan.vae(device, dtype) if plan.vae is not None else None
+        if component in quantized(section):
+            network = quantize(network, configuration(quantized(section)[component], "diffusers", dtype), device)
+        # A network comes in fp32, and plain, first.
+        gc.collect()
+        built = replace(
+            plan,
+            run=changed(plan.run, (("model.quantization", None),)),
+            network=lambda *_: network,
+            vae=None if vae is None else lambda *_: vae,
+        )
+        with record_function(_UPDATE):
+            counted = built.needs(device=device, rules="cpu")
+        # The VAE and the rest of the twin stay on the host.
+        vae_bytes = 0 if vae is None or decodes(plan.run) else sum(t.nbytes for t in vae.state_dict().values())
     events = recorded.profiler.kineto_results.events()  # type: ignore[union-attr]
+    start = min(event.start_ns() for event in events if event.name() == _UPDATE)
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    now = most = sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()))
-    for _, change in changes:
+    now = most = 0
+    for at, change in changes:
         now += change
-        most = max(most, now)
-    return counted, most
+        most = max(most, now) if at >= start else 0
+    return counted, most - vae_bytes
 
 
 def released(only: str | None) -> None:
     """Print the plan of networks at released sizes, which nothing here could compute."""
-    print("| network | run | checkpointing | weights, GiB | activations, GiB | peak, GiB | phase | processor time, s |")
+    print("| network | run | weights, GiB | activations, GiB | peak, GiB | of a card, GiB | published | time, s |")
     print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as place:
-        for name, parts in RELEASED.items():
-            if only not in (None, name):
+        folders: dict[str, Path] = {}
+        for row in ROWS:
+            if only not in (None, row.pipeline):
                 continue
-            folder = write_folder(name, parts, Path(place) / name)
-            model: dict[str, Any] = {"dtype": "bf16", "pipeline_arguments": {"max_sequence_length": TOKENS[name]}}
             start = time.process_time()
-            learnt = planned(run_on(name, folder, RUNS["sft"], **model), 1024)
-            print(f"learning took {time.process_time() - start:.1f} s of processor time", flush=True)
-            for kind in ("sft", "flow_dpo"):
-                for checkpointing in (True, False):
-                    run = run_on(name, folder, RUNS[kind], gradient_checkpointing=checkpointing, **model)
-                    start = time.process_time()
-                    plan = replace(learnt, run=run)
-                    needs = plan.needs()
-                    for line in lines(plan, needs) if checkpointing else ():
-                        print(f"memory     {line}")
-                    print(
-                        f"| {name} {learnt.weights['transformer'] / 1e9:.1f}B | {kind} | {checkpointing} | "
-                        f"{needs.weights / GIB:.1f} | {needs.activations / GIB:.1f} | {needs.peak / GIB:.1f} | "
-                        f"{needs.phase} | {time.process_time() - start:.1f} |",
-                        flush=True,
-                    )
+            name = row.pipeline
+            folders[name] = folders.get(name) or write_folder(name, RELEASED[name], Path(place) / name)
+            plan, needs = counted(row, folders[name])
+            peak = max(needs.peak, *weights_before(plan, plan.run).values())
+            print(
+                f"| {name} {plan.parts[plan.model.component].numbers / 1e9:.1f}B | {row.name} | "
+                f"{needs.weights / GIB:.1f} | {needs.activations / GIB:.1f} | {needs.peak / GIB:.1f} | "
+                f"{on_card(peak) / GIB:.1f} | {row.published} | {time.process_time() - start:.0f} |",
+                flush=True,
+            )
+
+
+def counted(row: Row, folder: Path) -> tuple[Planned, Needs]:
+    """The plan of a row and what an update needs."""
+    sections = {**RUNS[row.method], "training": dict(row.training)}
+    if row.adapter:
+        sections["adapter"] = {**LORA, **row.adapter}
+    model = {"dtype": "bf16", "gradient_checkpointing": True, "pipeline_arguments": TEXTS[row.pipeline], **row.model}
+    plan = planned(run_on(row.pipeline, folder, sections, **model), *row.size)
+    return plan, plan.needs()
 
 
 def main() -> None:
@@ -253,9 +206,7 @@ def main() -> None:
     parser.add_argument("--edge", type=int, default=32, help="pixels of the pictures (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="samples of a micro-batch (default: %(default)s)")
     parser.add_argument("--only", metavar="NAME", help="one pipeline or one run")
-    parser.add_argument(
-        "--released", action="store_true", help="plan networks of released sizes at 1024 pixels in bf16 instead"
-    )
+    parser.add_argument("--released", action="store_true", help="plan networks of released sizes in bf16 instead")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     if args.released:

@@ -24,6 +24,7 @@ from flowhooks.kernel import Batch
 from flowhooks.memory.carried import carry_over, learn_on_twin
 from flowhooks.memory.step import Needs, count_update, decodes
 from flowhooks.memory.twin import twins
+from flowhooks.memory.weights import PartWeights, held_as, quantize_shapes
 from flowhooks.pretrained import DTYPES, shapes_only
 from flowhooks.probe import Condition, FlowModel, probe
 from flowhooks.probe.learn import SMALL
@@ -50,7 +51,7 @@ class Planned:
         prompt: that prompt; None for a run without data.
         size: of the largest samples: height, width and frames.
         provides: what the data gives, as the audit says it.
-        weights: part of the pipeline -> how many numbers its weights are.
+        parts: part of the pipeline -> how large its weights are.
     """
 
     run: Run
@@ -61,7 +62,7 @@ class Planned:
     prompt: str | None
     size: tuple[int, int, int | None]
     provides: frozenset[str]
-    weights: Mapping[str, int]
+    parts: Mapping[str, PartWeights]
 
     def needs(
         self,
@@ -76,7 +77,7 @@ class Planned:
         Args:
             run: the run with something changed; default: as it was read.
             size: of the samples; default: the largest of the data.
-            device: what to count on. On another than meta everything is computed.
+            device: what to count on. On another than meta everything is computed, on the network as it is built.
             rules: the device whose rules mixed precision follows, ``cuda`` or ``cpu``.
 
         Raises:
@@ -98,6 +99,8 @@ class Planned:
         model, component, dtype = self.model, self.model.component, DTYPES[run.model["dtype"]]
         twins = {component: model.transformer}
         network = self.network(device, dtype)
+        if device.type == "meta":
+            quantize_shapes(network, run.model, component, dtype)
         built = {component: network}
         if self.vae is not None and decodes(run):
             twins[VAE], built[VAE] = model.pipe.vae, self.vae(device, dtype)
@@ -114,10 +117,14 @@ class Planned:
         finally:
             model.pipe.register_modules(**twins)
 
+    def bytes(self, run: Run, name: str) -> int:
+        """Bytes of the weights of a part of the pipeline."""
+        itemsize = DTYPES[run.model["dtype"]].itemsize
+        return self.parts[name].bytes(itemsize, held_as(run.model, name, itemsize))
+
     def encoders(self, run: Run) -> int:
-        """Bytes of the weights of the text encoders."""
-        others = [number for name, number in self.weights.items() if name not in NETWORKS and name != VAE]
-        return sum(others) * DTYPES[run.model["dtype"]].itemsize
+        """Bytes of the weights of the text encoders, which come and go together."""
+        return sum(self.bytes(run, name) for name in self.parts if name not in NETWORKS and name != VAE)
 
     def batch(self, model: FlowModel, run: Run, device: torch.device) -> Batch:
         """A micro-batch with all sides that the data of the run gives."""
@@ -170,7 +177,7 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
         prompt=prompt,
         size=size,
         provides=frozenset(audited.provides),
-        weights={name: count_weights(folder / name, *where) for name, where in parts.items()},
+        parts={name: measure(folder / name, *where) for name, where in parts.items()},
     )
 
 
@@ -198,15 +205,15 @@ def full_network(folder: Path, kind: str) -> Callable[[torch.device, torch.dtype
     return build
 
 
-def count_weights(folder: Path, library: str, kind: str) -> int:
-    """How many numbers the weights of a part of a pipeline are; 0 of one without weights.
+def measure(folder: Path, library: str, kind: str) -> PartWeights:
+    """How large the weights of a part of a pipeline are, from its configuration.
 
     Raises:
         NotCounted: it cannot be built from its configuration.
     """
     cls: Any = getattr(transformers if library == "transformers" else diffusers, kind, None)
     if cls is None or not issubclass(cls, nn.Module):
-        return 0
+        return PartWeights(numbers=0)
     try:
         with torch.device(META):
             if issubclass(cls, transformers.PreTrainedModel):
@@ -215,7 +222,7 @@ def count_weights(folder: Path, library: str, kind: str) -> int:
                 module = cls.from_config(cls.load_config(folder))
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         raise NotCounted(f"{folder}: {kind} cannot be built from its configuration: {error}") from error
-    return sum(stored.numel() for stored in module.state_dict().values())
+    return PartWeights.of(module)
 
 
 def _refuse(run: Run) -> None:

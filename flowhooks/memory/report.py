@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.checks.pipeline import pipeline_folder, read_index
 from flowhooks.checks.sizes import edge_step
 from flowhooks.config import Run
+from flowhooks.config.run import offload_share
 from flowhooks.memory.plan import Planned, changed
 from flowhooks.memory.step import HOOKS, OPTIMIZER, TRAINED, WEIGHTS, Needs
-from flowhooks.pretrained import DTYPES
 from flowhooks.stage import VAE
 
 GIB = 2**30
@@ -38,18 +38,14 @@ def on_card(tensors: int) -> int:
 def weights_before(planned: Planned, run: Run) -> dict[str, int]:
     """Return the bytes of weights that are on the card before training, by phase: the text encoders together while
     prompts are encoded, the VAE while images are; see :class:`flowhooks.stage.Stage`."""
-    each = DTYPES[run.model["dtype"]].itemsize
-    phases = {"prompts": 0, "images": 0}
-    for name, number in planned.weights.items():
-        if name not in NETWORKS:
-            phases["images" if name == VAE else "prompts"] += number * each
-    return phases
+    return {"prompts": planned.encoders(run), "images": planned.bytes(run, VAE) if VAE in planned.parts else 0}
 
 
 def _weights(planned: Planned, run: Run) -> int:
-    """Bytes of the weights of the largest phase: the network that is trained, the text encoders, or the VAE."""
-    network = planned.weights[planned.model.component] * DTYPES[run.model["dtype"]].itemsize
-    return max(network, *weights_before(planned, run).values())
+    """Bytes of the weights of the largest phase: the network that is trained, without the blocks that are on the host,
+    the text encoders, or the VAE."""
+    network = planned.bytes(run, planned.model.component) * (1 - offload_share(run.model))
+    return max(int(network), *weights_before(planned, run).values())
 
 
 def _most(planned: Planned, run: Run, needs: Needs) -> int:
@@ -100,10 +96,12 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
     if most <= card:
         return Fit(fits=True, sentence=f"fits a card of {shown(card)}, with {shown(card - most)} to spare")
     start = f"needs {shown(most)} and does not fit a card of {shown(card)}"
-    least, best = most, ""
+    least, best, weights = most, "", most
     for changes, scale in candidates(planned):
         run = changed(planned.run, changes)
-        if on_card(_weights(planned, run)) > card:
+        alone = on_card(_weights(planned, run))
+        weights = min(weights, alone)
+        if alone > card:
             # The weights of one phase alone are too much, so there is nothing to count.
             continue
         size = _scaled(planned, scale)
@@ -115,16 +113,14 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
         if found < least:
             least, best = found, f", with {' and '.join(said)}"
     if not best:
-        run = changed(planned.run, (("model.dtype", "bf16"),))
-        weights = shown(on_card(_weights(planned, run)))
-        return Fit(fits=False, sentence=f"{start}; the weights of one phase alone need {weights} in bf16")
+        return Fit(fits=False, sentence=f"{start}; the weights of one phase alone need {shown(weights)} at the least")
     return Fit(fits=False, sentence=f"{start}; nothing that was tried fits, and the least was {shown(least)}{best}")
 
 
 def candidates(planned: Planned) -> Iterator[tuple[Changes, float]]:
     """Changes with the share of both edges that is left, from those that cost least: smaller micro-batches with the
-    same samples in an update, half precision of frozen weights, computing activations anew, a lower rank, smaller
-    samples."""
+    same samples in an update, computing activations anew, half precision of frozen weights, fewer bits of them, blocks
+    on the host, both, a lower rank, smaller samples."""
     run = planned.run
     batch, accumulation = run.training["train_batch_size"], run.training["gradient_accumulation_steps"]
     smaller = [
@@ -132,22 +128,41 @@ def candidates(planned: Planned) -> Iterator[tuple[Changes, float]]:
         for part in range(batch - 1, 0, -1)
         if batch % part == 0
     ]
-    steps: list[Changes] = [()]
+    steps: list[Changes] = list(smaller)
     smallest: Changes = smaller[-1] if smaller else ()
-    steps += smaller
     base: Changes = ()
     if not run.model["gradient_checkpointing"]:
         base = (("model.gradient_checkpointing", True),)
         steps += [(*base, *each) for each in ((), *smaller)]
-    if run.model["dtype"] == "fp32" and run.adapter is not None:
+    if run.adapter is not None and run.model["dtype"] == "fp32":
         base = (*base, ("model.dtype", "bf16"))
         steps.append((*base, *smallest))
+    lighter = [(*base, *each) for each in _lighter(run)]
+    steps += [(*each, *smallest) for each in lighter]
+    least = lighter[-1] if lighter else base
     rank = run.adapter["rank"] if run.adapter is not None else 0
     while rank > 4:
         rank //= 2
-        steps.append((*base, *smallest, ("adapter.rank", rank)))
-    yield from ((changes, 1.0) for changes in steps[1:])
-    yield from (((*base, *smallest), scale) for scale in (0.75, 0.5))
+        steps.append((*least, *smallest, ("adapter.rank", rank)))
+    yield from ((changes, 1.0) for changes in steps)
+    yield from (((*least, *smallest), scale) for scale in (0.75, 0.5))
+
+
+def _lighter(run: Run) -> Iterator[Changes]:
+    """Ways to hold less of frozen weights, from those that cost least of a step's time: what is computed with is made
+    of fewer bits, or brought from the host."""
+    if run.training["trainable"] == "transformer":
+        return
+    fewer: list[Changes] = []
+    if run.model["quantization"] is None:
+        fewer = [(("model.quantization", kind),) for kind in ("int8", "nf4")]
+    yield from fewer
+    if offload_share(run.model) < 1:
+        shares: list[Any] = [{"blocks": 0.5}] if not offload_share(run.model) else []
+        away: list[Changes] = [(("model.offload", share),) for share in (*shares, "blocks")]
+        yield from away
+        if fewer:
+            yield (*fewer[-1], *away[-1])
 
 
 def _scaled(planned: Planned, scale: float) -> tuple[int, int, int | None]:

@@ -93,7 +93,7 @@ def test_planning_loads_nothing_and_leaves_the_twin_in_place(learnt, folder):
     plan_of(learnt, folder, "flow_dpo").needs()
     assert learnt.model.transformer is twin
     assert next(twin.parameters()).device.type == "cpu"
-    assert sum(p.numel() for p in twin.parameters()) < learnt.weights["transformer"] / 3
+    assert sum(p.numel() for p in twin.parameters()) < learnt.parts["transformer"].numbers / 3
 
 
 def test_what_a_setting_saves_is_counted(learnt, folder):
@@ -132,7 +132,8 @@ def test_changes_go_from_those_that_cost_least_to_those_that_change_the_samples(
     first = (("training.train_batch_size", 2), ("training.gradient_accumulation_steps", 2))
     assert found[0] == (first, 1.0)
     places = [{place for place, _ in changes} for changes, _ in found]
-    order = ["training.train_batch_size", "model.gradient_checkpointing", "model.dtype", "adapter.rank"]
+    order = ["training.train_batch_size", "model.gradient_checkpointing", "model.dtype"]
+    order += ["model.quantization", "model.offload", "adapter.rank"]
     assert sorted(order, key=lambda each: next(i for i, there in enumerate(places) if each in there)) == order
     assert [scale for _, scale in found[-2:]] == [0.75, 0.5]
     # As many samples go into an update as before.
@@ -171,5 +172,5 @@ def test_a_twin_of_another_family_is_learnt_too(tmp_path):
     real = plan.needs(device=torch.device("cpu"))
     # Its table of positions is no parameter, and is stored with them.
     half = replace(plan, run=run_on("sd3", folder, RUNS["flow_dpo"], BATCH, dtype="bf16"))
-    assert half.needs().weights * 2 == plan.needs().weights == plan.weights["transformer"] * 4
+    assert half.needs().weights * 2 == plan.needs().weights == plan.parts["transformer"].numbers * 4
     assert plan.needs().peak == pytest.approx(real.peak, rel=0.02)
