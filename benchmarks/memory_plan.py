@@ -88,7 +88,7 @@ def write_folder(name: str, parts: Mapping[str, Mapping[str, Any]], folder: Path
     for part, settings in parts.items():
         file = folder / part / "config.json"
         known = json.loads(file.read_text(encoding="utf-8"))
-        if "axes_dims_rope" in known and "axes_dims_rope" not in settings:
+        if "attention_head_dim" in settings and "axes_dims_rope" in known and "axes_dims_rope" not in settings:
             settings = {**settings, "axes_dims_rope": _ROPE[settings["attention_head_dim"]]}
         file.write_text(json.dumps(_merged(known, settings)), encoding="utf-8")
     return folder
@@ -175,7 +175,7 @@ def released(only: str | None) -> None:
     with tempfile.TemporaryDirectory() as place:
         folders: dict[str, Path] = {}
         for row in ROWS:
-            if only not in (None, row.pipeline):
+            if only not in (None, row.pipeline, f"{row.pipeline}: {row.name}"):
                 continue
             start = time.process_time()
             name = row.pipeline

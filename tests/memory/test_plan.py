@@ -88,6 +88,19 @@ def test_other_runs_are_counted_on_meta_as_on_the_cpu(learnt, folder, sections):
     assert bool(needs.hooks >= needs.trained) == run.training["use_ema"]
 
 
+@pytest.mark.parametrize(("kind", "copies"), [("int8", True), ("nf4", False)])
+def test_quantised_weights_are_held_as_their_backend_holds_them(learnt, folder, kind, copies):
+    plan = plan_of(learnt, folder, "flow_dpo", dtype="bf16", quantization=kind)
+    needs = plan.needs(rules="cpu")
+    _, allocated = measured(plan)
+    assert needs.peak == pytest.approx(allocated, rel=0.05)
+    plain = plan_of(learnt, folder, "flow_dpo", dtype="bf16").needs()
+    assert needs.weights < plain.weights * {"int8": 0.65, "nf4": 0.4}[kind]
+    # Every copy of a weight is there when the backward pass begins.
+    held = needs.activations - plain.activations
+    assert held > plain.weights * 0.5 if copies else held < plain.weights * 0.1
+
+
 def test_planning_loads_nothing_and_leaves_the_twin_in_place(learnt, folder):
     twin = learnt.model.transformer
     plan_of(learnt, folder, "flow_dpo").needs()
@@ -104,6 +117,8 @@ def test_what_a_setting_saves_is_counted(learnt, folder):
     assert aside.activations < smaller.activations and aside.peak < smaller.peak
     assert smaller.activations < full.activations / 2 and smaller.weights == full.weights
     assert half.weights == pytest.approx(full.weights / 2, rel=0.01) and half.trained == full.trained
+    away = plan_of(learnt, folder, "flow_dpo", gradient_checkpointing=True, offload="blocks").needs()
+    assert away.weights < smaller.weights / 5 and smaller.peak - away.peak > smaller.weights / 2
     one = plan_of(learnt, folder, "flow_dpo", batch=1).needs()
     assert one.activations == pytest.approx(full.activations / 2, rel=0.1)
 

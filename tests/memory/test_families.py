@@ -1,0 +1,31 @@
+"""A plan of every kind of network: what is learnt on its twin holds for one of more blocks."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.memory_plan import planned, run_on, write_folder
+from tests.families import PIPELINES
+
+#: Pipeline -> settings that say how many blocks there are.
+DEPTHS = {
+    "flux2-klein": {"num_layers": 3, "num_single_layers": 4},
+    "qwen-image": {"num_layers": 4},
+    "z-image": {"n_layers": 4},
+    "wan": {"num_layers": 4},
+    "ltx": {"num_layers": 4},
+}
+RUN = {"adapter": {"type": "lora", "rank": 4}, "method": {"flow_dpo": {}}}
+
+
+@pytest.mark.parametrize("name", sorted(DEPTHS))
+def test_a_deeper_network_needs_more_by_its_blocks(name, tmp_path):
+    arguments = PIPELINES[name].arguments
+    folder = write_folder(name, {"transformer": DEPTHS[name]}, tmp_path / name)
+    run = run_on(name, folder, RUN)
+    plan = planned(run, arguments["height"], arguments["width"], arguments.get("num_frames", 1))
+    twin = sum(p.numel() for p in plan.model.transformer.parameters())
+    needs = plan.needs()
+    assert needs.weights >= plan.parts["transformer"].numbers * 4 - needs.trained > twin * 4
+    assert needs.activations > 0 and needs.peak > needs.weights + needs.trained + needs.optimizer
+    assert plan.encoders(run) > 0
