@@ -22,6 +22,7 @@ from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel import Batch
 from flowhooks.memory.carried import carry_over, learn_on_twin
+from flowhooks.memory.shadows import Shadows
 from flowhooks.memory.step import Needs, count_update, decodes
 from flowhooks.memory.twin import twins
 from flowhooks.memory.weights import PartWeights, held_as, quantize_shapes
@@ -91,7 +92,7 @@ class Planned:
             learn_on_twin(self.model, {hook.type for hook in run.every_hook})
             return self._counted(run, size or self.size, device, rules)
         # Code of Diffusers that reads a number fails on a tensor without one in any of these ways.
-        except (FlowhooksError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        except (FlowhooksError, RuntimeError, ValueError, TypeError, AttributeError, LookupError) as error:
             reason = " ".join(str(error).split())[:300]
             raise NotCounted(f"the step cannot be run without numbers: {reason}") from error
 
@@ -105,7 +106,7 @@ class Planned:
         if self.vae is not None and decodes(run):
             twins[VAE], built[VAE] = model.pipe.vae, self.vae(device, dtype)
         try:
-            with shapes_only(device.type == "meta"):
+            with shapes_only(device.type == "meta"), Shadows():
                 model.pipe.register_modules(**built)
                 model = model.at(*size)
                 carry_over(model, twins[component], network)

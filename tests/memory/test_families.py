@@ -14,6 +14,7 @@ DEPTHS = {
     "z-image": {"n_layers": 4},
     "wan": {"num_layers": 4},
     "ltx": {"num_layers": 4},
+    "lumina2": {"num_layers": 4},
 }
 RUN = {"adapter": {"type": "lora", "rank": 4}, "method": {"flow_dpo": {}}}
 

@@ -10,6 +10,7 @@ from flowhooks.autocast import autocast_dtype, without_autocast
 from flowhooks.kernel.random import Draws
 from flowhooks.memory.attention import fused_on_meta
 from flowhooks.memory.live import STEP, Live
+from flowhooks.memory.shadows import Shadows
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -56,6 +57,18 @@ def test_attention_of_real_tensors_is_the_same_and_is_put_back():
     with fused_on_meta():
         inside = F.scaled_dot_product_attention(q, q, q)
     assert torch.equal(inside, before(q, q, q)) and F.scaled_dot_product_attention is before
+
+
+def test_whole_numbers_that_come_to_meta_can_be_read_there():
+    with Shadows():
+        mask = torch.tensor([[1, 1, 0], [1, 1, 1]]).to("meta")
+        lengths = mask.sum(1)
+        assert lengths.tolist() == [2, 3] and int(lengths.max()) == 3
+        assert [int(each) for each in lengths] == [2, 3] and not bool((mask > 0).all())
+        mask[0, 2] = 1
+        assert mask.cpu().sum() == 6
+        with pytest.raises(RuntimeError):
+            torch.ones(2).to("meta").sum().item()
 
 
 def test_noise_without_numbers_has_the_shape():
