@@ -192,12 +192,17 @@ def released(only: str | None) -> None:
 
 def counted(row: Row, folder: Path) -> tuple[Planned, Needs]:
     """The plan of a row and what an update needs."""
+    plan = planned(row_run(row, folder), *row.size)
+    return plan, plan.needs()
+
+
+def row_run(row: Row, folder: Path) -> Run:
+    """The run of a row."""
     sections = {**RUNS[row.method], "training": dict(row.training)}
     if row.adapter:
         sections["adapter"] = {**LORA, **row.adapter}
     model = {"dtype": "bf16", "gradient_checkpointing": True, "pipeline_arguments": TEXTS[row.pipeline], **row.model}
-    plan = planned(run_on(row.pipeline, folder, sections, **model), *row.size)
-    return plan, plan.needs()
+    return run_on(row.pipeline, folder, sections, **model)
 
 
 def main() -> None:
