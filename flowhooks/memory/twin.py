@@ -33,6 +33,8 @@ _INNER = re.compile(r"^(hidden_size|dim|inner_dim|d_model)$")
 _OTHERS = re.compile(r"^(in|out|joint|cross|pooled|text|cap|caption_channels|encoder|context|sample|image)(_|$)")
 _FEED = re.compile(r"(^|_)(ffn_dim|d_ff|intermediate_size|ffn_hidden_size|mlp_dim)$")
 _LAYERS, _NUMBER_OF_HEADS, _FEED_WIDTH, _CHANNELS = 2, 2, 64, 8
+#: Words of a text encoder: with all of them the table would be most of a twin.
+_VOCABULARY = 4096
 #: A twin with more weights than this would take minutes.
 MOST_WEIGHTS = 600_000_000
 
@@ -67,7 +69,7 @@ def _part(folder: Path, library: str, kind: str, name: str, stage: int) -> Any:
     try:
         if library == "transformers" and issubclass(cls, transformers.PreTrainedModel):
             settings = cls.config_class.from_pretrained(folder).to_dict()
-            return _built(lambda small: cls(cls.config_class.from_dict(small)), settings, _TEXT, stage, folder)
+            return _folded(_built(lambda small: cls(cls.config_class.from_dict(small)), settings, _TEXT, stage, folder))
         if issubclass(cls, nn.Module):
             # A setting that its file leaves out has the default of the class.
             settings = {**_defaults(cls), **cls.load_config(folder)}
@@ -108,6 +110,14 @@ def _built(
         _fill(module)
         return module.eval().requires_grad_(False)
     raise ModelError(f"{folder}: no small copy can be built from its configuration: {reason}")
+
+
+def _folded(module: nn.Module) -> nn.Module:
+    """Let tables of few words take every word that the tokenizer knows."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Embedding) and layer.num_embeddings == _VOCABULARY:
+            layer.register_forward_pre_hook(lambda table, args: (args[0] % table.num_embeddings, *args[1:]))
+    return module
 
 
 def _fill(module: nn.Module) -> None:
@@ -179,6 +189,10 @@ def _text(settings: Settings) -> Settings:
             small[key] = _text(dict(value)) if "hidden_size" in value else value
         elif not _is_number(value):
             continue
+        elif key == "vocab_size":
+            small[key] = min(value, _VOCABULARY)
+        elif key == "pad_token_id" and value >= _VOCABULARY:
+            small[key] = 0
         elif _FEED.search(key):
             small[key] = min(value, _FEED_WIDTH)
         elif any(_HEAD_WIDTH.search(each) for each in settings) and (_HEADS.search(key) or _KEY_HEADS.search(key)):
