@@ -21,7 +21,7 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 RANK = 16
 #: Six blocks of 384 features: 32 million weights.
 LARGE = {"layers": 6, "heads": 12}
-SMALL = {"layers": 2, "heads": 1}
+SMALL = {"layers": 4, "heads": 1}
 DRAWN = {"num_inference_steps": 8, "prompts": ["one", "two"], "pipeline_arguments": {"guidance_scale": 1.0}}
 INK = [{"type": "flowhooks.digits.rewards:Ink"}]
 #: Method -> its options here. Teachers of Flow-OPD are written by :func:`documents`.
@@ -73,12 +73,16 @@ def batch_of(model: FlowModel, size: Size) -> Batch:
 
 
 @contextmanager
-def documents(size: Size) -> Iterator[dict[str, dict[str, Any]]]:
-    """Method -> its run, inside the block, as long as its teacher's folder is there."""
+def documents(size: Size, model: FlowModel | None = None) -> Iterator[dict[str, dict[str, Any]]]:
+    """Method -> its run, inside the block, as long as its teacher's folder is there.
+
+    Args:
+        model: on which the teacher is made, and left as it was.
+    """
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory())
         adapter = {"type": "lora", "rank": RANK, "alpha": RANK, "target_modules": list(TARGETS)}
-        with flowhooks.attach(probed(size), {"adapter": adapter, "hooks": []}) as session:
+        with flowhooks.attach(model or probed(size), {"adapter": adapter, "hooks": []}) as session:
             with torch.no_grad():
                 for weight in session.parameters().values():
                     weight.add_(0.01)

@@ -63,8 +63,8 @@ class Decoder:
         """Return the fp32 gradient ``[B, ...]`` of a function of images with respect to their latents ``[B, ...]``,
         with the VAE in fp32.
 
-        Images are decoded twice. So the graph of only :data:`AT_ONCE` pixels is in memory, never beside that of the
-        function; with gradient checkpointing in the VAE, not even a whole one.
+        Images are decoded twice, and one by one where a graph is kept. So the graph of only one image is in memory,
+        never beside that of the function; with gradient checkpointing in the VAE, not even a whole one.
 
         Args:
             judge: takes images in [0, 1], see :func:`as_pictures`; returns the function's gradient by them.
@@ -72,16 +72,16 @@ class Decoder:
         self._wake()
         vae = self.model.pipe.vae
         with without_autocast(clean), _in_full_precision(vae), _checkpointed(vae):
-            size = self._at_once(clean)
             with torch.no_grad():
-                pictures = torch.cat([as_pictures(self._decoded(some)) for some in clean.split(size)])
+                some = clean.split(self._at_once(clean))
+                pictures = torch.cat([as_pictures(self._decoded(each)) for each in some])
             by_pixels = judge(pictures)
             found = []
-            for some, weight in zip(clean.split(size), by_pixels.split(size), strict=True):
-                leaf = some.detach().float().requires_grad_()
+            for sample, weight in zip(clean.split(1), by_pixels.split(1), strict=True):
+                leaf = sample.detach().float().requires_grad_()
                 with torch.enable_grad():
-                    decoded = as_pictures(self._decoded(leaf, gradient=True))
-                found.append(torch.autograd.grad(decoded, leaf, weight)[0])
+                    picture = as_pictures(self._decoded(leaf, gradient=True))
+                found.append(torch.autograd.grad(picture, leaf, weight)[0])
         return torch.cat(found)
 
     def _decoded(self, some: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
