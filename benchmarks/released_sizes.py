@@ -105,6 +105,7 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
                 "num_key_value_heads": 4,
                 "head_dim": 128,
                 "vocab_size": 152064,
+                "rope_parameters": {"mrope_section": (16, 24, 24)},
                 "layer_types": ("full_attention",) * 28,
             },
             "vision_config": {
@@ -219,8 +220,8 @@ def _fewer(pipeline: str, quantization: str | None, most: float | None = None, *
 
 _TUNER = "musubi-tuner"
 _EIGHT = {"optimizer": "adamw8bit"}
-#: One of these is published by https://huggingface.co/blog/flux-qlora, others by kohya-ss/musubi-tuner,
-#: docs/qwen_image.md.
+#: What is published: "blog" is https://huggingface.co/blog/flux-qlora, "musubi-tuner" is docs/qwen_image.md of
+#: kohya-ss/musubi-tuner.
 ROWS: tuple[Row, ...] = (
     Row(pipeline="flux", name="sft"),
     Row(pipeline="flux", name="sft, without checkpointing", model={"gradient_checkpointing": False}),
