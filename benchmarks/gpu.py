@@ -168,8 +168,9 @@ def at_full_size(plan: Planned, run: Run, device: torch.device) -> Iterator[Flow
         torch.set_default_dtype(before)
         network = quantised(network, run, device)
         plan.model.at(*plan.size)
-        if plan.model.pipe.components.get("vae") is not None:
-            plan.model.pipe.to(device)
+        for name, part in plan.model.pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name != component:
+                part.to(device, dtype)
         plan.model.pipe.register_modules(**{component: network})
         stack.callback(lambda: plan.model.pipe.register_modules(**{component: small}))
         model = plan.model.at(*plan.size)
@@ -210,8 +211,12 @@ def offloaded(model: FlowModel, run: Run, device: torch.device, stack: ExitStack
             module._buffers[name] = None if buffer is None else buffer.to(device)
 
 
-def measured(case: Case, device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """What a row tells."""
+def measured(case: Case, device: torch.device, flops: dict[Any, float], *, tiny: bool) -> dict[str, Any]:
+    """What a row tells.
+
+    Args:
+        flops: of one update, by network, method and size; what a row counts is put there, for the compiled one.
+    """
     deadline = time.perf_counter() + case.seconds
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         plan, run = plan_of(case, Path(place) / "pipeline", tiny=tiny)
@@ -220,8 +225,11 @@ def measured(case: Case, device: torch.device, *, tiny: bool) -> dict[str, Any]:
         batch = None if case.method == "adjoint_matching" else plan.batch(model, run, device)
         _, update = stack.enter_context(updating(model, run.document, lambda _: batch))
         update()
-        with FlopCounterMode(display=False) as flops:
-            update()
+        key = case.network, case.method, case.edge
+        if not case.training and not case.model:
+            with FlopCounterMode(display=False) as counter:
+                update()
+            flops[key] = counter.get_total_flops()
         _synchronise(device)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -234,8 +242,8 @@ def measured(case: Case, device: torch.device, *, tiny: bool) -> dict[str, Any]:
         best = sorted(seconds)[len(seconds) // 2]
         allocated = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     peak = next((value for name, value in PEAKS.items() if device.type == "cuda" and name in _name(device)), None)
-    # What a compiled graph computes is counted in the row without it.
-    counted = None if case.training else flops.get_total_flops() * (0.75 if case.model else 1)
+    # What is computed twice does not count, and what a compiled graph computes was counted in the row without it.
+    counted = flops.get(key)
     return {
         "seconds": best,
         "images a second": 1 / best,
@@ -275,6 +283,7 @@ def measure(arguments: argparse.Namespace) -> int:
     device = torch.device("cpu" if arguments.tiny or not torch.cuda.is_available() else "cuda")
     end = time.perf_counter() + 60 * arguments.minutes
     rows: list[Row] = []
+    flops: dict[Any, float] = {}
     about = {"command": "python -m benchmarks gpu", "machine": machine()}
     for case in CASES:
         if arguments.only is not None and arguments.only not in " ".join(map(str, case.settings.values())):
@@ -283,7 +292,9 @@ def measure(arguments: argparse.Namespace) -> int:
         if time.perf_counter() + case.seconds > end:
             rows.append(Row(table="gpu", settings=case.settings, failure="not run: out of time"))
         else:
-            rows.append(attempt("gpu", case.settings, lambda case=case: measured(case, device, tiny=arguments.tiny)))
+            rows.append(
+                attempt("gpu", case.settings, lambda case=case: measured(case, device, flops, tiny=arguments.tiny))
+            )
         print(rows[-1], file=sys.stderr, flush=True)
         write(rows, arguments.output / "gpu.json", about)
         gc.collect()
