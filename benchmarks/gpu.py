@@ -226,7 +226,8 @@ def measured(case: Case, device: torch.device, flops: dict[Any, float], *, tiny:
         _, update = stack.enter_context(updating(model, run.document, lambda _: batch))
         update()
         key = case.network, case.method, case.edge
-        if not case.training and not case.model:
+        # The counter cannot follow a gradient that is taken inside a step.
+        if not case.training and not case.model and case.method != "adjoint_matching":
             with FlopCounterMode(display=False) as counter:
                 update()
             flops[key] = counter.get_total_flops()

@@ -16,6 +16,7 @@ def _check(rank: int) -> None:
     assert counts.check(parser().parse_args(["check"])) == 0
 
 
+@pytest.mark.slow
 def test_no_count_is_worse_than_the_committed_one():
     """In a process of its own, which the pretended device stays in."""
     side_by_side(_check, count=1)

@@ -22,7 +22,7 @@ ALLOWED = {
     **{recipe: {BLOCKING: None} for recipe in DRAWING},
     # A reward that is not finite, or has no gradient, ends the run before anything is trained on it.
     **{recipe: {BLOCKING: None, READ: 1} for recipe in DRAWING - {"flow_opd"}},
-    # Two copies of two visited... each smoothed copy of the images is judged.
+    # Two smoothed copies of the images are judged, each for every step that the gradient reaches.
     "adjoint_gated": {BLOCKING: None, READ: 4},
 }
 
