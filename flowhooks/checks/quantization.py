@@ -67,6 +67,12 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
             f"with algo {kind!r}, or 'lora'"
         )
         yield Problem(message, file, "$.adapter.type")
+    if trained is not None and trained[METHOD] == "bitsandbytes" and section["offload"] != "none":
+        message = (
+            f"blocks whose layers are {_called(trained)} stay on the device, as each layer holds its weight until its "
+            "backward pass; set this to 'none', or `model.quantization` to 'int8', 'fp8' or 'int4'"
+        )
+        yield Problem(message, file, "$.model.offload")
 
 
 def quantization_warnings(run: Run) -> Iterator[str]:

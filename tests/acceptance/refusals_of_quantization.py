@@ -59,6 +59,10 @@ QUANTIZATION: dict[str, Refusal] = {
         make=written(model={"quantization": "nf4"}, adapter={"type": "lokr"}),
         words=("$.adapter.type: ", "nf4 (bitsandbytes) packs them", "'lycoris'"),
     ),
+    "blocks of bitsandbytes, offloaded": Refusal(
+        make=written(model={"quantization": "nf4", "offload": "blocks", "gradient_checkpointing": True}),
+        words=("$.model.offload: ", "nf4 (bitsandbytes)", "'none'", "'int8'"),
+    ),
     "a text encoder in a GGUF file": Refusal(
         make=quantized({"text_encoder": "gguf"}), words=("is a text encoder", "another backend")
     ),

@@ -36,6 +36,8 @@ ELSEWHERE = {
     "checks/hub.py: ": "tests/checks/test_hub.py",
     "checks/machine.py: machine_warnings: ": "tests/checks/test_machine.py",
     "checks/optimizers.py: optimizer_warnings: ": "tests/checks/test_optimizers.py",
+    "checks/machine.py: compiler_refusal: return f": "tests/checks/test_machine.py",
+    "checks/machine.py: compiler_refusal: return 'on a GPU": "tests/checks/test_machine.py",
     "checks/machine.py: backend_refusal: ": "tests/checks/test_attention_backends.py",
     "checks/machine.py: _refusal_of_diffusers: ": "tests/checks/test_attention_backends.py",
     "checks/quantization.py: quantization_warnings: ": "tests/checks/test_quantization.py",

@@ -25,3 +25,20 @@ def test_workers_of_a_machine_of_four(workers, warned, refused, tmp_path, monkey
     assert [each.path for each in machine_problems(run)] == (["$.training.dataloader_num_workers"] if refused else [])
     # Trying whether a folder can be made leaves nothing.
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "words"),
+    [((6, 1), True, "compute capability 7.0, the best one here has 6.1"), ((9, 0), False, "pip install triton")],
+)
+def test_a_gpu_that_cannot_compile_is_refused_with_the_reason(capability, triton, words, monkeypatch):
+    monkeypatch.setattr(machine, "cuda_capabilities", lambda: (capability,))
+    monkeypatch.setattr(machine, "find_spec", lambda name: object() if triton else None)
+    assert words in (machine.compiler_refusal("inductor") or "")
+    assert machine.compiler_refusal("aot_eager") is None
+
+
+def test_a_gpu_with_triton_compiles(monkeypatch):
+    monkeypatch.setattr(machine, "cuda_capabilities", lambda: ((9, 0),))
+    monkeypatch.setattr(machine, "find_spec", lambda name: object())
+    assert machine.compiler_refusal("inductor") is None
