@@ -103,7 +103,6 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
                 "num_hidden_layers": 28,
                 "num_attention_heads": 28,
                 "num_key_value_heads": 4,
-                "head_dim": 128,
                 "vocab_size": 152064,
                 "rope_parameters": {"mrope_section": (16, 24, 24)},
                 "layer_types": ("full_attention",) * 28,
