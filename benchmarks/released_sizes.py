@@ -183,7 +183,12 @@ TEXTS: Mapping[str, Mapping[str, Any]] = {
     "wan": {"max_sequence_length": 512},
 }
 _SQUARE = (1024, 1024)
-_EVERY_LINEAR = {"target_modules": ("attn", "img_mlp", "txt_mlp", "img_mod", "txt_mod")}
+_EVERY_LINEAR = {
+    "target_modules": (
+        *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+        *(f"{stream}_{layer}" for stream in ("img", "txt") for layer in ("mlp.net.0.proj", "mlp.net.2", "mod.1")),
+    )
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +249,15 @@ ROWS: tuple[Row, ...] = (
     _fewer("flux", None),
     _fewer("flux", "int8", 20),
     _fewer("flux", "nf4", 12),
+    Row(
+        pipeline="flux",
+        name="flow_dpo, nf4, a view at a time",
+        method="flow_dpo",
+        model={"quantization": "nf4"},
+        training={"batch_views": False},
+        published="at most 12",
+        most=12,
+    ),
     Row(
         pipeline="qwen-image",
         name="sft, every layer of blocks, adamw8bit",
