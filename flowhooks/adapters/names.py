@@ -23,6 +23,10 @@ METADATA_KEY = "lora_adapter_metadata"
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
+# The configuration of the network that a file is for, in Diffusers' names.
+NETWORK_KEY = "flowhooks.network"
+# The PEFT configuration that a LoRA was trained with, where its strength is multiplied into its matrices.
+TRAINED_KEY = "flowhooks.trained"
 # Layer names with their weights' shapes, for files whose keys and tensors do not show them.
 LAYERS_KEY = "flowhooks.layers"
 # The adapters that a file was merged from.

@@ -59,7 +59,7 @@ def test_no_two_public_classes_have_one_name():
 def test_the_house_is_measured():
     found = measured()
     assert found["circles between rooms"] == 0
-    assert 10_000 < found["package lines"] < 40_000 and found["package files"] > found["files of a new hook"] > 1
+    assert 10_000 < found["package lines"] < 45_000 and found["package files"] > found["files of a new hook"] > 1
 
 
 def test_an_import_anywhere_in_a_file_is_seen(tmp_path):
