@@ -11,15 +11,32 @@ from flowhooks.printing import say
 NAME = "export"
 HELP = "write an adapter in the names another program reads, or a run as a pipeline"
 
+#: Those of ``export.dialects``, ``export.merged`` and ``export.anyflow``, which import torch.
+FORMATS = (
+    *("portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris"),
+    *("merged", "merged-network"),
+    "anyflow",
+)
+
 
 def add(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or the folder of a run or checkpoint")
     parser.add_argument(
         "--format",
-        choices=["portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris", "anyflow"],
+        choices=[
+            "portable",
+            "diffusers",
+            "comfyui",
+            "kohya",
+            "musubi",
+            "lycoris",
+            "merged",
+            "merged-network",
+            "anyflow",
+        ],
         default="portable",
-        help="program that will read it; portable: right in most of them; anyflow: a whole pipeline, of a finished run "
-        "(default: %(default)s)",
+        help="program that will read it; portable: right in most of them; merged: a run's pipeline with the adapter "
+        "in its weights, or its network alone; anyflow: that of a flow map on Wan (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -46,6 +63,11 @@ def run(args: Namespace) -> int:
         from flowhooks.export.anyflow import export_anyflow
 
         say(f"Wrote {export_anyflow(source, output)}")
+        return 0
+    if args.format.startswith("merged"):
+        from flowhooks.export.merged import export_merged
+
+        say(f"Wrote {export_merged(source, args.format, output)}")
         return 0
     from flowhooks.adapters.names import find_file
 

@@ -14,8 +14,8 @@ from flowhooks.adapters.network import network_header
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_adapter, pieces_of
 from tests.adapters.helpers import section, train_randomly, transformer
-from tests.export.test_families import error, write
 from tests.naming.rows import linears, network
+from tests.naming.sources import error, write
 
 #: A layer of one, a part of three, and one whose halves change places in Stable Diffusion 3.
 LAYERS = ["ff.net.0.proj", "attn.to_q", "attn.to_v", "norm_out.linear"]
