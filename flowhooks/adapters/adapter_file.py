@@ -24,13 +24,14 @@ from flowhooks.adapters.names import (
     PEFT_PREFIX,
     find_file,
     format_of,
+    has_other_matrices,
     has_other_names,
     layer_name,
     refuse_damaged,
     refuse_integers,
     unreadable,
 )
-from flowhooks.adapters.native_file import in_own_names
+from flowhooks.adapters.native_file import in_own_names, network_named
 from flowhooks.adapters.network import Network, network_of, network_told
 from flowhooks.adapters.other_names import converted
 from flowhooks.errors import AdapterError
@@ -121,6 +122,8 @@ def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module |
             known = network_told(header, str(file))
         else:
             known = network if isinstance(network, Network) else network_of(network)
+        if known is None and has_other_matrices(tensors):
+            known = network_named(file, tensors)
         own = None if known is None else in_own_names(file, tensors, known)
         if own is None and pipeline is not None and has_other_names(tensors):
             own = converted(file, tensors, pipeline)
@@ -137,9 +140,7 @@ def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module |
 
 def _has_foreign_names(tensors: Mapping[str, Tensor], network: nn.Module | Network | None) -> bool:
     """Return whether all layers of a file have the names of another program."""
-    if has_other_names(tensors) or any(
-        key.startswith(f"{DIFFUSERS_PREFIX}.") and ".lora_down." in key for key in tensors
-    ):
+    if has_other_names(tensors) or has_other_matrices(tensors):
         return True
     if network is None:
         return False

@@ -23,6 +23,7 @@ from flowhooks.adapters.names import (
     find_file,
     first_few,
     format_of,
+    has_other_matrices,
     has_other_names,
     layer_name,
     read_json,
@@ -69,7 +70,8 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
-    if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
+    foreign = has_other_names(shapes) or has_other_matrices(shapes)
+    if foreign and any(key.endswith(_FIRSTS) for key in shapes):
         # The rules of names, and Diffusers' own converter, import torch.
         _check_converted(file, model, section)
         return

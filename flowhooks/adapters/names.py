@@ -225,6 +225,11 @@ def has_other_names(keys: Collection[str]) -> bool:
     return not any(key.startswith(known) for key in keys)
 
 
+def has_other_matrices(keys: Collection[str]) -> bool:
+    """Return whether the keys are Diffusers' names of layers with other programs' names of the matrices."""
+    return any(key.startswith(f"{DIFFUSERS_PREFIX}.") and ".lora_down." in key for key in keys)
+
+
 def other_names(file: Path, keys: Collection[str]) -> str:
     """Return the beginning of a sentence on a file for which `has_other_names` is true: what it is."""
     first = next(iter(keys))

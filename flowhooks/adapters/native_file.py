@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.names import ALPHA, first_few
+from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few
 from flowhooks.adapters.network import Network
 from flowhooks.adapters.pieces import Piece
 from flowhooks.errors import AdapterError
@@ -206,6 +206,13 @@ class Names:
                 f"{list(shape)}. It was made for another model: use the base model it was trained on."
             )
         return piece
+
+
+def network_named(file: Path, tensors: Mapping[str, Tensor]) -> Network:
+    """Describe the layers that a file with Diffusers' names changes, by the sides of its matrices."""
+    pieces = pieces_in(file, tensors) or {}
+    prefix = f"{DIFFUSERS_PREFIX}."
+    return Network(kind=None, shapes={name.removeprefix(prefix): piece.shape for name, piece in pieces.items()})
 
 
 def in_own_names(file: Path, tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor] | None:
