@@ -112,15 +112,17 @@ class Piece:
         return self.factors[f"{name}_a"].shape[0], self.factors[f"{name}_b"].shape[1]
 
     def compact(self) -> Piece | None:
-        """Return a LoRA without ranks that change nothing; None where none is left."""
-        if self.kind != "lora":
-            return self if bool(self.change().any()) else None
-        kept = self.factors["up"].any(0)
-        if not bool(kept.any()):
+        """Return it without ranks that change nothing; None where no change is left."""
+        pairs = {"lora": [("up", "down")], "loha": [("w1_a", "w1_b"), ("w2_a", "w2_b")]}.get(self.kind, [])
+        kept = [self.factors[outer].any(0) for outer, _ in pairs]
+        if not all(bool(each.any()) for each in kept) or (not pairs and not bool(self.change().any())):
             return None
-        if bool(kept.all()):
+        if any(int(each.sum()) != int(kept[0].sum()) for each in kept):
             return self
-        return replace(self, factors={"up": self.factors["up"][:, kept], "down": self.factors["down"][kept]})
+        factors = dict(self.factors)
+        for (outer, inner), each in zip(pairs, kept, strict=True):
+            factors |= {outer: self.factors[outer][:, each], inner: self.factors[inner][each]}
+        return replace(self, factors=factors)
 
     def as_lora(self, rank: int) -> Piece:
         """Return the best LoRA of at most this rank for the change, of scale 1."""

@@ -79,6 +79,26 @@ def test_a_foreign_file_starts_a_run_teaches_and_merges(name, trained, tmp_path)
             merge_files([file], tmp_path / "unknown", method="cat")
 
 
+@pytest.mark.parametrize("kind", ["lycoris-loha", "lycoris-lokr", "lycoris-locon"])
+def test_other_kinds_start_a_run_and_teach(kind, tmp_path):
+    # A LoKr has no counterpart of layers that are one in the original network.
+    layers = ["ff.net.2", "norm_out.linear", *(["to_q"] if kind != "lycoris-lokr" else [])]
+    model = transformer()
+    adapter = build_adapter(model, section(kind, target_modules=layers))
+    train_randomly(adapter)
+    file = export_lora(adapter.save(tmp_path / "run", {}), "comfyui", tmp_path / "foreign.safetensors")
+    save_file(load_file(file), file)
+    taught, started = transformer(), transformer()
+    with FrozenAdapter(taught, file).alone():
+        found = {"teacher": predict(taught)}
+    # LoCon is LoRA under another name.
+    told = {"algo": None, "type": "lora", "alpha": 2.0} if kind == "lycoris-locon" else {}
+    build_adapter(started, {**section(kind, target_modules=layers, init_from=str(file)), **told})
+    found["init_from"] = predict(started)
+    for way, output in found.items():
+        torch.testing.assert_close(output, predict(model), rtol=1e-4, atol=1e-5, msg=lambda m, w=way: f"{w}: {m}")
+
+
 def test_the_header_alone_tells_the_network(trained, tmp_path):
     own, expected = trained
     file = export_lora(own, "kohya", tmp_path / "kohya.safetensors")
