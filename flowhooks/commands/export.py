@@ -88,8 +88,6 @@ def run(args: Namespace) -> int:
         say(f"left out   {_few(written.left_out)}")
     if written.error is not None:
         say(f"error      {written.error:.2g} of the changes that were turned into LoRA")
-    if written.note is not None:
-        say(f"note       {written.note}")
     return 0
 
 

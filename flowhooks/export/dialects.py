@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,25 +35,13 @@ from flowhooks.adapters.network import Network, network_in, network_told
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
+from flowhooks.export.layout_choice import DIFFUSERS, MUSUBI, OWN, LayoutChoice
 from flowhooks.manifest import CHECKPOINT
-from flowhooks.naming import (
-    LAYOUTS,
-    Family,
-    FileLayout,
-    NativePlace,
-    Reading,
-    families,
-    family_of,
-    fits,
-    places_of,
-    tool_version,
-)
+from flowhooks.naming import LAYOUTS, FileLayout, NativePlace, Reading, places_of, tool_version
 from flowhooks.reading import user_path
 
 DIALECTS = ("portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris")
-_COMFYUI, _DIFFUSERS, _MUSUBI, _SCRIPTS, _LYCORIS = "ComfyUI", "Diffusers", "musubi-tuner", "sd-scripts", "LyCORIS"
-_OWN = "transformer.diffusers"
-_LORA_ONLY = {"diffusers": _DIFFUSERS, "musubi": _MUSUBI}
+_LORA_ONLY = {"diffusers": DIFFUSERS, "musubi": MUSUBI}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +54,7 @@ class Exported:
         readings: what each program makes of it that is known to read such a file.
         left_out: layers that were left out as asked.
         error: relative error of changes that were turned into LoRA, in the Frobenius norm; None where none was.
-        note: what else is to be known of it.
+        tried: whether its names were tried in ComfyUI, and not only read in its source.
     """
 
     file: Path
@@ -74,17 +62,18 @@ class Exported:
     readings: tuple[Reading, ...] = ()
     left_out: tuple[str, ...] = ()
     error: float | None = None
-    note: str | None = None
+    tried: bool = True
 
     @property
     def right_in(self) -> tuple[str, ...]:
         """Return the programs in which it is right, with the version it was tried in."""
-        return tuple(_versioned(each.tool) for each in self.readings if not each.lost)
+        return tuple(self._versioned(each.tool) for each in self.readings if not each.lost)
 
-
-def _versioned(tool: str) -> str:
-    version = tool_version(tool)
-    return f"{tool} {version}" if version and version[0].isdigit() else tool
+    def _versioned(self, tool: str) -> str:
+        if not self.tried:
+            return f"{tool} (by its source, not tried)"
+        version = tool_version(tool)
+        return f"{tool} {version}" if version[0].isdigit() else tool
 
 
 def export_lora(source: Path, dialect: str, output: Path | None, *, model: Path | None = None) -> Path:
@@ -130,7 +119,7 @@ def export_adapter(
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     if dialect == "diffusers" and _is_whole(read):
-        readings = (Reading(tool=_DIFFUSERS, lost=()),)
+        readings = (Reading(tool=DIFFUSERS, lost=()),)
         write_aside(target, lambda aside: shutil.copyfile(file, aside))
         return Exported(
             file=target, layers=len({key.partition(".lora_")[0] for key in read.tensors}), readings=readings
@@ -206,7 +195,6 @@ class _Export:
     def __init__(self, read: AdapterFile, network: Network | None, dialect: str, as_lora: int | None, leave_out: bool):
         self.read, self.network, self.dialect, self.leave_out = read, network, dialect, leave_out
         self.kind = None if network is None else network.kind
-        self.family = family_of(self.kind)
         self.pieces = pieces_of(read, network)
         self.error: float | None = None
         self._require_layers()
@@ -221,11 +209,15 @@ class _Export:
             )
 
     def write(self, target: Path) -> Exported:
-        name, readings = self._layout()
+        layers = [piece.name for piece in self.pieces]
+        choice = LayoutChoice(
+            dialect=self.dialect, kind=self.kind, layers=layers, plain=self.plain, leave_out=self.leave_out
+        )
+        name, readings = choice.layout()
         layout = replace(LAYOUTS[name], alphas=True) if self._keeps_alphas(name) else LAYOUTS[name]
         left: tuple[str, ...] = ()
         if self.leave_out:
-            dropped = [layer for each in readings if each.tool in self._meant_for() for layer in each.lost]
+            dropped = [layer for each in readings if each.tool in choice.meant_for() for layer in each.lost]
             left = tuple(dict.fromkeys(dropped))
             self.pieces = [piece for piece in self.pieces if piece.name not in left]
             readings = [
@@ -237,119 +229,25 @@ class _Export:
         header = {key: value for key, value in self.read.header.items() if key not in _NOT_OURS}
         if self.network is not None and self.network.kind is not None:
             header.setdefault(TRANSFORMER_KEY, self.network.kind)
-        if name == _OWN:
+        if name == OWN:
             ranks = {piece.name: piece.rank or 1 for piece in self.pieces}
             header[METADATA_KEY] = diffusers_metadata(plain_config(ranks))
         if name == "lycoris.diffusers":
             header[LAYERS_KEY] = json.dumps({piece.name: piece.shape for piece in self.pieces})
-        write_tensors(target, self._tensors(layout), header)
-        unverified = self.family is not None and not self.family.verified and layout.names != "diffusers"
+        places = {} if layout.names == "diffusers" else places_of(choice.known_family(), layers)
+        write_tensors(target, self._tensors(layout, places), header)
+        untried = choice.family is not None and not choice.family.verified and layout.names != "diffusers"
         return Exported(
             file=target,
             layers=len(self.pieces),
             readings=tuple(readings),
             left_out=left,
             error=self.error,
-            note="its names were read in ComfyUI's source, and not tried there" if unverified else None,
+            tried=not untried,
         )
 
     def _keeps_alphas(self, name: str) -> bool:
         return self.dialect == "comfyui" or not self.plain or LAYOUTS[name].alphas
-
-    def _layout(self) -> tuple[str, list[Reading]]:
-        """Return the layout to write, and what each program that reads it makes of these layers. Raises `AdapterError`
-        where the program that it is for would drop one."""
-        layers = [piece.name for piece in self.pieces]
-        if self.dialect == "diffusers" or (self.dialect == "portable" and self._unknown() and self.plain):
-            own = [] if self.family is None else fits(self.family, _OWN, layers)
-            return _OWN, own or [Reading(tool=_DIFFUSERS, lost=())]
-        if self.dialect == "lycoris":
-            found = [] if self.family is None else fits(self.family, "lycoris.diffusers", layers)
-            return "lycoris.diffusers", [Reading(tool=_LYCORIS, lost=()), *found]
-        family = self._known_family()
-        self._require_names(family)
-        if self.dialect == "portable":
-            return self._portable(family, layers)
-        name = self._one(family)
-        readings = fits(family, name, layers)
-        if self.dialect == "comfyui" or not self.plain:
-            # The layouts of other programs have no alphas, and no other kinds were tried there.
-            readings = [each for each in readings if each.tool == _COMFYUI]
-        self._require_kept([each for each in readings if each.tool in self._meant_for()], name)
-        return name, readings
-
-    def _meant_for(self) -> tuple[str, ...]:
-        """Return the programs that a dialect is for, whose dropping a layer is an error."""
-        if self.dialect == "portable":
-            return _COMFYUI, _DIFFUSERS
-        if self.dialect == "kohya":
-            scripts = self.plain and self.family is not None and _SCRIPTS in self.family.reads["lora_unet.native"]
-            return (_SCRIPTS if scripts else _COMFYUI,)
-        return {"comfyui": (_COMFYUI,), "musubi": (_MUSUBI,), "diffusers": (_DIFFUSERS,), "lycoris": (_LYCORIS,)}[
-            self.dialect
-        ]
-
-    def _unknown(self) -> bool:
-        return self.kind is not None and self.family is None
-
-    def _one(self, family: Family) -> str:
-        """Return the layout of a dialect that has one."""
-        if self.dialect != "musubi":
-            return {"comfyui": "diffusion_model.native", "kohya": "lora_unet.native"}[self.dialect]
-        found = _of_musubi(family)
-        if found is None:
-            known = ", ".join(other.classes[0] for other in families().values() if _of_musubi(other))
-            raise AdapterError(f"format 'musubi' is known for {known}; this file is for {self.kind}")
-        return found
-
-    def _portable(self, family: Family, layers: Sequence[str]) -> tuple[str, list[Reading]]:
-        """Return the first layout of those that are right in most programs, ComfyUI among them."""
-        names = family.portable if self.plain else ("diffusion_model.native",)
-        choices = [(name, fits(family, name, layers)) for name in names]
-        if not self.plain:
-            choices = [(name, [each for each in found if each.tool == _COMFYUI]) for name, found in choices]
-        if self.leave_out:
-            return choices[0]
-        right = [
-            (sum(not each.lost for each in found), -place, name, found)
-            for place, (name, found) in enumerate(choices)
-            if any(each.tool == _COMFYUI and not each.lost for each in found)
-        ]
-        if not right:
-            self._require_kept([each for each in choices[0][1] if each.tool == _COMFYUI], choices[0][0])
-        _, _, name, found = max(right)
-        return name, found
-
-    def _require_kept(self, readings: Sequence[Reading], layout: str) -> None:
-        lost = [layer for each in readings for layer in each.lost]
-        if lost and not self.leave_out:
-            raise AdapterError(
-                f"{readings[0].tool} would drop {first_few(lost)} of a file in layout `{layout}`. Leave "
-                f"{'it' if len(lost) == 1 else 'them'} out with `--leave-out`, use format 'diffusers' for Diffusers, "
-                "or train without in `adapter.target_modules`."
-            )
-
-    def _known_family(self) -> Family:
-        if self.kind is None:
-            raise AdapterError(
-                f"its header does not name the network that it is for, which format {self.dialect!r} needs. Give the "
-                "pipeline's folder with `--model`."
-            )
-        if self.family is None:
-            known = ", ".join(sorted(kind for family in families().values() for kind in family.classes))
-            raise AdapterError(
-                f"format {self.dialect!r} needs the model's original layer names, which are known for {known}; this "
-                f"file is for {self.kind}. Use format 'diffusers', or 'lycoris'."
-            )
-        return self.family
-
-    def _require_names(self, family: Family) -> None:
-        unknown = [piece.name for piece in self.pieces if family.place(piece.name) is None]
-        if unknown:
-            raise AdapterError(
-                f"No original name is known for layer {first_few(unknown)} of {self.kind}. Train without it in "
-                "`adapter.target_modules`, or use format 'diffusers'."
-            )
 
     def _require_layers(self) -> None:
         """Raise `AdapterError` for a layer that the network does not have, or has with other sides."""
@@ -377,13 +275,12 @@ class _Export:
         self.pieces = found
         self.error = None if not size else math.sqrt(off / size)
 
-    def _tensors(self, layout: FileLayout) -> dict[str, Tensor]:
+    def _tensors(self, layout: FileLayout, places: Mapping[str, NativePlace]) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         if layout.names == "diffusers":
             for piece in self.pieces:
                 tensors |= keys_of(piece, layout.key(_same(piece.name)), layout)
             return tensors
-        places = places_of(self._known_family(), (piece.name for piece in self.pieces))
         groups: dict[str, tuple[NativePlace, dict[str, Piece]]] = {}
         for piece in self.pieces:
             place = places[piece.name]
@@ -417,11 +314,6 @@ class _Export:
 
 #: Keys of a header that describe the file it was read from.
 _NOT_OURS = (METADATA_KEY, CONFIG_KEY, LAYERS_KEY, TRAINED_KEY, "format")
-
-
-def _of_musubi(family: Family) -> str | None:
-    layouts = (name for name, tools in family.reads.items() if name.startswith("lora_unet.") and _MUSUBI in tools)
-    return next(layouts, None)
 
 
 def _same(layer: str) -> NativePlace:

@@ -127,6 +127,8 @@ def lora_row(family: Family, name: str, folder: Path) -> str:
         for dialect in ("comfyui", "musubi")
     ]
     scripts = files["kohya"] if SCRIPTS in family.reads["lora_unet.native"] else None
+    if not family.verified:
+        outside[0] += ", not tried"
     outside.append("-" if scripts is None else count(total - len(scripts.left_out), total))
     cells = [
         name,
