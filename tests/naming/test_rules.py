@@ -10,7 +10,7 @@ import torch
 from diffusers.loaders import single_file_utils
 
 from flowhooks.adapters.native_file import Names
-from flowhooks.adapters.network import network_of
+from flowhooks.adapters.network import Network, network_header, network_of, network_told
 from flowhooks.naming import LAYOUTS, families, family_of, places_of, tencent_name, tool_version
 from flowhooks.naming.layouts import begins
 from tests.naming.rows import FIRST, PIPELINES, ROWS, linears, network, numbers, pipeline
@@ -22,10 +22,22 @@ def test_every_family_has_a_row():
         assert all(network(name).kind in families()[family].classes for name in names)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_every_linear_layer_has_one_place_and_comes_back(name):
-    layers = linears(name)
-    family = family_of(network(name).kind)
+def built(name: str, **settings: int) -> Network:
+    """The network of a tiny pipeline on meta, with other settings."""
+    transformer = pipeline(name).transformer
+    with torch.device("meta"):
+        return network_of(type(transformer).from_config({**transformer.config, **settings}))
+
+
+#: Settings of networks with layers that the tiny pipelines' lack: an image beside the prompt.
+WITH_AN_IMAGE = {"image_dim": 16, "added_kv_proj_dim": 24}
+
+
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in PIPELINES), ("wan", WITH_AN_IMAGE)])
+def test_every_linear_layer_has_one_place_and_comes_back(name, settings):
+    found_network = built(name, **settings) if settings else network(name)
+    layers = {layer: shape for layer, shape in found_network.shapes.items() if len(shape) == 2}
+    family = family_of(found_network.kind)
     places = places_of(family, layers)
     assert [layer for layer in layers if layer not in places] == []
     fused = defaultdict(list)
@@ -38,7 +50,7 @@ def test_every_linear_layer_has_one_place_and_comes_back(name):
             assert layers[layer][0] % 2 == 0
     for native, parts in fused.items():
         assert sorted(places[parts[0]].parts) == sorted(parts), native
-    names = Names(network(name))
+    names = Names(found_network)
     for layout in LAYOUTS.values():
         if layout.names == "tencent" and not family.tencent:
             continue
@@ -50,6 +62,12 @@ def test_every_linear_layer_has_one_place_and_comes_back(name):
             names_own in (place.layer, place.native)
             for (_, names_own), place in zip(found.values(), keys.values(), strict=True)
         )
+
+
+@pytest.mark.parametrize("name", FIRST.values())
+def test_a_files_header_tells_the_network(name):
+    header = network_header(pipeline(name).transformer)
+    assert network_told(header, "a file") == network(name)
 
 
 #: Family -> Diffusers' converter of its original checkpoints.
@@ -103,11 +121,11 @@ WIDE = {
 NEWER = {"ltx2": ("prompt_adaln", "audio_prompt_adaln")}
 
 
-@pytest.mark.parametrize("family", CONVERTERS)
-def test_rows_are_those_of_diffusers_own_converter(family):
-    transformer = pipeline(FIRST[family]).transformer
-    with torch.device("meta"):
-        found = network_of(type(transformer).from_config({**transformer.config, **WIDE.get(family, {})}))
+@pytest.mark.parametrize(
+    ("family", "settings"), [*((family, WIDE.get(family, {})) for family in CONVERTERS), ("wan", WITH_AN_IMAGE)]
+)
+def test_rows_are_those_of_diffusers_own_converter(family, settings):
+    found = built(FIRST[family], **settings)
     layers = {layer: shape for layer, shape in found.shapes.items() if len(shape) == 2}
     # One column says where each row goes.
     weights = {layer: numbers(shape[0], 1, seed=i) for i, (layer, shape) in enumerate(layers.items())}
