@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin
 from torch import nn
 
 from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.names import NETWORK_KEY, TRANSFORMER_KEY, read_json
 from flowhooks.adapters.outline import meta_copy
 from flowhooks.errors import AdapterError
+from flowhooks.naming import family_of
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
 #: Most of anything that a configuration may count, and most layers: a network is built from it to learn its shapes.
 MOST = 10_000_000
-MOST_LAYERS = 1000
+MOST_LAYERS = 256
 _ADAPTABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -106,10 +107,10 @@ def _built(kind: str, text: str) -> Network:
     """Describe a network of Diffusers by its configuration, JSON."""
     import diffusers
 
-    found = getattr(diffusers, kind, None)
-    if not (isinstance(found, type) and issubclass(found, ModelMixin)):
+    # A header may come from a stranger: it names one of these classes, and no other is built.
+    built: Any = getattr(diffusers, kind, None) if family_of(kind) is not None else None
+    if built is None:
         return Network(kind=kind, shapes={})
-    built: Any = found
     settings = read_json(text, origin="it")
     if (large := _too_large(settings)) is not None:
         raise AdapterError(f"`{large}` is {settings[large]}. The file is damaged.")
@@ -128,7 +129,7 @@ def _too_large(settings: Mapping[str, Any]) -> str | None:
     """Return the name of a setting that would make building the network take long."""
     for key, value in settings.items():
         numbers = [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, (int, float))]
-        most = MOST_LAYERS if any(word in key for word in ("layers", "blocks", "depth")) else MOST
+        most = MOST_LAYERS if any(word in key for word in ("layers", "blocks", "depth", "experts", "stages")) else MOST
         if any(number > most for number in numbers):
             return key
     return None

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter
 from flowhooks.adapters.adapter_file import read_adapter
-from flowhooks.adapters.network import network_header
+from flowhooks.adapters.network import network_header, network_told
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_adapter, pieces_of
 from tests.adapters.helpers import section, train_randomly, transformer
@@ -161,6 +161,12 @@ def test_musubi_reads_other_names_in_each_family(tmp_path):
     assert keys["hunyuan-video"] == "lora_unet_double_blocks_0_img_attn_qkv.alpha"
     with pytest.raises(AdapterError, match="format 'musubi' is known for .*; this file is for SD3Transformer2DModel"):
         export_adapter(write(tmp_path, "sd3", ["proj_out"]).file, "musubi", None)
+
+
+def test_a_header_names_no_other_class_of_diffusers():
+    for kind in ("AutoencoderKL", "UNet2DConditionModel", "DiffusionPipeline", "os"):
+        told = network_told({"flowhooks.transformer": kind, "flowhooks.network": "{}"}, "a file")
+        assert told.kind == kind and told.shapes == {}
 
 
 def test_a_header_whose_network_cannot_be_built(tmp_path):
