@@ -83,7 +83,7 @@ def run(args: Namespace) -> int:
         say(f"right in   {', '.join(written.right_in)}")
     for each in written.readings:
         if each.lost:
-            say(f"not in     {each.tool}, which would lose {_few(each.lost)}")
+            say(f"not in     {each.tool}, which would drop or mix up {_few(each.lost)}")
     if written.left_out:
         say(f"left out   {_few(written.left_out)}")
     if written.error is not None:
