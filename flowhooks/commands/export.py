@@ -36,7 +36,7 @@ def add(parser: ArgumentParser) -> None:
         ],
         default="portable",
         help="program that will read it; portable: right in most of them; merged: a run's pipeline with the adapter "
-        "in its weights, or its network alone; anyflow: that of a flow map on Wan (default: %(default)s)",
+        "in its weights, or its network alone; anyflow: a pipeline of a flow map (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
