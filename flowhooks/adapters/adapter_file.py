@@ -10,21 +10,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowhooks import files
 from flowhooks.adapters.fit import number_types
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
+    DIFFUSERS_PREFIX,
+    LAYERS_KEY,
+    LYCORIS_PREFIX,
     METADATA_KEY,
+    PEFT_PREFIX,
     find_file,
     format_of,
+    has_other_matrices,
     has_other_names,
+    layer_name,
     refuse_damaged,
     refuse_integers,
     unreadable,
 )
+from flowhooks.adapters.native_file import in_own_names, network_named
+from flowhooks.adapters.network import Network, network_of, network_told
 from flowhooks.adapters.other_names import converted
 from flowhooks.errors import AdapterError
 
@@ -82,6 +90,7 @@ class AdapterFile:
         tensors: tensors on the CPU, by their names without the format's prefix.
         header: metadata that was written beside them.
         alphas: layer -> alpha, for a LoRA that holds them as tensors.
+        renamed: whether the file has the names of another program.
     """
 
     path: Path
@@ -89,28 +98,56 @@ class AdapterFile:
     tensors: Mapping[str, Tensor]
     header: Mapping[str, str]
     alphas: Mapping[str, float] = field(default_factory=dict)
+    renamed: bool = False
 
 
-def read_adapter(path: Path | str, *, pipeline: Any = None) -> AdapterFile:
+def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module | Network | None = None) -> AdapterFile:
     """Read the file at ``path`` (a .safetensors file or the folder with it).
 
+    Layer names of other programs are read by the rules of ``flowhooks.naming``, which need the network's layers, and
+    where these do not know them all by Diffusers' converter for the pipeline's class. Alphas are then in the matrices.
+
     Args:
-        pipeline: the Diffusers pipeline that it is for, or its class, whose converter reads the layer names of other
-            programs; with None they are refused.
+        pipeline: the Diffusers pipeline that it is for, or its class.
+        network: the network that it is for; with None it is the one that the file's header tells of, if any.
 
     Raises:
         AdapterError: it is damaged, pickled or of no format that is read.
     """
     file = find_file(Path(path))
     tensors, header = read_tensors(file)
-    if pipeline is not None and has_other_names(tensors):
-        tensors = converted(file, tensors, pipeline)
-        # The header describes the file's own layers and alphas, which have been converted.
-        header = {key: value for key, value in header.items() if key not in (CONFIG_KEY, METADATA_KEY)}
+    renamed = False
+    if _has_foreign_names(tensors, network):
+        if network is None:
+            known = network_told(header, str(file))
+        else:
+            known = network if isinstance(network, Network) else network_of(network)
+        if known is None and has_other_matrices(tensors):
+            known = network_named(file, tensors)
+        own = None if known is None else in_own_names(file, tensors, known)
+        if own is None and pipeline is not None and has_other_names(tensors):
+            own = converted(file, tensors, pipeline)
+        if own is not None:
+            tensors, renamed = own, True
+            # The header describes the file's own layers and alphas, which have been converted.
+            described = (CONFIG_KEY, METADATA_KEY, LAYERS_KEY)
+            header = {key: value for key, value in header.items() if key not in described}
     kind, prefix = format_of(file, tensors)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     alphas = {} if kind == "lycoris" else split_alphas(file, stripped)
-    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header, alphas=alphas)
+    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header, alphas=alphas, renamed=renamed)
+
+
+def _has_foreign_names(tensors: Mapping[str, Tensor], network: nn.Module | Network | None) -> bool:
+    """Return whether all layers of a file have the names of another program."""
+    if has_other_names(tensors) or has_other_matrices(tensors):
+        return True
+    if network is None:
+        return False
+    names = network.shapes if isinstance(network, Network) else [name for name, _ in network.named_modules()]
+    own = {*names, *(f"{LYCORIS_PREFIX}_{name}".replace(".", "_") for name in names)}
+    bare = (key.removeprefix(f"{DIFFUSERS_PREFIX}.").removeprefix(PEFT_PREFIX) for key in tensors)
+    return not any(key.split(".")[0] in own or layer_name(key) in own for key in bare)
 
 
 def split_alphas(file: Path, tensors: dict[str, Tensor]) -> dict[str, float]:

@@ -13,7 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from flowhooks.adapters.bypass import Setting, overridden
-from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, TRANSFORMER_KEY, first_few
+from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, first_few
+from flowhooks.adapters.network import network_header
 from flowhooks.errors import AdapterError
 
 
@@ -47,6 +48,10 @@ class Adapter(Protocol):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the live tensors, detached and not copied, under the names with which they are saved."""
+
+    def written(self) -> dict[str, Tensor]:
+        """Return the tensors as its file holds them: of a LoRA with the strength multiplied into the second matrix, so
+        that the file is right in tools that know no alpha."""
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Copy values in place, so that optimisers keep their parameters. Raises `AdapterError` on any missing or
@@ -102,7 +107,7 @@ class AttachedAdapter:
         """Return ``metadata`` and what `load_adapter` needs. The path that a run started from belongs to its machine,
         and is left out."""
         section = json.dumps({**self.config, "init_from": None})
-        header = {**self.notes, **metadata, CONFIG_KEY: section, TRANSFORMER_KEY: type(self.transformer).__name__}
+        header = {**self.notes, **metadata, CONFIG_KEY: section, **network_header(self.transformer)}
         if self.kind != "lora":
             # Keys of LyCORIS have names without dots, and flattened factors lack the shape of a convolution.
             header[LAYERS_KEY] = json.dumps({name: base_shape(self.transformer, name) for name in self.targets})
@@ -117,6 +122,9 @@ class AttachedAdapter:
     def state_dict(self) -> dict[str, Tensor]:
         self._require_attached()
         return {key: tensor.detach() for key, tensor in {**self._parameters, **self._buffers}.items()}
+
+    def written(self) -> dict[str, Tensor]:
+        return self.state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Tensor], *, origin: str = "the state dict") -> None:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from flowhooks.adapters.names import (
     DIFFUSERS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
+    TRAINED_KEY,
     first_few,
     layer_name,
     read_json,
@@ -91,6 +92,22 @@ def file_config(read: AdapterFile) -> PeftConfig:
         raise AdapterError(
             f"{origin}: PEFT does not accept this configuration ({error}). Was it written by a newer PEFT?"
         ) from error
+
+
+def as_trained(read: AdapterFile) -> AdapterFile:
+    """Return a LoRA with the strengths that it was trained with, where its file has them in the matrices."""
+    if TRAINED_KEY not in read.header or METADATA_KEY not in read.header or read.kind != "diffusers":
+        return read
+    header = {**read.header, METADATA_KEY: read.header[TRAINED_KEY]}
+    trained = replace(read, header={key: value for key, value in header.items() if key != TRAINED_KEY})
+    written, own = file_config(read), file_config(trained)
+    layers = dict.fromkeys(map(layer_name, read.tensors))
+    if not all(scale_of(own, name) for name in layers):
+        # Nothing is left to bring back.
+        return read
+    factors = {name: scale_of(written, name) / scale_of(own, name) for name in layers}
+    scaled = {key: t * factors[layer_name(key)] if ".lora_B." in key else t for key, t in read.tensors.items()}
+    return replace(trained, tensors=scaled)
 
 
 def rank_of(config: Any, layer: str) -> int:

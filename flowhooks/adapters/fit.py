@@ -19,9 +19,11 @@ from flowhooks.adapters.names import (
     LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
+    TRAINED_KEY,
     find_file,
     first_few,
     format_of,
+    has_other_matrices,
     has_other_names,
     layer_name,
     read_json,
@@ -38,8 +40,8 @@ Shapes = dict[str, tuple[int, ...]]
 #: File in the outline of a pipeline with the shapes of a network, in place of its weights.
 SHAPES = "flowhooks_shapes.json"
 
-# Names of the first matrix of a LoRA's layer.
-_FIRSTS = (".lora_A.weight", ".lora_down.weight")
+# Names of the first matrix of a layer.
+_FIRSTS = (".lora_A.weight", ".lora_down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
 
 # Tensors with a dimension equal to one of their layer: which dimension, and what it counts.
 _SIDES = (
@@ -68,8 +70,9 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
-    if has_other_names(shapes) and any(key.endswith(_FIRSTS) for key in shapes):
-        # Only Diffusers' own converter knows, and it imports torch.
+    foreign = has_other_names(shapes) or has_other_matrices(shapes)
+    if foreign and any(key.endswith(_FIRSTS) for key in shapes):
+        # The rules of names, and Diffusers' own converter, import torch.
         _check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
@@ -135,7 +138,8 @@ def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -
         return _stated(read_json(text, origin=str(beside)), str(beside))
     if kind == "diffusers" and METADATA_KEY in metadata:
         origin = f"{file}: header `{METADATA_KEY}`"
-        document = read_json(metadata[METADATA_KEY], origin=origin)
+        # A run starts from such a file with the strength that it was trained with.
+        document = read_json(metadata.get(TRAINED_KEY, metadata[METADATA_KEY]), origin=origin)
         return _stated({key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in document.items()}, origin)
     if CONFIG_KEY in metadata and not any(key.endswith(ALPHA) for key in shapes):
         return read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
@@ -204,28 +208,34 @@ def _header(file: Path) -> tuple[Shapes, dict[str, str]]:
 
 
 def _check_converted(file: Path, model: Path | None, section: Mapping[str, Any] | None) -> None:
-    """Raise `AdapterError` when a file with the layer names of another program cannot be loaded. If the pipeline's
-    class is not known, only the file's kind is checked.
+    """Raise `AdapterError` when a file with the layer names of another program cannot be loaded. If the
+    pipeline is not known, only the file's kind is checked.
 
     Args:
-        file: a LoRA in safetensors.
+        file: an adapter in safetensors.
         model: folder of the pipeline it is for; None where there is none on this disk.
         section: adapter section that the file is to fit, if it has one to fit.
     """
     if section is not None:
-        check_kind(file, "diffusers", section)
-    pipeline = None if model is None else _pipeline_class(model)
-    if model is None or pipeline is None:
+        plain = not any(".hada_" in key or ".lokr_" in key for key in number_types(file))
+        check_kind(file, "diffusers" if plain else "lycoris", section)
+    if model is None:
         return
     # They import torch, which `check` does without where it can.
     from flowhooks.adapters.adapter_file import read_adapter
     from flowhooks.adapters.file_config import file_config, file_section
+    from flowhooks.adapters.network import Network, network_in
 
-    found = read_adapter(file, pipeline=pipeline)
+    pipeline, weights = _pipeline_class(model), transformer_shapes(model)
+    network = network_in(model) if weights else Network(kind=None, shapes={})
+    if pipeline is None and not weights:
+        return
+    found = read_adapter(file, pipeline=pipeline, network=network)
+    if found.kind == "lycoris":
+        return
     config = file_config(found)
     if section is not None:
         check_scale(file, file_section(file, {}, config), section)
-    weights = transformer_shapes(model)
     if weights:
         check_layers(file, {key: tuple(tensor.shape) for key, tensor in found.tensors.items()}, weights, lycoris=False)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
-from flowhooks.adapters.file_config import file_config, file_section, scale_of
+from flowhooks.adapters.file_config import as_trained, file_config, file_section, scale_of
 from flowhooks.adapters.fit import check_kind, check_scale
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, build_network, network_from_weights
 from flowhooks.adapters.names import CONFIG_KEY, first_few, layer_name, read_section
@@ -31,15 +31,15 @@ def load_adapter(transformer: nn.Module, path: Path | str, *, pipeline: Any = No
     Reads what `Adapter.save` wrote, and files of the same formats by Diffusers, PEFT and LyCORIS.
 
     Args:
-        pipeline: the Diffusers pipeline of ``transformer``, or its class: a LoRA with layer names of kohya's
-            scripts or ComfyUI is then read where Diffusers reads it for that class.
+        pipeline: the Diffusers pipeline of ``transformer``, or its class: a LoRA with layer names of other programs
+            that flowhooks does not know is then read where Diffusers reads it for that class.
 
     Raises:
         AdapterError: the file is damaged or pickled, is not one of these formats, or does not fit ``transformer``
         exactly.
     """
     check_bare(transformer)
-    return attach_file(transformer, read_adapter(path, pipeline=pipeline))
+    return attach_file(transformer, as_trained(read_adapter(path, pipeline=pipeline, network=transformer)))
 
 
 def attach_file(transformer: nn.Module, file: AdapterFile, *, whole: bool = True) -> PeftAdapter | LycorisAdapter:
@@ -173,7 +173,9 @@ def build_adapter(transformer: nn.Module, config: Mapping[str, Any], *, pipeline
     if config["type"] == "lycoris" and config["algo"] is None:
         config = {**config, "algo": "locon"}
     targets = find_targets(transformer, config["target_modules"])
-    start = None if config["init_from"] is None else read_adapter(Path(config["init_from"]), pipeline=pipeline)
+    start = None
+    if config["init_from"] is not None:
+        start = as_trained(read_adapter(Path(config["init_from"]), pipeline=pipeline, network=transformer))
     adapter: PeftAdapter | LycorisAdapter
     if config["type"] == "lycoris":
         adapter = LycorisAdapter(transformer, config, build_network(transformer, config, targets), targets)

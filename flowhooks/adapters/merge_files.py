@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from peft import LoraConfig
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import write_tensors
@@ -26,8 +24,8 @@ from flowhooks.adapters.combine import (
     weighted_sum,
 )
 from flowhooks.adapters.merge_sources import SourceAdapter, read_sources
-from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, TRANSFORMER_KEY, first_few
-from flowhooks.adapters.peft_adapter import diffusers_metadata
+from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, first_few
+from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
 
@@ -121,9 +119,7 @@ def merge_files(
             }
         )
     }
-    transformer = next((source.transformer for source in sources if source.transformer is not None), None)
-    if transformer is not None:
-        header[TRANSFORMER_KEY] = transformer
+    header |= next((each.network for each in sources if each.network), {})
     _write(target, merged, shapes, header)
     return Merged(
         file=target,
@@ -220,12 +216,8 @@ def _write(
         tensors[f"{DIFFUSERS_PREFIX}.{name}.lora_B.weight"] = factors.up.reshape(
             *factors.up.shape, *[1] * len(shape[2:])
         )
-    rank = max(factors.rank for factors in merged.values())
-    # Anchored: a layer's whole name can be the end of another's.
-    other = {f"^{re.escape(name)}": factors.rank for name, factors in merged.items() if factors.rank != rank}
-    peft = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(merged), rank_pattern=other, alpha_pattern=dict(other)
-    )
+    peft = plain_config({name: factors.rank for name, factors in merged.items()})
+    rank = peft.r
     section = {
         "type": "lora",
         "algo": None,

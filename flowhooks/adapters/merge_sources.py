@@ -12,7 +12,6 @@ from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.combine import Factors, hadamard
-from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.frozen import digest_of
 from flowhooks.adapters.load import attach_file
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
@@ -20,12 +19,14 @@ from flowhooks.adapters.merge import change_of
 from flowhooks.adapters.names import (
     LAYERS_KEY,
     LYCORIS_PREFIX,
+    NETWORK_KEY,
     TRANSFORMER_KEY,
     first_few,
     layer_name,
     read_json,
     short_name,
 )
+from flowhooks.adapters.network import network_in
 from flowhooks.adapters.outline import meta_layers
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
@@ -44,6 +45,7 @@ class SourceAdapter:
         kind: ``lora``, ``loha``, ``lokr``, or LyCORIS' algorithm.
         rank: largest rank of its layers.
         transformer: class name of the model it was trained on, if the file says so.
+        network: what its header tells of that model.
         shapes: shapes of the adapted weights, by layer name.
         low_rank: whether every layer's change is a product of two factors.
     """
@@ -54,6 +56,7 @@ class SourceAdapter:
     kind: str
     rank: int
     transformer: str | None
+    network: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     low_rank: bool
     adapter: PeftAdapter | LycorisAdapter
@@ -86,13 +89,16 @@ def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Sourc
     it, in the other files, and in ``model``.
 
     Args:
-        model: a pipeline's folder, of whose transformer only the weights' names and shapes are read.
+        model: a pipeline's folder, of whose transformer only the weights' names and shapes are read; it tells the
+            layers of files with names of other programs too, where their headers do not.
 
     Raises:
         AdapterError: a file is damaged, cannot be merged, or its layers are unknown.
     """
-    files = [read_adapter(path) for path in paths]
-    told = [{**_of_model(model), **_of_header(file)} for file in files]
+    network = None if model is None else network_in(model)
+    files = [read_adapter(path, network=network) for path in paths]
+    of_model: Shapes = {} if network is None else dict(network.shapes)
+    told = [{**of_model, **_of_header(file)} for file in files]
     elsewhere: Shapes = {}
     for file, own in zip(files, told, strict=True):
         elsewhere |= own if file.kind == "lycoris" else _shapes(file, own)
@@ -100,15 +106,6 @@ def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Sourc
         _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own))
         for file, own in zip(files, told, strict=True)
     ]
-
-
-def _of_model(model: Path | None) -> Shapes:
-    if model is None:
-        return {}
-    weights = transformer_shapes(model)
-    if not weights:
-        raise AdapterError(f"{model}: has no transformer/*.safetensors. Give the folder of a pipeline.")
-    return {key.removesuffix(".weight"): shape for key, shape in weights.items() if key.endswith(".weight")}
 
 
 def _of_header(file: AdapterFile) -> Shapes:
@@ -129,6 +126,7 @@ def _source(file: AdapterFile, shapes: Shapes) -> SourceAdapter:
         kind=adapter.config["algo"] if adapter.kind == "lycoris" else adapter.kind,
         rank=max([*ranks, adapter.config["rank"]]),
         transformer=file.header.get(TRANSFORMER_KEY),
+        network={key: file.header[key] for key in (TRANSFORMER_KEY, NETWORK_KEY) if key in file.header},
         shapes={name: shapes[name] for name in adapter.targets},
         low_rank=None not in pairs,
         adapter=adapter,

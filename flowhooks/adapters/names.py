@@ -23,6 +23,10 @@ METADATA_KEY = "lora_adapter_metadata"
 # Header keys of ours, beside the library's own.
 CONFIG_KEY = "flowhooks.adapter"
 TRANSFORMER_KEY = "flowhooks.transformer"
+# The configuration of the network that a file is for, in Diffusers' names.
+NETWORK_KEY = "flowhooks.network"
+# The PEFT configuration that a LoRA was trained with, where its strength is multiplied into its matrices.
+TRAINED_KEY = "flowhooks.trained"
 # Layer names with their weights' shapes, for files whose keys and tensors do not show them.
 LAYERS_KEY = "flowhooks.layers"
 # The adapters that a file was merged from.
@@ -221,6 +225,11 @@ def has_other_names(keys: Collection[str]) -> bool:
     """Return whether the keys have none of the formats that are read directly."""
     known = (f"{LYCORIS_PREFIX}_", f"{DIFFUSERS_PREFIX}.", PEFT_PREFIX)
     return not any(key.startswith(known) for key in keys)
+
+
+def has_other_matrices(keys: Collection[str]) -> bool:
+    """Return whether the keys are Diffusers' names of layers with other programs' names of the matrices."""
+    return any(key.startswith(f"{DIFFUSERS_PREFIX}.") and ".lora_down." in key for key in keys)
 
 
 def other_names(file: Path, keys: Collection[str]) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
-from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ from flowhooks.adapters.names import (
     PEFT_CONFIG_FILE,
     PEFT_FILE,
     PEFT_PREFIX,
+    TRAINED_KEY,
+    layer_name,
 )
 from flowhooks.autocast import autocast_dtype
 from flowhooks.errors import AdapterError
@@ -105,16 +109,35 @@ class PeftAdapter(AttachedAdapter):
     def disabled(self) -> AbstractContextManager[None]:
         return self._switched([setting for layer in self.layers for setting in without_peft(layer)])
 
+    def written(self) -> dict[str, Tensor]:
+        if self.kind != "lora":
+            return self.state_dict()
+        factors = [vars(layer)["scaling"][self.name] for layer in self.layers]
+        scales = dict(zip(self.targets, factors, strict=True))
+        return {
+            key: tensor * scales[layer_name(key)] if ".lora_B." in key and scales[layer_name(key)] != 1 else tensor
+            for key, tensor in self.state_dict().items()
+        }
+
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         self._require_attached()
         folder = Path(folder)
-        tensors = get_peft_model_state_dict(self.transformer, adapter_name=self.name)
-        header = self._header(metadata)
+        tensors, header = self.written(), self._header(metadata)
         if self.kind == "lora":
-            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(self.peft_config)
+            whole = self._of_scale_one()
+            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole)
+            if whole is not self.peft_config:
+                header[TRAINED_KEY] = diffusers_metadata(self.peft_config)
             return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
         write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(self._peft_document(), encoding="utf-8"))
         return write_tensors(folder / PEFT_FILE, {PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
+
+    def _of_scale_one(self) -> PeftConfig:
+        """Return the configuration of the same LoRA with its strength in the matrices; its own if that is 1."""
+        if all(vars(layer)["scaling"][self.name] == 1 for layer in self.layers):
+            return self.peft_config
+        ranks = dict(self.peft_config.rank_pattern or {})
+        return replace(self.peft_config, lora_alpha=self.peft_config.r, alpha_pattern=ranks, use_rslora=False)
 
     def _peft_document(self) -> str:
         return json.dumps(
@@ -172,6 +195,16 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
                 head, _, tail = key.rpartition(f".{name}")
                 found[f"{target}.{head}{tail}"] = parameter
     return found
+
+
+def plain_config(ranks: Mapping[str, int]) -> LoraConfig:
+    """Return the configuration of a LoRA of scale 1 with these ranks, by layer."""
+    rank = max(ranks.values())
+    # Anchored: a layer's whole name can be the end of another's.
+    other = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != rank}
+    return LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=other, alpha_pattern=dict(other)
+    )
 
 
 def diffusers_metadata(peft: PeftConfig) -> str:

@@ -1,39 +1,96 @@
-"""``flowhooks export``: write a LoRA in the names of another program, or a run as a pipeline."""
+"""``flowhooks export``: write an adapter in the names of another program, or a run as a pipeline."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+from flowhooks.commands.arguments import whole_number
 from flowhooks.printing import say
 
 NAME = "export"
-HELP = "write a LoRA in the names another program reads, or a run as a pipeline"
+HELP = "write an adapter in the names another program reads, or a run as a pipeline"
+
+#: Those of ``export.dialects``, ``export.merged`` and ``export.anyflow``, which import torch.
+FORMATS = (
+    *("portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris"),
+    *("merged", "merged-network"),
+    "anyflow",
+)
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("lora", metavar="LORA", help="a LoRA file, or the folder of a run or checkpoint")
+    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or the folder of a run or checkpoint")
     parser.add_argument(
         "--format",
-        choices=["diffusers", "comfyui", "kohya", "anyflow"],
-        default="diffusers",
-        help="program that will read it; anyflow: a whole pipeline, of a finished run (default: %(default)s)",
+        choices=[
+            "portable",
+            "diffusers",
+            "comfyui",
+            "kohya",
+            "musubi",
+            "lycoris",
+            "merged",
+            "merged-network",
+            "anyflow",
+        ],
+        default="portable",
+        help="program that will read it; portable: right in most of them; merged: a run's pipeline with the adapter "
+        "in its weights, or its network alone; anyflow: a pipeline of a flow map (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="file or folder to write (default: the folder of the LoRA, or of the run of a checkpoint)",
+        help="file or folder to write (default: the folder of the adapter, or of the run of a checkpoint)",
+    )
+    parser.add_argument(
+        "--model", metavar="FOLDER", type=Path, help="the pipeline, where the file does not tell its network's layers"
+    )
+    parser.add_argument(
+        "--as-lora",
+        metavar="RANK",
+        type=whole_number(1),
+        help="turn LoHa and LoKr into the nearest LoRA of this rank, and print the error",
+    )
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out layers that the program would drop; else they are an error"
     )
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.export.dialects import DIALECTS, export_lora
+    source, output = Path(args.adapter), None if args.output is None else Path(args.output)
+    if args.format == "anyflow":
+        from flowhooks.export.anyflow import export_anyflow
 
-    source, output = Path(args.lora), None if args.output is None else Path(args.output)
-    if args.format in DIALECTS:
-        say(f"Wrote {export_lora(source, args.format, output)}")
+        say(f"Wrote {export_anyflow(source, output)}")
         return 0
-    from flowhooks.export.anyflow import export_anyflow
+    if args.format.startswith("merged"):
+        from flowhooks.export.merged import export_merged
 
-    say(f"Wrote {export_anyflow(source, output)}")
+        say(f"Wrote {export_merged(source, args.format, output)}")
+        return 0
+    from flowhooks.adapters.names import find_file
+
+    # Before the imports, which take seconds.
+    find_file(source)
+    from flowhooks.export.dialects import export_adapter
+
+    written = export_adapter(
+        source, args.format, output, model=args.model, as_lora=args.as_lora, leave_out=args.leave_out
+    )
+    say(f"Wrote {written.file}: {written.layers} layers")
+    if written.right_in:
+        say(f"right in   {', '.join(written.right_in)}")
+    for each in written.readings:
+        if each.lost:
+            say(f"not in     {each.tool}, which would drop or mix up {_few(each.lost)}")
+    if written.left_out:
+        say(f"left out   {_few(written.left_out)}")
+    if written.error is not None:
+        say(f"error      {written.error:.2g} of the changes that were turned into LoRA")
     return 0
+
+
+def _few(layers: tuple[str, ...]) -> str:
+    shown = ", ".join(layers[:3])
+    return shown + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")

@@ -1,119 +1,115 @@
-"""Write a trained LoRA under the names that other programs read.
+"""Write a trained adapter under the names that other programs read.
 
-The tests check every dialect: they compare ``alpha / rank * up @ down`` of every layer with the trained
-change; for Stable Diffusion 3 the fused original names go through Diffusers' checkpoint converter; files that
-Diffusers reads back (Qwen-Image) have equal outputs there. ComfyUI and kohya's scripts themselves are not run: their
-names come from what they publish.
+Names, and which program reads which layer of which layout, are data: ``flowhooks.naming``. The tests compare the change
+of every layer with the trained one, read back by flowhooks and, where it has a loader, by Diffusers.
 """
 
 from __future__ import annotations
 
-import re
+import json
+import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
-from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from torch import Tensor
 
-from flowhooks.adapters.adapter_file import write_aside, write_tensors
-from flowhooks.adapters.names import LORA_FILE, find_file
+from flowhooks.adapters.adapter_file import AdapterFile, read_adapter, write_aside, write_tensors
+from flowhooks.adapters.file_config import file_config, scale_of
+from flowhooks.adapters.names import (
+    ALPHA,
+    CONFIG_KEY,
+    LAYERS_KEY,
+    LORA_FILE,
+    LYCORIS_PREFIX,
+    METADATA_KEY,
+    TRAINED_KEY,
+    TRANSFORMER_KEY,
+    find_file,
+    first_few,
+    read_json,
+)
+from flowhooks.adapters.native_file import keys_of, pieces_in, split_key
+from flowhooks.adapters.network import Network, network_in, network_told
+from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
+from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
-from flowhooks.export.lora_file import LoraFile, LoraLayer, read_lora
+from flowhooks.export.layout_choice import DIFFUSERS, MUSUBI, OWN, LayoutChoice
 from flowhooks.manifest import CHECKPOINT
+from flowhooks.naming import LAYOUTS, FileLayout, NativePlace, Reading, places_of, tool_version
 from flowhooks.reading import user_path
 
-# Families whose original checkpoints have Diffusers' own names.
-SAME_NAMES = frozenset({"QwenImageTransformer2DModel", "LTXVideoTransformer3DModel", "HiDreamImageTransformer2DModel"})
-_SD3_BLOCK = {
-    "attn.to_out.0": "x_block.attn.proj",
-    "attn.to_add_out": "context_block.attn.proj",
-    "attn2.to_out.0": "x_block.attn2.proj",
-    "norm1.linear": "x_block.adaLN_modulation.1",
-    "norm1_context.linear": "context_block.adaLN_modulation.1",
-    "ff.net.0.proj": "x_block.mlp.fc1",
-    "ff.net.2": "x_block.mlp.fc2",
-    "ff_context.net.0.proj": "context_block.mlp.fc1",
-    "ff_context.net.2": "context_block.mlp.fc2",
-}
-_SD3_FUSED = {
-    "x_block.attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "context_block.attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "x_block.attn2.qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-}
-_SD3_ROOT = {
-    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
-    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
-    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
-    "context_embedder": "context_embedder",
-    "proj_out": "final_layer.linear",
-    "norm_out.linear": "final_layer.adaLN_modulation.1",
-}
+DIALECTS = ("portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris")
+_LORA_ONLY = {"diffusers": DIFFUSERS, "musubi": MUSUBI}
 
 
-def comfyui(lora: LoraFile) -> dict[str, Tensor]:
-    """Return ``diffusion_model.<original name>`` keys with an ``.alpha`` each.
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """Describes a file that was written.
 
-    For a family whose original names are not known here, or a file that does not name its family, the keys are
-    ``transformer.<Diffusers name>``, which ComfyUI translates itself for the families it supports (Flux and AuraFlow
-    among them).
+    Args:
+        file: its path.
+        layers: number of Diffusers' layers whose change it holds.
+        readings: what each program makes of it that is known to read such a file.
+        left_out: layers that were left out as asked.
+        error: relative error of changes that were turned into LoRA, in the Frobenius norm; None where none was.
+        tried: whether its names were tried in ComfyUI, and not only read in its source.
     """
-    if lora.transformer is not None and lora.transformer in NATIVE:
-        return _with_alphas(NATIVE[lora.transformer](lora.layers), "diffusion_model.")
-    return _with_alphas(lora.layers, "transformer.")
+
+    file: Path
+    layers: int
+    readings: tuple[Reading, ...] = ()
+    left_out: tuple[str, ...] = ()
+    error: float | None = None
+    tried: bool = True
+
+    @property
+    def right_in(self) -> tuple[str, ...]:
+        """Return the programs in which it is right, with the version it was tried in."""
+        return tuple(self._versioned(each.tool) for each in self.readings if not each.lost)
+
+    def _versioned(self, tool: str) -> str:
+        if not self.tried:
+            return f"{tool} (by its source, not tried)"
+        version = tool_version(tool)
+        return f"{tool} {version}" if version[0].isdigit() else tool
 
 
-def kohya(lora: LoraFile) -> dict[str, Tensor]:
-    """Return ``lora_unet_<original name>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha`` keys, with dots in the
-    name as underscores."""
-    if lora.transformer is None or lora.transformer not in NATIVE:
-        known, found = ", ".join(sorted(NATIVE)), lora.transformer or "a transformer that its header does not name"
-        raise AdapterError(
-            f"Format 'kohya' needs the model's original layer names, which are known for {known}; this file is for "
-            f"{found}. Use format 'comfyui'."
-        )
-    layers = NATIVE[lora.transformer](lora.layers)
-    matrices = {key: tensor for key, tensor in _with_alphas(layers, "unet.").items() if not key.endswith(".alpha")}
-    converted = convert_state_dict_to_kohya(matrices)
-    # The library writes the rank for every alpha.
-    converted.update({f"lora_unet_{layer.name.replace('.', '_')}.alpha": _scalar(layer) for layer in layers})
-    return converted
+def export_lora(source: Path, dialect: str, output: Path | None, *, model: Path | None = None) -> Path:
+    """Write the adapter at ``source`` as `export_adapter` does. Returns the new file's path."""
+    return export_adapter(source, dialect, output, model=model).file
 
 
-def _with_alphas(layers: tuple[LoraLayer, ...], prefix: str) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = {}
-    for layer in layers:
-        tensors[f"{prefix}{layer.name}.lora_A.weight"] = layer.down
-        tensors[f"{prefix}{layer.name}.lora_B.weight"] = layer.up
-        tensors[f"{prefix}{layer.name}.alpha"] = _scalar(layer)
-    return tensors
-
-
-def _scalar(layer: LoraLayer) -> Tensor:
-    return torch.tensor(layer.alpha, dtype=torch.float32)
-
-
-CONVERTERS: Mapping[str, Callable[[LoraFile], dict[str, Tensor]]] = {"comfyui": comfyui, "kohya": kohya}
-DIALECTS = ("diffusers", *CONVERTERS)
-
-
-def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
-    """Write the LoRA at ``source`` (a file or the folder with it) in a dialect, one of `DIALECTS`. Returns the new
-    file's path.
+def export_adapter(
+    source: Path,
+    dialect: str,
+    output: Path | None,
+    *,
+    model: Path | None = None,
+    as_lora: int | None = None,
+    leave_out: bool = False,
+) -> Exported:
+    """Write the adapter at ``source`` (a file, or the folder with it) in a dialect, one of `DIALECTS`.
 
     ``output`` is a .safetensors file, or a folder; None means the folder of ``source``, and for a checkpoint the run's
-    folder, since checkpoints are removed by the run. Diffusers to Diffusers copies the file.
+    folder, since checkpoints are removed by the run. A Diffusers LoRA whose strength is in its matrices is copied to
+    ``diffusers``.
+
+    Args:
+        model: folder of the pipeline, or network, that it is for: tells its layers where the file does not.
+        as_lora: rank of the LoRA that changes of other kinds are turned into, where the dialect cannot hold them.
+        leave_out: whether layers that the dialect's program would drop are left out; else they are an error.
 
     Raises:
-        AdapterError: ``source`` is no Diffusers LoRA, a layer has no counterpart, or the output exists already.
+        AdapterError: the file is no LoRA, LoHa or LoKr of Linear layers, a layer has no name there or would be
+            dropped, the dialect cannot hold a change, or the output exists already.
     """
     if dialect not in DIALECTS:
         raise AdapterError(f"Unknown format {dialect!r}; expected one of {', '.join(DIALECTS)}.")
     file = find_file(Path(source))
-    lora = read_lora(file)
+    given = None if model is None else network_in(user_path(model))
+    read = read_adapter(file, network=given)
     target = _target(file, dialect, output)
     if target.exists() and target.samefile(file):
         raise AdapterError(
@@ -122,11 +118,17 @@ def export_lora(source: Path, dialect: str, output: Path | None) -> Path:
         )
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
-    if dialect == "diffusers":
-        return write_aside(target, lambda aside: shutil.copyfile(file, aside))
-    # Diffusers' metadata has Diffusers' names; alpha is in the tensors now.
-    metadata = {key: value for key, value in lora.metadata.items() if key not in (LORA_ADAPTER_METADATA_KEY, "format")}
-    return write_tensors(target, CONVERTERS[dialect](lora), metadata)
+    if dialect == "diffusers" and _is_whole(read):
+        readings = (Reading(tool=DIFFUSERS, lost=()),)
+        write_aside(target, lambda aside: shutil.copyfile(file, aside))
+        return Exported(
+            file=target, layers=len({key.partition(".lora_")[0] for key in read.tensors}), readings=readings
+        )
+    network = network_told(read.header, str(file)) if given is None else given
+    try:
+        return _Export(read, network, dialect, as_lora, leave_out).write(target)
+    except AdapterError as error:
+        raise error if str(error).startswith(str(file)) else AdapterError(f"{file}: {error}") from None
 
 
 def _target(file: Path, dialect: str, output: Path | None) -> Path:
@@ -139,70 +141,180 @@ def _target(file: Path, dialect: str, output: Path | None) -> Path:
     return folder / f"{Path(LORA_FILE).stem}{suffix}.safetensors"
 
 
-def sd3_layers(layers: Iterable[LoraLayer]) -> tuple[LoraLayer, ...]:
-    """Return layers under Stable Diffusion 3's original names; query, key and value become one fused layer, exactly."""
-    by_name = {layer.name: layer for layer in layers}
-    result: list[LoraLayer] = []
-    fused: dict[str, dict[int, LoraLayer]] = {}
-    for name, layer in by_name.items():
-        block = re.fullmatch(r"transformer_blocks\.(\d+)\.(.+)", name)
-        if block is None:
-            if name not in _SD3_ROOT:
-                raise _unknown(name)
-            result.append(_renamed(_halves_swapped(layer) if name == "norm_out.linear" else layer, _SD3_ROOT[name]))
-            continue
-        index, inner = block.groups()
-        place = next(((target, parts.index(inner)) for target, parts in _SD3_FUSED.items() if inner in parts), None)
-        if place is not None:
-            fused.setdefault(f"joint_blocks.{index}.{place[0]}", {})[place[1]] = layer
-        elif inner in _SD3_BLOCK:
-            # The last block's context norm has scale and shift only, and the original has them in the other order.
-            pre_only = inner == "norm1_context.linear" and layer.up.shape[0] == 2 * layer.down.shape[1]
-            result.append(
-                _renamed(_halves_swapped(layer) if pre_only else layer, f"joint_blocks.{index}.{_SD3_BLOCK[inner]}")
-            )
-        else:
-            raise _unknown(name)
-    return (*result, *(fuse(name, [parts.get(place) for place in range(3)]) for name, parts in fused.items()))
+def _is_whole(read: AdapterFile) -> bool:
+    """Return whether a file is a Diffusers LoRA as it stands, and right in tools that know no alpha."""
+    if read.kind != "diffusers" or read.alphas or read.renamed:
+        return False
+    config = file_config(read)
+    return all(scale_of(config, key.partition(".lora_")[0]) == 1 for key in read.tensors)
 
 
-NATIVE: Mapping[str, Callable[[Iterable[LoraLayer]], tuple[LoraLayer, ...]]] = {
-    "SD3Transformer2DModel": sd3_layers,
-    **dict.fromkeys(SAME_NAMES, tuple),
-}
+def _foreign(read: AdapterFile) -> list[str]:
+    """Return the keys of a file that no LoRA, LoHa or LoKr of Linear layers has."""
+    odd = [
+        key for key, t in read.tensors.items() if split_key(key) is None or (t.ndim != 2 and not key.endswith(ALPHA))
+    ]
+    return odd or list(read.tensors)
 
 
-def fuse(name: str, parts: Sequence[LoraLayer | None]) -> LoraLayer:
-    """Return one LoRA for layers of one size stacked along their outputs; None stands for a layer without LoRA.
+def pieces_of(read: AdapterFile, network: Network | None) -> list[Piece]:
+    """Return the changes of a file's layers under Diffusers' names.
 
-    The parts' downs are stacked and their ups lie on the diagonal, so the ranks add up and the change is exactly the
-    stacked changes.
+    Args:
+        network: the network that the file is for; needed for a LyCORIS file that does not name its layers.
+
+    Raises:
+        AdapterError: it holds something else than LoRA, LoHa and LoKr of Linear layers, or its layers are not known.
     """
-    present = [part for part in parts if part is not None]
-    first = present[0]
-    out = first.up.shape[0]
-    rank = sum(part.rank for part in present)
-    up = torch.zeros(out * len(parts), rank, dtype=first.up.dtype)
-    column = 0
-    for place, part in enumerate(parts):
-        if part is not None:
-            # One alpha must serve all parts: a part of another scale has its matrix multiplied by the quotient.
-            up[place * out : (place + 1) * out, column : column + part.rank] = part.up * (part.scale / first.scale)
-            column += part.rank
-    return LoraLayer(name=name, down=torch.cat([part.down for part in present]), up=up, alpha=first.scale * rank)
+    found = pieces_in(read.path, read.tensors)
+    if found is None:
+        raise AdapterError(
+            f"{read.path}: holds more than a LoRA, LoHa or LoKr of Linear layers "
+            f"({first_few(_foreign(read), 1)}). Convolutions, and adapters that scale the base's weights, have no "
+            "counterpart in the other formats."
+        )
+    if read.kind != "lycoris":
+        config = file_config(read)
+        return [replace(piece, scale=scale_of(config, name)) for name, piece in found.items()]
+    names: Iterable[str] = () if network is None else network.shapes
+    if LAYERS_KEY in read.header:
+        names = read_json(read.header[LAYERS_KEY], origin=f"{read.path}: header `{LAYERS_KEY}`")
+    known = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): name for name in names}
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise AdapterError(
+            f"{read.path}: no layer is known for {first_few(unknown)}; the keys of LyCORIS lose the dots of a name. "
+            "Give the pipeline's folder with `--model`."
+        )
+    return [replace(piece, name=known[name]) for name, piece in found.items()]
 
 
-def _renamed(layer: LoraLayer, name: str) -> LoraLayer:
-    return LoraLayer(name=name, down=layer.down, up=layer.up, alpha=layer.alpha)
+class _Export:
+    """Turns one file into a dialect."""
+
+    def __init__(self, read: AdapterFile, network: Network | None, dialect: str, as_lora: int | None, leave_out: bool):
+        self.read, self.network, self.dialect, self.leave_out = read, network, dialect, leave_out
+        self.kind = None if network is None else network.kind
+        self.pieces = pieces_of(read, network)
+        self.error: float | None = None
+        self._require_layers()
+        if as_lora is not None:
+            self._turn_into_loras(as_lora)
+        self.plain = all(piece.kind == "lora" for piece in self.pieces)
+        if not self.plain and dialect in _LORA_ONLY:
+            other = next(piece for piece in self.pieces if piece.kind != "lora")
+            raise AdapterError(
+                f"`{other.name}` is changed by a {other.kind}, and {_LORA_ONLY[dialect]} reads plain LoRA only in such "
+                "a file. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'comfyui' or 'lycoris'."
+            )
+
+    def write(self, target: Path) -> Exported:
+        layers = [piece.name for piece in self.pieces]
+        choice = LayoutChoice(
+            dialect=self.dialect, kind=self.kind, layers=layers, plain=self.plain, leave_out=self.leave_out
+        )
+        name, readings = choice.layout()
+        layout = replace(LAYOUTS[name], alphas=True) if self._keeps_alphas(name) else LAYOUTS[name]
+        left: tuple[str, ...] = ()
+        if self.leave_out:
+            dropped = [layer for each in readings if each.tool in choice.meant_for() for layer in each.lost]
+            left = tuple(dict.fromkeys(dropped))
+            self.pieces = [piece for piece in self.pieces if piece.name not in left]
+            readings = [
+                Reading(tool=each.tool, lost=tuple(layer for layer in each.lost if layer not in left))
+                for each in readings
+            ]
+            if not self.pieces:
+                raise AdapterError("no layer is left that the file's program reads")
+        header = {key: value for key, value in self.read.header.items() if key not in _NOT_OURS}
+        if self.network is not None and self.network.kind is not None:
+            header.setdefault(TRANSFORMER_KEY, self.network.kind)
+        if name == OWN:
+            ranks = {piece.name: piece.rank or 1 for piece in self.pieces}
+            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks))
+        if name == "lycoris.diffusers":
+            header[LAYERS_KEY] = json.dumps({piece.name: piece.shape for piece in self.pieces})
+        places = {} if layout.names == "diffusers" else places_of(choice.known_family(), layers)
+        write_tensors(target, self._tensors(layout, places), header)
+        untried = choice.family is not None and not choice.family.verified and layout.names != "diffusers"
+        return Exported(
+            file=target,
+            layers=len(self.pieces),
+            readings=tuple(readings),
+            left_out=left,
+            error=self.error,
+            tried=not untried,
+        )
+
+    def _keeps_alphas(self, name: str) -> bool:
+        return self.dialect == "comfyui" or not self.plain or LAYOUTS[name].alphas
+
+    def _require_layers(self) -> None:
+        """Raise `AdapterError` for a layer that the network does not have, or has with other sides."""
+        if self.network is None or not self.network.shapes:
+            return
+        for piece in self.pieces:
+            shape = self.network.shapes.get(piece.name)
+            if shape is None or piece.shape != shape:
+                has = "has no such layer" if shape is None else f"has one of shape {list(shape)}"
+                raise AdapterError(
+                    f"`{piece.name}` changes a weight of shape {list(piece.shape)}, and {self.kind or 'the model'} "
+                    f"{has}. It was made for another model: give the one that it was trained on with `--model`."
+                )
+
+    def _turn_into_loras(self, rank: int) -> None:
+        off = size = 0.0
+        found = []
+        for piece in self.pieces:
+            low = piece.as_lora(rank)
+            if low is not piece:
+                change = piece.change()
+                off += float((low.change() - change).square().sum())
+                size += float(change.square().sum())
+            found.append(low)
+        self.pieces = found
+        self.error = None if not size else math.sqrt(off / size)
+
+    def _tensors(self, layout: FileLayout, places: Mapping[str, NativePlace]) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        if layout.names == "diffusers":
+            for piece in self.pieces:
+                tensors |= keys_of(piece, layout.key(_same(piece.name)), layout)
+            return tensors
+        groups: dict[str, tuple[NativePlace, dict[str, Piece]]] = {}
+        for piece in self.pieces:
+            place = places[piece.name]
+            groups.setdefault(place.native, (place, {}))[1][piece.name] = piece
+        for place, parts in groups.values():
+            tensors |= keys_of(self._native(place, parts), layout.key(place), layout)
+        return tensors
+
+    def _native(self, place: NativePlace, parts: Mapping[str, Piece]) -> Piece:
+        if not place.fused:
+            piece = parts[place.layer]
+            return piece.swapped() if place.swaps(*piece.shape) else piece
+        rows = [parts[part].shape[0] if part in parts else self._outputs(place, part) for part in place.parts]
+        try:
+            return stacked(place.native, [parts.get(part) for part in place.parts], rows)
+        except AdapterError as error:
+            raise AdapterError(
+                f"{error}. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'lycoris'."
+            ) from None
+
+    def _outputs(self, place: NativePlace, part: str) -> int:
+        """Return how many outputs a layer has that the file does not change."""
+        shape = None if self.network is None else self.network.shapes.get(part)
+        if shape is None:
+            raise AdapterError(
+                f"`{place.native}` is one layer, of which `{part}` is a part that the file does not change, and "
+                "nothing tells how many outputs it has. Give the pipeline's folder with `--model`."
+            )
+        return shape[0]
 
 
-def _halves_swapped(layer: LoraLayer) -> LoraLayer:
-    first, second = layer.up.chunk(2)
-    return LoraLayer(name=layer.name, down=layer.down, up=torch.cat([second, first]), alpha=layer.alpha)
+#: Keys of a header that describe the file it was read from.
+_NOT_OURS = (METADATA_KEY, CONFIG_KEY, LAYERS_KEY, TRAINED_KEY, "format")
 
 
-def _unknown(name: str) -> AdapterError:
-    return AdapterError(
-        f"No original name is known for layer `{name}`. Train without it in `adapter.target_modules`, or use format "
-        "'diffusers'."
-    )
+def _same(layer: str) -> NativePlace:
+    return NativePlace(layer=layer, native=layer, parts=(layer,), swapped=False)

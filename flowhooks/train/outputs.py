@@ -90,7 +90,7 @@ def _save_trained(session: Session, folder: Path, header: Mapping[str, str]) -> 
     """Write the adapter and what hooks trained beside it, and read both back. Raises TrainingError, AdapterError."""
     if session.adapter is not None:
         file = session.adapter.save(folder, header)
-        _require_equal(file, read_adapter(file).tensors, session.adapter.state_dict())
+        _require_equal(file, read_adapter(file).tensors, session.adapter.written())
     beside = save_modules(folder, session.assembly, session.model, header)
     if beside is not None:
         modules = session.assembly.exported().items()

@@ -23,8 +23,9 @@ KINDS = {
 
 
 def section(kind: str, **changes: Any) -> dict[str, Any]:
-    """A full adapter section whose alpha differs from its rank."""
-    defaults = {"algo": "locon", "rank": 2, "alpha": 6.0, "dropout": 0.0, "target_modules": None, "init_from": None}
+    """A full adapter section whose alpha differs from its rank, by a power of two: a LoRA's file has the strength in a
+    matrix, which such a number does not round."""
+    defaults = {"algo": "locon", "rank": 2, "alpha": 8.0, "dropout": 0.0, "target_modules": None, "init_from": None}
     return {**defaults, **KINDS[kind], **changes}
 
 

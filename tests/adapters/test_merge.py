@@ -35,7 +35,7 @@ def test_sums_are_rounded_once():
     values = {key: value for key, value in adapter.state_dict().items() if key.startswith(f"{target}.")}
     down, up = (next(value for key, value in values.items() if name in key) for name in ("lora_A", "lora_B"))
     weight = model.get_submodule(target).base_layer.weight.double()
-    wanted = (weight + 6.0 / 2 * up.double() @ down.double()).bfloat16()
+    wanted = (weight + 8.0 / 2 * up.double() @ down.double()).bfloat16()
     merge_adapter(adapter)
     assert torch.equal(model.get_submodule(target).weight, wanted)
 

@@ -75,7 +75,7 @@ def test_a_whole_number_as_alpha_is_one(tmp_path):
     assert any(key.endswith(".alpha") for key in load_file(source))
     file = converted(source, tmp_path, torch.int64, lambda key: key.endswith(".alpha"))
     check_file(file, None)
-    assert load_adapter(transformer(), file).config["alpha"] == 6
+    assert load_adapter(transformer(), file).config["alpha"] == 8
 
 
 def test_modules_of_hooks_too(tmp_path):

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter, load_adapter
+from flowhooks.adapters.fit import check_file
 from flowhooks.errors import AdapterError
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
 from tests.families import tiny
@@ -98,7 +99,7 @@ def test_names_are_peft_names(kind):
 
 @pytest.mark.parametrize("target_modules", [None, ["to_q", "attn2.to_v", "ff.net.2"]])
 def test_stock_diffusers_gives_the_same_pictures(target_modules, tmp_path):
-    """Alpha differs from the rank: a loader that missed it would scale the change by three."""
+    """Alpha differs from the rank: the file has it in the matrices, so that no loader can miss it."""
     pipe = tiny("sd3")
     adapter = build_adapter(pipe.transformer, section("lora", target_modules=target_modules))
     train_randomly(adapter)
@@ -113,9 +114,33 @@ def test_stock_diffusers_gives_the_same_pictures(target_modules, tmp_path):
     bare = pictures(stock)
     stock.load_lora_weights(tmp_path)
     config = stock.transformer.peft_config["default_0"]
-    assert (config.r, config.lora_alpha) == (2, 6.0)
+    assert (config.r, config.lora_alpha) == (2, 2)
     assert torch.equal(pictures(stock), ours)
     assert not torch.equal(bare, ours)
+
+
+def test_a_lora_is_right_without_its_header(tmp_path):
+    """As tools read it that know no alpha, or none in a header; a run starts from it with its own alpha."""
+    model, adapter = trained("lora", alpha=3.0)
+    file = adapter.save(tmp_path, {})
+    tensors = load_file(file)
+    for name, layer in model.named_modules():
+        if name in adapter.targets:
+            up, down = (tensors[f"transformer.{name}.lora_{side}.weight"].double() for side in "BA")
+            torch.testing.assert_close(up @ down, layer.get_delta_weight("default").double(), rtol=1e-5, atol=2e-7)
+    assert not any(key.endswith(".alpha") for key in tensors)
+    settings = json.loads(header(file)["lora_adapter_metadata"])
+    assert (settings["transformer.r"], settings["transformer.lora_alpha"]) == (2, 2)
+    again = transformer()
+    started = build_adapter(again, section("lora", alpha=3.0, init_from=str(file)))
+    torch.testing.assert_close(predict(again), predict(model), rtol=1e-5, atol=1e-6)
+    assert all(
+        torch.allclose(found, adapter.state_dict()[key], rtol=1e-6, atol=0)
+        for key, found in started.state_dict().items()
+    )
+    check_file(file, None, section("lora", alpha=3.0))
+    with pytest.raises(AdapterError, match="holds type lora, rank 2, alpha 3"):
+        check_file(file, None, section("lora", alpha=2.0))
 
 
 @pytest.mark.parametrize("kind", ["loha", "lokr"])

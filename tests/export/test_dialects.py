@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser
 
 import pytest
 import torch
@@ -14,11 +14,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import build_adapter
+from flowhooks.adapters.adapter_file import read_adapter
 from flowhooks.commands import export
 from flowhooks.errors import AdapterError
-from flowhooks.export import DIALECTS, export_lora
-from flowhooks.export.dialects import fuse
-from flowhooks.export.lora_file import LoraLayer, read_lora
+from flowhooks.export import export_lora
+from flowhooks.export.anyflow import FORMAT
+from flowhooks.export.dialects import DIALECTS, export_adapter, pieces_of
+from flowhooks.export.merged import MERGED
 from tests.adapters.helpers import section, train_randomly, transformer
 
 EVERY_LINEAR = [
@@ -135,9 +137,9 @@ def test_sd3_changes_go_through_diffusers_own_checkpoint_converter(dialect, targ
     assert untouched and not any(converted[key].any() for key in untouched)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_qwen_image_reads_every_dialect_back(dialect, tmp_path):
-    """Diffusers knows these two foreign formats for Qwen-Image, so the whole way back can be walked."""
+@pytest.mark.parametrize("dialect", ["portable", "diffusers", "comfyui", "kohya"])
+def test_qwen_image_reads_dialects_back(dialect, tmp_path):
+    """Diffusers knows these foreign formats for Qwen-Image, so the whole way back can be walked."""
     model = qwen()
     bare = qwen_output(model)
     trained(model, tmp_path / "run")
@@ -156,18 +158,21 @@ def test_qwen_image_reads_every_dialect_back(dialect, tmp_path):
     assert not torch.allclose(ours, bare, atol=1e-2)
 
 
-def test_a_family_without_known_names_keeps_diffusers_names_in_comfyui(tmp_path):
-    model = transformer()
-    file = trained(model, tmp_path)
-    tensors = load_file(file)
+@pytest.mark.parametrize("dialect", ["portable", "diffusers", "comfyui", "kohya", "musubi"])
+def test_a_family_without_known_names_is_written_for_diffusers_alone(dialect, tmp_path):
+    file = trained(transformer(), tmp_path)
     with safe_open(file, "pt") as handle:
-        metadata = {**handle.metadata(), "flowhooks.transformer": "FluxTransformer2DModel"}
-    save_file(tensors, file, metadata)
-    deltas = file_deltas(load_file(export_lora(file, "comfyui", tmp_path / "out")), ".lora_B.weight", ".lora_A.weight")
-    for name, delta in trained_deltas(model).items():
-        torch.testing.assert_close(deltas[f"transformer.{name}"], delta, rtol=1e-5, atol=1e-6)
-    with pytest.raises(AdapterError, match="FluxTransformer2DModel"):
-        export_lora(file, "kohya", tmp_path / "out")
+        kept = {key: value for key, value in handle.metadata().items() if key != "flowhooks.network"}
+        metadata = {**kept, "flowhooks.transformer": "SanaTransformer2DModel"}
+    save_file(load_file(file), file, metadata)
+    if dialect in ("portable", "diffusers"):
+        written = export_adapter(file, dialect, tmp_path / "out")
+        assert written.right_in == ("Diffusers 0.42.1",)
+        assert load_file(written.file).keys() == load_file(file).keys()
+        return
+    with pytest.raises(AdapterError, match=r"original layer names.*this file is for SanaTransformer2DModel"):
+        export_lora(file, dialect, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_diffusers_is_a_copy(tmp_path):
@@ -194,27 +199,10 @@ def test_alpha_of_patterns_and_rank_stabilised_files(changes, tmp_path):
     stock = transformer()
     stock.load_lora_adapter(load_file(file), metadata=settings, adapter_name="default")
     expected = trained_deltas(stock)
-    layers = read_lora(file).layers
-    assert len(layers) == len(expected)
-    for layer in layers:
-        torch.testing.assert_close(layer.delta, expected[layer.name], rtol=1e-5, atol=1e-6)
-
-
-def test_fusing_parts_of_different_rank_and_scale_and_a_missing_one():
-    generator = torch.Generator().manual_seed(0)
-    first, last = (
-        LoraLayer(
-            name="part",
-            down=torch.randn(rank, 5, generator=generator),
-            up=torch.randn(4, rank, generator=generator),
-            alpha=alpha,
-        )
-        for rank, alpha in ((2, 3.0), (3, 1.0))
-    )
-    whole = fuse("qkv", [first, None, last])
-    assert whole.rank == 5
-    expected = torch.cat([first.delta, torch.zeros(4, 5, dtype=torch.float64), last.delta])
-    torch.testing.assert_close(whole.delta, expected, rtol=1e-6, atol=1e-6)
+    pieces = pieces_of(read_adapter(file), None)
+    assert len(pieces) == len(expected)
+    for piece in pieces:
+        torch.testing.assert_close(piece.change(), expected[piece.name], rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_overwritten(tmp_path):
@@ -231,10 +219,10 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda key: key.replace("transformer.", "unet.", 1), "does not belong to a plain LoRA"),
-        (lambda key: key.replace("lora_A.weight", "lora_magnitude_vector"), "does not belong to a plain LoRA"),
+        (lambda key: key.replace("transformer.", "unet.", 1), "layer names of no known format"),
+        (lambda key: key.replace("lora_A.weight", "lora_magnitude_vector"), "holds more than a LoRA, LoHa or LoKr"),
         (lambda key: key.replace("to_q.lora_A", "to_q2.lora_A"), "only one of its two matrices"),
-        (lambda key: key.replace(".attn.to_q.", ".attn.gate."), "No original name is known"),
+        (lambda key: key.replace(".attn.to_q.", ".attn.gate."), r"attn\.gate` .* has no such layer"),
     ],
 )
 def test_what_cannot_be_exported(rename, message, tmp_path):
@@ -246,21 +234,63 @@ def test_what_cannot_be_exported(rename, message, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_only_loras_are_exported(tmp_path):
-    adapter = build_adapter(transformer(), section("lycoris-loha"))
-    adapter.save(tmp_path, {})
-    with pytest.raises(AdapterError, match="adapter.type"):
-        export_lora(tmp_path, "comfyui", None)
+def without_network(file):
+    """A file of which nobody can tell the sizes of layers that it does not change."""
+    with safe_open(file, "pt") as handle:
+        metadata = {key: value for key, value in handle.metadata().items() if key != "flowhooks.network"}
+    save_file(load_file(file), file, metadata)
+    return file
+
+
+def test_a_layer_without_a_name_is_named_and_nothing_is_written(tmp_path):
+    file = without_network(trained(transformer(), tmp_path))
+    with safe_open(file, "pt") as handle:
+        renamed = {key.replace(".attn.to_q.", ".attn.gate."): tensor for key, tensor in load_file(file).items()}
+        save_file(renamed, file, handle.metadata())
+    with pytest.raises(AdapterError, match=r"No original name is known for layer `transformer_blocks\.0\.attn\.gate`"):
+        export_lora(file, "comfyui", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_of_layers_that_do_not_change_come_from_the_model(tmp_path):
+    """Stable Diffusion 3's query, key and value are one layer, and this LoRA is on queries alone."""
+    model = transformer()
+    file = trained(model, tmp_path / "run", target_modules=["to_q"])
+    expected = load_file(export_lora(file, "comfyui", tmp_path / "told.safetensors"))
+    without_network(file)
+    with pytest.raises(AdapterError, match=r"how many outputs it has.*--model"):
+        export_lora(file, "comfyui", tmp_path / "out")
+    model.save_config(tmp_path / "base" / "transformer")
+    save_file(dict(transformer().state_dict()), tmp_path / "base" / "transformer" / "model.safetensors")
+    for folder in (tmp_path / "base", tmp_path / "base" / "transformer"):
+        found = load_file(export_lora(file, "comfyui", tmp_path / f"{folder.name}.safetensors", model=folder))
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in found)
+
+
+def test_a_file_that_does_not_name_its_network(tmp_path):
+    file = trained(transformer(), tmp_path)
+    save_file(load_file(file), file, {"format": "pt"})
+    with pytest.raises(AdapterError, match=r"does not name the network.*--model"):
+        export_lora(file, "portable", tmp_path / "out")
+    assert export_lora(file, "diffusers", tmp_path / "out").is_file()
+
+
+def test_no_other_format_is_known(tmp_path):
     with pytest.raises(AdapterError, match="Unknown format"):
         export_lora(tmp_path, "webui", None)
 
 
 def test_the_command(tmp_path, capsys):
     trained(transformer(), tmp_path / "run")
-    args = Namespace(lora=str(tmp_path / "run"), format="kohya", output=str(tmp_path / "my.safetensors"))
-    assert export.run(args) == 0
-    assert str(tmp_path / "my.safetensors") in capsys.readouterr().out
+    parser = ArgumentParser()
+    export.add(parser)
+    target = str(tmp_path / "my.safetensors")
+    assert export.run(parser.parse_args([str(tmp_path / "run"), "--format", "kohya", "--output", target])) == 0
+    said = capsys.readouterr().out
+    assert f"Wrote {target}: " in said and "right in   ComfyUI 0.33.0, sd-scripts" in said
     assert read_header_count(tmp_path / "my.safetensors") > 0
+    assert parser.parse_args(["x"]).format == "portable"
+    assert (*DIALECTS, *MERGED, FORMAT) == export.FORMATS
 
 
 def read_header_count(file):

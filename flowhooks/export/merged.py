@@ -1,0 +1,71 @@
+"""Write the pipeline of a run with its adapter merged into the weights, or its network alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flowhooks.adapters.fit import adapter_below
+from flowhooks.adapters.load import load_adapter
+from flowhooks.adapters.merge import merge_adapter
+from flowhooks.config.run import read_run
+from flowhooks.errors import ModelError
+from flowhooks.files import REFUSALS, whole
+from flowhooks.manifest import CHECKPOINT, MODULES, RUN
+from flowhooks.pipeline import load_pipeline
+from flowhooks.reading import user_path
+
+#: Format -> whether the network alone is written.
+MERGED = {"merged": False, "merged-network": True}
+
+
+def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
+    """Write a run's base model with its adapter merged, at the run's own ``model.dtype``. Returns its folder.
+
+    Args:
+        run: output folder of a run, or a checkpoint in it.
+        dialect: one of `MERGED`: ``merged``, a Diffusers pipeline, or ``merged-network``, the trained network's own
+            folder.
+        output: folder to write; default: named after the dialect in the run's folder, and for a checkpoint beside it.
+
+    Raises:
+        ConfigError: ``run`` is no folder of a run.
+        ModelError: it has written no weights, trained the whole network, or trained what no merged weight holds; the
+            output exists already or cannot be written.
+        AdapterError: the adapter does not fit the base.
+    """
+    run = user_path(run)
+    if not (run / RUN).is_file() and run.suffix == ".safetensors":
+        raise ModelError(f"{run}: is a file; format {dialect!r} needs the folder of a run, whose base model it merges")
+    inside = CHECKPOINT.fullmatch(run.absolute().name)
+    default = run.absolute().parent / f"{run.absolute().name}_{dialect}" if inside else run / dialect
+    target = default if output is None else user_path(output)
+    if target.exists():
+        raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
+    section, adapter = read_run(run)
+    if adapter is None:
+        raise ModelError(f"{run}: trained the whole network; its `pipeline` folder is what you want")
+    if (run / MODULES).is_file():
+        raise ModelError(
+            f"{run / MODULES}: a hook trained modules beside the adapter, and a merged model has no place for them; "
+            "without them it would compute something else. Sample with `flowhooks sample`"
+        )
+    if (below := adapter_below(adapter)) is not None:
+        raise ModelError(
+            f"{adapter}: was off above sigma {below:g} in training, and merged weights are always on. Use the LoRA, "
+            "switched as the model card says"
+        )
+    pipe = load_pipeline(section)
+    name = section["component"] or "transformer"
+    network = getattr(pipe, name)
+    merge_adapter(load_adapter(network, adapter, pipeline=pipe))
+    return _save(network if MERGED[dialect] else pipe, target)
+
+
+def _save(part: Any, target: Path) -> Path:
+    try:
+        with whole(target, alike=False) as aside:
+            part.save_pretrained(aside, safe_serialization=True)
+    except REFUSALS as error:
+        raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
+    return target

@@ -1,0 +1,217 @@
+"""Which program reads which file of which family: ``python -m tests.naming.page`` writes ``docs/files.md``.
+
+What runs here is done anew: Diffusers and LyCORIS load the files, and flowhooks reads them back. What was seen in other
+programs is carried over from ``flowhooks/naming/names.json``, with its day.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lycoris import create_lycoris_from_weights
+from safetensors.torch import load_file, save_file
+
+from flowhooks.adapters.adapter_file import read_adapter
+from flowhooks.adapters.network import network_header
+from flowhooks.errors import AdapterError
+from flowhooks.export.dialects import Exported, export_adapter, pieces_of
+from flowhooks.naming import Family, families, tool_version, verified_on
+from tests.naming.rows import ROWS, linears, network, numbers, pipeline
+from tests.naming.sources import Source, error, in_diffusers, write
+
+PAGE = Path("docs/files.md")
+EXACT = 2e-7
+COMFYUI, MUSUBI, SCRIPTS = "ComfyUI", "musubi-tuner", "sd-scripts"
+START = """# Files for other programs
+
+`python -m tests.naming.page` writes this page; never by hand. How to export says
+[what a run writes](outputs.md#load-a-lora-elsewhere).
+
+A number is the layers in which the program makes the trained change, of all Linear layers of a tiny network of the
+class, by weights: real checkpoints and images were not compared. **here** was run by that command, with Diffusers
+{diffusers} and LyCORIS {lycoris}. The other columns were seen on {day}, in the programs' own code: ComfyUI {comfyui};
+musubi-tuner, {musubi}; sd-scripts, {scripts}. They are carried over. `-` means that the program has no such network, or
+that nobody has tried.
+
+## LoRA
+
+"""
+COLUMNS = (
+    "family",
+    "class",
+    "`portable`: its keys",
+    "right in",
+    "`diffusers` in Diffusers, here",
+    "`portable` in Diffusers, here",
+    "`comfyui` in ComfyUI",
+    "`musubi` in musubi-tuner",
+    "`kohya` in sd-scripts",
+    "read back by flowhooks, here",
+)
+KINDS = """
+The portable file of a LoRA on fewer layers can be right in more programs: `export` says in which.
+
+## LoHa, LoKr and LoCon
+
+"""
+KIND_COLUMNS = (
+    "family",
+    "LoHa and LoCon: `comfyui`, `kohya` in ComfyUI",
+    "LoKr: `comfyui`, `kohya` in ComfyUI",
+    "any kind: `lycoris` in LyCORIS, here",
+    "`lycoris` in ComfyUI",
+)
+END = """
+* **Diffusers** reads LoRA only: `--as-lora RANK` makes the nearest one.
+* **LoKr** of layers that the original network has in one, such as query, key and value, has no counterpart there:
+  `--as-lora RANK`.
+* **LoHa** of such layers is stacked factor by factor, exactly, into one LoHa of the original layer; flowhooks reads it
+  back. ComfyUI was tried with LoHa of original layers, and not with one of this make.
+* LoHa, LoKr and LoCon were not tried in ComfyUI with ernie-image, kandinsky5, cosmos, longcat-image and ideogram4, nor
+  LoKr and LoCon with ltx2: their names are those of the LoRA.
+* **Two experts** (Wan 2.2) are two files.
+* **Names from source**: those of {source} were read in ComfyUI's code, and it was not run with them.
+* A family with no row is written for Diffusers and LyCORIS alone.
+"""
+
+
+def count(found: int, layers: int) -> str:
+    return f"{found}/{layers}"
+
+
+def right(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], most: float = EXACT) -> int:
+    return sum(layer in found and error(found[layer], change) <= most for layer, change in wanted.items())
+
+
+def taken(written: Exported, tool: str, layers: int) -> str:
+    lost = [each.lost for each in written.readings if each.tool == tool]
+    return count(layers - len(lost[0]), layers) if lost else "-"
+
+
+def exported(source: Source, dialect: str, folder: Path, **options: Any) -> Exported | None:
+    try:
+        return export_adapter(source.file, dialect, folder / f"{dialect}-{len(options)}.safetensors", **options)
+    except AdapterError:
+        return None
+
+
+def lora_row(family: Family, name: str, folder: Path) -> str:
+    layers = linears(name)
+    source, total = write(folder, name, list(layers)), len(layers)
+    files = {
+        dialect: exported(source, dialect, folder, leave_out=True)
+        for dialect in ("diffusers", "comfyui", "kohya", "musubi")
+    }
+    files["portable"] = exported(source, "portable", folder) or exported(source, "portable", folder, leave_out=True)
+    portable = files["portable"]
+    assert portable is not None
+    keys = min(load_file(portable.file)).split(".lora_")[0]
+    back = []
+    for dialect, written in files.items():
+        if written is not None:
+            read = pieces_of(read_adapter(written.file, network=network(name)), network(name))
+            found = right({piece.name: piece.change() for piece in read}, source.changes)
+            back.append(f"{dialect} {count(found, total)}")
+    in_them = [
+        count(right(in_diffusers(name, files["diffusers"].file)[0], source.changes), total),
+        count(right(loaded(name, portable), source.changes), total),
+    ]
+    outside = [
+        "-" if files[dialect] is None else f"{count(total - len(files[dialect].left_out), total)}"
+        for dialect in ("comfyui", "musubi")
+    ]
+    scripts = files["kohya"] if SCRIPTS in family.reads["lora_unet.native"] else None
+    if not family.verified:
+        outside[0] += ", not tried"
+    outside.append("-" if scripts is None else count(total - len(scripts.left_out), total))
+    cells = [
+        name,
+        f"`{network(name).kind}`",
+        f"`{keys}`...",
+        ", ".join(portable.right_in),
+        *in_them,
+        *outside,
+        ", ".join(back),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def loaded(name: str, written: Exported) -> dict[str, torch.Tensor]:
+    """The changes of a file in Diffusers; none where it refuses it."""
+    try:
+        return in_diffusers(name, written.file)[0]
+    except Exception:
+        return {}
+
+
+def kinds_row(family: Family, name: str, folder: Path) -> str:
+    layers = linears(name)
+    total = len(layers)
+    cells = [name]
+    for kind in ("loha", "lokr"):
+        written = exported(other(folder, name, kind), "comfyui", folder, leave_out=True, as_lora=None)
+        cells.append("only with `--as-lora`" if written is None else count(total - len(written.left_out), total))
+        if written is not None:
+            written.file.unlink()
+    lycoris = export_adapter(other(folder, name, "loha").file, "lycoris", folder / "lycoris.safetensors")
+    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(pipeline(name).transformer))
+    wanted = {p.name.replace(".", "_"): p.change() for p in pieces_of(read_adapter(lycoris.file), network(name))}
+    made: dict[str, torch.Tensor] = {
+        lora.lora_name.removeprefix("lycoris_"): lora.get_weight(lora.org_module[0].weight.shape).detach().double()
+        for lora in built.loras
+    }
+    # Its products of two matrices are in single precision.
+    cells += [count(right(made, wanted, 1e-6), total), taken(lycoris, COMFYUI, total)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def other(folder: Path, name: str, kind: str) -> Source:
+    """A LyCORIS file of one kind."""
+    tensors, layers = {}, linears(name)
+    for i, (layer, (outputs, inputs)) in enumerate(layers.items()):
+        start = f"lycoris_{layer.replace('.', '_')}"
+        if kind == "loha":
+            shapes = {
+                "hada_w1_a": (outputs, 2),
+                "hada_w1_b": (2, inputs),
+                "hada_w2_a": (outputs, 2),
+                "hada_w2_b": (2, inputs),
+            }
+        else:
+            shapes = {"lokr_w1": (2 - outputs % 2, 1), "lokr_w2": (outputs // (2 - outputs % 2), inputs)}
+        tensors |= {f"{start}.{key}": numbers(*shape, seed=i) for key, shape in shapes.items()}
+        tensors[f"{start}.alpha"] = torch.tensor(3.0)
+    file = folder / f"{kind}.safetensors"
+    header = {**network_header(pipeline(name).transformer), "flowhooks.layers": json.dumps(layers)}
+    save_file(tensors, file, header)
+    return Source(file, {})
+
+
+def rows(make: Any) -> Iterator[str]:
+    for name, family in families().items():
+        for each in ROWS[name]:
+            with tempfile.TemporaryDirectory() as folder:
+                yield make(family, each, Path(folder))
+
+
+def table(columns: tuple[str, ...], make: Any) -> str:
+    head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "".join(f"{line}\n" for line in [*head, *rows(make)])
+
+
+def main() -> None:
+    tools = {"diffusers": "Diffusers", "lycoris": "LyCORIS", "comfyui": COMFYUI, "musubi": MUSUBI, "scripts": SCRIPTS}
+    versions = {key: tool_version(tool) for key, tool in tools.items()}
+    source = ", ".join(family.name for family in families().values() if not family.verified)
+    start, end = START.format(day=verified_on(), **versions), END.format(source=source)
+    PAGE.write_text(start + table(COLUMNS, lora_row) + KINDS + table(KIND_COLUMNS, kinds_row) + end, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

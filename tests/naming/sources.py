@@ -1,0 +1,73 @@
+"""LoRA files of every family's network, and what Diffusers makes of a file."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+from flowhooks.adapters.network import network_header
+from tests.naming.rows import linears, numbers, pipeline
+
+RANK, ALPHA = 4, 3.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A LoRA file, and the change that it makes of every layer."""
+
+    file: Path
+    changes: dict[str, torch.Tensor]
+
+
+def write(folder: Path, name: str, layers: list[str], ranks: tuple[int, ...] = (RANK,)) -> Source:
+    """As a run writes it, but for the alpha, which is in the header alone."""
+    tensors, changes, rank_pattern = {}, {}, {}
+    for i, layer in enumerate(layers):
+        outputs, inputs = linears(name)[layer]
+        rank = ranks[i % len(ranks)]
+        down, up = numbers(rank, inputs, seed=2 * i) / inputs**0.5, numbers(outputs, rank, seed=2 * i + 1)
+        tensors[f"transformer.{layer}.lora_A.weight"], tensors[f"transformer.{layer}.lora_B.weight"] = down, up
+        changes[layer] = ALPHA / rank * (up.double() @ down.double())
+        if rank != RANK:
+            rank_pattern[f"^{layer.replace('.', chr(92) + '.')}"] = rank
+    settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": layers, "rank_pattern": rank_pattern}
+    document = {f"transformer.{key}": value for key, value in settings.items()}
+    header = {**network_header(pipeline(name).transformer), "lora_adapter_metadata": json.dumps(document)}
+    file = folder / "lora.safetensors"
+    save_file(tensors, file, header)
+    return Source(file, changes)
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Relative to the largest entry."""
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+def in_diffusers(name: str, file: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """The changes that Diffusers makes of a file, and those at half its strength: by the pipeline's loader, where it
+    has one, else the network's."""
+    pipe = pipeline(name)
+    bare = pipe.transformer
+    network = pipe.transformer = deepcopy(bare)
+    try:
+        if hasattr(pipe, "load_lora_weights"):
+            pipe.load_lora_weights(str(file), adapter_name="a")
+        else:
+            network.load_lora_adapter(load_file(file), prefix="transformer", adapter_name="a")
+        whole = deltas(network)
+        network.set_adapters(["a"], [0.5])
+        return whole, deltas(network)
+    finally:
+        pipe.transformer = bare
+
+
+def deltas(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    layers = {layer: module for layer, module in network.named_modules() if isinstance(module, LoraLayer)}
+    changes = {layer: module.get_delta_weight("a").detach().double() for layer, module in layers.items()}
+    return {layer: change for layer, change in changes.items() if change.any()}
