@@ -21,9 +21,9 @@ from flowhooks.hooks.feature_alignment import FeatureAlignmentSpec
 from flowhooks.probe import FlowModel
 from flowhooks.probe.anatomy import Anatomy
 from flowhooks.probe.learn import SMALL
-from flowhooks.probe.levels import Path
 from flowhooks.probe.streams import Streams
 from flowhooks.probe.tokens import Tokens
+from flowhooks.probe.weight_names import Path
 
 _NUMBER = re.compile(r"^(.*?)\.(\d+)(?=\.|$)")
 

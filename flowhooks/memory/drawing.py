@@ -15,7 +15,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.memory.live import Live, storages
 from flowhooks.probe import FlowModel
 from flowhooks.probe.values import map_tensors, tensors_in
-from flowhooks.sampling.rollout import map_output, shape_of
+from flowhooks.sampling.skipping import map_output, shape_of
 from flowhooks.splice import restore_attributes, splice
 from flowhooks.stage import ENCODERS, VAE, Stage
 

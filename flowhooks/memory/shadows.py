@@ -33,13 +33,7 @@ class Shadows(TorchDispatchMode):
         if known and given and func is _COPY and given[0].is_meta and kwargs.get("device") == torch.device("cpu"):
             return func(*self._shadowed(args), **kwargs)
         returned = func(*args, **kwargs)
-        made = (
-            [returned]
-            if isinstance(returned, Tensor)
-            else list(returned)
-            if isinstance(returned, (list, tuple))
-            else []
-        )
+        made = _tensors(returned)
         if known and made and all(isinstance(each, Tensor) and each.is_meta and _is_small(each) for each in made):
             on_cpu = {**self._shadowed(kwargs), **({"device": torch.device("cpu")} if "device" in kwargs else {})}
             try:
@@ -47,12 +41,19 @@ class Shadows(TorchDispatchMode):
             except (RuntimeError, NotImplementedError):
                 # Then it cannot be read, which is told where it is.
                 return returned
-            for each, shadow in zip(made, [found] if isinstance(returned, Tensor) else found, strict=True):
+            for each, shadow in zip(made, _tensors(found), strict=True):
                 self._of[each] = shadow
         return returned
 
     def _shadowed(self, value: Any) -> Any:
         return tree_map(lambda each: self._of[each] if isinstance(each, Tensor) and each.is_meta else each, value)
+
+
+def _tensors(returned: Any) -> list[Any]:
+    """Return what an operator returned, as a list."""
+    if isinstance(returned, Tensor):
+        return [returned]
+    return list(returned) if isinstance(returned, (list, tuple)) else []
 
 
 def _is_small(tensor: Tensor) -> bool:

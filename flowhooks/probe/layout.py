@@ -154,10 +154,13 @@ class Layout:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {self.vae_shape}")
         return self.from_vae(z.float())
 
-    def decode(self, vae: Any, z: Tensor) -> Tensor:
-        """Decode ``[B, *vae_shape]`` to pixels, with the pipeline's own arguments of ``vae.decode``."""
+    def decode(self, vae: Any, sample: Tensor) -> Tensor:
+        """Decode ``[B, *sample_shape]`` to fp32 pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, with the arguments of
+        ``vae.decode`` that the pipeline passes."""
+        z = sent(self.to_vae(sample.float()), execution_device(vae), vae.dtype)
         given = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
-        return vae.decode(z, *given[0], **given[1], return_dict=False)[0]
+        pixels = vae.decode(z, *given[0], **given[1], return_dict=False)[0].float()
+        return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack(self, z: Tensor) -> Tensor:
         """Apply only the order of :meth:`from_vae`, no scale or shift: for masks."""

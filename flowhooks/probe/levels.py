@@ -7,19 +7,16 @@ they meet a tensor with an axis of tokens is one level picked for each. Modulati
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import ref
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.offloading import original
 from flowhooks.probe.picking import plus_picked, times_picked
+from flowhooks.probe.weight_names import Path, WeightNames
 
 #: Which end of the token axis of a modulated tensor holds the image tokens.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
@@ -36,13 +33,6 @@ MOVES = (
 IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
 #: Functions that take sizes, that of the batch included.
 SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
-
-#: Attribute of a weight that holds its shared name while blocks are compiled.
-_ATTRIBUTE = "_flowhooks_name"
-
-#: Operations on the levels since they last met a weight: its name, then each operation. Adapters leave no
-#: entry.
-Path = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,57 +111,6 @@ class Mix:
         if key not in known:
             known[key] = compute(*key)
         return known[key]
-
-
-class WeightNames:
-    """Names the weights of the network that ``network()`` returns, whatever adapter wraps their layer; the network is
-    walked only for a new weight."""
-
-    def __init__(self, network: Callable[[], nn.Module]):
-        self.network = network
-        self._known: dict[int, tuple[ref[Tensor], str]] = {}
-
-    def of(self, tensor: Tensor) -> str | None:
-        """Return the name of ``tensor``, None if it is no weight of the network."""
-        if not isinstance(tensor, nn.Parameter):
-            return None
-        if torch.compiler.is_compiling():
-            # Neither identities nor weak references live in a graph.
-            return getattr(tensor, _ATTRIBUTE, None)
-        tensor = original(tensor)
-        known = self._known.get(id(tensor))
-        # The id of a freed weight may belong to another tensor by now.
-        if known is None or known[0]() is not tensor:
-            weights = [(name, original(p)) for name, p in self.network().named_parameters()]
-            self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
-            known = self._known.get(id(tensor))
-        return None if known is None else known[1]
-
-    @contextmanager
-    def written(self) -> Iterator[None]:
-        """Write their shared names on the weights inside the block, where compiled code finds them."""
-        weights = [(p, shared_name(name.replace(".base_layer", ""))) for name, p in self.network().named_parameters()]
-        for weight, name in weights:
-            setattr(weight, _ATTRIBUTE, name)
-        try:
-            yield
-        finally:
-            for weight, _ in weights:
-                vars(weight).pop(_ATTRIBUTE, None)
-
-
-def shared_name(name: str) -> str:
-    """Return a weight's name without the numbers of blocks, so that blocks of one class share a graph."""
-    return re.sub(r"\.\d+(?=\.)", ".*", name)
-
-
-def with_shared_names(places: Mapping[tuple[Path, int], str | None]) -> dict[tuple[Path, int], str | None]:
-    """Add places under shared names, where all weights of a name agree."""
-    found: dict[tuple[Path, int], set[str | None]] = {}
-    for (path, dim), place in places.items():
-        if path:
-            found.setdefault(((shared_name(path[0]), *path[1:]), dim), set()).add(place)
-    return {**{key: kinds.pop() for key, kinds in found.items() if len(kinds) == 1}, **places}
 
 
 class Levels:

@@ -18,13 +18,13 @@ from flowhooks.probe.contract import PipelineContract, fingerprint
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
-from flowhooks.probe.levels import WeightNames
 from flowhooks.probe.offloading import original
 from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, without_side_effects
 from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved
+from flowhooks.probe.weight_names import WeightNames
 from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
@@ -326,24 +326,18 @@ class FlowModel:
         self, latents: Tensor, height: int | None = None, width: int | None = None, *, gradient: bool = False
     ) -> Tensor:
         """Decode latents ``[B, ...]`` in sample space to pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1,
-        1].
-
-        Without ``height`` and ``width``, the resolution known for latents of this shape is used.
+        1]. Without ``height`` and ``width``, the resolution known for latents of this shape is used.
 
         Args:
             gradient: keep the graph from pixels to latents.
         """
-        vae = self.pipe.vae
         with torch.no_grad():
             layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
         with torch.set_grad_enabled(gradient):
-            z = layout.to_vae(latents.float())
-            pixels = layout.decode(vae, sent(z, execution_device(vae), vae.dtype)).float()
-        return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
+            return layout.decode(self.pipe.vae, latents)
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
-        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to sample space, broadcastable to ``like`` ``[B,
-        ...]``."""
+        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to ``like``."""
         return self.layout_of(like).pack_mask(sent(mask, like.device, like.dtype))
 
     def layout(self, height: int, width: int, frames: int | None = None) -> Layout:

@@ -16,15 +16,14 @@ from typing import Any
 
 import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.recorder import execution_device
 from flowhooks.probe.runs import StopForward, find_networks
-from flowhooks.probe.values import map_tensors, tensors_in
+from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes, resized
 from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
 from flowhooks.splice import restore_attributes, splice
 from flowhooks.transfer import parked, picked, sent
@@ -159,7 +158,7 @@ class RolloutState:
             seeds=tuple(all_of.seeds[i] for i in rows),
             states={index: picked(state, rows) for index, state in all_of.states.items()},
             velocities={index: picked(velocity, rows) for index, velocity in all_of.velocities.items()},
-            forms=tuple(tuple(_resized(form, *sizes) for form in step) for step in all_of.forms),
+            forms=tuple(tuple(resized(form, *sizes) for form in step) for step in all_of.forms),
         )
         return replace(self, rollout=part)
 
@@ -211,7 +210,7 @@ class PipelineSampler:
                 states[sampler.steps] = after.clone()
             return after
 
-        with self._playing(sampler, advance) as pipe, _record_output_shapes(find_networks(pipe), calls):
+        with self._playing(sampler, advance) as pipe, record_output_shapes(find_networks(pipe), calls):
             self._call(pipe, prompts, seeds, sampler, {})
         if len(transitions) != sampler.steps:
             raise ModelError(
@@ -231,7 +230,7 @@ class PipelineSampler:
         """Return ``[B, ...]`` velocity ``e - x0`` at a state, guided with the arguments of ``role``, with gradient if
         gradients are enabled."""
         rollout, found = visit.rollout, []
-        sleep = _SkipNetwork(rollout.forms, visit.index)
+        sleep = SkipNetwork(rollout.forms, visit.index)
 
         def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
             if index == visit.index:
@@ -341,71 +340,3 @@ def _place(steps: Tensor, timestep: Any) -> int | None:
 
 def _never(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
     raise ModelError("the pipeline stepped without calling its network")
-
-
-class _SkipNetwork:
-    """Replaces networks until a step: they do not run and return earlier outputs, without data."""
-
-    def __init__(self, forms: Sequence[Sequence[Any]], until: int):
-        self._forms, self._until = forms, until
-        self._step = self._calls = 0
-
-    def go_on(self) -> None:
-        """Count the loop's next step."""
-        self._step, self._calls = self._step + 1, 0
-
-    @contextmanager
-    def of(self, networks: Mapping[str, nn.Module]) -> Iterator[None]:
-        sleep = self
-
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if sleep._step == sleep._until:
-                return super(type(self), self).__call__(*args, **kwargs)  # type: ignore[misc]
-            form = sleep._forms[sleep._step][sleep._calls]
-            sleep._calls += 1
-            device = execution_device(self)
-            return map_output(form, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device))
-
-        # On the class, not on `forward`, so that forward hooks on the network do not run.
-        with ExitStack() as stack:
-            for network in networks.values():
-                stack.enter_context(splice(network, __call__=call))
-            yield
-
-
-@contextmanager
-def _record_output_shapes(networks: Mapping[str, nn.Module], calls: list[Any]) -> Iterator[None]:
-    """Record the outputs of the networks as tensors without data."""
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        calls.append(map_output(output, shape_of))
-
-    with ExitStack() as stack:
-        for network in networks.values():
-            stack.callback(network.register_forward_hook(after).remove)
-        yield
-
-
-def shape_of(tensor: Tensor) -> Tensor:
-    """Return a tensor of the same shape and dtype that holds nothing, on the meta device."""
-    return torch.empty((), dtype=tensor.dtype, device="meta").expand(tensor.shape)
-
-
-def map_output(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a network's output with every tensor changed."""
-    if isinstance(output, BaseOutput):
-        return type(output)(**{name: map_output(value, change) for name, value in output.items()})
-    return map_tensors(output, change)
-
-
-def _resized(form: Any, size: int, wanted: int) -> Any:
-    """Return an output form for another number of samples: on the batch axis of tensors, or as many in a list."""
-    if isinstance(form, list) and len(form) % size == 0:
-        return form[: len(form) // size * wanted]
-    if isinstance(form, (tuple, list)):
-        return type(form)(_resized(part, size, wanted) for part in form)
-    if isinstance(form, BaseOutput):
-        return type(form)(**{name: _resized(part, size, wanted) for name, part in form.items()})
-    if isinstance(form, Tensor) and form.dim() and len(form) % size == 0:
-        return form[:1].expand(len(form) // size * wanted, *form.shape[1:])
-    return form

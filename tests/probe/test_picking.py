@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowhooks.probe.levels import Levels, Mix, WeightNames
+from flowhooks.probe.levels import Levels, Mix
 from flowhooks.probe.picking import plus_picked, times_picked
+from flowhooks.probe.weight_names import WeightNames
 
 #: Two samples of four tokens, three rows each.
 LEVEL = torch.tensor([[0, 2, 2, 1], [1, 0, 1, 1]])

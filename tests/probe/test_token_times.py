@@ -16,9 +16,10 @@ from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
-from flowhooks.probe.levels import Levels, Mix, WeightNames
+from flowhooks.probe.levels import Levels, Mix
 from flowhooks.probe.token_learning import learn_tokens
 from flowhooks.probe.tokens import TimeEntry
+from flowhooks.probe.weight_names import WeightNames
 from tests.copies import copier
 from tests.families import PIPELINES, checks, learnt, tiny
 from tests.probe.test_families import LEARNT
