@@ -149,7 +149,9 @@ def plan_of(case: Case, folder: Path, *, tiny: bool) -> tuple[Planned, Run]:
         condition=model.encode_prompts(["two one"]),
         size=size,
         provides=frozenset({"image", "rejected"}),
-        weights={},
+        vae=None,
+        prompt=None,
+        parts={},
     )
     return plan, run
 

@@ -37,7 +37,7 @@ _GIB = 2**30
 def quantized(section: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Component -> settings of its backend, as a ``model`` section asks for them."""
     parts = _parts(section)
-    return by_component(section["quantization"], [name for name in NETWORKS if name in parts] or NETWORKS[:1])
+    return by_component(section.get("quantization"), [name for name in NETWORKS if name in parts] or NETWORKS[:1])
 
 
 def describe_quantization(section: Mapping[str, Any]) -> str | None:

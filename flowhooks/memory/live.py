@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+CPU = torch.device("cpu")
 #: Whose bytes are that nobody was named for: what a step computes.
 STEP = "step"
 
@@ -32,7 +33,7 @@ class Live(TorchDispatchMode):
         peak_phase, peak_held: ``phase`` and ``held`` at that moment.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         super().__init__()
         self._device = device
         self.held: Counter[str] = Counter()

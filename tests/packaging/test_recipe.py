@@ -27,7 +27,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     of_the_recipe = [match["text"] for match in BLOCK.finditer(recipe) if match["kind"] == "python"]
     kto = [(ROOT / "tests/packaging/kto" / file).read_text(encoding="utf-8") for file in FILES]
     tree = tmp_path_factory.mktemp("recipe")
-    for each in ("flowhooks", "schemas", "docs", "tests"):
+    for each in ("flowhooks", "schemas", "docs", "tests", "benchmarks"):
         shutil.copytree(ROOT / each, tree / each)
     for file in ("setup.cfg", "README.md"):
         shutil.copy(ROOT / file, tree)
