@@ -67,8 +67,8 @@ class EncodedPrompts:
     @property
     def bytes(self) -> int:
         """Return the bytes of the embeddings in memory."""
-        near = (output for calls in self._near.values() for output in calls.values())
-        return sum(t.numel() * t.element_size() for output in (*self._known.values(), *near) for t in tensors_in(output))
+        kept = [self._known, *self._near.values()]
+        return sum(t.numel() * t.element_size() for calls in kept for t in tensors_in(calls))
 
     def prepare(self, prompts: Sequence[str], about: Mapping[str, Any], ask: Callable[[str], Any]) -> None:
         """Encode prompts that are not encoded yet.
