@@ -96,8 +96,11 @@ def attach(
 
 
 @contextmanager
-def attach_planned(model: FlowModel, run: Run, assembly: Assembly) -> Iterator[Session]:
+def attach_planned(model: FlowModel, run: Run, assembly: Assembly, prompt_cache: Any = None) -> Iterator[Session]:
     """Attach hooks that are built already, and the run's adapter; detach both on exit.
+
+    Args:
+        prompt_cache: see :class:`flowhooks.kernel.Session`.
 
     Raises:
         ModelError: a hook cannot be attached to this pipeline.
@@ -105,7 +108,7 @@ def attach_planned(model: FlowModel, run: Run, assembly: Assembly) -> Iterator[S
     """
     with ExitStack() as stack:
         fitted = _fit_adapter(model, run, None, stack)
-        yield _session(model, run, assembly, fitted, None, stack, start=_start(run, None))
+        yield _session(model, run, assembly, fitted, None, stack, start=_start(run, None), prompt_cache=prompt_cache)
 
 
 def _assembled(run: Run, hooks: Sequence[Any], adapter: Adapter | None, provides: set[str]) -> Assembly:
@@ -129,6 +132,7 @@ def _session(
     seed: int | None,
     stack: ExitStack,
     start: Path | None = None,
+    prompt_cache: Any = None,
 ) -> Session:
     """Attach the hooks, to be detached by the stack, and return the session; hook modules start from the run in
     ``start``."""
@@ -143,6 +147,7 @@ def _session(
         processes=processes(),
         batch_views=run.training["batch_views"],
         batch_size=run.training["train_batch_size"],
+        prompt_cache=prompt_cache,
     )
     stack.enter_context(assembly.within(lambda hook: hook.attached(session)))
     _bring(session.parameters().values(), model)

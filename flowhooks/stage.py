@@ -20,6 +20,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.runs import find_networks
 from flowhooks.splice import restore_attributes
+from flowhooks.transfer import bring
 
 #: All but the networks and the VAE: what turns prompts into conditions.
 ENCODERS, VAE = "encoders", "vae"
@@ -142,7 +143,7 @@ class Stage:
             if name in self._offloads:
                 self._offloads[name].move(device)
             else:
-                part.to(device)
+                bring(part, device)
 
 
 class _Turn(ModelHook):

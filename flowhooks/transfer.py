@@ -7,9 +7,10 @@ the device has done everything it was asked to do before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sent(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
@@ -25,6 +26,14 @@ def sent(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | 
     if ahead and there.type == "cuda" and not value.is_pinned():
         value = value.pin_memory()
     return value.to(device=there, dtype=dtype, non_blocking=ahead)
+
+
+def bring(module: nn.Module, device: torch.device) -> None:
+    """Move a module to a device, unless all of it is there. torch refuses even to keep a quantised weight where it is
+    while something, such as compiled code, has a weak reference to it."""
+    places = {each.device for each in chain(module.parameters(), module.buffers())}
+    if any((place.type, place.index or 0) != (device.type, device.index or 0) for place in places):
+        module.to(device)
 
 
 def parked(value: Tensor) -> Tensor:

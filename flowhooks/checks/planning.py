@@ -126,7 +126,7 @@ def describe_prompts(run: Run) -> str:
     """What becomes of the text encoders, in words."""
     reason = text_encoders_stay(run)
     if reason is None:
-        return "encoded once, before the network comes to the device; the text encoders then leave memory"
+        return "encoded once and kept in the cache; the text encoders then leave memory"
     return f"the text encoders stay in the host's memory: {reason}"
 
 

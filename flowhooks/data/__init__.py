@@ -10,6 +10,7 @@ from flowhooks.lazy import lazy_attributes
 _EXPORTS = {
     "Audit": "flowhooks.data.records",
     "CachedDataset": "flowhooks.data.dataset",
+    "PromptCache": "flowhooks.data.prompts",
     "Record": "flowhooks.data.records",
     "Schedule": "flowhooks.data.schedule",
     "Stream": "flowhooks.data.schedule",

@@ -50,8 +50,6 @@ def build_cache(
     Raises DataError naming every image that cannot be decoded or that the model turns into NaN, or the file that the
     disk refused.
     """
-    store = Store(user_path(cache_dir))
-    work = Store(store.folder / "rebuilding") if rebuild else store
     records = audit.records
     sides = (side for record in records for side in record.sides)
     grids = latent_grids(model, sorted({record.geometry.size for record in records}))
@@ -62,10 +60,40 @@ def build_cache(
     )
     pairs = ((mask, record.geometry) for record in records for mask in record.masks)
     wanted = [
-        _Wanted(Pictures(model), sides),
-        _Wanted(Masks(grids), pairs),
-        _Wanted(CaptionEncoder(model), told),
+        Wanted(Pictures(model), sides),
+        Wanted(Masks(grids), pairs),
+        Wanted(CaptionEncoder(model), told),
     ]
+    places = build_entries(
+        wanted, cache_dir, progress=progress, batch_size=batch_size, rebuild=rebuild, together=together
+    )
+    latents, masks, captions = wanted
+    return CachedDataset(
+        records=records,
+        entries=Entries(places),
+        latents=latents.keys,
+        masks=masks.keys,
+        captions=captions.keys,
+        grids=grids,
+        provides=audit.provides,
+    )
+
+
+def build_entries(
+    wanted: Sequence[Wanted],
+    cache_dir: Path | str,
+    *,
+    progress: bool,
+    batch_size: int,
+    rebuild: bool,
+    together: Callable[[], AbstractContextManager[None]],
+) -> dict[str, dict[str, ShardEntry]]:
+    """Make every missing entry of each kind, and return kind -> key -> its place.
+
+    Args and errors: see :func:`build_cache`.
+    """
+    store = Store(user_path(cache_dir))
+    work = Store(store.folder / "rebuilding") if rebuild else store
     with together():
         found = [work.find(each.encoder.kind, each.items, check=CHECKED_BYTES) for each in wanted]
         # A complete folder is only read: it may belong to somebody else, or be on a read-only disk.
@@ -79,16 +107,7 @@ def build_cache(
         with together():
             store.replace(work)
             places = {each.encoder.kind: store.find(each.encoder.kind, each.items) for each in wanted}
-    latents, masks, captions = wanted
-    return CachedDataset(
-        records=records,
-        entries=Entries(places),
-        latents=latents.keys,
-        masks=masks.keys,
-        captions=captions.keys,
-        grids=grids,
-        provides=audit.provides,
-    )
+    return places
 
 
 def latent_grids(
@@ -125,7 +144,7 @@ def _fitting(model: FlowModel) -> tuple[int, ...]:
     return model.layout(**model.size).vae_shape
 
 
-class _Wanted:
+class Wanted:
     """Holds the items of one kind, their keys, and what is known of each entry."""
 
     def __init__(self, encoder: Encoder, items: Iterable[Any]):
@@ -148,7 +167,7 @@ def _size(about: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _filled(
-    store: Store, wanted: _Wanted, places: dict[str, ShardEntry], progress: bool, batch_size: int
+    store: Store, wanted: Wanted, places: dict[str, ShardEntry], progress: bool, batch_size: int
 ) -> dict[str, ShardEntry]:
     """Make the entries that are not in `places`, and return the place of every entry."""
     encoder = wanted.encoder
@@ -164,7 +183,7 @@ def _filled(
     return store.find(encoder.kind, wanted.items)
 
 
-def _made(store: Store, wanted: _Wanted, lot: Sequence[str], wait: bool, batch_size: int, bar: tqdm) -> bool:
+def _made(store: Store, wanted: Wanted, lot: Sequence[str], wait: bool, batch_size: int, bar: tqdm) -> bool:
     """Make a shard, unless it exists already. Returns False if another process is making it."""
     kind, name = wanted.encoder.kind, shard_name(lot)
     claim = store.claim(kind, name, wait=wait)

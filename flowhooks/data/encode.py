@@ -1,4 +1,4 @@
-"""Define the three kinds of cache entries: what each depends on, and how it is computed."""
+"""Define the kinds of cache entries that data needs: what each depends on, and how it is computed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Pictures:
     def __init__(self, model: FlowModel):
         self.model = model
         self.problems: list[Problem] = []
-        self._made_by = _identity(model)
+        self._made_by = made_by(model)
 
     def about(self, item: Cut) -> dict[str, Any]:
         picture, geometry = item
@@ -144,7 +144,7 @@ class CaptionEncoder:
     def __init__(self, model: FlowModel):
         self.model = model
         self.problems: list[Problem] = []
-        self._made_by = _identity(model)
+        self._made_by = made_by(model)
 
     def about(self, item: Told) -> dict[str, Any]:
         caption, size = item
@@ -166,7 +166,8 @@ class CaptionEncoder:
                     self.problems.append(Problem(f"{what}; {REMEDY}"))
 
 
-def _identity(model: FlowModel) -> dict[str, str]:
+def made_by(model: FlowModel) -> dict[str, str]:
+    """Return what latents and embeddings depend on beside their item, as JSON."""
     return {"model": model.fingerprint, "dtype": str(model.dtype)}
 
 

@@ -63,6 +63,8 @@ class Session:
         processes: the processes that share a batch.
         batch_views: run the views of one role in one forward; off trades speed for memory.
         batch_size: samples of a micro-batch on this process, for a run that samples its own data.
+        prompt_cache: keeps on disk what prompts of a run that samples are encoded to, for hooks; see
+            :class:`flowhooks.sampling.encoded.PromptKeeper`. None: they stay in memory.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class Session:
         processes: Processes = ALONE,
         batch_views: bool = True,
         batch_size: int = 1,
+        prompt_cache: Any = None,
     ):
         self.model, self.assembly, self.adapter = model, assembly, adapter
         self.roles = Roles({POLICY: nullcontext, **roles})
         self.seed, self.processes = seed, processes
         self.batch_views, self.batch_size = batch_views, batch_size
+        self.prompt_cache = prompt_cache
         #: Counts what torch compiles of the network's blocks; None where they are not compiled.
         self.compilation: Any = None
         self.micro_step = 0

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from flowhooks.errors import ModelError
 from flowhooks.probe.recomputing import repeated_blocks
 from flowhooks.splice import splice
+from flowhooks.transfer import bring
 
 #: The attribute of a copy that holds the weight that it stands for.
 _ORIGINAL = "_flowhooks_original"
@@ -124,7 +125,7 @@ class BlockOffload:
         """Move the network, without these weights, to a device."""
         self.drop()
         with self._hidden():
-            self.network.to(device)
+            bring(self.network, device)
 
     def drop(self) -> None:
         """Free the copies that were made ahead."""

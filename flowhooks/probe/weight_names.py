@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -26,23 +25,30 @@ class WeightNames:
 
     def __init__(self, network: Callable[[], nn.Module]):
         self.network = network
-        self._known: dict[int, tuple[ref[Tensor], str]] = {}
+        #: Id of a weight -> its layer, its name there, and its name. Not a weak reference: torch moves no tensor of a
+        #: quantised layer to which there is one.
+        self._known: dict[int, tuple[nn.Module, str, str]] = {}
 
     def of(self, tensor: Tensor) -> str | None:
         """Return the name of ``tensor``, None if it is no weight of the network."""
         if not isinstance(tensor, nn.Parameter):
             return None
         if torch.compiler.is_compiling():
-            # Neither identities nor weak references live in a graph.
+            # Identities do not live in a graph.
             return getattr(tensor, _ATTRIBUTE, None)
         tensor = original(tensor)
         known = self._known.get(id(tensor))
         # The id of a freed weight may belong to another tensor by now.
-        if known is None or known[0]() is not tensor:
-            weights = [(name, original(p)) for name, p in self.network().named_parameters()]
-            self._known = {id(p): (ref(p), name.replace(".base_layer", "")) for name, p in weights}
+        there = None if known is None else known[0]._parameters.get(known[1])
+        if there is None or original(there) is not tensor:
+            self._known = {
+                id(original(weight)): (layer, key, f"{name}.{key}".lstrip(".").replace(".base_layer", ""))
+                for name, layer in self.network().named_modules()
+                for key, weight in layer._parameters.items()
+                if weight is not None
+            }
             known = self._known.get(id(tensor))
-        return None if known is None else known[1]
+        return None if known is None else known[2]
 
     @contextmanager
     def written(self) -> Iterator[None]:

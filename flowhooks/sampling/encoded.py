@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,28 +15,85 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.values import map_tensors, moved, tensors_in
 from flowhooks.splice import restore_attributes
 
+#: A call of ``encode_prompt`` with one prompt, as text -> what it returned, on the CPU.
+Calls = Mapping[str, Any]
+
+
+class NotStorable(Exception):
+    """What a pipeline's ``encode_prompt`` takes or returns is no tensors and JSON, and cannot be kept on disk."""
+
+
+class PromptKeeper(Protocol):
+    """Keeps encoded prompts on disk; see :class:`flowhooks.data.PromptCache`."""
+
+    def find(
+        self, prompts: Sequence[str], about: Mapping[str, Any], encode: Callable[[str], Calls]
+    ) -> Callable[[str], Calls]:
+        """Return a function that reads a prompt's calls, none for another prompt. What is missing is made by
+        ``encode`` first.
+
+        Args:
+            about: what the calls depend on beside the prompt and the pipeline, as JSON.
+
+        Raises:
+            NotStorable: ``encode`` raises it.
+            DataError: an embedding holds NaN, or the disk refuses a file.
+        """
+        ...
+
 
 class EncodedPrompts:
-    """Keeps the results of ``pipe.encode_prompt`` for each prompt, on the CPU.
+    """Keeps the results of ``pipe.encode_prompt`` for each prompt: in memory, or, of prompts that are prepared, on disk
+    where there is a keeper; then only those of the latest call are in memory.
 
     Raises:
         ModelError: the pipeline has no ``encode_prompt``.
     """
 
-    def __init__(self, pipe: Any):
+    def __init__(self, pipe: Any, keeper: PromptKeeper | None = None):
         if not hasattr(pipe, "encode_prompt"):
             raise ModelError(f"{type(pipe).__name__} has no `encode_prompt`, so its prompts cannot be encoded once")
         self.pipe = pipe
-        self._known: dict[Any, Any] = {}
+        self._keeper = keeper
+        self._known: dict[str, Any] = {}
+        self._readers: list[Callable[[str], Calls]] = []
+        #: Calls of the prompts of the latest call of the pipeline.
+        self._near: dict[str, Calls] = {}
+        #: Calls of the prompt that is being encoded for the keeper, and of the one before it, whose negative prompt
+        #: may be the same.
+        self._recorded: dict[str, Any] | None = None
+        self._before: Calls = {}
 
     @property
     def bytes(self) -> int:
-        """Return the bytes of all embeddings."""
-        return sum(t.numel() * t.element_size() for output in self._known.values() for t in tensors_in(output))
+        """Return the bytes of the embeddings in memory."""
+        kept = [self._known, *self._near.values()]
+        return sum(t.numel() * t.element_size() for calls in kept for t in tensors_in(calls))
+
+    def prepare(self, prompts: Sequence[str], about: Mapping[str, Any], ask: Callable[[str], Any]) -> None:
+        """Encode prompts that are not encoded yet.
+
+        Args:
+            about: what their embeddings depend on beside the prompt and the pipeline, as JSON.
+            ask: calls the pipeline with one prompt, within :meth:`used`, until it has encoded all it will.
+        """
+        prompts = list(dict.fromkeys(prompts))
+        if self._keeper is not None and prompts:
+            try:
+                self._readers.append(self._keeper.find(prompts, about, lambda prompt: self._record(prompt, ask)))
+            except NotStorable:
+                # The next run encodes them again.
+                self._keeper = None
+            self._near, self._before = {}, {}
+        if self._keeper is None:
+            for prompt in prompts:
+                ask(prompt)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Let the pipeline encode nothing twice inside the block."""
+    def used(self, prompts: Sequence[str] = ()) -> Iterator[None]:
+        """Let the pipeline encode nothing twice inside the block, in which it is called with these prompts."""
+        near = self._near
+        self._near = {prompt: near[prompt] if prompt in near else self._read(prompt) for prompt in prompts}
         encode = self.pipe.encode_prompt
         signature = inspect.signature(encode)
 
@@ -56,11 +114,32 @@ class EncodedPrompts:
         # A prompt and a list of this one prompt are encoded alike.
         plain = {name: value[0] if _prompts(value) else value for name, value in given.items() if name != "device"}
         key = repr(sorted(plain.items()))
-        if key not in self._known:
+        kept = next((each for each in (self._known, self._before, *self._near.values()) if key in each), None)
+        if kept is not None:
+            output = kept[key]
+        else:
             with torch.no_grad():
-                output = encode(**given)
-            self._known[key] = map_tensors(output, lambda t: t.detach().cpu())
-        return self._known[key]
+                output = map_tensors(encode(**given), lambda t: t.detach().cpu())
+            if self._recorded is None:
+                self._known[key] = output
+        if self._recorded is not None:
+            # The address of an object is another one in the next run.
+            if re.search(r" at 0x[0-9a-f]+", key):
+                raise NotStorable
+            self._recorded[key] = output
+        return output
+
+    def _record(self, prompt: str, ask: Callable[[str], None]) -> Calls:
+        recorded = self._recorded = {}
+        try:
+            ask(prompt)
+        finally:
+            self._recorded = None
+        self._before = recorded
+        return recorded
+
+    def _read(self, prompt: str) -> Calls:
+        return {key: output for read in self._readers for key, output in read(prompt).items()}
 
 
 def _prompts(value: Any) -> bool:

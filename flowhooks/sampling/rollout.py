@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.recorder import freed_once
 from flowhooks.probe.runs import StopForward, find_networks
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
@@ -247,6 +248,14 @@ class PipelineSampler:
         # Removed from the list: the scheduler's spliced class, which a reference cycle keeps alive, holds the list.
         return found.pop()
 
+    def prepare(self, prompts: Sequence[str], sampler: Sampler, more: Mapping[str, Any] | None = None) -> None:
+        """Encode each prompt once, as the sampler's calls need it with the arguments ``more``; nothing is sampled."""
+        model = self.model
+        call = {**model.contract.call, **sampler.arguments, **(more or {})}
+        about = {"call": call, **({"size": self.size} if model.contract.joint else {})}
+        with freed_once(model.pipe):
+            self.encoded.prepare(prompts, about, lambda prompt: self.shapes(prompt, sampler, more))
+
     def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """Return the shapes of the network's arguments for a prompt, which is encoded by this; prompts of equal shapes
         may be sampled together."""
@@ -280,7 +289,7 @@ class PipelineSampler:
         )
         # Without the pipeline's own `no_grad`: the caller decides whether there is a gradient.
         method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
-        with self.encoded.used():
+        with self.encoded.used(prompts):
             method(pipe, **call)
 
     @contextmanager

@@ -25,6 +25,7 @@ from flowhooks.config.run import offload_share
 from flowhooks.data import (
     Audit,
     CachedDataset,
+    PromptCache,
     Schedule,
     Stream,
     build_cache,
@@ -114,13 +115,16 @@ def prepared(
             dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
         images = ValidationImages(run=run, model=model)
         # Only the main process draws.
-        encoded = images.encode(stage) if accelerator.is_main_process else True
+        shown = progress and accelerator.is_main_process
+        prompts = partial(PromptCache, model, run.cache_dir, progress=shown, rebuild=rebuild_cache)
+        encoded = images.encode(stage, prompts()) if accelerator.is_main_process else True
         stage.settle(model.component)
         offload = run.model["checkpoint_offload"]
         stack.enter_context(gradient_checkpointing(model.transformer, recomputed, offload=offload))
         # One seed on every process for the initial adapter, then a different one on each for dropout.
         rng.seed_all(run.training["seed"])
-        session = stack.enter_context(attach_planned(model, run, assembly))
+        together = partial(raise_on_all_ranks, DataError)
+        session = stack.enter_context(attach_planned(model, run, assembly, prompts(together=together)))
         if encoded and text_encoders_stay(run) is None:
             stage.drop_text_encoders()
         rng.seed_all(run.training["seed"] + accelerator.process_index)

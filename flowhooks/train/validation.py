@@ -26,7 +26,7 @@ from flowhooks.manifest import VALIDATION
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.runs import StopForward, find_networks
-from flowhooks.sampling.encoded import EncodedPrompts
+from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.stage import Stage
@@ -46,15 +46,20 @@ class ValidationImages:
     model: FlowModel
     encoded: EncodedPrompts | None = None
 
-    def encode(self, stage: Stage) -> bool:
-        """Encode the prompts, so that drawing images later asks no text encoder. Returns whether that is so."""
+    def encode(self, stage: Stage, cache: PromptKeeper) -> bool:
+        """Encode the prompts, or find them in the cache, so that drawing images later asks no text encoder. Returns
+        whether that is so."""
         pipe, prompts = self.model.pipe, self.run.validation["prompts"]
         if not prompts:
             return True
         if not hasattr(pipe, "encode_prompt"):
             return False
-        self.encoded = EncodedPrompts(pipe)
-        self._encode(prompts)
+        self.encoded = EncodedPrompts(pipe, cache)
+        # An embedding depends on the arguments, and where prompt and resolution are joint on the size too.
+        size = ("height", "width") if self.model.contract.joint else ()
+        told = ("guidance_scale", "negative_prompt", "num_images_per_prompt", *size)
+        about = {"validation": {name: self.run.validation[name] for name in told}}
+        self.encoded.prepare(prompts, about, lambda prompt: self._encode([prompt]))
         return not stage.asks_encoders(lambda: self._encode(prompts[:1]))
 
     def sample(self, count: int) -> list[Image.Image]:
@@ -81,7 +86,7 @@ class ValidationImages:
     def _sampled(self, prompts: Sequence[str], count: int) -> list[Image.Image]:
         validation, model = self.run.validation, self.model
         options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
-        with nullcontext() if self.encoded is None else self.encoded.used():
+        with nullcontext() if self.encoded is None else self.encoded.used(prompts):
             return sample_images(
                 model.pipe,
                 prompts,

@@ -24,7 +24,6 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 from flowhooks.numberless import holds
-from flowhooks.probe.recorder import freed_once
 from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
 from flowhooks.transfer import sent
 
@@ -82,9 +81,9 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                 )
         self._rewards = [reward.to(model.device) for reward in rewards]
         self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
-        with freed_once(model.pipe):
-            for prompt in source.prompt_list or () if self._unguided else ():
-                source.player.shapes(prompt.text, source.sampling, self._unguided)
+        if self._unguided:
+            prompts = [prompt.text for prompt in source.prompt_list or ()]
+            source.player.prepare(prompts, source.sampling, self._unguided)
         with self._decoder.attached():
             try:
                 yield

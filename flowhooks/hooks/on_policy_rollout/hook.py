@@ -117,11 +117,8 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
-        player = PipelineSampler(model, EncodedPrompts(model.pipe))
-        with freed_once(model.pipe):
-            for prompt in self.prompt_list or ():
-                self._shape(player, prompt.text)
-        self.player = player
+        self.player = PipelineSampler(model, EncodedPrompts(model.pipe, session.prompt_cache))
+        self.player.prepare([prompt.text for prompt in self.prompt_list or ()], self.sampling)
         self._batch_size = session.batch_size
         yield
 
@@ -227,13 +224,13 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         groups: dict[Any, list[int]] = {}
         with freed_once(self.player.model.pipe):
             for i, prompt in enumerate(prompts):
-                groups.setdefault(self._shape(self.player, prompt), []).append(i)
+                groups.setdefault(self._shape(prompt), []).append(i)
         found = list(groups.values())
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 
-    def _shape(self, player: PipelineSampler, prompt: str) -> Any:
+    def _shape(self, prompt: str) -> Any:
         if prompt not in self._shapes:
-            self._shapes[prompt] = player.shapes(prompt, self.sampling)
+            self._shapes[prompt] = self.player.shapes(prompt, self.sampling)
         return self._shapes[prompt]
 
 

@@ -24,7 +24,6 @@ from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
-from flowhooks.probe.recorder import freed_once
 from flowhooks.transfer import picked, whole_numbers
 
 DIRECT, PG_LOGRATIO = "direct", "pg_logratio"
@@ -82,9 +81,8 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
                 role = frozen_role(session, name, source["path"], parked=source["parked"])
                 self._teachers[name] = stack.enter_context(role)
                 if source["pipeline_arguments"] is not None and drawn is not None:
-                    with freed_once(drawn.player.model.pipe):
-                        for prompt, _ in known:
-                            drawn.player.shapes(prompt, drawn.sampling, source["pipeline_arguments"])
+                    prompts = [prompt for prompt, _ in known]
+                    drawn.player.prepare(prompts, drawn.sampling, source["pipeline_arguments"])
             yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
