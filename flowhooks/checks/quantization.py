@@ -30,6 +30,8 @@ from flowhooks.reading import user_path
 _PLACE = "$.model.quantization"
 #: The first bytes of every GGUF file.
 _MAGIC = b"GGUF"
+#: Type of the hook that gives tokens times of their own.
+_BY_TOKEN = "dual_times"
 _BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _GIB = 2**30
 
@@ -67,6 +69,18 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
             f"with algo {kind!r}, or 'lora'"
         )
         yield Problem(message, file, "$.adapter.type")
+    if trained is not None and trained.get("load_in_8bit"):
+        message = (
+            "bitsandbytes' 8 bits round activations by the largest of the batch, so the prediction for one sample "
+            "depends on the others; use 'int8', which is torchao's"
+        )
+        yield Problem(message, file, _PLACE)
+    if trained is not None and trained[METHOD] == "bitsandbytes" and any(h.type == _BY_TOKEN for h in run.every_hook):
+        message = (
+            f"`{_BY_TOKEN}` gives each token a time of its own, which layers of {_called(trained)} cannot take; use "
+            "'int8', 'fp8' or 'int4'"
+        )
+        yield Problem(message, file, _PLACE)
     if trained is not None and trained[METHOD] == "bitsandbytes" and section["offload"] != "none":
         message = (
             f"blocks whose layers are {_called(trained)} stay on the device, as each layer holds its weight until its "

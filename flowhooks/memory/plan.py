@@ -18,6 +18,7 @@ from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
 from flowhooks.checks.planning import frozen_adapters
 from flowhooks.config import Run
 from flowhooks.data import Audit
+from flowhooks.digits.places import NAMES, building_notice, place_of
 from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.kernel import Batch
@@ -153,7 +154,7 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
         NotCounted: what cannot be counted, and why.
     """
     _refuse(run)
-    folder = pipeline_folder(run.model)
+    folder = _folder(run.model["pretrained_model_name_or_path"]) or pipeline_folder(run.model)
     if folder is None:
         raise NotCounted("the pipeline's configurations are not on this disk; fetch it once, then ask again")
     records = audited.records
@@ -180,6 +181,19 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
         provides=frozenset(audited.provides),
         parts={name: measure(folder / name, *where) for name, where in parts.items()},
     )
+
+
+def _folder(name: Any) -> Path | None:
+    """Return the folder of the embedded pipeline; None for another name. Its outline has no text encoder.
+
+    Raises:
+        NotCounted: it is not built yet.
+    """
+    if name not in NAMES:
+        return None
+    if (notice := building_notice(name)) is not None:
+        raise NotCounted(notice)
+    return place_of(name)
 
 
 def full_network(folder: Path, kind: str) -> Callable[[torch.device, torch.dtype], Any]:

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.checks.pipeline import pipeline_folder, read_index
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.checks.quantization import quantized
 from flowhooks.checks.sizes import edge_step
 from flowhooks.config import Run
 from flowhooks.config.run import offload_share
 from flowhooks.memory.plan import Planned, changed
 from flowhooks.memory.step import HOOKS, OPTIMIZER, TRAINED, WEIGHTS, Needs
+from flowhooks.quantization.table import METHOD
 from flowhooks.stage import VAE
 
 GIB = 2**30
@@ -21,6 +23,14 @@ CONTEXT = GIB // 2
 #: Share of the tensors' bytes by which an allocator holds more, for gaps that fit nothing. Not measured here.
 GAPS = 0.1
 Changes = tuple[tuple[str, Any], ...]
+_RECOMPUTE, _OFFLOAD, _DTYPE, _BITS = (
+    "model.gradient_checkpointing",
+    "model.offload",
+    "model.dtype",
+    "model.quantization",
+)
+#: A place that changes only together with another one.
+_KEPT_WITH = {"training.gradient_accumulation_steps": "training.train_batch_size"}
 
 
 def shown(number: int) -> str:
@@ -98,23 +108,52 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
     start = f"needs {shown(most)} and does not fit a card of {shown(card)}"
     least, best, weights = most, "", most
     for changes, scale in candidates(planned):
-        run = changed(planned.run, changes)
-        alone = on_card(_weights(planned, run))
+        alone = on_card(_weights(planned, changed(planned.run, changes)))
         weights = min(weights, alone)
         if alone > card:
             # The weights of one phase alone are too much, so there is nothing to count.
             continue
         size = _scaled(planned, scale)
-        found = _most(planned, run, planned.needs(run, size=size))
-        said = [f"`{place}` {json.dumps(value)}" for place, value in changes]
-        said += [] if scale == 1 else [f"samples of at most {size[1]}x{size[0]} pixels"]
+        found = _counted(planned, changes, size)
         if found <= card:
-            return Fit(fits=False, sentence=f"{start}; with {' and '.join(said)} it needs {shown(found)} and fits")
+            changes, found = _needed(planned, changes, size, found, card)
+            sentence = f"{start}; with {_said(changes, scale, size)} it needs {shown(found)} and fits"
+            return Fit(fits=False, sentence=sentence)
         if found < least:
-            least, best = found, f", with {' and '.join(said)}"
-    if not best:
-        return Fit(fits=False, sentence=f"{start}; the weights of one phase alone need {shown(weights)} at the least")
-    return Fit(fits=False, sentence=f"{start}; nothing that was tried fits, and the least was {shown(least)}{best}")
+            least, best = found, f", with {_said(changes, scale, size)}"
+    if best:
+        return Fit(fits=False, sentence=f"{start}; nothing that was tried fits, and the least was {shown(least)}{best}")
+    if weights > card:
+        needed = f"{shown(weights)} at the least, with {shown(CONTEXT)} for the card's context and {GAPS:.0%} for its"
+        return Fit(fits=False, sentence=f"{start}; the weights of one phase alone need {needed} allocator")
+    return Fit(fits=False, sentence=f"{start}; nothing that was tried needs less")
+
+
+def _counted(planned: Planned, changes: Changes, size: tuple[int, int, int | None]) -> int:
+    """Return the bytes on a card of the run with these changes."""
+    run = changed(planned.run, changes)
+    return _most(planned, run, planned.needs(run, size=size))
+
+
+def _needed(
+    planned: Planned, changes: Changes, size: tuple[int, int, int | None], found: int, card: int
+) -> tuple[Changes, int]:
+    """Return the changes without those that the run fits without, and its bytes then."""
+    for key in dict.fromkeys(_KEPT_WITH.get(place, place) for place, _ in changes):
+        rest = tuple(each for each in changes if _KEPT_WITH.get(each[0], each[0]) != key)
+        left = {place for place, _ in rest}
+        # Blocks leave only where they recompute, and some backends take no weights in fp32.
+        if not rest or (key == _RECOMPUTE and _OFFLOAD in left) or (key == _DTYPE and _BITS in left):
+            continue
+        fewer = _counted(planned, rest, size)
+        if fewer <= card:
+            changes, found = rest, fewer
+    return changes, found
+
+
+def _said(changes: Changes, scale: float, size: tuple[int, int, int | None]) -> str:
+    said = [f"`{place}` {json.dumps(value)}" for place, value in changes]
+    return " and ".join(said + ([] if scale == 1 else [f"samples of at most {size[1]}x{size[0]} pixels"]))
 
 
 def candidates(planned: Planned) -> Iterator[tuple[Changes, float]]:
@@ -132,10 +171,10 @@ def candidates(planned: Planned) -> Iterator[tuple[Changes, float]]:
     smallest: Changes = smaller[-1] if smaller else ()
     base: Changes = ()
     if not run.model["gradient_checkpointing"]:
-        base = (("model.gradient_checkpointing", True),)
+        base = ((_RECOMPUTE, True),)
         steps += [(*base, *each) for each in ((), *smaller)]
     if run.adapter is not None and run.model["dtype"] == "fp32":
-        base = (*base, ("model.dtype", "bf16"))
+        base = (*base, (_DTYPE, "bf16"))
         steps.append((*base, *smallest))
     lighter = [(*base, *each) for each in _lighter(run)]
     steps += [(*each, *smallest) for each in lighter]
@@ -155,14 +194,18 @@ def _lighter(run: Run) -> Iterator[Changes]:
         return
     fewer: list[Changes] = []
     if run.model["quantization"] is None:
-        fewer = [(("model.quantization", kind),) for kind in ("int8", "nf4")]
+        fewer = [((_BITS, kind),) for kind in ("int8", "nf4")]
     yield from fewer
+    network = run.model["component"] or NETWORKS[0]
+    if quantized(run.model).get(network, {}).get(METHOD) == "bitsandbytes":
+        # Its layers stay on the device until their backward pass.
+        return
     if offload_share(run.model) < 1:
         shares: list[Any] = [{"blocks": 0.5}] if not offload_share(run.model) else []
-        away: list[Changes] = [(("model.offload", share),) for share in (*shares, "blocks")]
+        away: list[Changes] = [((_OFFLOAD, share),) for share in (*shares, "blocks")]
         yield from away
         if fewer:
-            yield (*fewer[-1], *away[-1])
+            yield (*fewer[0], *away[-1])
 
 
 def _scaled(planned: Planned, scale: float) -> tuple[int, int, int | None]:

@@ -59,6 +59,19 @@ QUANTIZATION: dict[str, Refusal] = {
         make=written(model={"quantization": "nf4"}, adapter={"type": "lokr"}),
         words=("$.adapter.type: ", "nf4 (bitsandbytes) packs them", "'lycoris'"),
     ),
+    "activations that are rounded with those of other samples": Refusal(
+        make=settings(quant_method="bitsandbytes", load_in_8bit=True),
+        words=(f"{_PLACE}: ", "depends on the others", "'int8'"),
+    ),
+    "times of tokens on layers of bitsandbytes": Refusal(
+        make=written(
+            model={"quantization": "nf4"},
+            method={"self_flow": {"block_index": 0, "teacher_block_index": 1}},
+            training={"use_ema": True},
+            hooks=[],
+        ),
+        words=(f"{_PLACE}: ", "`dual_times`", "'int4'"),
+    ),
     "blocks of bitsandbytes, offloaded": Refusal(
         make=written(model={"quantization": "nf4", "offload": "blocks", "gradient_checkpointing": True}),
         words=("$.model.offload: ", "nf4 (bitsandbytes)", "'none'", "'int8'"),
