@@ -70,7 +70,7 @@ class EncodedPrompts:
         kept = [self._known, *self._near.values()]
         return sum(t.numel() * t.element_size() for calls in kept for t in tensors_in(calls))
 
-    def prepare(self, prompts: Sequence[str], about: Mapping[str, Any], ask: Callable[[str], Any]) -> None:
+    def prepare(self, prompts: Sequence[str], about: Mapping[str, Any], ask: Callable[[str], None]) -> None:
         """Encode prompts that are not encoded yet.
 
         Args:

@@ -248,13 +248,24 @@ class PipelineSampler:
         # Removed from the list: the scheduler's spliced class, which a reference cycle keeps alive, holds the list.
         return found.pop()
 
-    def prepare(self, prompts: Sequence[str], sampler: Sampler, more: Mapping[str, Any] | None = None) -> None:
-        """Encode each prompt once, as the sampler's calls need it with the arguments ``more``; nothing is sampled."""
+    def prepare(
+        self, prompts: Sequence[str], sampler: Sampler, more: Mapping[str, Any] | None = None
+    ) -> dict[str, tuple[Any, ...]]:
+        """Encode each prompt once, as the sampler's calls need it with the arguments ``more``; nothing is sampled.
+        Returns the :meth:`shapes` of the prompts that were encoded here, and not found on disk."""
         model = self.model
         call = {**model.contract.call, **sampler.arguments, **(more or {})}
         about = {"call": call, **({"size": self.size} if model.contract.joint else {})}
+        found: dict[str, tuple[Any, ...]] = {}
+        distinct: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+        def ask(prompt: str) -> None:
+            shapes = self.shapes(prompt, sampler, more)
+            found[prompt] = distinct.setdefault(shapes, shapes)
+
         with freed_once(model.pipe):
-            self.encoded.prepare(prompts, about, lambda prompt: self.shapes(prompt, sampler, more))
+            self.encoded.prepare(prompts, about, ask)
+        return found
 
     def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
         """Return the shapes of the network's arguments for a prompt, which is encoded by this; prompts of equal shapes

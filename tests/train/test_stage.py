@@ -232,7 +232,7 @@ def test_check_and_explain_say_that_they_leave(model, data, tmp_path, capsys):
     file.write_text(json.dumps(document(model, data, tmp_path / "told")), encoding="utf-8")
     for command in ("check", "explain"):
         assert main([command, str(file)]) == 0
-        assert "the text encoders then leave memory" in capsys.readouterr().out
+        assert "encoded once and kept in the cache; the text encoders then leave memory" in capsys.readouterr().out
 
 
 def test_a_reward_has_the_vae_beside_the_network_while_it_decodes(new_run, watcher):

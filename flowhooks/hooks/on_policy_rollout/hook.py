@@ -118,7 +118,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
         self.player = PipelineSampler(model, EncodedPrompts(model.pipe, session.prompt_cache))
-        self.player.prepare([prompt.text for prompt in self.prompt_list or ()], self.sampling)
+        self._shapes = self.player.prepare([prompt.text for prompt in self.prompt_list or ()], self.sampling)
         self._batch_size = session.batch_size
         yield
 
