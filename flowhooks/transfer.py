@@ -11,6 +11,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 def sent(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | None = None) -> Tensor:
@@ -29,10 +30,11 @@ def sent(value: Tensor, device: torch.device | str | None, dtype: torch.dtype | 
 
 
 def bring(module: nn.Module, device: torch.device) -> None:
-    """Move a module to a device, unless all of it is there. torch refuses even to keep a quantised weight where it is
-    while something, such as compiled code, has a weak reference to it."""
-    places = {each.device for each in chain(module.parameters(), module.buffers())}
-    if any((place.type, place.index or 0) != (device.type, device.index or 0) for place in places):
+    """Move a module to a device, unless all of it is there and some of it is quantised: torch refuses even to keep a
+    quantised weight where it is while something, such as compiled code, has a weak reference to it."""
+    weights = list(chain(module.parameters(), module.buffers()))
+    there = all((each.device.type, each.device.index or 0) == (device.type, device.index or 0) for each in weights)
+    if not (there and any(map(is_traceable_wrapper_subclass, weights))):
         module.to(device)
 
 

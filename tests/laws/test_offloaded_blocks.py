@@ -75,4 +75,4 @@ def test_law_7():
 
 
 def test_law_8():
-    test_laws.test_law_8_no_host_sync_unless_logged("masked_flow_dpo", "lora")
+    test_laws.test_law_8_no_host_sync_unless_logged("masked_flow_dpo")

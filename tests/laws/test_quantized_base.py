@@ -89,4 +89,4 @@ def test_law_7():
 
 @pytest.mark.parametrize("recipe", [HOOKED, SECOND_TIME])
 def test_law_8(recipe):
-    test_laws.test_law_8_no_host_sync_unless_logged(recipe, "lora")
+    test_laws.test_law_8_no_host_sync_unless_logged(recipe)
