@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from flowhooks.adapters.targets import is_adapted
 from flowhooks.errors import AdapterError, ModelError
 from flowhooks.kernel import Batch
 from flowhooks.memory.live import Live
+from flowhooks.probe import probe
 from flowhooks.probe.contract import fingerprint
 from flowhooks.quantization.layers import inside_blocks
 from flowhooks.quantization.plain import plain_parts, plain_weight, quantized_layers
 from flowhooks.quantization.table import BACKENDS, METHOD, SHORT, by_component, is_packed, stored
+from flowhooks.transfer import bring
 from tests.families import learnt, tiny
 from tests.quantization.kinds import FLUX, KINDS, loaded, section, write_flux
 
@@ -184,3 +187,24 @@ def test_adapters_that_need_the_shape_of_a_weight_go_on_weights_that_have_it(fol
     layer(value).square().sum().backward()
     assert any(p.grad is not None and p.grad.any() for p in adapter.parameters())
     adapter.detach()
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4", "gguf"])
+def test_tokens_have_times_of_their_own_on_quantised_layers(folder, kind):
+    """What learns them walks through the network, which then still can be moved."""
+    model = probe(loaded(folder, KINDS[kind]), height=16, width=16, arguments={"max_sequence_length": 8})
+    method = {"self_flow": {"block_index": 0, "teacher_block_index": 1}}
+    run = {"adapter": {"type": "lora", "rank": 2}, "method": method, "training": {"use_ema": True}}
+    with flowhooks.attach(model, run) as session:
+        session.step(batch(model)).loss.backward()
+        assert any(p.grad is not None and p.grad.any() for p in session.parameters().values())
+    model.transformer.to("cpu")
+
+
+def test_a_quantised_network_in_its_place_is_not_moved(folder):
+    network = loaded(folder, KINDS["int8"]).transformer
+    kept = [weakref.ref(each) for each in network.parameters()]
+    with pytest.raises(RuntimeError):
+        network.to("cpu")
+    bring(network, torch.device("cpu"))
+    assert all(each() is not None for each in kept)
