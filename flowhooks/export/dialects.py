@@ -12,11 +12,13 @@ import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter, write_aside, write_tensors
-from flowhooks.adapters.file_config import file_config, scale_of
+from flowhooks.adapters.base import check_complete
+from flowhooks.adapters.file_config import file_config, rank_of, scale_of
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
@@ -110,7 +112,7 @@ def export_adapter(
     file = find_file(Path(source))
     given = None if model is None else network_in(user_path(model))
     read = read_adapter(file, network=given)
-    target = _target(file, dialect, output)
+    target = _target(file, "" if dialect == "diffusers" and _is_whole(read) else f"_{dialect}", output)
     if target.exists() and target.samefile(file):
         raise AdapterError(
             f"{target}: exists already, and is in format {dialect!r} as it stands. Use that file, or name an output to "
@@ -131,8 +133,7 @@ def export_adapter(
         raise error if str(error).startswith(str(file)) else AdapterError(f"{file}: {error}") from None
 
 
-def _target(file: Path, dialect: str, output: Path | None) -> Path:
-    suffix = "" if dialect == "diffusers" else f"_{dialect}"
+def _target(file: Path, suffix: str, output: Path | None) -> Path:
     folder = (file.parent if file.parent.name else file.parent.absolute()) if output is None else user_path(output)
     if folder.suffix == ".safetensors":
         return folder
@@ -175,6 +176,7 @@ def pieces_of(read: AdapterFile, network: Network | None) -> list[Piece]:
         )
     if read.kind != "lycoris":
         config = file_config(read)
+        _require_what_is_configured(read, config, found, network)
         return [replace(piece, scale=scale_of(config, name)) for name, piece in found.items()]
     names: Iterable[str] = () if network is None else network.shapes
     if LAYERS_KEY in read.header:
@@ -187,6 +189,26 @@ def pieces_of(read: AdapterFile, network: Network | None) -> list[Piece]:
             "Give the pipeline's folder with `--model`."
         )
     return [replace(piece, name=known[name]) for name, piece in found.items()]
+
+
+def _require_what_is_configured(
+    read: AdapterFile, config: Any, found: Mapping[str, Piece], network: Network | None
+) -> None:
+    """Raise `AdapterError` for a file whose matrices have another rank than its configuration says, or that lacks a
+    layer which that selects."""
+    for name, piece in found.items():
+        if piece.rank is not None and piece.rank != rank_of(config, name):
+            raise AdapterError(
+                f"{read.path}: `{name}` has matrices of rank {piece.rank}, and its configuration says "
+                f"{rank_of(config, name)}. One of them is wrong: take the file as its trainer wrote it."
+            )
+    # Layers that the network does not have are named by whoever asks for their names.
+    if network is None or isinstance(config.target_modules, str) or not network.shapes.keys() >= found.keys():
+        return
+    # Files list whole names; the last part of one may be that of others.
+    whole = [each for each in config.target_modules or () if each in network.shapes]
+    ends = tuple(f".{each}" for each in config.target_modules or () if each not in network.shapes)
+    check_complete([*whole, *(name for name in network.shapes if name.endswith(ends))], found, origin=str(read.path))
 
 
 class _Export:

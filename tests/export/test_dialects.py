@@ -296,3 +296,30 @@ def test_the_command(tmp_path, capsys):
 def read_header_count(file):
     with safe_open(file, "pt") as handle:
         return len(list(handle.keys()))
+
+
+def test_a_file_that_lacks_what_its_configuration_says_is_not_written(tmp_path):
+    file = trained(transformer(), tmp_path / "run")
+    tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        header = dict(opened.metadata())
+    gone = next(key for key in tensors if key.endswith("add_k_proj.lora_A.weight")).removesuffix(".lora_A.weight")
+    save_file({k: t for k, t in tensors.items() if not k.startswith(gone)}, tmp_path / "less.safetensors", header)
+    with pytest.raises(AdapterError, match=r"has no weights for .*add_k_proj"):
+        export_lora(tmp_path / "less.safetensors", "comfyui", tmp_path / "out.safetensors")
+    key = "lora_adapter_metadata"
+    described = {**json.loads(header[key])}
+    described["transformer.r"] = 9
+    save_file(tensors, tmp_path / "other.safetensors", {**header, key: json.dumps(described)})
+    with pytest.raises(AdapterError, match="matrices of rank 3, and its configuration says 9"):
+        export_lora(tmp_path / "other.safetensors", "comfyui", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_approximation_never_gets_the_name_of_an_adapter(tmp_path):
+    model = transformer()
+    adapter = build_adapter(model, section("lokr", rank=3, alpha=7.0))
+    train_randomly(adapter)
+    adapter.save(tmp_path / "run", {})
+    written = export_adapter(tmp_path / "run", "diffusers", None, as_lora=2).file
+    assert written.name == "pytorch_lora_weights_diffusers.safetensors"
