@@ -6,6 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+#: The autoencoder that FLUX.1 and Stable Diffusion 3 share the sizes of.
+_VAE = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 16,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
 _VIDEO_VAE: Mapping[str, Any] = {
     "base_dim": 96,
     "z_dim": 16,
@@ -47,14 +56,7 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "vocab_size": 32128,
             "feed_forward_proj": "gated-gelu",
         },
-        "vae": {
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "latent_channels": 16,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
+        "vae": _VAE,
     },
     "sd3": {
         "transformer": {
@@ -77,14 +79,7 @@ RELEASED: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "num_hidden_layers": 32,
             "num_attention_heads": 20,
         },
-        "vae": {
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "latent_channels": 16,
-            "layers_per_block": 2,
-            "norm_num_groups": 32,
-        },
+        "vae": _VAE,
     },
     "qwen-image": {
         "transformer": {

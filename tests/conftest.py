@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import time
 from types import SimpleNamespace
@@ -42,6 +43,15 @@ def online(monkeypatch):
 def _seeded():
     # torch.manual_seed also notes for every kind of device where it was called from, which takes a millisecond.
     torch.default_generator.manual_seed(0)
+
+
+@pytest.fixture
+def quiet_compiler():
+    """pytest listens to all that is logged, and torch writes its graphs out for it."""
+    logger = logging.getLogger("torch.__trace")
+    logger.propagate = False
+    yield
+    logger.propagate = True
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.merge import change_of
 from flowhooks.adapters.names import (
     LAYERS_KEY,
-    LYCORIS_PREFIX,
     NETWORK_KEY,
     TRANSFORMER_KEY,
     first_few,
     layer_name,
+    lycoris_names,
     read_json,
     short_name,
 )
@@ -98,13 +98,13 @@ def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Sourc
     network = None if model is None else network_in(model)
     files = [read_adapter(path, network=network) for path in paths]
     of_model: Shapes = {} if network is None else dict(network.shapes)
-    told = [{**of_model, **_of_header(file)} for file in files]
+    own_shapes = [{**of_model, **_of_header(file)} for file in files]
     elsewhere: Shapes = {}
-    for file, own in zip(files, told, strict=True):
+    for file, own in zip(files, own_shapes, strict=True):
         elsewhere |= own if file.kind == "lycoris" else _shapes(file, own)
     return [
         _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own))
-        for file, own in zip(files, told, strict=True)
+        for file, own in zip(files, own_shapes, strict=True)
     ]
 
 
@@ -175,13 +175,7 @@ def _shapes(file: AdapterFile, known: Shapes) -> Shapes:
         parts.setdefault(name, {})[key.removeprefix(f"{name}.")] = tuple(tensor.shape)
     if not lycoris:
         return {name: known.get(name) or _weight_shape(file.path, name, own) for name, own in parts.items()}
-    names = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): name for name in known}
-    unknown = [name for name in parts if name not in names]
-    if unknown:
-        raise AdapterError(
-            f"{file.path}: no layer is known for {first_few(unknown)}; the keys of LyCORIS lose the dots of a name. "
-            "Give the pipeline's folder with `--model`."
-        )
+    names = lycoris_names(file.path, parts, known)
     return {names[name]: known[names[name]] for name in parts}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,22 @@ def layer_name(key: str) -> str:
         if part in key:
             return key.rsplit(part, 1)[0]
     return key.removesuffix(ALPHA)
+
+
+def lycoris_names(file: Path, found: Iterable[str], names: Iterable[str]) -> dict[str, str]:
+    """Return LyCORIS' name of each layer in ``names`` -> the layer's name.
+
+    Raises:
+        AdapterError: ``found`` has a name that is of none of them.
+    """
+    known = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): name for name in names}
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise AdapterError(
+            f"{file}: no layer is known for {first_few(unknown)}; the keys of LyCORIS lose the dots of a name. Give "
+            "the pipeline's folder with `--model`."
+        )
+    return known
 
 
 def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:

@@ -99,7 +99,7 @@ def _refusal_of_diffusers(name: str, *, whole: bool) -> str | None:
 
 
 def compiler_refusal(backend: str) -> str | None:
-    """Return why torch.compile cannot compile with a backend on this machine, or None as far as can be told."""
+    """Return why torch.compile cannot compile with a backend on this machine; None where no reason is known."""
     if backend != "inductor":
         return None
     if cuda_capabilities() or has_rocm():

@@ -40,8 +40,8 @@ def sample_command(args: Namespace) -> int:
         ModelError, AdapterError: the model or the LoRA cannot be loaded.
         ConfigError: an output cannot be written.
     """
-    told = {"allow_imports": args.allow_imports, "offload": args.offload}
-    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, **told)
+    choices = {"allow_imports": args.allow_imports, "offload": args.offload}
+    restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, **choices)
     own = restored.pipe.scheduler
     with restored.turns():
         scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)

@@ -53,7 +53,7 @@ def build_cache(
     records = audit.records
     sides = (side for record in records for side in record.sides)
     grids = latent_grids(model, sorted({record.geometry.size for record in records}))
-    told = (
+    sized_captions = (
         caption_key(model, caption, record.geometry.size)
         for record in records
         for caption in distinct_captions([record])
@@ -62,7 +62,7 @@ def build_cache(
     wanted = [
         Wanted(Pictures(model), sides),
         Wanted(Masks(grids), pairs),
-        Wanted(CaptionEncoder(model), told),
+        Wanted(CaptionEncoder(model), sized_captions),
     ]
     places = build_entries(
         wanted, cache_dir, progress=progress, batch_size=batch_size, rebuild=rebuild, together=together

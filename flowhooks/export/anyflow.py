@@ -32,7 +32,7 @@ from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
-from flowhooks.files import REFUSALS, whole
+from flowhooks.export.merged import save_whole
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
@@ -87,7 +87,7 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
         merge_adapter(load_adapter(base.transformer, adapter))
     network = _network(base.transformer, _delta_embedder(run), options)
     parts = {name: getattr(base, name) for name in ("tokenizer", "text_encoder", "vae")}
-    return _save(AnyFlowPipeline(transformer=network, scheduler=scheduler, **parts), target)
+    return save_whole(AnyFlowPipeline(transformer=network, scheduler=scheduler, **parts), target)
 
 
 def _second_time(run: Path) -> dict[str, Any]:
@@ -184,12 +184,3 @@ def _delta_embedder(run: Path) -> dict[str, Tensor]:
     tensors, _ = read_tensors(run / MODULES)
     mark = f".{EMBEDDER}."
     return {key.partition(mark)[2]: tensor for key, tensor in tensors.items() if mark in key}
-
-
-def _save(pipe: AnyFlowPipeline, target: Path) -> Path:
-    try:
-        with whole(target, alike=False) as aside:
-            pipe.save_pretrained(aside, safe_serialization=True)
-    except REFUSALS as error:
-        raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
-    return target

@@ -24,12 +24,12 @@ from flowhooks.adapters.names import (
     CONFIG_KEY,
     LAYERS_KEY,
     LORA_FILE,
-    LYCORIS_PREFIX,
     METADATA_KEY,
     TRAINED_KEY,
     TRANSFORMER_KEY,
     find_file,
     first_few,
+    lycoris_names,
     read_json,
 )
 from flowhooks.adapters.native_file import keys_of, pieces_in, split_key
@@ -181,13 +181,7 @@ def pieces_of(read: AdapterFile, network: Network | None) -> list[Piece]:
     names: Iterable[str] = () if network is None else network.shapes
     if LAYERS_KEY in read.header:
         names = read_json(read.header[LAYERS_KEY], origin=f"{read.path}: header `{LAYERS_KEY}`")
-    known = {f"{LYCORIS_PREFIX}_{name}".replace(".", "_"): name for name in names}
-    unknown = [name for name in found if name not in known]
-    if unknown:
-        raise AdapterError(
-            f"{read.path}: no layer is known for {first_few(unknown)}; the keys of LyCORIS lose the dots of a name. "
-            "Give the pipeline's folder with `--model`."
-        )
+    known = lycoris_names(read.path, found, names)
     return [replace(piece, name=known[name]) for name, piece in found.items()]
 
 

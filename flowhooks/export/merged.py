@@ -59,10 +59,15 @@ def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
     name = section["component"] or "transformer"
     network = getattr(pipe, name)
     merge_adapter(load_adapter(network, adapter, pipeline=pipe))
-    return _save(network if MERGED[dialect] else pipe, target)
+    return save_whole(network if MERGED[dialect] else pipe, target)
 
 
-def _save(part: Any, target: Path) -> Path:
+def save_whole(part: Any, target: Path) -> Path:
+    """Save a pipeline or a network as a folder that is whole or not there. Returns it.
+
+    Raises:
+        ModelError: the disk refuses.
+    """
     try:
         with whole(target, alike=False) as aside:
             part.save_pretrained(aside, safe_serialization=True)

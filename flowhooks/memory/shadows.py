@@ -39,7 +39,8 @@ class Shadows(TorchDispatchMode):
             try:
                 found = func(*self._shadowed(args), **on_cpu)
             except (RuntimeError, NotImplementedError):
-                # Then it cannot be read, which is told where it is.
+                # The CPU lacks this operator for these numbers. Who reads the tensor gets torch's error, and the plan
+                # reports the run as not counted.
                 return returned
             for each, shadow in zip(made, _tensors(found), strict=True):
                 self._of[each] = shadow

@@ -151,8 +151,8 @@ def _last_reason() -> str:
     reasons = [each.recompile_reason for each in get_compilation_metrics() if each.recompile_reason]
     if not reasons:
         return "it did not say why"
-    told = next((words for part, words in _REASONS.items() if part in reasons[-1]), None)
-    return f"{told} than before" if told else f"this no longer holds: {reasons[-1].splitlines()[0]}"
+    change = next((words for part, words in _REASONS.items() if part in reasons[-1]), None)
+    return f"{change} than before" if change else f"this no longer holds: {reasons[-1].splitlines()[0]}"
 
 
 def _refusal(error: Exception, block: str, backend: str) -> str:

@@ -72,8 +72,8 @@ def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.
         return made(parameters, lr=run.training["learning_rate"], **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         where = "$.training.optimizer_args"
-        told = str(error) or "it refuses the value of an option"
-        raise ConfigError(Problem(f"{name!r} cannot be built: {told}", str(run.source), where)) from error
+        reason = str(error) or "it refuses the value of an option"
+        raise ConfigError(Problem(f"{name!r} cannot be built: {reason}", str(run.source), where)) from error
 
 
 def _on_cuda(parameters: Sequence[nn.Parameter]) -> bool:
@@ -148,8 +148,8 @@ def _imported(name: str, source: str) -> Any:
     try:
         return imported(path, subclass_of(torch.optim.Optimizer), "subclass of torch.optim.Optimizer")
     except ImportError as error:
-        told = not_installed(name) or (
+        reason = not_installed(name) or (
             f"cannot import {path!r}: {error}; expected one of {', '.join(NAMED)}, or 'package.module:Class' of an "
             "installed package"
         )
-        raise ConfigError(Problem(told, source, "$.training.optimizer")) from error
+        raise ConfigError(Problem(reason, source, "$.training.optimizer")) from error

@@ -84,8 +84,8 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        told = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run), *quantization_warnings(run))
-        for line in told if accelerator.is_main_process else ():
+        sentences = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run), *quantization_warnings(run))
+        for line in sentences if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
         drawn = _streams(run, audited, kept, accelerator)

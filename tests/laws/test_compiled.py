@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -18,16 +17,7 @@ from flowhooks.probe.recomputing import gradient_checkpointing
 from tests.laws.cases import Loop, batch_for, run_document, shared_model, tiny_model
 from tests.laws.test_laws import NoSync, assert_same, first_picture, picture, trace
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
-
-
-@pytest.fixture(autouse=True)
-def _quiet_compiler():
-    """pytest listens to all that is logged, and torch writes its graphs out for it."""
-    logger = logging.getLogger("torch.__trace")
-    logger.propagate = False
-    yield
-    logger.propagate = True
+pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("quiet_compiler")]
 
 
 #: Recipe, adapter, and how blocks recompute. The first has times per token, captured features and the averaged weights;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager
 
 import pytest
@@ -12,6 +11,8 @@ from torch import Tensor, nn
 from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.probe.compiling import compiled_blocks
 from flowhooks.probe.runs import output_of
+
+pytestmark = pytest.mark.usefixtures("quiet_compiler")
 
 
 class Block(nn.Module):
@@ -32,15 +33,6 @@ class Network(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
-
-
-@pytest.fixture(autouse=True)
-def _quiet_compiler():
-    """pytest listens to all that is logged, and torch writes its graphs out for it."""
-    logger = logging.getLogger("torch.__trace")
-    logger.propagate = False
-    yield
-    logger.propagate = True
 
 
 @contextmanager
