@@ -24,6 +24,7 @@ from flowhooks import config
 from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
 from flowhooks.adapters.targets import is_adapted
+from flowhooks.adapters.training import TrainingAdapter
 from flowhooks.config import Run
 from flowhooks.config.run import model_section
 from flowhooks.distributed import processes
@@ -137,12 +138,14 @@ def _session(
     """Attach the hooks, to be detached by the stack, and return the session; hook modules start from the run in
     ``start``."""
     parameters = _trained(model, run, adapter, stack)
+    training_adapter = _training_adapter(model, run, stack)
     session = Session(
         model=model,
         assembly=assembly,
         roles={} if adapter is None else {"reference": partial(_base, adapter, assembly)},
         parameters=parameters,
         adapter=adapter,
+        training_adapter=training_adapter,
         seed=run.training["seed"] if seed is None else seed,
         processes=processes(),
         batch_views=run.training["batch_views"],
@@ -294,6 +297,16 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
     stack.callback(built.detach)
     _bring(built.parameters(), model)
     return built
+
+
+def _training_adapter(model: FlowModel, run: Run, stack: ExitStack) -> TrainingAdapter | None:
+    """Hold the run's training adapter on the network until the stack ends, if it has one."""
+    told = None if run.adapter is None else run.adapter["training_adapter"]
+    if told is None:
+        return None
+    held = TrainingAdapter(model, told["path"], strength=told["strength"])
+    stack.enter_context(held.attached())
+    return held
 
 
 def _start(run: Run, adapter: Any) -> Path | None:

@@ -105,8 +105,9 @@ class AttachedAdapter:
 
     def _header(self, metadata: Mapping[str, str]) -> dict[str, str]:
         """Return ``metadata`` and what `load_adapter` needs. The path that a run started from belongs to its machine,
-        and is left out."""
-        section = json.dumps({**self.config, "init_from": None})
+        and is left out; what was on beside it in training is no part of it."""
+        own = {key: value for key, value in self.config.items() if key != "training_adapter"}
+        section = json.dumps({**own, "init_from": None})
         header = {**self.notes, **metadata, CONFIG_KEY: section, **network_header(self.transformer)}
         if self.kind != "lora":
             # Keys of LyCORIS have names without dots, and flattened factors lack the shape of a convolution.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class FrozenAdapter:
         name: name in messages; default: the file's name, or its folder's.
         parked: keep the tensors on the CPU. Each is copied to its layer's device at its first use inside
             :meth:`alone`, and freed on exit.
+        strength: factor of the change that the file states.
         pipeline: as `load_adapter` takes it.
 
     Attributes:
@@ -58,6 +59,7 @@ class FrozenAdapter:
         *,
         name: str | None = None,
         parked: bool = False,
+        strength: float = 1.0,
         pipeline: Any = None,
     ):
         self.source, self.file = str(source), find_file(fetch(source))
@@ -70,14 +72,14 @@ class FrozenAdapter:
             loaded = load_adapter(meta_copy(transformer), self.file, pipeline=pipeline)
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
-        self._changes = _changes(loaded)
+        self._changes = _changes(loaded, strength)
         idle = [name for name, change in self._changes.items() if change.is_nothing()]
         self._idle = len(idle)
         if len(idle) == len(self._changes):
             raise AdapterError(
                 f"{self.file}: changes nothing, a matrix of every layer is all zeros ({first_few(idle, 1)} and the "
-                "others). It was saved before its first update, or its weights were lost; as a teacher it would be the "
-                "base. Give the file of a finished training."
+                "others). It was saved before its first update, or its weights were lost; the model with it would be "
+                "the base. Give the file of a finished training."
             )
         for name, change in self._changes.items():
             if parked:
@@ -120,6 +122,22 @@ class FrozenAdapter:
         finally:
             self._off()
 
+    @contextmanager
+    def beside(self, wanted: Callable[[], bool], device: torch.device) -> Iterator[None]:
+        """Let every layer add this adapter's change, inside the block, in calls for which ``wanted`` is true. Others go
+        on as if it were not there, and so does :meth:`alone` of another one.
+
+        Args:
+            device: the one on which the network computes; the tensors are brought there.
+        """
+        try:
+            for name, change in self._changes.items():
+                change.bring(device)
+                change.switch_on(base_layer(self._transformer, name), wanted)
+            yield
+        finally:
+            self._off()
+
     def detach(self) -> None:
         """Release the tensors and the transformer, which is as before. A second call does nothing."""
         self._off()
@@ -131,7 +149,7 @@ class FrozenAdapter:
 
     def _refuse_others(self) -> None:
         for name, module in self._transformer.named_modules():
-            if any(isinstance(hook, LayerChange) for hook in module._forward_hooks.values()):
+            if any(isinstance(hook, LayerChange) and hook.alone for hook in module._forward_hooks.values()):
                 raise AdapterError(
                     f"A frozen adapter is on already (on `{name}`), so {self.name!r} would not be alone. Leave the "
                     "other's `alone()` first."
@@ -158,13 +176,17 @@ def digest_of(file: Path) -> str:
     return content.hexdigest()
 
 
-def _changes(loaded: Any) -> dict[str, LayerChange]:
+def _changes(loaded: Any, strength: float) -> dict[str, LayerChange]:
     if isinstance(loaded, LycorisAdapter):
+        for lora in loaded.network.loras:
+            lora.multiplier = strength
         return {
             target: LayerChange(loaded.transformer.get_submodule(target), lycoris=lora)
             for target, lora in zip(loaded.targets, loaded.network.loras, strict=True)
         }
     assert isinstance(loaded, PeftAdapter)
+    for layer in loaded.layers:
+        vars(layer)["scaling"][loaded.name] *= strength
     return {target: LayerChange(layer) for target, layer in zip(loaded.targets, loaded.layers, strict=True)}
 
 
@@ -203,8 +225,16 @@ class LayerChange:
             if tensor is not None
         ]
         self._home: list[Tensor] | None = None
+        self._wanted: Callable[[], bool] | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Return whether it is to be the only adapter, in every call while it is on."""
+        return self._wanted is None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], result: Tensor) -> Tensor:
+        if self._wanted is not None and not self._wanted():
+            return result
         self._place(result.device)
         self._result = result
         try:
@@ -232,7 +262,13 @@ class LayerChange:
         if weight is not None and weight.device.type != "meta":
             self._place(weight.device)
 
-    def switch_on(self, layer: nn.Module) -> None:
+    def bring(self, device: torch.device) -> None:
+        """Bring the tensors to a device permanently."""
+        self._place(device)
+
+    def switch_on(self, layer: nn.Module, wanted: Callable[[], bool] | None = None) -> None:
+        """Change what ``layer`` returns from now on: in every call, or in those for which ``wanted`` is true."""
+        self._wanted = wanted
         self._handle = layer.register_forward_hook(self, with_kwargs=True)
 
     def switch_off(self) -> None:

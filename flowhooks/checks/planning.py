@@ -104,7 +104,13 @@ def describe_trainable(run: Run) -> str:
     adapter = run.adapter
     kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
-    return f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+    told = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+    return told if adapter["training_adapter"] is None else f"{told}; {_held(adapter['training_adapter'])}"
+
+
+def _held(training_adapter: dict[str, Any]) -> str:
+    path, strength = training_adapter["path"], training_adapter["strength"]
+    return f"the training adapter {path} is on in the loss at strength {strength:g}, off in every image, never trained"
 
 
 def text_encoders_stay(run: Run) -> str | None:
@@ -135,9 +141,8 @@ def adapter_problems(run: Run) -> Iterator[Problem]:
     file, model = str(run.source), pipeline_folder(run.model)
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, model, file)
-    for hook in run.hooks:
-        for place, source in frozen_adapters(hook):
-            yield from _source_problems(source, model, file, place)
+    for place, source in frozen_adapters(run):
+        yield from _source_problems(source, model, file, place)
 
 
 def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> Iterator[Problem]:
@@ -151,8 +156,15 @@ def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> I
         yield Problem(str(error), file, path)
 
 
-def frozen_adapters(hook: HookConfig) -> Iterator[tuple[str, str]]:
-    """Yield (JSON path, source) of the frozen adapters that a hook names."""
+def frozen_adapters(run: Run) -> Iterator[tuple[str, str]]:
+    """Yield (JSON path, source) of the frozen adapters that a run names."""
+    if run.adapter is not None and run.adapter["training_adapter"] is not None:
+        yield "$.adapter.training_adapter", run.adapter["training_adapter"]["path"]
+    for hook in run.hooks:
+        yield from _of_hook(hook)
+
+
+def _of_hook(hook: HookConfig) -> Iterator[tuple[str, str]]:
     if hook.type == "teacher_velocity":
         for name, told in hook.options["teachers"].items():
             yield f"{hook.where}.teachers.{name}", told if isinstance(told, str) else told["path"]

@@ -135,7 +135,7 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
             manifest = read_manifest(source)
             found = manifest.identity
             # The number of processes that will train is not known here.
-            own = identity(run, audited, found.get("processes", 1))
+            own = identity(run, audited, found.get("processes", 1), fetching=False)
             require_same(found, own, str(source))
             sentences = [*changes(found, own), past_the_end(manifest.step, run)]
             return [f"{source}: {sentence}" for sentence in sentences if sentence]

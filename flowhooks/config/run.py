@@ -116,7 +116,7 @@ def resolve_run(
     data = None if _touches_data(mistakes) else _load_data(cleaned.get("data"), source, problems)
     if mistakes:
         raise ConfigError(problems)
-    filled = with_defaults(cleaned, "run")
+    filled = with_defaults(_in_full(cleaned), "run")
     problems += apply_use_ema_alias(filled, cleaned, file)
     problems += contradictions(filled, file)
     problems += [] if data is None else idle_steps(data, filled["training"]["max_train_steps"])
@@ -179,7 +179,7 @@ def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfi
     return Run(
         source=source,
         model=_expanded(document["model"], "pretrained_model_name_or_path"),
-        adapter=None if adapter is None else _expanded(adapter, "init_from"),
+        adapter=None if adapter is None else _adapter(adapter),
         data=data,
         hooks=hooks,
         training=document["training"],
@@ -190,6 +190,19 @@ def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfi
         cache_dir=_cache_dir(document["cache_dir"]),
         document=document,
     )
+
+
+def _adapter(section: dict[str, Any]) -> dict[str, Any]:
+    held = section["training_adapter"]
+    return {**_expanded(section, "init_from"), "training_adapter": None if held is None else _expanded(held, "path")}
+
+
+def _in_full(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the document with a training adapter that is named by its path alone as an object."""
+    adapter = document.get("adapter")
+    if adapter is None or not isinstance(adapter.get("training_adapter"), str):
+        return document
+    return {**document, "adapter": {**adapter, "training_adapter": {"path": adapter["training_adapter"]}}}
 
 
 def _expanded(section: dict[str, Any], key: str) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.distributed import ALONE, Processes
+from flowhooks.errors import CheckpointError
 from flowhooks.kernel.assembly import Assembly
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.random import Draws
@@ -59,6 +60,8 @@ class Session:
         roles: role name -> context manager, besides ``policy``; hooks register others.
         parameters: name -> trained parameter, without those of hook modules.
         adapter: the trained adapter; None for a network that is trained as a whole.
+        training_adapter: a frozen adapter that is on in every forward of the loss, and in nothing that is sampled; see
+            :class:`flowhooks.adapters.training.TrainingAdapter`. None: there is none.
         seed: seed of every random number that a step draws.
         processes: the processes that share a batch.
         batch_views: run the views of one role in one forward; off trades speed for memory.
@@ -75,13 +78,15 @@ class Session:
         roles: Mapping[str, Playing],
         parameters: Mapping[str, nn.Parameter],
         adapter: Any = None,
+        training_adapter: Any = None,
         seed: int = 0,
         processes: Processes = ALONE,
         batch_views: bool = True,
         batch_size: int = 1,
         prompt_cache: Any = None,
     ):
-        self.model, self.assembly, self.adapter = model, assembly, adapter
+        self.model, self.assembly = model, assembly
+        self.adapter, self.training_adapter = adapter, training_adapter
         self.roles = Roles({POLICY: nullcontext, **roles})
         self.seed, self.processes = seed, processes
         self.batch_views, self.batch_size = batch_views, batch_size
@@ -153,6 +158,10 @@ class Session:
         for hook in self.assembly.hooks:
             hook.updated()
 
+    def with_training_adapter(self, on: bool) -> AbstractContextManager[None]:
+        """Switch the training adapter on or off inside the block, if there is one."""
+        return nullcontext() if self.training_adapter is None else self.training_adapter.switched(on)
+
     def warnings(self, metrics: Mapping[str, float]) -> list[str]:
         """Return the warnings of the hooks, once they have the metrics of enough logged steps; call it after each."""
         self._trend.update(metrics)
@@ -164,15 +173,30 @@ class Session:
             "micro_step": self.micro_step,
             "hooks": self.assembly.state_dict(),
             "trend": self._trend.state_dict(),
+            **self._held(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned, in this or an earlier release."""
+        """Restore what :meth:`state_dict` returned, in this or an earlier release.
+
+        Raises:
+            CheckpointError: it was trained beside another training adapter.
+        """
+        held = {key: state[key] for key in ("training_adapter",) if key in state}
+        if held != self._held():
+            raise CheckpointError(
+                f"the training adapter is {self._held() or 'none'}, and the state was saved with {held or 'none'}; give "
+                "the file and the strength that it was trained with"
+            )
         hooks = self.assembly.hooks
         self.assembly.load_state_dict({h.type: state[h.former] for h in hooks if h.former in state} | state["hooks"])
         self.micro_step = int(state["micro_step"])
         if "trend" in state:
             self._trend.load_state_dict(state["trend"])
+
+    def _held(self) -> dict[str, Any]:
+        """Return what a state keeps of the training adapter; nothing where there is none, as in earlier releases."""
+        return {} if self.training_adapter is None else {"training_adapter": self.training_adapter.identity}
 
     def _step(self, batch: Batch | None, micro_step: int, processes: Processes, *, training: bool) -> Step:
         numbered = {"micro_step": micro_step, "rank": processes.rank, "world_size": processes.world_size}

@@ -68,8 +68,8 @@ class Step:
 
     @contextmanager
     def playing(self, role: str, *, gradient: bool = False, autocast: bool = True) -> Iterator[Model]:
-        """Yield the model playing ``role`` for one forward, which is counted. Forwards of a hook beside its declared
-        `passes` count as its `queries`.
+        """Yield the model playing ``role`` for one forward, which is counted, with the training adapter on if the run has
+        one. Forwards of a hook beside its declared `passes` count as its `queries`.
 
         Args:
             gradient: keep the graph, where the step has one. Under another role than the policy's, take the gradient
@@ -78,7 +78,12 @@ class Step:
         """
         self.forwards += 1
         full = nullcontext() if autocast else without_autocast(self.batch.clean)
-        with self.session.roles[role](), torch.set_grad_enabled(gradient and torch.is_grad_enabled()), full:
+        with (
+            self.session.roles[role](),
+            self.session.with_training_adapter(True),
+            torch.set_grad_enabled(gradient and torch.is_grad_enabled()),
+            full,
+        ):
             yield self.model
 
     def predict(self, view: str, role: str = POLICY) -> Tensor:

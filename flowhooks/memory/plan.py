@@ -245,9 +245,9 @@ def _refuse(run: Run) -> None:
     for hook in run.hooks:
         if hook.type not in HOOKS:
             raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")
-        for place, source in frozen_adapters(hook):
-            if on_disk(source) is None:
-                raise NotCounted(f"{place}: the adapter {source!r} is not on this disk; fetch it once, then ask again")
+    for place, source in frozen_adapters(run):
+        if on_disk(source) is None:
+            raise NotCounted(f"{place}: the adapter {source!r} is not on this disk; fetch it once, then ask again")
 
 
 def _learnt(folder: Path, run: Run, edges: tuple[int | None, int | None], frames: int | None) -> FlowModel:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
+from flowhooks.adapters.from_hub import fetch, on_disk
+from flowhooks.adapters.frozen import digest_of
+from flowhooks.adapters.names import find_file
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.errors import UnusableCheckpoint
@@ -27,6 +30,8 @@ _FREE = {
     "model": {"attention_backend", "gradient_checkpointing", "checkpoint_offload", "offload", "keep_text_encoders"},
 }
 _MISSING = "nothing"
+#: The digest of the training adapter in a flat identity. Without one the strength of none is compared.
+_HELD = "adapter.training_adapter.sha256"
 #: Contents that may change between a checkpoint and resuming from it -> the warning that is printed then.
 _CHANGES = {
     "data": "the data sets have changed since the checkpoint; from here on samples come in another order",
@@ -38,8 +43,15 @@ _OF_MODELS = {".safetensors", ".json", ".txt", ".model"}
 _END = 1 << 20
 
 
-def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
-    """Return the identity of a run, as JSON."""
+def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -> dict[str, Any]:
+    """Return the identity of a run, as JSON.
+
+    Args:
+        fetching: fetch a training adapter that is on the Hub; else its content is unknown.
+
+    Raises:
+        AdapterError: there is no training adapter where the run says.
+    """
     hooks = sorted(json.dumps({"type": hook.type, **hook.options}, sort_keys=True) for hook in run.hooks)
     data = hashlib.sha256()
     for record in audit.records:
@@ -51,7 +63,7 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
     document = {
         # Left out where nothing is quantised, as in versions without it.
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"] and (k != "quantization" or v)},
-        "adapter": run.adapter,
+        "adapter": _adapter(run, fetching),
         "hooks": _keyed([json.loads(hook) for hook in hooks]),
         "training": {k: v for k, v in run.training.items() if k not in _FREE["training"]},
         "validation": {"holdout": run.validation["holdout"]},
@@ -67,6 +79,12 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
     """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
     key that differs."""
     before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
+    digests = before.pop(_HELD, None), now.pop(_HELD, None)
+    if None not in digests and digests[0] != digests[1]:
+        raise UnusableCheckpoint(
+            f"{place}: `adapter.training_adapter` is not the file that the checkpoint was trained with (its sha256 is "
+            f"{digests[1]}, that file's {digests[0]}); put that file back, or start again in another `output_dir`"
+        )
     different = [
         f"`{key}` is {now.get(key, _MISSING)!r}, the checkpoint has {before.get(key, _MISSING)!r}"
         for key in sorted({*before, *now})
@@ -95,6 +113,20 @@ def past_the_end(step: int, run: Run) -> str | None:
         f"is at step {step:,}, after the last step {last:,} of this run; nothing is left to train. Raise "
         "`training.max_train_steps`"
     )
+
+
+def _adapter(run: Run, fetching: bool) -> dict[str, Any] | None:
+    """Return the adapter section, with the content of the training adapter in place of where it is."""
+    if run.adapter is None:
+        return None
+    # Left out where there is none, as in versions without it.
+    section = {key: value for key, value in run.adapter.items() if key != "training_adapter"}
+    held = run.adapter["training_adapter"]
+    if held is None:
+        return section
+    place = fetch(held["path"]) if fetching else on_disk(held["path"])
+    digest = None if place is None else digest_of(find_file(place))
+    return {**section, "training_adapter": {"strength": held["strength"], "sha256": digest}}
 
 
 def _prompts(run: Run) -> str | None:

@@ -124,8 +124,11 @@ def _layer_of(name: str) -> str:
 
 
 def _header(run: Run) -> dict[str, str]:
+    adapter = run.document["adapter"]
+    # A training adapter is no part of the weights, and they are used without it; the card says that there was one.
+    own = None if adapter is None else {key: value for key, value in adapter.items() if key != "training_adapter"}
     return {
-        "flowhooks.run": json.dumps(without_local_paths(run.document)),
+        "flowhooks.run": json.dumps(without_local_paths({**run.document, "adapter": own})),
         "flowhooks.versions": json.dumps(versions()),
     }
 
