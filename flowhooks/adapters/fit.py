@@ -43,6 +43,9 @@ SHAPES = "flowhooks_shapes.json"
 # Names of the first matrix of a layer.
 _FIRSTS = (".lora_A.weight", ".lora_down.weight", ".hada_w1_a", ".lokr_w1", ".lokr_w1_a")
 
+# The two matrices of a layer of a LoRA: the ranks of both are equal.
+_PAIR = ("lora_A.weight", "lora_B.weight")
+
 # Tensors with a dimension equal to one of their layer: which dimension, and what it counts.
 _SIDES = (
     ("lora_A.weight", 1, "inputs"),
@@ -76,6 +79,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
         _check_converted(file, model, section)
         return
     kind, prefix = format_of(file, shapes)
+    _check_pairs(file, shapes)
     found = _found(file, kind, shapes, metadata)
     if section is not None:
         check_kind(file, kind, section)
@@ -180,6 +184,20 @@ def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) 
             f"{file}: does not fit the model; {first_few(wrong, quote=False)}. It was made for another model: use the "
             "base model it was trained on."
         )
+
+
+def _check_pairs(file: Path, shapes: Shapes) -> None:
+    """Raise `AdapterError` for a layer of a LoRA that lacks one of its two matrices, or whose two have other ranks."""
+    for key in shapes:
+        mine, other = next((pair for pair in (_PAIR, _PAIR[::-1]) if key.endswith(pair[0])), ("", ""))
+        twin = f"{key.removesuffix(mine)}{other}"
+        if twin not in shapes:
+            raise AdapterError(f"{file}: has `{key}` and no `{twin}`. It is incomplete: copy or download it again.")
+        if mine == _PAIR[0] and shapes[key][:1] != shapes[twin][1:2]:
+            raise AdapterError(
+                f"{file}: `{key}` has shape {list(shapes[key])} and `{twin}` {list(shapes[twin])}, of different ranks. "
+                "The file is damaged: copy or download it again."
+            )
 
 
 def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:

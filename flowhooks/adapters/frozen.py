@@ -87,6 +87,10 @@ class FrozenAdapter:
             else:
                 change.move(base_layer(transformer, name))
 
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that it holds."""
+        return [tensor for change in self._changes.values() for tensor in change.tensors()]
+
     def describe(self) -> dict[str, Any]:
         """Return what was loaded, as JSON types. ``idle_layers`` are those that the file leaves at the base."""
         return {

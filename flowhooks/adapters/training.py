@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowhooks.adapters.frozen import FrozenAdapter
 
@@ -45,6 +46,10 @@ class TrainingAdapter:
     def describe(self) -> Mapping[str, Any]:
         """Return what was loaded, as JSON types."""
         return {**self._frozen.describe(), "strength": self.strength}
+
+    def tensors(self) -> list[Tensor]:
+        """Return the tensors that it holds, none of which is trained."""
+        return self._frozen.tensors()
 
     @contextmanager
     def attached(self) -> Iterator[None]:

@@ -61,7 +61,8 @@ def run(args: Namespace) -> int:
     if "reference" in planned.roles and configured.adapter is not None:
         start = configured.adapter["init_from"]
         policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
-        say(f"reference   the base model, its adapter off{policy}")
+        held = " and the training adapter on" if configured.adapter["training_adapter"] is not None else ""
+        say(f"reference   the base model, its adapter off{held}{policy}")
     if (cost := step_cost(planned)).on_data:
         say(f"chunks      {cost.chunks} at most of the rollout, sharing the method's loss, and 1 of the data")
     for hook in configured.every_hook:

@@ -29,6 +29,10 @@ _SHOWN = 8
 _GATE_NOTE = (
     "The adapter was trained for steps that start at or below sigma {below}, and off above it; keep it off there."
 )
+_TRAINED_BESIDE = (
+    "The training adapter `{path}` was on in the loss, at strength {strength:g}, and off in every image: use these weights "
+    "without it."
+)
 _LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
 _DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."
 _ENTRY = re.compile(r"@\w+\{(\w+),.*?\n\}", re.DOTALL)
@@ -133,6 +137,8 @@ def _usage(
     notes = [_DOWNLOADED] if hub_id or document["adapter"] is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
     if gate is not None:
         notes.append(_GATE_NOTE.format(below=gate))
+    if (held := (document["adapter"] or {}).get("training_adapter")) is not None:
+        notes.append(_TRAINED_BESIDE.format(path=without_local_paths(held["path"]), strength=held["strength"]))
     return f"```python\n{code}```\n\n{' '.join(notes)}"
 
 

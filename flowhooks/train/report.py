@@ -89,6 +89,7 @@ def summary(job: Job) -> list[str]:
     told = {
         "device": _device(job.accelerator.device, job.accelerator.num_processes),
         "trains": _trained(job),
+        **_held(job),
         "data": _data(job),
         "steps": _steps(job),
     }
@@ -119,6 +120,16 @@ def _trained(job: Job) -> str:
     what = "the whole network" if adapter is None else str(adapter["type"])
     told = f"{what} in {count(layers, 'layer')}: {count(number - own, 'parameter')}"
     return told + (f", and {own:,} of hooks" if own else "")
+
+
+def _held(job: Job) -> dict[str, str]:
+    """Return what is on beside the adapter while the loss is computed, if anything is."""
+    if job.session.training_adapter is None:
+        return {}
+    held = job.session.training_adapter.describe()
+    layers, at = count(held["layers"], "layer"), f"strength {held['strength']:g}"
+    told = f"{held['kind']} {held['name']!r} in {layers}, {at}, {human_bytes(held['bytes'])}; on in the loss only"
+    return {"training adapter": told}
 
 
 def _layer(name: str) -> str:

@@ -120,6 +120,26 @@ REFUSALS: dict[str, Refusal] = {
     "a teacher in a folder that is here": Refusal(
         make=teachers({"ink": "tests/nowhere"}), words=("$.hooks[0].teachers.ink: ", "'tests' is a folder here")
     ),
+    "a training adapter that is not there": Refusal(
+        make=written(adapter={"training_adapter": "./nowhere.safetensors"}),
+        words=("$.adapter.training_adapter: ", "no such file or folder"),
+    ),
+    "a training adapter of another architecture": Refusal(
+        make=lambda user: user.write(adapter={"training_adapter": {"path": str(user.mine / "flux.safetensors")}}),
+        words=("$.adapter.training_adapter: ", "made for another model", "single_transformer_blocks"),
+    ),
+    "a network as training adapter": Refusal(
+        make=lambda user: user.write(
+            adapter={
+                "training_adapter": str(user.mine / "model" / "transformer" / "diffusion_pytorch_model.safetensors")
+            }
+        ),
+        words=("$.adapter.training_adapter: ", "has layer names of no known format"),
+    ),
+    "a training adapter without strength": Refusal(
+        make=written(adapter={"training_adapter": {"path": "owner/name", "strength": 0}}),
+        words=("$.adapter.training_adapter.strength: ", "expected a number above 0"),
+    ),
     "a judge that is not there": Refusal(
         make=lambda user: reward(user, {}, model="./nowhere"),
         words=("$.hooks[0].rewards[0].model: ", "'./nowhere' is no folder here"),

@@ -38,6 +38,7 @@ def test_every_section_is_complete_in_an_empty_run():
         "dropout": 0.0,
         "target_modules": None,
         "init_from": None,
+        "training_adapter": None,
     }
     assert run.training["seed"] == 0 and run.training["trainable"] == "adapter"
     assert run.validation["prompts"] == [] and run.logging["trackers"] == ["tensorboard"]

@@ -21,9 +21,10 @@ from tests.adapters.helpers import appearance
 from tests.laws.cases import Loop, batch_for, run_document, shared_model, teacher, tiny_model
 from tests.laws.test_laws import assert_same, picture
 
-#: Recipes whose every forward is one of the loss, and how far fp32 takes them from a base with the adapter fused: pairs
-#: and masks; the averaged weights as a teacher of features; flow maps with a second adapter; teachers of trajectories.
-RECIPES = {"masked_flow_dpo": 1e-4, "self_flow_ema": 1e-4, "anyflow_on_policy": 2e-3, "twin_flow_ema": 2e-3}
+#: Recipes whose every forward is one of the loss, and how far fp32 takes their loss from that of a base with the adapter
+#: merged: pairs, whose margin is a small difference; the averaged weights as a teacher of features; flow maps with a
+#: second adapter; teachers of trajectories.
+RECIPES = {"masked_flow_dpo": 3e-4, "self_flow_ema": 1e-6, "anyflow_on_policy": 2e-6, "twin_flow_ema": 2e-6}
 
 
 def told(recipe: str, adapter: str = "lora", **more) -> dict:
@@ -73,11 +74,85 @@ def first_step(loop: Loop) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_role_of_the_loss_is_that_of_a_base_with_the_adapter_merged(recipe):
     document = told(recipe)
+    without = {**document, "adapter": {**document["adapter"], "training_adapter": None}}
     with looping(document) as loop:
         loss, gradients = first_step(loop)
-    with looping({**document, "adapter": {**document["adapter"], "training_adapter": None}}, fused()) as loop:
+    with looping(without, fused()) as loop:
         expected, theirs = first_step(loop)
-    assert torch.allclose(loss, expected, rtol=RECIPES[recipe])
+    with looping(without) as loop:
+        bare, _ = first_step(loop)
+    assert torch.allclose(loss, expected, rtol=RECIPES[recipe], atol=0)
+    assert not torch.allclose(loss, bare, rtol=100 * RECIPES[recipe], atol=0)
     assert gradients.keys() == theirs.keys()
     for name, gradient in gradients.items():
-        assert (gradient - theirs[name]).norm() <= 10 * RECIPES[recipe] * theirs[name].norm() + 1e-7, name
+        assert (gradient - theirs[name]).norm() <= max(RECIPES[recipe], 1e-5) * theirs[name].norm() + 1e-9, name
+
+
+def test_a_teacher_is_on_top_of_it():
+    document, states = told("flow_opd"), batch_for(0)
+    without = {**document, "adapter": {**document["adapter"], "training_adapter": None}}
+    found = []
+    for given, model in ((document, shared_model()), (without, fused())):
+        with looping(given, model) as loop, torch.no_grad():
+            with loop.session.roles["adapter:b"](), loop.session.with_training_adapter(True):
+                found.append(loop.model.predict(states.clean, torch.full((2,), 0.7), states.condition))
+    assert torch.allclose(*found, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lycoris_locon"])
+def test_at_the_start_margins_are_0_and_images_are_those_of_the_stock_pipeline(adapter):
+    model = shared_model()
+    stock = picture(model.pipe)
+    before = appearance(model.transformer)
+    with looping(told("masked_flow_dpo", adapter), moved=0) as loop:
+        assert torch.equal(picture(model.pipe), stock)
+        result = loop.session.step(batch_for(0))
+        assert result.metrics["flow_dpo_margin"] == 0
+        assert math.isclose(result.metrics["flow_dpo_loss"], math.log(2), rel_tol=1e-6)
+        # Between the forward and the backward too.
+        assert torch.equal(picture(model.pipe), stock)
+        result.loss.backward()
+        assert torch.equal(picture(model.pipe), stock)
+        held = loop.session.training_adapter
+        names = {id(p) for p in held.tensors()}
+        assert not names & {id(p) for p in loop.session.parameters().values()}
+        assert all(p.grad is None and not p.requires_grad for p in held.tensors())
+    assert_same({"weights": {}, "rest": before}, {"weights": {}, "rest": appearance(model.transformer)})
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lycoris_locon"])
+def test_blocks_that_are_computed_again_have_it_on(adapter):
+    found = []
+    for again in (nullcontext(), gradient_checkpointing(shared_model().transformer, True)):
+        with again, looping(told("sft_masked", adapter)) as loop:
+            found.append(first_step(loop))
+    assert torch.equal(found[0][0], found[1][0])
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+
+
+def test_images_that_rewards_see_are_sampled_without_it():
+    document, drawn, gradients = told("flow_grpo"), [], []
+    for given in (document, {**document, "adapter": {**document["adapter"], "training_adapter": None}}):
+        with looping(given) as loop:
+            player = loop.session.source.player
+            draw = player.draw
+            player.draw = lambda *asked, draw=draw, **more: drawn.append(draw(*asked, **more)) or drawn[-1]
+            gradients.append(first_step(loop)[1])
+    assert len(drawn) == 2 and torch.equal(drawn[0].final, drawn[1].final)
+    assert any(not torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
+def test_a_state_goes_with_its_file_and_strength():
+    with looping(told("sft")) as loop:
+        loop.advance(1)
+        state = copy.deepcopy(loop.state())
+        loop.advance(1)
+        expected = loop.state()["weights"]
+    with looping(told("sft")) as loop:
+        loop.load(state)
+        loop.advance(1)
+        assert all(torch.equal(value, expected[name]) for name, value in loop.state()["weights"].items())
+    others = [None, {"path": teacher(), "strength": 0.5}]
+    for other in others:
+        with looping(told("sft", training_adapter=other)) as loop, pytest.raises(CheckpointError, match="strength"):
+            loop.load(state)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.memory_plan import RUNS, measured, planned, run_on, write_folder, write_teacher
+from flowhooks.adapters.names import LORA_FILE
 from flowhooks.config import resolve_run
-from flowhooks.memory.plan import NotCounted, plan_memory
+from flowhooks.memory.plan import NotCounted, changed, plan_memory
 from flowhooks.memory.report import candidates, fitting, lines, on_card
 from flowhooks.methods import METHODS as METHOD_NAMES
 
@@ -121,6 +123,16 @@ def test_what_a_setting_saves_is_counted(learnt, folder):
     assert away.weights < smaller.weights / 5 and smaller.peak - away.peak > smaller.weights / 2
     one = plan_of(learnt, folder, "flow_dpo", batch=1).needs()
     assert one.activations == pytest.approx(full.activations / 2, rel=0.1)
+
+
+def test_a_training_adapter_is_counted(learnt, folder):
+    source = folder.parent / "teacher"
+    bytes_of = sum(t.nbytes for t in load_file(source / LORA_FILE).values())
+    run = run_on("flux", folder, {**RUNS["sft"], "adapter": {**LORA, "training_adapter": str(source)}}, 1)
+    plan = replace(learnt, run=run)
+    needs, without = plan.needs(), replace(plan, run=changed(run, [("adapter.training_adapter", None)])).needs()
+    assert needs.hooks - without.hooks == bytes_of and needs.trained == without.trained
+    assert needs.peak >= without.peak + bytes_of
 
 
 def test_a_report_names_parts_and_the_phase(learnt, folder):

@@ -1,0 +1,78 @@
+"""A run with a training adapter: what it writes, how it resumes, and what stops it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from flowhooks.adapters import build_adapter
+from flowhooks.adapters.names import LORA_FILE
+from flowhooks.errors import CheckpointError
+from flowhooks.manifest import read_manifest
+from flowhooks.train import train
+from tests.adapters.helpers import section, train_randomly
+from tests.families import tiny
+from tests.train.runs import weights
+
+pytestmark = pytest.mark.slow
+
+
+def write_adapter(folder, seed: int):
+    """An adapter for the tiny model, off its base."""
+    adapter = build_adapter(tiny("sd3").transformer, section("lora"))
+    train_randomly(adapter, seed, std=0.1)
+    return adapter.save(folder, {})
+
+
+@pytest.fixture
+def held(tmp_path):
+    return write_adapter(tmp_path / "held", 1)
+
+
+def test_a_resumed_run_is_the_run_and_its_file_knows_nothing_of_the_adapter(new_run, held, tmp_path):
+    training = {"checkpointing_steps": 1, "checkpoints_total_limit": None}
+    digest = hashlib.sha256(held.read_bytes()).hexdigest()
+    asked = {"adapter": {"training_adapter": {"path": str(held), "strength": 0.5}}}
+    whole = train(new_run("a/out", training={**training, "max_train_steps": 2}, **asked), progress=False).output_dir
+    # Where the file is does not matter.
+    moved = {"training_adapter": {"path": str(held.rename(tmp_path / "elsewhere.safetensors")), "strength": 0.5}}
+    longer = new_run("b/out", training={**training, "max_train_steps": 2}, adapter=moved)
+    resumed = train(longer, resume=str(whole / "checkpoint-1"), progress=False).output_dir
+    plain = train(new_run("c/out", training={**training, "max_train_steps": 2}), progress=False).output_dir
+
+    found, again, without = (weights(folder / "checkpoint-2") for folder in (whole, resumed, plain))
+    assert found.keys() == again.keys() == without.keys()
+    assert all(torch.equal(value, again[name]) for name, value in found.items())
+    assert any(not torch.equal(value, without[name]) for name, value in found.items())
+    manifest = read_manifest(whole / "checkpoint-2").identity
+    assert manifest["adapter"]["training_adapter"] == {"sha256": digest, "strength": 0.5}
+    assert "training_adapter" not in read_manifest(plain / "checkpoint-2").identity["adapter"]
+    assert hashlib.sha256((tmp_path / "elsewhere.safetensors").read_bytes()).hexdigest() == digest
+
+    with safe_open(whole / LORA_FILE, "pt") as mine, safe_open(plain / LORA_FILE, "pt") as theirs:
+        assert list(mine.keys()) == list(theirs.keys())
+        assert mine.metadata() == theirs.metadata()
+    said = f"The training adapter `{held.name}` was on in the loss, at strength 0.5, and off in every image"
+    cards = [(folder / "README.md").read_text(encoding="utf-8") for folder in (whole, plain)]
+    assert [said in card for card in cards] == [True, False] and str(tmp_path) not in cards[0]
+
+
+def test_another_adapter_stops_a_resume_before_weights_load(new_run, held, monkeypatch):
+    told = {"path": str(held), "strength": 1.0}
+    run = new_run(training={"max_train_steps": 1}, adapter={"training_adapter": told})
+    checkpoint = train(run, progress=False).output_dir / "checkpoint-1"
+    monkeypatch.setattr("flowhooks.train.setup.load_pipeline", None)
+    words = {
+        "`adapter.training_adapter.strength` is 2.0, the checkpoint has 1.0": {**told, "strength": 2.0},
+        "`adapter.training_adapter.strength` is 'nothing'": None,
+        "is not the file that the checkpoint was trained with": told,
+    }
+    for message, other in words.items():
+        if other == told:
+            write_adapter(held.parent, 2)
+        changed = new_run("other", training={"max_train_steps": 2}, adapter={"training_adapter": other})
+        with pytest.raises(CheckpointError, match=message):
+            train(changed, resume=str(checkpoint), progress=False)
