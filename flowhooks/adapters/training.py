@@ -13,9 +13,10 @@ from flowhooks.adapters.frozen import FrozenAdapter
 
 
 class TrainingAdapter:
-    """Adds the change of a frozen adapter to a network's own layers while a loss is computed. Whatever is trained beside
-    it, and each role of the network, is computed on top of it. It is never merged into weights, never trained, and in
-    no file that is written.
+    """Adds the change of a frozen adapter to a network's own layers while a loss is computed.
+
+    Whatever is trained beside it, and each role of the network, is computed on top of it. It is never merged into
+    weights, never trained, and in no file that is written.
 
     It is on where the block says so (:meth:`switched`), and elsewhere in forwards that have a gradient: gradient
     checkpointing runs blocks again in the backward pass, outside every block. Images are sampled without a gradient,

@@ -30,8 +30,8 @@ _GATE_NOTE = (
     "The adapter was trained for steps that start at or below sigma {below}, and off above it; keep it off there."
 )
 _TRAINED_BESIDE = (
-    "The training adapter `{path}` was on in the loss, at strength {strength:g}, and off in every image: use these weights "
-    "without it."
+    "The training adapter `{path}` was on in the loss, at strength {strength:g}, and off in every image: use these "
+    "weights without it."
 )
 _LOCAL_BASE = "`{base}` was a folder on the machine that trained this: write the path of your copy."
 _DOWNLOADED = "`FOLDER` is the folder you downloaded this repository to."

@@ -33,9 +33,13 @@ def trained_velocity(
         return model.predict(noisy, sigma, condition, **times)
 
 
-def visited_velocity(step: Step, role: str, visit: Any) -> Tensor:
-    """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient."""
-    with step.playing(role):
+def visited_velocity(step: Step, role: str, visit: Any, *, as_sampled: bool = False) -> Tensor:
+    """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient.
+
+    Args:
+        as_sampled: as :meth:`flowhooks.kernel.step.Step.playing` takes it.
+    """
+    with step.playing(role, as_sampled=as_sampled):
         return at_least_fp32(visit.velocity(role))
 
 
@@ -44,10 +48,11 @@ def pullback(step: Step, role: str, visit: Any) -> Iterator[tuple[Tensor, Callab
     """``[n, ...]`` fp32 velocity of ``role`` at a visited state, guided, without gradient, and the product of its
     transposed Jacobian by the state with ``[n, ...]``, which may be computed once.
 
-    The graph is kept inside the block only.
+    Both are those of the steps that were sampled, and so without a training adapter. The graph is kept inside the block
+    only.
     """
     released, leaf = visit.with_leaf_state()
-    with step.playing(role):
+    with step.playing(role, as_sampled=True):
         with torch.enable_grad():
             graph = [released.velocity(role)]
 

@@ -185,8 +185,8 @@ class Session:
         held = {key: state[key] for key in ("training_adapter",) if key in state}
         if held != self._held():
             raise CheckpointError(
-                f"the training adapter is {self._held() or 'none'}, and the state was saved with {held or 'none'}; give "
-                "the file and the strength that it was trained with"
+                f"the training adapter is {self._held() or 'none'}, and the state was saved with {held or 'none'}; "
+                "give the file and the strength that it was trained with"
             )
         hooks = self.assembly.hooks
         self.assembly.load_state_dict({h.type: state[h.former] for h in hooks if h.former in state} | state["hooks"])

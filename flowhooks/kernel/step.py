@@ -67,20 +67,24 @@ class Step:
         return self.given
 
     @contextmanager
-    def playing(self, role: str, *, gradient: bool = False, autocast: bool = True) -> Iterator[Model]:
-        """Yield the model playing ``role`` for one forward, which is counted, with the training adapter on if the run has
-        one. Forwards of a hook beside its declared `passes` count as its `queries`.
+    def playing(
+        self, role: str, *, gradient: bool = False, autocast: bool = True, as_sampled: bool = False
+    ) -> Iterator[Model]:
+        """Yield the model playing ``role`` for one forward, which is counted. Forwards of a hook beside its declared
+        `passes` count as its `queries`.
 
         Args:
             gradient: keep the graph, where the step has one. Under another role than the policy's, take the gradient
                 inside: gradient checkpointing runs the forward again in backward.
             autocast: False for differences and chains of predictions, which its rounding would hide.
+            as_sampled: leave the training adapter off, as in sampling. In every other forward it is on, if there is
+                one.
         """
         self.forwards += 1
         full = nullcontext() if autocast else without_autocast(self.batch.clean)
         with (
             self.session.roles[role](),
-            self.session.with_training_adapter(True),
+            self.session.with_training_adapter(not as_sampled),
             torch.set_grad_enabled(gradient and torch.is_grad_enabled()),
             full,
         ):

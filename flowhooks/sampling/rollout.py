@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.kernel.view import at_least_fp32
 from flowhooks.probe.recorder import freed_once
 from flowhooks.probe.runs import StopForward, find_networks
 from flowhooks.probe.values import tensors_in
@@ -132,6 +133,20 @@ class RolloutState:
         """Return ``[B, ...]``, the log density of the step that the sampler took, under ``velocity`` at its start."""
         device = velocity.device
         return self.transition.log_density(sent(self.state, device), velocity, sent(self.after, device))
+
+    def stepped_by(self, velocity: Tensor) -> RolloutState:
+        """Return a copy whose step was taken, with the noise that the sampler drew, by ``velocity`` ``[B, ...]``.
+
+        A loss with a training adapter scores other velocities than the sampler's, which had none: only so is the step a
+        sample of what is scored. Where the sampler's velocity was not kept, the two are the same.
+        """
+        taken = self.rollout.velocities.get(self.index)
+        if taken is None:
+            return self
+        state, after, before = (sent(each, velocity.device) for each in (self.state, self.after, taken))
+        by = self.transition.mean(state, velocity.detach()) - self.transition.mean(state, before)
+        states = {**self.rollout.states, self.index + 1: at_least_fp32(after) + by}
+        return replace(self, rollout=replace(self.rollout, states=states))
 
     def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
         """Return a copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.

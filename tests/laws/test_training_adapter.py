@@ -17,13 +17,14 @@ from flowhooks.adapters import load_adapter
 from flowhooks.errors import CheckpointError
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recomputing import gradient_checkpointing
+from flowhooks.sampling.steps import draw_noise
 from tests.adapters.helpers import appearance
 from tests.laws.cases import Loop, batch_for, run_document, shared_model, teacher, tiny_model
 from tests.laws.test_laws import assert_same, picture
 
-#: Recipes whose every forward is one of the loss, and how far fp32 takes their loss from that of a base with the adapter
-#: merged: pairs, whose margin is a small difference; the averaged weights as a teacher of features; flow maps with a
-#: second adapter; teachers of trajectories.
+#: Recipes whose every forward is one of the loss, and how far fp32 takes their loss from that of a base with the
+#: adapter merged: pairs, whose margin is a small difference; the averaged weights as a teacher of features; flow maps
+#: with a second adapter; teachers of trajectories.
 RECIPES = {"masked_flow_dpo": 3e-4, "self_flow_ema": 1e-6, "anyflow_on_policy": 2e-6, "twin_flow_ema": 2e-6}
 
 
@@ -93,9 +94,13 @@ def test_a_teacher_is_on_top_of_it():
     without = {**document, "adapter": {**document["adapter"], "training_adapter": None}}
     found = []
     for given, model in ((document, shared_model()), (without, fused())):
-        with looping(given, model) as loop, torch.no_grad():
-            with loop.session.roles["adapter:b"](), loop.session.with_training_adapter(True):
-                found.append(loop.model.predict(states.clean, torch.full((2,), 0.7), states.condition))
+        with (
+            looping(given, model) as loop,
+            loop.session.roles["adapter:b"](),
+            loop.session.with_training_adapter(True),
+            torch.no_grad(),
+        ):
+            found.append(loop.model.predict(states.clean, torch.full((2,), 0.7), states.condition))
     assert torch.allclose(*found, rtol=0, atol=1e-5)
 
 
@@ -130,16 +135,58 @@ def test_blocks_that_are_computed_again_have_it_on(adapter):
     assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
 
 
-def test_images_that_rewards_see_are_sampled_without_it():
-    document, drawn, gradients = told("flow_grpo"), [], []
+def drawing(recipe: str) -> Iterator[tuple[Loop, list]]:
+    """Loops of a recipe that draws, with the adapter and without it, and a list of what they draw."""
+    document = told(recipe)
     for given in (document, {**document, "adapter": {**document["adapter"], "training_adapter": None}}):
-        with looping(given) as loop:
-            player = loop.session.source.player
+        with looping(given, moved=0) as loop:
+            player, drawn = loop.session.source.player, []
             draw = player.draw
-            player.draw = lambda *asked, draw=draw, **more: drawn.append(draw(*asked, **more)) or drawn[-1]
-            gradients.append(first_step(loop)[1])
-    assert len(drawn) == 2 and torch.equal(drawn[0].final, drawn[1].final)
+            player.draw = lambda *asked, draw=draw, drawn=drawn, **more: drawn.append(draw(*asked, **more)) or drawn[-1]
+            yield loop, drawn
+
+
+def test_rewarded_images_are_sampled_without_it_and_their_steps_scored_with_the_noise_that_was_drawn():
+    finals, gradients = [], []
+    for loop, drawn in drawing("flow_grpo"):
+        visits = [chunk.views["main"].state.visit for chunk in chunks_of(loop)]
+        finals.append(drawn[0].final)
+        for visit in visits:
+            held = loop.session.training_adapter is not None
+            with loop.session.with_training_adapter(True), torch.no_grad():
+                policy = visit.velocity("policy")
+            noise = draw_noise(visit.state, visit.rollout.seeds, visit.index)
+            density = visit.stepped_by(policy).log_density(policy)
+            torch.testing.assert_close(density, -noise.square() / 2, rtol=1e-3, atol=1e-3)
+            assert torch.allclose(visit.log_density(policy), density, rtol=1e-3, atol=1e-3) != held
+        gradients.append(first_step(loop)[1])
+    assert torch.equal(*finals)
     assert any(not torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
+
+
+def chunks_of(loop: Loop) -> list:
+    step = loop.session._step(None, 0, loop.session.processes, training=True)
+    return loop.session.source.source(step)
+
+
+def test_an_adjoint_is_that_of_the_steps_as_sampled_and_its_target_of_the_base_with_it():
+    found = []
+    for loop, drawn in drawing("adjoint_full"):
+        hook = next(hook for hook in loop.session.assembly.hooks if hook.type == "adjoint_target")
+        costates, bases = {}, {}
+        for result in loop.chunks(batch_for(0)):
+            costates |= hook._costates
+            bases |= hook._bases
+            # A fresh adapter is the base, with the training adapter as without.
+            assert result.metrics["adjoint_drift"].nan_to_num() == 0
+            assert result.metrics["adjoint_early_drift"].nan_to_num() == 0
+        found.append((drawn[0].final, costates, bases))
+    (final, costates, bases), (theirs, others, bare) = found
+    assert torch.equal(final, theirs)
+    assert costates and costates.keys() == others.keys() and bases.keys() == bare.keys()
+    for index, costate in costates.items():
+        assert torch.equal(costate, others[index])
+    assert all(not torch.allclose(base, bare[index]) for index, base in bases.items())
 
 
 def test_a_state_goes_with_its_file_and_strength():

@@ -164,7 +164,9 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                 return
             ours = self._own_velocity(step, at) if self.adjoint == FULL else None
             with pullback(step, REFERENCE, at) as (base, pulled):
-                self._bases[index] = base
+                if step.session.training_adapter is None:
+                    # Else the base of the loss is another one, and is asked for there.
+                    self._bases[index] = base
                 costate = self._costates[index] = self._scaled(step, costate, base) if last else costate
                 pressure = None if ours is None else maths.regularizer_gradient(base - ours, self.powers)
                 through_base = pulled(costate if pressure is None else pressure)
@@ -195,7 +197,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         """Returns the policy's unguided velocity: taken from the rollout if that was unguided, otherwise computed
         again."""
         if self._unguided:
-            return visited_velocity(step, POLICY, at)
+            return visited_velocity(step, POLICY, at, as_sampled=True)
         return sent(at.rollout.velocities[at.index], step.model.device).float()
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:

@@ -84,7 +84,8 @@ class FlowGRPO(FlowGRPOSpec, Hook):
         assert self._advantages is not None
         if not visit.transition.deviation:
             return 0 * step.predict(MAIN_VIEW).sum()
-        log_prob = visit.log_density(step.predict(MAIN_VIEW)).flatten(1).mean(1)
+        policy = step.predict(MAIN_VIEW)
+        log_prob = visit.stepped_by(policy).log_density(policy).flatten(1).mean(1)
         return step.mean(policy_gradient_loss(log_prob, log_prob.detach(), self._advantages), view.weight)
 
     def metrics(self, step: Step) -> dict[str, Tensor]:

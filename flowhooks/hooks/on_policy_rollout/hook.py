@@ -140,7 +140,11 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
                 rollout = rollout.keep_steps(list(places))
             else:
                 places = {place: 1.0 for place in self._at_random(step)}
-                rollout = self.player.draw(*request, keep=_kept(list(places)))
+                # A loss with a training adapter needs to know what the images were sampled by.
+                beside = step.session.training_adapter is not None and self.sampler != ODE
+                rollout = self.player.draw(
+                    *request, keep=_kept(list(places)), keep_velocities=list(places) if beside else ()
+                )
             step.forwards += self.sampling.steps
             rollout = rollout.parked() if self.offload_states else rollout
             chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)

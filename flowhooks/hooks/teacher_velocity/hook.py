@@ -113,9 +113,9 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
             return step.mean(step.score(MAIN_VIEW), view.weight)
         if not isinstance(view.state, Visited) or not view.state.visit.transition.deviation:
             raise ValueError("`pg_logratio` scores a stochastic step; use the sampler 'sde' or 'cps'")
-        student, teacher = (
-            view.state.visit.log_density(velocity) for velocity in (step.predict(MAIN_VIEW), step.target(MAIN_VIEW))
-        )
+        velocities = step.predict(MAIN_VIEW), step.target(MAIN_VIEW)
+        visit = view.state.visit.stepped_by(velocities[0])
+        student, teacher = (visit.log_density(velocity) for velocity in velocities)
         return step.mean(log_ratio_loss(student, teacher), view.weight)
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
