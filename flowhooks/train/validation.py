@@ -165,7 +165,8 @@ class Validation:
 
     def _draw(self, step: int) -> dict[str, float]:
         validation, counts = self.run.validation, self.images.counts
-        with nullcontext() if self.model.interval is None else first_order(self.model.pipe):
+        stepped = nullcontext() if self.model.interval is None else first_order(self.model.pipe)
+        with self.session.with_training_adapter(False), stepped:
             drawn = [self.images.sample(count) for count in counts]
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
         # With several step counts: a row an image, a column a count.
