@@ -10,7 +10,10 @@ _EXPORTS = {
     "adapter_gate": "flowhooks.sampling.gate",
     "attach": "flowhooks.attaching",
     "Batch": "flowhooks.batch",
+    "EvenFlowMapScheduler": "flowhooks.flow_map.scheduler",
+    "FlowMapScheduler": "flowhooks.flow_map.scheduler",
     "Hook": "flowhooks.kernel",
+    "load_flow_map": "flowhooks.restore",
     "Session": "flowhooks.kernel",
 }
 __all__ = [*sorted(_EXPORTS), "__version__"]

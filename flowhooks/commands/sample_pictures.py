@@ -14,7 +14,7 @@ from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import SCALE, scales
 from flowhooks.restore import restore_pipeline
-from flowhooks.sampling.flow_map_proxy import scheduled
+from flowhooks.sampling.flow_map_steps import scheduled
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
