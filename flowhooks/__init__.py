@@ -17,4 +17,5 @@ _EXPORTS = {
     "Session": "flowhooks.kernel",
 }
 __all__ = [*sorted(_EXPORTS), "__version__"]
-__getattr__ = lazy_attributes(__name__, _EXPORTS)
+# Diffusers looks for the latter where the scheduler of a saved pipeline comes from.
+__getattr__ = lazy_attributes(__name__, {**_EXPORTS, "SchedulerMixin": "diffusers"})

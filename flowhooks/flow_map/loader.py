@@ -1,8 +1,8 @@
 """Sample a flow map with a stock Diffusers pipeline.
 
 A flow map is a network that is told two times, where a step starts and where it ends, and so crosses it in one call,
-however long it is (arXiv 2605.13724). This file lies beside the weights of one. It needs torch, diffusers and
-safetensors, and the package that wrote it need not be installed::
+however long it is (arXiv 2605.13724). This file lies beside the weights of one. It needs torch, diffusers
+0.42 or newer and safetensors, and the package that wrote it need not be installed::
 
     from flow_map_loader import load_flow_map
 
@@ -29,11 +29,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowhooks.flow_map.scheduler import FlowMapScheduler, Telling
-from flowhooks.flow_map.second_time import SecondTime, TimeUnit
+from flowhooks.flow_map.second_time import SecondTime, TimeUnit, pass_over_steps_of
 from flowhooks.flow_map.step_time import FlowMapError
 
 #: Files of a flow map's folder, and the entry in the header of the second.
 LORA, MODULES, MANIFEST = "pytorch_lora_weights.safetensors", "flowhooks_modules.safetensors", "flowhooks.modules"
+#: Networks of a pipeline that take turns.
+EXPERTS = ("transformer", "transformer_2")
 #: Start of the names of the second embedder's weights.
 EMBEDDER = "time_conditioning.delta_embedder."
 
@@ -97,6 +99,8 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
         if (folder / LORA).is_file():
             stack.callback(_load_lora(pipe, network, name, folder))
         stack.callback(second.attach())
+        others = [each for each in (getattr(pipe, other, None) for other in EXPERTS) if isinstance(each, nn.Module)]
+        stack.callback(pass_over_steps_of(each for each in others if each is not network))
         pipe.scheduler = FlowMapScheduler.from_scheduler(scheduler)
         stack.callback(put_back, pipe, scheduler)
         return FlowMap(stack.pop_all())

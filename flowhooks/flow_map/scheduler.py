@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
 from flowhooks.flow_map.step_time import FlowMapError, StepTime, marked, plain
@@ -126,7 +126,7 @@ class FlowMapScheduler(Telling, FlowMatchEulerDiscreteScheduler):
     step = _checked(FlowMatchEulerDiscreteScheduler.step)
 
     @staticmethod
-    def from_scheduler(scheduler: Any) -> Any:
+    def from_scheduler(scheduler: SchedulerMixin) -> Any:
         """Return a scheduler with the settings of a pipeline's own that tells where each step ends.
 
         One that adds noise at each step or combines several predictions (UniPC, Heun) becomes an Euler scheduler of

@@ -7,12 +7,13 @@ network needs r, the next sigma (arXiv 2605.13724).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.loader import put_back
 from flowhooks.flow_map.scheduler import FlowMapScheduler, Telling, like
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.probe.interval import Interval
@@ -59,14 +60,20 @@ def first_order(pipe: Any, interval: Interval | None = None) -> Iterator[None]:
 @contextmanager
 def telling_steps(pipe: Any) -> Iterator[None]:
     """Let the pipeline tell its network where each step ends inside the block, if its scheduler is of first order."""
+    before = pipe.scheduler
+    # Another one is refused by the network when the pipeline runs.
+    with suppress(ModelError, FlowMapError):
+        require_first_order(before)
+        pipe.scheduler = FlowMapScheduler.from_scheduler(before)
     try:
-        require_first_order(pipe.scheduler)
-        own = FlowMapScheduler.from_scheduler(pipe.scheduler)
-    except (ModelError, FlowMapError):
-        # The network refuses it when the pipeline runs.
-        own = pipe.scheduler
-    with scheduled(pipe, own):
         yield
+    finally:
+        put_back(pipe, before)
+
+
+def stock_of(scheduler: Any) -> Any:
+    """Return a scheduler of Diffusers' own that takes the same steps, for a network without a second time."""
+    return scheduler.stock() if isinstance(scheduler, Telling) else scheduler
 
 
 @contextmanager
