@@ -12,13 +12,15 @@ from torch import nn
 
 from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
+from flowhooks.adapters.targets import is_adapted
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
 from flowhooks.config.run import offload_share, read_run
-from flowhooks.errors import ModelError
-from flowhooks.flow_map.loader import FlowMap, put_back
+from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
+from flowhooks.flow_map.loader import FlowMap, put_back, told_experts
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import best_device, load_pipeline
+from flowhooks.probe.runs import find_networks
 from flowhooks.reading import user_path
 from flowhooks.sampling.flow_map_steps import first_order, telling
 from flowhooks.sampling.gate import adapter_gate
@@ -100,11 +102,16 @@ def load_flow_map(pipe: Any, folder: str | Path, *, allow_imports: bool = False)
 
     Raises:
         ModelError: the folder holds no flow map, or one of another network.
-        AdapterError: the adapter does not fit.
+        AdapterError: the adapter does not fit, or another one is on already.
         ConfigError: the folder names code without permission.
     """
     with ExitStack() as stack:
-        scheduler = pipe.scheduler
+        scheduler, folder = pipe.scheduler, Path(folder)
+        if any(is_adapted(network) for network in find_networks(pipe).values()):
+            raise AdapterError(
+                f"{folder}: an adapter is on this pipeline already; take it off, for example by `unload_lora_weights`, "
+                "and put others on after the flow map, which has one of its own"
+            )
         session: Any = stack.enter_context(attach(pipe, folder, allow_imports=allow_imports))
         interval = session.model.interval
         if interval is None:
@@ -112,8 +119,11 @@ def load_flow_map(pipe: Any, folder: str | Path, *, allow_imports: bool = False)
                 f"{folder}: trained no second time beside its network, so its adapter is all there is; use "
                 "`pipe.load_lora_weights`, or `flowhooks.attach` for other adapters"
             )
+        if session.adapter is not None and (below := adapter_below(folder)) is not None:
+            stack.enter_context(adapter_gate(pipe, below))
         pipe.scheduler = telling(pipe.scheduler)
         stack.callback(put_back, pipe, scheduler)
+        told_experts(pipe, interval.network, FlowhooksWarning)
         interval.holder = FlowMap(stack.pop_all())
         return interval.holder
 

@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
+from typing import Any
+
+from flowhooks.export.card_code import below
+from flowhooks.flow_map.loader import EMBEDDER
 
 #: The file beside the weights.
 LOADER = "flow_map_loader.py"
@@ -36,6 +40,18 @@ def loader_source() -> str:
         "\n".join([*sorted(plain), *lines]),
     ]
     return "\n\n".join(head) + "\n\n\n" + "\n\n\n".join(bodies) + "\n"
+
+
+def is_loadable(modules: Iterable[str], document: Mapping[str, Any]) -> bool:
+    """Return whether that file can load what a run trained.
+
+    Args:
+        modules: names of the modules that its hooks trained.
+        document: the resolved run.
+    """
+    adapter = document["adapter"]
+    stock = adapter is None or (adapter["type"] == "lora" and below(document) is None)
+    return stock and {f"{name}." for name in modules} == {EMBEDDER}
 
 
 def imports(tree: ast.Module) -> Iterator[ast.Import | ast.ImportFrom]:

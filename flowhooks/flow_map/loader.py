@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,11 +30,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from flowhooks.flow_map.scheduler import FlowMapScheduler, Telling
-from flowhooks.flow_map.second_time import SecondTime, TimeUnit, pass_over_steps_of
+from flowhooks.flow_map.second_time import SecondTime, TimeUnit, has_second_time, pass_over_steps_of
 from flowhooks.flow_map.step_time import FlowMapError
 
 #: Files of a flow map's folder, and the entry in the header of the second.
 LORA, MODULES, MANIFEST = "pytorch_lora_weights.safetensors", "flowhooks_modules.safetensors", "flowhooks.modules"
+#: Entry in the header of the first where the LoRA is off in some steps.
+GATE = "flowhooks.adapter_below"
 #: Networks of a pipeline that take turns.
 EXPERTS = ("transformer", "transformer_2")
 #: Start of the names of the second embedder's weights.
@@ -99,11 +102,20 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
         if (folder / LORA).is_file():
             stack.callback(_load_lora(pipe, network, name, folder))
         stack.callback(second.attach())
-        others = [each for each in (getattr(pipe, other, None) for other in EXPERTS) if isinstance(each, nn.Module)]
-        stack.callback(pass_over_steps_of(each for each in others if each is not network))
+        stack.callback(pass_over_steps_of(told_experts(pipe, network, UserWarning)))
         pipe.scheduler = FlowMapScheduler.from_scheduler(scheduler)
         stack.callback(put_back, pipe, scheduler)
         return FlowMap(stack.pop_all())
+
+
+def told_experts(pipe: Any, network: nn.Module, category: type[Warning]) -> list[nn.Module]:
+    """Return a pipeline's other networks, which take turns with this one, and warn of those that are no flow map."""
+    named = {name: part for name in EXPERTS if isinstance(part := getattr(pipe, name, None), nn.Module)}
+    others = {name: part for name, part in named.items() if part is not network and not has_second_time(part)}
+    for name in others:
+        message = f"{type(pipe).__name__}'s `{name}` has no second time: in its steps it does what it did before"
+        warnings.warn(message, category, stacklevel=3)
+    return list(others.values())
 
 
 def put_back(pipe: Any, scheduler: Any) -> None:
@@ -129,6 +141,12 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{file}: holds {kinds}, and this file loads a `time_conditioning` whose network is described there; use "
             "`flowhooks.load_flow_map`"
         )
+    if (folder / LORA).is_file():
+        with safe_open(folder / LORA, framework="pt") as opened:
+            if GATE in (opened.metadata() or {}):
+                raise FlowMapError(
+                    f"{folder / LORA}: is off above a sigma, which this file does not do; use `flowhooks.load_flow_map`"
+                )
     others = [each.name for each in folder.glob("*.safetensors") if each.name not in (LORA, MODULES)]
     if others:
         raise FlowMapError(f"{folder / others[0]}: is no LoRA that Diffusers loads; use `flowhooks.load_flow_map`")

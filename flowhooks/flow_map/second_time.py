@@ -181,6 +181,12 @@ class SecondTime:
         return torch.lerp(output, delta.to(output.dtype), self.gate)
 
 
+def has_second_time(network: nn.Module) -> bool:
+    """Return whether a network has a second time that was added to it."""
+    hooks = network._forward_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), SecondTime) for hook in hooks)
+
+
 def pass_over_steps_of(networks: Iterable[nn.Module]) -> Callable[[], None]:
     """Let schedulers take steps that these networks predict, which have no second time. Returns a function that ends
     it."""

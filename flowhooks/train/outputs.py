@@ -19,7 +19,7 @@ from flowhooks.adapters.names import ALPHA, first_few
 from flowhooks.config import Run
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture, write_card
-from flowhooks.export.flow_map_loader import LOADER, loader_source
+from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.hooks.weight_average.hook import averaged
@@ -68,7 +68,7 @@ def write_outputs(
                 raise TrainingError(f"{sentence}; train on from another start, longer or at a higher rate")
             warnings.warn(f"{sentence}, as where no reward tells samples apart", FlowhooksWarning, stacklevel=2)
     model: Any = session.model
-    if model.interval is not None:
+    if model.interval is not None and is_loadable(session.assembly.exported(), run.document):
         source = loader_source()
         write_aside(folder / LOADER, lambda aside: aside.write_text(source, encoding="utf-8"), TrainingError)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}

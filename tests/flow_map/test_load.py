@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import flowhooks
 from flowhooks import FlowMapScheduler
-from flowhooks.errors import ModelError
+from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
 from flowhooks.export.flow_map_loader import LOADER, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.manifest import MODULES
@@ -221,6 +221,7 @@ save_file({name: t.contiguous() for name, t in found.items()}, sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_one_file_loads_it_where_flowhooks_is_not_installed(pipe, tmp_path):
     """In a fresh process, which never imports the trainer."""
     folder, expected = flow_map("sd3")
@@ -284,3 +285,29 @@ def test_the_one_file_refuses_what_it_cannot_load(alone, pipe, folder, tmp_path)
     with pytest.raises(refused, match="says nothing of a flow map"):
         alone.load_flow_map(pipe, tmp_path)
     assert not pipe.transformer._forward_pre_hooks and not hasattr(pipe.transformer, "peft_config")
+
+
+def test_the_one_file_says_what_ours_says():
+    from flowhooks.adapters.names import GATE_KEY, LORA_FILE
+    from flowhooks.flow_map import loader
+    from flowhooks.modules_file import MANIFEST
+
+    assert (loader.LORA, loader.MODULES, loader.GATE, loader.MANIFEST) == (LORA_FILE, MODULES, GATE_KEY, MANIFEST)
+
+
+def test_another_adapter_is_not_taken_for_its_own(pipe, folder):
+    pipe.load_lora_weights(folder)
+    with pytest.raises(AdapterError, match="an adapter is on this pipeline already"):
+        flowhooks.load_flow_map(pipe, folder)
+
+
+def test_of_two_experts_the_other_does_what_it_did():
+    folder, _ = flow_map("wan")
+    pipe = learnt("wan-two-experts").pipe
+    call = {"guidance_scale": 1.0, "guidance_scale_2": 1.0}
+    before = sampled(pipe, "wan-two-experts", **call)
+    with pytest.warns(FlowhooksWarning, match="`transformer_2` has no second time"):
+        loaded = flowhooks.load_flow_map(pipe, folder)
+    assert not torch.equal(sampled(pipe, "wan-two-experts", **call), before)
+    loaded.close()
+    assert torch.equal(sampled(pipe, "wan-two-experts", **call), before)
