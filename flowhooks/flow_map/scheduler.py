@@ -64,9 +64,9 @@ class Telling:
             start, end = 1 - start, 1 - end
         return Span(start=start, end=end, shift=_shift(own))
 
-    def index_at(self, time: float, unit: Any) -> int:
+    def index_at(self, time: Any, unit: Any) -> int:
         """Return the index of the step to come. Before the first step, where the pipeline did not say it, that is the
-        step that starts at this time of a :class:`TimeUnit`."""
+        step that starts at this time, a tensor or a number in the unit of a :class:`TimeUnit`."""
         own: Any = self
         coming = own.step_index if own.step_index is not None else own.begin_index
         if coming is not None:
@@ -74,7 +74,7 @@ class Telling:
         levels = torch.as_tensor(own.sigmas)[:-1].float().cpu()
         if own.config.get("invert_sigmas"):
             levels = 1 - levels
-        return int((unit.of(levels, _shift(own)) - time).abs().argmin())
+        return int((unit.of(levels, _shift(own)) - float(torch.as_tensor(time).flatten()[0])).abs().argmin())
 
     def pass_over(self) -> None:
         """Let the step to come be taken although no network asks where it ends."""
@@ -83,7 +83,7 @@ class Telling:
     def stock(self) -> Any:
         """Return a scheduler of Diffusers' own class with the same settings, which tells nothing."""
         own: Any = self
-        return like(own, next(base for base in type(own).__mro__ if base in TELLING))
+        return like(own, next(base for base in TELLING if isinstance(own, base)))
 
     def require_told(self, index: int) -> None:
         """Raise FlowMapError for a step whose end nobody asked for."""
@@ -115,7 +115,17 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-class FlowMapScheduler(Telling, FlowMatchEulerDiscreteScheduler):
+class EqualToBase(type):
+    """Makes classes equal the class of Diffusers that they add to: pipelines ask ``type(self.scheduler) == ...``."""
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is cls or other is cls.__mro__[2]
+
+    def __hash__(cls) -> int:
+        return hash(cls.__mro__[2])
+
+
+class FlowMapScheduler(Telling, FlowMatchEulerDiscreteScheduler, metaclass=EqualToBase):
     """A ``FlowMatchEulerDiscreteScheduler`` that tells a flow map's network where each step ends.
 
     Its step already is that of a flow map, ``x_r = x_t - (t - r) u(x_t, t, r)``, and stays the same to the last bit.
@@ -155,7 +165,7 @@ class FlowMapScheduler(Telling, FlowMatchEulerDiscreteScheduler):
         return like(scheduler, FlowMapScheduler)
 
 
-class EvenFlowMapScheduler(Telling, FlowMapEulerDiscreteScheduler):
+class EvenFlowMapScheduler(Telling, FlowMapEulerDiscreteScheduler, metaclass=EqualToBase):
     """A ``FlowMapEulerDiscreteScheduler`` that tells a flow map's network where each step ends."""
 
     __module__ = __name__.partition(".")[0]

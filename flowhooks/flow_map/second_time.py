@@ -123,20 +123,21 @@ class SecondTime:
     def _require_time(self, arguments: Mapping[str, Any], span: Span) -> None:
         """Raise FlowMapError for a call at another time than that at which the step starts."""
         for time in self.times:
-            expected = time.of(torch.as_tensor(span.start), span.shift)
+            expected = float(time.of(torch.as_tensor(span.start), span.shift))
             given = torch.as_tensor(plain(arguments[time.name])).detach()
             # Rounded to whole numbers by some schedulers.
             least = 1.0 if abs(time.scale) > 1 else 0.0
             size = torch.finfo(given.dtype).eps if given.is_floating_point() else 0.0
             near = max(least, abs(time.scale) * max(1e-3, 2 * size))
             # A network with a time for each token may have tokens without noise.
-            wrong = (given.float() - expected.to(given.device).float()).abs().min() > near
-            if given.is_cuda:
+            wrong = (given.float() - expected).abs().min() > near
+            if given.device.type not in ("cpu", "mps"):
+                # Waits for no device.
                 torch._assert_async(~wrong, "a flow map's network was called at another time than its step's")
             elif wrong:
                 raise FlowMapError(
                     f"{type(self.network).__name__} was given the time {float(given.flatten()[0]):g} in `{time.name}` "
-                    f"for a step that starts at {float(expected):g}; call it at the time at which the step starts"
+                    f"for a step that starts at {expected:g}; call it at the time at which the step starts"
                 )
 
     def _before(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

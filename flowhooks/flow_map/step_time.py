@@ -44,8 +44,6 @@ class StepTime(Tensor):
 def _inherited(tensor: Tensor, origin: StepTime) -> Tensor:
     """Return a result of an operation on ``origin`` with what is known of it; the plain tensor where that is
     nothing."""
-    if type(tensor) is not Tensor:
-        return tensor
     if origin.step is not None:
         return marked(tensor, origin.source, origin.step)
     offset = 0
@@ -60,7 +58,10 @@ def _inherited(tensor: Tensor, origin: StepTime) -> Tensor:
     return tensor
 
 
-def marked(tensor: Tensor, source: Any, step: int | None, first: int = 0) -> StepTime:
+def marked(tensor: Tensor, source: Any, step: int | None, first: int = 0) -> Tensor:
+    """Return the same numbers as times of a scheduler; tensors of other classes as they are, which remember nothing."""
+    if type(tensor) is not Tensor:
+        return tensor
     time = tensor.as_subclass(StepTime)
     # The one time of a schedule may be used as a time as it is.
     time.source, time.first = source, first

@@ -123,9 +123,7 @@ class Interval(SecondTime):
     def _place(self, arguments: Mapping[str, Any]) -> tuple[Any, int]:
         if self.scheduler is None or self._given(arguments) is not None:
             return super()._place(arguments)
-        given = arguments[self.times[0].name]
-        time = float(given.flatten()[0]) if hasattr(given, "flatten") else float(given)
-        return self.scheduler, self.scheduler.index_at(time, self.times[0])
+        return self.scheduler, self.scheduler.index_at(arguments[self.times[0].name], self.times[0])
 
     @property
     def description(self) -> dict[str, Any]:
