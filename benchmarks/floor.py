@@ -17,7 +17,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from flowhooks.probe.runs import StopForward
+from flowhooks.flow_map.second_time import StopForward
 from flowhooks.probe.values import map_tensors, tensors_in
 
 

@@ -10,8 +10,12 @@ _EXPORTS = {
     "adapter_gate": "flowhooks.sampling.gate",
     "attach": "flowhooks.attaching",
     "Batch": "flowhooks.batch",
+    "EvenFlowMapScheduler": "flowhooks.flow_map.scheduler",
+    "FlowMapScheduler": "flowhooks.flow_map.scheduler",
     "Hook": "flowhooks.kernel",
+    "load_flow_map": "flowhooks.restore",
     "Session": "flowhooks.kernel",
 }
 __all__ = [*sorted(_EXPORTS), "__version__"]
-__getattr__ = lazy_attributes(__name__, _EXPORTS)
+# Diffusers looks for the latter where the scheduler of a saved pipeline comes from.
+__getattr__ = lazy_attributes(__name__, {**_EXPORTS, "SchedulerMixin": "diffusers"})

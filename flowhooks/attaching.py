@@ -186,14 +186,17 @@ def _restored(
     else:
         run = _adapter_alone(folder)
     size = {} if manifest is None else manifest["size"]
+    if manifest is not None:
+        # Before the pipeline runs, at sizes that it may not have.
+        name = manifest["component"] or "transformer"
+        found = pipe.transformer if isinstance(pipe, FlowModel) else getattr(pipe, name, None)
+        if manifest["network"] != type(found).__name__:
+            raise ModelError(
+                f"{folder / MODULES}: was trained for {manifest['network']}, this pipeline has a {type(found).__name__}"
+            )
     with ExitStack() as stack:
         model = _probed(pipe, run, height or size.get("height"), width or size.get("width"), frames=size.get("frames"))
         network = model.transformer
-        if manifest is not None and manifest["network"] != type(network).__name__:
-            raise ModelError(
-                f"{folder / MODULES}: was trained for {manifest['network']}, this pipeline has a "
-                f"{type(network).__name__}"
-            )
         adapter = None
         if _has_adapter(folder):
             if is_adapted(network):

@@ -55,6 +55,8 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
         "size": {**model.size, "frames": model.length},
         "hooks": blocks,
     }
+    if model.interval is not None:
+        manifest["second_time"] = model.interval.description
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
     return write_tensors(folder / MODULES, tensors, {**header, MANIFEST: json.dumps(manifest)})
 

@@ -12,14 +12,17 @@ from torch import nn
 
 from flowhooks.adapters import load_adapter
 from flowhooks.adapters.fit import adapter_below
+from flowhooks.adapters.targets import is_adapted
 from flowhooks.attaching import attach, trained_hooks
 from flowhooks.config import resolve_run
 from flowhooks.config.run import offload_share, read_run
-from flowhooks.errors import ModelError
+from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
+from flowhooks.flow_map.loader import FlowMap, put_back, told_experts
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import best_device, load_pipeline
+from flowhooks.probe.runs import find_networks
 from flowhooks.reading import user_path
-from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.flow_map_steps import first_order, telling
 from flowhooks.sampling.gate import adapter_gate
 from flowhooks.stage import Stage
 
@@ -80,8 +83,49 @@ class Restored:
             if self.modules is not None:
                 session: Any = stack.enter_context(attach(self.pipe, self.modules, allow_imports=self.allow_imports))
                 if session.model.interval is not None:
-                    stack.enter_context(first_order(self.pipe))
+                    stack.enter_context(first_order(self.pipe, session.model.interval))
             yield self.pipe
+
+
+def load_flow_map(pipe: Any, folder: str | Path, *, allow_imports: bool = False) -> FlowMap:
+    """Put the flow map in a folder onto a pipeline for good: the modules that its run trained, its adapter, and a
+    scheduler that tells the network where each step ends.
+
+    Args:
+        pipe: a Diffusers pipeline of the model that the run trained. Pipelines that are made of its components
+            afterwards (``from_pipe``) get the scheduler with them; others need a ``FlowMapScheduler`` of their own.
+        folder: output folder of a run with a second time, or a checkpoint in it.
+        allow_imports: whether the folder may name hooks by import paths.
+
+    Returns:
+        What takes everything off again, by ``close()`` or at the end of a ``with`` block. It need not be kept.
+
+    Raises:
+        ModelError: the folder holds no flow map, or one of another network.
+        AdapterError: the adapter does not fit, or another one is on already.
+        ConfigError: the folder names code without permission.
+    """
+    with ExitStack() as stack:
+        scheduler, folder = pipe.scheduler, Path(folder)
+        if any(is_adapted(network) for network in find_networks(pipe).values()):
+            raise AdapterError(
+                f"{folder}: an adapter is on this pipeline already; take it off, for example by `unload_lora_weights`, "
+                "and put others on after the flow map, which has one of its own"
+            )
+        session: Any = stack.enter_context(attach(pipe, folder, allow_imports=allow_imports))
+        interval = session.model.interval
+        if interval is None:
+            raise ModelError(
+                f"{folder}: trained no second time beside its network, so its adapter is all there is; use "
+                "`pipe.load_lora_weights`, or `flowhooks.attach` for other adapters"
+            )
+        if session.adapter is not None and (below := adapter_below(folder)) is not None:
+            stack.enter_context(adapter_gate(pipe, below))
+        pipe.scheduler = telling(pipe.scheduler)
+        stack.callback(put_back, pipe, scheduler)
+        told_experts(pipe, interval.network, FlowhooksWarning)
+        interval.holder = FlowMap(stack.pop_all())
+        return interval.holder
 
 
 def restore_pipeline(

@@ -40,7 +40,7 @@ def _equal_to(base: type) -> type:
     SomeScheduler``."""
 
     def equal(cls: type, other: Any) -> bool:
-        return other is cls or other is base
+        return other is cls or base == other
 
     return type("Spliced", (type(base),), {"__eq__": equal, "__hash__": lambda cls: hash(base)})
 

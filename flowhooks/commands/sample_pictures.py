@@ -14,7 +14,7 @@ from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import SCALE, scales
 from flowhooks.restore import restore_pipeline
-from flowhooks.sampling.flow_map_proxy import scheduled
+from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
 
@@ -46,14 +46,14 @@ def sample_command(args: Namespace) -> int:
     with restored.turns():
         scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
         with restored.trained() as pipe:
-            scheduler = pipe.scheduler
+            scheduler = stock_of(pipe.scheduler)
             rows = [_drawn(pipe, restored.arguments, scale, args)]
         if len(args.steps) > 1 and (restored.adapter is not None or restored.modules is not None):
             with scheduled(pipe, scheduler):
                 rows.insert(0, _drawn(pipe, restored.arguments, scale, args))
     if restored.below is not None:
         say(f"The adapter is off in steps that start above sigma {restored.below:g}")
-    if scheduler is not own:
+    if type(scheduler) is not type(own) or own.config.get("stochastic_sampling"):
         say(f"Sampled with a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     if args.save_dataset is not None:
         captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]

@@ -17,6 +17,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.adapter_file import write_aside
 from flowhooks.export.card_code import below, card_code
+from flowhooks.export.flow_map_loader import LOADER
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.hooks.registry import HOOKS
@@ -86,7 +87,7 @@ def write_card(
         tags=[kind.task],
     )
     title = last_part(os.fspath(document["output_dir"])) or "flowhooks run"
-    code = _usage(document, name, hub_id, (folder / MODULES).is_file(), kind, *prompts[:1])
+    code = _usage(document, name, hub_id, (folder / MODULES).is_file(), (folder / LOADER).is_file(), kind, *prompts[:1])
     body = "\n\n".join(_sections(title, name, hub_id, document, metrics, shown, prompts, code))
     card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
     tags = ["diffusers", "flowhooks", "flow-matching", *_adapter_tags(document["adapter"]), *_hook_types(document)]
@@ -129,11 +130,12 @@ def _usage(
     base: str,
     hub_id: str | None,
     modules: bool,
+    loader: bool,
     kind: PipelineKind = UNKNOWN,
     prompt: str = "your prompt",
 ) -> str:
     """Return the code that loads the weights, and notes on its use."""
-    code, gate = card_code(document, base, kind, modules=modules, prompt=prompt), below(document)
+    code, gate = card_code(document, base, kind, modules=modules, loader=loader, prompt=prompt), below(document)
     notes = [_DOWNLOADED] if hub_id or document["adapter"] is None else [_DOWNLOADED, _LOCAL_BASE.format(base=base)]
     if gate is not None:
         notes.append(_GATE_NOTE.format(below=gate))

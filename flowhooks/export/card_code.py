@@ -41,11 +41,25 @@ _GATE = """def gate(pipe, step, timestep, state):
 
 pipe.disable_lora()
 """
+_FLOW_MAP = """
+import sys
+
+sys.path.insert(0, "FOLDER")
+from flow_map_loader import load_flow_map
+
+load_flow_map(pipe)
+"""
 _RESULT = {"image": ("image", "images"), "video": ("frames", "frames"), "audio": ("audio", "audios")}
 
 
 def card_code(
-    document: Mapping[str, Any], base: str, kind: PipelineKind, *, modules: bool, prompt: str = "your prompt"
+    document: Mapping[str, Any],
+    base: str,
+    kind: PipelineKind,
+    *,
+    modules: bool,
+    loader: bool = False,
+    prompt: str = "your prompt",
 ) -> str:
     """Return stock code that loads the weights and samples; flowhooks attaches what stock code cannot load.
 
@@ -53,6 +67,7 @@ def card_code(
         document: the resolved run.
         base: Hub id or folder of the base model.
         modules: whether hooks trained modules beside the adapter.
+        loader: whether a file that loads them lies beside them.
         prompt: prompt in the code.
     """
     adapter, network = document["adapter"], document["model"].get("component") or "transformer"
@@ -67,6 +82,8 @@ def card_code(
     else:
         load = _PEFT.format(network=network)
     gated = below(document)
+    if loader:
+        return start + _FLOW_MAP + _call(kind, prompt, ", num_inference_steps=4")
     if modules:
         steps = ", num_inference_steps=4"
         return f'{start}import flowhooks\n\nwith flowhooks.attach(pipe, "FOLDER"):\n    {_call(kind, prompt, steps)}'

@@ -1,48 +1,29 @@
-"""Give networks a second time: the end of the interval whose average velocity they predict.
+"""Give networks a second time that can be trained: the end of the interval whose average velocity they predict.
 
-The embedding of the time becomes ``(1 - g) E_t(t) + g E_d(d)`` with ``d = r`` or ``t - r`` (arXiv 2605.13724).
-``E_d`` starts as a copy of ``E_t`` and is kept beside the network, not in it, so that no adapter freezes it and no LoRA
-file holds it. The input of the embedder at time ``d`` comes from a second, partial forward: the network runs at time
-``d`` and is stopped at its embedder. No code of the model is copied.
+``E_d``, which embeds it, starts as a copy of the time embedder and is kept beside the network, not in it, so that no
+adapter freezes it and no LoRA file holds it. :class:`SecondTime` says how it is used.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
-from flowhooks.probe.recorder import bound_arguments
-from flowhooks.probe.runs import inputs_of
+from flowhooks.errors import ModelError
+from flowhooks.flow_map.scheduler import Span, Telling
+from flowhooks.flow_map.second_time import T_MINUS_R, R, SecondTime
+from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.probe.times import Time
 from flowhooks.quantization.plain import is_quantized, plain_linear
 
-R, T_MINUS_R = "r", "t-r"
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Span:
-    """Holds an interval of sigma, from ``start`` down to ``end``.
-
-    Args:
-        start, end: ``[B]``, or one number for all.
-        shift: the scheduler's shift at this resolution.
-    """
-
-    start: Tensor | float
-    end: Tensor | float
-    shift: float = 1.0
-
-
-class Interval:
-    """Adds a second time to one network.
+class Interval(SecondTime):
+    """Adds a second time to one network, to be trained.
 
     Args:
         network: the network whose time embedding is blended inside :meth:`attached`.
@@ -71,42 +52,42 @@ class Interval:
             raise ValueError(f"`gate_value` must be in [0, 1], got {gate}")
         if deltatime_type not in (R, T_MINUS_R):
             raise ValueError(f"`deltatime_type` must be {R!r} or {T_MINUS_R!r}, got {deltatime_type!r}")
-        self.network, self.name, self.gate, self.deltatime_type = network, embedder, gate, deltatime_type
-        self.embedder = network.get_submodule(embedder)
-        self.times = [
-            time if timestep_scale is None else replace(time, scale=timestep_scale, offset=0.0)
-            for time in times
-            if not time.second
-        ]
-        copied = bare_copy(self.embedder)
-        self.dtype = next(copied.parameters()).dtype
-        self.delta_embedder = copied.float().requires_grad_(True)
-        #: Returns the interval of a network call outside :meth:`between`.
-        self.schedule: Callable[[Mapping[str, Any]], Span | None] = lambda arguments: None
-        self._told: tuple[Span | None] | None = None
+        copied = bare_copy(network.get_submodule(embedder))
+        dtype = next(copied.parameters()).dtype
+        super().__init__(
+            network,
+            embedder,
+            [time for time in times if not time.second],
+            copied.float().requires_grad_(True),
+            dtype,
+            gate=gate,
+            deltatime_type=deltatime_type,
+            timestep_scale=timestep_scale,
+        )
+        #: The scheduler of a pipeline that is known to be the one that runs, and may have lost what its times remember.
+        self.scheduler: Telling | None = None
+        #: What keeps the second time on the network, where that is for good.
+        self.holder: Any = None
+        self._between: tuple[Span | None] | None = None
         self._on = True
-        self._inputs: tuple[tuple, dict[str, Any]] | None = None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Blend the network's time embedding inside the block."""
-        handles = (
-            self.network.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.embedder.register_forward_hook(self._blend),
-        )
-        with ExitStack() as stack:
-            for handle in handles:
-                stack.callback(handle.remove)
+        detach = self.attach()
+        try:
             yield
+        finally:
+            detach()
 
     @contextmanager
     def between(self, span: Span | None) -> Iterator[None]:
         """Let calls of the network in the block average over ``span``; with None they have no second time."""
-        before, self._told = self._told, (span,)
+        before, self._between = self._between, (span,)
         try:
             yield
         finally:
-            self._told = before
+            self._between = before
 
     @contextmanager
     def off(self) -> Iterator[None]:
@@ -117,39 +98,52 @@ class Interval:
         finally:
             self._on = before
 
-    def _before(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._inputs = None
-        if not self._on:
-            return
-        arguments = bound_arguments(network, args, kwargs)
-        span = self._told[0] if self._told is not None else self.schedule(arguments)
-        if span is not None:
-            (self._inputs,) = inputs_of(self.embedder, network, {**arguments, **self._second(arguments, span)})
+    @contextmanager
+    def told_by(self, scheduler: Telling) -> Iterator[None]:
+        """Ask this scheduler where a step ends inside the block, if the time that the network is given does not say
+        whose it is: some pipelines make a number of it. Only the scheduler's own pipeline may run there."""
+        before, self.scheduler = self.scheduler, scheduler
+        try:
+            yield
+        finally:
+            self.scheduler = before
 
-    def _second(self, arguments: Mapping[str, Any], span: Span) -> dict[str, Any]:
-        """Return the network's time arguments with d in place of t."""
-        start, end = (torch.as_tensor(value) for value in (span.start, span.end))
-        d = end if self.deltatime_type == R else start - end
-        found = {}
-        for time in self.times:
-            given = arguments[time.name]
-            value = time.of(d, span.shift)
-            if not isinstance(given, Tensor):
-                found[time.name] = type(given)(value)
-                continue
-            value = value.reshape(*value.shape, *[1] * (given.dim() - value.dim()))
-            found[time.name] = value.to(given.device, given.dtype).expand_as(given)
-        return found
+    def asked(self, arguments: Mapping[str, Any]) -> Span | None:
+        if self._on and self._between is None:
+            try:
+                return super().asked(arguments)
+            except FlowMapError as error:
+                raise ModelError(str(error)) from error
+        given = self._given(arguments)
+        scheduler = self.scheduler if given is None else given.source
+        if scheduler is not None:
+            scheduler.pass_over()
+        return self._between[0] if self._on and self._between is not None else None
 
-    def _blend(self, embedder: nn.Module, args: tuple, output: Any) -> Any:
-        if self._inputs is None:
-            return None
-        (inputs, named), self._inputs = self._inputs, None
-        # In the network's own precision, so that a fresh copy computes what the embedder computes.
-        weights = {name: p.to(self.dtype) for name, p in self.delta_embedder.named_parameters()}
-        delta = functional_call(self.delta_embedder, weights, inputs, named)
-        # lerp returns its first argument exactly where both are equal.
-        return torch.lerp(output, delta.to(output.dtype), self.gate)
+    def _place(self, arguments: Mapping[str, Any]) -> tuple[Any, int]:
+        if self.scheduler is None or self._given(arguments) is not None:
+            return super()._place(arguments)
+        return self.scheduler, self.scheduler.index_at(arguments[self.times[0].name], self.times[0])
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Return what is needed to build it again without learning the pipeline, as JSON."""
+        return {
+            "embedder": self.name,
+            "gate_value": self.gate,
+            "deltatime_type": self.deltatime_type,
+            "timestep_scale": self.timestep_scale,
+            "times": [
+                {
+                    "name": time.name,
+                    "scale": time.scale,
+                    "offset": time.offset,
+                    "dtype": str(time.dtype).removeprefix("torch."),
+                    "unshifted": time.unshifted,
+                }
+                for time in self.times
+            ],
+        }
 
 
 def bare_copy(module: nn.Module) -> nn.Module:

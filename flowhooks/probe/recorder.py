@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from flowhooks.errors import FlowhooksError, ModelError
+from flowhooks.flow_map.scheduler import Telling
+from flowhooks.flow_map.second_time import bound_arguments, signature_of
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
 from flowhooks.probe.failures import failed
 from flowhooks.probe.values import map_tensors, tensors_in
@@ -93,7 +94,7 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
         if guider is not None:
             guider.disable()
         for network in networks.values():
-            taken = _signature(type(network).forward).parameters
+            taken = signature_of(type(network).forward).parameters
             fixed = {name: value for name, value in FIXED_ARGUMENTS.items() if name in taken}
             if fixed:
                 override = partial(_overridden, fixed)
@@ -103,17 +104,6 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
 
 def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     return args, {**kwargs, **fixed}
-
-
-def bound_arguments(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return a forward call's arguments by name."""
-    arguments = dict(_signature(type(module).forward).bind(module, *args, **kwargs).arguments)
-    arguments.pop("self")
-    extra = arguments.pop("kwargs", {})
-    return {**arguments, **extra}
-
-
-_signature = lru_cache(maxsize=256)(inspect.signature)
 
 
 @contextmanager
@@ -171,6 +161,9 @@ def recording_steps(
         seen.steps.append(StepRecord(velocity=velocity, sample=sample.clone(), sigma=start, next_sigma=end))
         if len(seen.steps) == limit:
             raise StopRun
+        if isinstance(self, Telling):
+            # Learning a pipeline asks for no second time.
+            self.pass_over()
         result = super(type(self), self).step(model_output, timestep, sample, *args, **kwargs)
         if answer is None:
             return result

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import StopForward
 from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, remembering, run
 
 #: Two prompts of different lengths, for learning.
@@ -78,33 +79,6 @@ def walked(
     if not seen.steps and computing:
         raise ModelError(f"{type(pipe).__name__} took no scheduler step; is it a flow-matching pipeline?")
     return seen
-
-
-class StopForward(Exception):
-    """Ends a forward of the network once what is needed is known."""
-
-
-@torch.no_grad()
-def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any], calls: int = 1) -> list[Any]:
-    """Return (args, kwargs) of each of the first ``calls`` calls of ``module`` in a forward of the network, which ends
-    there.
-
-    It calls ``network.forward`` itself, so that forward hooks on the network do not run.
-    """
-    inputs: list[tuple[tuple, dict[str, Any]]] = []
-
-    def stop(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        inputs.append((args, kwargs))
-        if len(inputs) == calls:
-            raise StopForward
-
-    handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        with suppress(StopForward):
-            network.forward(**arguments)
-    finally:
-        handle.remove()
-    return inputs
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import bound_arguments
 from flowhooks.probe.model import FlowModel
-from flowhooks.probe.recorder import bound_arguments, without_side_effects
+from flowhooks.probe.recorder import without_side_effects
 
 FIRST, LAST = "first", "last"
 Grid = tuple[int, int, int]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import TimeUnit, unshift
 from flowhooks.probe.recorder import Recording
 from flowhooks.probe.values import same, tensors_in
 
@@ -18,40 +19,16 @@ TIME_UNITS = ((1.0, 0.0), (-1.0, 1.0), (1000.0, 0.0), (-1000.0, 1000.0))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Time:
-    """Describes one argument that depends on sigma: ``scale * u + offset``, in ``dtype``.
+class Time(TimeUnit):
+    """Describes one argument that depends on sigma, as :class:`TimeUnit` does.
 
     Args:
-        name: name of the argument.
         rounded: whether the pipeline's scheduler rounds it to whole numbers; training uses it unrounded.
-        unshifted: whether ``u`` is sigma before the scheduler's shift (see :func:`unshift`); else it is sigma.
         second: whether it depends on the sigma where the step ends, not where it starts.
     """
 
-    name: str
-    scale: float
-    offset: float
-    dtype: torch.dtype
     rounded: bool = False
-    unshifted: bool = False
     second: bool = False
-
-    def of(self, sigma: Tensor, shift: float = 1.0) -> Tensor:
-        """Map ``[B]`` sigma in [0, 1] to ``[B]`` time in the network's unit; ``shift`` is that of the resolution.
-
-        Sigma in [-1, 0) continues beyond the data in the same unit; the shift, which would have a pole there, is that
-        of ``|sigma|``.
-        """
-        level = sigma.float()
-        if self.unshifted:
-            level = unshift(level.abs(), shift).copysign(level)
-        return (self.scale * level + self.offset).to(self.dtype)
-
-
-def unshift(sigma: Any, shift: float) -> Any:
-    """Return the ``u`` that the shift ``sigma = a u / (1 + (a - 1) u)`` (arXiv 2403.03206, eq. 23) maps to
-    ``sigma``."""
-    return sigma / (shift - (shift - 1) * sigma)
 
 
 def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import StopForward
 from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan
 from flowhooks.probe.recorder import without_side_effects
-from flowhooks.probe.runs import StopForward
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
 from flowhooks.probe.weight_names import Path, with_shared_names

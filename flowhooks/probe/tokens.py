@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import inputs_of
 from flowhooks.probe.levels import Broadcast, Levels, Mix
-from flowhooks.probe.runs import inputs_of
 from flowhooks.probe.weight_names import Path
 from flowhooks.transfer import picked, sent
 

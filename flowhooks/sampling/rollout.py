@@ -19,12 +19,17 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+<<<<<<< HEAD
 from flowhooks.kernel.view import at_least_fp32
+=======
+from flowhooks.flow_map.second_time import StopForward
+from flowhooks.flow_map.step_time import StepTime, plain
+>>>>>>> sched
 from flowhooks.probe.recorder import freed_once
-from flowhooks.probe.runs import StopForward, find_networks
+from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
-from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes, resized
 from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
 from flowhooks.splice import restore_attributes, splice
@@ -330,6 +335,7 @@ class PipelineSampler:
                     self._init_step_index(timestep)
                 else:
                     self._step_index = place
+            model_output, sample = plain(model_output), plain(sample)
             index = int(self.step_index)
             start, end = (float(self.sigmas[index + k]) for k in (0, 1))
             if self.config.get("invert_sigmas"):
@@ -342,7 +348,7 @@ class PipelineSampler:
         with ExitStack() as stack:
             modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
             stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
-            stack.enter_context(first_order(pipe))
+            stack.enter_context(first_order(pipe, self.model.interval))
             pipe.set_progress_bar_config(disable=True)
             set_timesteps = _with_sigmas_on_host(type(pipe.scheduler).set_timesteps)
             stack.enter_context(splice(pipe.scheduler, step=step, set_timesteps=set_timesteps))
@@ -369,6 +375,8 @@ def _with_sigmas_on_host(set_timesteps: Callable[..., None]) -> Callable[..., No
 def _place(steps: Tensor, timestep: Any) -> int | None:
     """Return the place of a step that was taken out of ``steps`` by its number, without reading either; None for one
     that was made otherwise."""
+    if isinstance(timestep, StepTime):
+        return timestep.step
     taken = isinstance(timestep, Tensor) and timestep.numel() == 1 and timestep._base is steps
     return timestep.storage_offset() - steps.storage_offset() if taken else None
 

@@ -19,13 +19,15 @@ from flowhooks.adapters.names import ALPHA, first_few
 from flowhooks.config import Run
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture, write_card
+from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import save_modules
-from flowhooks.train.files import refused, write_json
+from flowhooks.sampling.flow_map_steps import scheduled, stock_of
+from flowhooks.train.files import refused, write_aside, write_json
 
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
 
@@ -65,6 +67,10 @@ def write_outputs(
             if session.source is None:
                 raise TrainingError(f"{sentence}; train on from another start, longer or at a higher rate")
             warnings.warn(f"{sentence}, as where no reward tells samples apart", FlowhooksWarning, stacklevel=2)
+    model: Any = session.model
+    if model.interval is not None and is_loadable(session.assembly.exported(), run.document):
+        source = loader_source()
+        write_aside(folder / LOADER, lambda aside: aside.write_text(source, encoding="utf-8"), TrainingError)
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     write_json(folder / METRICS, finite, TrainingError)
     prompts = () if run.data is None else run.data.instance_prompts
@@ -148,7 +154,9 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
     aside = aside_of(target)
     old = aside.with_suffix(".old")
     try:
-        pipe.save_pretrained(aside, safe_serialization=True)
+        # A model of Diffusers alone.
+        with scheduled(pipe, stock_of(pipe.scheduler)):
+            pipe.save_pretrained(aside, safe_serialization=True)
         share(aside)
         if target.exists():
             target.rename(old)

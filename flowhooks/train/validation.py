@@ -20,14 +20,15 @@ from flowhooks.config import Run
 from flowhooks.data import Record, collate
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
+from flowhooks.flow_map.second_time import StopForward
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import VALIDATION
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
-from flowhooks.probe.runs import StopForward, find_networks
+from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
-from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.stage import Stage
 from flowhooks.train.files import write_aside
@@ -165,7 +166,8 @@ class Validation:
 
     def _draw(self, step: int) -> dict[str, float]:
         validation, counts = self.run.validation, self.images.counts
-        stepped = nullcontext() if self.model.interval is None else first_order(self.model.pipe)
+        interval = self.model.interval
+        stepped = nullcontext() if interval is None else first_order(self.model.pipe, interval)
         with self.session.with_training_adapter(False), stepped:
             drawn = [self.images.sample(count) for count in counts]
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from flowhooks.rewards.registry import REWARDS
 from tests.docs import pages, tables
 from tests.docs.pages import PAGES, ROOT
 from tests.families import tiny
+from tests.flow_map.saved import flow_map
 
 WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]
 WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page != "README.md"]
@@ -125,6 +127,8 @@ def test_commands_exist(page: str) -> None:
 def test_python_runs_as_it_stands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     text = "\n".join(pages.blocks(page, "python"))
+    if "runs/my-flow-map" in text:
+        shutil.copytree(flow_map("sd3")[0], tmp_path / "runs" / "my-flow-map")
     exec(compile(text, str(ROOT / page), "exec"), {"__name__": "docs"})  # our own page
     assert any(tmp_path.iterdir()), "each of these examples writes something"
 

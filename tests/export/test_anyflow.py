@@ -20,6 +20,7 @@ from diffusers import (
 from safetensors.torch import load_file
 
 import flowhooks
+from flowhooks import FlowMapScheduler
 from flowhooks.cli import main
 from flowhooks.errors import ConfigError, FlowhooksError, ModelError
 from flowhooks.export.anyflow import export_anyflow
@@ -103,7 +104,7 @@ def test_guidance_and_the_schedulers_own_steps(run, tmp_path):
     base = base_of(run)
     with flowhooks.attach(base, run, height=32, width=32):
         assert away(own, drawn(base, num_inference_steps=4)) > 1e-3, "FlowMatchEuler steps over other sigmas"
-        base.scheduler = FlowMapEulerDiscreteScheduler(shift=3.0)
+        base.scheduler = FlowMapScheduler.from_scheduler(FlowMapEulerDiscreteScheduler(shift=3.0))
         assert away(own, drawn(base, num_inference_steps=4)) < 1e-5
         assert away(guided, drawn(base, num_inference_steps=4, guidance_scale=4.0)) < 1e-5
 

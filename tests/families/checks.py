@@ -20,7 +20,7 @@ from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.runs import find_networks, walked
-from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.flow_map_steps import first_order
 from tests.families import learnt
 
 PROMPTS = ("a photo of two", "one")
@@ -174,7 +174,7 @@ def few_steps(model: FlowModel) -> None:
     that interval. The model's network has been trained with a second time."""
     networks = find_networks(model.pipe)
     condition = model.encode_prompts(PROMPTS[:1])
-    with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
+    with first_order(model.pipe, model.interval), without_side_effects(model.pipe, networks), torch.no_grad():
         walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
         for name, step in zip(walk.names, walk.steps, strict=True):
             if name != model.component:

@@ -7,7 +7,7 @@ import torch
 
 from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts
-from flowhooks.sampling.flow_map_proxy import first_order
+from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
 from tests.families import learnt
 

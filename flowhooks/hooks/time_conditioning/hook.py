@@ -10,11 +10,13 @@ from torch import nn
 
 from flowhooks.documents.spec import properties_of
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import pass_over_steps_of
 from flowhooks.hooks.time_conditioning import TimeConditioningEnablerSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.probe.interval import Interval
-from flowhooks.sampling.flow_map_proxy import telling_steps
+from flowhooks.probe.runs import find_networks
+from flowhooks.sampling.flow_map_steps import telling_steps
 
 
 class TimeConditioningEnabler(TimeConditioningEnablerSpec, Hook):
@@ -48,18 +50,19 @@ class TimeConditioningEnabler(TimeConditioningEnablerSpec, Hook):
                 f"{model.contract.pipeline}'s network has no module that maps the time alone, so it cannot be given a "
                 "second one"
             )
-        times = model.contract.times
         self.interval = Interval(
             model.transformer,
             model.anatomy.time_embedder,
-            times,
+            model.contract.times,
             gate=self.gate_value,
             deltatime_type=self.deltatime_type,
             timestep_scale=self.timestep_scale,
         )
         with ExitStack() as stack:
             stack.enter_context(self.interval.attached())
-            stack.enter_context(telling_steps(self.interval, model.pipe, times))
+            stack.enter_context(telling_steps(model.pipe))
+            experts = find_networks(model.pipe).values()
+            stack.callback(pass_over_steps_of(each for each in experts if each is not model.transformer))
             model.interval = self.interval
             try:
                 yield
