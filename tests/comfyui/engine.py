@@ -54,7 +54,7 @@ def arguments(what: str | None) -> Namespace:
 
 
 def start(folder: Path) -> str:
-    """Import ComfyUI. Returns its version. Diffusers and flowhooks are imported before, so that they see no stand-in."""
+    """Import ComfyUI. Returns its version. Diffusers and flowhooks, imported before, see no stand-in."""
     importlib.import_module("flowhooks.attaching")
     sys.meta_path.append(_Finder({name for name in OPTIONAL if importlib.util.find_spec(name) is None}))
     sys.path.insert(0, str(folder))

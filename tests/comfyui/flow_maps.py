@@ -8,6 +8,7 @@ over the same sigmas, from the same noise and the same text. Its latents may dif
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import sys
 import tempfile
@@ -67,14 +68,47 @@ def in_squares(tokens: Tensor) -> Tensor:
     return patches.reshape(1, -1, 2 * side, 2 * side)
 
 
+def in_grid(tokens: Tensor) -> Tensor:
+    """Tokens ``[1, N, C]`` of one latent each as ``[1, C, H, W]``."""
+    side = int(tokens.shape[1] ** 0.5)
+    return tokens.reshape(1, side, side, -1).permute(0, 3, 1, 2)
+
+
+def in_one_batch(samples: Any) -> Tensor:
+    """A list of one sample ``[C, 1, H, W]``, or a batch ``[1, C, H, W]``."""
+    return samples[0].movedim(1, 0) if isinstance(samples, list) else samples
+
+
+def with_512_tokens(pipe: Any) -> dict[str, Any]:
+    """ComfyUI fills texts up with zeros to as many tokens as the released pipeline has."""
+    with torch.no_grad():
+        found, _ = pipe.encode_prompt(PROMPT)
+    return {"prompt_embeds": torch.nn.functional.pad(found, (0, 0, 512 - found.shape[1], 0)), "guidance_scale": 2.0}
+
+
+def pooled(call: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    beside = {"guidance": float(call["guidance"])} if call.get("guidance") is not None else {}
+    return call["encoder_hidden_states"], {"pooled_output": call.get("pooled_projections"), **beside}
+
+
 WAYS: Mapping[str, Way] = {
-    "flux": Way(
-        spatial=in_squares,
-        text=lambda call: (
-            call["encoder_hidden_states"],
-            {"pooled_output": call["pooled_projections"], "guidance": float(call["guidance"])},
-        ),
-        options=lambda pipe: {"prompt": PROMPT, "guidance_scale": 2.0},
+    "flux": Way(spatial=in_squares, text=pooled, options=lambda pipe: {"prompt": PROMPT, "guidance_scale": 2.0}),
+    "flux2": Way(spatial=in_grid, text=pooled, options=with_512_tokens),
+    "qwen-image": Way(
+        spatial=lambda tokens: in_squares(tokens).unsqueeze(2),
+        text=pooled,
+        options=lambda pipe: {"prompt": PROMPT, "true_cfg_scale": 1.0},
+    ),
+    "z-image": Way(
+        spatial=in_one_batch,
+        text=lambda call: (call["cap_feats"][0].unsqueeze(0), {}),
+        options=lambda pipe: {"prompt": PROMPT, "guidance_scale": 0.0},
+    ),
+    "wan": Way(
+        spatial=lambda latents: latents, text=pooled, options=lambda pipe: {"prompt": PROMPT, "guidance_scale": 1.0}
+    ),
+    "sd3": Way(
+        spatial=lambda latents: latents, text=pooled, options=lambda pipe: {"prompt": PROMPT, "guidance_scale": 1.0}
     ),
 }
 
@@ -86,7 +120,7 @@ def by_diffusers(pipe: Any, name: str, run: Path | None) -> Sampled:
 
     def note_call(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not first:
-            bound = dict(zip(module.forward.__code__.co_varnames[1:], args, strict=False))
+            bound = dict(zip(inspect.signature(module.forward).parameters, args, strict=False))
             first.update({**bound, **kwargs})
 
     def note_step(pipe: Any, step: int, time: Any, values: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ programs is carried over from ``flowhooks/naming/names.json``, with its day.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
@@ -15,15 +14,14 @@ from typing import Any
 
 import torch
 from lycoris import create_lycoris_from_weights
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from flowhooks.adapters.adapter_file import read_adapter
-from flowhooks.adapters.network import network_header
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import Exported, export_adapter, pieces_of
 from flowhooks.naming import Family, families, tool_version, verified_on
-from tests.naming.rows import ROWS, linears, network, numbers, pipeline
-from tests.naming.sources import Source, error, in_diffusers, write
+from tests.naming.rows import ROWS, linears, network, pipeline
+from tests.naming.sources import Source, error, in_diffusers, write, write_kind
 
 PAGE = Path("docs/files.md")
 EXACT = 2e-7
@@ -151,16 +149,15 @@ def loaded(name: str, written: Exported) -> dict[str, torch.Tensor]:
 
 
 def kinds_row(family: Family, name: str, folder: Path) -> str:
-    layers = linears(name)
-    total = len(layers)
+    bare, total = pipeline(name).transformer, len(linears(name))
     cells = [name]
     for kind in ("loha", "lokr"):
-        written = exported(other(folder, name, kind), "comfyui", folder, leave_out=True, as_lora=None)
+        written = exported(write_kind(folder, bare, kind), "comfyui", folder, leave_out=True, as_lora=None)
         cells.append("only with `--as-lora`" if written is None else count(total - len(written.left_out), total))
         if written is not None:
             written.file.unlink()
-    lycoris = export_adapter(other(folder, name, "loha").file, "lycoris", folder / "lycoris.safetensors")
-    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(pipeline(name).transformer))
+    lycoris = export_adapter(write_kind(folder, bare, "loha").file, "lycoris", folder / "lycoris.safetensors")
+    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(bare))
     wanted = {p.name.replace(".", "_"): p.change() for p in pieces_of(read_adapter(lycoris.file), network(name))}
     made: dict[str, torch.Tensor] = {
         lora.lora_name.removeprefix("lycoris_"): lora.get_weight(lora.org_module[0].weight.shape).detach().double()
@@ -169,28 +166,6 @@ def kinds_row(family: Family, name: str, folder: Path) -> str:
     # Its products of two matrices are in single precision.
     cells += [count(right(made, wanted, 1e-6), total), taken(lycoris, COMFYUI, total)]
     return "| " + " | ".join(cells) + " |"
-
-
-def other(folder: Path, name: str, kind: str) -> Source:
-    """A LyCORIS file of one kind."""
-    tensors, layers = {}, linears(name)
-    for i, (layer, (outputs, inputs)) in enumerate(layers.items()):
-        start = f"lycoris_{layer.replace('.', '_')}"
-        if kind == "loha":
-            shapes = {
-                "hada_w1_a": (outputs, 2),
-                "hada_w1_b": (2, inputs),
-                "hada_w2_a": (outputs, 2),
-                "hada_w2_b": (2, inputs),
-            }
-        else:
-            shapes = {"lokr_w1": (2 - outputs % 2, 1), "lokr_w2": (outputs // (2 - outputs % 2), inputs)}
-        tensors |= {f"{start}.{key}": numbers(*shape, seed=i) for key, shape in shapes.items()}
-        tensors[f"{start}.alpha"] = torch.tensor(3.0)
-    file = folder / f"{kind}.safetensors"
-    header = {**network_header(pipeline(name).transformer), "flowhooks.layers": json.dumps(layers)}
-    save_file(tensors, file, header)
-    return Source(file, {})
 
 
 def rows(make: Any) -> Iterator[str]:
