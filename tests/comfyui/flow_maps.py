@@ -7,10 +7,8 @@ over the same sigmas, from the same noise and the same text. Its latents may dif
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,10 +25,10 @@ from flowhooks.pipeline import load_pipeline
 from flowhooks.restore import read_run
 from tests.comfyui.engine import arguments, build, comfy, start
 from tests.comfyui.native import COUNTERPARTS, native_weights
+from tests.comfyui.node import node
 from tests.export.wan_runs import finished, write_pipeline
 from tests.families import PIPELINES
 
-NODE = Path("integrations/comfyui/flowhooks_flow_map.py")
 EXACT = 1e-4
 STEPS = 4
 PROMPT = "one two"
@@ -172,15 +170,6 @@ def by_comfyui(model: Any, name: str, wanted: Sampled, sampler: str = "euler") -
 def away(found: Tensor, wanted: Tensor) -> float:
     """Largest difference, relative to the largest value."""
     return float((found - wanted).abs().max() / wanted.abs().max())
-
-
-def node() -> Any:
-    """The node's file, imported as ComfyUI does it."""
-    spec = importlib.util.spec_from_file_location("flowhooks_flow_map", NODE)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["flowhooks_flow_map"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def compared(name: str, folder: Path) -> dict[str, float]:
