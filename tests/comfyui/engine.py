@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 #: Packages that ComfyUI imports for what is not run here: images, sound, other samplers.
-OPTIONAL = ("torchvision", "torchaudio", "torchsde", "kornia", "spandrel", "av")
+OPTIONAL = ("torchvision", "torchaudio", "torchsde", "kornia", "spandrel", "av", "aiohttp", "yarl")
 
 
 class _StandIn(types.ModuleType):

@@ -7,8 +7,9 @@ over the same sigmas, from the same noise and the same text. Its latents may dif
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import inspect
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from flowhooks.pipeline import load_pipeline
 from flowhooks.restore import read_run
 from tests.comfyui.engine import arguments, build, comfy, start
 from tests.comfyui.native import COUNTERPARTS, native_weights
-from tests.comfyui.node import node
+from tests.comfyui.node import NODE, node
 from tests.export.wan_runs import finished, write_pipeline
-from tests.families import PIPELINES
+from tests.families import PIPELINES, tiny
 
 EXACT = 1e-4
 STEPS = 4
@@ -111,7 +112,7 @@ WAYS: Mapping[str, Way] = {
 }
 
 
-def by_diffusers(pipe: Any, name: str, run: Path | None) -> Sampled:
+def by_diffusers(pipe: Any, name: str, run: Path | None, **told: Any) -> Sampled:
     """Sample a pipeline by its own call, with a run attached, or as it is."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
@@ -126,7 +127,7 @@ def by_diffusers(pipe: Any, name: str, run: Path | None) -> Sampled:
         return values
 
     def call() -> None:
-        options = {**PIPELINES[name].arguments, **WAYS[name].options(pipe), "num_inference_steps": STEPS}
+        options = {**PIPELINES[name].arguments, **WAYS[name].options(pipe), "num_inference_steps": STEPS, **told}
         pipe.set_progress_bar_config(disable=True)
         handle = pipe.transformer.register_forward_pre_hook(note_call, with_kwargs=True)
         generator = torch.Generator().manual_seed(3)
@@ -147,24 +148,30 @@ def by_diffusers(pipe: Any, name: str, run: Path | None) -> Sampled:
     )
 
 
-def by_comfyui(model: Any, name: str, wanted: Sampled, sampler: str = "euler") -> Tensor:
-    """Sample by ComfyUI's KSampler over the same sigmas, from the same noise."""
+def by_comfyui(model: Any, name: str, wanted: Sampled, **options: Any) -> Tensor:
+    """Sample by ComfyUI's KSampler over the same sigmas, from the same noise.
+
+    Args:
+        options: other arguments of its call, or ``sampler``.
+    """
     text, beside = WAYS[name].text(wanted.call)
-    condition = [[text, beside]]
+    conditions = [[[text[i : i + 1], {key: _row(value, i) for key, value in beside.items()}]] for i in range(len(text))]
     ksampler = comfy("samplers").KSampler(
-        model, steps=STEPS, device=torch.device("cpu"), sampler=sampler, scheduler="simple", denoise=1.0
+        model,
+        steps=STEPS,
+        device=torch.device("cpu"),
+        sampler=options.pop("sampler", "euler"),
+        scheduler="simple",
+        denoise=1.0,
     )
-    found = ksampler.sample(
-        wanted.start,
-        condition,
-        condition,
-        cfg=1.0,
-        latent_image=torch.zeros_like(wanted.start),
-        sigmas=wanted.sigmas,
-        disable_pbar=True,
-        seed=5,
-    )
+    # Pipelines call their network with the negative prompt first.
+    call = {"cfg": 1.0, "sigmas": wanted.sigmas, "latent_image": torch.zeros_like(wanted.start), **options}
+    found = ksampler.sample(wanted.start, conditions[-1], conditions[0], disable_pbar=True, seed=5, **call)
     return model.model.process_latent_in(found)
+
+
+def _row(value: Any, i: int) -> Any:
+    return value[i : i + 1] if isinstance(value, Tensor) else value
 
 
 def away(found: Tensor, wanted: Tensor) -> float:
@@ -172,44 +179,171 @@ def away(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def compared(name: str, folder: Path) -> dict[str, float]:
-    """How far ComfyUI's latents are from Diffusers': of the base, of the flow map, of the base again after it; and how
-    far the flow map's are from the base's."""
-    counterpart, module = COUNTERPARTS[name], node()
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A run, its file, the pipeline that it was trained on, and ComfyUI's model of the same weights."""
+
+    run: Path
+    file: Path
+    pipe: Any
+    base: Any
+
+    def flow_map(self) -> Any:
+        return node().apply_flow_map(self.base, node().read_flow_map(self.file))
+
+
+def scene(name: str, folder: Path, **sections: Any) -> Scene:
+    counterpart = COUNTERPARTS[name]
     parts = {} if counterpart.network is None else {"transformer": counterpart.network()}
-    run = finished(write_pipeline(folder / "model", name, **parts), folder / "run", name=name)
-    file = export_flow_map(run, None).adapter.file
+    run = finished(write_pipeline(folder / "model", name, **parts), folder / "run", name=name, **sections)
     pipe = load_pipeline(read_run(run)[0])
     network = pipe.transformer
     base = build(counterpart.kind, counterpart.settings(network.config), native_weights(network, counterpart.others))
     # Those of the released VAE have a number for each of its channels, of which a tiny one has fewer.
     base.model.latent_format = comfy("latent_formats").LatentFormat()
-    plain, trained = by_diffusers(pipe, name, None), by_diffusers(pipe, name, run)
-    bare = {key: tensor.clone() for key, tensor in base.model.state_dict().items()}
-    model = module.apply_flow_map(base, module.read_flow_map(file))
+    return Scene(run=run, file=export_flow_map(run, None).adapter.file, pipe=pipe, base=base)
+
+
+def compared(name: str, folder: Path) -> dict[str, float]:
+    """How far ComfyUI's latents are from Diffusers': of the base, of the flow map, of the base again after it; and how
+    far from the flow map's those of its LoRA alone are."""
+    here = scene(name, folder)
+    plain, trained = by_diffusers(here.pipe, name, None), by_diffusers(here.pipe, name, here.run)
+    bare = {key: tensor.clone() for key, tensor in here.base.model.state_dict().items()}
+    untold = here.flow_map()
+    for wrapped in ("apply_model", "sampler_sample"):
+        untold.remove_wrappers_with_key(wrapped, node().KEY)
     found = {
-        "base": away(by_comfyui(base, name, plain), plain.end),
-        "flow map": away(by_comfyui(model, name, trained), trained.end),
-        "base again": away(by_comfyui(base, name, plain), plain.end),
-        "trained": away(trained.end, plain.end),
+        "base": away(by_comfyui(here.base, name, plain), plain.end),
+        "flow map": away(by_comfyui(here.flow_map(), name, trained), trained.end),
+        "base again": away(by_comfyui(here.base, name, plain), plain.end),
+        "its LoRA alone": away(by_comfyui(untold, name, trained), trained.end),
     }
-    left = base.model.state_dict()
+    by_comfyui(here.base, name, plain)
+    left = here.base.model.state_dict()
     assert left.keys() == bare.keys() and all(torch.equal(left[key], value) for key, value in bare.items())
-    assert not any(each._forward_hooks for each in base.model.modules())
+    assert not any(each._forward_hooks for each in here.base.model.modules())
     return found
+
+
+def modes(name: str, folder: Path) -> dict[str, float]:
+    """The same with the other meaning of the second time, in a unit of its own, at another gate."""
+    second = {"target_mode": "linear", "deltatime_type": "t-r", "gate_value": 0.8, "timestep_scale": 300.0}
+    here = scene(name, folder, method={"anyflow": second})
+    trained = by_diffusers(here.pipe, name, here.run)
+    return {"t-r, gate 0.8, own unit": away(by_comfyui(here.flow_map(), name, trained), trained.end)}
+
+
+def calls(name: str, folder: Path) -> dict[str, float]:
+    """Guidance, LyCORIS, other nodes on the model, two samplers in turn, and samplers that add noise."""
+    here = scene(name, folder, adapter={"type": "lycoris", "algo": "loha", "rank": 2, "alpha": 1})
+    told = {**PIPELINES[name].arguments, "guidance_scale": 4.0, "negative_prompt": "three"}
+    guided = by_diffusers(here.pipe, name, here.run, **told)
+    model = here.flow_map()
+    found = {"guided, LoHa": away(by_comfyui(model, name, guided, cfg=4.0), guided.end)}
+    trained = by_diffusers(here.pipe, name, here.run)
+    found["loaded as ComfyUI loads nodes"] = away(by_comfyui(_as_loaded(here), name, trained), trained.end)
+    found["of a copy"] = away(by_comfyui(model.clone(), name, trained), trained.end)
+    half = by_comfyui(model, name, trained, last_step=2, force_full_denoise=False)
+    sigmas = trained.sigmas[2:]
+    # What the first sampler leaves is scaled as an image of that sigma.
+    left = model.model.process_latent_out(half)
+    rest = by_comfyui(
+        model,
+        name,
+        Sampled(sigmas=sigmas, call=trained.call, start=torch.zeros_like(half), end=trained.end),
+        latent_image=left,
+    )
+    found["two samplers in turn"] = away(rest, trained.end)
+    for sampler, options in {"euler_ancestral": {"eta": 0.6}, "lcm": {}}.items():
+        found[sampler] = _noisy(model, name, trained, sampler, options)
+    return found
+
+
+def _as_loaded(here: Scene) -> Any:
+    """The flow map by the node that ComfyUI itself found in its folder, of a file in its folder of LoRA."""
+    nodes, paths = importlib.import_module("nodes"), importlib.import_module("folder_paths")
+    paths.add_model_folder_path("loras", str(here.run))
+    assert asyncio.run(nodes.load_custom_node(str(NODE)))
+    loader = nodes.NODE_CLASS_MAPPINGS["FlowhooksFlowMap"]
+    assert here.file.name in loader.INPUT_TYPES()["required"]["flow_map"][0]
+    (model,) = getattr(loader(), loader.FUNCTION)(here.base, here.file.name)
+    return model
+
+
+def _noisy(model: Any, name: str, wanted: Sampled, sampler: str, options: dict[str, Any]) -> float:
+    """Largest difference between where ComfyUI's steps lead without their noise and where the node told the network
+    that they lead, relative to the largest value."""
+    without = {**options, "noise_sampler": lambda sigma, end: torch.zeros_like(wanted.start)}
+    made = comfy("samplers").ksampler(sampler, without)
+    text, beside = WAYS[name].text(wanted.call)
+    seen: list[tuple[Tensor, Tensor]] = []
+    comfy("sample").sample_custom(
+        model,
+        wanted.start,
+        1.0,
+        made,
+        wanted.sigmas,
+        [[text, beside]],
+        [[text, beside]],
+        torch.zeros_like(wanted.start),
+        callback=lambda step, denoised, x, steps: seen.append((x.clone(), denoised.clone())),
+        disable_pbar=True,
+        seed=5,
+    )
+    sigmas = wanted.sigmas.tolist()
+    ends = node().steps_of(f"sample_{sampler}", sigmas, options).ends
+    worst = 0.0
+    for i, ((x, denoised), (after, _)) in enumerate(zip(seen, seen[1:], strict=False)):
+        reached = x + (ends[i] - sigmas[i]) * (x - denoised) / sigmas[i]
+        # Both mix what they reached with noise, which is zero here, as an image of the next sigma.
+        share = (1 - sigmas[i + 1]) / (1 - ends[i])
+        worst = max(worst, away(after, share * reached))
+    return worst
+
+
+def refused(name: str, folder: Path) -> dict[str, str]:
+    """What the node says to samplers and models that do not fit."""
+    here = scene(name, folder)
+    trained = by_diffusers(here.pipe, name, here.run)
+    said = {}
+    for sampler in ("heun", "dpmpp_2m", "uni_pc", "euler_cfg_pp", "res_multistep"):
+        said[sampler] = _said(lambda sampler=sampler: by_comfyui(here.flow_map(), name, trained, sampler=sampler))
+    said["twice"] = _said(
+        lambda: node().apply_flow_map(here.flow_map(), node().read_flow_map(here.file)),
+    )
+    other = "flux" if name != "flux" else "sd3"
+    flux = COUNTERPARTS[other]
+    model = build(flux.kind, flux.settings(tiny(other).transformer.config), None)
+    said[f"on {other}"] = _said(lambda: node().apply_flow_map(model, node().read_flow_map(here.file)))
+    return said
+
+
+def _said(act: Callable[[], Any]) -> str:
+    try:
+        act()
+    except node().FlowMapError as error:
+        return str(error)
+    return ""
 
 
 def main() -> None:
     given = arguments(__doc__)
     version = start(given.comfyui)
-    found = {}
+    wrong = 0
     for name in given.names or WAYS:
-        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-            torch.set_grad_enabled(True)
-            found[name] = compared(name, Path(folder))
-        fine = found[name]["flow map"] < EXACT < found[name]["trained"]
-        print(name, "right" if fine else "WRONG", json.dumps({k: float(f"{v:.2g}") for k, v in found[name].items()}))
-    print(f"ComfyUI {version}, {date.today()}")
+        for what in (compared, modes, *((calls,) if name == "sd3" else ())):
+            with tempfile.TemporaryDirectory() as folder:
+                for key, off in what(name, Path(folder)).items():
+                    fine = off > 10 * EXACT if key == "its LoRA alone" else off < EXACT
+                    wrong += not fine
+                    print(f"{name}: {key}: {off:.1e}{'' if fine else ' WRONG'}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for key, said in refused("sd3", Path(folder)).items():
+            wrong += not said
+            print(f"refused: {key}: {said or 'no WRONG'}", flush=True)
+    print(f"ComfyUI {version}, {date.today()}: {wrong or 'nothing'} wrong")
+    raise SystemExit(wrong > 0)
 
 
 if __name__ == "__main__":
