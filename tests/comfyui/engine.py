@@ -70,8 +70,13 @@ def comfy(name: str) -> Any:
     return importlib.import_module(f"comfy.{name}")
 
 
-def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, torch.Tensor] | None) -> Any:
-    """A model of ComfyUI, in its patcher, in single precision.
+def build(
+    kind: str,
+    settings: Mapping[str, Any],
+    weights: Mapping[str, torch.Tensor] | None,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """A model of ComfyUI, in its patcher.
 
     Args:
         kind: name in ``comfy.supported_models``.
@@ -79,7 +84,7 @@ def build(kind: str, settings: Mapping[str, Any], weights: Mapping[str, torch.Te
         weights: by original names, all of them; None leaves zeros.
     """
     config = getattr(comfy("supported_models"), kind)(dict(settings))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, None)
     # What get_model reads of weights is which kind of model they are.
     model = config.get_model(weights or {}, "", device="cpu")
     network = model.diffusion_model
