@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import whole_number
+from flowhooks.manifest import MODULES
 from flowhooks.printing import say
+
+if TYPE_CHECKING:
+    from flowhooks.export.dialects import Exported
 
 NAME = "export"
 HELP = "write an adapter in the names another program reads, or a run as a pipeline"
 
-#: Those of ``export.dialects``, ``export.merged`` and ``export.anyflow``, which import torch.
+#: Those of ``export.dialects``, ``export.merged``, ``export.anyflow`` and ``export.flow_map``, which import torch.
 FORMATS = (
     *("portable", "diffusers", "comfyui", "kohya", "musubi", "lycoris"),
     *("merged", "merged-network"),
-    "anyflow",
+    *("anyflow", "flow-map"),
 )
 
 
@@ -23,20 +28,11 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or the folder of a run or checkpoint")
     parser.add_argument(
         "--format",
-        choices=[
-            "portable",
-            "diffusers",
-            "comfyui",
-            "kohya",
-            "musubi",
-            "lycoris",
-            "merged",
-            "merged-network",
-            "anyflow",
-        ],
+        choices=FORMATS,
         default="portable",
         help="program that will read it; portable: right in most of them; merged: a run's pipeline with the adapter "
-        "in its weights, or its network alone; anyflow: a pipeline of a flow map (default: %(default)s)",
+        "in its weights, or its network alone; anyflow: a pipeline of a flow map; flow-map: a file of one for our "
+        "ComfyUI node (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
@@ -69,6 +65,13 @@ def run(args: Namespace) -> int:
 
         say(f"Wrote {export_merged(source, args.format, output)}")
         return 0
+    if args.format == "flow-map":
+        from flowhooks.export.flow_map import export_flow_map
+
+        made = export_flow_map(source, output, model=args.model, as_lora=args.as_lora, leave_out=args.leave_out)
+        _report(made.adapter)
+        say(f"flow map   for {made.family}, trained on {made.base}; the node in integrations/comfyui reads it")
+        return 0
     from flowhooks.adapters.names import find_file
 
     # Before the imports, which take seconds.
@@ -78,6 +81,13 @@ def run(args: Namespace) -> int:
     written = export_adapter(
         source, args.format, output, model=args.model, as_lora=args.as_lora, leave_out=args.leave_out
     )
+    _report(written)
+    if (source / MODULES).is_file():
+        say(f"without    what is in {MODULES}: a flow map's second time goes into a file with `--format flow-map`")
+    return 0
+
+
+def _report(written: Exported) -> None:
     say(f"Wrote {written.file}: {written.layers} layers")
     if written.right_in:
         say(f"right in   {', '.join(written.right_in)}")
@@ -88,7 +98,6 @@ def run(args: Namespace) -> int:
         say(f"left out   {_few(written.left_out)}")
     if written.error is not None:
         say(f"error      {written.error:.2g} of the changes that were turned into LoRA")
-    return 0
 
 
 def _few(layers: tuple[str, ...]) -> str:

@@ -27,20 +27,18 @@ from diffusers import (
 )
 from torch import Tensor
 
-from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
 from flowhooks.errors import ModelError
 from flowhooks.export.merged import save_whole
+from flowhooks.export.second_time import EMBEDDER, read_second_time
 from flowhooks.manifest import MODULES, RUN
-from flowhooks.modules_file import read_manifest
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 from flowhooks.restore import read_run
 
 FORMAT = "anyflow"
-HOOK, EMBEDDER = "time_conditioning", "delta_embedder"
 #: Setting that Wan's network has and does not read.
 UNREAD = "qk_norm"
 #: Settings of schedulers with other steps, or with steps that are not those of a flow map.
@@ -73,7 +71,12 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
     if target.exists():
         raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     section, adapter = read_run(run)
-    options = _second_time(run)
+    second = read_second_time(run, FORMAT)
+    if second.network != WanTransformer3DModel.__name__:
+        raise ModelError(
+            f"{run / MODULES}: was trained for {second.network}; format {FORMAT!r} is for "
+            f"{WanTransformer3DModel.__name__}"
+        )
     if section["quantization"] is not None:
         raise ModelError(
             f"{run / RUN}: the run's base is quantised, and an adapter is not merged into quantised weights. Set "
@@ -82,35 +85,12 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
     base = load_pipeline(section)
     _require_wan(base)
     scheduler = _scheduler(base.scheduler.config)
-    _require_unit(options, scheduler)
+    _require_unit(second.options, scheduler)
     if adapter is not None:
         merge_adapter(load_adapter(base.transformer, adapter))
-    network = _network(base.transformer, _delta_embedder(run), options)
+    network = _network(base.transformer, second.weights, second.options)
     parts = {name: getattr(base, name) for name in ("tokenizer", "text_encoder", "vae")}
     return save_whole(AnyFlowPipeline(transformer=network, scheduler=scheduler, **parts), target)
-
-
-def _second_time(run: Path) -> dict[str, Any]:
-    """Return the options of the run's ``time_conditioning``. Raises ModelError when it has none, or uses another
-    network."""
-    file = run / MODULES
-    if not file.is_file():
-        raise ModelError(
-            f"{file}: missing, so this run trained no second time beside its network; give a run with the hook "
-            f"`{HOOK}` on Wan (a LoRA trained on an AnyFlow pipeline loads there as it is)"
-        )
-    manifest = read_manifest(file)
-    if manifest["network"] != WanTransformer3DModel.__name__:
-        raise ModelError(
-            f"{file}: was trained for {manifest['network']}; format {FORMAT!r} is for {WanTransformer3DModel.__name__}"
-        )
-    blocks = [block for block in manifest["hooks"] if block["type"] == HOOK]
-    if len(blocks) != 1:
-        raise ModelError(f"{file}: holds no second time; give a run with the hook `{HOOK}`")
-    others = [block["type"] for block in manifest["hooks"] if block["type"] != HOOK]
-    if others:
-        raise ModelError(f"{file}: holds what {others[0]!r} trained too, which AnyFlow has no place for")
-    return dict(blocks[0])
 
 
 def _require_wan(pipe: Any) -> None:
@@ -177,10 +157,3 @@ def _config(wan: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any
         raise ModelError(f"the network's `patch_size` is {[frames, height, width]}; AnyFlow's needs [1, n, n]")
     second = {key: options[key] for key in ("gate_value", "deltatime_type")}
     return {**{key: value for key, value in settings.items() if key in known}, **second}
-
-
-def _delta_embedder(run: Path) -> dict[str, Tensor]:
-    """Return the embedder's weights by their names in it."""
-    tensors, _ = read_tensors(run / MODULES)
-    mark = f".{EMBEDDER}."
-    return {key.partition(mark)[2]: tensor for key, tensor in tensors.items() if mark in key}

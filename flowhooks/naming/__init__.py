@@ -6,7 +6,7 @@ A family of networks is added there, and by a row in ``tests/naming``.
 from __future__ import annotations
 
 from flowhooks.naming.layouts import LAYOUTS, FileLayout, Reading, fits, tool_version, verified_on
-from flowhooks.naming.rules import Family, NativePlace, families, family_of, places_of, tencent_name
+from flowhooks.naming.rules import Family, NativePlace, TimeEmbedding, families, family_of, places_of, tencent_name
 
 __all__ = [
     "LAYOUTS",
@@ -14,6 +14,7 @@ __all__ = [
     "FileLayout",
     "NativePlace",
     "Reading",
+    "TimeEmbedding",
     "families",
     "family_of",
     "fits",

@@ -42,6 +42,27 @@ class NativePlace:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TimeEmbedding:
+    """Says how a network embeds the time.
+
+    Args:
+        module: Diffusers' name of the module that maps sines and cosines of the time to the embedding.
+        input: scale and offset of the network's time, ``scale * sigma + offset``.
+        factor: the sines and cosines are those of ``factor`` times the network's time.
+    """
+
+    module: str
+    input: tuple[float, float]
+    factor: float
+
+    def angle(self, own_scale: float | None) -> tuple[float, float]:
+        """Return scale and offset of what sines and cosines are taken of, ``scale * d + offset`` for d in sigma; with
+        ``own_scale`` the network's time is ``own_scale * d``."""
+        scale, offset = self.input if own_scale is None else (own_scale, 0.0)
+        return self.factor * scale, self.factor * offset
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """Holds the names of one family of networks.
 
@@ -55,6 +76,7 @@ class Family:
         halves_swapped: Diffusers' layers whose halves change places.
         halves_swapped_if: the same, with how many times as many outputs as inputs such a layer has.
         tencent: whether the family has names of Tencent's too.
+        time: how its networks embed the time; None where that was not written down.
         portable: layouts for one file that is right in most tools, best first.
         reads: layout -> tool -> ``only`` or ``without`` -> patterns of Diffusers' names.
     """
@@ -68,6 +90,7 @@ class Family:
     halves_swapped: tuple[str, ...]
     halves_swapped_if: Mapping[str, int]
     tencent: bool
+    time: TimeEmbedding | None
     portable: tuple[str, ...]
     reads: Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
 
@@ -144,9 +167,17 @@ def _family(name: str, found: Mapping[str, Any]) -> Family:
         halves_swapped=tuple(found["halves_swapped"]),
         halves_swapped_if=found["halves_swapped_if_outputs_are"],
         tencent=found["tencent"],
+        time=_time(found.get("time")),
         portable=tuple(found["portable"]),
         reads=found["reads"],
     )
+
+
+def _time(found: Mapping[str, Any] | None) -> TimeEmbedding | None:
+    if found is None:
+        return None
+    scale, offset = found["input"]
+    return TimeEmbedding(module=found["module"], input=(scale, offset), factor=found["factor"])
 
 
 def family_of(kind: str | None) -> Family | None:

@@ -10,22 +10,24 @@ import json
 import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from lycoris import create_lycoris_from_weights
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from flowhooks.adapters.adapter_file import read_adapter
-from flowhooks.adapters.network import network_header
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import Exported, export_adapter, pieces_of
 from flowhooks.naming import Family, families, tool_version, verified_on
-from tests.naming.rows import ROWS, linears, network, numbers, pipeline
-from tests.naming.sources import Source, error, in_diffusers, write
+from tests.naming.rows import ROWS, linears, network, pipeline
+from tests.naming.sources import Source, error, in_diffusers, write, write_kind
 
 PAGE = Path("docs/files.md")
+#: What ComfyUI made of files, where somebody had a checkout of it.
+RESULT = Path(__file__).parents[1] / "comfyui" / "result.json"
 EXACT = 2e-7
 COMFYUI, MUSUBI, SCRIPTS = "ComfyUI", "musubi-tuner", "sd-scripts"
 START = """# Files for other programs
@@ -36,8 +38,9 @@ START = """# Files for other programs
 A number is the layers in which the program makes the trained change, of all Linear layers of a tiny network of the
 class, by weights: real checkpoints and images were not compared. **here** was run by that command, with Diffusers
 {diffusers} and LyCORIS {lycoris}. The other columns were seen on {day}, in the programs' own code: ComfyUI {comfyui};
-musubi-tuner, {musubi}; sd-scripts, {scripts}. They are carried over. `-` means that the program has no such network, or
-that nobody has tried.
+musubi-tuner, {musubi}; sd-scripts, {scripts}. They are carried over. Those of **ComfyUI {run}** were made on {run_day}
+by `python -m tests.comfyui.files --comfyui DIR --write`, which runs the code of the checkout in DIR: where a count is
+full, it dropped no key. `-` means that the program has no such network, or that nobody has tried.
 
 ## LoRA
 
@@ -50,6 +53,7 @@ COLUMNS = (
     "`diffusers` in Diffusers, here",
     "`portable` in Diffusers, here",
     "`comfyui` in ComfyUI",
+    "`comfyui`, `portable`, `kohya` in ComfyUI {run}",
     "`musubi` in musubi-tuner",
     "`kohya` in sd-scripts",
     "read back by flowhooks, here",
@@ -64,17 +68,21 @@ KIND_COLUMNS = (
     "family",
     "LoHa and LoCon: `comfyui`, `kohya` in ComfyUI",
     "LoKr: `comfyui`, `kohya` in ComfyUI",
+    "LoHa, LoCon, LoKr: `comfyui` in ComfyUI {run}",
     "any kind: `lycoris` in LyCORIS, here",
     "`lycoris` in ComfyUI",
+    "LoHa, LoCon, LoKr: `lycoris` in ComfyUI {run}",
 )
 END = """
 * **Diffusers** reads LoRA only: `--as-lora RANK` makes the nearest one.
 * **LoKr** of layers that the original network has in one, such as query, key and value, has no counterpart there:
   `--as-lora RANK`.
 * **LoHa** of such layers is stacked factor by factor, exactly, into one LoHa of the original layer; flowhooks reads it
-  back. ComfyUI was tried with LoHa of original layers, and not with one of this make.
-* LoHa, LoKr and LoCon were not tried in ComfyUI with ernie-image, kandinsky5, cosmos, longcat-image and ideogram4, nor
-  LoKr and LoCon with ltx2: their names are those of the LoRA.
+  back, and ComfyUI {run} makes the trained change of it.
+* LoHa, LoKr and LoCon were not tried in ComfyUI with ernie-image, cosmos25, longcat-image and ideogram4: their names
+  are those of the LoRA.
+* **ComfyUI {run}** was tried with fewer blocks of Z-Image, and with LTX-2 without the gates of later releases, which it
+  does not have. Of the files of `--format diffusers` it takes fewer layers of FLUX.2 than later versions.
 * **Two experts** (Wan 2.2) are two files.
 * **Names from source**: those of {source} were read in ComfyUI's code, and it was not run with them.
 * A family with no row is written for Diffusers and LyCORIS alone.
@@ -136,7 +144,9 @@ def lora_row(family: Family, name: str, folder: Path) -> str:
         f"`{keys}`...",
         ", ".join(portable.right_in),
         *in_them,
-        *outside,
+        outside[0],
+        in_comfyui(name, "comfyui", "portable", "kohya"),
+        *outside[1:],
         ", ".join(back),
     ]
     return "| " + " | ".join(cells) + " |"
@@ -151,46 +161,37 @@ def loaded(name: str, written: Exported) -> dict[str, torch.Tensor]:
 
 
 def kinds_row(family: Family, name: str, folder: Path) -> str:
-    layers = linears(name)
-    total = len(layers)
+    bare, total = pipeline(name).transformer, len(linears(name))
     cells = [name]
     for kind in ("loha", "lokr"):
-        written = exported(other(folder, name, kind), "comfyui", folder, leave_out=True, as_lora=None)
+        written = exported(write_kind(folder, bare, kind), "comfyui", folder, leave_out=True, as_lora=None)
         cells.append("only with `--as-lora`" if written is None else count(total - len(written.left_out), total))
         if written is not None:
             written.file.unlink()
-    lycoris = export_adapter(other(folder, name, "loha").file, "lycoris", folder / "lycoris.safetensors")
-    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(pipeline(name).transformer))
+    lycoris = export_adapter(write_kind(folder, bare, "loha").file, "lycoris", folder / "lycoris.safetensors")
+    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(bare))
     wanted = {p.name.replace(".", "_"): p.change() for p in pieces_of(read_adapter(lycoris.file), network(name))}
     made: dict[str, torch.Tensor] = {
         lora.lora_name.removeprefix("lycoris_"): lora.get_weight(lora.org_module[0].weight.shape).detach().double()
         for lora in built.loras
     }
+    cells.append(in_comfyui(name, *(f"{kind} as comfyui" for kind in ("loha", "locon", "lokr"))))
     # Its products of two matrices are in single precision.
     cells += [count(right(made, wanted, 1e-6), total), taken(lycoris, COMFYUI, total)]
+    cells.append(in_comfyui(name, *(f"{kind} as lycoris" for kind in ("loha", "locon", "lokr"))))
     return "| " + " | ".join(cells) + " |"
 
 
-def other(folder: Path, name: str, kind: str) -> Source:
-    """A LyCORIS file of one kind."""
-    tensors, layers = {}, linears(name)
-    for i, (layer, (outputs, inputs)) in enumerate(layers.items()):
-        start = f"lycoris_{layer.replace('.', '_')}"
-        if kind == "loha":
-            shapes = {
-                "hada_w1_a": (outputs, 2),
-                "hada_w1_b": (2, inputs),
-                "hada_w2_a": (outputs, 2),
-                "hada_w2_b": (2, inputs),
-            }
-        else:
-            shapes = {"lokr_w1": (2 - outputs % 2, 1), "lokr_w2": (outputs // (2 - outputs % 2), inputs)}
-        tensors |= {f"{start}.{key}": numbers(*shape, seed=i) for key, shape in shapes.items()}
-        tensors[f"{start}.alpha"] = torch.tensor(3.0)
-    file = folder / f"{kind}.safetensors"
-    header = {**network_header(pipeline(name).transformer), "flowhooks.layers": json.dumps(layers)}
-    save_file(tensors, file, header)
-    return Source(file, {})
+@cache
+def ran() -> dict[str, Any]:
+    """What ``python -m tests.comfyui.files --write`` found."""
+    return json.loads(RESULT.read_text(encoding="utf-8"))
+
+
+def in_comfyui(name: str, *files: str) -> str:
+    """What ComfyUI made of files, by the command that runs its code."""
+    found = ran()["layers"].get(name)
+    return "-" if found is None else ", ".join(found.get(file, "-") for file in files)
 
 
 def rows(make: Any) -> Iterator[str]:
@@ -201,6 +202,7 @@ def rows(make: Any) -> Iterator[str]:
 
 
 def table(columns: tuple[str, ...], make: Any) -> str:
+    columns = tuple(column.replace("{run}", ran()["version"]) for column in columns)
     head = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return "".join(f"{line}\n" for line in [*head, *rows(make)])
 
@@ -209,7 +211,8 @@ def main() -> None:
     tools = {"diffusers": "Diffusers", "lycoris": "LyCORIS", "comfyui": COMFYUI, "musubi": MUSUBI, "scripts": SCRIPTS}
     versions = {key: tool_version(tool) for key, tool in tools.items()}
     source = ", ".join(family.name for family in families().values() if not family.verified)
-    start, end = START.format(day=verified_on(), **versions), END.format(source=source)
+    known = {**versions, "day": verified_on(), "run": ran()["version"], "run_day": ran()["day"]}
+    start, end = START.format(**known), END.format(source=source, run=ran()["version"])
     PAGE.write_text(start + table(COLUMNS, lora_row) + KINDS + table(KIND_COLUMNS, kinds_row) + end, encoding="utf-8")
 
 

@@ -6,13 +6,16 @@ import json
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from flowhooks.adapters.network import network_header
-from tests.naming.rows import linears, numbers, pipeline
+from flowhooks.adapters.adapter_file import read_adapter
+from flowhooks.adapters.network import network_header, network_of
+from flowhooks.export.dialects import pieces_of
+from tests.naming.rows import numbers, pipeline
 
 RANK, ALPHA = 4, 3.0
 
@@ -26,10 +29,15 @@ class Source:
 
 
 def write(folder: Path, name: str, layers: list[str], ranks: tuple[int, ...] = (RANK,)) -> Source:
+    """A LoRA of a tiny pipeline's network, as `write_for` writes it."""
+    return write_for(folder, pipeline(name).transformer, layers, ranks)
+
+
+def write_for(folder: Path, network: Any, layers: list[str], ranks: tuple[int, ...] = (RANK,)) -> Source:
     """As a run writes it, but for the alpha, which is in the header alone."""
-    tensors, changes, rank_pattern = {}, {}, {}
+    tensors, changes, rank_pattern, shapes = {}, {}, {}, network_of(network).shapes
     for i, layer in enumerate(layers):
-        outputs, inputs = linears(name)[layer]
+        outputs, inputs = shapes[layer]
         rank = ranks[i % len(ranks)]
         down, up = numbers(rank, inputs, seed=2 * i) / inputs**0.5, numbers(outputs, rank, seed=2 * i + 1)
         tensors[f"transformer.{layer}.lora_A.weight"], tensors[f"transformer.{layer}.lora_B.weight"] = down, up
@@ -38,9 +46,34 @@ def write(folder: Path, name: str, layers: list[str], ranks: tuple[int, ...] = (
             rank_pattern[f"^{layer.replace('.', chr(92) + '.')}"] = rank
     settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": layers, "rank_pattern": rank_pattern}
     document = {f"transformer.{key}": value for key, value in settings.items()}
-    header = {**network_header(pipeline(name).transformer), "lora_adapter_metadata": json.dumps(document)}
+    header = {**network_header(network), "lora_adapter_metadata": json.dumps(document)}
     file = folder / "lora.safetensors"
     save_file(tensors, file, header)
+    return Source(file, changes)
+
+
+def write_kind(folder: Path, network: Any, kind: str) -> Source:
+    """A LyCORIS file of one kind, ``loha``, ``lokr`` or ``locon``, on all Linear layers."""
+    tensors, told = {}, network_of(network)
+    layers = {layer: shape for layer, shape in told.shapes.items() if len(shape) == 2}
+    for i, (layer, (outputs, inputs)) in enumerate(layers.items()):
+        start = f"lycoris_{layer.replace('.', '_')}"
+        shapes: dict[str, tuple[int, ...]] = {
+            "loha": {
+                "hada_w1_a": (outputs, 2),
+                "hada_w1_b": (2, inputs),
+                "hada_w2_a": (outputs, 2),
+                "hada_w2_b": (2, inputs),
+            },
+            "lokr": {"lokr_w1": (2 - outputs % 2, 1), "lokr_w2": (outputs // (2 - outputs % 2), inputs)},
+            "locon": {"lora_down.weight": (2, inputs), "lora_up.weight": (outputs, 2)},
+        }[kind]
+        tensors |= {f"{start}.{key}": numbers(*shape, seed=i) for key, shape in shapes.items()}
+        tensors[f"{start}.alpha"] = torch.tensor(3.0)
+    file = folder / f"{kind}.safetensors"
+    header = {**network_header(network), "flowhooks.layers": json.dumps(layers)}
+    save_file(tensors, file, header)
+    changes = {piece.name: piece.change() for piece in pieces_of(read_adapter(file), told)}
     return Source(file, changes)
 
 
