@@ -105,12 +105,10 @@ def describe_trainable(run: Run) -> str:
     kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
     told = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
-    return told if adapter["training_adapter"] is None else f"{told}; {_held(adapter['training_adapter'])}"
-
-
-def _held(training_adapter: dict[str, Any]) -> str:
-    path, strength = training_adapter["path"], training_adapter["strength"]
-    return f"the training adapter {path} is on in the loss at strength {strength:g}, off in every image, never trained"
+    if (held := adapter["training_adapter"]) is None:
+        return told
+    beside = f"the training adapter {held['path']} is on in the loss at strength {held['strength']:g}"
+    return f"{told}; {beside}, off in every image, never trained"
 
 
 def text_encoders_stay(run: Run) -> str | None:

@@ -14,15 +14,15 @@ import flowhooks
 from benchmarks.compile import summed_by_block
 from flowhooks.adapters import load_adapter
 from flowhooks.probe.recomputing import gradient_checkpointing
-from tests.laws.cases import Loop, batch_for, run_document, shared_model, teacher, tiny_model
+from tests.laws.cases import Loop, batch_for, run_document, shared_model, tiny_model
 from tests.laws.test_laws import NoSync, assert_same, first_picture, picture, trace
 
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.usefixtures("quiet_compiler")]
 
 
 #: Recipe, adapter, and how blocks recompute. The first has times per token, captured features and the averaged weights;
-#: the second pairs, masks, the base, another library's adapter, a training adapter, and recomputation on the host.
-#: Every graph costs a second; other sizes, which torch compiles again for, are in tests/probe/test_compiling.py.
+#: the second pairs, masks, the base, another library's adapter, and recomputation on the host. Every graph costs a
+#: second; other sizes, which torch compiles again for, are in tests/probe/test_compiling.py.
 ROWS = [
     ("self_flow_ema", "lora", None),
     ("masked_flow_dpo", "lycoris_locon", {"wanted": 2, "offload": True}),
@@ -33,8 +33,6 @@ ROWS = [
 def looping(recipe: str, adapter: str, *, compiled: bool) -> Iterator[Loop]:
     """A loop whose adapter is away from its start."""
     document = run_document(recipe, adapter)
-    if recipe == "masked_flow_dpo":
-        document["adapter"] = {**document["adapter"], "training_adapter": teacher()}
     if compiled:
         document["training"] |= {"compile": "blocks", "compile_backend": "aot_eager"}
     torch.manual_seed(0)

@@ -28,8 +28,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 #: Recipes whose every forward is one of the loss, and how far fp32 takes their loss from that of a base with the
 #: adapter merged: pairs, whose margin is a small difference; the averaged weights as a teacher of features; flow maps
-#: with a second adapter; teachers of trajectories.
-RECIPES = {"masked_flow_dpo": 3e-4, "self_flow_ema": 1e-6, "anyflow_on_policy": 2e-6, "twin_flow_ema": 2e-6}
+#: with a second adapter.
+RECIPES = {"masked_flow_dpo": 3e-4, "self_flow_ema": 1e-6, "anyflow_on_policy": 2e-6}
 
 
 def told(recipe: str, adapter: str = "lora", **more) -> dict:
@@ -143,9 +143,7 @@ def offloaded() -> Iterator[FlowModel]:
         yield model
 
 
-@pytest.mark.parametrize(
-    ("adapter", "place"), [("lora", recomputed), ("lycoris_locon", recomputed), ("lora", offloaded)]
-)
+@pytest.mark.parametrize(("adapter", "place"), [("lycoris_locon", recomputed), ("lora", offloaded)])
 def test_blocks_that_are_computed_again_have_it_on(adapter, place):
     found = []
     for around in (nullcontext(shared_model()), place()):

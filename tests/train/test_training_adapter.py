@@ -35,7 +35,9 @@ def held(tmp_path):
     return write_adapter(tmp_path / "held", 1)
 
 
-def test_a_resumed_run_is_the_run_and_its_file_knows_nothing_of_the_adapter(new_run, finished, held, tmp_path):
+def test_resuming_is_the_run_or_stops_and_its_file_knows_nothing_of_the_adapter(
+    new_run, finished, held, tmp_path, monkeypatch
+):
     training = {"checkpointing_steps": 1, "checkpoints_total_limit": None, "max_train_steps": 2}
     digest = hashlib.sha256(held.read_bytes()).hexdigest()
     asked = {"training_adapter": {"path": str(held), "strength": 0.5}}
@@ -67,23 +69,18 @@ def test_a_resumed_run_is_the_run_and_its_file_knows_nothing_of_the_adapter(new_
     cards = [(folder / "README.md").read_text(encoding="utf-8") for folder in (whole, finished)]
     assert [said in card for card in cards] == [True, False] and str(tmp_path) not in cards[0]
 
-
-def test_another_adapter_stops_a_resume_before_weights_load(new_run, held, monkeypatch):
-    told = {"path": str(held), "strength": 1.0}
-    run = new_run(training={"max_train_steps": 1}, adapter={"training_adapter": told})
-    checkpoint = train(run, progress=False).output_dir / "checkpoint-1"
+    # Before weights load.
     monkeypatch.setattr("flowhooks.train.setup.load_pipeline", None)
-    words = {
-        "`adapter.training_adapter.strength` is 2.0, the checkpoint has 1.0": {**told, "strength": 2.0},
+    told = asked["training_adapter"]
+    changes = {
+        "`adapter.training_adapter.strength` is 2.0, the checkpoint has 0.5": {**told, "strength": 2.0},
         "`adapter.training_adapter.strength` is 'nothing'": None,
-        "is not the file that the checkpoint was trained with": told,
+        "is not the file that the checkpoint was trained with": {**told, "path": str(write_adapter(tmp_path, 2))},
     }
-    for message, other in words.items():
-        if other == told:
-            write_adapter(held.parent, 2)
-        changed = new_run("other", training={"max_train_steps": 2}, adapter={"training_adapter": other})
+    for message, other in changes.items():
+        changed = new_run("other", training=training, adapter={"training_adapter": other})
         with pytest.raises(CheckpointError, match=message):
-            train(changed, resume=str(checkpoint), progress=False)
+            train(changed, resume=str(whole / "checkpoint-1"), progress=False)
 
 
 def test_a_file_that_check_may_not_fetch_is_compared_when_training_starts():
