@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -19,9 +20,11 @@ from torch import Tensor, nn
 from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
+from flowhooks.adapters.dora import magnitude_of, measure
 from flowhooks.adapters.names import (
     DIFFUSERS_PREFIX,
     LORA_FILE,
+    MAGNITUDE,
     NEED_SHAPE,
     PEFT_CONFIG_FILE,
     PEFT_FILE,
@@ -49,6 +52,7 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
             lora_alpha=config["alpha"],
             lora_dropout=config["dropout"],
             target_modules=names,
+            use_dora=config["use_dora"],
             bias="none",
         )
     kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[config["type"]]
@@ -98,6 +102,7 @@ class PeftAdapter(AttachedAdapter):
             self.transformer.__dict__["_hf_peft_config_loaded"] = True
         for layer in self.layers:
             layer.register_forward_hook(_as_autocast)
+        self.measure()
         names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
         if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
             # Nested names: `a.to_q` also ends `b.a.to_q`. An expression anchored at both ends cannot select more than
@@ -105,6 +110,12 @@ class PeftAdapter(AttachedAdapter):
             peft.target_modules = "|".join(target.replace(".", r"\.") for target in self.targets)
         self.peft_config = peft
         self._own(parameters_of(self.layers, self.targets, self.name))
+
+    def measure(self, device: torch.device | None = None) -> None:
+        """Set the magnitudes of a DoRA to those that change nothing on ``device``, by default that of each layer."""
+        for layer in self.layers:
+            if magnitude_of(layer, self.name) is not None:
+                measure(layer, self.name, device)
 
     def disabled(self) -> AbstractContextManager[None]:
         return self._switched([setting for layer in self.layers for setting in without_peft(layer)])
@@ -193,7 +204,8 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
         for key, parameter in layer.named_parameters():
             if f".{name}" in key and not key.startswith("base_layer."):
                 head, _, tail = key.rpartition(f".{name}")
-                found[f"{target}.{head}{tail}"] = parameter
+                # PEFT saves magnitudes without the name of the parameter in their layer.
+                found[f"{target}.{head}{'' if head == MAGNITUDE else tail}"] = parameter
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
+from flowhooks.adapters.names import USE_DORA
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.errors import UnusableCheckpoint
@@ -49,9 +50,9 @@ def identity(run: Run, audit: Audit, processes: int) -> dict[str, Any]:
         drawn += [record.columns] if record.columns else []
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
-        # Left out where nothing is quantised, as in versions without it.
+        # What does not set these is left out where it is off, as in versions without it.
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"] and (k != "quantization" or v)},
-        "adapter": run.adapter,
+        "adapter": run.adapter and {k: v for k, v in run.adapter.items() if k != USE_DORA or v},
         "hooks": _keyed([json.loads(hook) for hook in hooks]),
         "training": {k: v for k, v in run.training.items() if k not in _FREE["training"]},
         "validation": {"holdout": run.validation["holdout"]},
