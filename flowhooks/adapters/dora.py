@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor
 
 from flowhooks.adapters.names import first_few
 from flowhooks.errors import AdapterError
@@ -50,18 +51,23 @@ def measure(layer: Any, name: str, device: torch.device | None = None) -> None:
     Args:
         device: of the forward; default: of the layer's weight.
     """
-    pair: list[nn.Module] = [layer.lora_A[name].float(), layer.lora_B[name].float()]
-    base, home = layer.get_base_layer(), None
-    if device is not None and base.weight.device not in (device, torch.device("meta")):
-        home = base.weight.data
-        base.weight.data = home.to(device)
-    try:
-        down, up = (each.weight.to(base.weight.device) for each in pair)
-        made = layer.lora_magnitude_vector[name]
-        made.update_layer(base_layer=base, lora_A=down, lora_B=up, scaling=layer.scaling[name])
-    finally:
-        if home is not None:
-            base.weight.data = home
+    down, up, made = layer.lora_A[name].float(), layer.lora_B[name].float(), layer.lora_magnitude_vector[name]
+    weight = dequantize_module_weight(layer.get_base_layer()).float()
+    change = made.get_lora_weight(lora_A=down, lora_B=up)
+    weight, change = (each.to(device or weight.device) for each in (weight, change.reshape(weight.shape)))
+    made.weight.data = made.get_weight_norm(weight, change, layer.scaling[name])
+
+
+def refuse_unmeasurable(layers: dict[str, Any]) -> None:
+    """Raise `AdapterError` for a layer whose weight PEFT's DoRA cannot read as numbers: those of GGUF files, and the 8
+    bits of bitsandbytes, whose scales come with the first forward."""
+    for target, layer in layers.items():
+        weight = layer.weight
+        if hasattr(weight, "SCB") or (hasattr(weight, "quant_type") and not hasattr(weight, "quant_state")):
+            raise AdapterError(
+                f"`adapter.use_dora` needs the norms of the base's weights, and PEFT cannot read the quantised weight "
+                f"of `{target}`. Set it to false, or use another backend in `model.quantization`."
+            )
 
 
 def require_rows(layers: dict[str, Any], name: str) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
-from flowhooks.adapters.dora import magnitude_of, measure
+from flowhooks.adapters.dora import magnitude_of, measure, refuse_unmeasurable
 from flowhooks.adapters.names import (
     DIFFUSERS_PREFIX,
     LORA_FILE,
@@ -30,6 +30,7 @@ from flowhooks.adapters.names import (
     PEFT_FILE,
     PEFT_PREFIX,
     TRAINED_KEY,
+    USE_DORA,
     layer_name,
 )
 from flowhooks.autocast import autocast_dtype
@@ -171,6 +172,8 @@ def inject_layers(
             f"PEFT's {kind} needs weights in their own shape, and the quantised weight of `{packed}` is packed; use "
             f"`adapter.type` 'lycoris' with `adapter.algo` {kind!r}, or 'lora'"
         )
+    if getattr(peft, USE_DORA, False):
+        refuse_unmeasurable({target: base_layer(transformer, target) for target in targets})
     keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[kind]}": None for target in targets}
     try:
         with warnings.catch_warnings():
