@@ -31,6 +31,7 @@ from flowhooks.adapters.names import (
     read_json,
     read_section,
     refuse_damaged,
+    refuse_foreign_magnitudes,
     refuse_integers,
     unreadable,
 )
@@ -72,6 +73,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
+    refuse_foreign_magnitudes(file, shapes)
     foreign = has_other_names(shapes) or has_other_matrices(shapes)
     if foreign and any(key.endswith(_FIRSTS) for key in shapes):
         # The rules of names, and Diffusers' own converter, import torch.

@@ -189,6 +189,17 @@ def check_magnitudes(origin: str, stated: bool, keys: Iterable[str]) -> None:
         )
 
 
+def refuse_foreign_magnitudes(file: Path, keys: Iterable[str]) -> None:
+    """Raise `AdapterError` for a DoRA under the names of another program than PEFT and Diffusers."""
+    found = [key for key in keys if key.endswith(f".{DORA_SCALE}")]
+    if found:
+        raise AdapterError(
+            f"{file}: `{found[0]}` makes it a DoRA of LyCORIS' kind, with weight decomposition, and programs that "
+            "write such files do not agree on which norms belong to it. Take it in the format of Diffusers or PEFT, or "
+            "merge it into its base with the program that wrote it."
+        )
+
+
 def unreadable(file: Path, error: Exception) -> str:
     """Return the message for a file that is not a complete safetensors file."""
     return (

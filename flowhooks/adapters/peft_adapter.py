@@ -212,13 +212,18 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
     return found
 
 
-def plain_config(ranks: Mapping[str, int]) -> LoraConfig:
-    """Return the configuration of a LoRA of scale 1 with these ranks, by layer."""
+def plain_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> LoraConfig:
+    """Return the configuration of a LoRA, or a DoRA, of scale 1 with these ranks, by layer."""
     rank = max(ranks.values())
     # Anchored: a layer's whole name can be the end of another's.
     other = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != rank}
     return LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=other, alpha_pattern=dict(other)
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(ranks),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
+        use_dora=use_dora,
     )
 
 
