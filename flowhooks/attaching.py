@@ -23,6 +23,7 @@ from torch import nn
 from flowhooks import config
 from flowhooks.adapters import Adapter, build_adapter, load_adapter
 from flowhooks.adapters.names import ADAPTER_FILES
+from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.adapters.targets import is_adapted
 from flowhooks.adapters.training import TrainingAdapter
 from flowhooks.config import Run
@@ -299,6 +300,9 @@ def _fit_adapter(model: FlowModel, run: Run, adapter: Any, stack: ExitStack) -> 
     built = build_adapter(model.transformer, run.adapter, pipeline=model.pipe)
     stack.callback(built.detach)
     _bring(built.parameters(), model)
+    if built.fresh and isinstance(built, PeftAdapter):
+        # Where blocks are offloaded it was measured on the host, whose sums differ in the last bit.
+        built.measure(model.device)
     return built
 
 

@@ -28,6 +28,7 @@ from flowhooks.adapters.names import (
     has_other_names,
     layer_name,
     refuse_damaged,
+    refuse_foreign_magnitudes,
     refuse_integers,
     unreadable,
 )
@@ -116,6 +117,7 @@ def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module |
     """
     file = find_file(Path(path))
     tensors, header = read_tensors(file)
+    refuse_foreign_magnitudes(file, tensors)
     renamed = False
     if _has_foreign_names(tensors, network):
         if network is None:

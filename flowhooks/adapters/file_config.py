@@ -24,6 +24,8 @@ from flowhooks.adapters.names import (
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
+    USE_DORA,
+    check_magnitudes,
     first_few,
     layer_name,
     read_json,
@@ -75,6 +77,8 @@ def file_config(read: AdapterFile) -> PeftConfig:
     if not isinstance(kind_name, str) or kind_name not in _PEFT_CONFIGS:
         raise AdapterError(f"{origin}: `peft_type` is {kind_name!r}; expected one of {', '.join(_PEFT_CONFIGS)}.")
     check_plain(document, origin)
+    if kind_name == "LORA":
+        check_magnitudes(origin, document.get(USE_DORA, False), tensors)
     config_class = _PEFT_CONFIGS[kind_name][1]
     known = {option.name for option in fields(config_class)}
     unknown = [key for key in document if key not in known]
@@ -174,6 +178,8 @@ def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dic
     and alpha always come from the configuration: they determine the change."""
     kind = next(kind for kind, config_class in _PEFT_CONFIGS.values() if type(peft) is config_class)
     strength = {"rank": peft.r, "alpha": peft.lora_alpha if kind == "lora" else peft.alpha}
+    if kind == "lora":
+        strength[USE_DORA] = peft.use_dora
     if CONFIG_KEY in header:
         section = read_section(header[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`", whole=True)
         return {**section, **strength}
@@ -183,6 +189,7 @@ def file_section(file: Path, header: Mapping[str, str], peft: PeftConfig) -> dic
         "algo": None,
         **strength,
         "dropout": peft.lora_dropout if kind == "lora" else peft.rank_dropout,
+        USE_DORA: kind == "lora" and peft.use_dora,
         "target_modules": sorted(targets) if isinstance(targets, (list, set)) else None,
         "init_from": None,
     }

@@ -20,6 +20,8 @@ from flowhooks.adapters.names import (
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
+    USE_DORA,
+    check_magnitudes,
     find_file,
     first_few,
     format_of,
@@ -29,6 +31,7 @@ from flowhooks.adapters.names import (
     read_json,
     read_section,
     refuse_damaged,
+    refuse_foreign_magnitudes,
     refuse_integers,
     unreadable,
 )
@@ -73,6 +76,7 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if not shapes:
         raise AdapterError(f"{file}: holds no tensors.")
     refuse_integers(file, types)
+    refuse_foreign_magnitudes(file, shapes)
     foreign = has_other_names(shapes) or has_other_matrices(shapes)
     if foreign and any(key.endswith(_FIRSTS) for key in shapes):
         # The rules of names, and Diffusers' own converter, import torch.
@@ -81,6 +85,8 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     kind, prefix = format_of(file, shapes)
     _check_pairs(file, shapes)
     found = _found(file, kind, shapes, metadata)
+    if found.get("type") == "lora":
+        check_magnitudes(str(file), found[USE_DORA], shapes)
     if section is not None:
         check_kind(file, kind, section)
         if {"type", "rank", "alpha"} <= found.keys():
@@ -108,12 +114,19 @@ def adapter_below(path: Path) -> float | None:
 
 
 def check_scale(file: Path, found: Mapping[str, Any], section: Mapping[str, Any]) -> None:
-    """Check that a file's type, rank and alpha are those of a section; else raise `AdapterError`."""
+    """Check that a file's type, rank and alpha are those of a section, and that both are a DoRA or neither; else raise
+    `AdapterError`."""
     if any(found[key] != section[key] for key in ("type", "rank", "alpha")):
         raise AdapterError(
             f"{file}: holds type {found['type']}, rank {found['rank']}, alpha {found['alpha']:g}; the adapter "
             f"section says type {section['type']}, rank {section['rank']}, alpha {section['alpha']:g}. Set the "
             "section to the file's values."
+        )
+    if found[USE_DORA] != section.get(USE_DORA, False):
+        holds, says = ("a DoRA", "one without magnitudes")[:: 1 if found[USE_DORA] else -1]
+        raise AdapterError(
+            f"{file}: holds {holds}, the adapter section asks for {says}. Set `adapter.use_dora` to "
+            f"{str(found[USE_DORA]).lower()}."
         )
 
 
@@ -157,6 +170,7 @@ def _stated(document: Mapping[str, Any], origin: str) -> dict[str, Any]:
         "type": str(document.get("peft_type", "LORA")).lower(),
         "rank": document.get("r"),
         "alpha": document.get("lora_alpha", document.get("alpha")),
+        USE_DORA: document.get(USE_DORA, False),
     }
     return {key: value for key, value in found.items() if value is not None}
 

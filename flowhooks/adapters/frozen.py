@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,18 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from flowhooks.adapters.base import base_layer
+from flowhooks.adapters.dora import magnitude_of, row_norms
 from flowhooks.adapters.from_hub import fetch
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
-from flowhooks.adapters.names import PEFT_CONFIG_FILE, PEFT_FILE, find_file, first_few, short_name
+from flowhooks.adapters.names import PEFT_CONFIG_FILE, PEFT_FILE, USE_DORA, find_file, first_few, short_name
 from flowhooks.adapters.outline import meta_copy
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
+from flowhooks.quantization.plain import plain_weight
+
+#: Relative difference of norms that were summed up on two devices.
+_ROUNDING = 1e-5
 
 
 class FrozenAdapter:
@@ -73,7 +78,7 @@ class FrozenAdapter:
         self.kind, self.config, self.targets = loaded.kind, loaded.config, loaded.targets
         self._bytes = sum(tensor.nbytes for tensor in loaded.state_dict().values())
         self._changes = _changes(loaded, strength)
-        idle = [name for name, change in self._changes.items() if change.is_nothing()]
+        idle = [n for n, change in self._changes.items() if change.is_nothing(base_layer(transformer, n))]
         self._idle = len(idle)
         if len(idle) == len(self._changes):
             raise AdapterError(
@@ -98,13 +103,18 @@ class FrozenAdapter:
             "source": self.source,
             "path": str(self.file),
             "digest": self.digest,
-            "kind": self.kind if self.kind != "lycoris" else f"lycoris ({self.config['algo']})",
+            "kind": self._kind(),
             "rank": self.config["rank"],
             "layers": len(self.targets),
             "idle_layers": self._idle,
             "bytes": self._bytes,
             "parked": self.parked,
         }
+
+    def _kind(self) -> str:
+        if self.kind == "lycoris":
+            return f"lycoris ({self.config['algo']})"
+        return "dora" if self.config[USE_DORA] else self.kind
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -191,7 +201,8 @@ def _changes(loaded: Any, strength: float) -> dict[str, LayerChange]:
     assert isinstance(loaded, PeftAdapter)
     for layer in loaded.layers:
         vars(layer)["scaling"][loaded.name] *= strength
-    return {target: LayerChange(layer) for target, layer in zip(loaded.targets, loaded.layers, strict=True)}
+    layers = zip(loaded.targets, loaded.layers, strict=True)
+    return {target: LayerChange(layer, magnitude=magnitude_of(layer, loaded.name)) for target, layer in layers}
 
 
 class LayerChange:
@@ -204,10 +215,12 @@ class LayerChange:
         adapted: PEFT's layer, or the layer that a LyCORIS module is applied to; from an outline, as its base never
             runs.
         lycoris: the LyCORIS module.
+        magnitude: that of a DoRA, which computes with the weights of the hooked layer.
     """
 
-    def __init__(self, adapted: nn.Module, *, lycoris: Any = None):
+    def __init__(self, adapted: nn.Module, *, lycoris: Any = None, magnitude: Tensor | None = None):
         self._adapted = adapted
+        self._magnitude = magnitude
         self._handle: RemovableHandle | None = None
         self._result: Any = None
         if lycoris is None:
@@ -242,16 +255,38 @@ class LayerChange:
         self._place(result.device)
         self._result = result
         try:
-            return self._adapted(*args, **kwargs)
+            with nullcontext() if self._magnitude is None else self._over(module):
+                return self._adapted(*args, **kwargs)
         finally:
             self._result = None
+
+    @contextmanager
+    def _over(self, module: Any) -> Iterator[None]:
+        """Give the outline the weights of a layer inside the block."""
+        if module.weight.is_meta and not self._result.is_meta:
+            raise AdapterError(
+                "The weights of a layer left the device before the frozen DoRA on it could measure them. Keep the "
+                "network on the device, or move its blocks with `model.offload`."
+            )
+        weight = nn.Parameter(plain_weight(module), requires_grad=False)
+        base: Any = self._adapted.get_base_layer()  # type: ignore[operator]
+        before = dict(base._parameters)
+        base._parameters.update(weight=weight, bias=module.bias)
+        try:
+            yield
+        finally:
+            base._parameters.update(before)
 
     def tensors(self) -> list[Tensor]:
         """Return the tensors it holds."""
         return [own[key] for own, key in self._places]
 
-    def is_nothing(self) -> bool:
-        """Return whether a factor of the change is zero, and so the change."""
+    def is_nothing(self, layer: Any) -> bool:
+        """Return whether a factor of the change is zero, and so the change of a layer's weight."""
+        if self._magnitude is not None and not layer.weight.is_meta:
+            norms = row_norms(plain_weight(layer)).to(self._magnitude)
+            if not torch.allclose(norms, self._magnitude.detach(), rtol=_ROUNDING):
+                return False
         zero = any(not tensor.any() for tensor in self.tensors() if tensor.ndim > 1)
         return zero or (bool(self._scales) and not any(self._scales.values()))
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.base import Adapter, AttachedAdapter, check_complete
+from flowhooks.adapters.dora import require_rows
 from flowhooks.adapters.file_config import as_trained, file_config, file_section, scale_of
 from flowhooks.adapters.fit import check_kind, check_scale
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter, algorithm_of, build_network, network_from_weights
-from flowhooks.adapters.names import CONFIG_KEY, first_few, layer_name, read_section
+from flowhooks.adapters.names import CONFIG_KEY, USE_DORA, first_few, layer_name, read_section
 from flowhooks.adapters.peft_adapter import PeftAdapter, peft_config, selected_targets
 from flowhooks.adapters.targets import check_bare, find_targets
 from flowhooks.errors import AdapterError
@@ -151,6 +152,7 @@ def _lycoris_section(file: Path, header: Mapping[str, str], network: Any) -> dic
         "rank": first.lora_dim,
         "alpha": float(first.alpha),
         "dropout": 0.0,
+        USE_DORA: False,
         "target_modules": None,
         "init_from": None,
     }
@@ -170,8 +172,9 @@ def build_adapter(transformer: nn.Module, config: Mapping[str, Any], *, pipeline
         AdapterError: no layer matches, the transformer already carries an adapter, or ``init_from`` does not fit.
     """
     check_bare(transformer)
+    config = {USE_DORA: False, **config}
     if config["type"] == "lycoris" and config["algo"] is None:
-        config = {**config, "algo": "locon"}
+        config["algo"] = "locon"
     targets = find_targets(transformer, config["target_modules"])
     start = None
     if config["init_from"] is not None:
@@ -182,10 +185,12 @@ def build_adapter(transformer: nn.Module, config: Mapping[str, Any], *, pipeline
     else:
         peft = peft_config(config, targets) if start is None else starting_config(start, config, targets)
         adapter = PeftAdapter(transformer, config, peft, targets)
-    if start is not None:
-        try:
+    try:
+        if isinstance(adapter, PeftAdapter):
+            require_rows(dict(zip(targets, adapter.layers, strict=True)), adapter.name)
+        if start is not None:
             load_values(adapter, start)
-        except BaseException:
-            adapter.detach()
-            raise
+    except BaseException:
+        adapter.detach()
+        raise
     return adapter

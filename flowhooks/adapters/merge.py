@@ -10,6 +10,7 @@ from lycoris.modules.lokr import LokrModule
 from torch import Tensor
 
 from flowhooks.adapters.base import Adapter, AttachedAdapter, base_layer
+from flowhooks.adapters.dora import decomposed_change, magnitude_of
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
@@ -49,14 +50,23 @@ def _weights(adapter: AttachedAdapter) -> dict[str, Tensor]:
     return {name: layer.weight for name, layer in layers.items()}
 
 
-def change_of(adapter: PeftAdapter | LycorisAdapter, place: int) -> Tensor:
-    """Return the change of the weight of the adapted layer at a place in ``targets``, fp32, without dropout."""
+def change_of(adapter: PeftAdapter | LycorisAdapter, place: int, weight: Tensor | None = None) -> Tensor:
+    """Return the change of the weight of the adapted layer at a place in ``targets``, fp32, without dropout.
+
+    Args:
+        weight: of the base, on which the change by a DoRA depends; default: that of the layer it is on.
+    """
     if isinstance(adapter, LycorisAdapter):
         return _lycoris_change(adapter.network.loras[place]).float()
-    layer = adapter.layers[place]
+    layer: Any = adapter.layers[place]
     # A LoHa or LoKr layer in training mode drops rows of its change.
     layer.training = False
-    return layer.get_delta_weight(adapter.name).float()
+    change: Tensor = layer.get_delta_weight(adapter.name)
+    magnitude = magnitude_of(layer, adapter.name)
+    if magnitude is None:
+        return change.float()
+    base = layer.get_base_layer().weight if weight is None else weight
+    return decomposed_change(base, change.to(base.device), magnitude.to(base.device)).float()
 
 
 def _lycoris_change(lora: Any) -> Tensor:

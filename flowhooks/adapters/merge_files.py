@@ -24,7 +24,7 @@ from flowhooks.adapters.combine import (
     weighted_sum,
 )
 from flowhooks.adapters.merge_sources import SourceAdapter, read_sources
-from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, first_few
+from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, USE_DORA, first_few
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
@@ -224,6 +224,7 @@ def _write(
         "rank": rank,
         "alpha": float(rank),
         "dropout": 0.0,
+        USE_DORA: False,
         "target_modules": list(merged),
         "init_from": None,
     }

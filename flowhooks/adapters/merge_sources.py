@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
+from flowhooks.adapters.base_weights import BaseWeights
 from flowhooks.adapters.combine import Factors, hadamard
+from flowhooks.adapters.dora import magnitude_of
 from flowhooks.adapters.frozen import digest_of
 from flowhooks.adapters.load import attach_file
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
@@ -20,6 +22,7 @@ from flowhooks.adapters.names import (
     LAYERS_KEY,
     NETWORK_KEY,
     TRANSFORMER_KEY,
+    USE_DORA,
     first_few,
     layer_name,
     lycoris_names,
@@ -30,6 +33,7 @@ from flowhooks.adapters.network import network_in
 from flowhooks.adapters.outline import meta_layers
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
+from flowhooks.reading import user_path
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -48,6 +52,7 @@ class SourceAdapter:
         network: what its header tells of that model.
         shapes: shapes of the adapted weights, by layer name.
         low_rank: whether every layer's change is a product of two factors.
+        base: reads the weights that it changes; None where it need not be known.
     """
 
     file: Path
@@ -60,6 +65,7 @@ class SourceAdapter:
     shapes: Mapping[str, tuple[int, ...]]
     low_rank: bool
     adapter: PeftAdapter | LycorisAdapter
+    base: BaseWeights | None = None
 
     @torch.no_grad()
     def factors(self, layer: str) -> Factors:
@@ -75,7 +81,8 @@ class SourceAdapter:
             product[0].down.shape[1], len(product[0].up)
         ):
             return hadamard(*product)
-        change = change_of(self.adapter, place).double().flatten(1)
+        weight = None if self.base is None else self.base.weight(layer)
+        change = change_of(self.adapter, place, weight).double().flatten(1)
         outputs, inputs = change.shape
         if outputs <= inputs:
             return Factors(down=change, up=torch.eye(outputs, dtype=change.dtype))
@@ -102,8 +109,9 @@ def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Sourc
     elsewhere: Shapes = {}
     for file, own in zip(files, own_shapes, strict=True):
         elsewhere |= own if file.kind == "lycoris" else _shapes(file, own)
+    base = None if model is None else BaseWeights(user_path(model))
     return [
-        _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own))
+        _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own), base)
         for file, own in zip(files, own_shapes, strict=True)
     ]
 
@@ -115,21 +123,28 @@ def _of_header(file: AdapterFile) -> Shapes:
     return {name: tuple(shape) for name, shape in document.items()}
 
 
-def _source(file: AdapterFile, shapes: Shapes) -> SourceAdapter:
+def _source(file: AdapterFile, shapes: Shapes, base: BaseWeights | None) -> SourceAdapter:
     adapter = attach_file(meta_layers(shapes), file, whole=False)
+    dora = adapter.config[USE_DORA]
+    if dora and base is None:
+        raise AdapterError(
+            f"{file.path}: is a DoRA, whose change of a weight depends on that weight. Give the folder of the pipeline "
+            "that it was trained on with `--model`."
+        )
     pairs = [_pair(adapter, place) for place in range(len(adapter.targets))]
     ranks = [pair[0].shape[0] for pair in pairs if pair is not None]
     return SourceAdapter(
         file=file.path,
         name=short_name(file.path),
         digest=digest_of(file.path),
-        kind=adapter.config["algo"] if adapter.kind == "lycoris" else adapter.kind,
+        kind="dora" if dora else adapter.config["algo"] if adapter.kind == "lycoris" else adapter.kind,
         rank=max([*ranks, adapter.config["rank"]]),
         transformer=file.header.get(TRANSFORMER_KEY),
         network={key: file.header[key] for key in (TRANSFORMER_KEY, NETWORK_KEY) if key in file.header},
         shapes={name: shapes[name] for name in adapter.targets},
         low_rank=None not in pairs,
         adapter=adapter,
+        base=base if dora else None,
     )
 
 
@@ -141,7 +156,7 @@ def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Te
             return None
         return lora.lora_down.weight, lora.lora_up.weight, lora.scale * float(lora.scalar)
     layer: Any = adapter.layers[place]
-    if adapter.kind != "lora":
+    if adapter.kind != "lora" or magnitude_of(layer, adapter.name) is not None:
         return None
     if layer.lora_B[adapter.name].bias is not None:
         raise AdapterError(
@@ -152,6 +167,8 @@ def _pair(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Tensor, Te
 
 def _product(adapter: PeftAdapter | LycorisAdapter, place: int) -> tuple[Factors, Factors] | None:
     """Return the two low-rank changes whose elementwise product is the change of a LoHa layer, scale included."""
+    if adapter.kind == "lora":
+        return None
     if isinstance(adapter, LycorisAdapter):
         owner: Any = adapter.network.loras[place]
         found = {name: parameter for name, parameter in owner.named_parameters()}

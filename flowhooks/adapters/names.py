@@ -50,6 +50,11 @@ _PROGRAMS = {
 
 #: Suffix of the key of a layer's alpha, in files that hold it as a tensor.
 ALPHA = ".alpha"
+#: PEFT's and Diffusers' name of the magnitudes of a DoRA layer; LyCORIS, kohya's scripts and ComfyUI say `dora_scale`.
+MAGNITUDE = "lora_magnitude_vector"
+DORA_SCALE = "dora_scale"
+#: Key of an adapter section that says whether a LoRA is a DoRA; sections of older versions lack it.
+USE_DORA = "use_dora"
 
 #: Types of PEFT's adapters that form a change of the weight's own shape.
 NEED_SHAPE = ("loha", "lokr")
@@ -135,7 +140,7 @@ def read_section(text: str, *, origin: str, whole: bool = False) -> dict[str, An
     Raises:
         AdapterError: a value is one that no section has, or a key is missing; the message names ``origin``.
     """
-    section = read_json(text, origin=origin)
+    section = {USE_DORA: False, **read_json(text, origin=origin)}
     missing = [key for key in _SECTION if whole and key not in section]
     if missing:
         raise AdapterError(f"{origin}: has no {first_few(missing)}. Take the file as it was saved.")
@@ -166,12 +171,33 @@ _SECTION: dict[str, tuple[Callable[[Any], bool], str]] = {
     "alpha": (is_number, "a number"),
     "dropout": (lambda value: is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "target_modules": (_is_names, "a list of names or null"),
+    USE_DORA: (lambda value: isinstance(value, bool), "true or false"),
 }
 
 
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_magnitudes(origin: str, stated: bool, keys: Iterable[str]) -> None:
+    """Raise `AdapterError` for a file that says that it is a DoRA and has no magnitudes, or the other way round."""
+    if stated != any(key.endswith(MAGNITUDE) for key in keys):
+        raise AdapterError(
+            f"{origin}: `{USE_DORA}` is {str(stated).lower()}, and the file has {'no' if stated else 'a'} "
+            f"`{MAGNITUDE}`, the magnitudes of a DoRA. One of them is wrong: take the file as its trainer wrote it."
+        )
+
+
+def refuse_foreign_magnitudes(file: Path, keys: Iterable[str]) -> None:
+    """Raise `AdapterError` for a DoRA under the names of another program than PEFT and Diffusers."""
+    found = [key for key in keys if key.endswith(f".{DORA_SCALE}")]
+    if found:
+        raise AdapterError(
+            f"{file}: `{found[0]}` makes it a DoRA of LyCORIS' kind, with weight decomposition, and programs that "
+            "write such files do not agree on which norms belong to it. Take it in the format of Diffusers or PEFT, or "
+            "merge it into its base with the program that wrote it."
+        )
 
 
 def unreadable(file: Path, error: Exception) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few
+from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, DORA_SCALE, MAGNITUDE, first_few
 from flowhooks.adapters.network import Network
 from flowhooks.adapters.pieces import Piece
 from flowhooks.errors import AdapterError
@@ -31,11 +31,13 @@ PREFIXES = (
 FACTORS: Mapping[str, tuple[str, str]] = {
     **{f".lora_{side}{mid}.weight": ("lora", "down") for side, mid in (("A", ""), ("down", ""), ("A", ".default"))},
     **{f".lora_{side}{mid}.weight": ("lora", "up") for side, mid in (("B", ""), ("up", ""), ("B", ".default"))},
+    f".{MAGNITUDE}": ("lora", "magnitude"),
     **{f".hada_{name}": ("loha", name) for name in ("w1_a", "w1_b", "w2_a", "w2_b")},
     **{f".lokr_{name}": ("lokr", name) for name in ("w1", "w2", "w1_a", "w1_b", "w2_a", "w2_b")},
 }
 _WHOLE = {
     "lora": ({"down", "up"},),
+    "dora": ({"down", "up", "magnitude"},),
     "loha": ({"w1_a", "w1_b", "w2_a", "w2_b"},),
     "lokr": tuple(first | second for first in ({"w1"}, {"w1_a", "w1_b"}) for second in ({"w2"}, {"w2_a", "w2_b"})),
 }
@@ -80,9 +82,10 @@ def pieces_in(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, Piece] | N
         raise AdapterError(f"{file}: has an alpha, but no matrices, for {first_few(lost)}. It is incomplete.")
     pieces = {}
     for layer, factors in found.items():
-        piece = Piece(name=layer, kind=kinds[layer], factors=factors, scale=1.0)
+        kind = "dora" if "magnitude" in factors else kinds[layer]
+        piece = Piece(name=layer, kind=kind, factors=factors, scale=1.0)
         check_factors(file, piece)
-        if any(tensor.ndim != 2 for tensor in factors.values()):
+        if any(tensor.ndim != (1 if name == "magnitude" else 2) for name, tensor in factors.items()):
             return None
         rank = piece.rank
         scale = alphas[layer] / rank if layer in alphas and rank is not None else 1.0
@@ -94,7 +97,8 @@ def check_factors(file: Path, piece: Piece) -> None:
     """Raise `AdapterError` for a layer that lacks a factor, or whose factors do not multiply."""
     name, factors = piece.name, piece.factors
     if set(factors) not in _WHOLE[piece.kind]:
-        what = "only one of its two matrices" if piece.kind == "lora" else f"only {', '.join(sorted(factors))}"
+        matrices = "only one of its two matrices"
+        what = matrices if piece.kind in ("lora", "dora") else f"only {', '.join(sorted(factors))}"
         raise AdapterError(f"{file}: `{name}` has {what}. The file is incomplete: export it again from the run.")
     for outer, inner in (("up", "down"), ("w1_a", "w1_b"), ("w2_a", "w2_b")):
         if outer not in factors:
@@ -105,6 +109,11 @@ def check_factors(file: Path, piece: Piece) -> None:
                 f"{file}: `{name}` has shapes {list(low.shape)} and {list(high.shape)}; expected [rank, in] and [out, "
                 "rank]. The file is damaged."
             )
+    if piece.kind == "dora" and factors["magnitude"].numel() != len(factors["up"]):
+        raise AdapterError(
+            f"{file}: `{name}` has {factors['magnitude'].numel()} magnitudes for {len(factors['up'])} outputs. The "
+            "file is damaged."
+        )
 
 
 class Names:
@@ -250,12 +259,16 @@ def keys_of(piece: Piece, name: str, layout: FileLayout) -> dict[str, Tensor]:
     """
     # Of a LoKr of whole matrices no tool reads the alpha, and of other layouts none has one.
     piece = piece if layout.alphas and piece.rank is not None else piece.folded()
-    if piece.kind == "lora":
+    if piece.kind in ("lora", "dora"):
         first, second = ("lora_A", "lora_B") if layout.dotted else ("lora_down", "lora_up")
         found = {f"{name}.{first}.weight": piece.factors["down"], f"{name}.{second}.weight": piece.factors["up"]}
     else:
         start = {"loha": "hada", "lokr": "lokr"}[piece.kind]
         found = {f"{name}.{start}_{factor}": tensor for factor, tensor in piece.factors.items()}
-    if layout.alphas or piece.kind != "lora":
+    if piece.kind == "dora":
+        # One dimension in PEFT and Diffusers; elsewhere two, of which the first tells the axis of the norm.
+        own, magnitude = layout is LAYOUTS["transformer.diffusers"], piece.factors["magnitude"]
+        found[f"{name}.{MAGNITUDE if own else DORA_SCALE}"] = magnitude if own else magnitude[:, None]
+    if layout.alphas or piece.kind in ("loha", "lokr"):
         found[f"{name}{ALPHA}"] = torch.tensor(piece.scale * (piece.rank or 1), dtype=torch.float32)
     return found

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LoraBaseMixin
 from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
@@ -19,14 +20,17 @@ from torch import Tensor, nn
 from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
+from flowhooks.adapters.dora import magnitude_of, measure, refuse_unmeasurable
 from flowhooks.adapters.names import (
     DIFFUSERS_PREFIX,
     LORA_FILE,
+    MAGNITUDE,
     NEED_SHAPE,
     PEFT_CONFIG_FILE,
     PEFT_FILE,
     PEFT_PREFIX,
     TRAINED_KEY,
+    USE_DORA,
     layer_name,
 )
 from flowhooks.autocast import autocast_dtype
@@ -49,6 +53,7 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
             lora_alpha=config["alpha"],
             lora_dropout=config["dropout"],
             target_modules=names,
+            use_dora=config["use_dora"],
             bias="none",
         )
     kind = {"loha": LoHaConfig, "lokr": LoKrConfig}[config["type"]]
@@ -98,6 +103,7 @@ class PeftAdapter(AttachedAdapter):
             self.transformer.__dict__["_hf_peft_config_loaded"] = True
         for layer in self.layers:
             layer.register_forward_hook(_as_autocast)
+        self.measure()
         names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
         if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
             # Nested names: `a.to_q` also ends `b.a.to_q`. An expression anchored at both ends cannot select more than
@@ -105,6 +111,12 @@ class PeftAdapter(AttachedAdapter):
             peft.target_modules = "|".join(target.replace(".", r"\.") for target in self.targets)
         self.peft_config = peft
         self._own(parameters_of(self.layers, self.targets, self.name))
+
+    def measure(self, device: torch.device | None = None) -> None:
+        """Set the magnitudes of a DoRA to those that change nothing on ``device``, by default that of each layer."""
+        for layer in self.layers:
+            if magnitude_of(layer, self.name) is not None:
+                measure(layer, self.name, device)
 
     def disabled(self) -> AbstractContextManager[None]:
         return self._switched([setting for layer in self.layers for setting in without_peft(layer)])
@@ -160,6 +172,8 @@ def inject_layers(
             f"PEFT's {kind} needs weights in their own shape, and the quantised weight of `{packed}` is packed; use "
             f"`adapter.type` 'lycoris' with `adapter.algo` {kind!r}, or 'lora'"
         )
+    if getattr(peft, USE_DORA, False):
+        refuse_unmeasurable({target: base_layer(transformer, target) for target in targets})
     keys: dict[str, Any] = {f"{target}.{_KEY_PREFIX[kind]}": None for target in targets}
     try:
         with warnings.catch_warnings():
@@ -193,17 +207,23 @@ def parameters_of(layers: Sequence[BaseTunerLayer], targets: tuple[str, ...], na
         for key, parameter in layer.named_parameters():
             if f".{name}" in key and not key.startswith("base_layer."):
                 head, _, tail = key.rpartition(f".{name}")
-                found[f"{target}.{head}{tail}"] = parameter
+                # PEFT saves magnitudes without the name of the parameter in their layer.
+                found[f"{target}.{head}{'' if head == MAGNITUDE else tail}"] = parameter
     return found
 
 
-def plain_config(ranks: Mapping[str, int]) -> LoraConfig:
-    """Return the configuration of a LoRA of scale 1 with these ranks, by layer."""
+def plain_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> LoraConfig:
+    """Return the configuration of a LoRA, or a DoRA, of scale 1 with these ranks, by layer."""
     rank = max(ranks.values())
     # Anchored: a layer's whole name can be the end of another's.
     other = {f"^{re.escape(name)}": found for name, found in ranks.items() if found != rank}
     return LoraConfig(
-        r=rank, lora_alpha=rank, target_modules=list(ranks), rank_pattern=other, alpha_pattern=dict(other)
+        r=rank,
+        lora_alpha=rank,
+        target_modules=list(ranks),
+        rank_pattern=other,
+        alpha_pattern=dict(other),
+        use_dora=use_dora,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flowhooks.adapters.names import is_number, is_whole
+from flowhooks.adapters.names import USE_DORA, is_number, is_whole
 from flowhooks.errors import AdapterError
 
 # Initialisations that subtract the LoRA from the base's weights: it is then not a change of the published base.
@@ -32,7 +32,7 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (_is_scales, "an object of numbers")),
     "target_modules": (_is_pattern, "a list of names, or a pattern"),
-    "use_rslora": (lambda value: isinstance(value, bool), "true or false"),
+    **dict.fromkeys(("use_rslora", USE_DORA), (lambda value: isinstance(value, bool), "true or false")),
 }
 
 
@@ -48,10 +48,6 @@ def check_values(document: Mapping[str, Any], origin: str) -> None:
 def check_plain(document: Mapping[str, Any], origin: str) -> None:
     """Raise `AdapterError` for an adapter that changes more than it adds to its layers."""
     _refuse_whole_modules(document, origin)
-    if document.get("use_dora"):
-        raise AdapterError(
-            f"{origin}: is a DoRA, which scales the base's weights themselves. Only plain LoRA can be loaded."
-        )
     start = document.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
         raise AdapterError(

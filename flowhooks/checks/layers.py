@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from flowhooks.adapters.fit import Shapes, transformer_shapes
-from flowhooks.adapters.names import PROJECTIONS, named_by
+from flowhooks.adapters.names import PROJECTIONS, USE_DORA, named_by
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
 from flowhooks.config import Run
 from flowhooks.errors import AdapterError, ConfigError, Problem
@@ -29,12 +29,31 @@ def target_problems(run: Run) -> Iterator[Problem]:
     if network not in parts or not (folder / network / "config.json").is_file():
         return
     entries = run.adapter["target_modules"]
+    yield from _dora_problems(run, transformer_shapes(folder, network))
     if not _sure(transformer_shapes(folder, network), entries):
         message = _refusal(folder / network, parts[network], entries)
         if message is not None:
             yield Problem(
                 message.removeprefix("`adapter.target_modules`: "), str(run.source), "$.adapter.target_modules"
             )
+
+
+def _dora_problems(run: Run, shapes: Shapes) -> Iterator[Problem]:
+    """Yield why a DoRA cannot be on a convolution: PEFT measures its weights in the precision of autocast, in which a
+    fresh adapter would change the prediction."""
+    adapter, half = run.adapter or {}, run.model["dtype"] != "fp32"
+    if not adapter.get(USE_DORA) or not half or run.training["mixed_precision"] == "no":
+        return
+    for entry in adapter["target_modules"] or ():
+        for key, sides in shapes.items():
+            if len(sides) > 2 and key.endswith(".weight") and named_by(key.removesuffix(".weight"), entry):
+                message = (
+                    f"{entry!r} names a convolution, and PEFT's DoRA measures its weights in the precision of "
+                    f"`training.mixed_precision` {run.training['mixed_precision']!r}; leave it out, or set "
+                    "`model.dtype` to 'fp32'"
+                )
+                yield Problem(message, str(run.source), "$.adapter.target_modules")
+                return
 
 
 def _sure(shapes: Shapes, entries: Sequence[str] | None) -> bool:

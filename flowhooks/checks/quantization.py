@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from flowhooks.adapters.names import NEED_SHAPE
+from flowhooks.adapters.names import NEED_SHAPE, USE_DORA
 from flowhooks.checks.library import reads_single_files
 from flowhooks.checks.machine import has_apple
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
@@ -69,6 +69,12 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
             f"with algo {kind!r}, or 'lora'"
         )
         yield Problem(message, file, "$.adapter.type")
+    if run.adapter is not None and run.adapter[USE_DORA] and trained is not None and trained[METHOD] == "gguf":
+        message = (
+            "PEFT's DoRA needs the norms of the base's weights, and does not read those of a GGUF file; set this to "
+            "false, or use another backend in `model.quantization`"
+        )
+        yield Problem(message, file, "$.adapter.use_dora")
     if trained is not None and trained.get("load_in_8bit"):
         message = (
             "bitsandbytes' 8 bits round activations by the largest of the batch, so the prediction for one sample "

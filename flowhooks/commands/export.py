@@ -40,13 +40,16 @@ def add(parser: ArgumentParser) -> None:
         help="file or folder to write (default: the folder of the adapter, or of the run of a checkpoint)",
     )
     parser.add_argument(
-        "--model", metavar="FOLDER", type=Path, help="the pipeline, where the file does not tell its network's layers"
+        "--model",
+        metavar="FOLDER",
+        type=Path,
+        help="the pipeline, where the file does not tell its network's layers, and for a DoRA",
     )
     parser.add_argument(
         "--as-lora",
         metavar="RANK",
         type=whole_number(1),
-        help="turn LoHa and LoKr into the nearest LoRA of this rank, and print the error",
+        help="turn LoHa, LoKr and, with --model, DoRA into the nearest LoRA of this rank, and print the error",
     )
     parser.add_argument(
         "--leave-out", action="store_true", help="leave out layers that the program would drop; else they are an error"

@@ -73,6 +73,9 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
     if adapter is not None and adapter["type"] != "lycoris" and adapter["algo"] is not None:
         message = f"only type 'lycoris' takes an algorithm, not {adapter['type']!r}; remove `algo` or change `type`"
         yield Problem(message, file, "$.adapter.algo")
+    if adapter is not None and adapter["use_dora"] and adapter["type"] != "lora":
+        message = f"only type 'lora' has magnitudes, not {adapter['type']!r}; set this to false or change `type`"
+        yield Problem(message, file, "$.adapter.use_dora")
     if training["lr_scheduler"] == "constant" and training["lr_warmup_steps"]:
         message = "the scheduler 'constant' has no warm-up; use 'constant_with_warmup', or 0 steps"
         yield Problem(message, file, "$.training.lr_warmup_steps")

@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter, write_aside, write_tensors
 from flowhooks.adapters.base import check_complete
+from flowhooks.adapters.base_weights import BaseWeights
+from flowhooks.adapters.dora import row_norms
 from flowhooks.adapters.file_config import file_config, rank_of, scale_of
 from flowhooks.adapters.names import (
     ALPHA,
@@ -37,7 +40,7 @@ from flowhooks.adapters.network import Network, network_in, network_told
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
-from flowhooks.export.layout_choice import DIFFUSERS, MUSUBI, OWN, LayoutChoice
+from flowhooks.export.layout_choice import COMFYUI, COMFYUI_OF_DORA, DIFFUSERS, MUSUBI, OWN, LayoutChoice
 from flowhooks.manifest import CHECKPOINT
 from flowhooks.naming import LAYOUTS, FileLayout, NativePlace, Reading, places_of, tool_version
 from flowhooks.reading import user_path
@@ -57,6 +60,7 @@ class Exported:
         left_out: layers that were left out as asked.
         error: relative error of changes that were turned into LoRA, in the Frobenius norm; None where none was.
         tried: whether its names were tried in ComfyUI, and not only read in its source.
+        dora: whether it holds a DoRA.
     """
 
     file: Path
@@ -65,6 +69,7 @@ class Exported:
     left_out: tuple[str, ...] = ()
     error: float | None = None
     tried: bool = True
+    dora: bool = False
 
     @property
     def right_in(self) -> tuple[str, ...]:
@@ -74,7 +79,7 @@ class Exported:
     def _versioned(self, tool: str) -> str:
         if not self.tried:
             return f"{tool} (by its source, not tried)"
-        version = tool_version(tool)
+        version = COMFYUI_OF_DORA if self.dora and tool == COMFYUI else tool_version(tool)
         return f"{tool} {version}" if version[0].isdigit() else tool
 
 
@@ -112,7 +117,8 @@ def export_adapter(
     file = find_file(Path(source))
     given = None if model is None else network_in(user_path(model))
     read = read_adapter(file, network=given)
-    target = _target(file, "" if dialect == "diffusers" and _is_whole(read) else f"_{dialect}", output)
+    as_it_is = dialect == "diffusers" and as_lora is None and _is_whole(read)
+    target = _target(file, "" if as_it_is else f"_{dialect}", output)
     if target.exists() and target.samefile(file):
         raise AdapterError(
             f"{target}: exists already, and is in format {dialect!r} as it stands. Use that file, or name an output to "
@@ -120,15 +126,16 @@ def export_adapter(
         )
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
-    if dialect == "diffusers" and _is_whole(read):
+    if as_it_is:
         readings = (Reading(tool=DIFFUSERS, lost=()),)
         write_aside(target, lambda aside: shutil.copyfile(file, aside))
         return Exported(
             file=target, layers=len({key.partition(".lora_")[0] for key in read.tensors}), readings=readings
         )
     network = network_told(read.header, str(file)) if given is None else given
+    base = None if model is None else BaseWeights(user_path(model))
     try:
-        return _Export(read, network, dialect, as_lora, leave_out).write(target)
+        return _Export(read, network, base, dialect, as_lora, leave_out).write(target)
     except AdapterError as error:
         raise error if str(error).startswith(str(file)) else AdapterError(f"{file}: {error}") from None
 
@@ -208,17 +215,30 @@ def _require_what_is_configured(
 class _Export:
     """Turns one file into a dialect."""
 
-    def __init__(self, read: AdapterFile, network: Network | None, dialect: str, as_lora: int | None, leave_out: bool):
+    def __init__(
+        self,
+        read: AdapterFile,
+        network: Network | None,
+        base: BaseWeights | None,
+        dialect: str,
+        as_lora: int | None,
+        leave_out: bool,
+    ):
+        self.base = base
         self.read, self.network, self.dialect, self.leave_out = read, network, dialect, leave_out
         self.kind = None if network is None else network.kind
         self.pieces = pieces_of(read, network)
+        if base is not None:
+            self.pieces = [replace(piece, base=partial(base.weight, piece.name)) for piece in self.pieces]
         self.error: float | None = None
         self._require_layers()
         if as_lora is not None:
             self._turn_into_loras(as_lora)
         self.plain = all(piece.kind == "lora" for piece in self.pieces)
-        if not self.plain and dialect in _LORA_ONLY:
-            other = next(piece for piece in self.pieces if piece.kind != "lora")
+        self.dora = any(piece.kind == "dora" for piece in self.pieces)
+        held = ("lora", "dora") if dialect == "diffusers" else ("lora",)
+        other = next((piece for piece in self.pieces if piece.kind not in held), None)
+        if other is not None and dialect in _LORA_ONLY:
             raise AdapterError(
                 f"`{other.name}` is changed by a {other.kind}, and {_LORA_ONLY[dialect]} reads plain LoRA only in such "
                 "a file. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'comfyui' or 'lycoris'."
@@ -227,7 +247,12 @@ class _Export:
     def write(self, target: Path) -> Exported:
         layers = [piece.name for piece in self.pieces]
         choice = LayoutChoice(
-            dialect=self.dialect, kind=self.kind, layers=layers, plain=self.plain, leave_out=self.leave_out
+            dialect=self.dialect,
+            kind=self.kind,
+            layers=layers,
+            plain=self.plain,
+            leave_out=self.leave_out,
+            dora=self.dora,
         )
         name, readings = choice.layout()
         layout = replace(LAYOUTS[name], alphas=True) if self._keeps_alphas(name) else LAYOUTS[name]
@@ -247,9 +272,12 @@ class _Export:
             header.setdefault(TRANSFORMER_KEY, self.network.kind)
         if name == OWN:
             ranks = {piece.name: piece.rank or 1 for piece in self.pieces}
-            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks))
+            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks, use_dora=self.dora))
         if name == "lycoris.diffusers":
             header[LAYERS_KEY] = json.dumps({piece.name: piece.shape for piece in self.pieces})
+        if self.dora and layout.names != "diffusers":
+            # ComfyUI divides by the norms of the base's rows.
+            self.pieces = [each.over_base_norms() if each.kind == "dora" else each for each in self.pieces]
         places = {} if layout.names == "diffusers" else places_of(choice.known_family(), layers)
         write_tensors(target, self._tensors(layout, places), header)
         untried = choice.family is not None and not choice.family.verified and layout.names != "diffusers"
@@ -260,6 +288,7 @@ class _Export:
             left_out=left,
             error=self.error,
             tried=not untried,
+            dora=self.dora,
         )
 
     def _keeps_alphas(self, name: str) -> bool:
@@ -288,6 +317,11 @@ class _Export:
                 off += float((low.change() - change).square().sum())
                 size += float(change.square().sum())
             found.append(low)
+        if all(low is piece for low, piece in zip(found, self.pieces, strict=True)):
+            raise AdapterError(
+                f"is a LoRA already, and `--as-lora {rank}` is for other kinds. Leave it out; `flowhooks merge --method "
+                "svd --rank` makes a smaller rank."
+            )
         self.pieces = found
         self.error = None if not size else math.sqrt(off / size)
 
@@ -309,6 +343,8 @@ class _Export:
         if not place.fused:
             piece = parts[place.layer]
             return piece.swapped() if place.swaps(*piece.shape) else piece
+        if any(piece.kind == "dora" for piece in parts.values()):
+            parts = {part: parts.get(part) or self._still(parts, part) for part in place.parts}
         rows = [parts[part].shape[0] if part in parts else self._outputs(place, part) for part in place.parts]
         try:
             return stacked(place.native, [parts.get(part) for part in place.parts], rows)
@@ -316,6 +352,14 @@ class _Export:
             raise AdapterError(
                 f"{error}. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'lycoris'."
             ) from None
+
+    def _still(self, parts: Mapping[str, Piece], part: str) -> Piece:
+        """Return a DoRA of rank 0 that leaves a layer as it is, whose rows keep their own norms."""
+        assert self.base is not None
+        weight = self.base.weight(part)
+        low = next(iter(parts.values())).factors["down"]
+        factors = {"down": low[:0], "up": low.new_zeros(len(weight), 0), "magnitude": row_norms(weight).float()}
+        return Piece(name=part, kind="dora", factors=factors, scale=1.0)
 
     def _outputs(self, place: NativePlace, part: str) -> int:
         """Return how many outputs a layer has that the file does not change."""

@@ -12,6 +12,8 @@ from flowhooks.naming import Family, Reading, families, family_of, fits
 COMFYUI, DIFFUSERS, MUSUBI, SCRIPTS, LYCORIS = "ComfyUI", "Diffusers", "musubi-tuner", "sd-scripts", "LyCORIS"
 #: Diffusers' own layout.
 OWN = "transformer.diffusers"
+#: Version of ComfyUI that DoRA was tried in.
+COMFYUI_OF_DORA = "0.8.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class LayoutChoice:
         layers: Diffusers' names of the layers that it changes.
         plain: whether all changes are LoRA.
         leave_out: whether layers that a program would drop are going to be left out.
+        dora: whether changes are by a DoRA, which each program reads in the file that is made for it alone.
     """
 
     dialect: str
@@ -31,6 +34,7 @@ class LayoutChoice:
     layers: Sequence[str]
     plain: bool
     leave_out: bool
+    dora: bool = False
 
     @property
     def family(self) -> Family | None:
@@ -42,9 +46,11 @@ class LayoutChoice:
         layers = self.layers
         if self.dialect == "diffusers" or (self.dialect == "portable" and self._unknown() and self.plain):
             own = [] if self.family is None else fits(self.family, OWN, layers)
+            # Others drop its magnitudes.
+            own = [each for each in own if each.tool == DIFFUSERS or not self.dora]
             return OWN, own or [Reading(tool=DIFFUSERS, lost=())]
         if self.dialect == "lycoris":
-            found = [] if self.family is None else fits(self.family, "lycoris.diffusers", layers)
+            found = [] if self.family is None or self.dora else fits(self.family, "lycoris.diffusers", layers)
             return "lycoris.diffusers", [Reading(tool=LYCORIS, lost=()), *found]
         family = self.known_family()
         self._require_names(family)

@@ -10,7 +10,7 @@ from typing import Any
 
 from flowhooks.adapters.from_hub import fetch, on_disk
 from flowhooks.adapters.frozen import digest_of
-from flowhooks.adapters.names import find_file
+from flowhooks.adapters.names import USE_DORA, find_file
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.errors import UnusableCheckpoint
@@ -61,7 +61,7 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
         drawn += [record.columns] if record.columns else []
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
-        # Left out where nothing is quantised, as in versions without it.
+        # What does not set these is left out where it is off, as in versions without it.
         "model": {k: v for k, v in run.model.items() if k not in _FREE["model"] and (k != "quantization" or v)},
         "adapter": _adapter(run, fetching),
         "hooks": _keyed([json.loads(hook) for hook in hooks]),
@@ -119,8 +119,8 @@ def _adapter(run: Run, fetching: bool) -> dict[str, Any] | None:
     """Return the adapter section, with the content of the training adapter in place of where it is."""
     if run.adapter is None:
         return None
-    # Left out where there is none, as in versions without it.
-    section = {key: value for key, value in run.adapter.items() if key != "training_adapter"}
+    # Left out where they are off, as in versions without them.
+    section = {k: v for k, v in run.adapter.items() if k != "training_adapter" and (k != USE_DORA or v)}
     held = run.adapter["training_adapter"]
     if held is None:
         return section

@@ -24,19 +24,26 @@ class Optimization:
         run: its ``training`` section selects optimiser and schedule.
         parameters: all parameters that are trained.
         scaler: torch's GradScaler under fp16 mixed precision, else None.
+        undecayed: those of the parameters that no weight decay is for.
 
     Raises:
         ConfigError: the optimiser cannot be imported or built.
     """
 
-    def __init__(self, run: Run, parameters: Sequence[nn.Parameter], scaler: Any = None):
+    def __init__(
+        self,
+        run: Run,
+        parameters: Sequence[nn.Parameter],
+        scaler: Any = None,
+        undecayed: Sequence[nn.Parameter] = (),
+    ):
         training = run.training
         self.parameters = list(parameters)
         self.scaler = scaler
         #: Called with the rate of an update before it is made, while its gradients are there.
         self.before: Callable[[float], None] = lambda rate: None
         self.max_norm = training["max_grad_norm"]
-        self.optimizer = make_optimizer(run, self.parameters)
+        self.optimizer = make_optimizer(run, self.parameters, undecayed)
         if has_two_points(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
         self.schedule = get_scheduler(

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowhooks.adapters.fit import transformer_shapes
+from flowhooks.adapters.names import USE_DORA
 from flowhooks.checks.optimizers import NAMED, not_installed, optimizer_path
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder
 from flowhooks.config import Run
@@ -27,18 +28,25 @@ class MatricesApart(torch.optim.Optimizer):
         parameters: what is trained.
         lr: of both.
         adamw: keyword arguments of AdamW.
+        undecayed: those of the parameters that no weight decay is for.
         options: keyword arguments of Muon.
     """
 
     def __init__(
-        self, parameters: Sequence[nn.Parameter], lr: float, adamw: Mapping[str, Any] | None = None, **options: Any
+        self,
+        parameters: Sequence[nn.Parameter],
+        lr: float,
+        adamw: Mapping[str, Any] | None = None,
+        undecayed: Sequence[nn.Parameter] = (),
+        **options: Any,
     ):
         matrices, others = ([p for p in parameters if (p.dim() == 2) is two] for two in (True, False))
         self.parts: list[torch.optim.Optimizer] = []
         if matrices:
             self.parts.append(torch.optim.Muon(matrices, lr=lr, **options))
         if others:
-            self.parts.append(torch.optim.AdamW(others, lr=lr, **(adamw or {})))
+            kept = {id(each) for each in undecayed}
+            self.parts.append(torch.optim.AdamW(_groups(others, kept), lr=lr, **(adamw or {})))
         # The groups are the parts' own, so that a schedule that sets a rate here sets it there.
         super().__init__([group for part in self.parts for group in part.param_groups], {})
 
@@ -56,8 +64,21 @@ class MatricesApart(torch.optim.Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
 
-def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+def _groups(parameters: Sequence[nn.Parameter], undecayed: set[int]) -> Any:
+    """Return the parameters in groups, those of these ids without weight decay; as they are where there are none."""
+    kept = [each for each in parameters if id(each) in undecayed]
+    others = [each for each in parameters if id(each) not in undecayed]
+    return [{"params": others}] * bool(others) + [{"params": kept, "weight_decay": 0.0}] if kept else parameters
+
+
+def make_optimizer(
+    run: Run, parameters: Sequence[nn.Parameter], undecayed: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """The optimiser that a run names by a word or as ``package.module:Class``.
+
+    Args:
+        parameters: what is trained.
+        undecayed: those of them that no weight decay is for: magnitudes, which it would pull away from the base's.
 
     Raises:
         ConfigError: with the place of what is wrong: its package is not there, or it refuses an option.
@@ -68,6 +89,10 @@ def make_optimizer(run: Run, parameters: Sequence[nn.Parameter]) -> torch.optim.
     if name == "adamw" and _on_cuda(parameters) and not any(each in options for each in _IMPLEMENTATION):
         # One kernel for all tensors. Elsewhere torch's own choice is the faster one.
         options["fused"] = True
+    if name == "muon":
+        options["undecayed"] = undecayed
+    else:
+        parameters = _groups(parameters, {id(each) for each in undecayed})
     try:
         return made(parameters, lr=run.training["learning_rate"], **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
@@ -117,7 +142,7 @@ def try_optimizer(run: Run) -> None:
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     parameters = [nn.Parameter(torch.zeros((1,) * sides, device=device)) for sides in _sides(run)]
-    optimizer = make_optimizer(run, parameters)
+    optimizer = make_optimizer(run, parameters, [each for each in parameters if each.dim() != 2 and _is_dora(run)])
     if imports_optimizer(run.training["optimizer"]):
         # Some compute on one device only, which these parameters need not be on.
         return
@@ -133,12 +158,17 @@ def try_optimizer(run: Run) -> None:
         raise ConfigError(Problem(message, str(run.source), "$.training.optimizer_args")) from error
 
 
+def _is_dora(run: Run) -> bool:
+    """Return whether the adapter of a run has magnitudes."""
+    return run.adapter is not None and bool(run.adapter[USE_DORA])
+
+
 def _sides(run: Run) -> set[int]:
-    """Return the numbers of dimensions of the run's parameters. An adapter has matrices, as far as is known before it
-    exists; for a network, the headers of its weight files say."""
+    """Return the numbers of dimensions of the run's parameters. An adapter has matrices, and a DoRA magnitudes, as far
+    as is known before it exists; for a network, the headers of its weight files say."""
     folder = None if run.adapter is not None else pipeline_folder(run.model)
     if folder is None:
-        return {2}
+        return {1, 2} if _is_dora(run) else {2}
     shapes = transformer_shapes(folder, run.model["component"] or NETWORKS[0]).values()
     return {len(shape) for shape in shapes} or {2}
 

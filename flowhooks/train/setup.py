@@ -13,6 +13,7 @@ from typing import Any
 
 from torch.utils.data import Subset
 
+from flowhooks.adapters.names import MAGNITUDE
 from flowhooks.attaching import attach_planned
 from flowhooks.checks import Examined, examine
 from flowhooks.checks.machine import machine_warnings
@@ -141,7 +142,12 @@ def prepared(
             run=run,
             accelerator=accelerator,
             session=session,
-            optimization=Optimization(run, list(session.parameters().values()), accelerator.scaler),
+            optimization=Optimization(
+                run,
+                list(session.parameters().values()),
+                accelerator.scaler,
+                [each for name, each in session.parameters().items() if name.endswith(MAGNITUDE)],
+            ),
             validation=Validation(
                 run=run,
                 session=session,

@@ -271,6 +271,18 @@ REFUSALS: dict[str, Refusal] = {
         words=("$.model.dtype: ", "lose their updates"),
     ),
     "an algorithm of another library": Refusal(make=written(adapter={"algo": "loha"}), words=("$.adapter.algo: ",)),
+    "magnitudes of another kind than LoRA": Refusal(
+        make=written(adapter={"type": "lokr", "use_dora": True}),
+        words=("$.adapter.use_dora: ", "only type 'lora' has magnitudes, not 'lokr'"),
+    ),
+    "magnitudes of a convolution in half precision": Refusal(
+        make=written(
+            model={"dtype": "bf16"},
+            adapter={"use_dora": True, "target_modules": ["to_q", "pos_embed.proj"]},
+            training={"mixed_precision": "bf16"},
+        ),
+        words=("$.adapter.target_modules: ", "'pos_embed.proj' names a convolution", "'fp32'"),
+    ),
     "a warm-up of a constant rate": Refusal(
         make=written(training={"lr_scheduler": "constant", "lr_warmup_steps": 5}),
         words=("$.training.lr_warmup_steps: ", "has no warm-up"),

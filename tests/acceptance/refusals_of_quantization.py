@@ -59,6 +59,10 @@ QUANTIZATION: dict[str, Refusal] = {
         make=written(model={"quantization": "nf4"}, adapter={"type": "lokr"}),
         words=("$.adapter.type: ", "nf4 (bitsandbytes) packs them", "'lycoris'"),
     ),
+    "a DoRA on weights that PEFT cannot read": Refusal(
+        make=written(model={"quantization": "gguf"}, adapter={"use_dora": True}),
+        words=("$.adapter.use_dora: ", "does not read those of a GGUF file"),
+    ),
     "activations that are rounded with those of other samples": Refusal(
         make=settings(quant_method="bitsandbytes", load_in_8bit=True),
         words=(f"{_PLACE}: ", "depends on the others", "'int8'"),

@@ -14,6 +14,7 @@ from tests.families import tiny
 
 KINDS = {
     "lora": {"type": "lora"},
+    "dora": {"type": "lora", "use_dora": True},
     "loha": {"type": "loha"},
     "lokr": {"type": "lokr"},
     "lycoris-locon": {"type": "lycoris", "algo": "locon"},

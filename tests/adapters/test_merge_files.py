@@ -23,7 +23,7 @@ from tests.families import tiny
 LAYERS = ["to_q", "ff.net.0.proj", "norm_out.linear", "pos_embed.proj"]
 LOW_RANK = ["lora", "lycoris-locon"]
 #: The largest rank that the change of such an adapter can have.
-WHOLE = {"loha": 4, "lycoris-loha": 4, "lokr": 32, "lycoris-lokr": 32}
+WHOLE = {"loha": 4, "lycoris-loha": 4, "lokr": 32, "lycoris-lokr": 32, "dora": 32}
 
 
 @pytest.fixture
@@ -81,11 +81,19 @@ def test_cat_of_other_layers_is_their_union(saved, tmp_path):
     assert merged.ranks == (2, 4) and merged.layers == len(wanted)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """The folder of the network that all of them are for."""
+    folder = tmp_path_factory.mktemp("base")
+    transformer().save_pretrained(folder / "transformer")
+    return folder
+
+
 @pytest.mark.parametrize("second", KINDS)
-def test_svd_is_the_best_of_its_rank(second, saved, tmp_path):
+def test_svd_is_the_best_of_its_rank(second, saved, base, tmp_path):
     paths = [saved("lora", 2), saved(second, 3, rank=3, alpha=1.5)]
     wanted = total([0.5, 0.5], paths)
-    merged = merge_files(paths, tmp_path / "out", method="svd")
+    merged = merge_files(paths, tmp_path / "out", method="svd", model=base if second == "dora" else None)
     found = changes(merged.file)
     best = sum(float((torch.linalg.svdvals(change)[3:] ** 2).sum()) for change in wanted.values())
     size = sum(float(change.square().sum()) for change in wanted.values())
@@ -95,12 +103,12 @@ def test_svd_is_the_best_of_its_rank(second, saved, tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_svd_of_one_adapter_is_a_lora_of_it(kind, saved, tmp_path):
+def test_svd_of_one_adapter_is_a_lora_of_it(kind, saved, base, tmp_path):
     """Of full rank it is the adapter itself, and any kind becomes what other programs read."""
-    path = saved(kind)
-    wide = merge_files([path], tmp_path / "wide", method="svd", rank=WHOLE.get(kind))
+    path, model = saved(kind), base if kind == "dora" else None
+    wide = merge_files([path], tmp_path / "wide", method="svd", rank=WHOLE.get(kind), model=model)
     assert relative(changes(wide.file), changes(path)) < 1e-6
-    narrow = merge_files([path], tmp_path / "narrow", method="svd", rank=1)
+    narrow = merge_files([path], tmp_path / "narrow", method="svd", rank=1, model=model)
     assert narrow.ranks == (1,) and narrow.error > 0.1
     model, other = transformer(), transformer()
     load_adapter(model, path)
@@ -226,17 +234,24 @@ def test_a_lora_of_peft_itself(saved, tmp_path):
 def test_files_tell_their_layers_where_their_keys_do_not(saved):
     for kind in KINDS:
         (file,) = saved(kind).glob("*.safetensors")
-        assert (LAYERS_KEY in header(file)) == (kind != "lora")
-        if kind != "lora":
+        assert (LAYERS_KEY in header(file)) == (KINDS[kind]["type"] != "lora")
+        if KINDS[kind]["type"] != "lora":
             shapes = json.loads(header(file)[LAYERS_KEY])
             assert shapes["pos_embed.proj"] == [32, 4, 2, 2] and shapes["norm_out.linear"] == [64, 32]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in LOW_RANK])
 @pytest.mark.parametrize("method", ["cat", "factor_average"])
-def test_kinds_without_factors_are_for_svd(kind, method, saved, tmp_path):
+def test_kinds_without_factors_are_for_svd(kind, method, saved, base, tmp_path):
     with pytest.raises(AdapterError, match="has no factors A and B.*Use method 'svd'"):
-        merge_files([saved("lora", 2), saved(kind, 3)], tmp_path / "out", method=method)
+        merge_files([saved("lora", 2), saved(kind, 3)], tmp_path / "out", method=method, model=base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dora_needs_the_weights_that_it_changes(saved, base, tmp_path):
+    for model, message in ((None, "a DoRA, whose change .* depends on that weight.*`--model`"), (tmp_path, "has no")):
+        with pytest.raises(AdapterError, match=message):
+            merge_files([saved("dora")], tmp_path / "out", method="svd", model=model)
     assert not (tmp_path / "out").exists()
 
 

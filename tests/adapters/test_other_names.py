@@ -240,12 +240,18 @@ def test_damaged(case, tmp_path):
         load_adapter(pipe.transformer, file, pipeline=pipe)
 
 
-@pytest.mark.parametrize("key", ["lora_unet_double_blocks_0_img_attn_proj.dora_scale", "text.bias"])
-def test_more_than_a_plain_lora(key, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "sentence"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_proj.dora_scale", "`{}` makes it a DoRA of LyCORIS' kind"),
+        ("text.bias", "and `{}` beside the two matrices"),
+    ],
+)
+def test_more_than_a_plain_lora(key, sentence, tmp_path):
     file, _ = write("Flux, kohya", tmp_path / "lora.safetensors")
     rewritten(file, lambda tensors: tensors.update({key: torch.ones(32)}))
     pipe = tiny("flux")
-    with pytest.raises(AdapterError, match=f"and `{key}` beside the two matrices"):
+    with pytest.raises(AdapterError, match=sentence.format(key)):
         load_adapter(pipe.transformer, file, pipeline=pipe)
 
 

@@ -20,7 +20,7 @@ from tests.families import tiny
 PEFT_KINDS = ["lora", "loha", "lokr"]
 LYCORIS_KINDS = [kind for kind in KINDS if kind.startswith("lycoris")]
 FILES = {
-    "lora": "pytorch_lora_weights.safetensors",
+    **dict.fromkeys(["lora", "dora"], "pytorch_lora_weights.safetensors"),
     "loha": "adapter_model.safetensors",
     "lokr": "adapter_model.safetensors",
     **dict.fromkeys(LYCORIS_KINDS, "pytorch_lycoris_weights.safetensors"),

@@ -163,7 +163,7 @@ def test_whole_modules_are_refused_in_their_own_words(peft_folder):
     ("option", "sentence"),
     [
         ({"modules_to_save": ["proj_out"]}, "`modules_to_save` is .*proj_out.*whole layers"),
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "the file has no `lora_magnitude_vector`"),
         ({"init_lora_weights": "pissa"}, "fits a changed base only"),
         ({"r": "4"}, "`r` is '4', expected a whole number"),
     ],

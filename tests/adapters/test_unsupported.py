@@ -18,7 +18,7 @@ from tests.adapters.helpers import appearance, section, transformer
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"use_dora": True}, "DoRA"),
+        ({"use_dora": True}, "the file has no `lora_magnitude_vector`"),
         ({"init_lora_weights": "pissa_niter_4"}, "fits a changed base only"),
         ({"init_lora_weights": "olora"}, "fits a changed base only"),
     ],

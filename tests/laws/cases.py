@@ -156,6 +156,7 @@ PEFT_ONLY = {"anyflow_on_policy"}
 
 ADAPTERS = {
     "lora": {"type": "lora", "rank": 4, "alpha": 8},
+    "dora": {"type": "lora", "use_dora": True, "rank": 4, "alpha": 8},
     "loha": {"type": "loha", "rank": 2, "alpha": 2},
     "lokr": {"type": "lokr", "rank": 2, "alpha": 2},
     "lycoris_locon": {"type": "lycoris", "algo": "locon", "rank": 4, "alpha": 2},

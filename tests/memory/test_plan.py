@@ -66,6 +66,7 @@ LORA = {"type": "lora", "rank": 4}
         pytest.param({"adapter": LORA, "method": {"anyflow": {"target_mode": "flow_map"}}}, id="flow maps"),
         pytest.param({"adapter": LORA, "hooks": [{"type": "twin_flow"}]}, id="twin_flow"),
         pytest.param({"adapter": {"type": "loha", "rank": 4}}, id="loha"),
+        pytest.param({"adapter": {**LORA, "use_dora": True}}, id="dora"),
         pytest.param({"adapter": None, "training": {"trainable": "transformer"}}, id="whole network"),
         pytest.param({"adapter": LORA, "training": {"gradient_accumulation_steps": 2}}, id="accumulation"),
         pytest.param(

@@ -28,6 +28,7 @@ from tests.families.checks import pairs
 from tests.probe.test_recomputing import ADAPTERS
 
 CPU = torch.device("cpu")
+KINDS = {**ADAPTERS, "dora": {**ADAPTERS["lora"], "use_dora": True}}
 RUN = {"adapter": ADAPTERS["lora"], "hooks": [{"type": "flow_dpo", "norm_type": "mean"}]}
 SELF_FLOW = {"type": "feature_alignment", "source": "self_flow", "block_index": 0, "teacher_block_index": 1}
 
@@ -91,13 +92,14 @@ def differing(expected, found):
 
 @cache
 def plain(name, adapter):
-    return gradients(learnt(name), {**RUN, "adapter": ADAPTERS[adapter]})
+    return gradients(learnt(name), {**RUN, "adapter": KINDS[adapter]})
 
 
 @pytest.mark.parametrize(
     ("name", "adapter", "setting"),
     [
         ("sd3", "lora", {}),
+        ("sd3", "dora", {"share": 0.5}),
         ("flux", "lora", {"share": 0.5}),
         ("flux", "lycoris", {"every": 2, "offload": True}),
         ("wan", "lycoris", {"offload": True}),
@@ -107,7 +109,7 @@ def test_gradients_are_the_same_to_the_bit_and_nothing_computes_with_what_is_on_
     model = learnt(name)
     with offloaded(model, **setting) as offload:
         watched = Watched(offload)
-        found = gradients(model, {**RUN, "adapter": ADAPTERS[adapter]}, watched)
+        found = gradients(model, {**RUN, "adapter": KINDS[adapter]}, watched)
     assert differing(plain(name, adapter), found) == []
     assert watched.reading == set() and watched.copies >= len(offload.weights)
 

@@ -24,6 +24,7 @@ VALIDATION = {"prompts": ["one"], "num_inference_steps": 1, "every_steps": 3, "h
 TIMES = {"type": "timestep_schedule", "flow_custom_timesteps": [900, 600, 300], "flow_timesteps_mode": "round-robin"}
 ADAPTERS = [
     {"type": "lora", "rank": 2, "dropout": 0.3},
+    {"type": "lora", "use_dora": True, "rank": 2, "dropout": 0.3},
     {"type": "loha", "rank": 2, "dropout": 0.3},
     {"type": "lycoris", "algo": "lokr", "rank": 2, "dropout": 0.3},
 ]
@@ -44,7 +45,7 @@ def killed_at(micro_step):
     return {"type": "tests.train.toys:SignalAt", "name": "SIGTERM", "micro_step": micro_step}
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter["type"])
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: "dora" if "use_dora" in adapter else adapter["type"])
 def test_a_resumed_run_is_the_run(new_run, adapter):
     sections = {"adapter": adapter, "training": TRAINING, "validation": VALIDATION}
     whole = train(new_run("whole", hooks=[*FLOW_DPO, TIMES, killed_at(99)], **sections), progress=False)
