@@ -108,13 +108,13 @@ def count(model: FlowModel, run: Mapping[str, Any]) -> Counted:
     Raises:
         FlowhooksError: the run cannot be attached to the model, or its blocks cannot be compiled.
     """
-    run = {"adapter": {"type": "lora", "rank": 2, "alpha": 2}, **run}
+    run = dict(run)
     recomputed = run.pop("checkpointing", False)
     batches = [_batch(model, seed) for seed in range(2)]
     with gradient_checkpointing(model.transformer, recomputed):
         with summed_by_block(model.transformer, model.anatomy.blocks):
             expected, _, _ = _steps(model, run, batches)
-        found, graphs, breaks = _steps(model, {**run, "training": {**run.get("training", {}), **COMPILED}}, batches)
+        found, graphs, breaks = _steps(model, compiled(run), batches)
     equal = all(
         # What has no part in the loss gets no gradient from torch, and one of zero from a compiled block.
         all(_same(mine.get(name), theirs.get(name)) for name in {*mine, *theirs})
@@ -123,11 +123,28 @@ def count(model: FlowModel, run: Mapping[str, Any]) -> Counted:
     return Counted(graphs=graphs[0], later=graphs[1] - graphs[0], breaks=breaks, equal=equal)
 
 
+def graphs_of(model: FlowModel, run: Mapping[str, Any]) -> dict[str, int]:
+    """Run two steps of a run with compiled blocks, and compare nothing.
+
+    Returns:
+        Graphs of the first step, recompilations in the second, and graph breaks.
+    """
+    torch._dynamo.reset()
+    _, graphs, breaks = _steps(model, compiled(run), [_batch(model, seed) for seed in range(2)])
+    return {"graphs": graphs[0], "recompilations": graphs[1] - graphs[0], "graph breaks": breaks}
+
+
+def compiled(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run with compiled blocks."""
+    return {**run, "training": {**run.get("training", {}), **COMPILED}}
+
+
 def _steps(
     model: FlowModel, run: Mapping[str, Any], batches: Sequence[Batch]
 ) -> tuple[list[dict[str, Tensor]], list[int], int]:
     """Return loss and gradients of each step, the graphs compiled until then, and the graph breaks of all."""
     torch.manual_seed(0)
+    run = {"adapter": {"type": "lora", "rank": 2, "alpha": 2}, **run}
     results, graphs = [], []
     with flowhooks.attach(model, run) as session:
         parameters = session.parameters()

@@ -2,7 +2,8 @@
 
 Forwards, rows that go through the network, blocks, backward passes and decodes are those of the network; waits are
 counted on a device that is computed on the CPU (:mod:`benchmarks.far_device`); bytes are the most that an update has
-alive at once, and allocations the tensors that it makes.
+alive at once, and allocations the tensors that it makes. Of compiled blocks the graphs are counted, the recompilations
+in a later step, and the graph breaks.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from flowhooks.train.validation import on_device
 SIZE = Size(network=SMALL, edge=16, batch=2)
 #: Bytes may grow by this share: what torch itself keeps differs between its releases.
 SLACK = {"bytes": 0.01, "allocations": 0.01}
+#: Pipeline and method of :mod:`benchmarks.compile` whose blocks are compiled; a graph takes a second or two.
+COMPILED = (("sd3", "flow_dpo"),)
 
 
 class Allocations(Live):
@@ -58,7 +61,15 @@ def counted() -> dict[str, dict[str, int]]:
             found[name] = {**calls.counts, "bytes": live.peak, "allocations": live.made}
         for name, waits in _waits(model, batch, runs).items():
             found[name]["waits"] = waits
-    return found
+    return {**found, **_compiled()}
+
+
+def _compiled() -> dict[str, dict[str, int]]:
+    from benchmarks.compile import METHODS as RUNS
+    from benchmarks.compile import graphs_of
+    from tests.families import learnt
+
+    return {f"{method}, blocks of {name} compiled": graphs_of(learnt(name), RUNS[method]) for name, method in COMPILED}
 
 
 def _waits(model: FlowModel, batch: Batch, runs: Mapping[str, Any]) -> dict[str, int]:

@@ -312,7 +312,8 @@ machine does touches both. A row that fails says how.
 Measured on {processor}, torch {torch}, one thread, with a Stable Diffusion 3 network of {weights:.0f} million weights
 in fp32, images of {edge} pixels (a token is 4 x 4), LoRA of rank 16 on the attention, batch 1, {rounds} steps a side.
 `python -m benchmarks check` compares what depends on no machine (forwards, backward passes, decodes, waits for the
-device, bytes and allocations) with what is committed in `benchmarks/counts.json`; the tests run it."""
+device, bytes, allocations, and the graphs, recompilations and graph breaks of compiled blocks) with what is committed
+in `benchmarks/counts.json`; the tests run it."""
 
 _TEXTS = {
     OVER_FLOOR: (

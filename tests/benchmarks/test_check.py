@@ -42,3 +42,11 @@ def test_a_method_that_nobody_committed_to_is_told(committed):
         "new: forwards 3, and none is committed",
         "sft: committed, and not measured",
     ]
+
+
+@pytest.mark.parametrize("what", ["recompilations", "graph breaks", "waits", "forwards", "allocations"])
+def test_every_kind_of_count_is_committed_and_a_rise_fails(committed, what):
+    now = copy.deepcopy(committed)
+    name = next(name for name, counts in committed.items() if what in counts)
+    now[name][what] = 2 * now[name][what] + 1
+    assert counts.worse(committed, now) == [f"{name}: {what} {now[name][what]:,}, committed {committed[name][what]:,}"]
