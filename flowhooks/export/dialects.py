@@ -319,8 +319,8 @@ class _Export:
             found.append(low)
         if all(low is piece for low, piece in zip(found, self.pieces, strict=True)):
             raise AdapterError(
-                f"is a LoRA already, and `--as-lora {rank}` is for other kinds. Leave it out; `flowhooks merge --method "
-                "svd --rank` makes a smaller rank."
+                f"is a LoRA already, and `--as-lora {rank}` is for other kinds. Leave it out; "
+                "`flowhooks merge --method svd --rank` makes a smaller rank."
             )
         self.pieces = found
         self.error = None if not size else math.sqrt(off / size)

@@ -19,12 +19,9 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
-<<<<<<< HEAD
-from flowhooks.kernel.view import at_least_fp32
-=======
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
->>>>>>> sched
+from flowhooks.kernel.view import at_least_fp32
 from flowhooks.probe.recorder import freed_once
 from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
