@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -199,10 +199,13 @@ def _changes(loaded: Any, strength: float) -> dict[str, LayerChange]:
             for target, lora in zip(loaded.targets, loaded.network.loras, strict=True)
         }
     assert isinstance(loaded, PeftAdapter)
-    for layer in loaded.layers:
-        vars(layer)["scaling"][loaded.name] *= strength
-    layers = zip(loaded.targets, loaded.layers, strict=True)
-    return {target: LayerChange(layer, magnitude=magnitude_of(layer, loaded.name)) for target, layer in layers}
+    changes = {}
+    for target, layer in zip(loaded.targets, loaded.layers, strict=True):
+        magnitude = magnitude_of(layer, loaded.name)
+        if magnitude is None:
+            vars(layer)["scaling"][loaded.name] *= strength
+        changes[target] = LayerChange(layer, magnitude=magnitude, strength=strength)
+    return changes
 
 
 class LayerChange:
@@ -216,11 +219,14 @@ class LayerChange:
             runs.
         lycoris: the LyCORIS module.
         magnitude: that of a DoRA, which computes with the weights of the hooked layer.
+        strength: factor of a DoRA's change. That of other kinds is in the factor of their library.
     """
 
-    def __init__(self, adapted: nn.Module, *, lycoris: Any = None, magnitude: Tensor | None = None):
+    def __init__(
+        self, adapted: nn.Module, *, lycoris: Any = None, magnitude: Tensor | None = None, strength: float = 1.0
+    ):
         self._adapted = adapted
-        self._magnitude = magnitude
+        self._magnitude, self._strength = magnitude, strength
         self._handle: RemovableHandle | None = None
         self._result: Any = None
         if lycoris is None:
@@ -255,8 +261,11 @@ class LayerChange:
         self._place(result.device)
         self._result = result
         try:
-            with nullcontext() if self._magnitude is None else self._over(module):
+            if self._magnitude is None:
                 return self._adapted(*args, **kwargs)
+            with self._over(module):
+                changed = self._adapted(*args, **kwargs)
+            return changed if self._strength == 1 else result + self._strength * (changed - result)
         finally:
             self._result = None
 

@@ -18,7 +18,7 @@ from flowhooks.adapters.network import Network, network_in, network_told
 from flowhooks.errors import ModelError
 from flowhooks.export.dialects import Exported, export_adapter
 from flowhooks.export.privacy import is_local_path, last_part
-from flowhooks.export.second_time import SecondTime, read_second_time
+from flowhooks.export.second_time import TrainedSecondTime, read_second_time
 from flowhooks.manifest import CHECKPOINT, MODULES
 from flowhooks.naming import Family, TimeEmbedding, families, family_of
 from flowhooks.reading import user_path
@@ -98,7 +98,7 @@ def export_flow_map(
     return ExportedFlowMap(adapter=written, family=family.name, base=base)
 
 
-def _known(run: Path, second: SecondTime) -> tuple[Family, TimeEmbedding]:
+def _known(run: Path, second: TrainedSecondTime) -> tuple[Family, TimeEmbedding]:
     """Return the network's family, and how it embeds the time. Raises ModelError where that is not known."""
     family = family_of(second.network)
     if family is None or family.time is None:
@@ -122,7 +122,7 @@ def _named(folder: Path) -> Path:
     return folder / "flow_map.safetensors"
 
 
-def _about(second: SecondTime, family: Family, time: TimeEmbedding) -> dict[str, Any]:
+def _about(second: TrainedSecondTime, family: Family, time: TimeEmbedding) -> dict[str, Any]:
     """Return what the header says: the second embedding is that of ``scale * d + offset``, with d the end of the
     interval (mode ``r``) or its length (``t-r``) in sigma."""
     scale, offset = time.angle(second.options["timestep_scale"])
@@ -159,7 +159,7 @@ def outline(family: Family, network: Network | None) -> dict[str, list[int]]:
     return found
 
 
-def _native(second: SecondTime, family: Family, time: TimeEmbedding) -> dict[str, Tensor]:
+def _native(second: TrainedSecondTime, family: Family, time: TimeEmbedding) -> dict[str, Tensor]:
     """Return the second embedder's weights under the original names of the first's."""
     found = {}
     for key, tensor in second.weights.items():

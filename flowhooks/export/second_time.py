@@ -18,7 +18,7 @@ HOOK, EMBEDDER = "time_conditioning", "delta_embedder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SecondTime:
+class TrainedSecondTime:
     """Holds a trained second time.
 
     Args:
@@ -34,7 +34,7 @@ class SecondTime:
     weights: Mapping[str, Tensor]
 
 
-def read_second_time(run: Path, dialect: str) -> SecondTime:
+def read_second_time(run: Path, dialect: str) -> TrainedSecondTime:
     """Return the second time in the folder of a run.
 
     Args:
@@ -58,7 +58,7 @@ def read_second_time(run: Path, dialect: str) -> SecondTime:
         raise ModelError(f"{file}: holds what {others[0]!r} trained too, which format {dialect!r} has no place for")
     tensors, _ = read_tensors(file)
     mark = f".{EMBEDDER}."
-    return SecondTime(
+    return TrainedSecondTime(
         network=manifest["network"],
         component=manifest["component"],
         options=dict(blocks[0]),
