@@ -19,7 +19,7 @@ import flowhooks
 from flowhooks import FlowMapScheduler
 from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
-from flowhooks.export.flow_map_loader import LOADER, loader_source
+from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.manifest import MODULES
 from tests.families import learnt, tiny
@@ -297,6 +297,20 @@ def test_the_one_file_refuses_what_it_cannot_load(alone, pipe, folder, tmp_path)
     assert not pipe.transformer._forward_pre_hooks and not hasattr(pipe.transformer, "peft_config")
     with alone.load_flow_map(pipe, folder), pytest.raises(refused, match="has a flow map or an adapter on already"):
         alone.load_flow_map(pipe, folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "adapter", "hooks", "can"),
+    [
+        (["time_conditioning.delta_embedder"], {"type": "lora"}, [], True),
+        (["time_conditioning.delta_embedder"], None, [], True),
+        (["time_conditioning.delta_embedder"], {"type": "lycoris"}, [], False),
+        (["time_conditioning.delta_embedder"], {"type": "lora"}, [{"type": "adapter_gate", "sigma": 0.5}], False),
+        (["time_conditioning.delta_embedder", "other.head"], {"type": "lora"}, [], False),
+    ],
+)
+def test_it_is_written_for_what_it_can_load(modules, adapter, hooks, can):
+    assert is_loadable(modules, {"adapter": adapter, "hooks": hooks}) == can
 
 
 def test_the_one_file_says_what_ours_says():
