@@ -37,6 +37,8 @@ from flowhooks.flow_map.step_time import FlowMapError
 LORA, MODULES, MANIFEST = "pytorch_lora_weights.safetensors", "flowhooks_modules.safetensors", "flowhooks.modules"
 #: Entry in the header of the first where the LoRA is off in some steps.
 GATE = "flowhooks.adapter_below"
+#: Types of a time, by their names.
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 #: Networks of a pipeline that take turns.
 EXPERTS = ("transformer", "transformer_2")
 #: Start of the names of the second embedder's weights.
@@ -80,7 +82,6 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
     """
     folder = Path(__file__).parent if folder is None else Path(folder)
     manifest, weights = _read(folder)
-    told = manifest["second_time"]
     name = manifest["component"] or "transformer"
     network: Any = getattr(pipe, name, None)
     if type(network).__name__ != manifest["network"]:
@@ -88,15 +89,15 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
             f"{folder / MODULES}: was trained for the {manifest['network']} in `{name}`; this pipeline has "
             f"{'none' if network is None else f'a {type(network).__name__}'} there. Load the pipeline it was trained on"
         )
-    delta = _blank_copy(network.get_submodule(told["embedder"]))
+    if has_second_time(network) or getattr(network, "peft_config", None):
+        raise FlowMapError(
+            f"`{name}` has a flow map or an adapter on already; take it off, and put others on after the flow map, "
+            "which has one of its own"
+        )
     try:
-        delta.load_state_dict(weights)
-    except RuntimeError as error:
+        second = _second_time(network, manifest["second_time"], weights)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise FlowMapError(f"{folder / MODULES}: does not fit this network ({error})") from error
-    times = [TimeUnit(**{**time, "dtype": getattr(torch, time["dtype"])}) for time in told["times"]]
-    options = {key: told[key] for key in ("deltatime_type", "timestep_scale")}
-    dtype = _floating(network.get_submodule(told["embedder"]))
-    second = SecondTime(network, told["embedder"], times, delta, dtype, gate=told["gate_value"], **options)
     scheduler = pipe.scheduler
     with ExitStack() as stack:
         if (folder / LORA).is_file():
@@ -106,6 +107,15 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
         pipe.scheduler = FlowMapScheduler.from_scheduler(scheduler)
         stack.callback(put_back, pipe, scheduler)
         return FlowMap(stack.pop_all())
+
+
+def _second_time(network: nn.Module, told: dict[str, Any], weights: dict[str, Tensor]) -> SecondTime:
+    embedder = network.get_submodule(told["embedder"])
+    delta = _blank_copy(embedder)
+    delta.load_state_dict(weights)
+    times = [TimeUnit(**{**time, "dtype": DTYPES[time["dtype"]]}) for time in told["times"]]
+    options = {"gate": float(told["gate_value"]), **{key: told[key] for key in ("deltatime_type", "timestep_scale")}}
+    return SecondTime(network, told["embedder"], times, delta, _floating(embedder), **options)
 
 
 def told_experts(pipe: Any, network: nn.Module, category: type[Warning]) -> list[nn.Module]:
@@ -133,7 +143,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         try:
             manifest = json.loads(opened.metadata()[MANIFEST])
             kinds = [hook["type"] for hook in manifest["hooks"]]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
             raise FlowMapError(f"{file}: says nothing of a flow map ({error!r})") from error
         weights = {key.removeprefix(EMBEDDER): opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     if kinds != ["time_conditioning"] or "second_time" not in manifest:
@@ -154,7 +164,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _load_lora(pipe: Any, network: Any, name: str, folder: Path) -> Callable[[], None]:
-    """Put the LoRA on, beside what is there. Returns a function that takes it off."""
+    """Put the LoRA on. Returns a function that takes it off, and leaves others that were put on since."""
     adapter = "flow_map"
     if hasattr(pipe, "load_lora_weights"):
         second = {"load_into_transformer_2": True} if name == "transformer_2" else {}

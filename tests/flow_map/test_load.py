@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import flowhooks
 from flowhooks import FlowMapScheduler
+from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
-from flowhooks.export.flow_map_loader import LOADER, loader_source
+from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.manifest import MODULES
 from tests.families import learnt, tiny
@@ -281,10 +282,35 @@ def test_the_one_file_refuses_what_it_cannot_load(alone, pipe, folder, tmp_path)
     with pytest.raises(refused, match="lycoris.safetensors: is no LoRA that Diffusers loads"):
         alone.load_flow_map(pipe, tmp_path)
     (tmp_path / "lycoris.safetensors").unlink()
-    save_file(load_file(tmp_path / MODULES), tmp_path / MODULES)
-    with pytest.raises(refused, match="says nothing of a flow map"):
-        alone.load_flow_map(pipe, tmp_path)
+    tensors, header = read_tensors(folder / MODULES)
+    told = json.loads(header["flowhooks.modules"])
+    for damage, words in (
+        ({"second_time": {**told["second_time"], "embedder": "nowhere"}}, "does not fit this network .*nowhere"),
+        ({"second_time": {**told["second_time"], "times": [{"name": "timestep", "dtype": "load"}]}}, "does not fit"),
+        ({"second_time": {}}, "does not fit this network"),
+        ({"hooks": []}, r"holds \[\], and this file loads"),
+        ({"hooks": 1}, "says nothing of a flow map"),
+    ):
+        save_file(tensors, tmp_path / MODULES, {"flowhooks.modules": json.dumps({**told, **damage})})
+        with pytest.raises(refused, match=words):
+            alone.load_flow_map(pipe, tmp_path)
     assert not pipe.transformer._forward_pre_hooks and not hasattr(pipe.transformer, "peft_config")
+    with alone.load_flow_map(pipe, folder), pytest.raises(refused, match="has a flow map or an adapter on already"):
+        alone.load_flow_map(pipe, folder)
+
+
+@pytest.mark.parametrize(
+    ("modules", "adapter", "hooks", "can"),
+    [
+        (["time_conditioning.delta_embedder"], {"type": "lora"}, [], True),
+        (["time_conditioning.delta_embedder"], None, [], True),
+        (["time_conditioning.delta_embedder"], {"type": "lycoris"}, [], False),
+        (["time_conditioning.delta_embedder"], {"type": "lora"}, [{"type": "adapter_gate", "sigma": 0.5}], False),
+        (["time_conditioning.delta_embedder", "other.head"], {"type": "lora"}, [], False),
+    ],
+)
+def test_it_is_written_for_what_it_can_load(modules, adapter, hooks, can):
+    assert is_loadable(modules, {"adapter": adapter, "hooks": hooks}) == can
 
 
 def test_the_one_file_says_what_ours_says():
@@ -299,6 +325,14 @@ def test_another_adapter_is_not_taken_for_its_own(pipe, folder):
     pipe.load_lora_weights(folder)
     with pytest.raises(AdapterError, match="an adapter is on this pipeline already"):
         flowhooks.load_flow_map(pipe, folder)
+    pipe.unload_lora_weights()
+    blocks = [{"type": "time_conditioning"}]
+    with (
+        flowhooks.attach(pipe, blocks, height=16, width=16),
+        pytest.raises(ModelError, match="has a second time already"),
+        flowhooks.attach(pipe, blocks, height=16, width=16),
+    ):
+        pass
 
 
 def test_of_two_experts_the_other_does_what_it_did():

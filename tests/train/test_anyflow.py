@@ -15,10 +15,12 @@ import flowhooks
 from flowhooks.cli import main
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
+from flowhooks.export.flow_map_loader import LOADER, loader_source
+from flowhooks.export.upload import upload_set
 from flowhooks.hooks import TargetReplacer
 from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.kernel import Hook
-from flowhooks.manifest import MODULES
+from flowhooks.manifest import CARD, MODULES
 from flowhooks.train import train
 from tests.families import learnt
 from tests.train.runs import document, history, weights
@@ -64,6 +66,12 @@ def test_a_run_leaves_a_stock_lora_and_its_modules(new_run, model, tmp_path, cap
     assert sorted(saved) == sorted(names)
     checkpoint = weights(folder / "checkpoint-4")
     assert set(names) <= set(checkpoint)
+    # What loads it where flowhooks is not installed, and the card that says so.
+    assert (folder / LOADER).read_text(encoding="utf-8") == loader_source()
+    assert "from flow_map_loader import load_flow_map\n\nload_flow_map(pipe)\n" in (folder / CARD).read_text(
+        encoding="utf-8"
+    )
+    assert {LOADER, MODULES} <= set(upload_set(file.name for file in folder.iterdir()))
     stock = StableDiffusion3Pipeline.from_pretrained(model, text_encoder_3=None, tokenizer_3=None)
     embedder = stock.transformer.time_text_embed.timestep_embedder
     assert not torch.equal(saved[names[0]], embedder.linear_1.weight)

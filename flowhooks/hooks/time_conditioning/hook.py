@@ -10,7 +10,7 @@ from torch import nn
 
 from flowhooks.documents.spec import properties_of
 from flowhooks.errors import ModelError
-from flowhooks.flow_map.second_time import pass_over_steps_of
+from flowhooks.flow_map.second_time import has_second_time, pass_over_steps_of
 from flowhooks.hooks.time_conditioning import TimeConditioningEnablerSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
@@ -43,7 +43,7 @@ class TimeConditioningEnabler(TimeConditioningEnablerSpec, Hook):
             self._require_native(model)
             yield
             return
-        if model.interval is not None:
+        if model.interval is not None or has_second_time(model.transformer):
             raise ModelError("this network has a second time already; attach one `time_conditioning` only")
         if model.anatomy.time_embedder is None:
             raise ModelError(
