@@ -91,7 +91,6 @@ def export_flow_map(
     base = section["pretrained_model_name_or_path"]
     base = last_part(base) if is_local_path(base) else base
     about = {**_about(second, family, time), "base": base, "layers": outline(family, network)}
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(target, {**tensors, **_native(second, family, time)}, {**header, HEADER: json.dumps(about)})
     # Programs that read the adapter alone do not sample a flow map.
     written = replace(written, file=target, readings=())
