@@ -91,7 +91,6 @@ def export_flow_map(
     base = section["pretrained_model_name_or_path"]
     base = last_part(base) if is_local_path(base) else base
     about = {**_about(second, family, time), "base": base, "layers": outline(family, network)}
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_tensors(target, {**tensors, **_native(second, family, time)}, {**header, HEADER: json.dumps(about)})
     # Programs that read the adapter alone do not sample a flow map.
     written = replace(written, file=target, readings=())
@@ -139,8 +138,8 @@ def _about(second: TrainedSecondTime, family: Family, time: TimeEmbedding) -> di
 
 
 def outline(family: Family, network: Network | None) -> dict[str, list[int]]:
-    """Return original name, with # for a block's number -> how many Linear layers have it, and how many outputs and
-    inputs these have together. Those that the family has and this network lacks are there with zeros.
+    """Return original name, with # for a block's number -> how many layers have it, and how many outputs and inputs
+    these have together. Those that the family has and this network lacks are there with zeros.
 
     A program that has the original network compares these to know another one. It is empty where the network's layers
     are not known.
@@ -149,7 +148,9 @@ def outline(family: Family, network: Network | None) -> dict[str, list[int]]:
         return {}
     sides: dict[str, tuple[int, int]] = {}
     for layer, shape in network.shapes.items():
-        if len(shape) == 2 and (place := family.place(layer)) is not None:
+        if layer in family.convolutions:
+            sides[family.convolutions[layer]] = (shape[0], shape[1])
+        elif len(shape) == 2 and (place := family.place(layer)) is not None:
             outputs, _ = sides.get(place.native, (0, 0))
             sides[place.native] = (outputs + shape[0], shape[1])
     found = {_BLOCK.sub(".#.", native): [0, 0, 0] for native in (*family.layers.values(), *family.fused)}

@@ -76,6 +76,7 @@ class Family:
         halves_swapped: Diffusers' layers whose halves change places.
         halves_swapped_if: the same, with how many times as many outputs as inputs such a layer has.
         tencent: whether the family has names of Tencent's too.
+        convolutions: Diffusers' name -> native name of layers that take the latents, where they are convolutions.
         time: how its networks embed the time; None where that was not written down.
         portable: layouts for one file that is right in most tools, best first.
         reads: layout -> tool -> ``only`` or ``without`` -> patterns of Diffusers' names.
@@ -90,6 +91,7 @@ class Family:
     halves_swapped: tuple[str, ...]
     halves_swapped_if: Mapping[str, int]
     tencent: bool
+    convolutions: Mapping[str, str]
     time: TimeEmbedding | None
     portable: tuple[str, ...]
     reads: Mapping[str, Mapping[str, Mapping[str, tuple[str, ...]]]]
@@ -167,6 +169,7 @@ def _family(name: str, found: Mapping[str, Any]) -> Family:
         halves_swapped=tuple(found["halves_swapped"]),
         halves_swapped_if=found["halves_swapped_if_outputs_are"],
         tencent=found["tencent"],
+        convolutions=found.get("convolutions", {}),
         time=_time(found.get("time")),
         portable=tuple(found["portable"]),
         reads=found["reads"],

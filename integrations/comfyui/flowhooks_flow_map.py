@@ -339,7 +339,7 @@ def outlined(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
     """Return the outline of a network, as `FlowMapFile` has it, from the shapes of its weights."""
     found: dict[str, list[int]] = {}
     for key, shape in shapes.items():
-        if len(shape) == 2 and key.endswith(".weight"):
+        if len(shape) > 1 and key.endswith(".weight"):
             total = found.setdefault(_BLOCK.sub(".#.", key.removesuffix(".weight")), [0, 0, 0])
             total[:] = [total[0] + 1, total[1] + shape[0], total[2] + shape[1]]
     return found

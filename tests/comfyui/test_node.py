@@ -27,7 +27,7 @@ ABOUT = {
     "mode": "r",
     "scale": 1000.0,
     "offset": 0.0,
-    "layers": {"double_blocks.#.img_attn.qkv": [2, 24, 8], "guidance_in.in_layer": [0, 0, 0]},
+    "layers": {"double_blocks.#.img_attn.qkv": [2, 24, 8], "guidance_in.in_layer": [0, 0, 0], "patches": [1, 4, 3]},
 }
 #: Of the base that `ABOUT` describes.
 SHAPES = {
@@ -36,6 +36,7 @@ SHAPES = {
     "double_blocks.1.img_attn.norm.query_norm.scale": (4,),
     "time_in.in_layer.weight": (4, 8),
     "time_in.out_layer.weight": (4, 4),
+    "patches.weight": (4, 3, 1, 2, 2),
 }
 
 
@@ -121,6 +122,7 @@ def test_other_files_are_refused(tmp_path):
         ("Flux", {"double_blocks.2.img_attn.qkv.weight": (12, 4)}, "2 layers with 24 outputs and 8 inputs.*has 3 "),
         ("Flux", {"double_blocks.1.img_attn.qkv.weight": (16, 4)}, "2 layers with 28 outputs"),
         ("Flux", {"guidance_in.in_layer.weight": (4, 8)}, "no layer `guidance_in.in_layer`; this model has 1 layer"),
+        ("Flux", {"patches.weight": (4, 5, 1, 2, 2)}, "4 outputs and 3 inputs `patches`; this model has .* 5 inputs"),
         ("Flux", {"time_in.in_layer.weight": (4, 6)}, "`time_in.in_layer` has .4, 8. numbers; this model has .4, 6."),
     ],
 )

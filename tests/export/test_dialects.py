@@ -17,8 +17,7 @@ from flowhooks.adapters import build_adapter
 from flowhooks.adapters.adapter_file import read_adapter
 from flowhooks.commands import export
 from flowhooks.errors import AdapterError
-from flowhooks.export import export_lora
-from flowhooks.export.anyflow import FORMAT
+from flowhooks.export import anyflow, export_lora, flow_map
 from flowhooks.export.dialects import DIALECTS, export_adapter, pieces_of
 from flowhooks.export.merged import MERGED
 from tests.adapters.helpers import section, train_randomly, transformer
@@ -291,7 +290,7 @@ def test_the_command(tmp_path, capsys):
     assert f"Wrote {target}: " in said and "right in   ComfyUI 0.33.0, sd-scripts" in said
     assert read_header_count(tmp_path / "my.safetensors") > 0
     assert parser.parse_args(["x"]).format == "portable"
-    assert (*DIALECTS, *MERGED, FORMAT) == export.FORMATS
+    assert (*DIALECTS, *MERGED, anyflow.FORMAT, flow_map.FORMAT) == export.FORMATS
 
 
 def read_header_count(file):

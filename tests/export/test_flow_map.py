@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import flowhooks
 from flowhooks.cli import main
-from flowhooks.errors import ConfigError, FlowhooksError, ModelError
+from flowhooks.errors import AdapterError, ConfigError, FlowhooksError, ModelError
 from flowhooks.export.flow_map import HEADER, export_flow_map
 from flowhooks.pipeline import load_pipeline
 from flowhooks.restore import read_run
@@ -103,6 +103,14 @@ def test_what_is_no_flow_map(run, tmp_path):
     (plain / MODULES).unlink()
     refused(plain, ModelError, "trained no second time beside its network; format 'flow-map'")
     assert [path.name for path in plain.glob("flow_map*")] == []
+
+
+def test_a_place_that_cannot_be_written(run, tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    refused(run, AdapterError, "cannot be written", tmp_path / "taken" / "inside.safetensors")
+    assert (tmp_path / "taken").read_text() == "mine"
+    made = export_flow_map(run, tmp_path / "new" / "folder")
+    assert made.adapter.file == tmp_path / "new" / "folder" / "flow_map.safetensors" and made.adapter.file.is_file()
 
 
 def test_what_the_file_cannot_hold(run, tmp_path):

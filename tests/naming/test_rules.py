@@ -161,3 +161,11 @@ def test_the_data_name_what_there_is():
                 layers = [layer for name in ROWS[family.name] for layer in linears(name)]
                 idle = [p for p in patterns if not any(begins(layer, p) for layer in layers)]
                 assert idle == [], (family.name, layout, tool)
+
+
+@pytest.mark.parametrize("name", [FIRST[family] for family, found in families().items() if found.convolutions])
+def test_convolutions_that_have_names_are_there(name):
+    family = family_of(network(name).kind)
+    for layer in family.convolutions:
+        assert len(network(name).shapes[layer]) > 2, layer
+        assert family.place(layer) is None, "no adapter of it is renamed"
