@@ -232,7 +232,7 @@ def test_check_looks_for_the_files_a_run_names(tmp_path, capsys, override, path)
     assert f"{path}: " in capsys.readouterr().err
 
 
-def test_check_looks_for_the_files_of_teachers(tmp_path, capsys):
+def test_check_looks_for_the_files_of_teachers(tmp_path, capsys, online):
     teachers = {"here": "./nowhere", "there": "owner/name", "parked": {"path": f"{tmp_path}/win", "parked": True}}
     run = make_run(tmp_path, hooks=[], method={"flow_opd": {"teachers": teachers}})
     assert main(["check", str(run)]) == 2
