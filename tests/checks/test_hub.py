@@ -161,6 +161,7 @@ def test_an_adapter_that_is_fetched_is_told_and_one_in_the_cache_is_checked(tmp_
     asked = ("--set", f"adapter.training_adapter={source}")
     code, out, _ = checked(tmp_path, capsys, *asked)
     assert code == 0 and f"download   $.adapter.training_adapter: {source} is not in the Hub's cache" in out
+    assert f"the training adapter {source} is on in the loss at strength 1, off in every image, never trained" in out
     home = tmp_path / "hub" / "models--somebody--held"
     file = home / "snapshots" / COMMIT / "inside" / "held.safetensors"
     file.parent.mkdir(parents=True)
