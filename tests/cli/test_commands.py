@@ -246,6 +246,14 @@ def test_check_takes_a_hub_id_without_looking_it_up(tmp_path, online):
     assert main(["check", str(make_run(tmp_path)), "--set", override]) == 0
 
 
+def test_explain_says_what_is_on_in_the_loss(tmp_path, capsys):
+    held = "adapter.training_adapter=owner/name/held.safetensors"
+    assert main(["explain", str(make_run(tmp_path)), "--set", held]) == 0
+    out = capsys.readouterr().out
+    assert "the training adapter owner/name/held.safetensors is on in the loss at strength 1, off in every image" in out
+    assert "reference   the base model, its adapter off and the training adapter on" in out
+
+
 def test_fp16_needs_a_gpu(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("flowhooks.checks.machine.has_accelerator", lambda: False)
     assert main(["check", str(make_run(tmp_path)), "--set", "training.mixed_precision=fp16"]) == 2
