@@ -29,7 +29,7 @@ from flowhooks.adapters.training import TrainingAdapter
 from flowhooks.config import Run
 from flowhooks.config.run import model_section
 from flowhooks.distributed import processes
-from flowhooks.errors import ConfigError, FlowhooksWarning, ModelError, Problem
+from flowhooks.errors import AdapterError, ConfigError, FlowhooksWarning, ModelError, Problem
 from flowhooks.hooks.build import build_assembly, resolved_hooks
 from flowhooks.hooks.registry import hook_class
 from flowhooks.kernel.assembly import Assembly
@@ -311,7 +311,10 @@ def _training_adapter(model: FlowModel, run: Run, stack: ExitStack) -> TrainingA
     told = None if run.adapter is None else run.adapter["training_adapter"]
     if told is None:
         return None
-    held = TrainingAdapter(model, told["path"], strength=told["strength"])
+    try:
+        held = TrainingAdapter(model, told["path"], strength=told["strength"])
+    except AdapterError as error:
+        raise AdapterError(f"`adapter.training_adapter`: {error}") from error
     stack.enter_context(held.attached())
     return held
 

@@ -30,25 +30,31 @@ def fetch(source: Path | str) -> Path:
     Raises:
         AdapterError: it is neither on this disk nor available from the Hub.
     """
-    path, match = user_path(source), _ID.fullmatch(str(source))
-    local = on_disk(source)
-    if local is not None or match is None:
+    path = user_path(source)
+    if on_disk(source) is not None or (told := in_hub(source)) is None:
         return path
-    inside = match["inside"].strip("/")
-    if path.suffix == ".safetensors":
-        folder, _, name = inside.rpartition("/")
-        names: tuple[str, ...] = (name, PEFT_CONFIG_FILE)
-    else:
-        folder, names = inside, (*ADAPTER_FILES, PEFT_CONFIG_FILE)
+    repository, folder, names = told
     place = f"{folder}/" if folder else ""
-    found = _download(str(source), match["repo"], [f"{place}{name}" for name in names]) / folder
-    if not any((found / name).is_file() for name in names if name != PEFT_CONFIG_FILE):
-        wanted = ", ".join(name for name in names if name != PEFT_CONFIG_FILE)
+    found = _download(str(source), repository, [f"{place}{name}" for name in (*names, PEFT_CONFIG_FILE)]) / folder
+    if not any((found / name).is_file() for name in names):
         raise AdapterError(
-            f"{source}: is not on this disk, and the Hub repository {match['repo']!r} holds none of {wanted}"
+            f"{source}: is not on this disk, and the Hub repository {repository!r} holds none of {', '.join(names)}"
             f"{f' in {folder!r}' if folder else ''}. Name the file, as in owner/name/file.safetensors."
         )
     return found / names[0] if path.suffix == ".safetensors" else found
+
+
+def in_hub(source: Path | str) -> tuple[str, str, tuple[str, ...]] | None:
+    """Return the Hub repository that a source names, the folder in it, and the names of the files that may be the
+    adapter's; None if it is no Hub id."""
+    match = _ID.fullmatch(str(source))
+    if match is None:
+        return None
+    inside = match["inside"].strip("/")
+    if not inside.endswith(".safetensors"):
+        return match["repo"], inside, ADAPTER_FILES
+    folder, _, name = inside.rpartition("/")
+    return match["repo"], folder, (name,)
 
 
 def on_disk(source: Path | str) -> Path | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.fit import check_file
-from flowhooks.adapters.from_hub import on_disk
+from flowhooks.adapters.from_hub import in_hub, on_disk
+from flowhooks.checks import hub
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer
@@ -170,12 +171,38 @@ def _of_hook(hook: HookConfig) -> Iterator[tuple[str, str]]:
         yield hook.where, hook.options["adapter"]
 
 
+def local_adapter(source: str) -> Path | None:
+    """Return the path of an adapter on this disk, whether it exists or not, or in the Hub's cache; None for one that is
+    to be fetched, of which nothing is known before.
+
+    Raises:
+        AdapterError: it does not exist, though the folder that it begins with does.
+    """
+    path = on_disk(source)
+    if path is not None or (told := in_hub(source)) is None:
+        return path
+    repository, folder, names = told
+    snapshot = hub.cached(repository, [f"{folder}/{name}" if folder else name for name in names])
+    return None if snapshot is None else snapshot / folder / (names[0] if len(names) == 1 else "")
+
+
+def adapter_notices(run: Run) -> Iterator[str]:
+    """Yield a sentence for each frozen adapter that must be fetched first."""
+    for place, source in frozen_adapters(run):
+        if local_adapter(source) is None:
+            yield f"{place}: {source} is not in the Hub's cache on this disk, so `train` fetches it first"
+
+
 def _source_problems(source: str, model: Path | None, file: str, place: str) -> Iterator[Problem]:
     try:
-        path = on_disk(source)
-        if path is None:
-            # Nothing is known of a Hub repository before it is fetched.
-            return
-        check_file(path, model)
+        path = local_adapter(source)
+        if path is not None:
+            check_file(path, model)
+        elif hub.is_offline():
+            message = (
+                f"{source!r} is not on this disk and not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "
+                "correct it, or fetch it once with a network"
+            )
+            yield Problem(message, file, place)
     except AdapterError as error:
         yield Problem(str(error), file, place)

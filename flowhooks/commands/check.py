@@ -60,6 +60,7 @@ def _run(args: Namespace) -> int:
     from flowhooks.checks.optimizers import optimizer_warnings
     from flowhooks.checks.pipeline import model_notices
     from flowhooks.checks.planning import (
+        adapter_notices,
         describe_prompts,
         describe_trainable,
         forwards,
@@ -75,7 +76,7 @@ def _run(args: Namespace) -> int:
     examined = examine(configured, args.resume)
     audited, planned = examined.audit, examined.plan
     changed = _check_with_torch(configured, audited, args.resume)
-    fetched = [*model_notices(configured), *helper_notices(configured)]
+    fetched = [*model_notices(configured), *helper_notices(configured), *adapter_notices(configured)]
     model, training = configured.model, configured.training
     pairs = ", ".join(f"{view}/{role}" for view, role in planned.passes)
     batch = training["train_batch_size"] * training["gradient_accumulation_steps"]

@@ -13,9 +13,8 @@ import torch
 import transformers
 from torch import nn
 
-from flowhooks.adapters.from_hub import on_disk
 from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
-from flowhooks.checks.planning import frozen_adapters
+from flowhooks.checks.planning import frozen_adapters, local_adapter
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.digits.places import NAMES, building_notice, place_of
@@ -246,7 +245,7 @@ def _refuse(run: Run) -> None:
         if hook.type not in HOOKS:
             raise NotCounted(f"{hook.where}: {hook.type!r} is code of yours, which is not run here")
     for place, source in frozen_adapters(run):
-        if on_disk(source) is None:
+        if local_adapter(source) is None:
             raise NotCounted(f"{place}: the adapter {source!r} is not on this disk; fetch it once, then ask again")
 
 

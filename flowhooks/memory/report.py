@@ -66,12 +66,13 @@ def _most(planned: Planned, run: Run, needs: Needs) -> int:
 def lines(planned: Planned, needs: Needs) -> Iterator[str]:
     """A line for each part, then the largest moment, and what comes before training."""
     network = planned.model.component
+    held = planned.run.adapter is not None and planned.run.adapter["training_adapter"] is not None
     rows = (
         (f"{network}, frozen" if needs.trained else network, needs.weights),
         ("trained", needs.trained),
         ("gradients", needs.gradients),
         ("optimiser", needs.optimizer),
-        ("kept by hooks", needs.hooks),
+        ("kept by hooks, training adapter" if held else "kept by hooks", needs.hooks),
         ("held between forward and backward", needs.activations),
     )
     for name, number in rows:

@@ -136,6 +136,11 @@ REFUSALS: dict[str, Refusal] = {
         ),
         words=("$.adapter.training_adapter: ", "has layer names of no known format"),
     ),
+    "a training adapter that may not be fetched": Refusal(
+        make=written(adapter={"training_adapter": "owner/name/file.safetensors"}),
+        words=("$.adapter.training_adapter: ", "'owner/name/file.safetensors' is not on this disk", "HF_HUB_OFFLINE"),
+        environment={"HF_HUB_OFFLINE": "1"},
+    ),
     "a training adapter without strength": Refusal(
         make=written(adapter={"training_adapter": {"path": "owner/name", "strength": 0}}),
         words=("$.adapter.training_adapter.strength: ", "expected a number above 0"),

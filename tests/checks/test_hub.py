@@ -154,3 +154,19 @@ def test_judges_that_are_fetched_are_told(tmp_path, capsys):
     code, out, err = checked(tmp_path, capsys)
     assert code == 0, err
     assert "download   $.hooks[0].rewards[0].model: openai/clip-vit-base-patch32 is not in the Hub's cache" in out
+
+
+def test_an_adapter_that_is_fetched_is_told_and_one_in_the_cache_is_checked(tmp_path, capsys, snapshot):
+    source = "somebody/held/inside/held.safetensors"
+    asked = ("--set", f"adapter.training_adapter={source}")
+    code, out, _ = checked(tmp_path, capsys, *asked)
+    assert code == 0 and f"download   $.adapter.training_adapter: {source} is not in the Hub's cache" in out
+    assert f"the training adapter {source} is on in the loss at strength 1, off in every image, never trained" in out
+    home = tmp_path / "hub" / "models--somebody--held"
+    file = home / "snapshots" / COMMIT / "inside" / "held.safetensors"
+    file.parent.mkdir(parents=True)
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text(COMMIT)
+    file.write_bytes(b"no weights")
+    code, _, err = checked(tmp_path, capsys, *asked)
+    assert code == 2 and f"{file}: cannot be read as safetensors" in err

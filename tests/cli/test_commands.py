@@ -232,7 +232,7 @@ def test_check_looks_for_the_files_a_run_names(tmp_path, capsys, override, path)
     assert f"{path}: " in capsys.readouterr().err
 
 
-def test_check_looks_for_the_files_of_teachers(tmp_path, capsys):
+def test_check_looks_for_the_files_of_teachers(tmp_path, capsys, online):
     teachers = {"here": "./nowhere", "there": "owner/name", "parked": {"path": f"{tmp_path}/win", "parked": True}}
     run = make_run(tmp_path, hooks=[], method={"flow_opd": {"teachers": teachers}})
     assert main(["check", str(run)]) == 2
@@ -244,6 +244,14 @@ def test_check_looks_for_the_files_of_teachers(tmp_path, capsys):
 def test_check_takes_a_hub_id_without_looking_it_up(tmp_path, online):
     override = "model.pretrained_model_name_or_path=stabilityai/stable-diffusion-3.5-medium"
     assert main(["check", str(make_run(tmp_path)), "--set", override]) == 0
+
+
+def test_explain_says_what_is_on_in_the_loss(tmp_path, capsys):
+    held = "adapter.training_adapter=owner/name/held.safetensors"
+    assert main(["explain", str(make_run(tmp_path)), "--set", held]) == 0
+    out = capsys.readouterr().out
+    assert "the training adapter owner/name/held.safetensors is on in the loss at strength 1, off in every image" in out
+    assert "reference   the base model, its adapter off and the training adapter on" in out
 
 
 def test_fp16_needs_a_gpu(tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ import torch
 
 import flowhooks
 from flowhooks.adapters import load_adapter
-from flowhooks.errors import CheckpointError
+from flowhooks.errors import AdapterError, CheckpointError
 from flowhooks.probe import FlowModel
 from flowhooks.probe.offloading import BlockOffload
 from flowhooks.probe.recomputing import gradient_checkpointing
@@ -218,7 +218,20 @@ def test_a_state_goes_with_its_file_and_strength():
         loop.load(state)
         loop.advance(1)
         assert all(torch.equal(value, expected[name]) for name, value in loop.state()["weights"].items())
-    others = [None, {"path": teacher(), "strength": 0.5}]
-    for other in others:
+    for other in (None, {"path": teacher(), "strength": 0.5}):
         with looping(told("sft", training_adapter=other)) as loop, pytest.raises(CheckpointError, match="strength"):
             loop.load(state)
+
+
+def test_a_file_that_cannot_be_held_is_named_and_leaves_nothing(tmp_path):
+    network = shared_model().transformer
+    before = appearance(network)
+    with looping(run_document("sft", "lora"), moved=0) as loop:
+        # A new adapter: every change is zero.
+        loop.session.adapter.save(tmp_path, {})
+    with (
+        pytest.raises(AdapterError, match="^`adapter.training_adapter`: .*changes nothing"),
+        looping(told("sft", training_adapter=str(tmp_path))),
+    ):
+        pass
+    assert appearance(network) == before

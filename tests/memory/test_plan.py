@@ -134,6 +134,7 @@ def test_a_training_adapter_is_counted(learnt, folder):
     needs, without = plan.needs(), replace(plan, run=changed(run, [("adapter.training_adapter", None)])).needs()
     assert needs.hooks - without.hooks == bytes_of and needs.trained == without.trained
     assert needs.peak >= without.peak + bytes_of
+    assert "kept by hooks, training adapter" in "\n".join(lines(plan, needs))
 
 
 def test_a_report_names_parts_and_the_phase(learnt, folder):

@@ -36,12 +36,14 @@ def held(tmp_path):
 
 
 def test_resuming_is_the_run_or_stops_and_its_file_knows_nothing_of_the_adapter(
-    new_run, finished, held, tmp_path, monkeypatch
+    new_run, finished, held, tmp_path, monkeypatch, capsys
 ):
     training = {"checkpointing_steps": 1, "checkpoints_total_limit": None, "max_train_steps": 2}
     digest = hashlib.sha256(held.read_bytes()).hexdigest()
     asked = {"training_adapter": {"path": str(held), "strength": 0.5}}
     whole = train(new_run(training=training, adapter=asked), progress=False).output_dir
+    said = "training adapter: lora 'held' in 18 layers, strength 0.5, "
+    assert said in capsys.readouterr().err
     # Where the file is does not matter.
     asked["training_adapter"]["path"] = str(held.rename(tmp_path / "elsewhere.safetensors"))
     again = new_run("again", training=training, adapter=asked)
