@@ -26,6 +26,8 @@ from tests.naming.rows import ROWS, linears, network, numbers, pipeline
 from tests.naming.sources import Source, error, in_diffusers, write
 
 PAGE = Path("docs/files.md")
+#: What the page says of DoRA; numbers are from tests/export/test_dora.py and a run of ComfyUI's own code.
+DORA = Path(__file__).with_name("dora.md")
 EXACT = 2e-7
 COMFYUI, MUSUBI, SCRIPTS = "ComfyUI", "musubi-tuner", "sd-scripts"
 START = """# Files for other programs
@@ -209,7 +211,10 @@ def main() -> None:
     tools = {"diffusers": "Diffusers", "lycoris": "LyCORIS", "comfyui": COMFYUI, "musubi": MUSUBI, "scripts": SCRIPTS}
     versions = {key: tool_version(tool) for key, tool in tools.items()}
     source = ", ".join(family.name for family in families().values() if not family.verified)
-    start, end = START.format(day=verified_on(), **versions), END.format(source=source)
+    start, end = (
+        START.format(day=verified_on(), **versions),
+        END.format(source=source) + DORA.read_text(encoding="utf-8").format(**versions),
+    )
     PAGE.write_text(start + table(COLUMNS, lora_row) + KINDS + table(KIND_COLUMNS, kinds_row) + end, encoding="utf-8")
 
 
