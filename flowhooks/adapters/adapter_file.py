@@ -35,6 +35,7 @@ from flowhooks.adapters.names import (
 from flowhooks.adapters.native_file import in_own_names, network_named
 from flowhooks.adapters.network import Network, network_of, network_told
 from flowhooks.adapters.other_names import converted
+from flowhooks.adapters.peft_document import check_header
 from flowhooks.errors import AdapterError
 
 
@@ -135,6 +136,8 @@ def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module |
             described = (CONFIG_KEY, METADATA_KEY, LAYERS_KEY)
             header = {key: value for key, value in header.items() if key not in described}
     kind, prefix = format_of(file, tensors)
+    if kind == "diffusers":
+        check_header(file, header)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     alphas = {} if kind == "lycoris" else split_alphas(file, stripped)
     return AdapterFile(path=file, kind=kind, tensors=stripped, header=header, alphas=alphas, renamed=renamed)

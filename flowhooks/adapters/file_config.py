@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile
+from flowhooks.adapters.base import check_complete
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
     DIFFUSERS_PREFIX,
+    LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
@@ -28,10 +30,11 @@ from flowhooks.adapters.names import (
     check_magnitudes,
     first_few,
     layer_name,
+    named_by,
     read_json,
     read_section,
 )
-from flowhooks.adapters.peft_document import check_plain, check_values
+from flowhooks.adapters.peft_document import check_plain, check_section, check_values
 from flowhooks.errors import AdapterError, FlowhooksWarning
 from flowhooks.reading import MAX_DOCUMENT, read_text
 
@@ -71,6 +74,8 @@ def file_config(read: AdapterFile) -> PeftConfig:
             raise AdapterError(f"{file}: has no `lora_B` weights; expected a LoRA in the Diffusers format.")
         document = {"peft_type": "LORA", **get_peft_kwargs(ranks, None, dict(tensors))}
     check_values(document, origin)
+    if read.kind == "peft":
+        check_section(origin, document, header)
     if read.alphas:
         _take_alphas(read, document, origin)
     kind_name = document.pop("peft_type", "LORA")
@@ -132,6 +137,49 @@ def alpha_of(config: Any, layer: str) -> float:
 def scale_of(config: Any, layer: str) -> float:
     """Return PEFT's factor of the product of a layer's matrices."""
     return alpha_of(config, layer) / rank_of(config, layer)
+
+
+def require_configured(read: AdapterFile, config: Any, ranks: Mapping[str, int | None], known: Collection[str]) -> None:
+    """Raise `AdapterError` for a file whose matrices have another rank than its configuration says, or that lacks a
+    layer which that selects.
+
+    Args:
+        config: its PEFT configuration.
+        ranks: rank of each layer in the file; None where its factors do not tell.
+        known: names of all layers of its network; none where they are not known.
+    """
+    for name, rank in ranks.items():
+        if rank not in (None, said := rank_of(config, name)):
+            raise AdapterError(
+                f"{read.path}: `{name}` has matrices of rank {rank}, and its configuration says {said}. One of them is "
+                "wrong: take the file as its trainer wrote it."
+            )
+    check_complete(_selected(config.target_modules, ranks, known), ranks, origin=str(read.path))
+
+
+def _selected(targets: Any, found: Collection[str], known: Collection[str]) -> list[str]:
+    """Return the layers that a configuration selects, as far as they can be told."""
+    if isinstance(targets, str):
+        # As a saved adapter has it whose names are the ends of others.
+        whole = [each.replace("\\.", ".") for each in targets.split("|")]
+        return whole if all(re.fullmatch(r"[\w.]+", each) for each in whole) else []
+    targets = list(targets or ())
+    # Layers that the network does not have are named by whoever asks for their names.
+    if known:
+        if not set(known) >= set(found):
+            return []
+        # Files list whole names; the last part of one may be that of others.
+        whole = [each for each in targets if each in known]
+        ends = tuple(f".{each}" for each in targets if each not in known)
+        return [*whole, *(name for name in known if name.endswith(ends))]
+    return [*found, *(each for each in targets if not any(named_by(name, each) for name in found))]
+
+
+def require_listed(read: AdapterFile, names: Collection[str]) -> None:
+    """Raise `AdapterError` for a LyCORIS file that lacks a layer which its header lists."""
+    found = {key.split(".")[0] for key in read.tensors}
+    held = [name for name in names if f"{LYCORIS_PREFIX}_{name}".replace(".", "_") in found]
+    check_complete(names, held, origin=str(read.path))
 
 
 def _take_alphas(read: AdapterFile, document: dict[str, Any], origin: str) -> None:

@@ -35,7 +35,7 @@ from flowhooks.adapters.names import (
     refuse_integers,
     unreadable,
 )
-from flowhooks.adapters.peft_document import check_plain, check_values
+from flowhooks.adapters.peft_document import check_header, check_plain, check_values
 from flowhooks.errors import AdapterError
 from flowhooks.reading import MAX_DOCUMENT, parse, read_text
 
@@ -154,6 +154,7 @@ def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -
             raise AdapterError(f"{beside}: cannot be read ({error}). Copy or download it again.") from error
         return _stated(read_json(text, origin=str(beside)), str(beside))
     if kind == "diffusers" and METADATA_KEY in metadata:
+        check_header(file, metadata)
         origin = f"{file}: header `{METADATA_KEY}`"
         # A run starts from such a file with the strength that it was trained with.
         document = read_json(metadata.get(TRAINED_KEY, metadata[METADATA_KEY]), origin=origin)

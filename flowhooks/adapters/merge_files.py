@@ -24,7 +24,15 @@ from flowhooks.adapters.combine import (
     weighted_sum,
 )
 from flowhooks.adapters.merge_sources import SourceAdapter, read_sources
-from flowhooks.adapters.names import CONFIG_KEY, DIFFUSERS_PREFIX, LORA_FILE, MERGE_KEY, USE_DORA, first_few
+from flowhooks.adapters.names import (
+    CONFIG_KEY,
+    DIFFUSERS_PREFIX,
+    LORA_FILE,
+    MERGE_KEY,
+    USE_DORA,
+    first_few,
+    refuse_other_file,
+)
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.errors import AdapterError
 from flowhooks.reading import user_path
@@ -63,7 +71,7 @@ def merge_files(
 
     Args:
         paths: adapter files, or folders with one, of any kind.
-        output: folder to write ``pytorch_lora_weights.safetensors`` into.
+        output: a .safetensors file to write, or the folder to write ``pytorch_lora_weights.safetensors`` into.
         method: ``cat``, the exact sum, whose rank is the sum of the ranks; ``svd``, the best approximation of it with
             ``rank``; ``factor_average``, each factor averaged separately, which is not the average of the changes.
         weights: weights of the adapters, used as they are; default: 1/N each, which makes the sum a mean.
@@ -74,7 +82,10 @@ def merge_files(
         AdapterError: a file cannot be read or merged, the adapters are for different models, or the output exists.
     """
     weights = _checked(paths, method, weights, rank)
-    target = user_path(output) / LORA_FILE
+    target = user_path(output)
+    if target.suffix != ".safetensors" or target.is_dir():
+        refuse_other_file(target)
+        target = target / LORA_FILE
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     sources = read_sources(paths, model)
@@ -87,9 +98,12 @@ def merge_files(
     sums = _sums(sources, weights)
     merged: dict[str, Factors] = {}
     off = size = largest = 0.0
+    changed: set[Path] = set()
     widest = 0
     for name in shapes:
-        parts = [(w, source.factors(name)) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
+        held = [(w, source) for w, source in zip(weights, sources, strict=True) if name in source.shapes]
+        parts = [(w, source.factors(name)) for w, source in held]
+        changed |= {source.file for (_, source), (_, part) in zip(held, parts, strict=True) if norm(part)}
         exact = sums.pop(name) if sums else concatenate(parts)
         if method == "cat":
             result = exact
@@ -100,6 +114,12 @@ def merge_files(
         largest += sum(abs(weight) * norm(part) for weight, part in parts) ** 2
         widest = max(widest, result.rank)
         merged[name] = Factors(down=result.down.float(), up=result.up.float())
+    idle = next((source.file for source in sources if source.file not in changed), None)
+    if idle is not None:
+        raise AdapterError(
+            f"{idle}: changes nothing, a matrix of every layer is all zeros. It was saved before its first update, or "
+            "its weights were lost: give the file of a finished training, or leave it out."
+        )
     # What is left of parts that cancel each other is their rounding.
     if size <= (1e-6**2) * largest:
         raise AdapterError("The weighted sum of these adapters is zero. Check the weights and the files.")

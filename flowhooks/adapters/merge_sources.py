@@ -14,6 +14,7 @@ from flowhooks.adapters.adapter_file import AdapterFile, read_adapter
 from flowhooks.adapters.base_weights import BaseWeights
 from flowhooks.adapters.combine import Factors, hadamard
 from flowhooks.adapters.dora import magnitude_of
+from flowhooks.adapters.file_config import file_config, require_configured, require_listed
 from flowhooks.adapters.frozen import digest_of
 from flowhooks.adapters.load import attach_file
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
@@ -29,7 +30,7 @@ from flowhooks.adapters.names import (
     read_json,
     short_name,
 )
-from flowhooks.adapters.network import network_in
+from flowhooks.adapters.network import Network, network_in, network_told, require_layers
 from flowhooks.adapters.outline import meta_layers
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
@@ -109,11 +110,28 @@ def read_sources(paths: Sequence[Path], model: Path | None = None) -> list[Sourc
     elsewhere: Shapes = {}
     for file, own in zip(files, own_shapes, strict=True):
         elsewhere |= own if file.kind == "lycoris" else _shapes(file, own)
+    for file, own in zip(files, own_shapes, strict=True):
+        _require_whole(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own), network)
     base = None if model is None else BaseWeights(user_path(model))
     return [
         _source(file, _shapes(file, {**elsewhere, **own} if file.kind == "lycoris" else own), base)
         for file, own in zip(files, own_shapes, strict=True)
     ]
+
+
+def _require_whole(file: AdapterFile, shapes: Shapes, network: Network | None) -> None:
+    """Raise `AdapterError` for a file that lacks a layer which its configuration names, or has one that its network
+    lacks."""
+    network = network or network_told(file.header, str(file.path))
+    if network is not None:
+        require_layers(shapes, network, origin=f"{file.path}: ")
+    if file.kind == "lycoris":
+        if LAYERS_KEY in file.header:
+            require_listed(file, _of_header(file))
+        return
+    firsts = {layer_name(key): len(t) for key, t in file.tensors.items() if key.endswith("lora_A.weight")}
+    ranks = {name: firsts.get(name) for name in shapes}
+    require_configured(file, file_config(file), ranks, () if network is None else network.shapes)
 
 
 def _of_header(file: AdapterFile) -> Shapes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from flowhooks.errors import AdapterError
-from flowhooks.manifest import damage
+from flowhooks.manifest import PIPELINE, RUN, checkpoints_in, damage
 from flowhooks.reading import parse, user_path
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -75,6 +76,8 @@ PROJECTIONS = (
     "add_v_proj",
 )
 
+#: What the name of a file ends with: letters; a folder's may end with a version's number.
+_ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,11}")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
 
 
@@ -101,11 +104,36 @@ def find_file(path: Path) -> Path:
         raise AdapterError(
             f"{path}: holds {' and '.join(file.name for file in found)}. Give the path of the one to load."
         )
+    if (path / RUN).is_file():
+        raise AdapterError(no_weights(path))
     present = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES | {".safetensors"})
     raise AdapterError(
         f"{path}: holds none of {LORA_FILE}, {LYCORIS_FILE}, {PEFT_FILE}"
         + (f"; it has {', '.join(present[:5])}. Give the path of a .safetensors file." if present else ".")
     )
+
+
+def refuse_other_file(folder: Path, *, files: bool = True) -> None:
+    """Raise `AdapterError` for a folder to write that has the name of a file of another kind, and does not exist.
+
+    Args:
+        files: whether a .safetensors file could be written in its place.
+    """
+    if folder.is_dir() or not _ENDING.fullmatch(folder.suffix):
+        return
+    instead = "end it with .safetensors, or name a folder" if files else "name a folder"
+    raise AdapterError(
+        f"{folder}: ends like a file, and a folder would be made of it; {instead}. A folder of this name must exist."
+    )
+
+
+def no_weights(run: Path) -> str:
+    """Return the message for the folder of a run that holds no adapter: why, and what to give in its place."""
+    if (run / PIPELINE).is_dir():
+        return f"{run}: its run trained the whole network, so there is no adapter; `{PIPELINE}` in it is what you want."
+    held = [each for each in checkpoints_in(run) if any((each / name).is_file() for name in ADAPTER_FILES)]
+    instead = f", or give its checkpoint {held[-1]}" if held else ""
+    return f"{run}: this run has written no weights yet; finish it with `flowhooks train ... --resume latest`{instead}."
 
 
 def refuse_damaged(file: Path) -> None:
@@ -241,9 +269,9 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
             return kind, "" if kind == "lycoris" else prefix
     raise AdapterError(
         f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` (Diffusers), `{PEFT_PREFIX}` (PEFT) or "
-        f"`{LYCORIS_PREFIX}_` (LyCORIS). Where the pipeline is known (`init_from`, teachers, anchors, `sample --lora`; "
-        "in Python `load_adapter(..., pipeline=pipe)`), what Diffusers reads for it is read; elsewhere convert the "
-        "file to the Diffusers format first."
+        f"`{LYCORIS_PREFIX}_` (LyCORIS). Other names are read where the pipeline is known: by `init_from`, teachers, "
+        "anchors and `sample --lora`; `export` and `merge` take its folder with `--model`, and in Python "
+        "`load_adapter(..., pipeline=pipe)`. Where it is known already, convert the file to the Diffusers format first."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,24 @@ class Network:
 
     kind: str | None
     shapes: Mapping[str, tuple[int, ...]]
+
+
+def require_layers(shapes: Mapping[str, tuple[int, ...]], network: Network, *, origin: str = "") -> None:
+    """Raise `AdapterError` for a layer that a network does not have, or has with other sides.
+
+    Args:
+        shapes: shape of each changed weight, by the layer's name; that of a convolution may be flattened.
+        network: nothing is said where its layers are not known.
+        origin: what stands before the message.
+    """
+    for name, shape in shapes.items() if network.shapes else ():
+        own = network.shapes.get(name)
+        if own is None or (shape[0], math.prod(shape)) != (own[0], math.prod(own)):
+            has = "has no such layer" if own is None else f"has one of shape {list(own)}"
+            raise AdapterError(
+                f"{origin}`{name}` changes a weight of shape {list(shape)}, and {network.kind or 'the model'} {has}. "
+                "It was made for another model: give the one that it was trained on with `--model`."
+            )
 
 
 def network_of(module: nn.Module) -> Network:

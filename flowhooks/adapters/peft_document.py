@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from flowhooks.adapters.names import USE_DORA, is_number, is_whole
+from flowhooks.adapters.names import (
+    CONFIG_KEY,
+    DIFFUSERS_PREFIX,
+    METADATA_KEY,
+    TRAINED_KEY,
+    USE_DORA,
+    is_number,
+    is_whole,
+    read_json,
+)
 from flowhooks.errors import AdapterError
 
+# Named first where they differ: others follow from them.
+_FIRST = ("r", "rank")
 # Initialisations that subtract the LoRA from the base's weights: it is then not a change of the published base.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -43,6 +55,52 @@ def check_values(document: Mapping[str, Any], origin: str) -> None:
             told = repr(document[key])
             told = told if len(told) <= 60 else f"{told[:57]}..."
             raise AdapterError(f"{origin}: `{key}` is {told}, expected {expected}. Take the file as it was saved.")
+
+
+def check_header(file: Path, header: Mapping[str, str]) -> None:
+    """Raise `AdapterError` for a LoRA of ours whose header says in one place what it contradicts in another: one of
+    them was edited, and which is right cannot be told."""
+    if METADATA_KEY not in header:
+        return
+    written, trained = (_told(file, header, key) for key in (METADATA_KEY, TRAINED_KEY))
+    if trained is not None:
+        # The strength is in the matrices of such a file.
+        ranks = {key: trained.get(name) for key, name in (("lora_alpha", "r"), ("alpha_pattern", "rank_pattern"))}
+        expected = {**trained, **ranks, "use_rslora": False}
+        _require_equal(f"{file}: header `{METADATA_KEY}`", written, expected, TRAINED_KEY)
+    place = METADATA_KEY if trained is None else TRAINED_KEY
+    check_section(f"{file}: header `{place}`", trained or written, header)
+
+
+def check_section(origin: str, document: Mapping[str, Any], header: Mapping[str, str]) -> None:
+    """Raise `AdapterError` where the section in a file's header has another rank, alpha or kind than its PEFT
+    configuration.
+
+    Args:
+        origin: where the configuration is, for messages.
+    """
+    section = _told(Path(), header, CONFIG_KEY)
+    if section is None:
+        return
+    names = {"rank": ("r",), "alpha": ("lora_alpha", "alpha"), USE_DORA: (USE_DORA,)}
+    found = {key: document[name] for key, options in names.items() for name in options if name in document}
+    _require_equal(origin, {k: v for k, v in found.items() if k in section}, section, CONFIG_KEY)
+
+
+def _told(file: Path, header: Mapping[str, str], key: str) -> Any:
+    if key not in header:
+        return None
+    document = read_json(header[key], origin=f"{file}: header `{key}`")
+    return {name.removeprefix(f"{DIFFUSERS_PREFIX}."): value for name, value in document.items()}
+
+
+def _require_equal(origin: str, found: Mapping[str, Any], other: Mapping[str, Any], key: str) -> None:
+    for name in sorted(found.keys() & other.keys(), key=lambda each: (each not in _FIRST, each)):
+        if found[name] != other[name]:
+            raise AdapterError(
+                f"{origin}: `{name}` is {found[name]!r}, and {other[name]!r} by the file's header `{key}`. One of them "
+                "was edited: take the file as its trainer wrote it."
+            )
 
 
 def check_plain(document: Mapping[str, Any], origin: str) -> None:

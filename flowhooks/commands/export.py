@@ -23,6 +23,8 @@ FORMATS = (
     *("anyflow", "flow-map"),
 )
 
+_OF_RUNS = ("merged", "merged-network", "anyflow")
+
 
 def add(parser: ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or the folder of a run or checkpoint")
@@ -58,6 +60,8 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     source, output = Path(args.adapter), None if args.output is None else Path(args.output)
+    if args.format in _OF_RUNS:
+        _refuse_idle(args)
     if args.format == "anyflow":
         from flowhooks.export.anyflow import export_anyflow
 
@@ -101,6 +105,19 @@ def _report(written: Exported) -> None:
         say(f"left out   {_few(written.left_out)}")
     if written.error is not None:
         say(f"error      {written.error:.2g} of the changes that were turned into LoRA")
+
+
+def _refuse_idle(args: Namespace) -> None:
+    """Raise ConfigError for options that a format which merges a run has no use for."""
+    options = {"--model": args.model, "--as-lora": args.as_lora, "--leave-out": args.leave_out or None}
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        from flowhooks.errors import ConfigError
+
+        raise ConfigError(
+            f"format {args.format!r} merges a run into the model that it names, and has no use for "
+            f"{' and '.join(given)}; leave {'it' if len(given) == 1 else 'them'} out"
+        )
 
 
 def _few(layers: tuple[str, ...]) -> str:

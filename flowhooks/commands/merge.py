@@ -14,7 +14,7 @@ HELP = "merge adapter files into one LoRA; loads no model"
 
 def add(parser: ArgumentParser) -> None:
     parser.add_argument("adapters", metavar="ADAPTER", nargs="+", type=Path, help="an adapter file, or its folder")
-    parser.add_argument("--output", metavar="FOLDER", type=Path, required=True, help="folder to write the LoRA into")
+    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="file or folder to write")
     parser.add_argument(
         "--method",
         choices=["cat", "svd", "factor_average"],

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flowhooks.adapters.names import ADAPTER_FILES
+from flowhooks.adapters.names import ADAPTER_FILES, no_weights
 from flowhooks.config.crepa import KEYS, apply_use_ema_alias
 from flowhooks.config.rules import contradictions, disagreements, incomplete, refuse_text_encoders
 from flowhooks.config.shorthand import expand_shorthand
@@ -263,7 +263,5 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Path | None]:
         }, None
     found = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if not found:
-        raise ModelError(
-            f"{folder}: this run has written no weights yet; finish it with `flowhooks train ... --resume latest`"
-        )
+        raise ModelError(no_weights(folder))
     return filled, found[0]

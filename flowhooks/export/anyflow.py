@@ -30,6 +30,7 @@ from torch import Tensor
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
+from flowhooks.adapters.names import refuse_other_file
 from flowhooks.errors import ModelError
 from flowhooks.export.merged import save_whole
 from flowhooks.export.second_time import EMBEDDER, read_second_time
@@ -68,6 +69,7 @@ def export_anyflow(run: Path, output: Path | None) -> Path:
     """
     run = user_path(run)
     target = run / FORMAT if output is None else user_path(output)
+    refuse_other_file(target, files=False)
     if target.exists():
         raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     section, adapter = read_run(run)

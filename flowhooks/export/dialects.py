@@ -13,15 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from flowhooks.adapters.adapter_file import AdapterFile, read_adapter, write_aside, write_tensors
-from flowhooks.adapters.base import check_complete
 from flowhooks.adapters.base_weights import BaseWeights
 from flowhooks.adapters.dora import row_norms
-from flowhooks.adapters.file_config import file_config, rank_of, scale_of
+from flowhooks.adapters.file_config import file_config, require_configured, require_listed, scale_of
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
@@ -32,11 +30,13 @@ from flowhooks.adapters.names import (
     TRANSFORMER_KEY,
     find_file,
     first_few,
+    layer_name,
     lycoris_names,
     read_json,
+    refuse_other_file,
 )
 from flowhooks.adapters.native_file import keys_of, pieces_in, split_key
-from flowhooks.adapters.network import Network, network_in, network_told
+from flowhooks.adapters.network import Network, network_in, network_told, require_layers
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
@@ -126,24 +126,27 @@ def export_adapter(
         )
     if target.exists():
         raise AdapterError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
-    if as_it_is:
-        readings = (Reading(tool=DIFFUSERS, lost=()),)
+    if as_it_is and pieces_in(file, read.tensors) is None:
+        # Convolutions, which no other format has.
         write_aside(target, lambda aside: shutil.copyfile(file, aside))
         return Exported(
-            file=target, layers=len({key.partition(".lora_")[0] for key in read.tensors}), readings=readings
+            file=target,
+            layers=len({layer_name(key) for key in read.tensors}),
+            readings=(Reading(tool=DIFFUSERS, lost=()),),
         )
     network = network_told(read.header, str(file)) if given is None else given
     base = None if model is None else BaseWeights(user_path(model))
     try:
-        return _Export(read, network, base, dialect, as_lora, leave_out).write(target)
+        return _Export(read, network, base, dialect, as_lora, leave_out).write(target, as_it_is=as_it_is)
     except AdapterError as error:
         raise error if str(error).startswith(str(file)) else AdapterError(f"{file}: {error}") from None
 
 
 def _target(file: Path, suffix: str, output: Path | None) -> Path:
     folder = (file.parent if file.parent.name else file.parent.absolute()) if output is None else user_path(output)
-    if folder.suffix == ".safetensors":
+    if folder.suffix == ".safetensors" and not folder.is_dir():
         return folder
+    refuse_other_file(folder)
     if output is None and CHECKPOINT.fullmatch(folder.name):
         return folder.parent / f"{folder.name}{suffix}.safetensors"
     return folder / f"{Path(LORA_FILE).stem}{suffix}.safetensors"
@@ -183,33 +186,15 @@ def pieces_of(read: AdapterFile, network: Network | None) -> list[Piece]:
         )
     if read.kind != "lycoris":
         config = file_config(read)
-        _require_what_is_configured(read, config, found, network)
+        ranks = {name: piece.rank for name, piece in found.items()}
+        require_configured(read, config, ranks, () if network is None else network.shapes)
         return [replace(piece, scale=scale_of(config, name)) for name, piece in found.items()]
     names: Iterable[str] = () if network is None else network.shapes
     if LAYERS_KEY in read.header:
         names = read_json(read.header[LAYERS_KEY], origin=f"{read.path}: header `{LAYERS_KEY}`")
+        require_listed(read, names)
     known = lycoris_names(read.path, found, names)
     return [replace(piece, name=known[name]) for name, piece in found.items()]
-
-
-def _require_what_is_configured(
-    read: AdapterFile, config: Any, found: Mapping[str, Piece], network: Network | None
-) -> None:
-    """Raise `AdapterError` for a file whose matrices have another rank than its configuration says, or that lacks a
-    layer which that selects."""
-    for name, piece in found.items():
-        if piece.rank is not None and piece.rank != rank_of(config, name):
-            raise AdapterError(
-                f"{read.path}: `{name}` has matrices of rank {piece.rank}, and its configuration says "
-                f"{rank_of(config, name)}. One of them is wrong: take the file as its trainer wrote it."
-            )
-    # Layers that the network does not have are named by whoever asks for their names.
-    if network is None or isinstance(config.target_modules, str) or not network.shapes.keys() >= found.keys():
-        return
-    # Files list whole names; the last part of one may be that of others.
-    whole = [each for each in config.target_modules or () if each in network.shapes]
-    ends = tuple(f".{each}" for each in config.target_modules or () if each not in network.shapes)
-    check_complete([*whole, *(name for name in network.shapes if name.endswith(ends))], found, origin=str(read.path))
 
 
 class _Export:
@@ -231,7 +216,13 @@ class _Export:
         if base is not None:
             self.pieces = [replace(piece, base=partial(base.weight, piece.name)) for piece in self.pieces]
         self.error: float | None = None
-        self._require_layers()
+        if all(_is_nothing(piece) for piece in self.pieces):
+            raise AdapterError(
+                "changes nothing, a matrix of every layer is all zeros. It was saved before its first update, or its "
+                "weights were lost: give the file of a finished training."
+            )
+        if network is not None:
+            require_layers({piece.name: piece.shape for piece in self.pieces}, network)
         if as_lora is not None:
             self._turn_into_loras(as_lora)
         self.plain = all(piece.kind == "lora" for piece in self.pieces)
@@ -244,7 +235,7 @@ class _Export:
                 "a file. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'comfyui' or 'lycoris'."
             )
 
-    def write(self, target: Path) -> Exported:
+    def write(self, target: Path, *, as_it_is: bool) -> Exported:
         layers = [piece.name for piece in self.pieces]
         choice = LayoutChoice(
             dialect=self.dialect,
@@ -279,7 +270,10 @@ class _Export:
             # ComfyUI divides by the norms of the base's rows.
             self.pieces = [each.over_base_norms() if each.kind == "dora" else each for each in self.pieces]
         places = {} if layout.names == "diffusers" else places_of(choice.known_family(), layers)
-        write_tensors(target, self._tensors(layout, places), header)
+        if as_it_is and not left:
+            write_aside(target, lambda aside: shutil.copyfile(self.read.path, aside))
+        else:
+            write_tensors(target, self._tensors(layout, places), header)
         untried = choice.family is not None and not choice.family.verified and layout.names != "diffusers"
         return Exported(
             file=target,
@@ -294,19 +288,6 @@ class _Export:
     def _keeps_alphas(self, name: str) -> bool:
         return self.dialect == "comfyui" or not self.plain or LAYOUTS[name].alphas
 
-    def _require_layers(self) -> None:
-        """Raise `AdapterError` for a layer that the network does not have, or has with other sides."""
-        if self.network is None or not self.network.shapes:
-            return
-        for piece in self.pieces:
-            shape = self.network.shapes.get(piece.name)
-            if shape is None or piece.shape != shape:
-                has = "has no such layer" if shape is None else f"has one of shape {list(shape)}"
-                raise AdapterError(
-                    f"`{piece.name}` changes a weight of shape {list(piece.shape)}, and {self.kind or 'the model'} "
-                    f"{has}. It was made for another model: give the one that it was trained on with `--model`."
-                )
-
     def _turn_into_loras(self, rank: int) -> None:
         off = size = 0.0
         found = []
@@ -319,8 +300,8 @@ class _Export:
             found.append(low)
         if all(low is piece for low, piece in zip(found, self.pieces, strict=True)):
             raise AdapterError(
-                f"is a LoRA already, and `--as-lora {rank}` is for other kinds. Leave it out; "
-                "`flowhooks merge --method svd --rank` makes a smaller rank."
+                f"is a LoRA already, and `--as-lora {rank}` is for other kinds. Leave it out; `flowhooks merge` with "
+                "method 'svd' makes a smaller rank."
             )
         self.pieces = found
         self.error = None if not size else math.sqrt(off / size)
@@ -374,6 +355,11 @@ class _Export:
 
 #: Keys of a header that describe the file it was read from.
 _NOT_OURS = (METADATA_KEY, CONFIG_KEY, LAYERS_KEY, TRAINED_KEY, "format")
+
+
+def _is_nothing(piece: Piece) -> bool:
+    """Return whether a factor of a change is zero. That of a DoRA may be by its magnitudes alone."""
+    return piece.kind != "dora" and any(not factor.any() for factor in piece.factors.values())
 
 
 def _same(layer: str) -> NativePlace:

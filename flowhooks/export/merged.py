@@ -8,6 +8,7 @@ from typing import Any
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.merge import merge_adapter
+from flowhooks.adapters.names import refuse_other_file
 from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
@@ -40,6 +41,7 @@ def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
     inside = CHECKPOINT.fullmatch(run.absolute().name)
     default = run.absolute().parent / f"{run.absolute().name}_{dialect}" if inside else run / dialect
     target = default if output is None else user_path(output)
+    refuse_other_file(target, files=False)
     if target.exists():
         raise ModelError(f"{target}: exists already and is not overwritten. Delete it or choose another output.")
     section, adapter = read_run(run)

@@ -15,10 +15,11 @@ from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
-from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE, PEFT_FILE
-from flowhooks.errors import HubError
+from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE, PEFT_FILE, no_weights
+from flowhooks.errors import ConfigError, HubError, Problem
 from flowhooks.export.flow_map_loader import LOADER
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
 from flowhooks.manifest import CARD, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
@@ -42,6 +43,7 @@ ALLOWED = (
 )
 #: Exceptions of the Hub's client; RuntimeError for a file that cannot be sent, ValueError for a refused card.
 FAILURES = (HTTPError, OSError, RuntimeError, ValueError)
+_NOTHING = "{}: holds no trained weights to publish; give the output folder of a finished run"
 _TOKEN = "Check that your token may write there (`hf auth whoami`)"
 _REMEDIES = {
     401: _TOKEN,
@@ -78,15 +80,21 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
         endpoint: another Hub than the configured one.
 
     Raises:
-        HubError: there is nothing to publish, no token, no network, the connection is cut, or the Hub refuses; the
-            message says how to continue.
+        ConfigError: there is nothing to publish, a file of a checkpoint has changed since it was written, or the
+            repository's name is no name.
+        HubError: no token, no network, the connection is cut, or the Hub refuses; the message says how to continue.
     """
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
-        raise HubError(f"{run_dir}: no such folder. Give the output folder of a finished run.")
+        what = "is a file" if run_dir.exists() else "no such folder"
+        raise ConfigError(Problem(f"{what}; give the output folder of a finished run", str(run_dir)))
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ConfigError(f"`repo_id` {repo_id!r} is not a valid name: {_line(str(error))}") from None
     files = upload_set(file.relative_to(run_dir).as_posix() for file in run_dir.rglob("*") if file.is_file())
     if not any(file.endswith(".safetensors") for file in files):
-        raise HubError(f"{run_dir}: holds no trained weights to publish. Give the output folder of a finished run.")
+        raise ConfigError(no_weights(run_dir) if (run_dir / RUN).is_file() else _NOTHING.format(run_dir))
     token = get_token()
     if token is None:
         raise HubError(
@@ -96,10 +104,14 @@ def push(run_dir: Path, repo_id: str, *, private: bool, endpoint: str | None = N
     with tempfile.TemporaryDirectory(prefix="flowhooks-push-") as staging:
         try:
             stage(run_dir, files, Path(staging))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (ValueError, SafetensorError) as error:
+            raise ConfigError(
+                f"{run_dir}: a file in it is damaged ({error}); nothing was uploaded. Copy or download it again"
+            ) from error
+        except OSError as error:
             raise HubError(
                 f"{run_dir}: cannot be copied to a temporary folder to be cleaned ({error}); nothing was uploaded. "
-                f"Check the file, and the free space for temporary files."
+                "Check the free space for temporary files."
             ) from error
         begun = False
         try:
@@ -119,7 +131,7 @@ def stage(run_dir: Path, files: Iterable[str], staging: Path) -> None:
     for name in files:
         source, copy = run_dir / name, staging / name
         if (fault := damage(source)) is not None:
-            raise HubError(f"{fault}; nothing was uploaded.")
+            raise ConfigError(f"{fault}; nothing was uploaded")
         copy.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".md"):
             copy.write_text(text_without_local_paths(source.read_text(encoding="utf-8")), encoding="utf-8")
@@ -189,8 +201,6 @@ class Upload:
         Args:
             begun: whether the repository existed already, so that the failure happened while uploading.
         """
-        if isinstance(error, HFValidationError):
-            return f"`repo_id` {self.repo_id!r} is not a valid name: {_line(str(error))}"
         refusal = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
         untouched = f"the files in {self.run_dir} are untouched"
         if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError) and refusal is not None:

@@ -128,7 +128,7 @@ def test_a_run_starts_from_one_only_as_one(tmp_path):
 def test_a_file_without_its_magnitudes_is_refused(tmp_path):
     file = trained(alpha=2.0)[1].save(tmp_path, {})
     with safe_open(file, "pt") as handle:
-        header = handle.metadata()
+        header = {key: value for key, value in handle.metadata().items() if not key.startswith("flowhooks.")}
     tensors = load_file(file)
     save_file({k: v for k, v in tensors.items() if "magnitude" not in k}, tmp_path / "without.safetensors", header)
     plain = json.loads(header[LORA_ADAPTER_METADATA_KEY]) | {"transformer.use_dora": False}

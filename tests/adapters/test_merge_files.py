@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from flowhooks.adapters import FrozenAdapter, build_adapter, load_adapter
 from flowhooks.adapters.merge import change_of
 from flowhooks.adapters.merge_files import merge_files
-from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, MERGE_KEY, TRANSFORMER_KEY
+from flowhooks.adapters.names import CONFIG_KEY, LAYERS_KEY, MERGE_KEY, NETWORK_KEY, TRANSFORMER_KEY
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_lora
 from tests.adapters.helpers import KINDS, predict, section, train_randomly, transformer
@@ -284,13 +284,17 @@ def test_bad_input(saved, tmp_path):
         return file
 
     key = "transformer.norm_out.linear.lora_{}.weight"
-    refused(
-        r"of shape \[64, 16\], in .* one of \[64, 32\]",
-        one,
-        spoilt(lambda t: t.update({key.format("A"): torch.ones(2, 16)})),
-    )
+
+    def narrower(tensors):
+        tensors[key.format("A")] = torch.ones(2, 16)
+
+    def untold(found, **more):
+        return {k: v for k, v in found.items() if k != NETWORK_KEY} | more
+
+    refused(r"of shape \[64, 16\], and SD3Transformer2DModel has one of shape \[64, 32\]", one, spoilt(narrower))
+    refused(r"of shape \[64, 16\], in .* one of \[64, 32\]", one, spoilt(narrower, untold))
     refused("`norm_out.linear` lacks a matrix", one, spoilt(lambda t: t.pop(key.format("B"))))
-    other = spoilt(lambda t: None, lambda found: {**found, TRANSFORMER_KEY: "FluxTransformer2DModel"})
+    other = spoilt(lambda t: None, lambda found: untold(found, **{TRANSFORMER_KEY: "FluxTransformer2DModel"}))
     refused("is for a FluxTransformer2DModel", one, other)
     (out / "sub").mkdir(parents=True)
     (out / "pytorch_lora_weights.safetensors").write_text("mine")

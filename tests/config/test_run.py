@@ -35,6 +35,7 @@ def test_every_section_is_complete_in_an_empty_run():
         "algo": None,
         "rank": 16,
         "alpha": 16,
+        "use_dora": False,
         "dropout": 0.0,
         "target_modules": None,
         "init_from": None,

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.commands.push import run as push_run
-from flowhooks.errors import HubError
+from flowhooks.errors import ConfigError, HubError
 from flowhooks.export import CardPicture, push, upload, write_card
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.export.upload import stage, upload_set
@@ -286,19 +286,29 @@ def _header(file):
 def test_damaged_weights_are_not_published(tmp_path, server, token):
     folder = run_folder(tmp_path)
     (folder / "pytorch_lora_weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(HubError, match="cannot be copied.*nothing was uploaded"):
+    with pytest.raises(ConfigError, match="a file in it is damaged.*nothing was uploaded"):
         push(folder, "me/my-dpo", private=True, endpoint=server.address)
     assert server.requests == []
 
 
 def test_what_cannot_be_pushed(tmp_path, token, server):
-    with pytest.raises(HubError, match="no such folder"):
-        push(tmp_path / "nowhere", "me/x", private=True, endpoint=server.address)
-    with pytest.raises(HubError, match="no trained weights"):
-        push(tmp_path, "me/x", private=True, endpoint=server.address)
-    with pytest.raises(HubError, match="not a valid name"):
-        push(run_folder(tmp_path / "run"), "me/x/y/z", private=True, endpoint=server.address)
-    assert server.files == {}
+    """What is wrong on this side is bad input, exit code 2; what the Hub or the network refuses is 1."""
+    run = run_folder(tmp_path / "run")
+    (tmp_path / "unfinished" / "checkpoint-3").mkdir(parents=True)
+    (tmp_path / "unfinished" / "run.json").write_text("{}")
+    refusals = [
+        (tmp_path / "nowhere", "me/x", "no such folder"),
+        (run / "README.md", "me/x", "is a file; give the output folder"),
+        (tmp_path, "me/x", "no trained weights"),
+        (tmp_path / "unfinished", "me/x", "has written no weights yet; finish it"),
+        (run, "me/x/y/z", "not a valid name"),
+        (run, "", "not a valid name"),
+    ]
+    for folder, repository, message in refusals:
+        with pytest.raises(ConfigError, match=message) as found:
+            push(folder, repository, private=True, endpoint=server.address)
+        assert found.value.exit_code == 2
+    assert server.files == {} and server.requests == []
 
 
 def test_the_command_without_a_token(tmp_path, monkeypatch):

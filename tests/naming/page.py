@@ -28,6 +28,8 @@ from tests.naming.sources import Source, error, in_diffusers, write, write_kind
 PAGE = Path("docs/files.md")
 #: What ComfyUI made of files, where somebody had a checkout of it.
 RESULT = Path(__file__).parents[1] / "comfyui" / "result.json"
+#: What the page says of DoRA; numbers are from tests/export/test_dora.py and a run of ComfyUI's own code.
+DORA = Path(__file__).with_name("dora.md")
 EXACT = 2e-7
 COMFYUI, MUSUBI, SCRIPTS = "ComfyUI", "musubi-tuner", "sd-scripts"
 START = """# Files for other programs
@@ -213,6 +215,7 @@ def main() -> None:
     source = ", ".join(family.name for family in families().values() if not family.verified)
     known = {**versions, "day": verified_on(), "run": ran()["version"], "run_day": ran()["day"]}
     start, end = START.format(**known), END.format(source=source, run=ran()["version"])
+    end += DORA.read_text(encoding="utf-8").format(**versions)
     PAGE.write_text(start + table(COLUMNS, lora_row) + KINDS + table(KIND_COLUMNS, kinds_row) + end, encoding="utf-8")
 
 
