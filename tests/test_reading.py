@@ -41,8 +41,6 @@ def test_nobody_else_parses_json_or_expands_a_home():
         "flow_map/loader.py": {"json.loads"},
         # A file of the package.
         "naming/rules.py": {"json.loads"},
-        # It becomes a file of its own, which runs where nothing of ours is.
-        "flow_map/loader.py": {"json.loads"},
         # A variable of the environment, and the home of the user.
         "files.py": {"expanduser"},
     }
