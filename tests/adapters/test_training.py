@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import FrozenAdapter, build_adapter
 from flowhooks.adapters.base import base_shape
 from flowhooks.adapters.fit import check_file
-from flowhooks.adapters.names import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE, PEFT_FILE
 from flowhooks.adapters.training import TrainingAdapter
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_lora
@@ -119,6 +120,17 @@ def test_names_of_other_programs_are_read(teacher, tmp_path):
     model = transformer()
     with held(model, other) as adapter, adapter.switched(True):
         torch.testing.assert_close(predict(model), predict(alone), rtol=0, atol=1e-5)
+
+
+def test_a_dora_is_refused(tmp_path):
+    model = transformer()
+    config = LoraConfig(r=2, use_dora=True, target_modules=[FIRST])
+    inject_adapter_in_model(config, model)
+    tensors = get_peft_model_state_dict(model)
+    save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, tmp_path / PEFT_FILE)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="is a DoRA"), held(transformer(), tmp_path):
+        pass
 
 
 def test_a_key_that_no_layer_takes_and_a_file_without_effect_are_refused(teacher, tmp_path):
