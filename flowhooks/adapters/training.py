@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.adapters.frozen import FrozenAdapter
+from flowhooks.errors import AdapterError
 
 
 class TrainingAdapter:
@@ -28,13 +29,18 @@ class TrainingAdapter:
         strength: factor of the change that the file states.
 
     Raises:
-        AdapterError: the file is missing, damaged, pickled, of no known format, does not fit the network exactly, or
-            changes nothing.
+        AdapterError: the file is missing, damaged, pickled, of no known format, a DoRA, does not fit the network
+            exactly, or changes nothing.
     """
 
     def __init__(self, model: Any, source: str, *, strength: float = 1.0):
         self.strength = strength
         self._frozen = FrozenAdapter(model.transformer, source, strength=strength, pipeline=model.pipe)
+        if self._frozen.config.get("use_dora"):
+            # It scales what the layer computes, the change of whatever is trained on top of it included.
+            raise AdapterError(
+                f"{self._frozen.file}: is a DoRA, which cannot be on beneath other adapters. Give a LoRA, LoHa or LoKr."
+            )
         self._model = model
         self._on: bool | None = None
 

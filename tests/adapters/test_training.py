@@ -7,18 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters import FrozenAdapter, build_adapter
 from flowhooks.adapters.base import base_shape
 from flowhooks.adapters.fit import check_file
-from flowhooks.adapters.names import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE, PEFT_FILE
 from flowhooks.adapters.training import TrainingAdapter
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import export_lora
 from tests.adapters.helpers import KINDS, appearance, forward, predict, section, train_randomly, transformer
 
 FIRST = "transformer_blocks.0.attn.to_q"
+#: Kinds of files that add to a layer; a DoRA scales it, and is refused.
+ADDING = [kind for kind in KINDS if kind != "dora"]
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def first_layer(model) -> torch.Tensor:
     return found[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADDING)
 def test_strength_is_a_factor_of_the_change_of_every_kind(kind, teacher):
     folder, alone = teacher(kind, target_modules=[FIRST])
     model = transformer()
@@ -55,7 +58,7 @@ def test_strength_is_a_factor_of_the_change_of_every_kind(kind, teacher):
     assert changes[0].abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ADDING)
 def test_it_is_on_where_a_gradient_is_and_gets_none_itself(kind, teacher):
     folder, alone = teacher(kind)
     model = transformer()
@@ -119,6 +122,17 @@ def test_names_of_other_programs_are_read(teacher, tmp_path):
     model = transformer()
     with held(model, other) as adapter, adapter.switched(True):
         torch.testing.assert_close(predict(model), predict(alone), rtol=0, atol=1e-5)
+
+
+def test_a_dora_is_refused(tmp_path):
+    model = transformer()
+    config = LoraConfig(r=2, use_dora=True, target_modules=[FIRST])
+    inject_adapter_in_model(config, model)
+    tensors = {key: value + 0.1 for key, value in get_peft_model_state_dict(model).items()}
+    save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, tmp_path / PEFT_FILE)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(AdapterError, match="is a DoRA"), held(transformer(), tmp_path):
+        pass
 
 
 def test_a_key_that_no_layer_takes_and_a_file_without_effect_are_refused(teacher, tmp_path):
