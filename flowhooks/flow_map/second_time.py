@@ -142,6 +142,7 @@ class SecondTime:
                     f"for a step that starts at {expected:g}; call it at the time at which the step starts"
                 )
 
+    @torch.compiler.disable
     def _before(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._inputs = None
         arguments = bound_arguments(network, args, kwargs)
@@ -175,6 +176,7 @@ class SecondTime:
             return time
         return replace(time, scale=self.timestep_scale, offset=0.0)
 
+    @torch.compiler.disable
     def _blend(self, embedder: nn.Module, args: tuple, output: Any) -> Any:
         if self._inputs is None:
             return None
