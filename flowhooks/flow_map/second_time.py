@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -86,6 +86,8 @@ class SecondTime:
         self.embedder = network.get_submodule(embedder)
         self.delta_embedder, self.gate, self.deltatime_type = delta_embedder, gate, deltatime_type
         self.timestep_scale, self.dtype = timestep_scale, dtype
+        #: Whether the network is called as if it had no second time, see :func:`silenced`.
+        self.silent = False
         self._inputs: tuple[tuple, dict[str, Any]] | None = None
 
     def attach(self) -> Callable[[], None]:
@@ -140,9 +142,14 @@ class SecondTime:
                     f"for a step that starts at {expected:g}; call it at the time at which the step starts"
                 )
 
+    @torch.compiler.disable
     def _before(self, network: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         self._inputs = None
         arguments = bound_arguments(network, args, kwargs)
+        if self.silent:
+            if (given := self._given(arguments)) is not None:
+                given.source.pass_over()
+            return plain(args), plain(kwargs)
         span = self.asked(arguments)
         if span is not None:
             arguments = plain(arguments)
@@ -169,6 +176,7 @@ class SecondTime:
             return time
         return replace(time, scale=self.timestep_scale, offset=0.0)
 
+    @torch.compiler.disable
     def _blend(self, embedder: nn.Module, args: tuple, output: Any) -> Any:
         if self._inputs is None:
             return None
@@ -184,8 +192,25 @@ class SecondTime:
 
 def has_second_time(network: nn.Module) -> bool:
     """Return whether a network has a second time that was added to it."""
-    hooks = network._forward_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), SecondTime) for hook in hooks)
+    return bool(_second_times(network))
+
+
+@contextmanager
+def silenced(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Call networks inside the block as if no second time had been added to them, whatever scheduler they run under."""
+    found = [each for network in networks for each in _second_times(network) if not each.silent]
+    for each in found:
+        each.silent = True
+    try:
+        yield
+    finally:
+        for each in found:
+            each.silent = False
+
+
+def _second_times(network: nn.Module) -> list[SecondTime]:
+    hooks = [getattr(hook, "__self__", None) for hook in network._forward_pre_hooks.values()]
+    return [owner for owner in hooks if isinstance(owner, SecondTime)]
 
 
 def pass_over_steps_of(networks: Iterable[nn.Module]) -> Callable[[], None]:

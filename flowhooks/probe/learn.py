@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import FlowhooksWarning, ModelError
+from flowhooks.flow_map.second_time import silenced
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import learn_contract
 from flowhooks.probe.exceptions import call_exceptions
@@ -52,7 +53,8 @@ def probe(
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     require_sizes(pipe)
-    with named_failures(pipe):
+    # A flow map that is on already is no part of the pipeline.
+    with silenced(find_networks(pipe).values()), named_failures(pipe):
         return _at_some_size(pipe, height, width, frames, dict(arguments or {}), component)
 
 

@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +23,9 @@ from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
 from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
+from flowhooks.hooks import TimeConditioningEnabler
 from flowhooks.manifest import MODULES
+from flowhooks.probe import probe
 from tests.families import learnt, tiny
 from tests.flow_map.saved import flow_map, sampled
 
@@ -66,12 +70,10 @@ def test_it_stays_on_when_nobody_keeps_what_was_returned(pipe, folder):
     assert torch.equal(sampled(copied, "sd3"), flow_map("sd3")[1])
 
 
-def test_guidance_asks_in_one_doubled_batch(pipe, folder):
-    with flowhooks.load_flow_map(pipe, folder):
-        guided = sampled(pipe, "sd3", guidance_scale=4.0)
-    assert not torch.equal(guided, flow_map("sd3")[1])
-    # Without the second time it is another image.
-    assert not torch.allclose(guided, sampled(pipe, "sd3", guidance_scale=4.0), atol=1e-3)
+def test_a_compiled_network_is_told_too(pipe, folder):
+    flowhooks.load_flow_map(pipe, folder)
+    pipe.transformer.compile(backend="eager")
+    assert torch.equal(sampled(pipe, "sd3"), flow_map("sd3")[1])
 
 
 def test_guidance_in_two_calls_a_step():
@@ -326,13 +328,35 @@ def test_another_adapter_is_not_taken_for_its_own(pipe, folder):
     with pytest.raises(AdapterError, match="an adapter is on this pipeline already"):
         flowhooks.load_flow_map(pipe, folder)
     pipe.unload_lora_weights()
-    blocks = [{"type": "time_conditioning"}]
-    with (
-        flowhooks.attach(pipe, blocks, height=16, width=16),
-        pytest.raises(ModelError, match="has a second time already"),
-        flowhooks.attach(pipe, blocks, height=16, width=16),
-    ):
-        pass
+    with flowhooks.load_flow_map(pipe, folder):
+        # The pipeline is learned as if no flow map were on.
+        session: Any = SimpleNamespace(model=probe(pipe, height=16, width=16))
+        refused = pytest.raises(ModelError, match="has a second time already")
+        with refused, TimeConditioningEnabler().attached(session):
+            pass
+
+
+@pytest.mark.filterwarnings("ignore:.*has no second time")
+def test_a_map_for_each_expert(tmp_path):
+    first, _ = flow_map("wan")
+    for file in first.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    tensors, header = read_tensors(first / MODULES)
+    told = {**json.loads(header["flowhooks.modules"]), "component": "transformer_2"}
+    save_file(tensors, tmp_path / MODULES, {"flowhooks.modules": json.dumps(told)})
+    (tmp_path / "pytorch_lora_weights.safetensors").unlink()
+    pipe = learnt("wan-two-experts").pipe
+    call = {"guidance_scale": 1.0, "guidance_scale_2": 1.0}
+    states = [sampled(pipe, "wan-two-experts", **call)]
+    second = flowhooks.load_flow_map(pipe, tmp_path)
+    states.append(sampled(pipe, "wan-two-experts", **call))
+    flowhooks.load_flow_map(pipe, first)
+    states.append(sampled(pipe, "wan-two-experts", **call))
+    assert not any(torch.equal(*pair) for pair in zip(states, states[1:], strict=False))
+    # In another order than they were put on: the other still needs a scheduler that tells.
+    second.close()
+    with pytest.raises(ModelError, match="comes from no FlowMapScheduler"):
+        sampled(pipe, "wan-two-experts", **call)
 
 
 def test_of_two_experts_the_other_does_what_it_did():
