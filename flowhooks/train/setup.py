@@ -48,6 +48,7 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.stage import Stage
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
+from flowhooks.train.background import Background
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
@@ -137,6 +138,7 @@ def prepared(
             world_size=accelerator.num_processes,
             accumulation=run.training["gradient_accumulation_steps"],
         )
+        background = Background()
         job = Job(
             run=run,
             accelerator=accelerator,
@@ -150,10 +152,12 @@ def prepared(
                 accelerator=accelerator,
                 held=Subset(dataset, held),
                 batch_size=batch_size,
+                background=background,
             ),
             checkpoints=checkpoints,
             identity=identified,
             schedule=schedule,
+            background=background,
         )
         if source is not None:
             job.restore(source)
