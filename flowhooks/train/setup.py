@@ -43,6 +43,7 @@ from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, load_pipeline
 from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
+from flowhooks.probe.offloading import idle_settings
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.runs import find_networks
 from flowhooks.stage import Stage
@@ -106,8 +107,12 @@ def prepared(
         pipe = load_pipeline(run.model)
         stage = Stage(pipe, accelerator.device)
         recomputed = run.model["gradient_checkpointing"]
+        share, component = offload_share(run.model), run.model["component"]
+        networks = find_networks(pipe)
+        for line in idle_settings(networks[component or next(iter(networks))], share, int(recomputed)):
+            if accelerator.is_main_process:
+                warnings.warn(line, FlowhooksWarning, stacklevel=2)
         with model_errors_at(run.source, "$.model.offload"):
-            share, component = offload_share(run.model), run.model["component"]
             stack.enter_context(stage.offloading(share, int(recomputed), component))
         stack.enter_context(stage.open())
         model = _probed(run, pipe, audited, stack)

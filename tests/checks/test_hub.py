@@ -154,3 +154,13 @@ def test_judges_that_are_fetched_are_told(tmp_path, capsys):
     code, out, err = checked(tmp_path, capsys)
     assert code == 0, err
     assert "download   $.hooks[0].rewards[0].model: openai/clip-vit-base-patch32 is not in the Hub's cache" in out
+
+
+def test_a_name_to_sample_that_is_no_folder_is_looked_up_at_once_and_refused(capsys, monkeypatch):
+    monkeypatch.setattr("flowhooks.pipeline.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    with serving(monkeypatch, 404, {"error": "Repository not found"}):
+        assert main(["sample", REPO, "--prompt", "a"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"there is no folder '{REPO}' here, so it is looked up on the Hub" in err and f"the Hub has no '{REPO}'" in err
+    )
