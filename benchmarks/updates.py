@@ -19,19 +19,21 @@ from flowhooks.train.optimization import Optimization
 
 @contextmanager
 def updating(
-    model: Any, document: Mapping[str, Any], batches: Callable[[int], Batch | None]
+    model: Any, document: Mapping[str, Any], batches: Callable[[int], Batch | None], *, first: bool = True
 ) -> Iterator[tuple[Session, Callable[[], int]]]:
     """Attach a run inside the block; gives its session, and what makes one update and returns its forwards.
 
     Args:
         batches: micro-step -> its data; None for a run that samples its own.
+        first: whether it is one of the first updates of the run, in which gradients are watched.
     """
     torch.manual_seed(0)
     run = resolve_run(dict(document), Path("run.json"), allow_imports=True)
     with flowhooks.attach(model, run) as session:
         optimization, guard = Optimization(run, list(session.parameters().values())), FiniteGuard()
         liveness = Liveness(session, model.transformer, nullcontext)
-        optimization.before = liveness.note
+        if first:
+            optimization.before = liveness.note
         was = model.transformer.training
         model.transformer.train()
 
@@ -46,7 +48,7 @@ def updating(
             return made
 
         try:
-            with liveness.watching():
+            with liveness.watching() if first else nullcontext():
                 yield session, update
         finally:
             model.transformer.train(was)

@@ -8,14 +8,14 @@ pipeline's calls, and each hook with modules as its block in JSON, so that :func
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.adapter_file import read_tensors, write_tensors
+from flowhooks.adapters.adapter_file import packed_tensors, read_tensors
 from flowhooks.adapters.base import check_fit
 from flowhooks.adapters.fit import number_types
 from flowhooks.adapters.names import refuse_damaged, refuse_integers
@@ -33,6 +33,16 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
 
     Raises:
         AdapterError: the disk refuses.
+        ModelError: as :func:`packed_modules`.
+    """
+    write = packed_modules(assembly, model, header)
+    return None if write is None else write(folder)
+
+
+def packed_modules(assembly: Assembly, model: Any, header: Mapping[str, str]) -> Callable[[Path], Path] | None:
+    """Copy what :func:`save_modules` writes, and return what writes the copy into a folder, now or later.
+
+    Raises:
         ModelError: a hook with modules was given as an object, so that the file could not say how to build it again.
     """
     modules = assembly.exported()
@@ -58,7 +68,8 @@ def save_modules(folder: Path, assembly: Assembly, model: Any, header: Mapping[s
     if model.interval is not None:
         manifest["second_time"] = model.interval.description
     tensors = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
-    return write_tensors(folder / MODULES, tensors, {**header, MANIFEST: json.dumps(manifest)})
+    write = packed_tensors(tensors, {**header, MANIFEST: json.dumps(manifest)})
+    return lambda folder: write(folder / MODULES)
 
 
 def read_manifest(file: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the device has done everything it was asked to do before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -45,6 +45,21 @@ def parked(value: Tensor) -> Tensor:
         return value
     kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
     return kept.copy_(value, non_blocking=True)
+
+
+def on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous copies on the host, in memory of their own. On a GPU they go into pinned memory, all at once,
+    and are waited for once."""
+    copies, waits = {}, False
+    for name, value in tensors.items():
+        if value.is_cuda:
+            kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
+            copies[name], waits = kept.copy_(value.detach(), non_blocking=True), True
+        else:
+            copies[name] = value.detach().cpu().clone().contiguous()
+    if waits:
+        torch.cuda.synchronize()
+    return copies
 
 
 def whole_numbers(values: Sequence[int], device: torch.device) -> Tensor:

@@ -37,6 +37,7 @@ from flowhooks.adapters.network import Network, network_of, network_told
 from flowhooks.adapters.other_names import converted
 from flowhooks.adapters.peft_document import check_header
 from flowhooks.errors import AdapterError
+from flowhooks.transfer import on_host
 
 
 def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -68,8 +69,13 @@ def read_tensors(file: Path, *, integers: bool = False) -> tuple[dict[str, Tenso
 
 def write_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Path:
     """Write a safetensors file. Tensors are copied to the CPU and made contiguous."""
-    packed = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    return write_aside(file, lambda aside: save_file(packed, aside, metadata={"format": "pt", **metadata}))
+    return packed_tensors(tensors, metadata)(file)
+
+
+def packed_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], Path]:
+    """Copy tensors to the host, and return what writes the copies to a safetensors file, now or later."""
+    copies, header = on_host(tensors), {"format": "pt", **metadata}
+    return lambda file: write_aside(file, lambda aside: save_file(copies, aside, metadata=header))
 
 
 def write_aside(file: Path, write: Callable[[Path], object]) -> Path:

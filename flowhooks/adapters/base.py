@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -60,6 +60,9 @@ class Adapter(Protocol):
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
         """Write the adapter's file into ``folder``; ``metadata`` (JSON strings) goes into its header. Returns the
         file's path."""
+
+    def packed(self, metadata: Mapping[str, str]) -> Callable[[Path], Path]:
+        """Copy what :meth:`save` writes, and return what writes the copy into a folder, now or later."""
 
     def detach(self) -> None:
         """Restore the transformer as it was before. A second call does nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +17,7 @@ from flowhooks.adapters.dora import magnitude_of, row_norms
 from flowhooks.adapters.from_hub import fetch
 from flowhooks.adapters.load import load_adapter
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
-from flowhooks.adapters.names import PEFT_CONFIG_FILE, PEFT_FILE, USE_DORA, find_file, first_few, short_name
+from flowhooks.adapters.names import USE_DORA, digest_of, find_file, first_few, short_name
 from flowhooks.adapters.outline import meta_copy
 from flowhooks.adapters.peft_adapter import PeftAdapter
 from flowhooks.errors import AdapterError
@@ -43,7 +42,7 @@ class FrozenAdapter:
         name: name in messages; default: the file's name, or its folder's.
         parked: keep the tensors on the CPU. Each is copied to its layer's device at its first use inside
             :meth:`alone`, and freed on exit.
-        strength: factor of the change that the file states.
+        strength: factor of the matrices, as PEFT scales them; of the change of every kind but a DoRA.
         pipeline: as `load_adapter` takes it.
 
     Attributes:
@@ -179,17 +178,6 @@ class FrozenAdapter:
                 )
 
 
-def digest_of(file: Path) -> str:
-    """Return the SHA-256 of an adapter's bytes: its file's, and its configuration's where that is a file beside it."""
-    beside = file.with_name(PEFT_CONFIG_FILE)
-    content = hashlib.sha256()
-    for part in (file, beside) if file.name == PEFT_FILE and beside.is_file() else (file,):
-        with part.open("rb") as handle:
-            while block := handle.read(1 << 20):
-                content.update(block)
-    return content.hexdigest()
-
-
 def _changes(loaded: Any, strength: float) -> dict[str, LayerChange]:
     if isinstance(loaded, LycorisAdapter):
         for lora in loaded.network.loras:
@@ -199,13 +187,10 @@ def _changes(loaded: Any, strength: float) -> dict[str, LayerChange]:
             for target, lora in zip(loaded.targets, loaded.network.loras, strict=True)
         }
     assert isinstance(loaded, PeftAdapter)
-    changes = {}
-    for target, layer in zip(loaded.targets, loaded.layers, strict=True):
-        magnitude = magnitude_of(layer, loaded.name)
-        if magnitude is None:
-            vars(layer)["scaling"][loaded.name] *= strength
-        changes[target] = LayerChange(layer, magnitude=magnitude, strength=strength)
-    return changes
+    for layer in loaded.layers:
+        vars(layer)["scaling"][loaded.name] *= strength
+    layers = zip(loaded.targets, loaded.layers, strict=True)
+    return {target: LayerChange(layer, magnitude=magnitude_of(layer, loaded.name)) for target, layer in layers}
 
 
 class LayerChange:
@@ -219,14 +204,11 @@ class LayerChange:
             runs.
         lycoris: the LyCORIS module.
         magnitude: that of a DoRA, which computes with the weights of the hooked layer.
-        strength: factor of a DoRA's change. That of other kinds is in the factor of their library.
     """
 
-    def __init__(
-        self, adapted: nn.Module, *, lycoris: Any = None, magnitude: Tensor | None = None, strength: float = 1.0
-    ):
+    def __init__(self, adapted: nn.Module, *, lycoris: Any = None, magnitude: Tensor | None = None):
         self._adapted = adapted
-        self._magnitude, self._strength = magnitude, strength
+        self._magnitude = magnitude
         self._handle: RemovableHandle | None = None
         self._result: Any = None
         if lycoris is None:
@@ -264,8 +246,7 @@ class LayerChange:
             if self._magnitude is None:
                 return self._adapted(*args, **kwargs)
             with self._over(module):
-                changed = self._adapted(*args, **kwargs)
-            return changed if self._strength == 1 else result + self._strength * (changed - result)
+                return self._adapted(*args, **kwargs)
         finally:
             self._result = None
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from lycoris import LycorisNetwork, create_lycoris, create_lycoris_from_weights
 from lycoris.logging import logger as lycoris_logger
 from torch import Tensor, nn
 
-from flowhooks.adapters.adapter_file import write_tensors
+from flowhooks.adapters.adapter_file import packed_tensors
 from flowhooks.adapters.base import AttachedAdapter, check_fit
 from flowhooks.adapters.bypass import Snapshot, without_lycoris
 from flowhooks.adapters.names import LYCORIS_FILE, first_few
@@ -78,9 +78,12 @@ class LycorisAdapter(AttachedAdapter):
         return self._switched([setting for lora in self.network.loras for setting in without_lycoris(lora)])
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        return self.packed(metadata)(Path(folder))
+
+    def packed(self, metadata: Mapping[str, str]) -> Callable[[Path], Path]:
         self._require_attached()
-        header = self._header(metadata)
-        return write_tensors(Path(folder) / LYCORIS_FILE, self.state_dict(), header)
+        write = packed_tensors(self.state_dict(), self._header(metadata))
+        return lambda folder: write(folder / LYCORIS_FILE)
 
 
 def build_network(transformer: nn.Module, config: Mapping[str, Any], targets: tuple[str, ...]) -> LycorisNetwork:

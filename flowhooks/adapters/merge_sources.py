@@ -15,7 +15,6 @@ from flowhooks.adapters.base_weights import BaseWeights
 from flowhooks.adapters.combine import Factors, hadamard
 from flowhooks.adapters.dora import magnitude_of
 from flowhooks.adapters.file_config import file_config, require_configured, require_listed
-from flowhooks.adapters.frozen import digest_of
 from flowhooks.adapters.load import attach_file
 from flowhooks.adapters.lycoris_adapter import LycorisAdapter
 from flowhooks.adapters.merge import change_of
@@ -24,6 +23,7 @@ from flowhooks.adapters.names import (
     NETWORK_KEY,
     TRANSFORMER_KEY,
     USE_DORA,
+    digest_of,
     first_few,
     layer_name,
     lycoris_names,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
@@ -328,3 +329,14 @@ def first_few(names: list[str], count: int = 3, *, quote: bool = True) -> str:
     """Return the first ``count`` names and how many more there are."""
     shown = ", ".join(f"`{name}`" if quote else name for name in names[:count])
     return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+
+
+def digest_of(file: Path) -> str:
+    """Return the SHA-256 of an adapter's bytes: its file's, and its configuration's where that is a file beside it."""
+    beside = file.with_name(PEFT_CONFIG_FILE)
+    content = hashlib.sha256()
+    for part in (file, beside) if file.name == PEFT_FILE and beside.is_file() else (file,):
+        with part.open("rb") as handle:
+            while block := handle.read(1 << 20):
+                content.update(block)
+    return content.hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, inject_adapter_
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from flowhooks.adapters.adapter_file import write_aside, write_tensors
+from flowhooks.adapters.adapter_file import packed_tensors, write_aside
 from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
 from flowhooks.adapters.dora import magnitude_of, measure, refuse_unmeasurable
@@ -132,17 +132,26 @@ class PeftAdapter(AttachedAdapter):
         }
 
     def save(self, folder: Path, metadata: Mapping[str, str]) -> Path:
+        return self.packed(metadata)(Path(folder))
+
+    def packed(self, metadata: Mapping[str, str]) -> Callable[[Path], Path]:
         self._require_attached()
-        folder = Path(folder)
         tensors, header = self.written(), self._header(metadata)
         if self.kind == "lora":
             whole = self._of_scale_one()
             header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole)
             if whole is not self.peft_config:
                 header[TRAINED_KEY] = diffusers_metadata(self.peft_config)
-            return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
-        write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(self._peft_document(), encoding="utf-8"))
-        return write_tensors(folder / PEFT_FILE, {PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
+            write = packed_tensors(LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
+            return lambda folder: write(folder / LORA_FILE)
+        write = packed_tensors({PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
+        document = self._peft_document()
+
+        def both(folder: Path) -> Path:
+            write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(document, encoding="utf-8"))
+            return write(folder / PEFT_FILE)
+
+        return both
 
     def _of_scale_one(self) -> PeftConfig:
         """Return the configuration of the same LoRA with its strength in the matrices; its own if that is 1."""

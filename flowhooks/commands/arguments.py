@@ -81,10 +81,10 @@ def finite_number(text: str) -> float:
 
 
 def card_size(text: str) -> int:
-    """Type of an argument that is the memory of a card: ``24GiB``, or ``24`` for the same, in bytes. ``GB`` is taken
-    for GiB, as makers of cards write it."""
-    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(?:([mg])(?:i?b)?)?\s*", text, re.IGNORECASE)
-    size = 0 if found is None else int(float(found[1]) * (2**20 if (found[2] or "").lower() == "m" else 2**30))
+    """Type of an argument that is the memory of a card: ``24GiB``, or ``24`` for the same, in bytes; also in MiB and
+    TiB. ``GB`` is taken for GiB, as makers of cards write it."""
+    found = re.fullmatch(r"\s*(\d{1,6}(?:\.\d{1,6})?)\s*(?:([mgt])(?:i?b)?)?\s*", text, re.IGNORECASE)
+    size = 0 if found is None else int(float(found[1]) * 2 ** {"m": 20, "g": 30, "t": 40}[(found[2] or "g").lower()])
     if not size:
         raise argparse.ArgumentTypeError(f"expected the memory of a card, such as 24GiB, found {text!r}")
     return size

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from flowhooks.commands.arguments import add_dtype, add_imports, add_offload, finite_number, whole_number, whole_numbers
+from flowhooks.printing import say
 
 NAME = "sample"
 HELP = "generate images with a pipeline, or with a trained run"
@@ -107,7 +109,8 @@ def _sigma(text: str) -> float:
 
 def _check_model(model_or_run: str) -> None:
     """Raise ConfigError for a name that is neither a model nor a run, on this disk or by its form."""
-    from flowhooks.checks.pipeline import no_pipeline
+    from flowhooks.checks import hub
+    from flowhooks.checks.pipeline import EMBEDDED, no_pipeline, pipeline_folder
     from flowhooks.errors import ConfigError, Problem
     from flowhooks.reading import user_path
 
@@ -121,6 +124,14 @@ def _check_model(model_or_run: str) -> None:
         return
     if (refusal := no_pipeline(model_or_run, None)) is not None:
         raise ConfigError(refusal)
+    section = {"pretrained_model_name_or_path": model_or_run, "revision": None}
+    if model_or_run not in EMBEDDED and pipeline_folder(section) is None:
+        # Where the Hub is not reached, its own library tries for half a minute before it says so.
+        say(f"there is no folder {model_or_run!r} here, so it is looked up on the Hub", file=sys.stderr, flush=True)
+        try:
+            hub.download_size(model_or_run, None, None)
+        except hub.Unknown as error:
+            raise ConfigError(str(error)) from None
 
 
 def _base(model_or_run: str) -> Path | None:

@@ -23,14 +23,18 @@ def add(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from flowhooks.checks import examine
+    from flowhooks.checks.pipeline import model_notices
     from flowhooks.config import load_run, plain
-    from flowhooks.digits.places import building_notice
 
     configured = load_run(args.run, args.overrides, complete=True, allow_imports=args.allow_imports)
     examined = examine(configured, args.resume)
+    if args.resume is not None:
+        from flowhooks.train.identity import refuse_other_run
+
+        refuse_other_run(configured, examined.audit, args.resume)
     if sentence := plain(configured.hooks):
         say(sentence, flush=True)
-    if (sentence := building_notice(configured.model["pretrained_model_name_or_path"])) is not None:
+    for sentence in model_notices(configured):
         say(sentence, flush=True)
     # Only now: these imports take seconds, and a mistake should be reported at once.
     from flowhooks.train import train

@@ -91,6 +91,10 @@ def _value(error: ValidationError) -> str:
     match error.validator:
         case "type":
             wanted = [expected] if isinstance(expected, str) else expected
+            if names := error.schema.get("then", {}).get("enum"):
+                # Only a few strings are taken, so a number in quotes is not what to write.
+                others = _either([each for each in wanted if each != "string"])
+                return f"expected {', '.join(map(repr, names))} or {others}, found {shown(found)}"
             return f"expected {_either(wanted)}, found {shown(found)}{_type_remedy(wanted, found)}"
         case "enum":
             words = _not_one_of(found, expected)

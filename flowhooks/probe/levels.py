@@ -7,9 +7,9 @@ they meet a tensor with an axis of tokens is one level picked for each. Modulati
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,18 +21,20 @@ from flowhooks.probe.weight_names import Path, WeightNames
 #: Which end of the token axis of a modulated tensor holds the image tokens.
 ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
 #: Functions that take weights beside their input.
-LAYERS = ("linear", "layer_norm", "rms_norm")
+LAYERS = frozenset({"linear", "layer_norm", "rms_norm"})
 #: Functions that use only the dtype or the device of the other tensor.
-CASTS = ("to", "type_as")
+CASTS = frozenset({"to", "type_as"})
 #: Functions that only move axes, so that strides show where the batch axis went.
-MOVES = (
-    *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
-    *("transpose", "t", "swapaxes", "permute", "movedim"),
+MOVES = frozenset(
+    {
+        *("unsqueeze", "squeeze", "chunk", "split", "tensor_split", "unbind", "__getitem__", "select", "narrow"),
+        *("transpose", "t", "swapaxes", "permute", "movedim"),
+    }
 )
 #: Functions by which networks combine levels and tokens.
 IN_PASSING = {"add": plus_picked, "mul": times_picked, "__mul__": times_picked}
 #: Functions that take sizes, that of the batch included.
-SIZES = ("reshape", "view", "expand", "repeat", "flatten", "unflatten")
+SIZES = frozenset({"reshape", "view", "expand", "repeat", "flatten", "unflatten"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,20 @@ class Broadcast:
     @property
     def count(self) -> int:
         return self.other.shape[self.tokens[0] : self.tokens[-1] + 1].numel()
+
+
+class _Alignment(NamedTuple):
+    """Describes how the axes of levels and of a tensor with tokens lie, counted from the end of the latter.
+
+    Args:
+        batch: its batch axis.
+        tokens: its axes of tokens, one after the other.
+        plain: whether the tensor is ``[B, *tokens, ...]`` and the levels have one row where it has tokens.
+    """
+
+    batch: int
+    tokens: tuple[int, ...]
+    plain: bool
 
 
 #: Says which end of the token axis holds the image tokens of a tensor; None where it has no token axis.
@@ -78,6 +94,7 @@ class Mix:
     _moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _alignments: dict[Any, _Alignment | None] = field(default_factory=dict)
 
     def level_of(self, place: str, tokens: int) -> Tensor:
         """Return the level ``[B, tokens]`` of each token; tokens that are not the image's have level 0."""
@@ -90,6 +107,26 @@ class Mix:
     def axes_of(self, moved: Callable[..., list[int]], step: str, axis: int, shape: torch.Size) -> list[int]:
         """Return where a step of ``moved`` puts the batch axis of a tensor, in each of its results."""
         return self._once(self._moves, moved, step, axis, shape)
+
+    def alignment_of(self, shape: torch.Size, axis: int, other: torch.Size) -> _Alignment | None:
+        """Return how rows with the batch at ``axis`` lie to a tensor with tokens; None without tokens."""
+        return self._once(self._alignments, self._alignment_of, shape, axis, other)
+
+    def _alignment_of(self, shape: torch.Size, axis: int, other: torch.Size) -> _Alignment | None:
+        size, dims = self.index.shape[0], len(other)
+        batch = axis - len(shape)
+        if dims < 3 or dims < -batch or other[batch] not in (1, size):
+            return None
+        mine = [1] * (dims - len(shape)) + list(shape)
+        axes = [a for a in range(-dims, -1) if a != batch]
+        lacking = [a for a in axes if mine[a] == 1]
+        if not lacking:
+            lacking = [a for a in axes if mine[a] == other[a]]
+        if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
+            return None
+        aligned = (other[0] * self.count, *[1] * len(lacking), *other[1 + len(lacking) :])
+        plain = axis == 0 and lacking[0] == 1 - dims and tuple(shape) == aligned
+        return _Alignment(batch, tuple(lacking), plain)
 
     def _level_of(self, place: str, tokens: int) -> Tensor:
         size, pictures = self.index.shape
@@ -161,9 +198,13 @@ class Levels:
     def __torch_function__(cls, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = function.__name__
-        leaves = list(_leaves((*args, *kwargs.values())))
-        held = [leaf for leaf in leaves if isinstance(leaf, Levels)]
-        others = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if name in MOVES:
+            return args[0]._moved(function, args, kwargs)
+        held: list[Levels] = []
+        others: list[Tensor] = []
+        _sort(args, held, others)
+        if kwargs:
+            _sort(tuple(kwargs.values()), held, others)
         first = held[0]
         if name == "contiguous":
             return first
@@ -171,8 +212,6 @@ class Levels:
             return function(args[0], first.rows)
         if name in SIZES:
             return first._sized(name, *args[1:], **kwargs)
-        if name in MOVES:
-            return first._moved(function, args, kwargs)
         path = first.path
         if name in LAYERS or name in CASTS:
             lift: Callable[[Tensor], Tensor] = lambda other: other  # noqa: E731
@@ -202,9 +241,8 @@ class Levels:
 
     def _moved(self, function: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Apply a function that moves axes; strides show where, as only the batch axis has one."""
-        step = f"{function.__name__}{args[1:]}{dict(kwargs)}"
+        step = f"{function.__name__}{args[1:]}{kwargs}"
         results = function(self.rows, *args[1:], **kwargs)
-        parts = [results] if isinstance(results, Tensor) else results
 
         def moved(step: str, axis: int, shape: torch.Size) -> list[int]:
             strides = [0] * len(shape)
@@ -213,9 +251,9 @@ class Levels:
             return [self._axis_of(mark, step) for mark in ([marks] if isinstance(marks, Tensor) else marks)]
 
         axes = self.mix.axes_of(moved, step, self.axis, self.rows.shape)
-        if parts is not results:
+        if isinstance(results, Tensor):
             return Levels(results, self.mix, axes[0], (*self.path, step))
-        pairs = enumerate(zip(parts, axes, strict=True))
+        pairs = enumerate(zip(results, axes, strict=True))
         return tuple(Levels(part, self.mix, axis, (*self.path, f"{step}[{i}]")) for i, (part, axis) in pairs)
 
     def _axis_of(self, mark: Tensor, step: str) -> int:
@@ -249,31 +287,35 @@ class Levels:
             raise _impossible(name)
         return Levels(result, self.mix, axis, (*self.path, name))
 
-    def _meeting(self, other: Tensor) -> Broadcast | None:
-        """Return the broadcast with ``other``, if that holds tokens: a batch, a last axis, and others that the levels
-        lack or were expanded to."""
-        batch = self.axis - self.ndim
-        if other.dim() < 3 or other.dim() < -batch or other.shape[batch] not in (1, self.mix.index.shape[0]):
+    def _meeting(self, other: Tensor) -> tuple[Broadcast, str] | None:
+        """Return the broadcast with ``other`` and where the image tokens are, if that holds tokens: a batch, a last
+        axis, and others that the levels lack or were expanded to."""
+        found = self.mix.alignment_of(self.rows.shape, self.axis, other.shape)
+        if found is None:
             return None
-        mine = [1] * (other.dim() - self.ndim) + list(self.shape)
-        axes = [a for a in range(-other.dim(), -1) if a != batch]
-        lacking = [a for a in axes if mine[a] == 1]
-        if not lacking:
-            lacking = [a for a in axes if mine[a] == other.shape[a]]
-        if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
-            return None
-        meeting = Broadcast(path=self.path, other=other, batch=batch, tokens=tuple(lacking))
-        return meeting if self.mix.places(meeting) is not None else None
+        meeting = Broadcast(path=self.path, other=other, batch=found.batch, tokens=found.tokens)
+        place = self.mix.places(meeting)
+        return None if place is None else (meeting, place)
 
     def _met(
-        self, function: Any, meeting: Broadcast, held: list[Levels], others: list[Tensor], args: tuple, kwargs: Any
+        self,
+        function: Any,
+        meeting: tuple[Broadcast, str],
+        held: list[Levels],
+        others: list[Tensor],
+        args: tuple,
+        kwargs: Any,
     ) -> Any:
         """Apply a function to tokens: every operand with levels picks its rows; ``meeting`` is that of this one."""
         if len(args) == 2 and len(held) == len(others) == 1 and not kwargs and function.__name__ in IN_PASSING:
-            picks = self._row_of_each(meeting)
-            if picks is not None:
-                tokens = meeting.other.flatten(1, len(meeting.tokens))
-                return IN_PASSING[function.__name__](tokens, *picks).view(meeting.other.shape)
+            broadcast, place = meeting
+            found = self.mix.alignment_of(self.rows.shape, self.axis, broadcast.other.shape)
+            if found is not None and found.plain and place != NONE:
+                tokens, count = broadcast.other, len(broadcast.tokens)
+                flat = tokens if count == 1 else tokens.flatten(1, count)
+                row = self.mix.row_of(place, flat.shape[1])
+                result = IN_PASSING[function.__name__](flat, self.rows.flatten(0, count), row)
+                return result if count == 1 else result.view(tokens.shape)
 
         def picked(leaf: Any) -> Any:
             if not isinstance(leaf, Levels):
@@ -281,26 +323,14 @@ class Levels:
             its = meeting if leaf is self else next(filter(None, map(leaf._meeting, others)), None)
             if its is None:
                 raise _impossible(function.__name__)
-            return leaf._pick(its)
+            return leaf._pick(*its)
 
         return function(*_mapped(args, picked), **{key: _mapped(value, picked) for key, value in kwargs.items()})
 
-    def _row_of_each(self, meeting: Broadcast) -> tuple[Tensor, Tensor] | None:
-        """Return rows ``[B K, ...]``, and ``[B, tokens]``: the row that each token ``[B, tokens, ...]`` picks. None if
-        all pick level 0, or axes are arranged otherwise."""
-        place, count = self.mix.places(meeting), len(meeting.tokens)
-        size, *rest = meeting.other.shape
-        if place is None or place == NONE or meeting.tokens[0] != 1 - meeting.other.dim():
-            return None
-        if self.axis or self.shape != (size, *[1] * count, *rest[count:]):
-            return None
-        return self.rows.flatten(0, count), self.mix.row_of(place, meeting.count)
-
-    def _pick(self, meeting: Broadcast) -> Tensor:
+    def _pick(self, meeting: Broadcast, place: str) -> Tensor:
         """Return the level of each token, broadcast as the levels are."""
         levels = self.rows.unflatten(self.axis, (-1, self.mix.count)).unbind(self.axis + 1)
-        place = self.mix.places(meeting)
-        if place is None or place == NONE:
+        if place == NONE:
             return levels[0]
         axes = (meeting.batch, *meeting.tokens)
         other = meeting.other
@@ -326,13 +356,15 @@ class Levels:
         return split.expand(sizes).flatten(place, place + 2)
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield the elements of nested lists and tuples. Written out, as it runs for each operation."""
-    if isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _leaves(each)
-    else:
-        yield value
+def _sort(values: Sequence[Any], held: list[Levels], others: list[Tensor]) -> None:
+    """Append levels and tensors in nested lists and tuples to two lists. Written out, as it runs for each operation."""
+    for value in values:
+        if isinstance(value, Levels):
+            held.append(value)
+        elif isinstance(value, Tensor):
+            others.append(value)
+        elif isinstance(value, (tuple, list)):
+            _sort(value, held, others)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -347,8 +379,10 @@ def _impossible(what: str) -> ModelError:
 
 def _operator(name: str) -> Callable[..., Any]:
     method = getattr(Tensor, name)
-    return lambda self, *args: Levels.__torch_function__(method, (), (self, *args))
+    return lambda self, *args, **kwargs: Levels.__torch_function__(method, (), (self, *args), kwargs)
 
 
+for _name in MOVES - {"__getitem__"}:
+    setattr(Levels, _name, _operator(_name))
 for _name in ("add", "radd", "sub", "rsub", "mul", "rmul", "truediv", "rtruediv", "neg", "pow", "matmul", "getitem"):
     setattr(Levels, f"__{_name}__", _operator(f"__{_name}__"))

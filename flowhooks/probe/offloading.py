@@ -26,6 +26,8 @@ from flowhooks.transfer import bring
 
 #: The attribute of a copy that holds the weight that it stands for.
 _ORIGINAL = "_flowhooks_original"
+#: Number of blocks from the host that are on the device at once.
+AT_ONCE = 2
 
 
 def original(weight: Tensor) -> Tensor:
@@ -59,6 +61,28 @@ class _Copies:
     block: _Block
     of: dict[nn.Parameter, nn.Parameter]
     wait: Callable[[], None]
+
+
+def idle_settings(network: nn.Module, share: float, every: int) -> Iterator[str]:
+    """Yield sentences about settings that save no memory on a network with so few blocks.
+
+    Args:
+        share, every: as :class:`BlockOffload` takes them; a share of 0 is none, and 0 of every block recomputes none.
+    """
+    blocks = len(list(repeated_blocks(network)))
+    named = f"the {type(network).__name__} has {blocks:,} blocks"
+    if 1 < every >= blocks:
+        yield (
+            f"`model.gradient_checkpointing` is {every:,} and {named}, so only the first one recomputes its "
+            "activations; take a smaller number, or true for all of them"
+        )
+    away = math.ceil(share * math.ceil(blocks / max(1, every)))
+    if 0 < away <= AT_ONCE and away < blocks:
+        yield (
+            f"{named}, and `model.offload` keeps {away:,} of them on the host; the one that computes and the next are "
+            "on the device at any time, so no memory is saved: take a larger share, or a smaller number for "
+            "`model.gradient_checkpointing`"
+        )
 
 
 class BlockOffload:

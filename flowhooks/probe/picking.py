@@ -27,7 +27,10 @@ def plus_picked(tokens: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         rows: ``[B K, ...]``, rows of a sample one after the other; axes are those of tokens after the first two.
         index: ``[B, N]`` into rows; a token picks rows of its own sample only.
     """
-    return _Plus.apply(rows, index, tokens)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        return _Plus.apply(rows, index, tokens)
+    # Of this sum autograd keeps nothing by itself.
+    return _sum(rows, index, tokens)
 
 
 class _Times(Function):
@@ -36,14 +39,14 @@ class _Times(Function):
         of_rows, _, of_tokens = ctx.needs_input_grad
         ctx.count = len(rows)
         ctx.save_for_backward(index, rows if of_tokens else None, tokens if of_rows else None)
-        picked = _picked(rows, index)
-        return picked.mul_(tokens) if _holds(picked, tokens) else picked * tokens
+        return _product(rows, index, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         index, rows, tokens = ctx.saved_tensors
         of_rows = None if tokens is None else _gathered(gradient * tokens, index, ctx.count)
-        return of_rows, None, None if rows is None else times_picked(gradient, rows, index)
+        multiplied = _Times.apply if torch.is_grad_enabled() else _product
+        return of_rows, None, None if rows is None else multiplied(rows, index, gradient)
 
 
 class _Plus(Function):
@@ -51,8 +54,7 @@ class _Plus(Function):
     def forward(ctx: Any, rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
         ctx.count = len(rows)
         ctx.save_for_backward(index)
-        picked = _picked(rows, index)
-        return picked.add_(tokens) if _holds(picked, tokens) else picked + tokens
+        return _sum(rows, index, tokens)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
@@ -61,14 +63,24 @@ class _Plus(Function):
         return _gathered(gradient, index, ctx.count) if of_rows else None, None, gradient if of_tokens else None
 
 
+def _product(rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+    picked = _picked(rows, index)
+    return picked.mul_(tokens) if _holds(picked, tokens) else picked * tokens
+
+
+def _sum(rows: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+    picked = _picked(rows, index)
+    return picked.add_(tokens) if _holds(picked, tokens) else picked + tokens
+
+
 def _picked(rows: Tensor, index: Tensor) -> Tensor:
     """Return the picked rows ``[B, N, ...]`` in a new tensor."""
-    return rows.index_select(0, index.flatten()).unflatten(0, index.shape)
+    return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
 
 
 def _holds(picked: Tensor, tokens: Tensor) -> bool:
     """Return whether the result fits into the tensor of picked rows, so that no second one of its size is needed."""
-    return torch.promote_types(picked.dtype, tokens.dtype) == picked.dtype
+    return picked.dtype == tokens.dtype or torch.promote_types(picked.dtype, tokens.dtype) == picked.dtype
 
 
 def _gathered(values: Tensor, index: Tensor, count: int) -> Tensor:

@@ -30,7 +30,7 @@ from flowhooks.manifest import (
 )
 from flowhooks.reading import user_path
 from flowhooks.train.agreement import raise_on_all_ranks
-from flowhooks.train.codec import read_state, write_state
+from flowhooks.train.codec import packed_state, read_state, write_state
 from flowhooks.train.files import refused
 
 _PARTIAL = ".checkpoint-{step}.partial"
@@ -131,6 +131,40 @@ class Checkpoints:
             CheckpointError: on every process, when one of them cannot write. Nothing half-written is left and the
                 older checkpoints are as they were.
         """
+        mine = {**(states if distributed.rank() == 0 else {}), f"process_{distributed.rank()}": own}
+        return self._write(step, {stem: partial(_now, state) for stem, state in mine.items()}, identity, beside)
+
+    def taken(
+        self,
+        step: int,
+        states: Mapping[str, Any],
+        own: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        beside: Callable[[Path], object],
+    ) -> Callable[[], Path]:
+        """Copy states, and return what writes them as :meth:`save` does, later and in any thread. For a run of one
+        process: what several do together cannot wait for each other's threads.
+
+        Args:
+            beside: must not read what training changes.
+
+        Raises:
+            CheckpointError: a state holds what no checkpoint can; what is returned raises it as :meth:`save` does.
+        """
+        mine = {**states, f"process_{distributed.rank()}": own}
+        try:
+            writers = {stem: packed_state(state) for stem, state in mine.items()}
+        except TypeError as error:
+            raise CheckpointError(f"{self.path(step)}: {error}") from error
+        return partial(self._write, step, writers, identity, beside)
+
+    def _write(
+        self,
+        step: int,
+        writers: Mapping[str, Callable[[Path], None]],
+        identity: Mapping[str, Any],
+        beside: Callable[[Path], object] | None,
+    ) -> Path:
         final, aside = self.path(step), self.folder / _PARTIAL.format(step=step)
         main = distributed.rank() == 0
         try:
@@ -139,9 +173,8 @@ class Checkpoints:
                     shutil.rmtree(aside, ignore_errors=True)
                     _guarded(final, lambda: aside.mkdir(parents=True))
             with raise_on_all_ranks(CheckpointError):
-                mine = {f"process_{distributed.rank()}": own}
-                for stem, state in ({**states, **mine} if main else mine).items():
-                    _guarded(final, partial(write_state, aside / f"{stem}.safetensors", state))
+                for stem, write in writers.items():
+                    _guarded(final, partial(write, aside / f"{stem}.safetensors"))
             with raise_on_all_ranks(CheckpointError):
                 if main:
                     if beside is not None:
@@ -179,6 +212,10 @@ class Checkpoints:
 def read(folder: Path, stem: str) -> Any:
     """Read one state of a verified checkpoint. Raises CheckpointError."""
     return read_state(folder / f"{stem}.safetensors")
+
+
+def _now(state: Any, file: Path) -> None:
+    write_state(file, state)
 
 
 def _unwrapped(write: Callable[[Path], object], folder: Path) -> None:

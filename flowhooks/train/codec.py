@@ -4,7 +4,7 @@ pickle."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,15 @@ from torch import Tensor
 from flowhooks.errors import CheckpointError
 from flowhooks.files import share
 from flowhooks.reading import MAX_TEXT, parse, refuse_special
+from flowhooks.transfer import on_host
 
 _HEADER = "flowhooks.state"
 _TENSOR, _TUPLE, _ITEMS = "$tensor", "$tuple", "$items"
 
 
 def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Turn a tree of dicts, lists, tuples, tensors, numbers, strings and None into the same tree as JSON, and its
-    tensors.
+    """Turn a tree of dicts, lists, tuples, tensors, numbers, strings and None into the same tree as JSON, and copies of
+    its tensors on the host.
 
     Raises:
         TypeError: a leaf has another type; the message names its place.
@@ -34,8 +35,7 @@ def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
             name = place.removeprefix("state.")
             while name in tensors:
                 name += "'"
-            # Cloned: safetensors refuses tensors that share memory.
-            tensors[name] = value.detach().cpu().clone().contiguous()
+            tensors[name] = value
             return {_TENSOR: name}
         if isinstance(value, Mapping):
             if all(isinstance(key, str) and not key.startswith("$") for key in value):
@@ -50,7 +50,8 @@ def encode(state: Any) -> tuple[Any, dict[str, Tensor]]:
             f"{place} is a {type(value).__name__}; a checkpoint holds tensors, numbers, strings, lists, dicts"
         )
 
-    return walk(state, "state"), tensors
+    # Copied: safetensors refuses tensors that share memory.
+    return walk(state, "state"), on_host(tensors)
 
 
 def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -68,12 +69,22 @@ def decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
     return {key: decode(item, tensors) for key, item in tree.items()}
 
 
-def write_state(file: Path, state: Any) -> None:
-    """Write a state to a file. Raises OSError or SafetensorError when the disk refuses, TypeError for a leaf of another
-    type."""
+def packed_state(state: Any) -> Callable[[Path], None]:
+    """Copy a state, and return what writes the copy to a file, now or later. Raises TypeError for a leaf of another
+    type; what is returned raises OSError or SafetensorError when the disk refuses."""
     tree, tensors = encode(state)
-    save_file(tensors, file, metadata={_HEADER: json.dumps(tree)})
-    share(file)
+    header = {_HEADER: json.dumps(tree)}
+
+    def write(file: Path) -> None:
+        save_file(tensors, file, metadata=header)
+        share(file)
+
+    return write
+
+
+def write_state(file: Path, state: Any) -> None:
+    """Write a state to a file. Raises as :func:`packed_state` and what it returns."""
+    packed_state(state)(file)
 
 
 def read_state(file: Path) -> Any:

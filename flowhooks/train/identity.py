@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import astuple
+from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.from_hub import fetch, on_disk
-from flowhooks.adapters.frozen import digest_of
-from flowhooks.adapters.names import USE_DORA, find_file
+from flowhooks.adapters.names import USE_DORA, digest_of, find_file
+from flowhooks.checks.output import LATEST
 from flowhooks.config import Run
 from flowhooks.data import Audit
-from flowhooks.errors import UnusableCheckpoint
+from flowhooks.errors import CheckpointError, UnusableCheckpoint
+from flowhooks.manifest import checkpoints_in, read_manifest
 from flowhooks.reading import user_path
 
 # These change how long, how fast or how loudly a run trains, not what it computes.
@@ -96,6 +99,20 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
             f"by, or start again in "
             "another `output_dir`, with `adapter.init_from` to continue from these weights"
         )
+
+
+def refuse_other_run(run: Run, audit: Audit, resume: str) -> None:
+    """Compare a run with the checkpoint that ``--resume`` names, by its manifest alone, before torch is imported. What
+    cannot be read, and the number of processes, is left to :func:`flowhooks.train.train`. Raises CheckpointError as
+    :func:`require_same` does."""
+    folders = reversed(checkpoints_in(Path(run.output_dir))) if resume == LATEST else [user_path(resume)]
+    for folder in folders:
+        with suppress(CheckpointError):
+            found = read_manifest(folder).identity
+            break
+    else:
+        return
+    require_same(found, identity(run, audit, found.get("processes", 1)), str(folder))
 
 
 def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

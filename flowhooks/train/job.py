@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Schedule
 from flowhooks.errors import CheckpointError, FlowhooksWarning
@@ -24,13 +25,14 @@ from flowhooks.kernel.view import StepResult
 from flowhooks.manifest import read_manifest
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
+from flowhooks.train.background import Background
 from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.liveness import Liveness
 from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
-from flowhooks.train.outputs import write_intermediate, write_outputs
+from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, summary
 from flowhooks.train.validation import Validation, on_device
 
@@ -42,6 +44,7 @@ class Job:
     Args:
         identity: identity of the run, stored in its checkpoints.
         schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
+        background: writes files beside the steps.
         step: optimiser steps done.
         values: the metrics that were logged last.
     """
@@ -54,6 +57,7 @@ class Job:
     checkpoints: Checkpoints
     identity: Mapping[str, Any]
     schedule: Schedule
+    background: Background
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
@@ -91,7 +95,7 @@ class Job:
             begins=self.step == 0,
         )
         self.optimization.before = self.liveness.note
-        with self.liveness.watching(), self.progress.open(self.step):
+        with self.liveness.watching(), self.progress.open(self.step), self.background.open(self.progress.say):
             yield
 
     def batches(self) -> Iterator[Batch | None]:
@@ -154,11 +158,22 @@ class Job:
         except Exception as error:
             self.voice.say(f"{what} did not take a step's metrics ({type(error).__name__}: {error}); training goes on")
 
-    def save(self) -> None:
-        """Write a checkpoint of this step, unless the run was just resumed from it. Raises TrainingError,
-        CheckpointError."""
+    def save(self, *, wait: bool = False) -> None:
+        """Take a checkpoint of this step, unless the run was just resumed from it. What is in it is copied at once, and
+        written beside the steps that follow, after what is being written now.
+
+        Where several processes write together, or the copy would be of a whole network, it is written at once.
+
+        Args:
+            wait: for it to be written.
+
+        Raises:
+            TrainingError, CheckpointError: also what failed in writing before.
+        """
         self.guard.check()
         self._judge()
+        # At most one is in memory.
+        self.background.join()
         if self.step == self._saved:
             return
         states = {
@@ -168,17 +183,22 @@ class Job:
             "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
         }
         own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
-        self.checkpoints.save(self.step, states, own, self.identity, self._write_intermediate)
+        if distributed.world_size() > 1 or self.session.adapter is None:
+            self.checkpoints.save(self.step, states, own, self.identity, lambda folder: self._intermediate()(folder))
+        else:
+            self.background.submit(self.checkpoints.taken(self.step, states, own, self.identity, self._intermediate()))
         self._saved = self.step
+        if wait:
+            self.background.join()
 
     def _judge(self, *, last: bool = False) -> None:
         """Let what was seen of the first updates be judged. Raises TrainingError."""
         if (sentence := self.liveness.check(last=last)) is not None:
             self.voice.say(sentence)
 
-    def _write_intermediate(self, folder: Path) -> None:
+    def _intermediate(self) -> Callable[[Path], None]:
         with self.optimization.at_result():
-            write_intermediate(self.run, self.session, folder)
+            return packed_intermediate(self.run, self.session)
 
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
@@ -215,7 +235,7 @@ class Job:
         """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""
         self.guard.check()
         self._judge(last=True)
-        self.save()
+        self.save(wait=True)
         with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
                 pipe, pictures = self.validation.model.pipe, self.validation.pictures()

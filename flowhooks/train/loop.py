@@ -69,6 +69,7 @@ def train(
         if job.step == 0 and job.validation.due(0):
             job.validate()
         while job.step < training["max_train_steps"]:
+            job.background.raise_failure()
             logged = job.window.due(job.step + 1)
             for _ in range(accumulation):
                 batch = next(batches)
@@ -87,7 +88,7 @@ def train(
             if logged:
                 job.log(norm)
             if signal := stop.agreed():
-                job.save()
+                job.save(wait=True)
                 leave(signal)
             if job.validation.due(job.step):
                 job.validate()

@@ -16,6 +16,9 @@ from flowhooks.errors import TrainingError
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.optimizers import at_result, has_two_points, make_optimizer
 
+#: What torch adds to the norm by which it divides.
+_ROUNDING = 1e-6
+
 
 class Optimization:
     """Holds the optimiser of a run and its schedule.
@@ -91,7 +94,8 @@ class Optimization:
         if self.scaler is None:
             # A scaler finds its scale by infinite gradients, and skips such an update itself.
             bad = bad | ~torch.isfinite(norm)
-        if self.max_norm is not None:
+        # As below, where a number is free to read: a norm within bounds leaves gradients as they are.
+        if self.max_norm is not None and (norm.device.type != "cpu" or not norm + _ROUNDING <= self.max_norm):
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
         # After clipping, since zero times a NaN norm is NaN. Reading the flag is free on the CPU; elsewhere it would
         # wait for the device, so there the work is always done.

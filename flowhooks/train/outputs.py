@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import METRICS, PIPELINE, RUN, VALIDATION
-from flowhooks.modules_file import save_modules
+from flowhooks.modules_file import packed_modules
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.train.files import refused, write_aside, write_json
+from flowhooks.transfer import on_host
 
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
 
@@ -61,7 +62,7 @@ def write_outputs(
     with averaged(session):
         if session.adapter is None:
             _save_pipeline(pipe, folder / PIPELINE)
-        _save_trained(session, folder, header)
+        _packed_trained(session, header)(folder)
         if session.adapter is not None and not _changes_anything(session.adapter.state_dict()):
             sentence = f"{folder}: the adapter in this folder changes nothing: each layer has a factor that is 0"
             if session.source is None:
@@ -77,31 +78,43 @@ def write_outputs(
     write_card(folder, document=run.document, metrics=finite, pictures=pictures, pipe=pipe, instance_prompts=prompts)
 
 
-def write_intermediate(run: Run, session: Session, folder: Path) -> None:
-    """Write into a checkpoint what sampling, exporting and starting from it need: the run, its adapter and the modules
-    of hooks, as they would be written at the end. Under ``use_ema`` these are the *averaged* weights. For a run that
-    trains the whole transformer nothing is written: it would be a second copy of the model.
+def packed_intermediate(run: Run, session: Session) -> Callable[[Path], None]:
+    """Copy what sampling, exporting and starting from a checkpoint need: the run, its adapter and the modules of hooks,
+    as they would be written at the end. Return what writes the copies into a folder, now or later. Under ``use_ema``
+    these are the *averaged* weights. Of a run that trains the whole transformer nothing is written: it would be a
+    second copy of the model.
 
-    Raises:
-        TrainingError, AdapterError: the disk refuses, or a file is not what was trained.
+    What is returned raises TrainingError or AdapterError: the disk refuses, or a file is not what was trained.
     """
     if session.adapter is None:
-        return
-    write_json(folder / RUN, run.document, TrainingError)
+        return lambda folder: None
     with averaged(session):
-        _save_trained(session, folder, _header(run))
+        write_trained = _packed_trained(session, _header(run))
+
+    def write(folder: Path) -> None:
+        write_json(folder / RUN, run.document, TrainingError)
+        write_trained(folder)
+
+    return write
 
 
-def _save_trained(session: Session, folder: Path, header: Mapping[str, str]) -> None:
-    """Write the adapter and what hooks trained beside it, and read both back. Raises TrainingError, AdapterError."""
-    if session.adapter is not None:
-        file = session.adapter.save(folder, header)
-        _require_equal(file, read_adapter(file).tensors, session.adapter.written())
-    beside = save_modules(folder, session.assembly, session.model, header)
-    if beside is not None:
-        modules = session.assembly.exported().items()
-        trained = {f"{name}.{key}": t for name, module in modules for key, t in module.state_dict().items()}
-        _require_equal(beside, read_tensors(beside, integers=True)[0], trained)
+def _packed_trained(session: Session, header: Mapping[str, str]) -> Callable[[Path], None]:
+    """Copy the adapter and what hooks trained beside it. What is returned writes both and reads them back."""
+    adapter, modules = session.adapter, session.assembly.exported().items()
+    write_adapter = None if adapter is None else adapter.packed(header)
+    trained = {} if adapter is None else on_host(adapter.written())
+    write_modules = packed_modules(session.assembly, session.model, header)
+    beside = on_host({f"{name}.{key}": t for name, module in modules for key, t in module.state_dict().items()})
+
+    def write(folder: Path) -> None:
+        if write_adapter is not None:
+            file = write_adapter(folder)
+            _require_equal(file, read_adapter(file).tensors, trained)
+        if write_modules is not None:
+            file = write_modules(folder)
+            _require_equal(file, read_tensors(file, integers=True)[0], beside)
+
+    return write
 
 
 def _require_equal(file: Path, found: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
@@ -109,7 +122,7 @@ def _require_equal(file: Path, found: Mapping[str, Tensor], trained: Mapping[str
     wrong = [
         name
         for name in sorted({*found, *trained})
-        if name not in found or name not in trained or not torch.equal(found[name], trained[name].detach().cpu())
+        if name not in found or name not in trained or not torch.equal(found[name], trained[name])
     ]
     if wrong:
         raise TrainingError(

@@ -44,11 +44,13 @@ from flowhooks.manifest import read_manifest
 from flowhooks.pipeline import attention_backend, load_pipeline
 from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
+from flowhooks.probe.offloading import idle_settings
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.runs import find_networks
 from flowhooks.stage import Stage
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
+from flowhooks.train.background import Background
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.identity import identity, require_same
 from flowhooks.train.job import Job
@@ -106,8 +108,12 @@ def prepared(
         pipe = load_pipeline(run.model)
         stage = Stage(pipe, accelerator.device)
         recomputed = run.model["gradient_checkpointing"]
+        share, component = offload_share(run.model), run.model["component"]
+        networks = find_networks(pipe)
+        for line in idle_settings(networks[component or next(iter(networks))], share, int(recomputed)):
+            if accelerator.is_main_process:
+                warnings.warn(line, FlowhooksWarning, stacklevel=2)
         with model_errors_at(run.source, "$.model.offload"):
-            share, component = offload_share(run.model), run.model["component"]
             stack.enter_context(stage.offloading(share, int(recomputed), component))
         stack.enter_context(stage.open())
         model = _probed(run, pipe, audited, stack)
@@ -138,6 +144,7 @@ def prepared(
             world_size=accelerator.num_processes,
             accumulation=run.training["gradient_accumulation_steps"],
         )
+        background = Background()
         job = Job(
             run=run,
             accelerator=accelerator,
@@ -156,10 +163,12 @@ def prepared(
                 accelerator=accelerator,
                 held=Subset(dataset, held),
                 batch_size=batch_size,
+                background=background,
             ),
             checkpoints=checkpoints,
             identity=identified,
             schedule=schedule,
+            background=background,
         )
         if source is not None:
             job.restore(source)

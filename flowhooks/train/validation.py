@@ -31,6 +31,7 @@ from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
 from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.stage import Stage
+from flowhooks.train.background import Background
 from flowhooks.train.files import write_aside
 from flowhooks.train.metrics import mean_over_processes
 from flowhooks.train.rng import preserved
@@ -105,6 +106,7 @@ class Validation:
     Args:
         held: the held-out samples, as a CachedDataset gives them.
         batch_size: size of the held-out batches.
+        background: writes the images beside the steps that follow.
     """
 
     run: Run
@@ -114,6 +116,7 @@ class Validation:
     accelerator: Accelerator
     held: Subset
     batch_size: int
+    background: Background
     drawn: Path | None = None
 
     @property
@@ -137,7 +140,7 @@ class Validation:
         return metrics
 
     def pictures(self) -> list[CardPicture]:
-        """Return the last grid, for the model card."""
+        """Return the last grid, for the model card; it is there once ``background`` has written it."""
         return (
             []
             if self.drawn is None
@@ -174,8 +177,13 @@ class Validation:
         # With several step counts: a row an image, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
         columns = _columns(len(validation["prompts"]), validation["num_images_per_prompt"])
-        grid = picture_grid(pictures, columns=columns if len(counts) == 1 else len(counts))
-        self.drawn = write_aside(file, lambda aside: grid.save(aside, format="PNG"), TrainingError)
+        columns = columns if len(counts) == 1 else len(counts)
+
+        def save(aside: Path) -> None:
+            picture_grid(pictures, columns=columns).save(aside, format="PNG")
+
+        self.background.submit(lambda: write_aside(file, save, TrainingError))
+        self.drawn = file
         self._track(pictures, step)
         return step_curve(counts, drawn) if len(counts) > 1 else {}
 

@@ -170,3 +170,13 @@ def test_an_adapter_that_is_fetched_is_told_and_one_in_the_cache_is_checked(tmp_
     file.write_bytes(b"no weights")
     code, _, err = checked(tmp_path, capsys, *asked)
     assert code == 2 and f"{file}: cannot be read as safetensors" in err
+
+
+def test_a_name_to_sample_that_is_no_folder_is_looked_up_at_once_and_refused(capsys, monkeypatch):
+    monkeypatch.setattr("flowhooks.pipeline.load_pipeline", lambda *_, **__: pytest.fail("loaded"))
+    with serving(monkeypatch, 404, {"error": "Repository not found"}):
+        assert main(["sample", REPO, "--prompt", "a"]) == 2
+    err = capsys.readouterr().err
+    assert (
+        f"there is no folder '{REPO}' here, so it is looked up on the Hub" in err and f"the Hub has no '{REPO}'" in err
+    )

@@ -51,6 +51,7 @@ CASES = [
     ({"model": {"dtype": 16}}, "$.model.dtype", "expected a string, found the number 16"),
     ({"model": {"attention_backend": "xformer"}}, "$.model.attention_backend", "did you mean 'xformers'?"),
     ({"model": {"revision": 5}}, "$.model.revision", "expected a string or null, found the number 5; put it in quotes"),
+    ({"model": {"offload": 0}}, "$.model.offload", "expected 'none', 'blocks' or an object, found the number 0"),
     ({"model": {"pretrained_model_name_or_path": ""}}, "$.model.pretrained_model_name_or_path", "the string is empty"),
     (
         {"adapter": {"target_modules": "to_q"}},

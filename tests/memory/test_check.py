@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flowhooks.cli import main
+from flowhooks.commands.arguments import card_size
 from flowhooks.testing import tiny
 from tests.cli.folders import make_run
 
@@ -60,6 +61,13 @@ def test_what_is_no_size_of_a_card_is_refused(run, capsys, size):
         main(["check", str(run), f"--gpu={size}"])
     assert ended.value.code == 2
     assert "expected the memory of a card, such as 24GiB" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1TiB", 2**40), ("24", 24 * 2**30), ("24GB", 24 * 2**30), ("500m", 500 * 2**20)]
+)
+def test_sizes_of_cards_as_people_write_them(text, size):
+    assert card_size(text) == size
 
 
 def test_a_data_set_file_needs_no_card(run, capsys):

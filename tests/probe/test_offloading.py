@@ -21,7 +21,7 @@ from torchao.quantization import Int8WeightOnlyConfig, quantize_
 import flowhooks
 from flowhooks.errors import ModelError
 from flowhooks.memory.live import Live
-from flowhooks.probe.offloading import BlockOffload
+from flowhooks.probe.offloading import BlockOffload, idle_settings
 from flowhooks.probe.recomputing import gradient_checkpointing, repeated_blocks
 from tests.families import learnt
 from tests.families.checks import pairs
@@ -273,3 +273,25 @@ def test_a_copy_has_what_others_wrote_on_its_weight():
                 model.predict(batch.clean, torch.tensor([0.4, 0.6]), batch.condition)
     assert [copy.note for copy in found] == ["first", "first", "second", "second"]
     assert all(copy is not weight and torch.equal(copy, weight) for copy in found)
+
+
+@pytest.mark.parametrize(
+    ("share", "every", "said"),
+    [
+        (0.0, 0, []),
+        (0.0, 1, []),
+        (1.0, 1, []),
+        (0.01, 1, ["`model.offload` keeps 1 of them"]),
+        (0.0, 99, ["only the first one recomputes"]),
+        (1.0, 99, ["only the first one recomputes", "`model.offload` keeps 1 of them"]),
+        (0.5, 2, ["`model.offload` keeps 2 of them"]),
+    ],
+)
+def test_settings_that_save_no_memory_are_told(share, every, said):
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(2, 2) for _ in range(6))
+
+    found = list(idle_settings(Deep(), share, every))
+    assert len(found) == len(said) and all(words in line for words, line in zip(said, found, strict=True))

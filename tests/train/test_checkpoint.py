@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from flowhooks.adapters.adapter_file import write_tensors
+from flowhooks.cli import main
 from flowhooks.errors import AdapterError, CheckpointError, TrainingError
 from flowhooks.train.checkpoint import Checkpoints, read, read_manifest, verify
 from flowhooks.train.files import full_disk_told
+from tests.train.runs import document
 
 
 def save(checkpoints: Checkpoints, step: int, size: int = 8) -> Path:
@@ -176,3 +178,20 @@ def test_what_a_killed_writer_left_is_swept_away(tmp_path):
     assert checkpoints.all() == []
     checkpoints.sweep()
     assert names(tmp_path) == [".git"]
+
+
+def test_a_resume_of_another_run_is_refused_before_anything_of_training_is_imported(
+    model, data, cache, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("flowhooks.train.loop.train", lambda *_, **__: pytest.fail("training was imported"))
+    written = document(model, data, tmp_path / "out", cache_dir=str(cache), model={"quantization": "int8"})
+    (tmp_path / "run.json").write_text(json.dumps(written))
+    folder = tmp_path / "out" / "checkpoint-2"
+    folder.mkdir(parents=True)
+    identity = {"model": {"quantization": "nf4"}, "processes": 2}
+    manifest = {"format": 1, "step": 2, "files": {}, "identity": identity}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for asked in ("latest", str(folder)):
+        assert main(["train", str(tmp_path / "run.json"), "--resume", asked]) == 2
+        said = capsys.readouterr().err
+        assert "`model.quantization` is 'int8', the checkpoint has 'nf4'" in said and "processes" not in said

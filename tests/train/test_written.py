@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, FlowhooksWarning, TrainingError
 from flowhooks.train import train
-from flowhooks.train.outputs import write_intermediate, write_outputs
+from flowhooks.train.outputs import packed_intermediate, write_outputs
 from tests.laws.cases import ADAPTERS, looping
 
 LAYER = "transformer_blocks.0.attn.to_q"
@@ -49,18 +49,23 @@ def test_a_run_whose_rewards_said_nothing_is_warned_of(tmp_path):
 
 def on_a_bad_disk(monkeypatch, session, change):
     """The disk keeps something else than what was written to it."""
-    save = session.adapter.save
+    packed = session.adapter.packed
 
-    def saved(folder, metadata):
-        file = save(folder, metadata)
-        tensors = load_file(file)
-        with safe_open(file, framework="pt") as handle:
-            header = handle.metadata()
-        change(tensors)
-        save_file(tensors, file, metadata=header)
-        return file
+    def changing(metadata):
+        write = packed(metadata)
 
-    monkeypatch.setattr(session.adapter, "save", saved)
+        def written(folder):
+            file = write(folder)
+            tensors = load_file(file)
+            with safe_open(file, framework="pt") as handle:
+                header = handle.metadata()
+            change(tensors)
+            save_file(tensors, file, metadata=header)
+            return file
+
+        return written
+
+    monkeypatch.setattr(session.adapter, "packed", changing)
 
 
 @pytest.mark.parametrize("write", ["outputs", "intermediate"])
@@ -74,7 +79,7 @@ def test_a_file_that_is_not_what_was_trained_is_named(tmp_path, monkeypatch, wri
                 write_outputs(run, loop.session, loop.model.pipe, {}, [])
             else:
                 (tmp_path / "checkpoint").mkdir()
-                write_intermediate(run, loop.session, tmp_path / "checkpoint")
+                packed_intermediate(run, loop.session)(tmp_path / "checkpoint")
     assert "pytorch_lora_weights.safetensors" in str(found.value) and f"`{name}`" in str(found.value)
 
 
