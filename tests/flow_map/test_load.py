@@ -70,12 +70,6 @@ def test_it_stays_on_when_nobody_keeps_what_was_returned(pipe, folder):
     assert torch.equal(sampled(copied, "sd3"), flow_map("sd3")[1])
 
 
-def test_a_compiled_network_is_told_too(pipe, folder):
-    flowhooks.load_flow_map(pipe, folder)
-    pipe.transformer.compile(backend="eager")
-    assert torch.equal(sampled(pipe, "sd3"), flow_map("sd3")[1])
-
-
 def test_guidance_in_two_calls_a_step():
     folder, _ = flow_map("wan")
     pipe, model = tiny("wan"), learnt("wan")
