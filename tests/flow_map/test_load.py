@@ -21,10 +21,10 @@ import flowhooks
 from flowhooks import FlowMapScheduler
 from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
-from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
+from flowhooks.export.flow_map_loader import is_loadable, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.manifest import MODULES
+from flowhooks.manifest import LOADER, MODULES
 from flowhooks.probe import probe
 from tests.families import learnt, tiny
 from tests.flow_map.saved import flow_map, sampled
