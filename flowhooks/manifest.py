@@ -24,6 +24,8 @@ METRICS = "metrics.json"
 HISTORY = "metrics.jsonl"
 #: Weights that hooks trained beside an adapter.
 MODULES = "flowhooks_modules.safetensors"
+#: Python that loads a flow map where flowhooks is not installed.
+LOADER = "flow_map_loader.py"
 #: The pipeline of a run that trained the whole network.
 PIPELINE = "pipeline"
 #: The folder of images that are generated during training.

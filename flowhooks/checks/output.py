@@ -10,7 +10,18 @@ from flowhooks.config import Run
 from flowhooks.data.blocks import Datasets
 from flowhooks.data.files import realpath
 from flowhooks.errors import Problem
-from flowhooks.manifest import CARD, HISTORY, METRICS, MODULES, PIPELINE, RUN, VALIDATION, checkpoints_in, no_checkpoint
+from flowhooks.manifest import (
+    CARD,
+    HISTORY,
+    LOADER,
+    METRICS,
+    MODULES,
+    PIPELINE,
+    RUN,
+    VALIDATION,
+    checkpoints_in,
+    no_checkpoint,
+)
 from flowhooks.reading import MAX_TEXT, parse, read_text, user_path
 
 LATEST = "latest"
@@ -123,6 +134,7 @@ _MARKS: Mapping[str, Callable[[str], bool]] = {
     CARD: lambda text: "Trained with flowhooks from " in text,
     METRICS: _is_last_metrics,
     HISTORY: _is_history,
+    LOADER: lambda text: "\ndef load_flow_map(" in text,
 }
 
 

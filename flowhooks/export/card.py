@@ -17,11 +17,10 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.adapter_file import write_aside
 from flowhooks.export.card_code import below, card_code
-from flowhooks.export.flow_map_loader import LOADER
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.hooks.registry import HOOKS
-from flowhooks.manifest import CARD, MODULES
+from flowhooks.manifest import CARD, LOADER, MODULES
 from flowhooks.rewards.registry import REWARDS
 
 #: Words in the names of metrics that the card shows; metrics.json has all metrics.

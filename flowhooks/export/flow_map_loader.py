@@ -11,8 +11,6 @@ from typing import Any
 from flowhooks.export.card_code import below
 from flowhooks.flow_map.loader import EMBEDDER
 
-#: The file beside the weights.
-LOADER = "flow_map_loader.py"
 #: What each module needs is in those before it.
 MODULES = ("step_time", "scheduler", "second_time", "loader")
 OURS = "flowhooks"

@@ -20,9 +20,8 @@ from safetensors import SafetensorError, safe_open
 
 from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE, PEFT_FILE, no_weights
 from flowhooks.errors import ConfigError, HubError, Problem
-from flowhooks.export.flow_map_loader import LOADER
 from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
-from flowhooks.manifest import CARD, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
+from flowhooks.manifest import CARD, LOADER, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
 from flowhooks.reading import MAX_TEXT, parse
 
 # Everything else in a run folder (checkpoints, caches, logs) is not published.

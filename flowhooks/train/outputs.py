@@ -19,12 +19,12 @@ from flowhooks.adapters.names import ALPHA, first_few
 from flowhooks.config import Run
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture, write_card
-from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
+from flowhooks.export.flow_map_loader import is_loadable, loader_source
 from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
-from flowhooks.manifest import METRICS, PIPELINE, RUN, VALIDATION
+from flowhooks.manifest import LOADER, METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import packed_modules
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.train.files import refused, write_aside, write_json

@@ -182,4 +182,5 @@ FOREIGN = {
     "metrics.json": '{"accuracy": 0.9}',
     "metrics.jsonl": '{"epoch": 1}\n',
     "run.json": '{"method": {"sft": {}}}',
+    "flow_map_loader.py": "# My loader\n",
 }

@@ -21,10 +21,10 @@ import flowhooks
 from flowhooks import FlowMapScheduler
 from flowhooks.adapters.adapter_file import read_tensors
 from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
-from flowhooks.export.flow_map_loader import LOADER, is_loadable, loader_source
+from flowhooks.export.flow_map_loader import is_loadable, loader_source
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.hooks import TimeConditioningEnabler
-from flowhooks.manifest import MODULES
+from flowhooks.manifest import LOADER, MODULES
 from flowhooks.probe import probe
 from tests.families import learnt, tiny
 from tests.flow_map.saved import flow_map, sampled
@@ -68,12 +68,6 @@ def test_it_stays_on_when_nobody_keeps_what_was_returned(pipe, folder):
     del pipe
     gc.collect()
     assert torch.equal(sampled(copied, "sd3"), flow_map("sd3")[1])
-
-
-def test_a_compiled_network_is_told_too(pipe, folder):
-    flowhooks.load_flow_map(pipe, folder)
-    pipe.transformer.compile(backend="eager")
-    assert torch.equal(sampled(pipe, "sd3"), flow_map("sd3")[1])
 
 
 def test_guidance_in_two_calls_a_step():

@@ -111,6 +111,16 @@ def test_it_steps_like_the_pipelines_own_and_tells_where_each_step_ends(name):
     assert torch.equal(*states)
 
 
+def test_a_compiled_network_is_told_too():
+    scheduler, sample, network = FlowMapScheduler(), torch.ones(1, 2), Network()
+    seen = flow_map(network)
+    network.compile(backend="eager")
+    scheduler.set_timesteps(2)
+    for timestep in scheduler.timesteps:
+        scheduler.step(network(sample, timestep.expand(1)), timestep, sample)
+    assert seen == intervals(scheduler)
+
+
 @pytest.mark.parametrize("begin", [None, 2])
 def test_a_pipeline_that_starts_midway(begin):
     """Whether it says where (`set_begin_index`) or only hands over fewer timesteps."""

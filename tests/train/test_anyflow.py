@@ -15,12 +15,12 @@ import flowhooks
 from flowhooks.cli import main
 from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
-from flowhooks.export.flow_map_loader import LOADER, loader_source
+from flowhooks.export.flow_map_loader import loader_source
 from flowhooks.export.upload import upload_set
 from flowhooks.hooks import TargetReplacer
 from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.kernel import Hook
-from flowhooks.manifest import CARD, MODULES
+from flowhooks.manifest import CARD, LOADER, MODULES
 from flowhooks.train import train
 from tests.families import learnt
 from tests.train.runs import document, history, weights

@@ -22,10 +22,10 @@ from flowhooks.sampling.flow_map_steps import telling_steps
 class TimeConditioningEnabler(TimeConditioningEnablerSpec, Hook):
     """Blends ``(1 - g) E_t(t) + g E_d(d)`` in the network's time embedder (arXiv 2605.13724).
 
-    While it is attached, ``model.predict`` accepts ``r_sigma``, and the stock pipeline, when it samples, passes the end
-    of each step to its network. ``E_d`` is trained and saved in ``flowhooks_modules.safetensors``. A network whose
-    pipeline already passes a second time keeps it, and these options do not apply: defaults are ignored there, and any
-    other value must be the network's own.
+    While it is attached, ``model.predict`` accepts ``r_sigma``, and the pipeline has a scheduler that tells the network
+    where each step ends; under another one the network refuses to sample. ``E_d`` is trained and saved in
+    ``flowhooks_modules.safetensors``. A network whose pipeline already passes a second time keeps it, and these options
+    do not apply: defaults are ignored there, and any other value must be the network's own.
 
     Raises:
         ModelError: on attaching, a second time already there, no time embedder, or an option that contradicts the
