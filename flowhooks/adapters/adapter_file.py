@@ -82,6 +82,8 @@ def write_aside(file: Path, write: Callable[[Path], object]) -> Path:
     """Write as :func:`flowhooks.files.write_aside` does. Raises `AdapterError` when the disk refuses."""
     try:
         return files.write_aside(file, write)
+    except (NotADirectoryError, FileExistsError):
+        raise AdapterError(f"{file}: is below a file, where a folder is expected; name another place.") from None
     except (SafetensorError, OSError) as error:
         raise AdapterError(
             f"{file}: cannot be written ({error}). Check the free space and the folder's permissions."

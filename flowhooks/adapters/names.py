@@ -107,6 +107,8 @@ def find_file(path: Path) -> Path:
         )
     if (path / RUN).is_file():
         raise AdapterError(no_weights(path))
+    if (path / "model_index.json").is_file():
+        raise AdapterError(f"{path}: is a pipeline, not an adapter. Give a folder that an adapter was saved in.")
     present = sorted(entry.name for entry in path.iterdir() if entry.suffix in _PICKLES | {".safetensors"})
     raise AdapterError(
         f"{path}: holds none of {LORA_FILE}, {LYCORIS_FILE}, {PEFT_FILE}"

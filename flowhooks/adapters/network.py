@@ -15,7 +15,7 @@ from diffusers import ConfigMixin
 from torch import nn
 
 from flowhooks.adapters.fit import transformer_shapes
-from flowhooks.adapters.names import NETWORK_KEY, TRANSFORMER_KEY, read_json
+from flowhooks.adapters.names import ADAPTER_FILES, NETWORK_KEY, TRANSFORMER_KEY, read_json
 from flowhooks.adapters.outline import meta_copy
 from flowhooks.errors import AdapterError
 from flowhooks.naming import family_of
@@ -72,6 +72,9 @@ def network_in(folder: Path, component: str = "transformer") -> Network:
         AdapterError: it holds none.
     """
     for place, inside in ((folder, component), (folder.parent, folder.name)):
+        if any((place / inside / name).is_file() for name in ADAPTER_FILES):
+            # The folder of a run, say.
+            continue
         shapes = transformer_shapes(place, inside)
         if shapes:
             weights = {k.removesuffix(".weight"): v for k, v in shapes.items() if k.endswith(".weight") and len(v) > 1}

@@ -8,6 +8,7 @@ from typing import Any
 
 from flowhooks.adapters.fit import check_file
 from flowhooks.adapters.from_hub import in_hub, on_disk
+from flowhooks.adapters.names import USE_DORA
 from flowhooks.checks import hub
 from flowhooks.checks.pipeline import pipeline_folder
 from flowhooks.config import HookConfig, Run, hook_defaults
@@ -104,6 +105,7 @@ def describe_trainable(run: Run) -> str:
         return "the whole transformer" if run.training["trainable"] == "transformer" else "nothing"
     adapter = run.adapter
     kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
+    kind = "dora" if adapter[USE_DORA] else kind
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
     told = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
     if (held := adapter["training_adapter"]) is None:

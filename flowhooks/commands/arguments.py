@@ -6,6 +6,7 @@ import argparse
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 #: Largest number accepted, also for seeds; larger ones overflow somewhere in a library.
 MOST = 2**32 - 1
@@ -78,6 +79,14 @@ def finite_number(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"expected a finite number, found {text!r}")
     return number
+
+
+def path(text: str) -> Path:
+    """Parse an argument that is a file or folder. An empty one, perhaps a variable that is not set, would be the
+    working directory."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a file or folder, found an empty string")
+    return Path(text)
 
 
 def card_size(text: str) -> int:

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowhooks.commands.arguments import whole_number
+from flowhooks.commands.arguments import path, whole_number
 from flowhooks.manifest import MODULES
 from flowhooks.printing import say
 
@@ -27,7 +27,9 @@ _OF_RUNS = ("merged", "merged-network", "anyflow")
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="ADAPTER", help="an adapter file, or the folder of a run or checkpoint")
+    parser.add_argument(
+        "adapter", metavar="ADAPTER", type=path, help="an adapter file, or the folder of a run or checkpoint"
+    )
     parser.add_argument(
         "--format",
         choices=FORMATS,
@@ -39,12 +41,13 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
+        type=path,
         help="file or folder to write (default: the folder of the adapter, or of the run of a checkpoint)",
     )
     parser.add_argument(
         "--model",
         metavar="FOLDER",
-        type=Path,
+        type=path,
         help="the pipeline, where the file does not tell its network's layers, and for a DoRA",
     )
     parser.add_argument(
@@ -59,7 +62,7 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    source, output = Path(args.adapter), None if args.output is None else Path(args.output)
+    source, output = args.adapter, args.output
     if args.format in _OF_RUNS:
         _refuse_idle(args)
     if args.format == "anyflow":

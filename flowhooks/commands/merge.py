@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
-from flowhooks.commands.arguments import finite_number, whole_number
+from flowhooks.commands.arguments import finite_number, path, whole_number
 from flowhooks.printing import say
 
 NAME = "merge"
@@ -13,8 +12,8 @@ HELP = "merge adapter files into one LoRA; loads no model"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("adapters", metavar="ADAPTER", nargs="+", type=Path, help="an adapter file, or its folder")
-    parser.add_argument("--output", metavar="FILE", type=Path, required=True, help="file or folder to write")
+    parser.add_argument("adapters", metavar="ADAPTER", nargs="+", type=path, help="an adapter file, or its folder")
+    parser.add_argument("--output", metavar="FILE", type=path, required=True, help="file or folder to write")
     parser.add_argument(
         "--method",
         choices=["cat", "svd", "factor_average"],
@@ -30,16 +29,16 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--rank", type=whole_number(1), help="with svd (default: the largest of the adapters)")
     parser.add_argument(
-        "--model", metavar="FOLDER", type=Path, help="the pipeline, where LyCORIS files do not tell their layers"
+        "--model", metavar="FOLDER", type=path, help="the pipeline, where LyCORIS files do not tell their layers"
     )
 
 
 def run(args: Namespace) -> int:
     from flowhooks.adapters.names import find_file
 
-    for path in args.adapters:
+    for each in args.adapters:
         # Before the imports, which take seconds.
-        find_file(path)
+        find_file(each)
     from flowhooks.adapters.merge_files import TOLERATED, merge_files
 
     merged = merge_files(

@@ -6,6 +6,7 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import Any
 
+from flowhooks.commands.arguments import path
 from flowhooks.printing import say
 
 NAME = "push"
@@ -13,7 +14,9 @@ HELP = "publish the output folder of a run on the Hub"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("run_dir", metavar="RUN_FOLDER", help="output folder of a run, or a checkpoint in it")
+    parser.add_argument(
+        "run_dir", metavar="RUN_FOLDER", type=path, help="output folder of a run, or a checkpoint in it"
+    )
     parser.add_argument("--repo-id", metavar="OWNER/NAME", help="repository (default: push.repo_id of the run)")
     parser.add_argument(
         "--private",

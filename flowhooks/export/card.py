@@ -16,6 +16,7 @@ from diffusers.utils.hub_utils import populate_model_card
 from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.adapter_file import write_aside
+from flowhooks.adapters.names import USE_DORA
 from flowhooks.export.card_code import below, card_code
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
 from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
@@ -160,7 +161,9 @@ def _base_model(location: str) -> tuple[str, str | None]:
 
 
 def _adapter_tags(adapter: Mapping[str, Any] | None) -> list[str]:
-    return [] if adapter is None else [adapter["type"]]
+    if adapter is None:
+        return []
+    return [adapter["type"], *(["dora"] if adapter.get(USE_DORA) else [])]
 
 
 def _hook_types(document: Mapping[str, Any]) -> list[str]:

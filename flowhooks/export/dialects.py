@@ -139,7 +139,7 @@ def export_adapter(
     try:
         return _Export(read, network, base, dialect, as_lora, leave_out).write(target, as_it_is=as_it_is)
     except AdapterError as error:
-        raise error if str(error).startswith(str(file)) else AdapterError(f"{file}: {error}") from None
+        raise error if str(error).startswith((str(file), str(target))) else AdapterError(f"{file}: {error}") from None
 
 
 def _target(file: Path, suffix: str, output: Path | None) -> Path:

@@ -12,7 +12,7 @@ from flowhooks.adapters.names import refuse_other_file
 from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
-from flowhooks.manifest import CHECKPOINT, MODULES, RUN
+from flowhooks.manifest import CHECKPOINT, MODULES
 from flowhooks.pipeline import load_pipeline
 from flowhooks.reading import user_path
 
@@ -36,7 +36,7 @@ def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
         AdapterError: the adapter does not fit the base.
     """
     run = user_path(run)
-    if not (run / RUN).is_file() and run.suffix == ".safetensors":
+    if run.is_file():
         raise ModelError(f"{run}: is a file; format {dialect!r} needs the folder of a run, whose base model it merges")
     inside = CHECKPOINT.fullmatch(run.absolute().name)
     default = run.absolute().parent / f"{run.absolute().name}_{dialect}" if inside else run / dialect

@@ -386,7 +386,7 @@ def test_arguments_reach_their_commands():
     )
     assert (args.num_images, args.height, args.width, args.output) == (1, None, None, None)
     args = read(["export", "l", "--format", "kohya", "--output", "o"])
-    assert (args.adapter, args.format, args.output) == ("l", "kohya", "o")
+    assert (args.adapter, args.format, args.output) == (Path("l"), "kohya", Path("o"))
     args = read(["train", "r", "--set", "a=1", "--set", "b=2", "--resume", "latest", "--no-progress"])
     assert (args.run, args.overrides, args.resume, args.progress) == ("r", ["a=1", "b=2"], "latest", False)
     assert (

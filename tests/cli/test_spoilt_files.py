@@ -188,6 +188,49 @@ def test_a_folder_with_a_version_and_a_file_to_merge_into(folder, tmp_path, caps
     assert first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
+#: Arguments -> words of the refusal.
+ODD = {
+    "a run for a model": (["export", "{one}", "--model", "{one}"], "one: has no transformer/*.safetensors"),
+    "a pipeline for an adapter": (["export", "{pipe}"], "is a pipeline, not an adapter"),
+    "a run file to merge": (["export", "{pipe}/model_index.json", "--format", "merged"], "is a file; format 'merged'"),
+    "a place below a file": (
+        ["export", "{one}", "--output", "{pipe}/model_index.json/x"],
+        "x/pytorch_lora_weights_portable.safetensors: is below a file, where a folder is expected",
+    ),
+    "a place below a file to merge into": (
+        ["merge", "{one}", "--method", "cat", "--output", "{pipe}/model_index.json/x"],
+        "is below a file, where a folder is expected",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_places(case, folder, tmp_path, capsys):
+    argv, words = ODD[case]
+    (tmp_path / "pipe").mkdir()
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    assert main([each.format(one=folder / "one", pipe=tmp_path / "pipe") for each in argv]) == 2
+    err = capsys.readouterr().err
+    assert words in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["export", ""],
+        ["export", "a", "--output", ""],
+        ["export", "a", "--model", " "],
+        ["merge", "a", "", "--method", "cat", "--output", "b"],
+        ["merge", "a", "--method", "cat", "--output", ""],
+        ["push", ""],
+    ],
+)
+def test_an_empty_place_is_not_the_working_directory(argv, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(argv)
+    assert left.value.code == 2 and "expected a file or folder, found an empty string" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["one", "lycoris"])
 def test_one_layout_is_right_in_the_same_programs_however_it_was_asked_for(kind, folder, tmp_path, capsys):
     said = []

@@ -178,3 +178,21 @@ def test_schedule_free_offers_the_average_of_its_steps_and_goes_on_from_where_it
     with optimization.at_result():
         assert torch.allclose(weights.detach(), mean, atol=1e-5) and not torch.allclose(weights.detach(), trained)
     assert torch.equal(weights.detach(), trained)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_magnitudes_do_not_decay(tmp_path, name):
+    matrix, magnitude = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    decay = {"adamw": {"weight_decay": 0.5}} if name == "muon" else {"weight_decay": 0.5}
+    run = run_with(tmp_path, optimizer=name, optimizer_args=decay, learning_rate=0.1)
+    optimization = Optimization(run, [matrix, magnitude], undecayed=[magnitude])
+    for parameter in (matrix, magnitude):
+        parameter.grad = torch.zeros_like(parameter)
+    optimization.optimizer.step()
+    assert (
+        torch.equal(magnitude, torch.ones(4))
+        and sum(len(g["params"]) for g in optimization.optimizer.param_groups) == 2
+    )
+    state = optimization.state_dict()
+    again = Optimization(run, [matrix, magnitude], undecayed=[magnitude])
+    again.load_state_dict(state)
