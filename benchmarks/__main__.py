@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     performance = commands.add_parser("performance", help="measure, and write docs/performance.md")
     performance.add_argument("--rounds", type=int, default=8, help="steps of each kind (default: %(default)s)")
     performance.add_argument("--only", metavar="TABLE", help="measure one table, and keep the rows of the others")
+    performance.add_argument("--method", metavar="NAME", help="measure the rows of one method, and keep the others")
     performance.add_argument("--tiny", action="store_true", help="a network of no size, to try the command")
     performance.add_argument("--output", type=Path, default=RESULTS, help="the JSON file (default: %(default)s)")
     check = commands.add_parser("check", help="fail where a count is worse than the committed one")

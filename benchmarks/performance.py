@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -271,14 +272,22 @@ def measure(arguments: argparse.Namespace) -> int:
         else Bench(network=LARGE, edge=64, rounds=arguments.rounds)
     )
     before = read(arguments.output)[1] if arguments.output.is_file() else []
-    kept = [row for row in before if arguments.only is not None and row.table != arguments.only]
+
+    def asked(name: str, settings: Mapping[str, Any]) -> bool:
+        return arguments.only in (None, name) and arguments.method in (None, settings["method"])
+
     rows: list[Row] = []
     for name, settings, measured in planned(bench):
-        if arguments.only in (None, name):
+        if asked(name, settings):
             rows.append(attempt(name, settings, measured))
             print(rows[-1], file=sys.stderr, flush=True)
-    order = [name for name, _, _ in planned(bench)]
-    every = sorted([*kept, *rows], key=lambda row: order.index(row.table) if row.table in order else len(order))
+    order = [(name, settings) for name, settings, _ in planned(bench)]
+    tables = [name for name, _ in order]
+    # A row that is no longer planned goes; tables of other commands stay.
+    planned_still = [row for row in before if (row.table, row.settings) in order or row.table not in tables]
+    kept = [row for row in planned_still if row.table not in tables or not asked(row.table, row.settings)]
+    places = {json.dumps(each): i for i, each in enumerate(order)}
+    every = sorted([*kept, *rows], key=lambda row: places.get(json.dumps((row.table, row.settings)), len(order)))
     weights = sum(p.numel() for p in probed(bench.size()).transformer.parameters())
     about = {
         "command": "python -m benchmarks performance",
