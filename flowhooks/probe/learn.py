@@ -18,6 +18,7 @@ from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
+from flowhooks.probe.references import examples, picture_arguments
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
 
@@ -37,6 +38,7 @@ def probe(
     frames: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
+    references: Sequence[str] = (),
 ) -> FlowModel:
     """Learn a pipeline's contract by running it for a few steps, and verify it.
 
@@ -47,51 +49,68 @@ def probe(
         frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
         arguments: arguments of every call of the pipeline.
         component: the network that is trained, for a pipeline with two.
+        references: arguments of the pipeline that take images of each sample's own, such as ``image``.
 
     Raises:
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     require_sizes(pipe)
+    for name in references:
+        if name not in picture_arguments(pipe):
+            raise ModelError(
+                f"{type(pipe).__name__} takes no images as `{name}`; it takes {picture_arguments(pipe) or 'none'}"
+            )
     with named_failures(pipe):
-        return _at_some_size(pipe, height, width, frames, dict(arguments or {}), component)
+        told = _Told(pipe=pipe, component=component, references=tuple(references), frames=frames)
+        return _at_some_size(told, height, width, dict(arguments or {}))
 
 
-def _at_some_size(
-    pipe: Any, height: int | None, width: int | None, frames: int | None, given: dict[str, Any], component: str | None
-) -> FlowModel:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """Holds what the probe was told beside the size and the arguments."""
+
+    pipe: Any
+    component: str | None
+    references: tuple[str, ...]
+    frames: int | None
+
+
+def _at_some_size(told: _Told, height: int | None, width: int | None, given: dict[str, Any]) -> FlowModel:
     """Learn the model at the given size, or else at the first size that the pipeline accepts."""
     height, width = height or given.pop("height", None), width or given.pop("width", None)
-    given = {name: value for name, value in given.items() if name not in ("height", "width")}
+    given = {name: value for name, value in given.items() if name not in ("height", "width", *told.references)}
     if height is not None and width is not None:
-        return _learnt(pipe, given, {"height": height, "width": width}, component, frames)
+        return _learnt(told, given, {"height": height, "width": width})
     try:
-        return _learnt(pipe, given, SMALL, component, frames)
+        return _learnt(told, given, SMALL)
     except ModelError:
         pass
     try:
-        return _learnt(pipe, given, _own_size(pipe, given), component, frames)
+        shown = examples(told.references, **SMALL)[:1]
+        return _learnt(told, given, _own_size(told.pipe, {**given, **(shown[0] if shown else {})}))
     except PipelineFailed as error:
-        for size in _fitting_sizes(pipe):
+        for size in _fitting_sizes(told.pipe):
             try:
-                return _learnt(pipe, given, size, component, frames)
+                return _learnt(told, given, size)
             except PipelineFailed:
                 continue
         raise error
 
 
-def _learnt(
-    pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None, frames: int | None
-) -> FlowModel:
+def _learnt(told: _Told, arguments: Mapping[str, Any], size: Mapping[str, int]) -> FlowModel:
+    pipe, component, frames = told.pipe, told.component, told.frames
     sizes = Sizes(pipe, arguments)
     own = sizes.of(size["height"], size["width"], frames)
     # Arguments that depend on only one of width and frames must not be taken for constants.
     every = [sizes.arguments(each) for each in (own, *sizes.others(own))]
-    contract = learn_contract(pipe, arguments, every)
-    model = FlowModel(pipe, contract, arguments, size, component, frames)
+    shown = examples(told.references, **size)
+    contract = learn_contract(pipe, arguments, every, shown)
+    example = shown[0] if shown else None
+    model = FlowModel(pipe, contract, arguments, size, component, frames, example)
     drawn = drawn_frames(model)
     if drawn not in (None, 1, model.length):
-        model = FlowModel(pipe, contract, *_of_length(model, sizes.argument, drawn), component, drawn)
-    verify(model)
+        model = FlowModel(pipe, contract, *_of_length(model, sizes.argument, drawn), component, drawn, example)
+    verify(model, shown[2] if shown else {})
     return model
 
 
@@ -150,17 +169,20 @@ class State:
 
 
 @torch.no_grad()
-def verify(model: FlowModel) -> None:
+def verify(model: FlowModel, unseen: Mapping[str, Any] | None = None) -> None:
     """Compare our predictions with a run of the pipeline, step by step; a batch with its samples alone; and images.
+
+    Args:
+        unseen: with references, pipeline argument -> image that was not used for learning.
 
     Raises:
         ModelError: they differ by more than rounding.
     """
     networks = find_networks(model.pipe)
-    call = model.call(prompt=PROMPTS[1])
+    call = model.call(prompt=PROMPTS[1], **(unseen or {}))
     model.layout(call["height"], call["width"])
     with without_side_effects(model.pipe, networks):
-        condition = model.encode_prompts([PROMPTS[1]])
+        condition = model.encode_conditions([PROMPTS[1]], [unseen or {}])
         walk, states, worst = _compared(model, condition, call, OTHER_SEED)
         half = walk.steps[0].velocity.dtype != torch.float32 or model.dtype != torch.float32
         allowed = 5e-2 if half else PREDICTION
@@ -172,7 +194,7 @@ def verify(model: FlowModel) -> None:
             )
         own = [s for s, n in zip(states, walk.names, strict=True) if n == model.component]
         _verify_batch(model, condition, own, half)
-        verify_pictures(model, networks, walk.outputs[-1], call)
+        verify_pictures(model, networks, walk.outputs[-1], call, condition)
 
 
 def _compared(
@@ -185,7 +207,7 @@ def _compared(
     try:
         for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):
             model.component = name
-            sigma = torch.tensor([_sigma(model, asked, step.sigma)], device=step.sample.device)
+            sigma = torch.tensor([called_at(model, asked, step.sigma)], device=step.sample.device)
             end = torch.tensor([step.next_sigma], device=step.sample.device) if model.native_second_time else None
             mine = model.predict(step.sample, sigma, condition, r_sigma=end)
             states.append(State(noisy=step.sample, sigma=sigma, end=end, mine=mine))
@@ -201,7 +223,7 @@ def _by_chance(model: FlowModel) -> str:
     return (
         f" under another seed: beside the sample its network gets {origin} with the call's own generator, and one "
         "such draw would be trained on for all samples"
-        + ("; flowhooks has no image for each sample yet" if given else "; switch that off with `arguments`")
+        + ("; name it in `references`" if given else "; switch that off with `arguments`")
     )
 
 
@@ -209,7 +231,9 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
     """Compare the first and last of these states as one batch with each alone; the last gets another prompt where the
     two share a forward."""
     first, last = states[0], states[-1]
-    prompts = condition.join([model.encode_prompts(PROMPTS[:1])])
+    # Samples with references differ by these: prompts of another length might share no forward.
+    other = PROMPTS[1] if model.contract.references else PROMPTS[0]
+    prompts = condition.join([model.encode_examples([other])])
     apart = len(prompts.groups()) > 1
     if apart:
         prompts = condition.join([condition])
@@ -231,13 +255,13 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
         )
 
 
-def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
+def called_at(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
     """Return the sigma at which the network was really called: where a scheduler rounds its times, that of the rounded
     one."""
     time = model.contract.times[0]
     if not time.rounded:
         return sigma
-    return (float(call[time.name].flatten()[0]) - time.offset) / time.scale
+    return (model.layout(**model.size).moving(time.name, call[time.name]) - time.offset) / time.scale
 
 
 def _off(a: Tensor, b: Tensor) -> float:

@@ -19,6 +19,7 @@ from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
+from flowhooks.probe.references import examples
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
 from tests.families import learnt
@@ -47,8 +48,14 @@ def pairs(model: FlowModel) -> Batch:
     shape = (len(PROMPTS), *model.sample_shape)
     clean, rejected = (torch.randn(shape, generator=generator) for _ in range(2))
     if model not in _CONDITIONS:
-        _CONDITIONS[model] = model.encode_prompts(PROMPTS)
+        _CONDITIONS[model] = model.encode_conditions(PROMPTS, pictures(model))
     return Batch(clean=clean, rejected=rejected, condition=_CONDITIONS[model])
+
+
+def pictures(model: FlowModel) -> list[dict[str, Any]]:
+    """What :func:`pairs` pass beside their prompts: a picture each of its own, where the pipeline takes one."""
+    shown = examples(model.contract.references, **model.size)
+    return [dict(shown[k]) for k in (0, 2)] if shown else [{}, {}]
 
 
 #: As long as the model is there.
@@ -173,9 +180,9 @@ def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
     that interval. The model's network has been trained with a second time."""
     networks = find_networks(model.pipe)
-    condition = model.encode_prompts(PROMPTS[:1])
+    condition = model.encode_examples(PROMPTS[:1])
     with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
-        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
+        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0], **model.example), 2)
         for name, step in zip(walk.names, walk.steps, strict=True):
             if name != model.component:
                 continue
@@ -265,7 +272,7 @@ def latents(model: FlowModel) -> Tensor:
             num_inference_steps=2,
             output_type="latent",
             generator=torch.Generator().manual_seed(0),
-            **model.call(),
+            **model.call(**model.example),
         )
     first = output[0]
     return first if isinstance(first, Tensor) else torch.stack(list(first))
