@@ -308,7 +308,7 @@ class FlowModel(SizedModel):
     def seen(self, sample: Tensor, condition: Condition) -> Tensor | None:
         """Return which numbers of samples ``[B, ...]`` reach the network, 0 or 1 in their shape; None where all do. The
         others (those of a given first frame) train nothing and must weigh nothing."""
-        if not self.contract.references:
+        if not self.contract.references or not isinstance(condition, Condition):
             return None
         layout = self.layout_of(sample)
         masks = [self._layout_for(layout, each).seen for each in condition.samples]

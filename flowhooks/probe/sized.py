@@ -118,6 +118,11 @@ class SizedModel:
             self._sizes.variants[key] = self._learn_layout(self._size, images)
         return self._sizes.variants[key]
 
+    def knows_layout(self, rest: Tensor) -> bool:
+        """Return whether a sample can be predicted whose condition holds ``rest`` ``[1, ...]`` for the network's sample
+        argument."""
+        return (self._size, tuple(rest.shape[1:])) in self._sizes.variants
+
     def _learn_layout(self, size: Size, images: Mapping[str, Any]) -> Layout:
         with (
             without_side_effects(self.pipe, find_networks(self.pipe)),
