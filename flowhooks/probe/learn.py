@@ -12,15 +12,16 @@ from torch import Tensor
 
 from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import learn_contract
+from flowhooks.probe.contract import PipelineContract, learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
-from flowhooks.probe.references import examples, picture_arguments
+from flowhooks.probe.references import examples, picture_arguments, turned
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
+from flowhooks.probe.values import ALIKE, same
 
 PREDICTION = 1e-5
 #: Default height and width of the run in pixels; most pipelines accept it, and it is cheap on the largest.
@@ -110,8 +111,39 @@ def _learnt(told: _Told, arguments: Mapping[str, Any], size: Mapping[str, int]) 
     drawn = drawn_frames(model)
     if drawn not in (None, 1, model.length):
         model = FlowModel(pipe, contract, *_of_length(model, sizes.argument, drawn), component, drawn, example)
+    if shown:
+        model.contract = with_checked_rules(model)
     verify(model, shown[2] if shown else {})
     return model
+
+
+@torch.no_grad()
+def with_checked_rules(model: FlowModel) -> PipelineContract:
+    """Return the contract with rules under which samples share a forward only if the network reads each sample's own
+    value: of places of tokens, for instance, some read the first sample's only. Two images of one number of pixels
+    and another shape tell them apart."""
+    contract, networks = model.contract, find_networks(model.pipe)
+    tall, wide = (
+        model.encode_conditions([PROMPTS[1]], [images]) for images in turned(contract.references, **model.size)
+    )
+    if tall.signatures != wide.signatures:
+        return contract
+    (own,), (other,) = tall.samples, wide.samples
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, *model.sample_shape, generator=generator).to(model.device)
+    low, high = model.sigma_range
+    sigma = torch.full((2,), (low + high) / 2, device=model.device)
+    alike: dict[str, Any] = {}
+    with without_side_effects(model.pipe, networks):
+        for name, rule in contract.reference_rules.items():
+            if rule is None or same(own[name], other[name]):
+                continue
+            pair = Condition.of_samples([own, {**own, name: other[name]}], tall.rules)
+            together = model.predict(noisy, sigma, pair)
+            alone = [model.predict(noisy[i : i + 1], sigma[i : i + 1], pair[i : i + 1]) for i in range(2)]
+            if _off(together, torch.cat(alone)) > 10 * PREDICTION:
+                alike[name] = [*rule, ALIKE]
+    return replace(contract, reference_rules={**contract.reference_rules, **alike})
 
 
 def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict[str, Any], dict[str, int]]:

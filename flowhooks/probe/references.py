@@ -59,6 +59,13 @@ def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str
     )
 
 
+def turned(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Image.Image], ...]:
+    """Return the images of two samples, by argument: of one number of pixels, one tall and one wide."""
+    edge = max(height, width, SMALLEST)
+    sizes = ((edge, 2 * edge), (2 * edge, edge))
+    return tuple({name: smooth(*size, seed=i) for i, name in enumerate(names)} for size in sizes)
+
+
 def smooth(width: int, height: int, seed: int) -> Image.Image:
     """Return a random image of this size without edges."""
     few = torch.rand(1, 3, 4, 4, generator=torch.Generator().manual_seed(seed))

@@ -15,10 +15,11 @@ from flowhooks.reading import parse
 from flowhooks.transfer import sent
 
 #: How values of samples become that of a batch: ``None`` shares one by all; ``["axis", k]`` joins tensors along
-#: axis k, ``["axis", k, n]`` where each sample has n rows there; ``["extend"]`` joins lists, ``["extend", "alike"]``
-#: only those of equal content; ``["each", [rule, ...]]`` treats a container's items one by one.
+#: axis k, ``["axis", k, n]`` where each sample has n rows there; ``["extend"]`` joins lists; with ``"alike"`` at the
+#: end only values of equal content are joined; ``["each", [rule, ...]]`` treats a container's items one by one.
 Rule = Any
 
+ALIKE = "alike"
 STRUCTURE = "__structure__"
 
 
@@ -70,7 +71,7 @@ def proposed_rule(value: Any, other: Any) -> Rule:
         moves = isinstance(other, Tensor) and other.shape == value.shape and not torch.equal(other, value)
         return ["axis", 0, len(value)] if moves and value.dim() > 2 else None
     if isinstance(value, (list, tuple)) and len(value) == 1:
-        return ["extend", "alike"]
+        return ["extend", ALIKE]
     return None
 
 
@@ -92,9 +93,10 @@ def signature(rule: Rule, value: Any) -> Any:
     if rule is None or value is None:
         return map_tensors(value, lambda t: (tuple(t.shape), t.flatten().tolist()))
     if rule[0] == "axis":
-        return tuple(n for k, n in enumerate(value.shape) if k != rule[1])
+        shape = tuple(n for k, n in enumerate(value.shape) if k != rule[1])
+        return (*shape, *value.flatten().tolist()) if rule[-1] == ALIKE else shape
     if rule[0] == "extend":
-        return () if len(rule) == 1 else map_tensors(value, lambda t: tuple(t.shape))
+        return map_tensors(value, lambda t: tuple(t.shape)) if rule[-1] == ALIKE else ()
     return tuple(signature(r, value[i]) for i, r in enumerate(rule[1]))
 
 
@@ -103,7 +105,7 @@ def take(rule: Rule, value: Any, i: int) -> Any:
     if rule is None or value is None:
         return value
     if rule[0] == "axis":
-        rows = rule[2] if len(rule) > 2 else 1
+        rows = rule[2] if len(rule) > 2 and rule[2] != ALIKE else 1
         return value.narrow(rule[1], i * rows, rows)
     if rule[0] == "extend":
         return type(value)(value[i : i + 1])

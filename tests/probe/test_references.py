@@ -41,7 +41,7 @@ def compared(model, images, prompt=PROMPT, seed=5):
 #: Name -> sizes in pixels of the references of some samples, by argument; none where the pipeline runs without.
 CASES = {
     "flux-kontext": [{"image": [(48, 32)]}, {"image": [(32, 48)]}, {}],
-    "flux2-klein-edit": [{"image": [(64, 96)]}, {"image": [(80, 64), (64, 64)]}, {}],
+    "flux2-klein-edit": [{"image": [(64, 96)]}, {"image": [(96, 64)]}, {"image": [(80, 64), (64, 64)]}, {}],
     "wan-flf2v": [{"image": [(40, 32)], "last_image": [(32, 32)]}, {"image": [(32, 32)], "last_image": [(48, 32)]}],
     "wan22-5b-i2v": [{"image": [(40, 32)]}, {"image": [(64, 64)]}],
     "qwen-image-edit-plus": [{"image": [(48, 32)]}, {"image": [(64, 64), (32, 64)]}],
@@ -130,5 +130,7 @@ def test_rules_are_proposed_from_one_sample():
     assert proposed_rule(torch.zeros(2, 3, 4), torch.ones(2, 3, 4)) == ["axis", 0, 2]
     assert proposed_rule(torch.zeros(6, 3), torch.ones(6, 3)) is None, "places of tokens, shared by a batch"
     assert proposed_rule([[(1, 2, 3)]], None) == ["extend", "alike"]
+    shared = Condition.of_samples([{"at": torch.full((1, 2), n)} for n in (2, 3, 2)], {"at": ["axis", 0, "alike"]})
+    assert [rows for rows, _ in shared.groups()] == [[0, 2], [1]]
     condition = Condition.of_samples([{"places": [[(1, n, 2)]]} for n in (2, 3, 2)], {"places": ["extend", "alike"]})
     assert [rows for rows, _ in condition.groups()] == [[0, 2], [1]]
