@@ -93,6 +93,22 @@ class Datasets:
         return frozenset(given)
 
     @property
+    def arguments(self) -> tuple[str | None, ...]:
+        """Return the pipeline arguments of all references of enabled sets, each once; None for the only one."""
+        named: dict[str | None, None] = {}
+        for i, linked in self.links.items():
+            block = self.blocks[i]
+            if block["reference"] == FIRST_FRAME:
+                named[block["reference_argument"]] = None
+            named |= dict.fromkeys(
+                self.blocks[j]["reference_argument"]
+                for j in linked
+                if self.blocks[j]["conditioning_type"] == REFERENCE_TYPE
+            )
+            named |= dict.fromkeys(argument for argument, _ in reference_columns(block))
+        return tuple(named)
+
+    @property
     def unread(self) -> bool:
         """Return whether the columns of an image set could not be read, so that it may offer more than ``provides``
         says."""

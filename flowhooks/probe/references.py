@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from flowhooks.arguments import takes_images
 from flowhooks.errors import ModelError
 
 #: Smallest edge of an image that pipelines take.
@@ -19,12 +20,7 @@ SMALLEST = 64
 def picture_arguments(pipe: Any) -> list[str]:
     """Return the arguments of the pipeline's call that take images; those without a default come first."""
     known = inspect.signature(type(pipe).__call__).parameters.values()
-    # Images for an IP-Adapter have an effect only where one is loaded.
-    named = [
-        each
-        for each in known
-        if (each.name in ("image", "images") or each.name.endswith("_image")) and "ip_adapter" not in each.name
-    ]
+    named = [each for each in known if takes_images(each.name)]
     return [each.name for each in sorted(named, key=lambda each: each.default is not inspect.Parameter.empty)]
 
 

@@ -255,6 +255,22 @@ REFUSALS: dict[str, Refusal] = {
         make=written(training={"lr_scheduler": "constant", "lr_warmup_steps": 5}),
         words=("$.training.lr_warmup_steps: ", "has no warm-up"),
     ),
+    "images for some prompts of validation": Refusal(
+        make=written(validation={"prompts": ["a", "b"], "images": [None]}),
+        words=("$.validation.images: ", "holds 1 entries for 2 prompts"),
+    ),
+    "an image of validation that is none": Refusal(
+        make=written(validation={"prompts": ["a"], "images": ["absent.png"]}),
+        words=("$.validation.images[0]: ", "absent.png cannot be read: there is no such file"),
+    ),
+    "references for a pipeline that takes no image": Refusal(
+        make=lambda user: user.write(data=referring()),
+        words=("$.data: ", "holds references, and the pipeline takes no image"),
+    ),
+    "references for an argument that there is not": Refusal(
+        make=lambda user: user.write(data=referring(reference_argument="last_image")),
+        words=("$.data: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
+    ),
     "a rollout that is held out": Refusal(
         make=written(data=None, validation={"holdout": 1}, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, PROMPTED]),
         words=("$.validation.holdout: ", "samples that a run generates cannot be held out"),
