@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from flowhooks.arguments import takes_images
 from flowhooks.checks.library import call_arguments
-from flowhooks.checks.pipeline import pipeline_folder, read_settings
+from flowhooks.checks.pipeline import INDEX, pipeline_folder, read_settings
+from flowhooks.checks.planning import plan_run
 from flowhooks.data.blocks import REFERENCE_TYPE, REJECTED_TYPES, Datasets
 from flowhooks.data.given_images import by_argument, open_images
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
@@ -63,7 +63,11 @@ def _known(run: Run) -> frozenset[str] | None:
     folder = pipeline_folder(run.model)
     if folder is None:
         return None
-    name = read_settings(folder / "model_index.json").get("_class_name")
+    try:
+        name = read_settings(folder / INDEX).get("_class_name")
+    except ConfigError:
+        # Reported with the pipeline.
+        return None
     return call_arguments(name) if isinstance(name, str) else None
 
 
@@ -72,8 +76,9 @@ def _pictured(run: Run) -> bool:
 
 
 def _reads_rejected(run: Run) -> bool:
-    """Return whether a hook reads the rejected side; one of the user's own may."""
-    return any(
-        hook.type not in HOOKS or "data:rejected" in HOOKS[hook.type].declaration(hook.options)["needs"]
-        for hook in run.hooks
-    )
+    """Return whether the run's hooks need the rejected side."""
+    try:
+        plan_run(run, run.provides - {"data:rejected"})
+    except ConfigError:
+        return True
+    return False

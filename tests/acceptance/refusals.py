@@ -17,6 +17,7 @@ from tests.acceptance.refusal_makers import (
     no_start,
     own_teacher,
     prompt_file,
+    referring,
     resume_other,
     reward,
     rollout,
@@ -264,12 +265,11 @@ REFUSALS: dict[str, Refusal] = {
         words=("$.validation.images[0]: ", "absent.png cannot be read: there is no such file"),
     ),
     "references for a pipeline that takes no image": Refusal(
-        make=lambda user: user.write(data=referring()),
-        words=("$.data: ", "holds references, and the pipeline takes no image"),
+        make=referring(), words=("data.json: $: ", "holds references, and the pipeline takes no image")
     ),
     "references for an argument that there is not": Refusal(
-        make=lambda user: user.write(data=referring(reference_argument="last_image")),
-        words=("$.data: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
+        make=referring(reference_argument="last_image"),
+        words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
     ),
     "a rollout that is held out": Refusal(
         make=written(data=None, validation={"holdout": 1}, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, PROMPTED]),

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
+from flowhooks.checks.examine import examine
 from flowhooks.cli import main
 from flowhooks.train import train
 from tests.data.folders import image_set, partner_set, write_image, write_mask
@@ -79,3 +79,17 @@ def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_pa
     ]
     assert main(["sample", str(result.output_dir), *told, "--output", str(tmp_path / "drawn")]) == 0
     assert Image.open(tmp_path / "drawn" / "grid.png").size == (16, 16)
+
+
+def test_sets_of_references_in_the_words_of_other_trainers(edits, tmp_path, capsys):
+    """Where no hook reads a rejected side and the pipeline takes an image, `reference_strict` holds references."""
+    sets = blocks("source")
+    sets[1]["conditioning_type"] = "reference_loose"
+    sft = run_of(edits, tmp_path / "sft", sets, hooks=[])
+    audited = examine(sft).audit
+    assert "reference" in audited.provides and "rejected" not in audited.provides
+    result = train(sft, progress=False)
+    fresh = learnt("flux-kontext").pipe
+    fresh.load_lora_weights(result.output_dir)
+    pairs = run_of(edits, tmp_path / "dpo", blocks("bad"), hooks=[{"type": "flow_dpo"}])
+    assert "reference" not in examine(pairs).audit.provides, "a preference run has rejected sides"
