@@ -26,6 +26,9 @@ from flowhooks.quantization.plain import is_quantized, plain_linear
 
 R, T_MINUS_R = "r", "t-r"
 
+#: Most by which a pipeline rounds a time, in units of sigma.
+ROUNDED = 2e-3
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Span:
@@ -137,8 +140,15 @@ class Interval:
             if not isinstance(given, Tensor):
                 found[time.name] = type(given)(value)
                 continue
-            value = value.reshape(*value.shape, *[1] * (given.dim() - value.dim()))
-            found[time.name] = value.to(given.device, given.dtype).expand_as(given)
+            value, own = (
+                each.reshape(*each.shape, *[1] * (given.dim() - each.dim())).to(given.device, given.dtype)
+                for each in (value, time.of(start, span.shift))
+            )
+            found[time.name] = value.expand_as(given)
+            if given.dim() > 1:
+                # The time of a given frame stays what it is.
+                stays = (given - own).abs() > ROUNDED * abs(time.scale)
+                found[time.name] = torch.where(stays, given, found[time.name])
         return found
 
     def _blend(self, embedder: nn.Module, args: tuple, output: Any) -> Any:

@@ -288,10 +288,11 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
 
 
 def called_at(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
-    """Return the sigma at which the network was really called: where a scheduler rounds its times, that of the rounded
-    one."""
+    """Return the sigma at which the network was really called: where a scheduler, or half precision, rounds its times,
+    that of the rounded one."""
     time = model.contract.times[0]
-    if not time.rounded:
+    half = time.dtype in (torch.bfloat16, torch.float16) and not time.unshifted
+    if not (time.rounded or half):
         return sigma
     return (model.layout(**model.size).moving(time.name, call[time.name]) - time.offset) / time.scale
 

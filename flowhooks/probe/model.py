@@ -69,26 +69,27 @@ class FlowModel(SizedModel):
         return self._nulls[self._size]
 
     def null_conditions(self, condition: Condition) -> Condition:
-        """Return the conditioning of the same samples without their prompts, each with its own references.
-
-        Raises:
-            ModelError: the pipeline encodes prompts and references together.
-        """
+        """Return the conditioning of the same samples without their prompts, each with its own references, for a
+        pipeline that encodes them apart from prompts."""
         null = self.null_condition
         if not self.contract.references:
             return null.join([null] * (condition.size - 1))
-        if self.contract.entangled:
-            raise ModelError(
-                f"{self.contract.pipeline} encodes an empty prompt together with each sample's references, which is "
-                "not done for guidance in a step; switch that guidance off"
-            )
         null = null.only(self.contract.rules)
         own = condition.only([name for name in condition.rules if name not in self.contract.rules])
         return null.join([null] * (condition.size - 1)).merged(own)
 
     def encode_null_conditions(self) -> None:
         """Encode the condition without a prompt at every size known so far, so that text encoders may be parked
-        afterwards."""
+        afterwards.
+
+        Raises:
+            ModelError: the pipeline encodes prompts and references together.
+        """
+        if self.contract.entangled:
+            raise ModelError(
+                f"{self.contract.pipeline} encodes an empty prompt together with each sample's references, which is "
+                "not done for guidance in a step; switch that guidance off"
+            )
         for each in self.everywhere():
             each.null_condition  # noqa: B018
 
