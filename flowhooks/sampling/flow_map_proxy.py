@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.interval import Interval, Span
@@ -61,11 +60,13 @@ class FlowMapSchedulerProxy:
         if scheduler.begin_index is not None:
             return int(scheduler.begin_index)
         given = arguments[self.time.name]
-        asked = float(given.flatten()[0]) if isinstance(given, Tensor) else float(given)
+        # A given frame has a time of its own, at which no step starts.
+        asked = torch.as_tensor(given).float().cpu().unique()
         levels = torch.as_tensor(scheduler.sigmas)[:-1].float().cpu()
         if scheduler.config.get("invert_sigmas"):
             levels = 1 - levels
-        return int((self.time.of(levels, _shift(scheduler)) - asked).abs().argmin())
+        starts = self.time.of(levels, _shift(scheduler)).float()
+        return int((starts - asked[:, None]).abs().argmin()) % len(starts)
 
 
 def _running(pipe: Any) -> Any:

@@ -38,13 +38,10 @@ def compared(model, images, prompt=PROMPT, seed=5):
     return worst, walk, condition
 
 
-#: Name -> sizes in pixels of the references of some samples, by argument; none where the pipeline runs without.
+#: Name -> sizes in pixels of the references of some samples, by argument. More are in ``tests/data/test_references``.
 CASES = {
-    "flux-kontext": [{"image": [(48, 32)]}, {"image": [(32, 48)]}, {}],
-    "flux2-klein-edit": [{"image": [(64, 96)]}, {"image": [(96, 64)]}, {"image": [(80, 64), (64, 64)]}, {}],
     "wan-flf2v": [{"image": [(40, 32)], "last_image": [(32, 32)]}, {"image": [(32, 32)], "last_image": [(48, 32)]}],
     "wan22-5b-i2v": [{"image": [(40, 32)]}, {"image": [(64, 64)]}],
-    "qwen-image-edit-plus": [{"image": [(48, 32)]}, {"image": [(64, 64), (32, 64)]}],
 }
 
 
