@@ -38,6 +38,27 @@ PIPELINES: Mapping[str, Tiny] = {
             "wan22-5b-i2v": ("image",),
         }.items()
     },
+    "flux2-edit": Tiny(
+        "tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}, ("image",)
+    ),
+    "flux-control": Tiny(
+        "tests.families.flux_pictures:flux_control",
+        {"height": 16, "width": 16, "max_sequence_length": 8},
+        ("control_image",),
+    ),
+    "flux-fill": Tiny(
+        "tests.families.flux_pictures:flux_fill",
+        {"height": 16, "width": 16, "max_sequence_length": 8},
+        ("image", "mask_image"),
+    ),
+    **{
+        name: Tiny(
+            f"tests.families.ltx_pictures:{name.replace('-', '_')}",
+            {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+            ("image",),
+        )
+        for name in ("ltx-i2v", "ltx-condition")
+    },
     "qwen-image": Tiny("tests.families.qwen_image:qwen_image", {"height": 16, "width": 16}),
     "z-image": Tiny("tests.families.z_image:z_image", {"height": 16, "width": 16, "max_sequence_length": 24}),
     "lumina2": Tiny("tests.families.lumina2:lumina2", {"height": 32, "width": 32, "max_sequence_length": 48}),
