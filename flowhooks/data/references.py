@@ -37,10 +37,10 @@ def plan_references(
     for stem, picture in images.images.items():
         references = []
         if first and stem in geometries:
-            cut = geometries[stem]
+            own = geometries[stem]
             references.append(
                 Reference(
-                    argument=block["reference_argument"], image=picture, geometry=replace(cut, shown=cut.shown[:1])
+                    argument=block["reference_argument"], image=picture, geometry=replace(own, shown=own.shown[:1])
                 )
             )
         for each in sets:

@@ -110,7 +110,7 @@ def learn_gather(
     for k, arrived in enumerate(digits):
         index += torch.where(follows, (flat(arrived) - shift) / scale, 0).round() * BASE**k
     source = torch.where(follows, index, -1).long()
-    if int(source.max()) >= sent or not follows.any():
+    if not follows.any() or int(source.max()) >= sent or int(source[follows].min()) < 0:
         raise ModelError("what arrives is not a rearrangement of what was sent")
     plain = len(source) == sent and torch.equal(source, torch.arange(sent))
     # A pipeline that converts its prediction to x0 and back rounds twice.

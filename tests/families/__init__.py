@@ -59,6 +59,34 @@ PIPELINES: Mapping[str, Tiny] = {
         )
         for name in ("ltx-i2v", "ltx-condition")
     },
+    "ltx2-i2v": Tiny(
+        "tests.families.ltx_pictures:ltx2_i2v",
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 3,
+            "max_sequence_length": 16,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+        ("image",),
+    ),
+    "sana-video-i2v": Tiny(
+        "tests.families.sana_video:sana_video_i2v",
+        {
+            "height": 32,
+            "width": 32,
+            "frames": 5,
+            "max_sequence_length": 16,
+            "complex_human_instruction": None,
+            "use_resolution_binning": False,
+        },
+        ("image",),
+    ),
+    "skyreels-v2-i2v": Tiny(
+        "tests.families.wan_i2v:skyreels_v2_i2v",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+        ("image",),
+    ),
     "qwen-image": Tiny("tests.families.qwen_image:qwen_image", {"height": 16, "width": 16}),
     "z-image": Tiny("tests.families.z_image:z_image", {"height": 16, "width": 16, "max_sequence_length": 24}),
     "lumina2": Tiny("tests.families.lumina2:lumina2", {"height": 32, "width": 32, "max_sequence_length": 48}),

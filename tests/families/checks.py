@@ -17,12 +17,13 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
+from flowhooks.probe.learn import called_at
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import examples
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_proxy import first_order
-from tests.families import learnt
+from tests.families import learnt, pictured
 
 PROMPTS = ("a photo of two", "one")
 RUN = {
@@ -244,6 +245,34 @@ def check_checkpointing(name: str) -> None:
     for key, gradient in plain.items():
         if not torch.allclose(gradient, saved[key], rtol=1e-3, atol=1e-6):
             raise Failed(f"the gradient of {key} changes")
+
+
+@torch.no_grad()
+def check_images(name: str) -> None:
+    """Each of two samples with pictures of its own is predicted as the pipeline does, alone and beside the other."""
+    model = learnt(name)
+    if not model.contract.references:
+        raise Failed("the pipeline takes no image of each sample's own, or was not given one here")
+    networks, conditions, states = find_networks(model.pipe), [], []
+    for seed, prompt in enumerate(PROMPTS):
+        images = {
+            argument: pictured([(64, 96) if seed else (96, 64)], seed=7 + 10 * seed + i)
+            for i, argument in enumerate(model.contract.references)
+        }
+        conditions.append(model.encode_conditions([prompt], [images]))
+        generator = torch.Generator().manual_seed(7 + seed)
+        with without_side_effects(model.pipe, networks):
+            walk = walked(model.pipe, networks, model.call(prompt=prompt, generator=generator, **images), 3)
+        places = [i for i, own in enumerate(walk.names) if own == model.component]
+        asked, step = walk.calls[places[-1]], walk.steps[places[-1]]
+        states.append((step.sample, torch.tensor([called_at(model, asked, step.sigma)]), step.velocity))
+    noisy, sigma = (torch.cat([state[k] for state in states]) for k in (0, 1))
+    together = model.predict(noisy, sigma, conditions[0].join(conditions[1:]))
+    for i, (sample, level, theirs) in enumerate(states):
+        for mine in (model.predict(sample, level, conditions[i]), together[i : i + 1]):
+            away = float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+            if away > 1e-5:
+                raise Failed(f"the pipeline's prediction is {away:.2g} from ours")
 
 
 def check_bf16(name: str) -> None:

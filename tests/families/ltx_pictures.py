@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
-from tests.families.ltx import ltx
+from tests.families.ltx import ltx, ltx2
 
 
 def ltx_i2v() -> Any:
@@ -20,7 +21,14 @@ def ltx_condition() -> Any:
     return _pipeline("LTXConditionPipeline", scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0))
 
 
+def ltx2_i2v() -> Any:
+    """An LTX2ImageToVideoPipeline; its sound is not trained."""
+    return _pipeline("LTX2ImageToVideoPipeline", **ltx2().components)
+
+
 def _pipeline(name: str, **parts: Any) -> Any:
     import diffusers
 
-    return getattr(diffusers, name)(**{**ltx().components, **parts})
+    kind = getattr(diffusers, name)
+    parts = {**ltx().components, **parts}
+    return kind(**{part: each for part, each in parts.items() if part in signature(kind.__init__).parameters})

@@ -46,11 +46,23 @@ def wan22_5b_i2v() -> Any:
     return _pipeline(transformer=wan_transformer(), expand_timesteps=True)
 
 
-def _pipeline(**parts: Any) -> Any:
-    from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
+def skyreels_v2_i2v() -> Any:
+    """A SkyReelsV2ImageToVideoPipeline, which is built like Wan 2.1's."""
+    pipe = wan21_i2v()
+    parts = {"image_encoder": pipe.image_encoder, "image_processor": pipe.image_processor}
+    network = _channels(name="SkyReelsV2Transformer3DModel", image_dim=WIDTH)
+    return _pipeline("SkyReelsV2ImageToVideoPipeline", transformer=network, **parts)
 
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    return wan_pipeline(WanImageToVideoPipeline, scheduler, **{"image_encoder": None, "image_processor": None, **parts})
+
+def _pipeline(name: str = "WanImageToVideoPipeline", **parts: Any) -> Any:
+    import diffusers
+
+    scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return wan_pipeline(
+        getattr(diffusers, name), scheduler, **{"image_encoder": None, "image_processor": None, **parts}
+    )
 
 
 def _channels(**options: Any) -> Any:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from flowhooks.errors import ModelError
-from flowhooks.probe import Condition
+from flowhooks.probe import Condition, exceptions, probe
 from flowhooks.probe.learn import called_at
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import picture_argument, picture_arguments
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.probe.values import proposed_rule, same
-from tests.families import learnt, pictured, tiny
+from tests.families import PIPELINES, learnt, pictured, tiny
 
 PROMPT = "a photo of two"
 
@@ -111,6 +111,26 @@ def test_the_frame_that_is_given_reaches_the_network_in_place_of_the_sample():
         model.decode(sample)
     whole = learnt("flux-kontext")
     assert whole.seen(torch.randn(1, *whole.sample_shape), whole.encode_examples(["a"])) is None
+
+
+def test_without_its_exception_ltx_adds_fresh_noise_to_the_picture(monkeypatch):
+    arguments = PIPELINES["ltx-condition"].arguments
+    kept = {name: value for name, value in exceptions.CALL.items() if name != "image_cond_noise_scale"}
+    monkeypatch.setattr(exceptions, "CALL", kept)
+    with pytest.raises(ModelError, match="our prediction is off"):
+        probe(tiny("ltx-condition"), arguments=arguments, references=["image"])
+
+
+def test_what_the_decoder_gets_beside_the_sample_is_of_its_condition():
+    """LTX-Video's scheduler steps all frames but the first."""
+    model = learnt("ltx-i2v")
+    images = [{"image": pictured([(32, 32)], seed)} for seed in (5, 6)]
+    condition = model.encode_conditions(["a", "a"], images)
+    sample = torch.cat([torch.randn(1, *model.sample_shape, generator=torch.Generator().manual_seed(0))] * 2)
+    one, other = model.decode(sample, condition=condition)
+    assert one.shape == (3, 5, 32, 32) and not torch.equal(one[:, 0], other[:, 0])
+    swapped = model.decode(sample, condition=condition.take([1, 0]))
+    torch.testing.assert_close(swapped, torch.stack([other, one]))
 
 
 def test_the_argument_for_pictures_is_found():

@@ -137,7 +137,11 @@ class _Partners:
         lacking = f"rows with nothing in {self.column!r}"
         if self.kind != REFERENCE_TYPE:
             found.listing(where, self.missing, lacking, "fill the cells, or take these rows out")
-        about = {"id": f"{images.id}.{self.column}", "dataset_type": "conditioning", "conditioning_type": self.kind}
+        about: dict[str, Any] = {
+            "id": f"{images.id}.{self.column}",
+            "dataset_type": "conditioning",
+            "conditioning_type": self.kind,
+        }
         if self.kind == REFERENCE_TYPE:
             about["reference_argument"] = self.argument
         return DataSet(
