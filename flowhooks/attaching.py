@@ -39,6 +39,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.modules_file import load_modules, read_manifest
 from flowhooks.probe import FlowModel, probe
+from flowhooks.probe.references import picture_argument
 
 Hooks = Sequence[Hook | Mapping[str, Any]]
 
@@ -123,7 +124,10 @@ def _probed(pipe: Any, run: Run, height: int | None, width: int | None, frames: 
     if isinstance(pipe, FlowModel):
         return pipe
     arguments, component = run.model["pipeline_arguments"], run.model["component"]
-    return probe(pipe, height=height, width=width, frames=frames, arguments=arguments, component=component)
+    named = () if run.data is None else run.data.arguments
+    references = [argument or picture_argument(pipe) for argument in named]
+    sizes = {"height": height, "width": width, "frames": frames}
+    return probe(pipe, **sizes, arguments=arguments, component=component, references=references)
 
 
 def _session(

@@ -14,6 +14,7 @@ from flowhooks.checks.output import output_problems
 from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.quantization import quantization_problems
+from flowhooks.checks.references import reference_problems, with_references
 from flowhooks.checks.sizes import size_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
@@ -55,6 +56,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         *optimizer_problems(run),
         *adapter_problems(run),
         *helper_problems(run),
+        *reference_problems(run),
         *output_problems(run, resume),
         *_option_problems(run),
     ]
@@ -81,7 +83,7 @@ def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:
     from flowhooks.data import audit
 
     try:
-        audited = audit(run.data, run.cache_dir)
+        audited = audit(with_references(run), run.cache_dir)
     except ConfigError as error:
         return None, list(error.problems)
     return audited, list(_held_out(run, audited))

@@ -28,6 +28,13 @@ def add(parser: ArgumentParser) -> None:
         metavar="JSON",
         help="passed to every call of the pipeline, such as '{\"max_sequence_length\": 77}'",
     )
+    parser.add_argument(
+        "--reference",
+        action="append",
+        default=[],
+        metavar="ARGUMENT",
+        help="a pipeline argument that takes images of each sample's own, such as image; may be given again",
+    )
     add_dtype(parser)
     add_offload(parser, " (Diffusers' enable_model_cpu_offload)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -53,7 +60,8 @@ def run(args: Namespace) -> int:
     if args.offload:
         _offload(pipe)
     told = {**arguments, **args.arguments}
-    model = probe(pipe, height=args.height, width=args.width, frames=args.frames, arguments=told)
+    size = {"height": args.height, "width": args.width, "frames": args.frames}
+    model = probe(pipe, **size, arguments=told, references=args.reference)
     learnt = {
         **model.contract.describe(),
         "sample_shape": list(model.sample_shape),

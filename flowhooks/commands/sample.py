@@ -26,6 +26,12 @@ def add(parser: ArgumentParser) -> None:
     asked.add_argument(
         "--prompts", metavar="FILE", help="a text file with one prompt a line, or a .jsonl with `prompt`"
     )
+    parser.add_argument(
+        "--image",
+        action="append",
+        metavar="[ARGUMENT=]FILE",
+        help="a reference that the pipeline is given beside every prompt; may be given again for several",
+    )
     parser.add_argument("--negative-prompt", default="", help="what not to generate")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to sample with")
     parser.add_argument(

@@ -9,10 +9,12 @@ from typing import Any
 
 from PIL import Image
 
+from flowhooks.data.given_images import open_images
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import SCALE, scales
+from flowhooks.probe.references import picture_argument, picture_arguments
 from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.sampling.images import picture_grid, sample_images
@@ -30,8 +32,9 @@ def sample_command(args: Namespace) -> int:
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
-            (a list), ``negative_prompt``, ``lora`` (file, folder or None), ``adapter_below`` (the sigma of its gate, or
-            None for what its file says), ``steps`` (a list), ``guidance_scale``, ``seed``, ``num_images`` per prompt,
+            (a list), ``image`` (a list of files, or None), ``negative_prompt``, ``lora`` (file, folder or None),
+            ``adapter_below`` (the sigma of its gate, or None for what its file says), ``steps`` (a list),
+            ``guidance_scale``, ``seed``, ``num_images`` per prompt,
             ``height``, ``width``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the grid and
             every image, or a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it;
             ``save_dataset``: a new folder for a data set of the images, in place of all that, or None.
@@ -73,6 +76,7 @@ def sample_command(args: Namespace) -> int:
 
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
     """Return the images at every step count."""
+    shown = _references(pipe, args.image or ())
     return [
         sample_images(
             pipe,
@@ -86,9 +90,23 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace)
             height=args.height,
             width=args.width,
             arguments=arguments,
+            images=[shown] * len(args.prompt),
         )
         for steps in args.steps
     ]
+
+
+def _references(pipe: Any, written: Sequence[str]) -> dict[str, Any]:
+    """Return pipeline argument -> image or images, from ``file`` and ``argument=file``."""
+    if not written:
+        return {}
+    known = picture_arguments(pipe)
+    found: dict[str, list[str]] = {}
+    for each in written:
+        name, _, file = each.partition("=")
+        argument, path = (name, file) if name in known else (picture_argument(pipe), each)
+        found.setdefault(argument, []).append(path)
+    return open_images(found, "")
 
 
 def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:

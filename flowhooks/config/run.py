@@ -16,6 +16,7 @@ from flowhooks.config.rules import contradictions, disagreements, incomplete, re
 from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.data.block_rules import idle_steps
 from flowhooks.data.blocks import Datasets
+from flowhooks.data.given_images import place_images
 from flowhooks.data.load import load_datasets
 from flowhooks.documents import overrides as command_line
 from flowhooks.documents.document import read_json, strip_secrets, without_remarks
@@ -170,6 +171,8 @@ def _hooks(
 def _run(document: dict[str, Any], data: Datasets | None, hooks: tuple[HookConfig, ...], source: Path) -> Run:
     document = {key: value for key, value in document.items() if key not in _SHORTHAND}
     document["data"] = data.document() if data is not None else None
+    shown = [place_images(each, source.resolve().parent) for each in document["validation"]["images"]]
+    document["validation"] = {**document["validation"], "images": shown}
     document["hooks"] = [{"type": hook.type, **hook.options} for hook in hooks]
     if document["output_dir"] is None:
         document["output_dir"] = f"runs/{source.stem}"

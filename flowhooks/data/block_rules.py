@@ -21,6 +21,11 @@ _OF_IMAGES = (
     "probability",
     "start_step",
     "end_step",
+    "reference_column",
+    "reference",
+    "missing_reference",
+    "reference_dropout",
+    "reference_resolution",
 )
 
 

@@ -12,14 +12,26 @@ from flowhooks.reading import user_path
 
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
+REFERENCE_TYPE = "reference_image"
+#: Values of `reference`, `missing_reference` and `reference_resolution`.
+FIRST_FRAME, NO_REFERENCE, TARGET = "first_frame", "none", "target"
 #: Names in `columns` that also have a key of their own; every other name is chosen by the user.
-ROLES = ("image", "caption", "rejected", "mask")
+ROLES = ("image", "caption", "rejected", "mask", "reference")
 Block = dict[str, Any]
 
 
 def record_columns(block: Block) -> dict[str, str]:
     """Return name -> column, for the cells that hooks read under names chosen by the user."""
     return {name: column for name, column in (block["columns"] or {}).items() if name not in ROLES}
+
+
+def reference_columns(block: Block) -> tuple[tuple[str | None, str], ...]:
+    """Return (pipeline argument, column) of every column of references, in order; the argument is None where the
+    pipeline's only one is meant."""
+    named = block["reference_column"] or ()
+    by_argument = named if isinstance(named, dict) else {block["reference_argument"]: named}
+    listed = ((argument, [each] if isinstance(each, str) else each) for argument, each in by_argument.items())
+    return tuple((argument, column) for argument, columns in listed for column in columns)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +70,8 @@ class Datasets:
 
     @property
     def provides(self) -> frozenset[str]:
-        """Return ``data:image``; ``data:rejected`` and ``data:mask`` where an enabled, linked set has them;
-        ``data:<name>`` for every name that all enabled image sets have under ``columns``."""
+        """Return ``data:image``; ``data:rejected``, ``data:mask`` and ``data:reference`` where an enabled, linked set
+        has them; ``data:<name>`` for every name that all enabled image sets have under ``columns``."""
         images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]
         ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
         kinds = {
@@ -74,9 +86,27 @@ class Datasets:
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
+        if REFERENCE_TYPE in kinds or any(b["reference_column"] or b["reference"] for b in images):
+            given.add("data:reference")
         if images:
             given |= {f"data:{name}" for name in set.intersection(*(set(record_columns(b)) for b in images))}
         return frozenset(given)
+
+    @property
+    def arguments(self) -> tuple[str | None, ...]:
+        """Return the pipeline arguments of all references of enabled sets, each once; None for the only one."""
+        named: dict[str | None, None] = {}
+        for i, linked in self.links.items():
+            block = self.blocks[i]
+            if block["reference"] == FIRST_FRAME:
+                named[block["reference_argument"]] = None
+            named |= dict.fromkeys(
+                self.blocks[j]["reference_argument"]
+                for j in linked
+                if self.blocks[j]["conditioning_type"] == REFERENCE_TYPE
+            )
+            named |= dict.fromkeys(argument for argument, _ in reference_columns(block))
+        return tuple(named)
 
     @property
     def unread(self) -> bool:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from flowhooks.data.dataset import CachedDataset
 from flowhooks.data.encode import CaptionEncoder, Encoder, Masks, Pictures, caption_key
+from flowhooks.data.encode_references import ReferenceEncoder
 from flowhooks.data.records import Audit, distinct_captions
 from flowhooks.data.shards import entry_key, shard_groups, shard_name
 from flowhooks.data.store import CHECKED_BYTES, Entries, Entry, Store
@@ -62,20 +63,27 @@ def build_cache(
     wanted = [
         Wanted(Pictures(model), sides),
         Wanted(Masks(grids), pairs),
-        Wanted(CaptionEncoder(model), sized_captions),
+        Wanted(CaptionEncoder(model), () if model.contract.entangled else sized_captions),
     ]
+    shown = ReferenceEncoder(model) if model.contract.references else None
+    if shown is not None:
+        wanted.append(Wanted(shown, shown.items(records)))
     places = build_entries(
         wanted, cache_dir, progress=progress, batch_size=batch_size, rebuild=rebuild, together=together
     )
-    latents, masks, captions = wanted
+    latents, masks, captions, *more = wanted
+    entries = Entries(places)
+    if shown is not None:
+        shown.learn_layouts(more[0].keys, places[shown.kind], entries)
     return CachedDataset(
         records=records,
-        entries=Entries(places),
+        entries=entries,
         latents=latents.keys,
         masks=masks.keys,
         captions=captions.keys,
         grids=grids,
         provides=audit.provides,
+        references=None if shown is None else more[0].keys,
     )
 
 

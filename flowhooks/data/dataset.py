@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,11 @@ from torch.utils.data import Dataset
 from flowhooks.batch import Batch
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
-from flowhooks.data.records import Record
+from flowhooks.data.records import Record, Reference
 from flowhooks.data.store import Entries
+
+if TYPE_CHECKING:
+    from flowhooks.data.encode_references import Shown
 
 
 class CachedDataset(Dataset):
@@ -27,6 +30,8 @@ class CachedDataset(Dataset):
             may take.
         grids: height, width and frames of samples -> (h, w) of their masks.
         provides: as in the audit; whatever is not in it is left out of every sample.
+        references: (caption or None, references, size) -> entry key, as
+            :class:`~flowhooks.data.encode_references.ReferenceEncoder` has them; None for a pipeline without.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class CachedDataset(Dataset):
         captions: Mapping[tuple[str, tuple[int, int, int] | None], str],
         grids: Mapping[tuple[int, int, int], tuple[int, int]],
         provides: frozenset[str],
+        references: Mapping[Shown, str] | None = None,
     ):
         self.records = records
         self.provides = provides
@@ -47,6 +53,7 @@ class CachedDataset(Dataset):
         self._masks = masks
         self._captions = captions
         self._grids = grids
+        self._references = references
 
     def __len__(self) -> int:
         return len(self.records)
@@ -55,9 +62,12 @@ class CachedDataset(Dataset):
         """Return the sample of a record under its first caption, see `sample`."""
         return self.sample(index, self.records[index].caption)
 
-    def sample(self, index: int, caption: str) -> dict[str, Any]:
+    def sample(self, index: int, caption: str, *, shown: bool = True) -> dict[str, Any]:
         """Return `clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`,
         `caption`, and `columns` of the record.
+
+        Args:
+            shown: whether the pipeline gets the references of the record; else none.
 
         Raises DataError naming the cache file if an entry is gone, damaged, or holds NaN.
         """
@@ -66,15 +76,26 @@ class CachedDataset(Dataset):
             "clean": self._side(record.image, record.geometry),
             "rejected": self._rejected(record),
             "mask": self._mask(record),
-            "condition": self.condition(caption, record.geometry.size),
+            "condition": self.condition(caption, record.geometry.size, record.references if shown else ()),
             "size": record.geometry.size,
             "file": record.image.asset.name,
             "caption": caption,
             "columns": record.columns,
         }
 
-    def condition(self, caption: str, size: tuple[int, int, int]) -> Any:
-        """Return the condition of one caption of the data set at a size, for one sample, on the CPU."""
+    def condition(self, caption: str, size: tuple[int, int, int], references: tuple[Reference, ...] = ()) -> Any:
+        """Return the condition of one caption of the data set at a size, with references, for one sample, on the
+        CPU."""
+        from flowhooks.probe import Condition
+
+        if self._references is not None:
+            if (key := self._references.get((caption, references, size))) is not None:
+                return Condition.unflatten(self.entries.read("conditions", key))
+            found = Condition.unflatten(self.entries.read("references", self._references[None, references, size]))
+            return self._of_caption(caption, size).merged(found)
+        return self._of_caption(caption, size)
+
+    def _of_caption(self, caption: str, size: tuple[int, int, int]) -> Any:
         from flowhooks.probe import Condition
 
         key = self._captions.get((caption, size)) or self._captions[caption, None]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -72,16 +72,16 @@ class Pictures:
         return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **colours, **self._made_by}
 
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
-        decoded = {}
+        pixels_of = {}
         for item in items:
-            pixels = _decode(
+            pixels = decoded(
                 item[0], self.problems, partial(load_clip if item[1].shown else load_pixels, geometry=item[1])
             )
             if pixels is not None:
-                decoded[item] = pixels
-        for size in dict.fromkeys(geometry.size for _, geometry in decoded):
-            alike = [item for item in decoded if item[1].size == size]
-            for item, latents in zip(alike, self._encoded([decoded[item] for item in alike], size), strict=True):
+                pixels_of[item] = pixels
+        for size in dict.fromkeys(geometry.size for _, geometry in pixels_of):
+            alike = [item for item in pixels_of if item[1].size == size]
+            for item, latents in zip(alike, self._encoded([pixels_of[item] for item in alike], size), strict=True):
                 if is_finite(latents):
                     yield item, {"latents": latents}
                 else:
@@ -124,7 +124,7 @@ class Masks:
             picture, geometry = item
             height, width = self.grids[geometry.size]
             read = partial(load_mask, geometry=geometry, height=height, width=width, labels=picture.labels)
-            mask = _decode(picture, self.problems, read)
+            mask = decoded(picture, self.problems, read)
             if mask is not None:
                 yield item, {"mask": torch.from_numpy(mask)}
 
@@ -171,7 +171,11 @@ def made_by(model: FlowModel) -> dict[str, str]:
     return {"model": model.fingerprint, "dtype": str(model.dtype)}
 
 
-def _decode(picture: Picture, problems: list[Problem], read: Callable[[bytes], np.ndarray]) -> np.ndarray | None:
+T = TypeVar("T")
+
+
+def decoded(picture: Picture, problems: list[Problem], read: Callable[[bytes], T]) -> T | None:
+    """Return what ``read`` makes of an image's bytes; None where it cannot, which is a problem."""
     try:
         data = picture.asset.read()
         if hashlib.sha256(data).hexdigest() != picture.digest:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowhooks.data.blocks import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES, REJECTED_TYPES
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
 from flowhooks.data.geometry import stable_hash
@@ -24,10 +24,15 @@ def propagate_num_frames(
             if own not in (1, wanted):
                 message = f"is {own:,}, that of {blocks[i]['id']!r} is {wanted:,}; leave it out here"
                 found.problem(f"{found.at(j)}.num_frames", message)
-            if blocks[j]["conditioning_type"] not in MASK_TYPES:
+            if blocks[j]["conditioning_type"] in REJECTED_TYPES:
                 told[j]["num_frames"] = max(told[j]["num_frames"], wanted)
             elif own > 1:
-                found.problem(f"{found.at(j)}.num_frames", "is for videos, and a mask is one image for all frames")
+                what = (
+                    "a mask is one image for all frames"
+                    if blocks[j]["conditioning_type"] in MASK_TYPES
+                    else ("a reference is one image")
+                )
+                found.problem(f"{found.at(j)}.num_frames", f"is for videos, and {what}")
     return told
 
 
@@ -42,7 +47,7 @@ def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -
         return dict.fromkeys(images.images, ())
     shown: dict[str, tuple[int, ...]] = {}
     short, apart = [], []
-    sides = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
+    sides = [each for each in partners if each.block["conditioning_type"] in REJECTED_TYPES]
     for stem, picture in images.images.items():
         if picture.frames < count:
             short.append(f"{stem} ({picture.frames:,})")

@@ -69,7 +69,7 @@ class _Linker:
 
     def _check_conditioning(self, j: int) -> None:
         if self.blocks[j]["conditioning_type"] is None:
-            kinds = "'reference_strict', 'reference_loose', 'mask' or 'segmentation'"
+            kinds = "'reference_strict', 'reference_loose', 'reference_image', 'mask' or 'segmentation'"
             message = f"is missing; say what the set holds: {kinds}"
             self.found.problem(f"{self.found.at(j)}.conditioning_type", message)
         if self.blocks[j]["conditioning_data"] is not None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flowhooks.data.caption_augmentation import caption_of
 from flowhooks.data.dataset import CachedDataset, collate
+from flowhooks.data.references import shows_references
 from flowhooks.data.schedule import SampleDraw, Schedule
 
 #: From Linux' <sys/prctl.h>.
@@ -32,14 +33,15 @@ class _Batches(Sampler[list[SampleDraw]]):
 
 
 class _Visited(Dataset):
-    """Gives samples under the captions of their draws."""
+    """Gives samples under the captions, and with or without the references, of their draws."""
 
     def __init__(self, dataset: CachedDataset, seed: int):
         self._dataset, self._seed = dataset, seed
 
     def __getitem__(self, visit: SampleDraw) -> dict[str, Any]:
-        caption = caption_of(self._dataset.records[visit.record], self._seed, visit.place)
-        return self._dataset.sample(visit.record, caption)
+        record = self._dataset.records[visit.record]
+        caption = caption_of(record, self._seed, visit.place)
+        return self._dataset.sample(visit.record, caption, shown=shows_references(record, self._seed, visit.place))
 
 
 def _ends_with(parent: int, _: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.data.blocks import MASK_TYPES, record_columns
+from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.findings import Findings, count
@@ -14,6 +14,7 @@ from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
 from flowhooks.data.records import Audit, DataSet, Drawing, Record, distinct_captions, partly_rejected
+from flowhooks.data.references import plan_references
 from flowhooks.data.sources import read_set
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
@@ -58,7 +59,8 @@ class Survey:
 def audit(datasets: Datasets | None, cache_dir: Path | str | None = None) -> Audit:
     """Read every file of every data set and pair them by relative path stem.
 
-    `reference_strict` sets supply the rejected side (one record per set), `mask` and `segmentation` sets supply masks;
+    `reference_strict` sets supply the rejected side (one record per set), `mask` and `segmentation` sets supply masks,
+    `reference_image` sets images that the pipeline is given beside the prompt;
     every linked set, and every such column of the image set itself, applies to every sample. A partner must exist and
     have the image's aspect (within 1 %); its size may differ. One from a `reference_loose` set may be missing, in which
     case that pair is left out, or have another aspect. Files in a conditioning set that belong to no image are a
@@ -93,10 +95,13 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
 
 
 def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int) -> list[Record]:
+    shown = [each for each in partners if each.block["conditioning_type"] == REFERENCE_TYPE]
+    partners = [each for each in partners if each.block["conditioning_type"] != REFERENCE_TYPE]
     strict = [each for each in partners if not is_loose(each)]
     for partner in strict:
         check_partner(images, partner, found)
     geometries = plan_geometries(images, partners, found)
+    references = plan_references(images, shown, geometries, found)
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
@@ -105,6 +110,8 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     records: list[Record] = []
     for stem, picture in images.images.items():
         if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in strict):
+            continue
+        if stem not in references or any(stem in each.unusable for each in shown):
             continue
         if names - images.records.get(stem, {}).keys():
             continue
@@ -121,6 +128,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     wordings=tuple(others),
                     rejected=rejected.images[stem] if rejected else None,
                     masks=tuple(each.images[stem] for each in mask_sets),
+                    references=references[stem],
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
@@ -163,9 +171,11 @@ def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit
         "masks": {mask for record in records for mask in record.masks},
         "captions": distinct_captions(records),
     }
+    references = {each.image for record in records for each in record.references}
+    shown = {"references": len(references)} if references else {}
     return Audit(
         records=tuple(records),
-        counts={"samples": len(records), **{name: len(values) for name, values in files.items()}},
+        counts={"samples": len(records), **{name: len(values) for name, values in files.items()}, **shown},
         provides=_provided(records, found),
         report=(*lines, *report(records), *found.notes),
         warnings=tuple(found.warnings),
@@ -183,5 +193,7 @@ def _provided(records: list[Record], found: Findings) -> frozenset[str]:
         provides.add("mask")
         if unmasked:
             found.warnings.append(f"{unmasked:,} of {len(records):,} samples have no mask; they train everywhere")
+    if any(record.references for record in records):
+        provides.add("reference")
     named = [record.columns.keys() for record in records]
     return frozenset(provides.union(set(named[0]).intersection(*named) if named else ()))

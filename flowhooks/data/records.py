@@ -54,6 +54,27 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Holds one image that the pipeline is given beside a sample's prompt.
+
+    Args:
+        argument: the pipeline argument that takes it; None for the only one.
+        image: the image, or the video of which it is the first kept frame.
+        geometry: how it is cut; None hands it over as its file is.
+    """
+
+    argument: str | None
+    image: Picture
+    geometry: Geometry | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return width and height as the pipeline gets it."""
+        cut = self.geometry
+        return (self.image.width, self.image.height) if cut is None else (cut.width, cut.height)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing:
     """Says how a data set is drawn from.
 
@@ -62,12 +83,14 @@ class Drawing:
         start_step: optimiser steps done before it is drawn.
         end_step: optimiser steps done after which it is no longer drawn; None: to the end.
         caption_dropout: share of draws, in [0, 1], with the empty caption.
+        reference_dropout: share of draws, in [0, 1], without references.
     """
 
     probability: float = 1.0
     start_step: int = 0
     end_step: int | None = None
     caption_dropout: float = 0.0
+    reference_dropout: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +105,7 @@ class Record:
         wordings: other prompts; each draw uses `caption` or one of these.
         rejected: the rejected partner, if there is one.
         masks: every mask of the sample; they multiply.
+        references: images that the pipeline is given beside the prompt, for both sides alike.
         geometry: how the image, the rejected image and the masks are cut.
         rejected_geometry: how the rejected image is cut where it has a box of its own, of the same size.
         drawing: how often and when the sample's data set is drawn.
@@ -95,6 +119,7 @@ class Record:
     wordings: tuple[str, ...] = ()
     rejected: Picture | None = None
     masks: tuple[Picture, ...] = ()
+    references: tuple[Reference, ...] = ()
     geometry: Geometry
     rejected_geometry: Geometry | None = None
     drawing: Drawing = Drawing()
@@ -111,6 +136,11 @@ class Record:
     def captions(self) -> tuple[str, ...]:
         """Return all captions that this sample can be trained with, without the empty one of caption dropout."""
         return (self.caption, *self.wordings)
+
+    @property
+    def drawn_references(self) -> tuple[tuple[Reference, ...], ...]:
+        """Return the references of every draw: all, and none where they are dropped."""
+        return (self.references, ()) if self.references and self.drawing.reference_dropout else (self.references,)
 
     @property
     def bucket(self) -> tuple[int, int, int]:
@@ -134,10 +164,10 @@ class Audit:
 
     Args:
         records: every sample of an epoch; one with repeats occurs several times.
-        counts: `samples` in an epoch; numbers of distinct `images`, `rejected` and `masks`; `captions` as distinct
-            texts.
-        provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere); every
-            name of `columns` that all records have.
+        counts: `samples` in an epoch; numbers of distinct `images`, `rejected`, `masks` and `references`; `captions` as
+            distinct texts.
+        provides: `image`; `rejected` if every record has one; `mask` if any has (the others train everywhere);
+            `reference` if any has one; every name of `columns` that all records have.
         report: one line for each data set and the notes, for the terminal.
         warnings: what is allowed but probably not meant.
     """
@@ -152,6 +182,11 @@ class Audit:
     def given(self) -> frozenset[str]:
         """Return what hooks may need of the data: ``data:<name>`` for each of ``provides``."""
         return frozenset(f"data:{name}" for name in self.provides)
+
+    @property
+    def arguments(self) -> tuple[str | None, ...]:
+        """Return the pipeline arguments of all references, each once; None for the only one that the pipeline has."""
+        return tuple(dict.fromkeys(each.argument for record in self.records for each in record.references))
 
     @property
     def buckets(self) -> dict[tuple[int, int, int], int]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 # The first number of every random generator's key, so that no two purposes draw the same numbers.
-TURNS, ORDER, WORDING = range(3)
+TURNS, ORDER, WORDING, SHOWING = range(4)
 
 
 class Order:
@@ -57,7 +57,7 @@ def check_numbers(*, n: int, batch_size: int, world_size: int, rank: int = 0, st
 
 
 def generator(seed: int, *key: int) -> np.random.PCG64:
-    """Return a generator of random bits for one purpose: `key` begins with TURNS, ORDER or WORDING."""
+    """Return a generator of random bits for one purpose: `key` begins with TURNS, ORDER, WORDING or SHOWING."""
     return np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key))
 
 

@@ -31,9 +31,7 @@ def load_pixels(data: bytes, geometry: Geometry) -> np.ndarray:
     Transparent parts become white. Raises BadImage.
     """
     with decoding():
-        if geometry.shown or moves(data):
-            return _pixels(next(frames_of(data, geometry.shown[:1] or (0,))), geometry)
-        return _pixels(open_upright(data), geometry)
+        return _pixels(_first(data, geometry.shown), geometry)
 
 
 def load_clip(data: bytes, geometry: Geometry) -> np.ndarray:
@@ -42,9 +40,26 @@ def load_clip(data: bytes, geometry: Geometry) -> np.ndarray:
         return np.stack([_pixels(frame, geometry) for frame in frames_of(data, geometry.shown)], axis=1)
 
 
-def _pixels(upright: Image.Image, geometry: Geometry) -> np.ndarray:
+def load_picture(data: bytes, geometry: Geometry | None) -> Image.Image:
+    """Return image bytes as an RGB image in sRGB, cut if there is a geometry; of a video, the first frame that is kept,
+    or its first. Transparent parts become white. Raises BadImage."""
+    with decoding():
+        return _shown(_first(data, geometry.shown if geometry is not None else ()), geometry)
+
+
+def _first(data: bytes, shown: tuple[int, ...]) -> Image.Image:
+    return next(frames_of(data, shown[:1] or (0,))) if shown or moves(data) else open_upright(data)
+
+
+def _shown(upright: Image.Image, geometry: Geometry | None) -> Image.Image:
     image = _flatten(to_rgb(upright), background=255).convert("RGB")
-    cut = _cut(image, geometry, (geometry.width, geometry.height), Image.Resampling.LANCZOS)
+    if geometry is None:
+        return image
+    return _cut(image, geometry, (geometry.width, geometry.height), Image.Resampling.LANCZOS)
+
+
+def _pixels(upright: Image.Image, geometry: Geometry) -> np.ndarray:
+    cut = _shown(upright, geometry)
     return np.asarray(cut, dtype=np.float32).transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
 
 

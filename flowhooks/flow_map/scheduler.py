@@ -74,7 +74,10 @@ class Telling:
         levels = torch.as_tensor(own.sigmas)[:-1].float().cpu()
         if own.config.get("invert_sigmas"):
             levels = 1 - levels
-        return int((unit.of(levels, _shift(own)) - float(torch.as_tensor(time).flatten()[0])).abs().argmin())
+        # A given frame has a time of its own, at which no step starts.
+        asked = torch.as_tensor(time).float().cpu().unique()
+        starts = unit.of(levels, _shift(own)).float()
+        return int((starts - asked[:, None]).abs().argmin()) % len(starts)
 
     def pass_over(self) -> None:
         """Let the step to come be taken although no network asks where it ends."""

@@ -17,6 +17,8 @@ from flowhooks.flow_map.scheduler import Span
 from flowhooks.flow_map.step_time import FlowMapError, StepTime, leaves, plain
 
 R, T_MINUS_R = "r", "t-r"
+#: Most by which a pipeline rounds a time, in units of sigma.
+ROUNDED = 2e-3
 REMEDY = "set `pipe.scheduler = FlowMapScheduler.from_scheduler(pipe.scheduler)`"
 
 
@@ -167,8 +169,15 @@ class SecondTime:
             if not isinstance(given, Tensor):
                 found[time.name] = type(given)(value)
                 continue
-            value = value.reshape(*value.shape, *[1] * (given.dim() - value.dim()))
-            found[time.name] = value.to(given.device, given.dtype).expand_as(given)
+            value, own = (
+                each.reshape(*each.shape, *[1] * (given.dim() - each.dim())).to(given.device, given.dtype)
+                for each in (value, time.of(start, span.shift))
+            )
+            found[time.name] = value.expand_as(given)
+            if given.dim() > 1:
+                # The time of a given frame stays what it is.
+                stays = (given - own).abs() > ROUNDED * abs(time.scale)
+                found[time.name] = torch.where(stays, given, found[time.name])
         return found
 
     def _unit(self, time: TimeUnit) -> TimeUnit:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flowhooks.data import Record, Survey
-from flowhooks.data.blocks import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES, NO_REFERENCE, REFERENCE_TYPE, REJECTED_TYPES
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.partners import SAME, is_loose, same_aspect, same_sides
@@ -29,6 +29,7 @@ class Card:
         rejected: the worse side, if there is one.
         paired: whether there should be one.
         masks: all masks of the sample; they multiply.
+        references: the images that the pipeline is given beside the prompt, each with how it is cut.
         geometry: how it is cut; None shows all of it.
         rejected_geometry: how the worse side is cut, if it has a box of its own.
         times: how often it occurs in an epoch; 0 for an incomplete sample.
@@ -44,6 +45,7 @@ class Card:
     rejected: Picture | None = None
     paired: bool = False
     masks: tuple[Picture, ...] = ()
+    references: tuple[tuple[Picture, Geometry | None], ...] = ()
     geometry: Geometry | None = None
     rejected_geometry: Geometry | None = None
     times: int = 0
@@ -116,6 +118,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
         rejected=record.rejected,
         paired=record.rejected is not None,
         masks=record.masks,
+        references=tuple((each.image, each.geometry) for each in record.references),
         geometry=record.geometry,
         rejected_geometry=record.rejected_geometry,
         times=times,
@@ -132,12 +135,21 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
             problems.append("no caption")
         rejected: list[Picture] = []
         masks: list[Picture] = []
+        references: list[tuple[Picture, Geometry | None]] = []
         warnings: list[str] = []
         for partner in partners:
+            kind = partner.block["conditioning_type"]
             if stem in partner.images:
-                (masks if partner.block["conditioning_type"] in MASK_TYPES else rejected).append(partner.images[stem])
+                if kind == REFERENCE_TYPE:
+                    references.append((partner.images[stem], None))
+                else:
+                    (masks if kind in MASK_TYPES else rejected).append(partner.images[stem])
             elif stem in partner.unusable:
                 problems.append(f"the file in {partner.id!r} cannot be used")
+            elif kind == REFERENCE_TYPE:
+                if images.block["missing_reference"] != NO_REFERENCE:
+                    leave_out = images.block["missing_reference"] == "leave_out"
+                    (warnings if leave_out else problems).append(f"no reference in {partner.id!r}")
             else:
                 (warnings if is_loose(partner) else problems).append(f"no partner in {partner.id!r}")
         if not problems and not warnings:
@@ -150,8 +162,9 @@ def _broken(images: DataSet, partners: Sequence[DataSet], whole: set[str]) -> It
             image=images.images.get(stem),
             caption=images.captions.get(stem),
             rejected=next(iter(rejected), None),
-            paired=any(partner.block["conditioning_type"] not in MASK_TYPES for partner in partners),
+            paired=any(partner.block["conditioning_type"] in REJECTED_TYPES for partner in partners),
             masks=tuple(masks),
+            references=tuple(references),
             problems=tuple(problems),
             warnings=tuple(warnings),
         )

@@ -138,6 +138,7 @@ def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask)]
     if card.paired:
         sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask))
+    sides += [_figure(card, "reference", picture, None) for picture in thumbs.references]
     chips = _chips(card, thumbs, several)
     missing = card.caption is None
     caption = "no caption" if missing else card.caption or ""

@@ -38,6 +38,7 @@ class Thumbs:
         rejected: RGB, if there is such a side.
         mask: grey, white where it trains; None if there is none, or it is white all over.
         everywhere: whether there is a mask that is white all over.
+        references: RGB, those that could be decoded.
         problems: problems found while decoding.
         warnings: what is probably not meant.
     """
@@ -46,6 +47,7 @@ class Thumbs:
     rejected: Image.Image | None = None
     mask: Image.Image | None = None
     everywhere: bool = False
+    references: tuple[Image.Image, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -61,6 +63,12 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
         except (BadImage, OSError) as error:
             problems.append(f"the {kind} {error}")
             shown.append(None)
+    references = []
+    for picture, geometry in card.references:
+        try:
+            references.append(_pixels(picture, _small(geometry, picture, side)))
+        except (BadImage, OSError) as error:
+            problems.append(f"the reference {error}")
     mask, everywhere = None, False
     warnings: list[str] = []
     if card.masks:
@@ -79,6 +87,7 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
         rejected=rejected,
         mask=mask,
         everywhere=everywhere,
+        references=tuple(references),
         problems=tuple(problems),
         warnings=tuple(warnings),
     )

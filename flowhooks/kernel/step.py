@@ -25,6 +25,7 @@ class Model(Protocol):
     def predict(self, noisy: Tensor, sigma: Tensor, condition: Any, *args: Any, **times: Any) -> Tensor: ...
     def features(self, noisy: Tensor, sigma: Tensor, condition: Any, *, block: Any, tokens: int) -> Tensor: ...
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor: ...
+    def seen(self, sample: Tensor, condition: Any) -> Tensor | None: ...
     def shift(self, sample: Tensor) -> float: ...
     def frames(self, sample: Tensor) -> int: ...
     def tokens(self, sample: Tensor) -> Any: ...
@@ -104,7 +105,7 @@ class Step:
             watched = self.session.assembly.within(lambda hook: hook.watching(self, together, role))
             with self.playing(role, gradient=role == POLICY) as model, watched:
                 found = self.through(model, together, role)
-            self._predictions |= {(name, role): prediction for name, prediction in found.items()}
+            self._predictions |= {(name, role): self._seen(name, prediction) for name, prediction in found.items()}
         return self._predictions[view, role]
 
     def groups(self, names: Sequence[str]) -> list[list[str]]:
@@ -125,7 +126,9 @@ class Step:
 
     def target(self, view: str) -> Tensor:
         """Return ``[B, ...]`` that the prediction of ``view`` should match."""
-        return self._once(("target", view), lambda: self.session.assembly.target(self, self.views[view]))
+        return self._once(
+            ("target", view), lambda: self._seen(view, self.session.assembly.target(self, self.views[view]))
+        )
 
     def error(self, view: str, role: str = POLICY) -> Tensor:
         """Return the squared error ``[B, ...]`` after every error hook."""
@@ -156,6 +159,12 @@ class Step:
         total = self.all_reduce(weight.sum())
         kept = torch.where(weight > 0, values, torch.zeros_like(values))
         return (kept * weight).sum() * self.draws.world_size / total.clamp(min=torch.finfo(total.dtype).tiny)
+
+    def _seen(self, view: str, velocity: Tensor) -> Tensor:
+        """Return a velocity ``[B, ...]`` with 0 where the network does not see the sample, such as in a given first
+        frame: there, predictions and targets are equal, and weigh nothing in any loss or margin."""
+        seen = self.model.seen(velocity, self.views[view].condition)
+        return velocity if seen is None else velocity * seen
 
     def _fit(self, name: str, other: str) -> bool:
         one, two = self.views[name], self.views[other]

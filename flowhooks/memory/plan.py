@@ -174,7 +174,7 @@ def plan_memory(run: Run, audited: Audit) -> Planned:
         model=model,
         network=network,
         vae=full_network(folder / VAE, parts[VAE][1]) if VAE in parts else None,
-        condition=model.at(*size).encode_prompts([prompt or ""]),
+        condition=model.at(*size).encode_examples([prompt or ""]),
         prompt=prompt,
         size=size,
         provides=frozenset(audited.provides),

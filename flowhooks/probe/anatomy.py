@@ -58,7 +58,7 @@ def learn_anatomy(model: FlowModel) -> Anatomy:
     noisy, other = (torch.randn(1, *model.sample_shape, generator=generator).to(model.device) for _ in range(2))
     low, high = model.sigma_range
     early, late = (torch.tensor([low + part * (high - low)], device=model.device) for part in (0.8, 0.3))
-    prompts = [model.encode_prompts([prompt]) for prompt in PROMPTS]
+    prompts = [model.encode_examples([prompt]) for prompt in PROMPTS]
     with without_side_effects(model.pipe, {model.component: network}):
         plain = watched(model, noisy, early, prompts[0])
         retimed = watched(model, noisy, late, prompts[0])

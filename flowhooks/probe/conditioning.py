@@ -1,4 +1,5 @@
-"""Hold the network's arguments that depend on the prompt, recorded from the pipeline's own prompt handling."""
+"""Hold the network's arguments that depend on a sample's prompt and references, recorded from the pipeline's own
+handling of both."""
 
 from __future__ import annotations
 
@@ -11,13 +12,18 @@ from torch import Tensor
 
 from flowhooks.probe.values import Rule, collate, flatten, moved, signature, take, unflatten
 
+#: Under this name, which no argument has, a condition holds what the VAE gets beside the sample.
+DECODED = "vae.decode"
+
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """Holds the network's arguments that depend on the prompt, for ``size`` samples.
+    """Holds the network's arguments that depend on prompt and references, for ``size`` samples.
 
     Prompts are encoded one by one, as the pipeline does it for a single image. Samples whose arguments have one shape
     share a forward; others get a separate one, so each sample gets the same arguments in a batch as alone.
+
+    Of references, the network's argument for the sample holds what is not the sample, and 0 where that is.
 
     Args:
         samples: for each sample, its arguments by name, as for a batch of one.
@@ -46,6 +52,26 @@ class Condition:
 
     def __getitem__(self, rows: slice) -> Condition:
         return Condition(self.samples[rows], self.rules, self.signatures[rows])
+
+    def merged(self, other: Condition) -> Condition:
+        """Return the same samples with the arguments of another condition too, such as those of their references.
+
+        Raises:
+            ValueError: the other holds another number of samples.
+        """
+        if other.size != self.size:
+            raise ValueError(f"{self.size} samples cannot be merged with {other.size}")
+        return Condition(
+            tuple({**own, **more} for own, more in zip(self.samples, other.samples, strict=True)),
+            {**self.rules, **other.rules},
+            tuple((*own, *more) for own, more in zip(self.signatures, other.signatures, strict=True)),
+        )
+
+    def only(self, names: Iterable[str]) -> Condition:
+        """Return the same samples with these arguments only."""
+        kept = {name: self.rules[name] for name in names if name in self.rules}
+        signatures = (tuple(part for part in key if part[0] in kept) for key in self.signatures)
+        return Condition(tuple({n: each[n] for n in kept} for each in self.samples), kept, tuple(signatures))
 
     def groups(self) -> list[tuple[list[int], dict[str, Any]]]:
         """Return (positions, arguments of these samples as one batch) for each set of samples that can share a

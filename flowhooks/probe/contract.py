@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from flowhooks.probe.recorder import (
 )
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
-from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
+from flowhooks.probe.values import Rule, learn_rule, map_tensors, proposed_rule, same
 from flowhooks.quantization.plain import plain_parts
 
 #: Largest change of a prediction, relative where it exceeds 1, by an argument that the network ignores.
@@ -54,6 +54,11 @@ class PipelineContract:
         fixed_text: whether prompts of different lengths give arguments of one shape.
         joint: whether an argument depends on prompt and resolution together, so that a prompt is encoded again for each
             resolution.
+        references: pipeline arguments that take images of each sample's own; empty for none.
+        reference_rules: argument that depends on these and not on the prompt -> how it grows with the batch.
+        entangled: whether an argument depends on prompt and references together, so that a prompt is encoded again for
+            each.
+        optional: whether the pipeline also runs without references.
     """
 
     pipeline: str
@@ -68,6 +73,10 @@ class PipelineContract:
     scale: str
     fixed_text: bool
     joint: bool
+    references: tuple[str, ...] = ()
+    reference_rules: Mapping[str, Rule] = field(default_factory=dict)
+    entangled: bool = False
+    optional: bool = False
 
     def sigma_range(self, network: str) -> tuple[float, float]:
         """Return the sigmas at which this network is called: all of [0, 1], or one side of the boundary of two
@@ -91,16 +100,27 @@ class PipelineContract:
             "guidance_argument": self.scale,
             "fixed_text": self.fixed_text,
             "joint": self.joint,
+            "references": list(self.references),
+            "reference_arguments": sorted(self.reference_rules),
+            "entangled": self.entangled,
+            "optional_references": self.optional,
         }
 
 
-def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapping[str, int]]) -> PipelineContract:
+def learn_contract(
+    pipe: Any,
+    arguments: Mapping[str, Any],
+    sizes: Sequence[Mapping[str, int]],
+    examples: Sequence[Mapping[str, Any]] = (),
+) -> PipelineContract:
     """Learn how to call the pipeline's network.
 
     Args:
         arguments: arguments of every call of this pipeline, such as ``max_sequence_length``.
         sizes: the ``height``/``width`` (and frames) to learn at, then others. The first of these that the pipeline
             accepts shows which arguments depend on the resolution.
+        examples: pipeline argument -> images of one sample, and of another whose images differ in content and shape;
+            empty for a pipeline that takes none.
 
     Raises:
         ModelError: something could not be learned; the message says what.
@@ -109,17 +129,19 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
     if getattr(pipe, "vae", None) is None:
         raise ModelError(f"{type(pipe).__name__} has no `vae`; flowhooks trains on latents")
     with without_side_effects(pipe, networks):
-        base = {**call_exceptions(pipe), **arguments}
+        shown = examples[0] if examples else {}
+        base = {**call_exceptions(pipe), **arguments, **shown}
         known: dict[Any, Any] = {}
         call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
         one, other = (
             recorded_arguments(pipe, networks, prompts, {**base, **sizes[0], **call})
             for prompts in (PROMPTS[:1], PROMPTS[1:])
         )
-        two = _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
+        # With references a batch is put together of samples that were recorded alone: many pipelines take one only.
+        two = None if examples else _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
         walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS, known)
-        times, sample = learn_times(pipe, walk)
-        if learn_rule(one[sample], two[sample], sample) is None:
+        times, sample = learn_times(pipe, walk, partly=bool(examples))
+        if two is not None and learn_rule(one[sample], two[sample], sample) is None:
             raise ModelError(
                 f"{type(pipe).__name__} makes one sample a call: of two prompts its network gets the first only; the "
                 "probe needs a batch"
@@ -141,7 +163,25 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             fixed_text=True,
             joint=False,
         )
-        return _sorted_arguments(contract, moving, one, other, two, wide)
+        if two is not None:
+            return _sorted_arguments(contract, moving, one, other, two, wide)
+        call = {**base, **sizes[0], **call}
+        seen = recorded_arguments(pipe, networks, PROMPTS[:1], {**call, **examples[1]})
+        without = _without_references(pipe, networks, call, shown)
+        contract = replace(contract, references=tuple(shown), optional=without is not None)
+        return _sorted_with_references(contract, moving, one, other, wide, seen, one if without is None else without)
+
+
+def _without_references(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], shown: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return the network's arguments for a sample without references; None where the pipeline needs them."""
+    try:
+        return recorded_arguments(
+            pipe, networks, PROMPTS[:1], {name: value for name, value in call.items() if name not in shown}
+        )
+    except PipelineFailed:
+        return None
 
 
 def _of_two_prompts(
@@ -155,8 +195,8 @@ def _of_two_prompts(
         raise ModelError(
             f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
             + (
-                f"it needs an image or video for each prompt, and {given} is one only; flowhooks has no image "
-                "for each sample yet"
+                f"it needs an image or video for each prompt, and {given} is one only: name {given} in `references` "
+                "in place of `arguments`, so that each sample has its own"
                 if given
                 else "the probe learns from two prompts how a batch is formed"
             )
@@ -247,6 +287,52 @@ def _sorted_arguments(
     )
 
 
+def _sorted_with_references(
+    contract: PipelineContract,
+    moving: set[str],
+    one: Mapping,
+    other: Mapping,
+    wide: Mapping,
+    seen: Mapping,
+    without: Mapping,
+) -> PipelineContract:
+    """Find out which arguments depend on prompt, references, both, resolution, or nothing.
+
+    Args:
+        one, other, wide: arguments of two prompts with one sample's images, and of the first at another size.
+        seen, without: arguments of the first prompt with another sample's images, and without any.
+    """
+    rules, shared, resolution, constants = {}, {}, {}, {}
+    fixed_text, joint, entangled = True, False, False
+    for name in dict.fromkeys([*one, *seen, *without]):
+        if name in moving:
+            continue
+        value = one.get(name)
+        by_size, by_prompt = (not same(value, found.get(name)) for found in (wide, other))
+        rule = proposed_rule(value, seen.get(name))
+        if any(not same(value, found.get(name)) for found in (seen, without)):
+            entangled |= by_prompt
+            shared[name] = rule if value is not None else proposed_rule(seen.get(name), None)
+        elif by_size and not by_prompt:
+            resolution[name] = rule
+        elif by_prompt or rule is not None:
+            joint |= by_size
+            rules[name] = rule
+            fixed_text &= _shapes(value) == _shapes(other.get(name))
+        else:
+            constants[name] = value
+    return replace(
+        contract,
+        rules=rules,
+        resolution_rules=resolution,
+        constants=constants,
+        fixed_text=fixed_text,
+        joint=joint,
+        reference_rules=shared,
+        entangled=entangled,
+    )
+
+
 def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any) -> float | None:
     """With two networks, both returning ``output``: return the sigma between the last call of the first and the first
     call of the second."""
@@ -277,7 +363,8 @@ def _shown(value: Any) -> Any:
 
 def fingerprint(pipe: Any, contract: PipelineContract, arguments: Mapping[str, Any]) -> str:
     """Return a hash of classes, configs, and a sample of every weight except the networks'."""
-    digest = hashlib.sha256(json.dumps([contract.pipeline, arguments], sort_keys=True, default=str).encode())
+    about = [contract.pipeline, arguments, *([contract.references] if contract.references else [])]
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, part in sorted(pipe.components.items()):
         if isinstance(part, nn.Module) and name not in contract.networks:
             digest.update(f"{name} {type(part).__name__} {_settings(part)}".encode())

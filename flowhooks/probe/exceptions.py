@@ -17,6 +17,8 @@ CALL: Mapping[str, Any] = {
     "audio_stg_scale": 0.0,
     "modality_scale": 1.0,
     "audio_modality_scale": 1.0,
+    # LTX adds fresh noise to a given image at every step, so no image would be what a step was trained with.
+    "image_cond_noise_scale": 0.0,
 }
 
 #: Network argument -> value that replaces the pipeline's, for every network that has it.

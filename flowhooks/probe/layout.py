@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.gather import Gather, digit, digit_count, flat, learn_gather
 from flowhooks.probe.recorder import (
     Recording,
     answering,
@@ -32,58 +33,6 @@ from flowhooks.probe.recorder import (
 )
 from flowhooks.probe.values import map_tensors
 from flowhooks.transfer import sent
-
-BASE = 64
-ROUNDING = 1e-6
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Gather:
-    """Computes ``out[i] = scale[i] * x[source[i]] + shift[i]`` on flattened samples; ``source[i] = -1`` marks a
-    constant.
-
-    Args:
-        shape: of one output sample.
-        source: ``[m]``, or None when the order is kept and nothing is added.
-        scale, shift: ``[m]`` float64, or None for 1 and 0.
-    """
-
-    shape: tuple[int, ...]
-    source: Tensor | None
-    scale: Tensor | None
-    shift: Tensor | None
-
-    def apply(self, x: Tensor) -> Tensor:
-        """Map ``[B, ...]`` to ``[B, *shape]``."""
-        flat = x.flatten(1)
-        if self.source is not None:
-            source = sent(self.source, x.device)
-            flat = flat[:, source.clamp(min=0)]
-            flat = torch.where(source >= 0, flat, torch.zeros((), dtype=x.dtype, device=x.device))
-        if self.scale is not None:
-            flat = flat * sent(self.scale, x.device, x.dtype)
-        if self.shift is not None:
-            flat = flat + sent(self.shift, x.device, x.dtype)
-        return flat.reshape(-1, *self.shape)
-
-    def invert(self, out: Tensor, shape: Sequence[int]) -> Tensor:
-        """Map ``[B, *self.shape]`` back to ``[B, *shape]``; only for a permutation (see :attr:`permutes`)."""
-        flat = out.flatten(1)
-        if self.shift is not None:
-            flat = flat - sent(self.shift, out.device, out.dtype)
-        if self.scale is not None:
-            flat = flat / sent(self.scale, out.device, out.dtype)
-        return self.unordered(flat).reshape(-1, *shape)
-
-    def unordered(self, flat: Tensor) -> Tensor:
-        """Undo only the order of ``[B, m]``, without scale and shift."""
-        if self.source is None:
-            return flat
-        return torch.empty_like(flat).scatter_(1, sent(self.source, flat.device).expand_as(flat), flat)
-
-    def permutes(self, n: int) -> bool:
-        """Return whether every one of ``n`` elements arrives exactly once and nothing else does."""
-        return self.source is None or torch.equal(self.source.sort().values, torch.arange(n))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -101,7 +50,10 @@ class Layout:
         arguments: the network's arguments that depend on the resolution, for a batch of one.
         shift: the scheduler's shift of sigma at this resolution.
         time_shapes: time argument -> its shape after the batch axis, for networks that take one time per frame.
+        time_rest: time argument -> where it follows sigma, bool of that shape, and what it holds elsewhere; only where
+            it holds both, such as the time 0 of a given first frame.
         decode_args, decode_options: the pipeline's other arguments of ``vae.decode``, for a batch of one.
+        blank: an output of the network of zeros, only where the VAE gets more than the sample.
     """
 
     sample_shape: tuple[int, ...]
@@ -113,8 +65,16 @@ class Layout:
     arguments: Mapping[str, Any]
     shift: float
     time_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    time_rest: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     decode_args: tuple[Any, ...] = ()
     decode_options: Mapping[str, Any] = field(default_factory=dict)
+    blank: Any = None
+
+    @cached_property
+    def seen(self) -> Tensor | None:
+        """Return which numbers of a sample reach the network, bool ``[*sample_shape]``; None for all."""
+        arrived = self.into.arrived(math.prod(self.sample_shape)).reshape(self.sample_shape)
+        return None if bool(arrived.all()) else arrived
 
     @property
     def vae_shape(self) -> tuple[int, ...]:
@@ -129,7 +89,16 @@ class Layout:
         """Return times ``[B]`` in the form of the network's argument ``name``: one per sample, or one for each of its
         frames."""
         shape = self.time_shapes.get(name, ())
-        return time.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
+        spread = time.reshape(-1, *(1 for _ in shape)).expand(-1, *shape)
+        if name not in self.time_rest:
+            return spread
+        moves, rest = (sent(part, time.device) for part in self.time_rest[name])
+        return torch.where(moves, spread, rest.to(spread.dtype))
+
+    def moving(self, name: str, value: Any) -> float:
+        """Return the time in what the pipeline passed as the network's argument ``name`` for one sample."""
+        flat = torch.as_tensor(value).flatten()
+        return float(flat[self.time_rest[name][0].flatten()][0] if name in self.time_rest else flat[0])
 
     def to_vae(self, sample: Tensor) -> Tensor:
         """Map ``[B, *sample_shape]`` to ``[B, *vae_shape]``, the input of ``vae.decode``."""
@@ -154,17 +123,18 @@ class Layout:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {self.vae_shape}")
         return self.from_vae(z.float())
 
-    def decode(self, vae: Any, sample: Tensor) -> Tensor:
+    def decode(self, vae: Any, sample: Tensor, rest: Tensor | None = None) -> Tensor:
         """Decode ``[B, *sample_shape]`` to fp32 pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, with the arguments of
-        ``vae.decode`` that the pipeline passes."""
-        z = sent(self.to_vae(sample.float()), execution_device(vae), vae.dtype)
+        ``vae.decode`` that the pipeline passes; ``rest`` ``[B, *vae_shape]`` holds what the VAE gets beside the
+        sample."""
+        z = sent(self.vae.filled(self.to_vae(sample.float()), rest), execution_device(vae), vae.dtype)
         given = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
         pixels = vae.decode(z, *given[0], **given[1], return_dict=False)[0].float()
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack(self, z: Tensor) -> Tensor:
         """Apply only the order of :meth:`from_vae`, no scale or shift: for masks."""
-        return self.vae.unordered(z.flatten(1)).reshape(-1, *self.sample_shape)
+        return self.vae.unordered(z.flatten(1), math.prod(self.sample_shape)).reshape(-1, *self.sample_shape)
 
     def pack_mask(self, mask: Tensor) -> Tensor:
         """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to samples ``[B, ...]``."""
@@ -176,9 +146,12 @@ class Layout:
             return mask
         return self.pack(mask.expand(-1, *self.vae_shape))
 
-    def to_network(self, sample: Tensor) -> Any:
-        """Map ``[B, *sample_shape]`` to the network's sample argument."""
-        argument = self.into.apply(sample)
+    def to_network(self, sample: Tensor, dtype: torch.dtype | None = None, rest: Tensor | None = None) -> Any:
+        """Map ``[B, *sample_shape]`` to the network's sample argument in ``dtype``; ``rest`` ``[B, ...]``, shaped like
+        the argument, holds what is not the sample."""
+        argument = sent(self.into.apply(sample), None, dtype)
+        if rest is not None:
+            argument = self.into.filled(argument, rest)
         return list(argument.unbind(0)) if self.listed else argument
 
     def from_network(self, output: Any) -> Tensor:
@@ -191,9 +164,10 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Response:
-    """Holds what arrived when one code was sent: the second call's arguments, the velocity of the first step, the VAE's
+    """Holds what arrived when one code was sent: the arguments of both calls, the velocity of the first step, the VAE's
     input."""
 
+    first: dict[str, Any]
     arguments: dict[str, Any]
     velocity: Tensor
     decoded: Tensor
@@ -207,6 +181,8 @@ def learn_layout(
     call: Mapping[str, Any],
     follows_resolution: Sequence[str],
     times: Sequence[str],
+    *,
+    partly: bool = False,
 ) -> Layout:
     """Learn and verify the layout at the resolution of ``call``, with one real step of the network; the VAE does not
     run.
@@ -215,6 +191,7 @@ def learn_layout(
         call: arguments of a one-prompt run without guidance.
         follows_resolution: names of the arguments to keep for this resolution.
         times: names of the arguments that hold times.
+        partly: whether the network and the VAE may get images of each sample beside it or in place of parts of it.
 
     Raises:
         ModelError: what arrives is not a rearrangement of what was sent, or the round trip is off.
@@ -229,31 +206,41 @@ def learn_layout(
     def send(code: Callable[[int], Tensor]) -> Response:
         return _send(pipe, networks, call, output, code)
 
-    n, m = sample.numel(), _stacked(first_of(output)).numel()
+    n, m = sample.numel(), stacked(first_of(output)).numel()
     zeros, ones = send(torch.zeros), send(torch.ones)
-    digits = [send(partial(_digit, k)) for k in range(_digit_count(max(n, m)))]
-    name, listed = _sample_argument(pipe, zeros, ones, n)
+    digits = [send(partial(digit, k)) for k in range(digit_count(max(n, m)))]
+    name, listed = _sample_argument(pipe, zeros, ones, n, partly)
     shape = tuple(sample.shape[1:])
 
-    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int) -> Gather:
-        return _gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent)
+    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int, rest: bool = False) -> Gather:
+        return learn_gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent, rest)
 
-    argument = _stacked(zeros.arguments[name])
+    argument = stacked(zeros.arguments[name])
     layout = Layout(
         sample_shape=shape,
         sample_argument=name,
         listed=listed,
-        into=learn(lambda r: _stacked(r.arguments[name]), argument.shape[1:], n),
+        into=learn(lambda r: stacked(r.arguments[name]), argument.shape[1:], n, partly),
         out=learn(lambda r: r.velocity, shape, m),
-        vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n),
+        vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n, partly),
         arguments={a: real.calls[0][a] for a in follows_resolution},
         shift=real.shift,
         time_shapes={name: tuple(torch.as_tensor(real.calls[0][name]).shape[1:]) for name in times},
+        time_rest={name: part for name in times if (part := _time_rest(zeros, name)) is not None},
         decode_args=zeros.decode_args,
         decode_options=zeros.decode_options,
     )
-    _verify(pipe, layout, n, send)
-    return layout
+    _verify(pipe, layout, n, send, partly)
+    return layout if layout.vae.whole else replace(layout, blank=map_tensors(output, torch.zeros_like))
+
+
+def _time_rest(seen: Response, name: str) -> tuple[Tensor, Tensor] | None:
+    """Return where a time of one sample follows sigma, and what it holds elsewhere; None where it follows all over."""
+    first, second = seen.first[name], seen.arguments[name]
+    if not isinstance(first, Tensor) or first.dim() < 2 or first.shape != second.shape:
+        return None
+    moves = first != second
+    return None if bool(moves.all()) else (moves[0].cpu(), first[0].cpu())
 
 
 def _send(
@@ -263,8 +250,8 @@ def _send(
     prediction = first_of(output)
 
     def answer() -> Any:
-        stacked = _stacked(prediction)
-        coded = code(stacked.numel()).reshape(stacked.shape).to(stacked.device, stacked.dtype)
+        like = stacked(prediction)
+        coded = code(like.numel()).reshape(like.shape).to(like.device, like.dtype)
         return with_first(output, list(coded.unbind(0)) if isinstance(prediction, (list, tuple)) else coded)
 
     def following(sample: Tensor) -> Tensor:
@@ -285,6 +272,7 @@ def _send(
     if seen.decoded is None:
         raise ModelError(f"{type(pipe).__name__} never handed latents to its VAE; the probe cannot learn their layout")
     return Response(
+        first=seen.calls[0],
         arguments=seen.calls[1],
         velocity=seen.steps[0].velocity,
         decoded=seen.decoded,
@@ -293,14 +281,20 @@ def _send(
     )
 
 
-def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int) -> tuple[str, bool]:
+def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int, partly: bool) -> tuple[str, bool]:
+    part: dict[tuple[str, bool], int] = {}
     for name, value in ones.arguments.items():
         before = zeros.arguments[name]
-        if isinstance(value, (list, tuple)) and value and all(isinstance(v, Tensor) for v in value):
-            if same_shapes(value, before) and int((_stacked(value) != _stacked(before)).sum()) == n:
-                return name, True
-        elif isinstance(value, Tensor) and value.shape == before.shape and int((value != before).sum()) == n:
-            return name, False
+        listed = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, Tensor) for v in value)
+        if listed and same_shapes(value, before):
+            part[name, True] = int((stacked(value) != stacked(before)).sum())
+        elif isinstance(value, Tensor) and value.shape == before.shape:
+            part[name, False] = int((value != before).sum())
+    for found, count in part.items():
+        if count == n:
+            return found
+    if partly and any(part.values()):
+        return max(part, key=lambda found: part[found])
     raise ModelError(f"no argument of {type(pipe).__name__}'s network holds the scheduler's sample of {n} numbers")
 
 
@@ -308,32 +302,10 @@ def same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return [x.shape for x in a] == [x.shape for x in b]
 
 
-def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int) -> Gather:
-    """Compute the mapping from what arrived for zeros, ones and each digit of the index."""
-    shift = _flat(zeros)
-    scale = _flat(ones) - shift
-    follows = scale != 0
-    index = torch.zeros_like(shift)
-    for k, arrived in enumerate(digits):
-        index += torch.where(follows, (_flat(arrived) - shift) / scale, 0).round() * BASE**k
-    source = torch.where(follows, index, -1).long()
-    if int(source.max()) >= sent or not follows.any():
-        raise ModelError("what arrives is not a rearrangement of what was sent")
-    plain = len(source) == sent and torch.equal(source, torch.arange(sent))
-    # A pipeline that converts its prediction to x0 and back rounds twice.
-    scale = torch.where((scale.abs() - 1).abs() < ROUNDING, scale.sign(), scale)
-    shift = torch.where(shift.abs() < ROUNDING, 0.0, shift)
-    return Gather(
-        shape=shape,
-        source=None if plain else source,
-        scale=None if bool((scale[follows] == 1).all()) else torch.where(follows, scale, 1.0),
-        shift=None if not shift.any() else shift,
-    )
-
-
-def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
+def _verify(pipe: Any, layout: Layout, n: int, send: Callable, partly: bool) -> None:
     """Check that the VAE's side can be inverted, and that random latents come back through the pipeline's own loop."""
-    if math.prod(layout.vae_shape) != n or not layout.vae.permutes(n):
+    once = layout.vae.source is None or bool((layout.vae.source[layout.vae.source >= 0].bincount() < 2).all())
+    if not once or not (partly or (math.prod(layout.vae_shape) == n and layout.vae.permutes(n))):
         raise ModelError(
             f"the VAE of {type(pipe).__name__} gets {layout.vae_shape} for a sample of {layout.sample_shape}, which is "
             "not a rearrangement of it"
@@ -341,7 +313,10 @@ def _verify(pipe: Any, layout: Layout, n: int, send: Callable) -> None:
     z = torch.randn(1, *layout.vae_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     sent = layout.from_vae(z).flatten()
     back = send(lambda size: sent.float() if size == n else torch.zeros(size)).decoded
-    error = (_flat(back) - z.flatten()).abs().max().item()
+    difference = flat(back) - z.flatten()
+    if layout.vae.source is not None:
+        difference = difference[layout.vae.source >= 0]
+    error = difference.abs().max().item()
     allowed = 1e-6 if back.dtype == torch.float32 else 4 * torch.finfo(back.dtype).eps
     if error > allowed * max(1.0, float(z.abs().max()), float(layout.to_vae(sent.reshape(1, -1)).abs().max())):
         raise ModelError(
@@ -355,17 +330,6 @@ def _for_batch(value: Tensor, z: Tensor) -> Tensor:
     return value.expand(len(z), *value.shape[1:]) if value.dim() and len(value) == 1 else value
 
 
-def _digit_count(n: int) -> int:
-    return max(1, math.ceil(math.log(max(2, n), BASE) - 1e-9))
-
-
-def _digit(k: int, size: int) -> Tensor:
-    return (torch.arange(size) // BASE**k % BASE).float()
-
-
-def _stacked(value: Any) -> Tensor:
+def stacked(value: Any) -> Tensor:
+    """Return ``[B, ...]``, also of a list with one tensor a sample."""
     return torch.stack(list(value)) if isinstance(value, (list, tuple)) else value
-
-
-def _flat(z: Tensor) -> Tensor:
-    return z.detach().cpu().double().flatten()

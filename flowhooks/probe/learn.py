@@ -13,14 +13,16 @@ from torch import Tensor
 from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.flow_map.second_time import silenced
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import learn_contract
+from flowhooks.probe.contract import PipelineContract, learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
+from flowhooks.probe.references import examples, picture_arguments, turned
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
+from flowhooks.probe.values import ALIKE, same
 
 PREDICTION = 1e-5
 #: Default height and width of the run in pixels; most pipelines accept it, and it is cheap on the largest.
@@ -38,6 +40,7 @@ def probe(
     frames: int | None = None,
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
+    references: Sequence[str] = (),
 ) -> FlowModel:
     """Learn a pipeline's contract by running it for a few steps, and verify it.
 
@@ -48,53 +51,101 @@ def probe(
         frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
         arguments: arguments of every call of the pipeline.
         component: the network that is trained, for a pipeline with two.
+        references: arguments of the pipeline that take images of each sample's own, such as ``image``.
 
     Raises:
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     require_sizes(pipe)
+    for name in references:
+        if name not in picture_arguments(pipe):
+            raise ModelError(
+                f"{type(pipe).__name__} takes no images as `{name}`; it takes {picture_arguments(pipe) or 'none'}"
+            )
     # A flow map that is on already is no part of the pipeline.
     with silenced(find_networks(pipe).values()), named_failures(pipe):
-        return _at_some_size(pipe, height, width, frames, dict(arguments or {}), component)
+        told = _Told(pipe=pipe, component=component, references=tuple(references), frames=frames)
+        return _at_some_size(told, height, width, dict(arguments or {}))
 
 
-def _at_some_size(
-    pipe: Any, height: int | None, width: int | None, frames: int | None, given: dict[str, Any], component: str | None
-) -> FlowModel:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """Holds what the probe was told beside the size and the arguments."""
+
+    pipe: Any
+    component: str | None
+    references: tuple[str, ...]
+    frames: int | None
+
+
+def _at_some_size(told: _Told, height: int | None, width: int | None, given: dict[str, Any]) -> FlowModel:
     """Learn the model at the given size, or else at the first size that the pipeline accepts."""
     height, width = height or given.pop("height", None), width or given.pop("width", None)
-    given = {name: value for name, value in given.items() if name not in ("height", "width")}
+    given = {name: value for name, value in given.items() if name not in ("height", "width", *told.references)}
     if height is not None and width is not None:
-        return _learnt(pipe, given, {"height": height, "width": width}, component, frames)
+        return _learnt(told, given, {"height": height, "width": width})
     try:
-        return _learnt(pipe, given, SMALL, component, frames)
+        return _learnt(told, given, SMALL)
     except ModelError:
         pass
     try:
-        return _learnt(pipe, given, _own_size(pipe, given), component, frames)
+        shown = examples(told.references, **SMALL)[:1]
+        return _learnt(told, given, _own_size(told.pipe, {**given, **(shown[0] if shown else {})}))
     except PipelineFailed as error:
-        for size in _fitting_sizes(pipe):
+        for size in _fitting_sizes(told.pipe):
             try:
-                return _learnt(pipe, given, size, component, frames)
+                return _learnt(told, given, size)
             except PipelineFailed:
                 continue
         raise error
 
 
-def _learnt(
-    pipe: Any, arguments: Mapping[str, Any], size: Mapping[str, int], component: str | None, frames: int | None
-) -> FlowModel:
+def _learnt(told: _Told, arguments: Mapping[str, Any], size: Mapping[str, int]) -> FlowModel:
+    pipe, component, frames = told.pipe, told.component, told.frames
     sizes = Sizes(pipe, arguments)
     own = sizes.of(size["height"], size["width"], frames)
     # Arguments that depend on only one of width and frames must not be taken for constants.
     every = [sizes.arguments(each) for each in (own, *sizes.others(own))]
-    contract = learn_contract(pipe, arguments, every)
-    model = FlowModel(pipe, contract, arguments, size, component, frames)
+    shown = examples(told.references, **size)
+    contract = learn_contract(pipe, arguments, every, shown)
+    example = shown[0] if shown else None
+    model = FlowModel(pipe, contract, arguments, size, component, frames, example)
     drawn = drawn_frames(model)
     if drawn not in (None, 1, model.length):
-        model = FlowModel(pipe, contract, *_of_length(model, sizes.argument, drawn), component, drawn)
-    verify(model)
+        model = FlowModel(pipe, contract, *_of_length(model, sizes.argument, drawn), component, drawn, example)
+    if shown:
+        model.contract = with_checked_rules(model)
+    verify(model, shown[2] if shown else {})
     return model
+
+
+@torch.no_grad()
+def with_checked_rules(model: FlowModel) -> PipelineContract:
+    """Return the contract with rules under which samples share a forward only if the network reads each sample's own
+    value: of places of tokens, for instance, some read the first sample's only. Two images of one number of pixels
+    and another shape tell them apart."""
+    contract, networks = model.contract, find_networks(model.pipe)
+    tall, wide = (
+        model.encode_conditions([PROMPTS[1]], [images]) for images in turned(contract.references, **model.size)
+    )
+    if tall.signatures != wide.signatures:
+        return contract
+    (own,), (other,) = tall.samples, wide.samples
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(2, *model.sample_shape, generator=generator).to(model.device)
+    low, high = model.sigma_range
+    sigma = torch.full((2,), (low + high) / 2, device=model.device)
+    alike: dict[str, Any] = {}
+    with without_side_effects(model.pipe, networks):
+        for name, rule in contract.reference_rules.items():
+            if rule is None or same(own[name], other[name]):
+                continue
+            pair = Condition.of_samples([own, {**own, name: other[name]}], tall.rules)
+            together = model.predict(noisy, sigma, pair)
+            alone = [model.predict(noisy[i : i + 1], sigma[i : i + 1], pair[i : i + 1]) for i in range(2)]
+            if _off(together, torch.cat(alone)) > 10 * PREDICTION:
+                alike[name] = [*rule, ALIKE]
+    return replace(contract, reference_rules={**contract.reference_rules, **alike})
 
 
 def _of_length(model: FlowModel, argument: str | None, drawn: int) -> tuple[dict[str, Any], dict[str, int]]:
@@ -152,17 +203,20 @@ class State:
 
 
 @torch.no_grad()
-def verify(model: FlowModel) -> None:
+def verify(model: FlowModel, unseen: Mapping[str, Any] | None = None) -> None:
     """Compare our predictions with a run of the pipeline, step by step; a batch with its samples alone; and images.
+
+    Args:
+        unseen: with references, pipeline argument -> image that was not used for learning.
 
     Raises:
         ModelError: they differ by more than rounding.
     """
     networks = find_networks(model.pipe)
-    call = model.call(prompt=PROMPTS[1])
+    call = model.call(prompt=PROMPTS[1], **(unseen or {}))
     model.layout(call["height"], call["width"])
     with without_side_effects(model.pipe, networks):
-        condition = model.encode_prompts([PROMPTS[1]])
+        condition = model.encode_conditions([PROMPTS[1]], [unseen or {}])
         walk, states, worst = _compared(model, condition, call, OTHER_SEED)
         half = walk.steps[0].velocity.dtype != torch.float32 or model.dtype != torch.float32
         allowed = 5e-2 if half else PREDICTION
@@ -174,7 +228,7 @@ def verify(model: FlowModel) -> None:
             )
         own = [s for s, n in zip(states, walk.names, strict=True) if n == model.component]
         _verify_batch(model, condition, own, half)
-        verify_pictures(model, networks, walk.outputs[-1], call)
+        verify_pictures(model, networks, walk.outputs[-1], call, condition)
 
 
 def _compared(
@@ -187,7 +241,7 @@ def _compared(
     try:
         for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):
             model.component = name
-            sigma = torch.tensor([_sigma(model, asked, step.sigma)], device=step.sample.device)
+            sigma = torch.tensor([called_at(model, asked, step.sigma)], device=step.sample.device)
             end = torch.tensor([step.next_sigma], device=step.sample.device) if model.native_second_time else None
             mine = model.predict(step.sample, sigma, condition, r_sigma=end)
             states.append(State(noisy=step.sample, sigma=sigma, end=end, mine=mine))
@@ -203,7 +257,7 @@ def _by_chance(model: FlowModel) -> str:
     return (
         f" under another seed: beside the sample its network gets {origin} with the call's own generator, and one "
         "such draw would be trained on for all samples"
-        + ("; flowhooks has no image for each sample yet" if given else "; switch that off with `arguments`")
+        + ("; name it in `references`" if given else "; switch that off with `arguments`")
     )
 
 
@@ -211,7 +265,9 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
     """Compare the first and last of these states as one batch with each alone; the last gets another prompt where the
     two share a forward."""
     first, last = states[0], states[-1]
-    prompts = condition.join([model.encode_prompts(PROMPTS[:1])])
+    # Samples with references differ by these: prompts of another length might share no forward.
+    other = PROMPTS[1] if model.contract.references else PROMPTS[0]
+    prompts = condition.join([model.encode_examples([other])])
     apart = len(prompts.groups()) > 1
     if apart:
         prompts = condition.join([condition])
@@ -233,13 +289,14 @@ def _verify_batch(model: FlowModel, condition: Condition, states: Sequence[State
         )
 
 
-def _sigma(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
-    """Return the sigma at which the network was really called: where a scheduler rounds its times, that of the rounded
-    one."""
+def called_at(model: FlowModel, call: Mapping[str, Any], sigma: float) -> float:
+    """Return the sigma at which the network was really called: where a scheduler, or half precision, rounds its times,
+    that of the rounded one."""
     time = model.contract.times[0]
-    if not time.rounded:
+    half = time.dtype in (torch.bfloat16, torch.float16) and not time.unshifted
+    if not (time.rounded or half):
         return sigma
-    return (float(call[time.name].flatten()[0]) - time.offset) / time.scale
+    return (model.layout(**model.size).moving(time.name, call[time.name]) - time.offset) / time.scale
 
 
 def _off(a: Tensor, b: Tensor) -> float:

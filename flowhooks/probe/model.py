@@ -3,78 +3,36 @@ images, decode latents."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.contract import PipelineContract, fingerprint
-from flowhooks.probe.exceptions import call_exceptions
-from flowhooks.probe.interval import Interval, Span
-from flowhooks.probe.layout import Layout, learn_layout
-from flowhooks.probe.offloading import original
-from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, without_side_effects
-from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
-from flowhooks.probe.sizes import Size, Sizes
+from flowhooks.probe import encoding
+from flowhooks.probe.conditioning import DECODED, Condition
+from flowhooks.probe.contract import fingerprint
+from flowhooks.probe.interval import Span
+from flowhooks.probe.layout import Layout
+from flowhooks.probe.runs import PROMPTS, output_of
+from flowhooks.probe.sized import SizedModel
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved
-from flowhooks.probe.weight_names import WeightNames
 from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
     from flowhooks.probe.anatomy import Anatomy
     from flowhooks.probe.streams import Streams, TokenStream
 
-PROMPT_BATCH = 16
 
-
-class FlowModel:
+class FlowModel(SizedModel):
     """Gives flowhooks its only access to a pipeline.
 
-    Args:
-        pipe: a Diffusers flow-matching pipeline, used as it is.
-        contract: from :func:`flowhooks.probe.probe`.
-        arguments: arguments of every call of the pipeline, such as ``max_sequence_length``.
-        size: ``height`` and ``width`` at which the contract was learned.
-        frames: frames of a video, if the pipeline makes videos; default: the number in ``arguments``, or the pipeline's
-            own.
-        component: the network that is trained, for a pipeline with two; default: the first.
+    For its arguments see :class:`~flowhooks.probe.sized.SizedModel`.
     """
-
-    def __init__(
-        self,
-        pipe: Any,
-        contract: PipelineContract,
-        arguments: Mapping[str, Any],
-        size: Mapping[str, int],
-        component: str | None = None,
-        frames: int | None = None,
-    ):
-        self.pipe = pipe
-        self.contract = contract
-        self.arguments = dict(arguments)
-        self.component = component or contract.networks[0]
-        if self.component not in contract.networks:
-            raise ModelError(f"{contract.pipeline} has no network {self.component!r}; it has {list(contract.networks)}")
-        #: The second time that a hook added to the network; None if none did, or if the network has its own.
-        self.interval: Interval | None = None
-        self.weight_names = WeightNames(partial(getattr, pipe, self.component))
-        self._sizes = Sizes(pipe, self.arguments)
-        self._size = self._sizes.of(size["height"], size["width"], frames)
-        self._bound = False
-        self._tokens: dict[Size, Tokens] = {}
-        self._nulls: dict[Size, Condition] = {}
-
-    @property
-    def transformer(self) -> Any:
-        """Return the network that is trained."""
-        return getattr(self.pipe, self.component)
 
     @property
     def knows_intervals(self) -> bool:
@@ -105,52 +63,40 @@ class FlowModel:
         """Return the conditioning of one sample without a prompt, encoded on first use."""
         if self._size not in self._nulls:
             # It depends on the size only where prompt and resolution are joint.
-            known = None if self.contract.joint else next(iter(self._nulls.values()), None)
-            self._nulls[self._size] = known or self.encode_prompts([""])
+            alike = not self.contract.joint and not self.contract.references
+            known = next(iter(self._nulls.values()), None) if alike else None
+            self._nulls[self._size] = known or self.encode_examples([""])
         return self._nulls[self._size]
+
+    def null_conditions(self, condition: Condition) -> Condition:
+        """Return the conditioning of the same samples without their prompts, each with its own references, for a
+        pipeline that encodes them apart from prompts."""
+        null = self.null_condition
+        if not self.contract.references:
+            return null.join([null] * (condition.size - 1))
+        null = null.only(self.contract.rules)
+        own = condition.only([name for name in condition.rules if name not in self.contract.rules])
+        return null.join([null] * (condition.size - 1)).merged(own)
 
     def encode_null_conditions(self) -> None:
         """Encode the condition without a prompt at every size known so far, so that text encoders may be parked
-        afterwards."""
+        afterwards.
+
+        Raises:
+            ModelError: the pipeline encodes prompts and references together.
+        """
+        if self.contract.entangled:
+            raise ModelError(
+                f"{self.contract.pipeline} encodes an empty prompt together with each sample's references, which is "
+                "not done for guidance in a step; switch that guidance off"
+            )
         for each in self.everywhere():
             each.null_condition  # noqa: B018
-
-    def at(self, height: int, width: int, frames: int | None = None) -> FlowModel:
-        """Return this model as if it had been probed at another size. Samples of two sizes may be packed to one shape;
-        the returned model knows which of the two is meant."""
-        size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
-        self.layout(*size)
-        # Found by a walk through the network, so that the copy need not repeat it.
-        self._typical_weight  # noqa: B018
-        bound = copy.copy(self)
-        bound._size, bound._bound = size, True
-        return bound
-
-    def everywhere(self) -> Iterator[FlowModel]:
-        """Yield this model at each size known so far, starting with the one it was probed at."""
-        for size in dict.fromkeys((self._size, *self._sizes.layouts)):
-            yield self.at(*size)
 
     @property
     def sigma_range(self) -> tuple[float, float]:
         """Return the sigmas at which the trained network is called, see :meth:`PipelineContract.sigma_range`."""
         return self.contract.sigma_range(self.component)
-
-    @property
-    def device(self) -> torch.device:
-        """Return the device on which the network computes."""
-        return execution_device(self.transformer)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return the dtype of the network's weights, ignoring modules that Diffusers keeps in fp32."""
-        return self._typical_weight.dtype
-
-    @cached_property
-    def _typical_weight(self) -> Tensor:
-        # Diffusers walks the whole network for this; a weight that moves or is cast stays the same object.
-        dtype = self.transformer.dtype
-        return next(original(p) for p in self.transformer.parameters() if p.dtype == dtype)
 
     def shift(self, sample: Tensor) -> float:
         """Return the scheduler's own shift of sigma for samples ``[B, ...]`` of this resolution."""
@@ -192,11 +138,12 @@ class FlowModel:
         layout = self.layout_of(noisy)
 
         def velocity(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
+            own = self._layout_for(layout, prompt)
             if rows is None:
-                return self._forward(layout, noisy, sigma, r_sigma, token_sigma, prompt)
+                return self._forward(own, noisy, sigma, r_sigma, token_sigma, prompt)
             end = None if r_sigma is None else picked(r_sigma, rows)
             levels = None if token_sigma is None else token_sigma.take(rows)
-            return self._forward(layout, picked(noisy, rows), picked(sigma, rows), end, levels, prompt)
+            return self._forward(own, picked(noisy, rows), picked(sigma, rows), end, levels, prompt)
 
         return self._by_prompt(condition, noisy.device, velocity)
 
@@ -211,8 +158,9 @@ class FlowModel:
 
         def held(rows: list[int] | None, prompt: Mapping[str, Any]) -> Tensor:
             some, at = (noisy, sigma) if rows is None else (picked(noisy, rows), picked(sigma, rows))
-            arguments = {**self.fixed_arguments(layout, some, prompt), **self.times(layout, at, at)}
-            with self._without_second_time():
+            own = self._layout_for(layout, prompt)
+            arguments = {**self.fixed_arguments(own, some, prompt), **self.times(own, at, at)}
+            with self.without_second_time():
                 return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens)
 
         return self._by_prompt(condition, noisy.device, held)
@@ -249,14 +197,13 @@ class FlowModel:
     @cached_property
     def example_condition(self) -> Condition:
         """Return the conditioning of one sample with a prompt of several tokens, for learning; encoded on first use."""
-        return self.encode_prompts(PROMPTS[1:])
+        return self.encode_examples(PROMPTS[1:])
 
     def example_condition_at(self, layout: Layout) -> Condition:
-        """Return the example condition at a resolution; it is encoded again only where prompt and resolution are
-        joint."""
-        if not self.contract.joint:
+        """Return the example condition at a resolution; it is encoded again only where it depends on that."""
+        if not self.contract.joint and not self.contract.references:
             return self.example_condition
-        return self.at(*self._sizes.size_of(layout)).encode_prompts(PROMPTS[1:])
+        return self.at(*self._sizes.size_of(layout)).encode_examples(PROMPTS[1:])
 
     def _forward(
         self,
@@ -284,8 +231,11 @@ class FlowModel:
             name: collate(rule, [moved(layout.arguments[name], noisy.device, None)] * len(noisy))
             for name, rule in self.contract.resolution_rules.items()
         }
-        sample = {layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)}
-        return {**self.contract.constants, **resolution, **prompt, **sample}
+        rest = prompt.get(layout.sample_argument)
+        sample = {layout.sample_argument: layout.to_network(noisy, self.dtype, rest)}
+        arguments = {**self.contract.constants, **resolution, **prompt, **sample}
+        arguments.pop(DECODED, None)
+        return arguments
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
         """Return the network's time arguments at ``sigma`` ``[B]``, with its second one at ``end``."""
@@ -294,22 +244,24 @@ class FlowModel:
             for time in self.contract.times
         }
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Condition:
         """Return the conditioning of ``len(prompts)`` samples, without guidance, as the pipeline itself makes it for
-        one image of the model's size, which matters only where ``contract.joint``."""
-        chunk = PROMPT_BATCH if self.contract.fixed_text else 1
-        parts = []
-        with (
-            freed_once(self.pipe),
-            without_side_effects(self.pipe, find_networks(self.pipe)),
-            self._without_second_time(),
-        ):
-            for start in range(0, len(prompts), chunk):
-                some = prompts[start : start + chunk]
-                seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())
-                parts.append(Condition.of_batch(seen, self.contract.rules, len(some)))
-        return parts[0].join(parts[1:])
+        one image of the model's size, which matters only where ``contract.joint``; with references, only the part that
+        depends on the prompt."""
+        return encoding.encode_prompts(self, prompts)
+
+    def encode_references(self, references: Sequence[encoding.References]) -> Condition:
+        """See :func:`flowhooks.probe.encoding.encode_references`."""
+        return encoding.encode_references(self, references)
+
+    def encode_conditions(self, prompts: Sequence[str], references: Sequence[encoding.References]) -> Condition:
+        """See :func:`flowhooks.probe.encoding.encode_conditions`."""
+        return encoding.encode_conditions(self, prompts, references)
+
+    def encode_examples(self, prompts: Sequence[str]) -> Condition:
+        """Return the conditioning of samples with these prompts, with the probe's own image where the pipeline takes
+        one."""
+        return encoding.encode_conditions(self, prompts, [self.example] * len(prompts))
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -323,78 +275,55 @@ class FlowModel:
         return layout.encode(self.pipe.vae, pixels)
 
     def decode(
-        self, latents: Tensor, height: int | None = None, width: int | None = None, *, gradient: bool = False
+        self,
+        latents: Tensor,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        gradient: bool = False,
+        condition: Condition | None = None,
     ) -> Tensor:
         """Decode latents ``[B, ...]`` in sample space to pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1,
         1]. Without ``height`` and ``width``, the resolution known for latents of this shape is used.
 
         Args:
             gradient: keep the graph from pixels to latents.
+            condition: of the same samples; needed where the VAE gets a part of their references too.
         """
         with torch.no_grad():
             layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
+            rest = self._decoded_rest(layout, condition)
         with torch.set_grad_enabled(gradient):
-            return layout.decode(self.pipe.vae, latents)
+            return layout.decode(self.pipe.vae, latents, rest)
+
+    def _decoded_rest(self, layout: Layout, condition: Condition | None) -> Tensor | None:
+        if layout.vae.whole:
+            return None
+        if condition is None:
+            raise ModelError(
+                f"{self.contract.pipeline} decodes a part of each sample's references beside its latents; pass "
+                "`condition` to decode them"
+            )
+        return torch.cat([each[DECODED] for each in condition.samples])
+
+    def seen(self, sample: Tensor, condition: Condition) -> Tensor | None:
+        """Return which numbers of samples ``[B, ...]`` reach the network, 0 or 1 in their shape; None where all do. The
+        others (those of a given first frame) train nothing and must weigh nothing."""
+        if not self.contract.references or not isinstance(condition, Condition):
+            return None
+        layout = self.layout_of(sample)
+        masks = [self._layout_for(layout, each).seen for each in condition.samples]
+        if all(mask is None for mask in masks):
+            return None
+        every = torch.ones(layout.sample_shape, dtype=torch.bool)
+        return sent(torch.stack([every if mask is None else mask for mask in masks]), sample.device, sample.dtype)
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to ``like``."""
         return self.layout_of(like).pack_mask(sent(mask, like.device, like.dtype))
-
-    def layout(self, height: int, width: int, frames: int | None = None) -> Layout:
-        """Return the layout at a resolution in pixels, learned on first use; ``frames`` default to this model's own."""
-        size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
-        if size not in self._sizes.layouts:
-            with (
-                without_side_effects(self.pipe, find_networks(self.pipe)),
-                encoded_once(self.pipe),
-                self._without_second_time(),
-            ):
-                call = self.call(prompt="a", **self._sizes.arguments(size))
-                follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
-                self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
-        return self._sizes.layouts[size]
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Return ``height`` and ``width`` in pixels at which the pipeline was probed, or for which this model was
-        made."""
-        return {"height": self._size.height, "width": self._size.width}
-
-    @property
-    def length(self) -> int | None:
-        """Return the frames of a video at that size; None if the pipeline generates images only."""
-        return self._size.frames
-
-    @property
-    def sample_shape(self) -> tuple[int, ...]:
-        """Return the shape of one sample at that size, in the scheduler's space."""
-        return self.layout(**self.size).sample_shape
 
     @property
     def fingerprint(self) -> str:
         """Return a hash of everything that latents and embeddings depend on: classes, configs, and a sample of every
         weight except the networks'."""
         return fingerprint(self.pipe, self.contract, self.arguments)
-
-    def call(self, **more: Any) -> dict[str, Any]:
-        """Return arguments for a call of the pipeline at the probed size, without guidance; ``more`` overrides them."""
-        return {
-            **call_exceptions(self.pipe),
-            **self.arguments,
-            **self.contract.call,
-            **self._sizes.arguments(self._size),
-            **more,
-        }
-
-    def _without_second_time(self) -> AbstractContextManager[None]:
-        """Let runs of the pipeline in the block ignore a second time that a hook added to the network."""
-        return nullcontext() if self.interval is None else self.interval.between(None)
-
-    def layout_of(self, sample: Tensor) -> Layout:
-        """Return the layout of samples ``[B, ...]``.
-
-        Raises:
-            ModelError: their resolution was not learned yet, or two known ones have samples of this shape and the model
-                was not made for either; see :meth:`at`.
-        """
-        return self._sizes.layout_of(tuple(sample.shape[1:]), self._size if self._bound else None)

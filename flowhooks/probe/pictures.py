@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.conditioning import Condition
+from flowhooks.probe.layout import Layout
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
 from flowhooks.probe.runs import SHORTEST
@@ -23,12 +25,15 @@ ENCODING = 1e-6
 
 
 @torch.no_grad()
-def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output: Any, call: Mapping[str, Any]) -> None:
+def verify_pictures(
+    model: FlowModel, networks: Mapping[str, nn.Module], output: Any, call: Mapping[str, Any], condition: Condition
+) -> None:
     """Encode an image, and let the pipeline decode its latents after its own loop.
 
     Args:
         output: an output of the network; every call of this run returns it.
         call: arguments of a one-prompt run without guidance.
+        condition: conditioning of this call.
 
     Raises:
         ModelError: the latents do not come back as the VAE made them, or the pipeline decodes another image from them
@@ -39,8 +44,8 @@ def verify_pictures(model: FlowModel, networks: Mapping[str, nn.Module], output:
     seen = Recording()
     with recording_encode(model.pipe.vae, seen):
         latents = model.encode_images(_smooth(_pixels_shape(model, height, width)).to(model.device))
-    _compare_latents(model, layout.to_vae(latents), seen)
-    mine = _unit(model.decode(latents, height, width))
+    _compare_latents(model, layout, latents, seen)
+    mine = _unit(model.decode(latents, height, width, condition=condition))
     theirs = _drawn_by_pipeline(model, networks, output, call, latents, seed=1)
     if theirs.shape != mine.shape:
         raise ModelError(
@@ -72,7 +77,7 @@ def verify_size(model: FlowModel) -> None:
         ModelError: the size differs, for example because the pipeline rounds it.
     """
     asked = (1, 3, *((model.length,) if (model.length or 1) > 1 else ()), *model.size.values())
-    found = tuple(model.decode(torch.zeros(1, *model.sample_shape, device=model.device)).shape)
+    found = tuple(_decoded_zeros(model, **model.size).shape)
     if found != asked:
         raise ModelError(f"{model.contract.pipeline} makes {_named(found)} when asked for {_named(asked)}")
 
@@ -83,7 +88,7 @@ def drawn_frames(model: FlowModel) -> int | None:
     if len(model.layout(**model.size).vae_shape) < 4:
         return None
     height, width = model.size.values()
-    drawn = model.decode(torch.zeros(1, *model.sample_shape, device=model.device), height, width)
+    drawn = _decoded_zeros(model, height, width)
     return drawn.shape[2] if drawn.dim() == 5 else 1
 
 
@@ -97,8 +102,14 @@ def _pixels_shape(model: FlowModel, height: int, width: int) -> tuple[int, ...]:
     vae_shape = model.layout(height, width).vae_shape
     if len(vae_shape) == 3 or vae_shape[1] == 1:
         return (1, 3, height, width)
-    clip = model.decode(torch.zeros(1, *model.layout(height, width).sample_shape), height, width)
+    clip = _decoded_zeros(model, height, width)
     return (1, 3, clip.shape[2], height, width)
+
+
+def _decoded_zeros(model: FlowModel, height: int, width: int) -> Tensor:
+    """Return what zeros decode to, for its shape."""
+    layout = model.layout(height, width)
+    return layout.decode(model.pipe.vae, torch.zeros(1, *layout.sample_shape, device=model.device))
 
 
 def _smooth(shape: tuple[int, ...]) -> Tensor:
@@ -107,10 +118,12 @@ def _smooth(shape: tuple[int, ...]) -> Tensor:
     return 2 * interpolate(few, shape[2:], mode="trilinear" if len(shape) == 5 else "bilinear") - 1
 
 
-def _compare_latents(model: FlowModel, back: Tensor, seen: Recording) -> None:
+def _compare_latents(model: FlowModel, layout: Layout, latents: Tensor, seen: Recording) -> None:
     if seen.encoded is None:
         raise ModelError(f"{model.contract.pipeline}: its VAE was not asked to encode")
-    off = float((back - seen.encoded.float()).abs().max() / seen.encoded.float().abs().max())
+    encoded = seen.encoded.float()
+    back = layout.vae.filled(layout.to_vae(latents), encoded)
+    off = float((back - encoded).abs().max() / encoded.abs().max())
     if not off <= ENCODING:
         raise ModelError(
             f"{model.contract.pipeline}: encoded latents come back to its VAE {off:.2g} off, relative, from what it "

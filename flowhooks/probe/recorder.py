@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -223,6 +223,33 @@ def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def at_mode(vae: Any, generator: Any) -> Iterator[None]:
+    """Give an image that is encoded inside the block the mode of its posterior, where the pipeline would draw from it
+    with the call's ``generator``, which moves on as if it had. Draws under a seed of the pipeline's own stay."""
+    if not isinstance(vae, nn.Module) or not hasattr(vae, "encode"):
+        yield
+        return
+    encode: Any = vae.encode
+    own = generator if isinstance(generator, (list, tuple)) else [generator]
+
+    def encoded(*args: Any, **kwargs: Any) -> Any:
+        output = encode(*args, **kwargs)
+        posterior = output[0] if isinstance(output, tuple) else getattr(output, "latent_dist", None)
+        if posterior is not None and hasattr(posterior, "sample") and hasattr(posterior, "mode"):
+            posterior.sample = partial(_mode_of, posterior, posterior.sample, own)
+        return output
+
+    with restore_attributes(vae):
+        vars(vae)["encode"] = encoded
+        yield
+
+
+def _mode_of(posterior: Any, sample: Callable[..., Tensor], own: Sequence[Any], generator: Any = None) -> Tensor:
+    drawn = sample(generator)
+    return posterior.mode() if generator is None or any(generator is each for each in own) else drawn
+
+
 def posterior_mode(encoded: Any) -> Tensor:
     """Return the mode of the latents that a VAE's ``encode`` returned, without randomness."""
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
@@ -284,15 +311,18 @@ def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
     A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a
-    complete one. ``num_inference_steps`` are steps that are taken, also where a pipeline skips the first ones.
+    complete one. ``num_inference_steps`` are steps that are taken, also where a pipeline skips the first ones. Images
+    that the pipeline encodes are the mode of their posterior.
 
     Raises:
         PipelineFailed: the pipeline raised an exception.
     """
     if "num_inference_steps" in call:
         call["num_inference_steps"] = steps_to_ask(pipe, call, call["num_inference_steps"])
+    generator = call.setdefault("generator", torch.Generator().manual_seed(0))
     try:
-        return pipe(**{"generator": torch.Generator().manual_seed(0), **call})
+        with at_mode(getattr(pipe, "vae", None), generator):
+            return pipe(**call)
     except StopRun:
         pipe.maybe_free_model_hooks()
         return None

@@ -15,6 +15,8 @@ from flowhooks.probe.recorder import Recording, recording_calls, recording_steps
 
 #: Two prompts of different lengths, for learning.
 PROMPTS = ("a", "two one a")
+#: The prompt of runs in which it does not matter.
+ANY = PROMPTS[0]
 STEPS = 3
 #: Some schedules divide by zero with a single step.
 SHORTEST = 2

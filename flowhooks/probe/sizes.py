@@ -12,6 +12,8 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
 
 FRAMES = ("num_frames", "frames")
+#: Pixels to which some pipelines scale whatever size they are asked for.
+AREA = "max_area"
 #: Frames by which a video can be longer: a multiple of the frames that any autoencoder compresses together (4, 6, 8).
 ALIKE = 24
 
@@ -58,10 +60,13 @@ class Sizes:
         known = inspect.signature(type(pipe).__call__).parameters
         self._pipeline = type(pipe).__name__
         self._argument = next((name for name in FRAMES if name in known), None)
+        self._area = AREA in known and AREA not in arguments
         self._frames: int | None = None
         if self._argument is not None:
             self._frames = arguments.get(self._argument, known[self._argument].default)
         self.layouts: dict[Size, Layout] = {}
+        #: With references: those of each size and shape of the network's sample argument, `layouts` among them.
+        self.variants: dict[tuple[Size, tuple[int, ...]], Layout] = {}
 
     def of(self, height: int, width: int, frames: int | None = None) -> Size:
         """Return a size, with the pipeline's own number of frames where none is given. Raises ModelError for a video
@@ -80,6 +85,8 @@ class Sizes:
         arguments = {"height": size.height, "width": size.width}
         if self._argument is not None and size.frames is not None:
             arguments[self._argument] = size.frames
+        if self._area:
+            arguments[AREA] = size.height * size.width
         return arguments
 
     def others(self, size: Size) -> list[Size]:
@@ -93,7 +100,8 @@ class Sizes:
 
     def size_of(self, layout: Layout) -> Size:
         """Return the size at which a layout was learned."""
-        return next(size for size, known in self.layouts.items() if known is layout)
+        every = (*self.layouts.items(), *((size, known) for (size, _), known in self.variants.items()))
+        return next(size for size, known in every if known is layout)
 
     def layout_of(self, shape: tuple[int, ...], size: Size | None) -> Layout:
         """Return the layout of samples of a shape, at ``size`` if that is known.

@@ -31,9 +31,12 @@ class Time(TimeUnit):
     second: bool = False
 
 
-def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
+def learn_times(pipe: Any, walk: Recording, *, partly: bool = False) -> tuple[tuple[Time, ...], str]:
     """Return the arguments that change from step to step: those that depend on sigma, and the one that holds the
     sample.
+
+    Args:
+        partly: whether some numbers of the sample may not reach the network, such as those of a given first frame.
 
     Raises:
         ModelError: a number changes and does not depend on sigma, or no argument does.
@@ -43,7 +46,7 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
     for name, value in walk.calls[0].items():
         if all(same(value, call.get(name)) for call in walk.calls[1:]):
             continue
-        values = [_single(call.get(name)) for call in walk.calls]
+        values = _moving([call.get(name) for call in walk.calls])
         if None in values:
             samples.add(name)
             continue
@@ -64,39 +67,43 @@ def learn_times(pipe: Any, walk: Recording) -> tuple[tuple[Time, ...], str]:
                 f"the argument {name!r} of {type(pipe).__name__}'s network takes the values {values} at the sigmas "
                 f"{starts}; its unit of time cannot be learned"
             )
-    spread = [name for name in sorted(samples) if _of_some(walk, name, starts)]
-    if spread and not any(not time.second for time in times):
-        raise ModelError(
-            f"{type(pipe).__name__} gives its network in {spread[0]!r} one time for some frames or tokens and another, "
-            "fixed one for the rest, as when the first frame of a video is a given image; flowhooks has no image "
-            "for each sample yet, so use the pipeline that makes videos from text"
-        )
     if not any(not time.second for time in times):
         raise ModelError(f"no argument of {type(pipe).__name__}'s network depends on the sigmas {starts}")
-    return tuple(sorted(times, key=lambda time: time.second)), _holder(samples, walk)
+    return tuple(sorted(times, key=lambda time: time.second)), _holder(samples, walk, partly)
 
 
-def _of_some(walk: Recording, name: str, levels: Sequence[float]) -> bool:
-    """Return whether an argument holds at each step one time that depends on sigma, and one that stays."""
-    held = [value for call in walk.calls if isinstance(value := call.get(name), Tensor)]
-    if len(held) < len(walk.calls):
-        return False
-    kinds = [set(value.float().flatten().tolist()) for value in held]
-    fixed = set.intersection(*kinds)
-    if len(fixed) != 1 or any(len(kind) != 2 for kind in kinds):
-        return False
-    values = [next(iter(kind - fixed)) for kind in kinds]
-    return _linear(Time(name=name, scale=1.0, offset=0.0, dtype=torch.float32), values, levels) is not None
+def _moving(values: Sequence[Any]) -> list[float | None]:
+    """Return the one number that each step's value holds where it changes, whatever stays elsewhere (the time of a
+    given frame is 0); None where it holds several."""
+    first, last = values[0], values[-1]
+    if not all(isinstance(value, Tensor) and value.shape == first.shape for value in values):
+        return [_single(value) for value in values]
+    moves = first != last
+    if any(not torch.equal(value[~moves], first[~moves]) for value in values):
+        return [None for _ in values]
+    return [_single(value[moves]) for value in values]
 
 
-def _holder(samples: set[str], walk: Recording) -> str:
+def _holder(samples: set[str], walk: Recording, partly: bool) -> str:
     """Return the argument that holds the scheduler's sample, of those that hold samples; others (sound beside images)
     stay as in the first call."""
     wanted = walk.steps[0].sample.flatten()
+    shares: dict[str, float] = {}
     for name in sorted(samples):
         held = torch.cat([tensor.flatten() for tensor in tensors_in(walk.calls[0][name])])
-        if bool(torch.isin(wanted.to(held.dtype), held).all()):
+        there = torch.isin(wanted.to(held.dtype), held)
+        if bool(there.all()):
             return name
+        shares[name] = float(there.float().mean())
+    if shares and max(shares.values()) > 0:
+        most = max(shares, key=lambda name: shares[name])
+        if partly:
+            return most
+        raise ModelError(
+            f"the network's argument {most!r} holds {shares[most]:.0%} of the scheduler's sample of {wanted.numel()} "
+            "numbers, as when the first frame of a video is a given image; name the argument of that image in "
+            "`references`"
+        )
     raise ModelError(f"no argument of the network holds the scheduler's sample of {wanted.numel()} numbers")
 
 

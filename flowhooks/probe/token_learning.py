@@ -104,7 +104,7 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
     with (
         without_side_effects(model.pipe, {model.component: model.transformer}),
         _uncheckpointed(model.transformer),
-        model._without_second_time(),
+        model.without_second_time(),
     ):
         try:
             return _Trial(model, layout).tokens()

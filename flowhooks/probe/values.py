@@ -15,9 +15,11 @@ from flowhooks.reading import parse
 from flowhooks.transfer import sent
 
 #: How values of samples become that of a batch: ``None`` shares one by all; ``["axis", k]`` joins tensors along
-#: axis k; ``["extend"]`` joins lists; ``["each", [rule, ...]]`` treats a container's items one by one.
+#: axis k, ``["axis", k, n]`` where each sample has n rows there; ``["extend"]`` joins lists; with ``"alike"`` at the
+#: end only values of equal content are joined; ``["each", [rule, ...]]`` treats a container's items one by one.
 Rule = Any
 
+ALIKE = "alike"
 STRUCTURE = "__structure__"
 
 
@@ -56,9 +58,26 @@ def learn_rule(one: Any, two: Any, name: str) -> Rule:
     raise ModelError(f"the argument {name!r} grows from one prompt to two in a way that the probe cannot read")
 
 
+def proposed_rule(value: Any, other: Any) -> Rule:
+    """Return how a value probably grows with the batch, from one sample alone: the comparison of a batch with its
+    samples shows whether it does.
+
+    Args:
+        other: the value for a sample with other images. Rows of one shape and another content are of the sample.
+    """
+    if isinstance(value, Tensor) and value.dim():
+        if len(value) == 1:
+            return ["axis", 0]
+        moves = isinstance(other, Tensor) and other.shape == value.shape and not torch.equal(other, value)
+        return ["axis", 0, len(value)] if moves and value.dim() > 2 else None
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        return ["extend", ALIKE]
+    return None
+
+
 def collate(rule: Rule, values: Sequence[Any]) -> Any:
     """Return the value of a batch from those of its samples, which must fit (see :func:`signature`)."""
-    if rule is None:
+    if rule is None or values[0] is None:
         return values[0]
     if rule[0] == "axis":
         return torch.cat(list(values), rule[1])
@@ -71,21 +90,23 @@ def collate(rule: Rule, values: Sequence[Any]) -> Any:
 def signature(rule: Rule, value: Any) -> Any:
     """Return a signature: samples with equal ones can share a batch exactly, having the same shapes where tensors are
     joined and the same values where they are shared."""
-    if rule is None:
+    if rule is None or value is None:
         return map_tensors(value, lambda t: (tuple(t.shape), t.flatten().tolist()))
     if rule[0] == "axis":
-        return tuple(n for k, n in enumerate(value.shape) if k != rule[1])
+        shape = tuple(n for k, n in enumerate(value.shape) if k != rule[1])
+        return (*shape, *value.flatten().tolist()) if rule[-1] == ALIKE else shape
     if rule[0] == "extend":
-        return ()
+        return map_tensors(value, lambda t: tuple(t.shape)) if rule[-1] == ALIKE else ()
     return tuple(signature(r, value[i]) for i, r in enumerate(rule[1]))
 
 
 def take(rule: Rule, value: Any, i: int) -> Any:
     """Return sample ``i`` of a batch's value, as a batch of one."""
-    if rule is None:
+    if rule is None or value is None:
         return value
     if rule[0] == "axis":
-        return value.narrow(rule[1], i, 1)
+        rows = rule[2] if len(rule) > 2 and rule[2] != ALIKE else 1
+        return value.narrow(rule[1], i * rows, rows)
     if rule[0] == "extend":
         return type(value)(value[i : i + 1])
     return type(value)(take(r, value[k], i) for k, r in enumerate(rule[1]))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowhooks.probe.sizes import AREA
 from flowhooks.splice import restore_attributes
 
 #: Names of the pipeline argument for the number of images or videos of one prompt.
@@ -30,6 +31,7 @@ def sample_images(
     height: int | None = None,
     width: int | None = None,
     arguments: Mapping[str, Any] | None = None,
+    images: Sequence[Mapping[str, Any]] = (),
 ) -> list[Image.Image]:
     """Generate ``num_images_per_prompt`` images of each prompt, prompt by prompt, and leave the pipeline unchanged.
 
@@ -43,6 +45,7 @@ def sample_images(
         scale_argument: the argument of the pipeline's call that takes the scale.
         height, width: pixels; None uses the pipeline's own.
         arguments: more arguments of the pipeline's call, such as ``max_sequence_length``.
+        images: for each prompt, pipeline argument -> image or a list of several; empty for none at all.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     call: dict[str, Any] = {**(arguments or {}), "num_inference_steps": num_inference_steps, "output_type": "pil"}
@@ -55,15 +58,17 @@ def sample_images(
         "negative_prompt": negative_prompt if guided else negative_prompt or None,
     }
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
+    if height is not None and width is not None and AREA in known:
+        call.setdefault(AREA, height * width)
     pictures: list[Image.Image] = []
     guider: Any = getattr(pipe, "guider", None)
     with restore_attributes(pipe, pipe.scheduler, guider):
         pipe.set_progress_bar_config(disable=True)
         if guidance_scale is not None and "guidance_scale" not in known and hasattr(guider, "guidance_scale"):
             guider.guidance_scale = guidance_scale
-        for prompt in prompts:
+        for prompt, shown in zip(prompts, images or [{}] * len(prompts), strict=True):
             for generators, number in _generators(seed, num_images_per_prompt, known):
-                made, *_ = pipe(prompt=prompt, generator=generators, **number, **call, return_dict=False)
+                made, *_ = pipe(prompt=prompt, generator=generators, **number, **{**call, **shown}, return_dict=False)
                 # A pipeline that makes one video may return its frames, not a list of videos.
                 pictures += [_still(each) for each in (made if len(made) == len(generators) else [made])]
     return pictures

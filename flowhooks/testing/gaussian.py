@@ -67,6 +67,9 @@ class GaussianModel(nn.Module):
     def shift(self, sample: Tensor) -> float:
         return 1.0
 
+    def seen(self, sample: Tensor, condition: Any) -> Tensor | None:
+        """Return None: it sees every number."""
+
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
         return mask.to(like.dtype)
 

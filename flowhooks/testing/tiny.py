@@ -22,10 +22,12 @@ class Tiny:
     Args:
         path: ``module:function`` that builds it.
         arguments: call arguments that keep a test quick: size, text length, number of frames.
+        references: arguments in which it takes images of each sample's own.
     """
 
     path: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    references: tuple[str, ...] = ()
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -41,11 +43,10 @@ PIPELINES: Mapping[str, Tiny] = {
         {
             "height": 16,
             "width": 16,
-            "max_area": 16 * 16,
             "max_sequence_length": 8,
-            "image": picture(16, 16),
             "_auto_resize": False,
         },
+        ("image",),
     ),
     "chroma": Tiny("flowhooks.testing.flux:chroma", {"height": 16, "width": 16, "max_sequence_length": 8}),
     "wan": Tiny("flowhooks.testing.wan:wan", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16}),

@@ -26,20 +26,20 @@ def wan_transformer(name: str = "WanTransformer3DModel", **options: Any) -> Any:
     """Build Wan's network, or a class with the same arguments."""
     import diffusers
 
-    return getattr(diffusers, name)(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=4,
-        out_channels=4,
-        text_dim=16,
-        freq_dim=16,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        rope_max_seq_len=32,
-        **options,
-    ).eval()
+    settings = {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 4,
+        "out_channels": 4,
+        "text_dim": 16,
+        "freq_dim": 16,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "cross_attn_norm": True,
+        "rope_max_seq_len": 32,
+    }
+    return getattr(diffusers, name)(**{**settings, **options}).eval()
 
 
 def wan_pipeline(pipeline_class: type, scheduler: Any, **parts: Any) -> Any:

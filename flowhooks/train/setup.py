@@ -46,6 +46,7 @@ from flowhooks.printing import say
 from flowhooks.probe import FlowModel, probe
 from flowhooks.probe.offloading import idle_settings
 from flowhooks.probe.recomputing import gradient_checkpointing
+from flowhooks.probe.references import picture_argument
 from flowhooks.probe.runs import find_networks
 from flowhooks.stage import Stage
 from flowhooks.train import rng
@@ -225,6 +226,7 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
             frames=first.geometry.frames if first else None,
             arguments=run.model["pipeline_arguments"],
             component=run.model["component"],
+            references=[argument or picture_argument(pipe) for argument in audited.arguments],
         )
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):

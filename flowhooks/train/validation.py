@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import Subset
 from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Record, collate
+from flowhooks.data.given_images import open_images
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.flow_map.second_time import StopForward
@@ -26,6 +28,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.manifest import VALIDATION
 from flowhooks.probe import FlowModel
 from flowhooks.probe.recorder import evaluating
+from flowhooks.probe.references import picture_argument
 from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
 from flowhooks.sampling.flow_map_steps import first_order
@@ -48,25 +51,39 @@ class ValidationImages:
     model: FlowModel
     encoded: EncodedPrompts | None = None
 
+    @cached_property
+    def references(self) -> list[dict[str, Any]]:
+        """Return for each prompt pipeline argument -> its image or images; none where the run names none.
+
+        Raises:
+            ConfigError: a file cannot be read.
+            ModelError: it is unclear which argument takes them.
+        """
+        given = self.run.validation["images"] or [None] * len(self.run.validation["prompts"])
+        named = self.model.contract.references
+        argument = named[0] if len(named) == 1 else picture_argument(self.model.pipe) if any(given) else ""
+        return [open_images(each, argument, f"$.validation.images[{i}]") for i, each in enumerate(given)]
+
     def encode(self, stage: Stage, cache: PromptKeeper) -> bool:
         """Encode the prompts, or find them in the cache, so that drawing images later asks no text encoder. Returns
         whether that is so."""
         pipe, prompts = self.model.pipe, self.run.validation["prompts"]
         if not prompts:
             return True
-        if not hasattr(pipe, "encode_prompt"):
+        if not hasattr(pipe, "encode_prompt") or self.model.contract.entangled:
+            self.references  # noqa: B018
             return False
         self.encoded = EncodedPrompts(pipe, cache)
         # An embedding depends on the arguments, and where prompt and resolution are joint on the size too.
         size = ("height", "width") if self.model.contract.joint else ()
         told = ("guidance_scale", "negative_prompt", "num_images_per_prompt", *size)
         about = {"validation": {name: self.run.validation[name] for name in told}}
-        self.encoded.prepare(prompts, about, lambda prompt: self._encode([prompt]))
-        return not stage.asks_encoders(lambda: self._encode(prompts[:1]))
+        self.encoded.prepare(prompts, about, lambda prompt: self._encode(prompts.index(prompt)))
+        return not stage.asks_encoders(lambda: self._encode(0))
 
     def sample(self, count: int) -> list[Image.Image]:
         """Return the images of every prompt, in ``count`` steps."""
-        return self._sampled(self.run.validation["prompts"], count)
+        return self._sampled(range(len(self.run.validation["prompts"])), count)
 
     @property
     def counts(self) -> list[int]:
@@ -74,20 +91,22 @@ class ValidationImages:
         written = self.run.validation[STEPS]
         return sorted(written) if isinstance(written, list) else [written]
 
-    def _encode(self, prompts: Sequence[str]) -> None:
+    def _encode(self, place: int) -> None:
         def stop(*_: Any) -> None:
             raise StopForward
 
         with ExitStack() as stack:
             for network in find_networks(self.model.pipe).values():
                 stack.callback(network.register_forward_pre_hook(stop).remove)
-            for prompt in prompts:
-                with suppress(StopForward):
-                    self._sampled([prompt], self.counts[0])
+            with suppress(StopForward):
+                self._sampled([place], self.counts[0])
 
-    def _sampled(self, prompts: Sequence[str], count: int) -> list[Image.Image]:
+    def _sampled(self, places: Sequence[int], count: int) -> list[Image.Image]:
+        """Return the images of the prompts at these places."""
         validation, model = self.run.validation, self.model
-        options = {k: v for k, v in validation.items() if k not in ("prompts", "every_steps", "holdout", STEPS)}
+        prompts = [validation["prompts"][i] for i in places]
+        others = ("prompts", "images", "every_steps", "holdout", STEPS)
+        options = {k: v for k, v in validation.items() if k not in others}
         with nullcontext() if self.encoded is None else self.encoded.used(prompts):
             return sample_images(
                 model.pipe,
@@ -96,6 +115,7 @@ class ValidationImages:
                 **options,
                 scale_argument=model.contract.scale,
                 arguments=self.run.model["pipeline_arguments"],
+                images=[self.references[i] for i in places],
             )
 
 

@@ -36,6 +36,16 @@ def written(**sections: Any) -> Callable[[User], object]:
     return lambda user: user.write(**sections)
 
 
+def referring(**keys: Any) -> Callable[[User], object]:
+    """A run of plain flow matching whose second set holds references."""
+
+    def make(user: User) -> None:
+        user.edit_blocks(lambda blocks: blocks[1].update(conditioning_type="reference_image", **keys))
+        user.write(hooks=[])
+
+    return make
+
+
 def changed_index(**changes: Any) -> Callable[[User], object]:
     """Change the pipeline's index; None takes a part out."""
 

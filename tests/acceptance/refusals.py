@@ -17,6 +17,7 @@ from tests.acceptance.refusal_makers import (
     no_start,
     own_teacher,
     prompt_file,
+    referring,
     resume_other,
     reward,
     rollout,
@@ -291,6 +292,28 @@ REFUSALS: dict[str, Refusal] = {
     "a warm-up of a constant rate": Refusal(
         make=written(training={"lr_scheduler": "constant", "lr_warmup_steps": 5}),
         words=("$.training.lr_warmup_steps: ", "has no warm-up"),
+    ),
+    "images for some prompts of validation": Refusal(
+        make=written(validation={"prompts": ["a", "b"], "images": [None]}),
+        words=("$.validation.images: ", "holds 1 entries for 2 prompts"),
+    ),
+    "an image of validation that is none": Refusal(
+        make=written(validation={"prompts": ["a"], "images": ["absent.png"]}),
+        words=("$.validation.images[0]: ", "absent.png cannot be read: there is no such file"),
+    ),
+    "references for a pipeline that takes no image": Refusal(
+        make=referring(), words=("data.json: $: ", "holds references, and the pipeline takes no image")
+    ),
+    "a rollout beside references": Refusal(
+        make=lambda user: (
+            referring()(user),
+            user.write(hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, {"type": "on_policy_rollout"}]),
+        ),
+        words=("$.hooks[1]: ", "samples without images, and the data holds references"),
+    ),
+    "references for an argument that there is not": Refusal(
+        make=referring(reference_argument="last_image"),
+        words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
     ),
     "a rollout that is held out": Refusal(
         make=written(data=None, validation={"holdout": 1}, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, PROMPTED]),

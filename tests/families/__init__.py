@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +18,75 @@ PIPELINES: Mapping[str, Tiny] = {
     **SHIPPED,
     "flux2": Tiny("tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}),
     "flux2-klein": Tiny("tests.families.flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}),
+    "flux2-klein-edit": Tiny(
+        "tests.families.flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}, ("image",)
+    ),
+    "qwen-image-edit": Tiny("tests.families.qwen_edit:qwen_image_edit", {"height": 16, "width": 16}, ("image",)),
+    "qwen-image-edit-plus": Tiny(
+        "tests.families.qwen_edit:qwen_image_edit_plus", {"height": 16, "width": 16}, ("image",)
+    ),
+    **{
+        name: Tiny(
+            f"tests.families.wan_i2v:{name.replace('-', '_')}",
+            {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+            references,
+        )
+        for name, references in {
+            "wan21-i2v": ("image",),
+            "wan-flf2v": ("image", "last_image"),
+            "wan22-i2v": ("image",),
+            "wan22-5b-i2v": ("image",),
+        }.items()
+    },
+    "flux2-edit": Tiny(
+        "tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}, ("image",)
+    ),
+    "flux-control": Tiny(
+        "tests.families.flux_pictures:flux_control",
+        {"height": 16, "width": 16, "max_sequence_length": 8},
+        ("control_image",),
+    ),
+    "flux-fill": Tiny(
+        "tests.families.flux_pictures:flux_fill",
+        {"height": 16, "width": 16, "max_sequence_length": 8},
+        ("image", "mask_image"),
+    ),
+    **{
+        name: Tiny(
+            f"tests.families.ltx_pictures:{name.replace('-', '_')}",
+            {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+            ("image",),
+        )
+        for name in ("ltx-i2v", "ltx-condition")
+    },
+    "ltx2-i2v": Tiny(
+        "tests.families.ltx_pictures:ltx2_i2v",
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 3,
+            "max_sequence_length": 16,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+        ("image",),
+    ),
+    "sana-video-i2v": Tiny(
+        "tests.families.sana_video:sana_video_i2v",
+        {
+            "height": 32,
+            "width": 32,
+            "frames": 5,
+            "max_sequence_length": 16,
+            "complex_human_instruction": None,
+            "use_resolution_binning": False,
+        },
+        ("image",),
+    ),
+    "skyreels-v2-i2v": Tiny(
+        "tests.families.wan_i2v:skyreels_v2_i2v",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+        ("image",),
+    ),
     "qwen-image": Tiny("tests.families.qwen_image:qwen_image", {"height": 16, "width": 16}),
     "z-image": Tiny("tests.families.z_image:z_image", {"height": 16, "width": 16, "max_sequence_length": 24}),
     "lumina2": Tiny("tests.families.lumina2:lumina2", {"height": 32, "width": 32, "max_sequence_length": 48}),
@@ -162,6 +231,13 @@ def shortened(name: str, pipe: Any) -> Any:
     return pipe
 
 
+def pictured(sizes: Sequence[tuple[int, int]], seed: int = 0) -> Any:
+    """References of these widths and heights as a pipeline takes them: one, or a list of several."""
+    from flowhooks.probe.references import as_argument, smooth
+
+    return as_argument([smooth(*size, seed=100 * seed + i) for i, size in enumerate(sizes)])
+
+
 def learnt(
     name: str, *, arguments: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None, **sizes: int
 ) -> FlowModel:
@@ -183,7 +259,8 @@ def learnt(
     key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
     if key not in _LEARNT:
         pipe = tiny(name)
-        model = probe(pipe if dtype is None else pipe.to(dtype), arguments=told, **sizes)
+        references = PIPELINES[name].references
+        model = probe(pipe if dtype is None else pipe.to(dtype), arguments=told, references=references, **sizes)
         model.anatomy  # noqa: B018
         _LEARNT[key] = copier(model)
     return _LEARNT[key]()

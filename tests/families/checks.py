@@ -17,11 +17,13 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
+from flowhooks.probe.learn import called_at
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
+from flowhooks.probe.references import examples
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.sampling.flow_map_steps import first_order
-from tests.families import learnt
+from tests.families import learnt, pictured
 
 PROMPTS = ("a photo of two", "one")
 RUN = {
@@ -47,8 +49,14 @@ def pairs(model: FlowModel) -> Batch:
     shape = (len(PROMPTS), *model.sample_shape)
     clean, rejected = (torch.randn(shape, generator=generator) for _ in range(2))
     if model not in _CONDITIONS:
-        _CONDITIONS[model] = model.encode_prompts(PROMPTS)
+        _CONDITIONS[model] = model.encode_conditions(PROMPTS, pictures(model))
     return Batch(clean=clean, rejected=rejected, condition=_CONDITIONS[model])
+
+
+def pictures(model: FlowModel) -> list[dict[str, Any]]:
+    """What :func:`pairs` pass beside their prompts: a picture each of its own, where the pipeline takes one."""
+    shown = examples(model.contract.references, **model.size)
+    return [dict(shown[k]) for k in (0, 2)] if shown else [{}, {}]
 
 
 #: As long as the model is there.
@@ -173,9 +181,9 @@ def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
     that interval. The model's network has been trained with a second time."""
     networks = find_networks(model.pipe)
-    condition = model.encode_prompts(PROMPTS[:1])
+    condition = model.encode_examples(PROMPTS[:1])
     with first_order(model.pipe, model.interval), without_side_effects(model.pipe, networks), torch.no_grad():
-        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
+        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0], **model.example), 2)
         for name, step in zip(walk.names, walk.steps, strict=True):
             if name != model.component:
                 continue
@@ -239,6 +247,34 @@ def check_checkpointing(name: str) -> None:
             raise Failed(f"the gradient of {key} changes")
 
 
+@torch.no_grad()
+def check_images(name: str) -> None:
+    """Each of two samples with pictures of its own is predicted as the pipeline does, alone and beside the other."""
+    model = learnt(name)
+    if not model.contract.references:
+        raise Failed("the pipeline takes no image of each sample's own, or was not given one here")
+    networks, conditions, states = find_networks(model.pipe), [], []
+    for seed, prompt in enumerate(PROMPTS):
+        images = {
+            argument: pictured([(64, 96) if seed else (96, 64)], seed=7 + 10 * seed + i)
+            for i, argument in enumerate(model.contract.references)
+        }
+        conditions.append(model.encode_conditions([prompt], [images]))
+        generator = torch.Generator().manual_seed(7 + seed)
+        with without_side_effects(model.pipe, networks):
+            walk = walked(model.pipe, networks, model.call(prompt=prompt, generator=generator, **images), 3)
+        places = [i for i, own in enumerate(walk.names) if own == model.component]
+        asked, step = walk.calls[places[-1]], walk.steps[places[-1]]
+        states.append((step.sample, torch.tensor([called_at(model, asked, step.sigma)]), step.velocity))
+    noisy, sigma = (torch.cat([state[k] for state in states]) for k in (0, 1))
+    together = model.predict(noisy, sigma, conditions[0].join(conditions[1:]))
+    for i, (sample, level, theirs) in enumerate(states):
+        for mine in (model.predict(sample, level, conditions[i]), together[i : i + 1]):
+            away = float((mine - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+            if away > 1e-5:
+                raise Failed(f"the pipeline's prediction is {away:.2g} from ours")
+
+
 def check_bf16(name: str) -> None:
     model = learnt(name, dtype=torch.bfloat16)
     if not all(bool(g.isfinite().all()) for g in gradients(model).values()):
@@ -265,7 +301,7 @@ def latents(model: FlowModel) -> Tensor:
             num_inference_steps=2,
             output_type="latent",
             generator=torch.Generator().manual_seed(0),
-            **model.call(),
+            **model.call(**model.example),
         )
     first = output[0]
     return first if isinstance(first, Tensor) else torch.stack(list(first))

@@ -19,6 +19,7 @@ COLUMNS: Mapping[str, Callable[[str], None]] = {
     "per-token times": checks.check_token_times,
     "gradient checkpointing": checks.check_checkpointing,
     "bf16": checks.check_bf16,
+    "with images": checks.check_images,
 }
 
 
@@ -36,7 +37,7 @@ WITHOUT_A_ROW: Mapping[str, str] = {
     "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
     "guidance scale, and the probe reads pipelines whose guidance can be switched off",
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
-    "in one list per sample, and flowhooks has no image for each sample yet",
+    "in one list per sample",
     "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
     "anima": "Diffusers has only AnimaModularPipeline, and the probe reads no modular pipelines",
     "wan_s2v": "Diffusers has no class of it",

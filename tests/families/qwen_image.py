@@ -25,9 +25,17 @@ TEMPLATE_WORDS = TEMPLATE.split()
 
 def qwen_image() -> Any:
     """A QwenImagePipeline, 16-pixel images, packed latents ``[16, 16]``; the text has as many tokens as it needs."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+    from diffusers import QwenImagePipeline
 
     tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS, *TEMPLATE_WORDS], CHAT_TOKENS, CHAT_TEMPLATE)
+    text = qwen2_5_vl(tokenizer, 16)
+    return QwenImagePipeline(**qwen_image_parts(), text_encoder=text, tokenizer=tokenizer)
+
+
+def qwen_image_parts() -> dict[str, Any]:
+    """Network, scheduler and VAE, of which the pipelines that edit have the same."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
+
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
         out_channels=4,
@@ -37,20 +45,15 @@ def qwen_image() -> Any:
         joint_attention_dim=16,
         axes_dims_rope=(4, 6, 6),
     )
-    return QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(
-            use_dynamic_shifting=True,
-            base_shift=0.5,
-            max_shift=0.9,
-            base_image_seq_len=256,
-            max_image_seq_len=8192,
-            shift_terminal=0.02,
-        ),
-        vae=qwen_image_vae(),
-        text_encoder=qwen2_5_vl(tokenizer, 16),
-        tokenizer=tokenizer,
-        transformer=transformer.eval(),
+    scheduler = FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=0.9,
+        base_image_seq_len=256,
+        max_image_seq_len=8192,
+        shift_terminal=0.02,
     )
+    return {"scheduler": scheduler, "vae": qwen_image_vae(), "transformer": transformer.eval()}
 
 
 def qwen_image_vae() -> Any:

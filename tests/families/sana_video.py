@@ -39,3 +39,10 @@ def sana_video() -> Any:
         transformer=transformer.eval(),
         scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=8.0),
     )
+
+
+def sana_video_i2v() -> Any:
+    """A SanaImageToVideoPipeline of the same parts: the picture in place of the first frame, whose time is 0."""
+    from diffusers import SanaImageToVideoPipeline
+
+    return SanaImageToVideoPipeline(**sana_video().components)

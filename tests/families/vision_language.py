@@ -31,8 +31,13 @@ def fast_tokenizer(words: list[str], specials: list[str], *, prefix: str = "", *
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **options)
 
 
-def qwen2_5_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
-    """A real Qwen2_5_VLForConditionalGeneration at random weights; its eye is there and never opened."""
+def qwen2_5_vl(tokenizer: Any, width: int, layers: int = 2, *, patch: int = 2, **tokens: int) -> Any:
+    """A real Qwen2_5_VLForConditionalGeneration at random weights.
+
+    Args:
+        patch: pixels of an edge of what its eye takes at once; most pipelines never open it.
+        tokens: numbers of the tokens that stand for images.
+    """
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     config = Qwen2_5_VLConfig(
@@ -43,9 +48,11 @@ def qwen2_5_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
             "intermediate_size": width,
             "num_heads": 2,
             "out_hidden_size": width,
-            "patch_size": 2,
+            "patch_size": patch,
+            "window_size": 4 * patch,
             "fullatt_block_indexes": [0],
         },
+        **tokens,
     )
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 

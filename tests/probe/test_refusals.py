@@ -13,6 +13,7 @@ from diffusers import (
     FluxControlNetPipeline,
     FluxControlPipeline,
     FluxImg2ImgPipeline,
+    FluxKontextPipeline,
     FluxTransformer2DModel,
     StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
@@ -28,6 +29,7 @@ from flowhooks.errors import FlowhooksError, FlowhooksWarning, ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.failures import MESSAGE, PipelineFailed, failed, pictures_in, shown
 from flowhooks.probe.sizes import Sizes
+from flowhooks.probe.values import same
 from flowhooks.testing.tiny import picture
 from tests.families import PIPELINES, tiny
 
@@ -179,7 +181,7 @@ def test_a_clip_for_each_sample_is_the_cause():
 
 def test_times_of_frames_that_stay_are_the_cause():
     pipe = image_to_video(expand_timesteps=True)
-    with pytest.raises(ModelError, match="'timestep' one time for some frames or tokens"):
+    with pytest.raises(ModelError, match="'hidden_states' holds 50% of the scheduler's sample .* in `references`"):
         probe(pipe, arguments={**CLIP, "num_frames": 5, "image": picture(32, 32)})
 
 
@@ -195,14 +197,37 @@ def test_what_a_controlnet_adds_is_the_cause():
         probe(pipe, arguments={**SMALL, "control_image": picture(16, 16)})
 
 
-def test_one_draw_of_a_posterior_for_all_samples_is_the_cause():
+def flux_control():
+    """FLUX.1's Control pipeline of the tiny FLUX's parts: it draws from the posterior of the picture it is given."""
     parts = {name: part for name, part in tiny("flux").components.items() if name not in NO_ADAPTER}
     torch.manual_seed(0)
     config = {name: value for name, value in parts["transformer"].config.items() if name[0] != "_"}
     network = FluxTransformer2DModel(**{**config, "in_channels": 32, "out_channels": 16}).eval()
-    pipe = built(FluxControlPipeline, parts, transformer=network)
-    with pytest.raises(ModelError, match="under another seed: .*image of `control_image`"):
-        probe(pipe, arguments={**SMALL, "control_image": picture(16, 16)})
+    return built(FluxControlPipeline, parts, transformer=network)
+
+
+def test_a_posterior_is_taken_at_its_mode_and_the_pipeline_draws_from_it_again_afterwards():
+    pipe = flux_control()
+    before = dict(vars(pipe.vae))
+    model = probe(pipe, arguments=SMALL, references=["control_image"])
+    assert dict(vars(pipe.vae)).keys() == before.keys()
+    once, again = (model.encode_references([{"control_image": picture(16, 16)}]) for _ in range(2))
+    assert same(once.samples, again.samples)
+    posterior = pipe.vae.encode(torch.rand(1, 3, 16, 16)).latent_dist
+    assert not torch.equal(posterior.sample(), posterior.mode())
+
+
+class Shaky(FluxKontextPipeline):
+    def prepare_latents(self, image, *args, **options):
+        generator = next(each for each in args if isinstance(each, torch.Generator))
+        return super().prepare_latents(image + torch.randn(image.shape, generator=generator), *args, **options)
+
+
+def test_one_draw_of_noise_on_a_picture_for_all_samples_is_the_cause():
+    pipe = built(Shaky, tiny("flux-kontext").components)
+    arguments = {**PIPELINES["flux-kontext"].arguments, "max_area": 256}
+    with pytest.raises(ModelError, match="under another seed: .*image of `image`.*name it in `references`"):
+        probe(pipe, arguments={**arguments, "image": picture(16, 16)})
 
 
 def test_one_picture_for_one_prompt_is_the_cause():

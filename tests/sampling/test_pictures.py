@@ -86,6 +86,7 @@ def arguments(tmp_path, tiny_sd3):
         model=str(tmp_path / "sd3"),
         prompt=["one"],
         negative_prompt="",
+        image=None,
         height=None,
         width=None,
         dtype="fp32",

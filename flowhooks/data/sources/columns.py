@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from flowhooks.data.blocks import ROLES, record_columns
+from flowhooks.data.blocks import ROLES, record_columns, reference_columns
 from flowhooks.data.findings import Findings
 from flowhooks.json_faults import json_path
 
@@ -32,6 +32,7 @@ class Columns:
         caption: the prompts, where they come from a column.
         rejected: rejected sides; each makes a pair.
         masks: masks; they multiply.
+        references: (pipeline argument or None, column) of each column of references.
         records: name under which hooks read a cell -> column.
     """
 
@@ -39,11 +40,12 @@ class Columns:
     caption: str | None = None
     rejected: tuple[str, ...] = ()
     masks: tuple[str, ...] = ()
+    references: tuple[tuple[str | None, str], ...] = ()
     records: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def pictures(self) -> tuple[str, ...]:
-        return self.image, *self.rejected, *self.masks
+        return self.image, *self.rejected, *self.masks, *(column for _, column in self.references)
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -87,6 +89,10 @@ def choose(
         for name in chosen[key]:
             if name not in available:
                 found.problem(place_of(block, path, key), _unknown(name, available))
+    references = reference_columns(block)
+    for _, column in references:
+        if column not in available:
+            found.problem(place_of(block, path, "reference_column"), _unknown(column, available))
     records = record_columns(block)
     for name, column in records.items():
         if column not in texts:
@@ -98,6 +104,7 @@ def choose(
         caption=caption,
         rejected=chosen["rejected_column"],
         masks=chosen["mask_column"],
+        references=references,
         records=records,
     )
     if block["dataset_type"] == "image":
@@ -147,8 +154,9 @@ def place_of(block: dict[str, Any], path: str, key: str) -> str:
 
 def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
     """Say what is wrong with one entry of `columns`; None if nothing is."""
-    if name not in ("rejected", "mask") and not isinstance(column, str):
-        return f"is a list of {len(column)}, and only `rejected` and `mask` may name several columns; name one"
+    if name not in ("rejected", "mask", "reference") and not isinstance(column, str):
+        several = "only `rejected`, `mask` and `reference` may name several columns"
+        return f"is a list of {len(column)}, and {several}; name one"
     if name in ROLES:
         return None
     known = {**{role: role for role in ROLES}, **{key: role for role, key in _KEYS.items()}}

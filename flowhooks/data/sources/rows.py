@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowhooks.data.assets import Asset
+from flowhooks.data.blocks import REFERENCE_TYPE
 from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_text
 from flowhooks.data.files import is_text
 from flowhooks.data.findings import Findings
@@ -111,6 +112,7 @@ class _Partners:
     key: str
     kind: str
     inspector: Inspector = field(default_factory=Inspector)
+    argument: str | None = None
     images: dict[str, Picture] = field(default_factory=dict)
     unusable: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
@@ -120,6 +122,8 @@ class _Partners:
         picture = None
         if cell is None:
             self.missing.append(row.name)
+            if self.kind == REFERENCE_TYPE:
+                return
         else:
             picture = self.inspector.look(cell, f"{row.name}, {self.column!r},")
         if picture is None:
@@ -130,10 +134,16 @@ class _Partners:
     def conclude(self, images: DataSet, found: Findings) -> DataSet:
         where = place_of(images.block, images.path, self.key)
         self.inspector.report(where, found)
-        found.listing(
-            where, self.missing, f"rows with nothing in {self.column!r}", "fill the cells, or take these rows out"
-        )
-        about = {"id": f"{images.id}.{self.column}", "dataset_type": "conditioning", "conditioning_type": self.kind}
+        lacking = f"rows with nothing in {self.column!r}"
+        if self.kind != REFERENCE_TYPE:
+            found.listing(where, self.missing, lacking, "fill the cells, or take these rows out")
+        about: dict[str, Any] = {
+            "id": f"{images.id}.{self.column}",
+            "dataset_type": "conditioning",
+            "conditioning_type": self.kind,
+        }
+        if self.kind == REFERENCE_TYPE:
+            about["reference_argument"] = self.argument
         return DataSet(
             block={**images.block, **about},
             path=images.path,
@@ -159,6 +169,9 @@ def collect(
         _Partners(name, "rejected_column", "reference_strict", Inspector(clips=clips)) for name in columns.rejected
     ]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
+    partners += [
+        _Partners(name, "reference_column", REFERENCE_TYPE, argument=argument) for argument, name in columns.references
+    ]
     captions, records = _captions(block, path), _Records(columns.records)
     for row in rows:
         stem = _own(row.key, images, unusable)

@@ -101,7 +101,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             found = flow_maps.flow_map_target(_field(step, POLICY, condition), v, x, t, r, h)
         if self.guidance_scale != 1:
             model: Any = step.model
-            null = model.null_condition.join([model.null_condition] * (len(rows) - 1))
+            null = model.null_conditions(condition)
             found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)
         return whole.index_copy(0, whole_numbers(rows, whole.device), found.to(whole.dtype))
 

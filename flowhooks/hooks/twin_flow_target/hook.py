@@ -80,9 +80,9 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
         """Returns the velocity ``[B, ...]`` of the data, guided where ``enhanced_ratio`` is above 0."""
         if not self.enhanced_ratio:
             return view.velocity
-        x, t, size = view.noisy, view.level, len(view.level)
+        x, t = view.noisy, view.level
         model: Any = step.model
-        both = view.condition.join([model.null_condition] * size)
+        both = view.condition.join([model.null_conditions(view.condition)])
         t = torch.cat([t, t])
         conditional, unconditional = exact_velocity(step, EMA, torch.cat([x, x]), t, both, r_sigma=t).chunk(2)
         return enhanced(view.velocity, conditional, unconditional, self.enhanced_ratio).to(view.velocity.dtype)

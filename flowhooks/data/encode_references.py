@@ -1,0 +1,129 @@
+"""Encode references, each apart from the caption where the pipeline allows it, and with it where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch import Tensor
+
+from flowhooks.data.encode import COLORS, FORMAT, REMEDY, Size, decoded, made_by
+from flowhooks.data.records import Record, Reference, distinct_captions
+from flowhooks.data.store import is_finite
+from flowhooks.data.transform import load_picture
+from flowhooks.errors import ModelError, Problem
+
+if TYPE_CHECKING:
+    from flowhooks.data.shards import ShardEntry
+    from flowhooks.data.store import Entries
+    from flowhooks.probe import FlowModel
+
+#: A caption where the pipeline encodes it with the references, else None; the references; the size of the sample.
+Shown = tuple[str | None, tuple[Reference, ...], Size]
+
+
+class ReferenceEncoder:
+    """Encodes the references of samples to the tensors of a condition, or of the part that depends on them."""
+
+    def __init__(self, model: FlowModel):
+        from flowhooks.probe.references import picture_argument
+
+        self.model = model
+        self.problems: list[Problem] = []
+        self.entangled = model.contract.entangled
+        self.kind = "conditions" if self.entangled else "references"
+        self.title = "Encoding captions with references" if self.entangled else "Encoding references"
+        self._made_by = made_by(model)
+        named = model.contract.references
+        self._argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
+
+    def items(self, records: Sequence[Record]) -> list[Shown]:
+        """Return everything that a draw of the records may use."""
+        found: dict[Shown, None] = {}
+        for record in records:
+            captions = sorted(distinct_captions([record])) if self.entangled else (None,)
+            for caption in captions:
+                for references in record.drawn_references:
+                    found[caption, references, record.geometry.size] = None
+        return list(found)
+
+    def about(self, item: Shown) -> dict[str, Any]:
+        caption, references, size = item
+        told = {} if caption is None else {"caption": caption}
+        return {
+            "format": FORMAT,
+            "references": [self._about(each) for each in references],
+            "size": list(size),
+            **told,
+            **self._made_by,
+        }
+
+    def encode(self, items: Sequence[Shown]) -> Iterator[tuple[Shown, dict[str, Tensor]]]:
+        from flowhooks.probe.failures import PipelineFailed
+
+        for item in items:
+            caption, references, size = item
+            images = self.images(references)
+            if images is None:
+                continue
+            model = self.model.at(*size)
+            try:
+                if caption is None:
+                    condition = model.encode_references([images])
+                else:
+                    condition = model.encode_conditions([caption], [images])
+            except ModelError as error:
+                reason = error.reason if isinstance(error, PipelineFailed) else str(error)
+                self.problems.append(Problem(f"the pipeline refuses these references: {reason}", _names(references)))
+                continue
+            tensors = condition.to("cpu").flatten()
+            if all(map(is_finite, tensors.values())):
+                yield item, tensors
+            else:
+                what = "the model turns these references into NaN or infinity"
+                self.problems.append(Problem(f"{what}; {REMEDY}", _names(references)))
+
+    def images(self, references: Sequence[Reference]) -> dict[str, Any] | None:
+        """Return pipeline argument -> image, or a list of several; None where one cannot be decoded, which is a
+        problem."""
+        from flowhooks.probe.references import as_argument
+
+        found: dict[str, list[Image.Image]] = {}
+        for each in references:
+            image = decoded(each.image, self.problems, partial(load_picture, geometry=each.geometry))
+            if image is None:
+                return None
+            found.setdefault(each.argument or self._argument, []).append(image)
+        return {argument: as_argument(images) for argument, images in found.items()}
+
+    def learn_layouts(self, keys: Mapping[Shown, str], places: Mapping[str, ShardEntry], entries: Entries) -> None:
+        """Let the model know the layout of every shape of references, also of those that were found in the cache: it
+        takes one sample of each. Encoders are needed for that, and not later."""
+        from flowhooks.probe import Condition
+
+        known: set[tuple[bytes, Size]] = set()
+        for item, key in keys.items():
+            # Entries of one head hold tensors of the same shapes.
+            head = places[key].head
+            if (head, item[2]) in known:
+                continue
+            known.add((head, item[2]))
+            model = self.model.at(*item[2])
+            argument = model.layout(**model.size).sample_argument
+            (sample,) = Condition.unflatten(entries.read(self.kind, key)).samples
+            images = None if model.knows_layout(sample[argument]) else self.images(item[1])
+            if images is not None:
+                model.layout_with(tuple(sample[argument].shape[1:]), images)
+
+    def _about(self, reference: Reference) -> dict[str, Any]:
+        from dataclasses import asdict
+
+        cut = {} if reference.geometry is None else {"geometry": asdict(reference.geometry)}
+        colours = {"colors": COLORS} if reference.image.profiled else {}
+        return {"argument": reference.argument or self._argument, "file": reference.image.digest, **cut, **colours}
+
+
+def _names(references: Sequence[Reference]) -> str | None:
+    return ", ".join(each.image.asset.name for each in references) or None

@@ -1,0 +1,63 @@
+"""Read images that a user names beside prompts, such as those of validation, as arguments of the pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowhooks.data.assets import FileAsset, why
+from flowhooks.data.images import BadImage
+from flowhooks.data.transform import load_picture
+from flowhooks.errors import ConfigError, Problem
+from flowhooks.reading import user_path
+
+#: A path, several of them, or either by pipeline argument; None for no image.
+Given = str | Sequence[str] | Mapping[str, Any] | None
+
+
+def by_argument(given: Given, argument: str) -> dict[str, list[str]]:
+    """Return pipeline argument -> paths; ``argument`` is meant where none is named."""
+    if given is None:
+        return {}
+    named = given if isinstance(given, Mapping) else {argument: given}
+    return {name: [paths] if isinstance(paths, str) else list(paths) for name, paths in named.items()}
+
+
+def open_images(given: Given, argument: str, where: str | None = None) -> dict[str, Any]:
+    """Return pipeline argument -> image, or a list of several.
+
+    Args:
+        argument: the pipeline argument that is meant where none is named.
+        where: JSON path that messages name.
+
+    Raises:
+        ConfigError: a file cannot be read as an image.
+    """
+    found: dict[str, Any] = {}
+    for name, paths in by_argument(given, argument).items():
+        images = [_opened(user_path(path), where) for path in paths]
+        found[name] = images[0] if len(images) == 1 else images
+    return found
+
+
+def _opened(path: Path, where: str | None) -> Any:
+    try:
+        return load_picture(FileAsset(path).read(), None)
+    except BadImage as error:
+        raise ConfigError(Problem(str(error), str(path), where)) from None
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be read: {why(error)}", str(path), where)) from None
+
+
+def place_images(given: Given, base: Path) -> Given:
+    """Return the same with paths relative to the folder ``base`` made absolute."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, str):
+            return str(base / user_path(value))
+        if isinstance(value, Mapping):
+            return {name: placed(each) for name, each in value.items()}
+        return value if value is None else [placed(each) for each in value]
+
+    return placed(given)

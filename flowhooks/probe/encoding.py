@@ -1,0 +1,143 @@
+"""Encode prompts and references as the pipeline does: run it until it calls its network, and keep what depends on
+them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from flowhooks.errors import ModelError
+from flowhooks.probe.conditioning import DECODED, Condition
+from flowhooks.probe.layout import Layout, stacked
+from flowhooks.probe.recorder import (
+    Recording,
+    answering,
+    encoded_once,
+    freed_once,
+    recording_decode,
+    recording_steps,
+    run,
+    without_side_effects,
+)
+from flowhooks.probe.runs import ANY, SHORTEST, find_networks, recorded_arguments
+from flowhooks.probe.values import Rule
+
+if TYPE_CHECKING:
+    from flowhooks.probe.model import FlowModel
+
+PROMPT_BATCH = 16
+#: Of a sample: pipeline argument -> its image, or a list of several; empty for none.
+References = Mapping[str, Any]
+
+
+@torch.no_grad()
+def encode_prompts(model: FlowModel, prompts: Sequence[str]) -> Condition:
+    """Return the conditioning of ``len(prompts)`` samples, as the pipeline itself makes it for one image of the model's
+    size; with references, only the part that depends on the prompt.
+
+    Raises:
+        ModelError: prompts and references of this pipeline are encoded together.
+    """
+    contract = model.contract
+    if contract.entangled:
+        raise ModelError(
+            f"{contract.pipeline} encodes a prompt together with its images; use `model.encode_conditions(prompts, "
+            "references)`"
+        )
+    chunk = PROMPT_BATCH if contract.fixed_text and not contract.references else 1
+    images = {} if contract.optional else model.example
+    parts = []
+    with _recording(model) as networks:
+        for start in range(0, len(prompts), chunk):
+            some = prompts[start : start + chunk]
+            seen = recorded_arguments(model.pipe, networks, some, model.call(**images))
+            parts.append(Condition.of_batch(seen, contract.rules, len(some)))
+    return parts[0].join(parts[1:])
+
+
+@torch.no_grad()
+def encode_references(model: FlowModel, references: Sequence[References]) -> Condition:
+    """Return the part of the conditioning of ``len(references)`` samples that depends on their images and not on their
+    prompts, at the model's size.
+
+    Raises:
+        ModelError: prompts and references of this pipeline are encoded together, a sample's references do not fit, or
+            the pipeline has none.
+    """
+    if model.contract.entangled:
+        raise ModelError(
+            f"{model.contract.pipeline} encodes images together with the prompt; use `model.encode_conditions(prompts, "
+            "references)`"
+        )
+    with _recording(model), encoded_once(model.pipe):
+        return _together(model, [ANY] * len(references), references, model.contract.reference_rules)
+
+
+def encode_conditions(model: FlowModel, prompts: Sequence[str], references: Sequence[References]) -> Condition:
+    """Return the whole conditioning of samples, each with its prompt and its images."""
+    contract = model.contract
+    if not contract.references:
+        if any(references):
+            raise ModelError(f"{contract.pipeline} was probed without references; name them in `references`")
+        return encode_prompts(model, prompts)
+    if len(prompts) != len(references):
+        raise ValueError(f"{len(prompts)} prompts, and references of {len(references)} samples")
+    if not contract.entangled:
+        return encode_prompts(model, prompts).merged(encode_references(model, references))
+    with _recording(model):
+        return _together(model, prompts, references, {**contract.rules, **contract.reference_rules})
+
+
+@contextmanager
+def _recording(model: FlowModel) -> Iterator[Mapping[str, Any]]:
+    networks = find_networks(model.pipe)
+    with freed_once(model.pipe), without_side_effects(model.pipe, networks), model.without_second_time():
+        yield networks
+
+
+@torch.no_grad()
+def _together(
+    model: FlowModel, prompts: Sequence[str], references: Sequence[References], rules: Mapping[str, Rule]
+) -> Condition:
+    samples = []
+    for prompt, images in zip(prompts, references, strict=True):
+        _check(model, images)
+        seen = recorded_arguments(model.pipe, find_networks(model.pipe), [prompt], model.call(**images))
+        sample = {name: seen.get(name) for name in rules}
+        argument = model.layout(**model.size).sample_argument
+        layout = model.layout_with(tuple(stacked(seen[argument]).shape[1:]), images)
+        sample[argument] = layout.into.rest(stacked(seen[argument]))
+        if not layout.vae.whole:
+            sample[DECODED] = _beside_the_sample(model, layout, prompt, images)
+        samples.append(sample)
+    more: dict[str, Rule] = {name: ["axis", 0] for name in samples[0] if name not in rules}
+    return Condition.of_samples(samples, {**rules, **more})
+
+
+def _check(model: FlowModel, images: References) -> None:
+    contract = model.contract
+    if unknown := sorted(set(images).difference(contract.references)):
+        raise ModelError(
+            f"{contract.pipeline} was probed with references as {list(contract.references)}, not as {unknown[0]!r}"
+        )
+    if not images and not contract.optional:
+        raise ModelError(f"{contract.pipeline} does not run without references, and a sample has none")
+
+
+def _beside_the_sample(model: FlowModel, layout: Layout, prompt: str, images: References) -> Tensor:
+    """Return what the VAE gets at the end of a call that is not the sample, such as a given first frame, ``[1,
+    *vae_shape]``."""
+    seen = Recording()
+    networks = find_networks(model.pipe)
+    with ExitStack() as stack:
+        stack.enter_context(encoded_once(model.pipe))
+        stack.enter_context(recording_steps(model.pipe.scheduler, seen))
+        stack.enter_context(recording_decode(model.pipe.vae, seen))
+        stack.enter_context(answering(networks, lambda: layout.blank))
+        run(model.pipe, **model.call(prompt=prompt, num_inference_steps=SHORTEST, output_type="pt", **images))
+    assert seen.decoded is not None, "the layout was learned from such a run"
+    return layout.vae.rest(seen.decoded)

@@ -1,0 +1,142 @@
+"""Edit models, from a run file to the pipeline that loads its result: each sample has references of its own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flowhooks.checks.examine import examine
+from flowhooks.cli import main
+from flowhooks.train import train
+from flowhooks.train.setup import prepared
+from tests.data.folders import image_set, partner_set, write_image, write_mask
+from tests.families import PIPELINES, learnt, tiny
+from tests.train.runs import make_run
+
+NAMES = ("one", "two", "three")
+
+
+@pytest.fixture(scope="module")
+def edits(tmp_path_factory):
+    """Pairs of edits with masks and their sources, of another size; and a tiny FLUX.1 Kontext."""
+    root = tmp_path_factory.mktemp("edits")
+    for seed, name in enumerate(NAMES):
+        write_image(root / "good" / f"{name}.png", (16, 16), seed)
+        (root / "good" / f"{name}.txt").write_text("a photo", encoding="utf-8")
+        write_image(root / "bad" / f"{name}.png", (16, 16), 10 + seed)
+        write_image(root / "source" / f"{name}.png", (32, 16 if seed else 32), 20 + seed)
+        write_mask(root / "mask" / f"{name}.png", 255 * np.tri(16))
+    tiny("flux-kontext").save_pretrained(root / "model")
+    return root
+
+
+def blocks(*partners, **keys):
+    kinds = {"bad": "reference_strict", "source": "reference_image", "mask": "mask"}
+    return [
+        image_set("good", conditioning_data=list(partners), **keys),
+        *(partner_set(each, kinds[each]) for each in partners),
+    ]
+
+
+def run_of(root, output, data, **sections):
+    (root / f"{output.name}.json").write_text(json.dumps(data), encoding="utf-8")
+    arguments = {k: v for k, v in PIPELINES["flux-kontext"].arguments.items() if k not in ("height", "width")}
+    base = {
+        "model": {"pipeline_arguments": arguments},
+        "training": {"max_train_steps": 1, "train_batch_size": 3, "log_every_steps": 1},
+        "cache_dir": str(root / "cache"),
+    }
+    return make_run(root / "model", root / f"{output.name}.json", output, **{**base, **sections})
+
+
+def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_path, capsys):
+    look = {
+        "prompts": ["a photo", "one"],
+        "images": [str(edits / "source" / "one.png"), None],
+        "num_inference_steps": 1,
+        "height": 16,
+        "width": 16,
+        "holdout": 1,
+    }
+    run = run_of(edits, tmp_path / "pairs", blocks("bad", "source", "mask"), validation=look)
+    result = train(run, progress=False)
+    assert (result.output_dir / "validation" / "step_000001.png").is_file()
+    history = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
+    assert any("val/loss" in each for each in history)
+    told = [
+        "--prompt",
+        "a",
+        "--image",
+        str(edits / "source" / "two.png"),
+        "--steps",
+        "2",
+        "--height",
+        "16",
+        "--width",
+        "16",
+    ]
+    assert main(["sample", str(result.output_dir), *told, "--output", str(tmp_path / "drawn")]) == 0
+    assert Image.open(tmp_path / "drawn" / "grid.png").size == (16, 16)
+
+
+def test_sets_of_references_in_the_words_of_other_trainers(edits, tmp_path, capsys):
+    """Where no hook reads a rejected side and the pipeline takes an image, `reference_strict` holds references."""
+    sets = blocks("source")
+    sets[1]["conditioning_type"] = "reference_loose"
+    sft = run_of(edits, tmp_path / "sft", sets, hooks=[])
+    audited = examine(sft).audit
+    assert "reference" in audited.provides and "rejected" not in audited.provides
+    result = train(sft, progress=False)
+    fresh = learnt("flux-kontext").pipe
+    fresh.load_lora_weights(result.output_dir)
+    pairs = run_of(edits, tmp_path / "dpo", blocks("bad"), hooks=[{"type": "flow_dpo"}])
+    assert "reference" not in examine(pairs).audit.provides, "a preference run has rejected sides"
+
+
+def test_a_video_begins_with_its_own_first_frame(tmp_path):
+    """Wan 2.2 5B: the frame that is given stands in place of the sample's, and trains nothing."""
+    (tmp_path / "clips").mkdir()
+    for seed in range(2):
+        frames = [
+            Image.fromarray(np.random.default_rng(10 * seed + k).integers(0, 256, (32, 32, 3), np.uint8))
+            for k in range(5)
+        ]
+        frames[0].save(tmp_path / "clips" / f"{seed}.png", save_all=True, append_images=frames[1:])
+        (tmp_path / "clips" / f"{seed}.txt").write_text("a", encoding="utf-8")
+    tiny("wan22-5b-i2v").save_pretrained(tmp_path / "model")
+    arguments = {"max_sequence_length": 16}
+    sets = [image_set("clips", num_frames=5, reference="first_frame")]
+    training = {"max_train_steps": 1, "train_batch_size": 2}
+    model = {"pipeline_arguments": arguments}
+    run = run_of(tmp_path, tmp_path / "out", sets, hooks=[], model=model, training=training)
+    with prepared(run, None, False) as job:
+        (batch,) = itertools.islice(job.batches(), 1)
+        model = job.session.model.at(*batch.size)
+        seen = model.seen(batch.clean, batch.condition)
+        assert not seen[:, :, 0].any() and seen[:, :, 1:].all()
+        (loss,) = (result.loss for result in job.session.steps(batch))
+        moved = replace(batch, clean=batch.clean + 100 * (1 - seen))
+        job.session.micro_step -= 1
+        (again,) = (result.loss for result in job.session.steps(moved))
+        assert torch.equal(loss, again), "the given frame weighs nothing"
+        pixels = model.decode(batch.clean, condition=batch.condition)
+        assert pixels.shape == (2, 3, 5, 32, 32)
+
+
+def test_a_text_encoder_that_sees_the_picture_encodes_every_caption_with_every_reference(edits, tmp_path, monkeypatch):
+    """Qwen-Image-Edit-Plus, which is built here: to read its processor from a folder takes torchvision."""
+    monkeypatch.setattr("flowhooks.train.setup.load_pipeline", lambda section: tiny("qwen-image-edit-plus"))
+    data = blocks("bad", "source", caption_dropout=0.5)
+    hooks = [{"type": "flow_dpo", "norm_type": "mean"}]
+    look = {"prompts": ["one"], "images": [str(edits / "source" / "two.png")], "num_inference_steps": 1, "holdout": 1}
+    sections = {"model": {"pipeline_arguments": {}}, "validation": {**look, "height": 16, "width": 16}}
+    result = train(run_of(edits, tmp_path / "qwen", data, hooks=hooks, **sections), progress=False)
+    assert (result.output_dir / "validation" / "step_000001.png").is_file()
+    kinds = {path.name for path in (edits / "cache").iterdir()}
+    assert "conditions" in kinds
