@@ -18,6 +18,7 @@ from flowhooks.config.run import offload_share, read_run
 from flowhooks.errors import ModelError
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import best_device, load_pipeline
+from flowhooks.probe.runs import first_network
 from flowhooks.reading import user_path
 from flowhooks.sampling.flow_map_proxy import first_order
 from flowhooks.sampling.gate import adapter_gate
@@ -124,7 +125,7 @@ def restore_pipeline(
         stage=stage,
         share=share,
         arguments=section["pipeline_arguments"],
-        component=section["component"] or "transformer",
+        component=section["component"] or first_network(pipe),
         adapter=adapter,
         modules=modules,
         below=adapter_below(adapter) if below is None and adapter is not None else below,

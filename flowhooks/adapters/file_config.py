@@ -20,10 +20,10 @@ from flowhooks.adapters.adapter_file import AdapterFile
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
-    DIFFUSERS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
+    bare_key,
     first_few,
     layer_name,
     read_json,
@@ -60,7 +60,7 @@ def file_config(read: AdapterFile) -> PeftConfig:
     elif METADATA_KEY in header:
         origin = f"{file}: header `{METADATA_KEY}`"
         prefixed = read_json(header[METADATA_KEY], origin=origin)
-        document = {key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in prefixed.items()}
+        document = {bare_key(key): value for key, value in prefixed.items()}
     else:
         # Diffusers' own reading of a file without metadata: ranks from the shapes, alpha equal to the rank.
         origin = str(file)

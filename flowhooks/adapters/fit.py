@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
-    DIFFUSERS_PREFIX,
     GATE_KEY,
     LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
+    bare_key,
     find_file,
     first_few,
     format_of,
@@ -34,6 +34,7 @@ from flowhooks.adapters.names import (
 )
 from flowhooks.adapters.peft_document import check_plain, check_values
 from flowhooks.errors import AdapterError
+from flowhooks.naming import NETWORKS
 from flowhooks.reading import MAX_DOCUMENT, parse, read_text
 
 Shapes = dict[str, tuple[int, ...]]
@@ -140,7 +141,7 @@ def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -
         origin = f"{file}: header `{METADATA_KEY}`"
         # A run starts from such a file with the strength that it was trained with.
         document = read_json(metadata.get(TRAINED_KEY, metadata[METADATA_KEY]), origin=origin)
-        return _stated({key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in document.items()}, origin)
+        return _stated({bare_key(key): value for key, value in document.items()}, origin)
     if CONFIG_KEY in metadata and not any(key.endswith(ALPHA) for key in shapes):
         return read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
     return {}
@@ -182,8 +183,10 @@ def check_layers(file: Path, shapes: Shapes, weights: Shapes, *, lycoris: bool) 
         )
 
 
-def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:
-    """Return shapes of a network's weights; none where they cannot be read, which loading them reports better."""
+def transformer_shapes(pipeline: Path, component: str | None = None) -> Shapes:
+    """Return shapes of a network's weights, by default of the first network in the folder; none where they cannot be
+    read, which loading them reports better."""
+    component = component or first_network(pipeline)
     shapes: Shapes = {}
     if (pipeline / component / SHAPES).is_file():
         return {key: tuple(sides) for key, sides in parse(read_text(pipeline / component / SHAPES)).items()}
@@ -193,6 +196,11 @@ def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes
     except (SafetensorError, OSError):
         return {}
     return shapes
+
+
+def first_network(pipeline: Path) -> str:
+    """Return the name of the first network that has a folder in a pipeline's."""
+    return next((name for name in NETWORKS if (pipeline / name).is_dir()), NETWORKS[0])
 
 
 def number_types(file: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few
+from flowhooks.adapters.names import ALPHA, bare_key, first_few
 from flowhooks.adapters.network import Network
 from flowhooks.adapters.pieces import Piece
 from flowhooks.errors import AdapterError
@@ -22,6 +22,7 @@ PREFIXES = (
     "model.diffusion_model.",
     "diffusion_model.",
     "transformer.",
+    "unet.",
     "lora_transformer_",
     "lora_unet_",
     "lycoris_",
@@ -211,8 +212,7 @@ class Names:
 def network_named(file: Path, tensors: Mapping[str, Tensor]) -> Network:
     """Describe the layers that a file with Diffusers' names changes, by the sides of its matrices."""
     pieces = pieces_in(file, tensors) or {}
-    prefix = f"{DIFFUSERS_PREFIX}."
-    return Network(kind=None, shapes={name.removeprefix(prefix): piece.shape for name, piece in pieces.items()})
+    return Network(kind=None, shapes={bare_key(name): piece.shape for name, piece in pieces.items()})
 
 
 def in_own_names(file: Path, tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor] | None:

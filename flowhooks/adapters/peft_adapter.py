@@ -20,13 +20,13 @@ from flowhooks.adapters.adapter_file import write_aside, write_tensors
 from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
 from flowhooks.adapters.names import (
-    DIFFUSERS_PREFIX,
     LORA_FILE,
     NEED_SHAPE,
     PEFT_CONFIG_FILE,
     PEFT_FILE,
     PEFT_PREFIX,
     TRAINED_KEY,
+    diffusers_prefix,
     layer_name,
 )
 from flowhooks.autocast import autocast_dtype
@@ -125,10 +125,11 @@ class PeftAdapter(AttachedAdapter):
         tensors, header = self.written(), self._header(metadata)
         if self.kind == "lora":
             whole = self._of_scale_one()
-            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole)
+            prefix = diffusers_prefix(type(self.transformer).__name__)
+            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole, prefix)
             if whole is not self.peft_config:
-                header[TRAINED_KEY] = diffusers_metadata(self.peft_config)
-            return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
+                header[TRAINED_KEY] = diffusers_metadata(self.peft_config, prefix)
+            return write_tensors(folder / LORA_FILE, LoraBaseMixin.pack_weights(tensors, prefix), header)
         write_aside(folder / PEFT_CONFIG_FILE, lambda aside: aside.write_text(self._peft_document(), encoding="utf-8"))
         return write_tensors(folder / PEFT_FILE, {PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
 
@@ -207,10 +208,10 @@ def plain_config(ranks: Mapping[str, int]) -> LoraConfig:
     )
 
 
-def diffusers_metadata(peft: PeftConfig) -> str:
+def diffusers_metadata(peft: PeftConfig, prefix: str) -> str:
     """Return the metadata from which Diffusers reads alpha, rank and dropout; without it a loader uses the rank as
-    alpha."""
-    document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in peft.to_dict().items()}
+    alpha. ``prefix`` is that of the file's keys, without its dot."""
+    document = {f"{prefix}.{key}": value for key, value in peft.to_dict().items()}
     return json.dumps(document, default=_plain, indent=2, sort_keys=True)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from flowhooks.adapters.names import DIFFUSERS_UNET, diffusers_prefix
 from flowhooks.checks import hub
 from flowhooks.checks.library import (
     PLAIN,
@@ -24,11 +25,10 @@ from flowhooks.digits.places import building_notice, outline
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.registry import HOOKS
+from flowhooks.naming import NETWORKS as NETWORKS
 from flowhooks.reading import parse, read_text, user_path
 
 INDEX = "model_index.json"
-#: Names in a pipeline of the networks that can be trained.
-NETWORKS = ("transformer", "transformer_2")
 #: Library -> stem of its weight files.
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 #: Names of parts: each is an attribute of the pipeline, and a folder.
@@ -74,6 +74,19 @@ def local_pipeline(name: Any) -> Path | None:
     """Return the folder of a pipeline, if the name is one."""
     folder = user_path(name) if isinstance(name, str) else None
     return folder if folder is not None and (folder / INDEX).is_file() else None
+
+
+def trained_network(section: Mapping[str, Any]) -> str:
+    """Return the name of the network that a ``model`` section trains: the one that it names, or the pipeline's
+    first."""
+    if section["component"] is not None:
+        return str(section["component"])
+    folder = pipeline_folder(section)
+    try:
+        parts = {} if folder is None else read_index(folder)[0]
+    except ConfigError:
+        parts = {}
+    return next((name for name in NETWORKS if name in parts), NETWORKS[0])
 
 
 def model_problems(run: Run) -> Iterator[Problem]:
@@ -280,8 +293,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         ]
         named = f"its network is {others[0]!r}, a {parts[others[0]][1]}" if others else "it has no network"
         yield (
-            f"cannot be trained here: {named}, and flowhooks trains the `transformer` of a flow-matching pipeline; "
-            "use such a pipeline",
+            f"cannot be trained here: {named}, and flowhooks trains the `transformer` or `unet` of a flow-matching "
+            "pipeline; use such a pipeline",
             _NAME,
         )
         return
@@ -297,6 +310,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
     if section["gradient_checkpointing"] and checkpoints_gradients(kind) is False:
         message = f"has a {kind}, which cannot recompute activations; set it to false"
         yield message, "$.model.gradient_checkpointing"
+    if diffusers_prefix(kind) == DIFFUSERS_UNET:
+        yield from _of_unets(kind, run)
     arguments = call_arguments(pipeline)
     for name in section["pipeline_arguments"] if arguments is not None else ():
         if arguments is not None and name not in arguments:
@@ -315,6 +330,29 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
                     "pure noise to data with one; train it without this hook",
                     hook.where,
                 )
+
+
+def _of_unets(kind: str, run: Run) -> Iterator[tuple[str, str]]:
+    """Yield (what, JSON path) for what a transformer can and a U-Net cannot."""
+    if run.training["compile"] != "none":
+        yield (
+            f"has a {kind}, whose convolutions torch compiles differently with the adapter off, so that the reference "
+            "would not be the base to the last bit; set it to 'none'",
+            "$.training.compile",
+        )
+    if run.model["offload"] != "none":
+        yield (
+            f"has a {kind}, whose blocks recompute their layers one by one, when the block's weights have left the "
+            "device already; set it to 'none', or quantise the network with `model.quantization`",
+            "$.model.offload",
+        )
+    for hook in run.every_hook:
+        if hook.type == "dual_times":
+            yield (
+                f"has a {kind}, whose convolutions mix the places of an image, so that no token has a time of its own; "
+                "train it without this hook",
+                hook.where,
+            )
 
 
 def _wrong_arguments(given: Mapping[str, Any], plain: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:

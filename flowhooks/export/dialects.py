@@ -27,6 +27,7 @@ from flowhooks.adapters.names import (
     METADATA_KEY,
     TRAINED_KEY,
     TRANSFORMER_KEY,
+    diffusers_prefix,
     find_file,
     first_few,
     lycoris_names,
@@ -37,7 +38,7 @@ from flowhooks.adapters.network import Network, network_in, network_told
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
-from flowhooks.export.layout_choice import DIFFUSERS, MUSUBI, OWN, LayoutChoice
+from flowhooks.export.layout_choice import DIFFUSERS, MUSUBI, LayoutChoice
 from flowhooks.manifest import CHECKPOINT
 from flowhooks.naming import LAYOUTS, FileLayout, NativePlace, Reading, places_of, tool_version
 from flowhooks.reading import user_path
@@ -226,8 +227,14 @@ class _Export:
 
     def write(self, target: Path) -> Exported:
         layers = [piece.name for piece in self.pieces]
+        prefix = self.read.network if self.kind is None else diffusers_prefix(self.kind)
         choice = LayoutChoice(
-            dialect=self.dialect, kind=self.kind, layers=layers, plain=self.plain, leave_out=self.leave_out
+            dialect=self.dialect,
+            kind=self.kind,
+            layers=layers,
+            prefix=prefix,
+            plain=self.plain,
+            leave_out=self.leave_out,
         )
         name, readings = choice.layout()
         layout = replace(LAYOUTS[name], alphas=True) if self._keeps_alphas(name) else LAYOUTS[name]
@@ -245,9 +252,9 @@ class _Export:
         header = {key: value for key, value in self.read.header.items() if key not in _NOT_OURS}
         if self.network is not None and self.network.kind is not None:
             header.setdefault(TRANSFORMER_KEY, self.network.kind)
-        if name == OWN:
+        if name == choice.own:
             ranks = {piece.name: piece.rank or 1 for piece in self.pieces}
-            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks))
+            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks), prefix)
         if name == "lycoris.diffusers":
             header[LAYERS_KEY] = json.dumps({piece.name: piece.shape for piece in self.pieces})
         places = {} if layout.names == "diffusers" else places_of(choice.known_family(), layers)

@@ -10,8 +10,6 @@ from flowhooks.errors import AdapterError
 from flowhooks.naming import Family, Reading, families, family_of, fits
 
 COMFYUI, DIFFUSERS, MUSUBI, SCRIPTS, LYCORIS = "ComfyUI", "Diffusers", "musubi-tuner", "sd-scripts", "LyCORIS"
-#: Diffusers' own layout.
-OWN = "transformer.diffusers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +20,7 @@ class LayoutChoice:
         dialect: one of `flowhooks.export.DIALECTS`.
         kind: class name of the network that the file is for; None if it is not known.
         layers: Diffusers' names of the layers that it changes.
+        prefix: what Diffusers calls that network in its files.
         plain: whether all changes are LoRA.
         leave_out: whether layers that a program would drop are going to be left out.
     """
@@ -29,8 +28,14 @@ class LayoutChoice:
     dialect: str
     kind: str | None
     layers: Sequence[str]
+    prefix: str
     plain: bool
     leave_out: bool
+
+    @property
+    def own(self) -> str:
+        """Return Diffusers' own layout."""
+        return f"{self.prefix}.diffusers"
 
     @property
     def family(self) -> Family | None:
@@ -41,8 +46,8 @@ class LayoutChoice:
         where the program that it is for would drop one."""
         layers = self.layers
         if self.dialect == "diffusers" or (self.dialect == "portable" and self._unknown() and self.plain):
-            own = [] if self.family is None else fits(self.family, OWN, layers)
-            return OWN, own or [Reading(tool=DIFFUSERS, lost=())]
+            own = [] if self.family is None else fits(self.family, self.own, layers)
+            return self.own, own or [Reading(tool=DIFFUSERS, lost=())]
         if self.dialect == "lycoris":
             found = [] if self.family is None else fits(self.family, "lycoris.diffusers", layers)
             return "lycoris.diffusers", [Reading(tool=LYCORIS, lost=()), *found]

@@ -13,6 +13,7 @@ from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
 from flowhooks.manifest import CHECKPOINT, MODULES, RUN
 from flowhooks.pipeline import load_pipeline
+from flowhooks.probe.runs import first_network
 from flowhooks.reading import user_path
 
 #: Format -> whether the network alone is written.
@@ -56,7 +57,7 @@ def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
             "switched as the model card says"
         )
     pipe = load_pipeline(section)
-    name = section["component"] or "transformer"
+    name = section["component"] or first_network(pipe)
     network = getattr(pipe, name)
     merge_adapter(load_adapter(network, adapter, pipeline=pipe))
     return save_whole(network if MERGED[dialect] else pipe, target)

@@ -213,11 +213,26 @@ def _thin(settings: Settings) -> Settings:
     return small
 
 
+def _thin_levels(settings: Settings) -> Settings:
+    """A U-Net with as many levels and layers between them, of few channels, and one attention block wherever it has
+    some."""
+    small = _thin(settings)
+    if not isinstance(small.get("block_out_channels"), list):
+        return small
+    for key, value in small.items():
+        each = value if isinstance(value, list) else [value]
+        if key in ("attention_head_dim", "num_attention_heads") and value is not None:
+            small[key] = [1] * len(each) if isinstance(value, list) else 1
+        elif key in ("transformer_layers_per_block", "reverse_transformer_layers_per_block") and value is not None:
+            small[key] = [1] * len(each) if isinstance(value, list) else 1
+    return small
+
+
 def _same(settings: Settings) -> Settings:
     return dict(settings)
 
 
 #: From the smallest to the most cautious.
-_NARROW = (_narrow, lambda settings: _narrow(settings, equal=False), _shallow)
+_NARROW = (_narrow, lambda settings: _narrow(settings, equal=False), _shallow, _thin_levels)
 _TEXT = (_text, _shallow, _same)
 _AUTOENCODER = (_thin, _shallow, _same)

@@ -26,7 +26,7 @@ from flowhooks.probe.recorder import (
 )
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
-from flowhooks.probe.values import Rule, learn_rule, map_tensors, same
+from flowhooks.probe.values import Rule, learn_rule, map_tensors, nested_arguments, same
 from flowhooks.quantization.plain import plain_parts
 
 #: Largest change of a prediction, relative where it exceeds 1, by an argument that the network ignores.
@@ -68,6 +68,10 @@ class PipelineContract:
     scale: str
     fixed_text: bool
     joint: bool
+
+    def networks_of(self, pipe: Any) -> dict[str, nn.Module]:
+        """Return the networks by attribute of the pipeline."""
+        return {name: getattr(pipe, name) for name in self.networks}
 
     def sigma_range(self, network: str) -> tuple[float, float]:
         """Return the sigmas at which this network is called: all of [0, 1], or one side of the boundary of two
@@ -111,7 +115,7 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
     with without_side_effects(pipe, networks):
         base = {**call_exceptions(pipe), **arguments}
         known: dict[Any, Any] = {}
-        call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
+        call, guided, networks = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
         one, other = (
             recorded_arguments(pipe, networks, prompts, {**base, **sizes[0], **call})
             for prompts in (PROMPTS[:1], PROMPTS[1:])
@@ -127,10 +131,11 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
         wide = _at_another_size(pipe, networks, {**base, **call}, sizes, one[sample], sample, arguments)
         moving = {sample, *(time.name for time in times)}
         _refuse_drifting(pipe, networks, walk, moving)
+        called, boundary = _turns(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk)
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
-            networks=tuple(networks),
-            boundary=_boundary(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk.outputs[0]),
+            networks=called,
+            boundary=boundary,
             times=times,
             rules={},
             resolution_rules={},
@@ -206,7 +211,8 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
     try:
         with torch.no_grad(), named_failures(pipe):
             before, after = (
-                first_of(network(**{**first, **{name: call[name] for name in drifting}})) for call in (first, last)
+                first_of(network(**nested_arguments({**first, **{name: call[name] for name in drifting}})))
+                for call in (first, last)
             )
     finally:
         pipe.maybe_free_model_hooks()
@@ -247,24 +253,29 @@ def _sorted_arguments(
     )
 
 
-def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any) -> float | None:
-    """With two networks, both returning ``output``: return the sigma between the last call of the first and the first
-    call of the second."""
+def _turns(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], walk: Recording
+) -> tuple[tuple[str, ...], float | None]:
+    """Return the networks that the pipeline's loop calls, in their order, and with two of them the sigma between the
+    last call of the first and the first call of the second. A network that only guides is not called."""
     if len(networks) < 2:
-        return None
+        return tuple(networks), None
     seen = Recording()
     with (
-        answering(networks, lambda: output),
+        answering(networks, lambda: walk.outputs[0]),
         recording_calls(networks, seen),
         recording_steps(pipe.scheduler, seen),
     ):
         run(pipe, **{**call, "num_inference_steps": 1000, "output_type": "latent"})
-    order = tuple(networks)
-    high = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[0]]
-    low = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[1]]
-    if not high or not low or min(high) < max(low):
+    order = tuple(dict.fromkeys(seen.names))
+    if len(order) < 2:
+        return order, None
+    high, low = (
+        [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == network] for network in order[:2]
+    )
+    if len(order) > 2 or min(high) < max(low):
         raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
-    return (min(high) + max(low)) / 2
+    return order, (min(high) + max(low)) / 2
 
 
 def _shapes(value: Any) -> Any:

@@ -137,7 +137,7 @@ class Interval:
             if not isinstance(given, Tensor):
                 found[time.name] = type(given)(value)
                 continue
-            value = value.reshape(*value.shape, *[1] * (given.dim() - value.dim()))
+            value = value.reshape((*value.shape, *[1] * (given.dim() - value.dim())))
             found[time.name] = value.to(given.device, given.dtype).expand_as(given)
         return found
 

@@ -156,7 +156,7 @@ def verify(model: FlowModel) -> None:
     Raises:
         ModelError: they differ by more than rounding.
     """
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     call = model.call(prompt=PROMPTS[1])
     model.layout(call["height"], call["width"])
     with without_side_effects(model.pipe, networks):
@@ -180,7 +180,7 @@ def _compared(
 ) -> tuple[Recording, list[State], float]:
     """Return a short run under a seed, our predictions along it, and the largest error of them."""
     generator = torch.Generator().manual_seed(seed)
-    walk = walked(model.pipe, find_networks(model.pipe), {**call, "generator": generator}, STEPS)
+    walk = walked(model.pipe, model.contract.networks_of(model.pipe), {**call, "generator": generator}, STEPS)
     trained, states = model.component, []
     try:
         for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):

@@ -20,10 +20,10 @@ from flowhooks.probe.interval import Interval, Span
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.offloading import original
 from flowhooks.probe.recorder import encoded_once, execution_device, freed_once, without_side_effects
-from flowhooks.probe.runs import PROMPTS, find_networks, output_of, recorded_arguments
+from flowhooks.probe.runs import PROMPTS, output_of, recorded_arguments
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
-from flowhooks.probe.values import collate, moved
+from flowhooks.probe.values import collate, moved, nested_arguments
 from flowhooks.probe.weight_names import WeightNames
 from flowhooks.transfer import picked, sent, whole_numbers
 
@@ -285,7 +285,7 @@ class FlowModel:
             for name, rule in self.contract.resolution_rules.items()
         }
         sample = {layout.sample_argument: moved(layout.to_network(noisy), None, self.dtype)}
-        return {**self.contract.constants, **resolution, **prompt, **sample}
+        return nested_arguments({**self.contract.constants, **resolution, **prompt, **sample})
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
         """Return the network's time arguments at ``sigma`` ``[B]``, with its second one at ``end``."""
@@ -302,12 +302,12 @@ class FlowModel:
         parts = []
         with (
             freed_once(self.pipe),
-            without_side_effects(self.pipe, find_networks(self.pipe)),
+            without_side_effects(self.pipe, self.contract.networks_of(self.pipe)),
             self._without_second_time(),
         ):
             for start in range(0, len(prompts), chunk):
                 some = prompts[start : start + chunk]
-                seen = recorded_arguments(self.pipe, find_networks(self.pipe), some, self.call())
+                seen = recorded_arguments(self.pipe, self.contract.networks_of(self.pipe), some, self.call())
                 parts.append(Condition.of_batch(seen, self.contract.rules, len(some)))
         return parts[0].join(parts[1:])
 
@@ -345,13 +345,15 @@ class FlowModel:
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
             with (
-                without_side_effects(self.pipe, find_networks(self.pipe)),
+                without_side_effects(self.pipe, self.contract.networks_of(self.pipe)),
                 encoded_once(self.pipe),
                 self._without_second_time(),
             ):
                 call = self.call(prompt="a", **self._sizes.arguments(size))
                 follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
-                self._sizes.layouts[size] = learn_layout(self.pipe, find_networks(self.pipe), call, follows, times)
+                self._sizes.layouts[size] = learn_layout(
+                    self.pipe, self.contract.networks_of(self.pipe), call, follows, times
+                )
         return self._sizes.layouts[size]
 
     @property

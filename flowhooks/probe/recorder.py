@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
 from flowhooks.probe.failures import failed
-from flowhooks.probe.values import map_tensors, tensors_in
+from flowhooks.probe.values import flat_arguments, map_tensors, tensors_in
 from flowhooks.splice import restore_attributes, splice
 
 
@@ -39,7 +39,8 @@ class StepRecord:
 class Recording:
     """Holds what one run passed.
 
-    ``names[i]`` names the network of call ``i``, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
+    ``names[i]`` names the network of call ``i``, ``calls[i]`` holds its arguments by name (see
+    :func:`~flowhooks.probe.values.flat_arguments`), ``outputs[i]`` what
     it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` the latents to decode, with the other
     arguments in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
     of the resolution. ``copies`` counts the steps of copies that the pipeline made of its scheduler.
@@ -122,7 +123,7 @@ def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop:
 
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         seen.names.append(name)
-        seen.calls.append(_snapshot(bound_arguments(module, args, kwargs)))
+        seen.calls.append(_snapshot(flat_arguments(bound_arguments(module, args, kwargs))))
         if stop:
             raise StopRun
 

@@ -119,7 +119,7 @@ def first_order(pipe: Any) -> Iterator[None]:
     try:
         require_first_order(scheduler)
     except ModelError:
-        scheduler = _of_first_order(scheduler.config)
+        scheduler = _of_first_order(scheduler)
     with scheduled(pipe, scheduler):
         yield
 
@@ -135,12 +135,21 @@ def scheduled(pipe: Any, scheduler: Any) -> Iterator[None]:
         pipe.scheduler = before
 
 
-def _of_first_order(config: Mapping[str, Any]) -> FlowMatchEulerDiscreteScheduler:
+def _of_first_order(other: Any) -> FlowMatchEulerDiscreteScheduler:
     """Return a scheduler with those settings of another one that mean the same for it."""
+    config: Mapping[str, Any] = other.config
     known = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
     shared = {name: value for name, value in config.items() if name in known}
     shift = config.get("flow_shift") or config.get("shift") or 1.0
-    return FlowMatchEulerDiscreteScheduler(**{**shared, "shift": shift, "stochastic_sampling": False})
+    scheduler = FlowMatchEulerDiscreteScheduler(**{**shared, "shift": shift, "stochastic_sampling": False})
+    if hasattr(other, "scale_model_input"):
+        # Pipelines older than flow matching ask for both.
+        vars(scheduler).update(scale_model_input=_unscaled, init_noise_sigma=1.0)
+    return scheduler
+
+
+def _unscaled(sample: Tensor, timestep: Any = None) -> Tensor:
+    return sample
 
 
 def _shift(scheduler: Any) -> float:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 import flowhooks
-from flowhooks.adapters.names import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE, bare_key
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
-from flowhooks.probe.runs import find_networks, walked
+from flowhooks.probe.runs import find_networks, first_network, walked
 from flowhooks.sampling.flow_map_proxy import first_order
 from tests.families import learnt
 
@@ -90,7 +90,7 @@ def check_flow_dpo(name: str) -> None:
 def _matters(model: FlowModel, key: str) -> bool:
     """Whether the base layer that an adapter's parameter sits on has any say in the prediction; a last block's text
     layers often have none."""
-    layer = model.transformer.get_submodule(key.partition(".lora_")[0].removeprefix("transformer."))
+    layer = model.transformer.get_submodule(bare_key(key.partition(".lora_")[0]))
     batch = pairs(model)
     with torch.enable_grad():
         layer.weight.requires_grad_(True)
@@ -247,10 +247,12 @@ def check_bf16(name: str) -> None:
 
 def load_lora(pipe: Any, folder: str) -> None:
     """By Diffusers' own loader: the pipeline's, or the network's where the pipeline class has none."""
-    if "transformer" in getattr(pipe, "_lora_loadable_modules", ()):
+    name = first_network(pipe)
+    network = getattr(pipe, name)
+    if name in getattr(pipe, "_lora_loadable_modules", ()):
         pipe.load_lora_weights(folder)
-    elif hasattr(pipe.transformer, "load_lora_adapter"):
-        pipe.transformer.load_lora_adapter(folder, prefix="transformer", weight_name=LORA_FILE)
+    elif hasattr(network, "load_lora_adapter"):
+        network.load_lora_adapter(folder, prefix=name, weight_name=LORA_FILE)
     else:
         raise Failed(f"Diffusers has no LoRA loader for {type(pipe).__name__}")
 
