@@ -28,6 +28,7 @@ _DEPTH = re.compile(r"(^|_)(num_(\w+_)?layers|n_(\w+_)?layers|num_layers|layers_
 _HEADS = re.compile(r"^(num_attention_heads|num_heads|n_heads)$")
 _KEY_HEADS = re.compile(r"^(num_key_value_heads|num_kv_heads|n_kv_heads)$")
 _HEAD_WIDTH = re.compile(r"^(attention_head_dim|head_dim|d_kv)$")
+_INSIDE = re.compile(r"transformer_layers_per_block$")
 _INNER = re.compile(r"^(hidden_size|dim|inner_dim|d_model)$")
 #: Settings that say how wide something else is, which the network meets.
 _OTHERS = re.compile(r"^(in|out|joint|cross|pooled|text|cap|caption_channels|encoder|context|sample|image)(_|$)")
@@ -220,11 +221,8 @@ def _thin_levels(settings: Settings) -> Settings:
     if not isinstance(small.get("block_out_channels"), list):
         return small
     for key, value in small.items():
-        each = value if isinstance(value, list) else [value]
-        if key in ("attention_head_dim", "num_attention_heads") and value is not None:
-            small[key] = [1] * len(each) if isinstance(value, list) else 1
-        elif key in ("transformer_layers_per_block", "reverse_transformer_layers_per_block") and value is not None:
-            small[key] = [1] * len(each) if isinstance(value, list) else 1
+        if value is not None and (_HEAD_WIDTH.search(key) or _HEADS.search(key) or _INSIDE.search(key)):
+            small[key] = [1] * len(value) if isinstance(value, list) else 1
     return small
 
 

@@ -19,7 +19,7 @@ from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
-from flowhooks.probe.runs import find_networks, first_network, walked
+from flowhooks.probe.runs import first_network, walked
 from flowhooks.sampling.flow_map_proxy import first_order
 from tests.families import learnt
 
@@ -172,7 +172,7 @@ def second_time(name: str) -> Iterator[FlowModel]:
 def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
     that interval. The model's network has been trained with a second time."""
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     condition = model.encode_prompts(PROMPTS[:1])
     with first_order(model.pipe), without_side_effects(model.pipe, networks), torch.no_grad():
         walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0]), 2)
