@@ -113,7 +113,7 @@ class Names:
 
     def __init__(self, network: Network):
         self.network = network
-        self.family: Family | None = family_of(network.kind)
+        self.family: Family | None = family_of(network.kind, network.shapes)
         self.places: Mapping[str, NativePlace] = {}
         if self.family is not None:
             self.places = places_of(self.family, (n for n, shape in network.shapes.items() if len(shape) == 2))

@@ -231,6 +231,7 @@ class _Export:
         choice = LayoutChoice(
             dialect=self.dialect,
             kind=self.kind,
+            network=() if self.network is None else self.network.shapes,
             layers=layers,
             prefix=prefix,
             plain=self.plain,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flowhooks.adapters.names import first_few
@@ -19,6 +19,7 @@ class LayoutChoice:
     Args:
         dialect: one of `flowhooks.export.DIALECTS`.
         kind: class name of the network that the file is for; None if it is not known.
+        network: names of that network's layers; none if they are not known.
         layers: Diffusers' names of the layers that it changes.
         prefix: what Diffusers calls that network in its files.
         plain: whether all changes are LoRA.
@@ -27,6 +28,7 @@ class LayoutChoice:
 
     dialect: str
     kind: str | None
+    network: Collection[str]
     layers: Sequence[str]
     prefix: str
     plain: bool
@@ -39,7 +41,7 @@ class LayoutChoice:
 
     @property
     def family(self) -> Family | None:
-        return family_of(self.kind)
+        return family_of(self.kind, self.network)
 
     def layout(self) -> tuple[str, list[Reading]]:
         """Return the layout to write, and what each program that reads it makes of these layers. Raises `AdapterError`

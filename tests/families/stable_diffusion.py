@@ -21,7 +21,7 @@ def unet(**options: Any) -> Any:
 
     return UNet2DConditionModel(
         sample_size=8,
-        layers_per_block=1,
+        layers_per_block=2,
         block_out_channels=(16, 32),
         norm_num_groups=2,
         **{

@@ -22,7 +22,7 @@ from flowhooks.adapters.network import network_header
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import Exported, export_adapter, pieces_of
 from flowhooks.naming import Family, families, tool_version, verified_on
-from tests.naming.rows import ROWS, linears, network, numbers, pipeline
+from tests.naming.rows import ROWS, denoiser, linears, network, numbers
 from tests.naming.sources import Source, error, in_diffusers, write
 
 PAGE = Path("docs/files.md")
@@ -160,7 +160,7 @@ def kinds_row(family: Family, name: str, folder: Path) -> str:
         if written is not None:
             written.file.unlink()
     lycoris = export_adapter(other(folder, name, "loha").file, "lycoris", folder / "lycoris.safetensors")
-    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(pipeline(name).transformer))
+    built, _ = create_lycoris_from_weights(1.0, str(lycoris.file), deepcopy(denoiser(name)))
     wanted = {p.name.replace(".", "_"): p.change() for p in pieces_of(read_adapter(lycoris.file), network(name))}
     made: dict[str, torch.Tensor] = {
         lora.lora_name.removeprefix("lycoris_"): lora.get_weight(lora.org_module[0].weight.shape).detach().double()
@@ -188,7 +188,7 @@ def other(folder: Path, name: str, kind: str) -> Source:
         tensors |= {f"{start}.{key}": numbers(*shape, seed=i) for key, shape in shapes.items()}
         tensors[f"{start}.alpha"] = torch.tensor(3.0)
     file = folder / f"{kind}.safetensors"
-    header = {**network_header(pipeline(name).transformer), "flowhooks.layers": json.dumps(layers)}
+    header = {**network_header(denoiser(name)), "flowhooks.layers": json.dumps(layers)}
     save_file(tensors, file, header)
     return Source(file, {})
 
