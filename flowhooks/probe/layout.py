@@ -230,13 +230,17 @@ def learn_layout(
         return _send(pipe, networks, call, output, code)
 
     n, m = sample.numel(), _stacked(first_of(output)).numel()
-    zeros, ones = send(torch.zeros), send(torch.ones)
-    digits = [send(partial(_digit, k)) for k in range(_digit_count(max(n, m)))]
+    zeros, lowest = send(torch.zeros), 0
+    if not zeros.velocity.isfinite().all():
+        # The pipeline divides by the size of a prediction; then codes begin with one.
+        zeros, lowest = send(torch.ones), 1
+    ones = send(lambda size: torch.full((size,), lowest + 1.0))
+    digits = [send(partial(_digit, k, lowest)) for k in range(_digit_count(max(n, m)))]
     name, listed = _sample_argument(pipe, zeros, ones, n)
     shape = tuple(sample.shape[1:])
 
     def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int) -> Gather:
-        return _gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent)
+        return _gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent, lowest)
 
     argument = _stacked(zeros.arguments[name])
     layout = Layout(
@@ -308,14 +312,17 @@ def same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return [x.shape for x in a] == [x.shape for x in b]
 
 
-def _gather(zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int) -> Gather:
-    """Compute the mapping from what arrived for zeros, ones and each digit of the index."""
-    shift = _flat(zeros)
-    scale = _flat(ones) - shift
+def _gather(
+    zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int, lowest: int
+) -> Gather:
+    """Compute the mapping from what arrived for zeros, ones and each digit of the index, all of them larger by
+    ``lowest``."""
+    scale = _flat(ones) - _flat(zeros)
+    shift = _flat(zeros) - lowest * scale
     follows = scale != 0
     index = torch.zeros_like(shift)
     for k, arrived in enumerate(digits):
-        index += torch.where(follows, (_flat(arrived) - shift) / scale, 0).round() * BASE**k
+        index += (torch.where(follows, (_flat(arrived) - shift) / scale, lowest) - lowest).round() * BASE**k
     source = torch.where(follows, index, -1).long()
     if int(source.max()) >= sent or not follows.any():
         raise ModelError("what arrives is not a rearrangement of what was sent")
@@ -359,8 +366,8 @@ def _digit_count(n: int) -> int:
     return max(1, math.ceil(math.log(max(2, n), BASE) - 1e-9))
 
 
-def _digit(k: int, size: int) -> Tensor:
-    return (torch.arange(size) // BASE**k % BASE).float()
+def _digit(k: int, lowest: int, size: int) -> Tensor:
+    return (torch.arange(size) // BASE**k % BASE).float() + lowest
 
 
 def _stacked(value: Any) -> Tensor:

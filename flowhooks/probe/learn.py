@@ -16,6 +16,7 @@ from flowhooks.probe.contract import learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
+from flowhooks.probe.modular import faced
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
@@ -41,7 +42,7 @@ def probe(
     """Learn a pipeline's contract by running it for a few steps, and verify it.
 
     Args:
-        pipe: a Diffusers flow-matching pipeline.
+        pipe: a Diffusers flow-matching pipeline, classic or modular.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
             refuses that.
         frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
@@ -51,6 +52,7 @@ def probe(
     Raises:
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
+    pipe = faced(pipe, tuple(arguments or ()))
     require_sizes(pipe)
     with named_failures(pipe):
         return _at_some_size(pipe, height, width, frames, dict(arguments or {}), component)

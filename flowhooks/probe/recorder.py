@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import lru_cache, partial, update_wrapper
 from typing import Any
 
 import torch
@@ -84,14 +84,14 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
 
     The networks get the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
     """
-    guider = getattr(pipe, "guider", None)
+    guiders = guiders_of(pipe)
     with ExitStack() as stack:
         # The components too: at its end a run removes offload hooks and installs new ones.
         modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-        stack.enter_context(restore_attributes(pipe, pipe.scheduler, guider, *modules))
+        stack.enter_context(restore_attributes(pipe, pipe.scheduler, *guiders, *modules))
         stack.enter_context(evaluating(*networks.values()))
         pipe.set_progress_bar_config(disable=True)
-        if guider is not None:
+        for guider in guiders:
             guider.disable()
         for network in networks.values():
             taken = _signature(type(network).forward).parameters
@@ -100,6 +100,11 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
                 override = partial(_overridden, fixed)
                 stack.callback(network.register_forward_pre_hook(override, with_kwargs=True).remove)
         yield
+
+
+def guiders_of(pipe: Any) -> list[Any]:
+    """Return the components that apply guidance; there is one for each network."""
+    return [part for name, part in pipe.components.items() if name.startswith("guider") and part is not None]
 
 
 def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -274,7 +279,8 @@ def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, com
 
     with restore_attributes(*networks.values()):
         for name, network in networks.items():
-            vars(network)["forward"] = partial(answered, name, network.forward)
+            # Some pipelines pass a network only what the signature of its forward names.
+            vars(network)["forward"] = update_wrapper(partial(answered, name, network.forward), network.forward)
         yield
 
 
@@ -283,7 +289,7 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
     """Return ``answer()`` from every call of the networks instead of computing it; forward hooks still see the call."""
     with restore_attributes(*networks.values()):
         for network in networks.values():
-            vars(network)["forward"] = lambda *args, **kwargs: answer()
+            vars(network)["forward"] = update_wrapper(lambda *args, **kwargs: answer(), network.forward)
         yield
 
 

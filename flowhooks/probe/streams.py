@@ -88,9 +88,11 @@ class Streams:
             )
         return self.found[name]
 
-    def grid(self, vae_shape: Sequence[int], stream: TokenStream) -> Grid:
-        """Return frames, rows and columns of a block's tokens for VAE latents ``[C, (F,) h, w]``."""
-        return _over(_extent(vae_shape), stream.patch or self.patch)
+    def grid(self, vae_shape: Sequence[int], stream: TokenStream | None = None) -> Grid:
+        """Return frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``: those of a block, or of the
+        network's tokens."""
+        own = None if stream is None else stream.patch
+        return _over(_extent(vae_shape), own or self.patch)
 
 
 @dataclass(kw_only=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowhooks.probe.recorder import guiders_of
 from flowhooks.splice import restore_attributes
 
 #: Names of the pipeline argument for the number of images or videos of one prompt.
@@ -56,11 +57,12 @@ def sample_images(
     }
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
     pictures: list[Image.Image] = []
-    guider: Any = getattr(pipe, "guider", None)
-    with restore_attributes(pipe, pipe.scheduler, guider):
+    guiders = guiders_of(pipe)
+    with restore_attributes(pipe, pipe.scheduler, *guiders):
         pipe.set_progress_bar_config(disable=True)
-        if guidance_scale is not None and "guidance_scale" not in known and hasattr(guider, "guidance_scale"):
-            guider.guidance_scale = guidance_scale
+        for guider in guiders if guidance_scale is not None and "guidance_scale" not in known else ():
+            if hasattr(guider, "guidance_scale"):
+                guider.guidance_scale = guidance_scale
         for prompt in prompts:
             for generators, number in _generators(seed, num_images_per_prompt, known):
                 made, *_ = pipe(prompt=prompt, generator=generators, **number, **call, return_dict=False)

@@ -10,11 +10,12 @@ import torch
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 from tests.copies import copier
+from tests.families import modular
 
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
 
-PIPELINES: Mapping[str, Tiny] = {
+CLASSIC: Mapping[str, Tiny] = {
     **SHIPPED,
     "flux2": Tiny("tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}),
     "flux2-klein": Tiny("tests.families.flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}),
@@ -132,6 +133,13 @@ PIPELINES: Mapping[str, Tiny] = {
 }
 
 
+#: Those of :data:`flowhooks.testing.PIPELINES` and of this package that tests run over.
+PIPELINES: Mapping[str, Tiny] = CLASSIC
+#: What the table of pipelines has beside these. Their networks are those of classic ones.
+MODULAR: Mapping[str, Tiny] = modular.rows(CLASSIC)
+EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR}
+
+
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and
 #: sizes of images, which would cost more time than the networks.
 SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
@@ -152,8 +160,8 @@ SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
 
 
 def tiny(name: str, *, seed: int = 0) -> Any:
-    """A tiny pipeline by name, one of :data:`PIPELINES`; see :func:`flowhooks.testing.tiny.build`."""
-    return shortened(name, build(PIPELINES[name], seed=seed))
+    """A tiny pipeline by name, one of :data:`EVERY`; see :func:`flowhooks.testing.tiny.build`."""
+    return shortened(name, build(EVERY[name], seed=seed))
 
 
 def shortened(name: str, pipe: Any) -> Any:
@@ -181,7 +189,7 @@ def learnt(
     # It imports all of Diffusers, which most tests do without.
     from flowhooks.probe import probe
 
-    told = PIPELINES[name].arguments if arguments is None else arguments
+    told = EVERY[name].arguments if arguments is None else arguments
     key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
     if key not in _LEARNT:
         pipe = tiny(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowhooks.errors import FlowhooksError
-from tests.families import PIPELINES, checks, tiny
+from tests.families import EVERY, checks, tiny
 
 COLUMNS: Mapping[str, Callable[[str], None]] = {
     "probe": checks.check_probe,
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/pipelines.md"))
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.names or PIPELINES:
+    for name in arguments.names or EVERY:
         row = examine(name)
         print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
         rows.append(row)
