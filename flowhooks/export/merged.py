@@ -12,7 +12,7 @@ from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
 from flowhooks.manifest import CHECKPOINT, MODULES, RUN
-from flowhooks.pipeline import load_pipeline
+from flowhooks.pipeline import load_pipeline, tell_place
 from flowhooks.probe.runs import first_network
 from flowhooks.reading import user_path
 
@@ -72,6 +72,7 @@ def save_whole(part: Any, target: Path) -> Path:
     try:
         with whole(target, alike=False) as aside:
             part.save_pretrained(aside, safe_serialization=True)
+            tell_place(aside, target)
     except REFUSALS as error:
         raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
     return target

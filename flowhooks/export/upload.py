@@ -35,6 +35,7 @@ ALLOWED = (
     MODULES,
     f"{VALIDATION}/*.png",
     f"{PIPELINE}/model_index.json",
+    f"{PIPELINE}/modular_model_index.json",
     # A Diffusers pipeline's weights, configurations and vocabularies.
     *(f"{PIPELINE}/*/*.{ending}" for ending in ("safetensors", "json", "txt", "model", "jinja")),
 )

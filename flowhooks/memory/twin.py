@@ -20,8 +20,9 @@ import transformers
 from torch import nn
 
 from flowhooks.checks.library import foreign_parts
-from flowhooks.checks.pipeline import INDEX, NETWORKS, read_index, read_settings
+from flowhooks.checks.pipeline import NETWORKS, index_of, read_index, read_settings
 from flowhooks.errors import ModelError
+from flowhooks.probe.modular import faced
 
 Settings = dict[str, Any]
 _DEPTH = re.compile(r"(^|_)(num_(\w+_)?layers|n_(\w+_)?layers|num_layers|layers_per_block|num_res_blocks|depth)$")
@@ -48,18 +49,26 @@ def twins(folder: Path) -> Iterator[Any]:
         ModelError: a part cannot be built from what is in the folder, with the reason.
     """
     parts, pipeline = read_index(folder)
-    index = read_settings(folder / INDEX)
+    index = read_settings(index_of(folder))
     for message in foreign_parts(index):
-        raise ModelError(f"{folder}: {INDEX} {message}")
+        raise ModelError(f"{index_of(folder)}: {message}")
     flags = {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
     absent: Settings = {name: None for name, found in index.items() if found == [None, None]}
     for stage in range(len(_NARROW)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             built = {name: _part(folder / name, *where, name, stage) for name, where in parts.items()}
-        pipe = getattr(diffusers, pipeline)(**built, **absent, **flags)
+        pipe = _assembled(getattr(diffusers, pipeline), built, {**absent, **flags})
         pipe.set_progress_bar_config(disable=True)
         yield pipe
+
+
+def _assembled(kind: Any, built: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
+    if not issubclass(kind, diffusers.ModularPipeline):
+        return kind(**built, **more)
+    pipe = kind()
+    pipe.update_components(**built)
+    return faced(pipe)
 
 
 def _part(folder: Path, library: str, kind: str, name: str, stage: int) -> Any:

@@ -226,20 +226,23 @@ def learn_layout(
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "latent"})
     output, sample = real.outputs[0], real.steps[0].sample
 
+    lowest = 0
+
     def send(code: Callable[[int], Tensor]) -> Response:
-        return _send(pipe, networks, call, output, code)
+        return _send(pipe, networks, call, output, code, lowest)
 
     n, m = sample.numel(), _stacked(first_of(output)).numel()
-    zeros, lowest = send(torch.zeros), 0
+    zeros = send(torch.zeros)
     if not zeros.velocity.isfinite().all():
-        # The pipeline divides by the size of a prediction; then codes begin with one.
-        zeros, lowest = send(torch.ones), 1
-    ones = send(lambda size: torch.full((size,), lowest + 1.0))
-    digits = [send(partial(_digit, k, lowest)) for k in range(_digit_count(max(n, m)))]
+        # The pipeline divides by the size of a prediction; then what its network answers begins with one.
+        lowest = 1
+        zeros = send(torch.zeros)
+    ones = send(torch.ones)
+    digits = [send(partial(_digit, k)) for k in range(_digit_count(max(n, m)))]
     name, listed = _sample_argument(pipe, zeros, ones, n)
     shape = tuple(sample.shape[1:])
 
-    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int) -> Gather:
+    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int, lowest: int = 0) -> Gather:
         return _gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent, lowest)
 
     argument = _stacked(zeros.arguments[name])
@@ -248,7 +251,7 @@ def learn_layout(
         sample_argument=name,
         listed=listed,
         into=learn(lambda r: _stacked(r.arguments[name]), argument.shape[1:], n),
-        out=learn(lambda r: r.velocity, shape, m),
+        out=learn(lambda r: r.velocity, shape, m, lowest),
         vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n),
         arguments={a: real.calls[0][a] for a in follows_resolution},
         shift=real.shift,
@@ -261,14 +264,14 @@ def learn_layout(
 
 
 def _send(
-    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any, code: Callable
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any, code: Callable, lowest: int
 ) -> Response:
     seen = Recording()
     prediction = first_of(output)
 
     def answer() -> Any:
         stacked = _stacked(prediction)
-        coded = code(stacked.numel()).reshape(stacked.shape).to(stacked.device, stacked.dtype)
+        coded = (code(stacked.numel()) + lowest).reshape(stacked.shape).to(stacked.device, stacked.dtype)
         return with_first(output, list(coded.unbind(0)) if isinstance(prediction, (list, tuple)) else coded)
 
     def following(sample: Tensor) -> Tensor:
@@ -366,8 +369,8 @@ def _digit_count(n: int) -> int:
     return max(1, math.ceil(math.log(max(2, n), BASE) - 1e-9))
 
 
-def _digit(k: int, lowest: int, size: int) -> Tensor:
-    return (torch.arange(size) // BASE**k % BASE).float() + lowest
+def _digit(k: int, size: int) -> Tensor:
+    return (torch.arange(size) // BASE**k % BASE).float()
 
 
 def _stacked(value: Any) -> Tensor:

@@ -10,6 +10,7 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -93,6 +94,13 @@ class PipelineFace:
         """Replace components, as classic pipelines do."""
         for name, component in components.items():
             setattr(self, name, component)
+
+    def save_pretrained(self, folder: Any, **options: Any) -> None:
+        """Write the pipeline, and leave its own record of where its parts are from as it is."""
+        pipe = vars(self)["_pipe"]
+        with restore_attributes(pipe):
+            vars(pipe)["_internal_dict"] = deepcopy(pipe._internal_dict)
+            pipe.save_pretrained(str(folder), overwrite_modular_index=True, **options)
 
     @torch.no_grad()
     def encode_prompt(self, **kwargs: Any) -> tuple[Any, ...]:

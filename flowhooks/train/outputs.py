@@ -25,6 +25,7 @@ from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import save_modules
+from flowhooks.pipeline import tell_place
 from flowhooks.train.files import refused, write_json
 
 _PACKAGES = ("flowhooks", "torch", "diffusers", "transformers", "peft", "lycoris-lora", "accelerate")
@@ -146,6 +147,7 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
     old = aside.with_suffix(".old")
     try:
         pipe.save_pretrained(aside, safe_serialization=True)
+        tell_place(aside, target)
         share(aside)
         if target.exists():
             target.rename(old)

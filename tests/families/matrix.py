@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowhooks.errors import FlowhooksError
-from tests.families import EVERY, checks, tiny
+from tests.families import EVERY, checks, modular, tiny
+from tests.families.modular import differences
 
 COLUMNS: Mapping[str, Callable[[str], None]] = {
     "probe": checks.check_probe,
@@ -38,7 +39,6 @@ WITHOUT_A_ROW: Mapping[str, str] = {
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
     "in one list per sample, and flowhooks has no image for each sample yet",
     "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
-    "anima": "Diffusers has only AnimaModularPipeline, and the probe reads no modular pipelines",
     "wan_s2v": "Diffusers has no class of it",
     "longcat_video": "Diffusers has no class of it (its LongCat classes make images and sound)",
 }
@@ -84,7 +84,24 @@ def _reason(error: Exception, cause: str | None) -> str:
     return f"{line} ({cause})" if cause else line
 
 
-def markdown(rows: Sequence[Row]) -> str:
+#: Where a modular pipeline differs from the classic one of the same parts -> whose doing it is.
+OTHERWISE: Mapping[str, str] = {
+    "flux2": "Diffusers: their system messages differ in one line break",
+}
+
+
+def twin_lines() -> list[str]:
+    """What is said of each modular pipeline against its classic twin."""
+    lines = []
+    for name in modular.BLOCKS:
+        found = differences(name)
+        cause = f" ({OTHERWISE[name]})" if name in OTHERWISE else ""
+        same = f"as `{name}`, to the last bit" if not found else f"otherwise than `{name}`: {'; '.join(found)}{cause}"
+        lines.append(f"* `modular-{name}`: {same}.")
+    return lines
+
+
+def markdown(rows: Sequence[Row], twins: Sequence[str]) -> str:
     """The page: a table of yes and no, and the reasons under it."""
     lines = [
         "# Pipelines",
@@ -109,6 +126,12 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append(f"no ({reasons.index(reason) + 1})")
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    lines += [
+        "What a modular pipeline's network gets and predicts at the same latents, prompt and size:",
+        "",
+        *twins,
+        "",
+    ]
     lines += ["Not in the table:", "", *(f"* `{name}`: {why}." for name, why in WITHOUT_A_ROW.items()), ""]
     return "\n".join(lines)
 
@@ -128,7 +151,7 @@ def main() -> None:
         print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
         rows.append(row)
     if not arguments.names:
-        arguments.output.write_text(markdown(rows), encoding="utf-8")
+        arguments.output.write_text(markdown(rows, twin_lines()), encoding="utf-8")
 
 
 if __name__ == "__main__":

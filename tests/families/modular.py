@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
+from flowhooks.probe.values import same
 from flowhooks.testing.pieces import byte_tokenizer, decoder_text_encoder
 from flowhooks.testing.text import WORDS, t5_tokenizer
 from flowhooks.testing.tiny import Tiny, build
@@ -40,8 +39,8 @@ def of_blocks(blocks: str, parts: Mapping[str, Any]) -> Any:
     return pipe
 
 
-def twin(name: str) -> Any:
-    """The modular twin of a classic tiny pipeline."""
+def twins(name: str) -> tuple[Any, Any]:
+    """A classic tiny pipeline, and the modular one of the same parts."""
     from tests.families import CLASSIC, shortened
     from tests.families.krea2 import krea2
 
@@ -49,7 +48,37 @@ def twin(name: str) -> Any:
         classic = krea2(is_distilled=name.endswith("turbo"), select=_KREA2)
     else:
         classic = shortened(name, build(CLASSIC[name]))
-    return of_blocks(BLOCKS[name], classic.components)
+    return classic, of_blocks(BLOCKS[name], classic.components)
+
+
+def differences(name: str) -> list[str]:
+    """What a classic pipeline's network gets otherwise from its modular twin at the same prompt, size and latents."""
+    import torch
+
+    from flowhooks.probe import probe
+    from tests.families import CLASSIC, MODULAR
+
+    classic, modular = twins(name)
+    old = probe(classic, arguments=CLASSIC[name].arguments)
+    new = probe(modular, arguments=MODULAR[f"modular-{name}"].arguments)
+    layouts = [model.layout(**model.size) for model in (old, new)]
+    found = (
+        [f"its sample is {new.sample_shape}, not {old.sample_shape}"] if old.sample_shape != new.sample_shape else []
+    )
+    if layouts[0].shift != layouts[1].shift:
+        found.append(f"its shift is {layouts[1].shift:g}, not {layouts[0].shift:g}")
+    state = torch.randn(1, *new.sample_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9])
+    given = [
+        model.fixed_arguments(model.layout_of(state[0]), state[0], model.encode_prompts(["two one a"]).groups()[0][1])
+        for model in (old, new)
+    ]
+    for argument in given[1]:
+        if not same(given[0].get(argument), given[1][argument]) and isinstance(given[1][argument], torch.Tensor):
+            found.append(f"`{argument}` has other values")
+    with torch.no_grad():
+        one, other = (model.predict(*state, model.encode_prompts(["two one a"])) for model in (old, new))
+    off = float((one - other).abs().max())
+    return [*found, f"the prediction is {off:.2g} away"] if off else []
 
 
 def anima() -> Any:
@@ -89,13 +118,17 @@ def __getattr__(name: str) -> Any:
     found = {each.replace("-", "_"): each for each in BLOCKS}
     if name not in found:
         raise AttributeError(name)
-    return partial(twin, found[name])
+    return lambda: twins(found[name])[1]
 
 
 def rows(classic: Mapping[str, Tiny]) -> dict[str, Tiny]:
     """Every modular pipeline, with its twin's arguments."""
     twins = {
-        f"modular-{name}": replace(classic[name], path=f"tests.families.modular:{name.replace('-', '_')}")
+        f"modular-{name}": Tiny(
+            f"tests.families.modular:{name.replace('-', '_')}",
+            # Where a guider guides, there is no argument for it.
+            {key: value for key, value in classic[name].arguments.items() if key != "guidance_scale"},
+        )
         for name in BLOCKS
     }
     anima_row = Tiny("tests.families.modular:anima", {"height": 16, "width": 16, "max_sequence_length": 16})
