@@ -17,12 +17,14 @@ import torch
 from diffusers import ModularPipeline
 from diffusers.modular_pipelines.modular_pipeline import PipelineState
 
+from flowhooks.probe.recorder import guiders_of
 from flowhooks.splice import restore_attributes, splice
 
 #: What the blocks of Diffusers call the images, videos or sound that they make.
 RESULTS = ("images", "videos", "audio", "audios")
 #: Diffusers' name of the block that encodes prompts.
 _TEXT_BLOCK = "text_encoder"
+_NEGATIVE = "negative_prompt"
 #: What a face may learn: that blocks encode the negative prompt in any case.
 _UNCONDITIONAL = "unconditional"
 #: Marks the class of that block while it asks the face.
@@ -196,7 +198,7 @@ def _listed(value: Any) -> list[Any]:
 def _run(face: PipelineFace, call: Mapping[str, Any]) -> tuple[Any, ...]:
     pipe = bare(face)
     latent = call.get("output_type") == "latent"
-    given = {**call, **({"output_type": "pt"} if latent else {})}
+    given = {**call, **_negative(pipe, call), **({"output_type": "pt"} if latent else {})}
     state = PipelineState()
     for each in pipe._blocks.inputs:
         if each.name:
@@ -212,6 +214,16 @@ def _run(face: PipelineFace, call: Mapping[str, Any]) -> tuple[Any, ...]:
         except _Decoding as stopped:
             return (stopped.latents,)
     return tuple(made for made in map(state.get, RESULTS) if made is not None)
+
+
+def _negative(pipe: Any, call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an empty negative prompt where none is given and a guider guides: without, the blocks of some pipelines
+    guide by the prompt itself."""
+    prompt = call.get("prompt")
+    guides = any(getattr(each, "_enabled", False) and each.num_conditions > 1 for each in guiders_of(pipe))
+    if not guides or call.get(_NEGATIVE) is not None or prompt is None:
+        return {}
+    return {_NEGATIVE: "" if isinstance(prompt, str) else [""] * len(prompt)}
 
 
 def _every_block(blocks: Any) -> Iterator[Any]:
