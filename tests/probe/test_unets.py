@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import flowhooks
+from flowhooks.commands.probe import verdict
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.streams import TokenStream
@@ -94,3 +95,12 @@ def test_adjoint_matching_and_its_rollouts_run():
     with flowhooks.attach(model, document(ROLLOUT, target()), allow_imports=True) as session:
         run_through(session)
         assert any(p.grad is not None and bool(p.grad.any()) for p in session.parameters().values())
+
+
+def test_the_verdict_names_what_cannot_be_trained_and_why():
+    found = verdict(learnt("stable-diffusion-xl"))
+    refused = {name: said for name, said in found.items() if said.startswith("no")}
+    assert refused.keys() == {"self_flow"} and "convolutions" in refused["self_flow"]
+    assert found["feature_alignment"] == "yes, of down_blocks.0, down_blocks.1, up_blocks.0, up_blocks.1"
+    experts = verdict(learnt("wan-two-experts"))
+    assert {name for name, said in experts.items() if said.startswith("no")} == {"twin_flow", "distribution_matching"}
