@@ -243,17 +243,19 @@ def posterior_mode(encoded: Any) -> Tensor:
 
 @contextmanager
 def encoded_once(pipe: Any) -> Iterator[None]:
-    """Run the text encoders on the first call only; later calls in the block get the same embeddings."""
-    first: list[Any] = []
+    """Run the text encoders on the first call only; later calls in the block get the same embeddings. Some pipelines
+    call once for each of their text encoders, which a plain argument names."""
+    first: dict[str, Any] = {}
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         yield
         return
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        if not first:
-            first.append(encode(*args, **kwargs))
-        return first[0]
+        plain = {k: v for k, v in {**dict(enumerate(args)), **kwargs}.items() if isinstance(v, (str, int, float))}
+        if (key := repr(plain)) not in first:
+            first[key] = encode(*args, **kwargs)
+        return first[key]
 
     with restore_attributes(pipe):
         pipe.encode_prompt = encode_prompt

@@ -10,7 +10,7 @@ import torch
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 from tests.copies import copier
-from tests.families import modular
+from tests.families import modular, older
 
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
@@ -137,7 +137,7 @@ CLASSIC: Mapping[str, Tiny] = {
 PIPELINES: Mapping[str, Tiny] = CLASSIC
 #: What the table of pipelines has beside these. Their networks are those of classic ones.
 MODULAR: Mapping[str, Tiny] = modular.rows(CLASSIC)
-EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR}
+EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS}
 
 
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and

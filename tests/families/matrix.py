@@ -33,7 +33,6 @@ CAUSES: Mapping[tuple[str, str], str] = {
 
 #: Families that other documents name -> what is to be said of them, where the table has no row.
 WITHOUT_A_ROW: Mapping[str, str] = {
-    "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
     "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
     "guidance scale, and the probe reads pipelines whose guidance can be switched off",
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
@@ -90,6 +89,15 @@ OTHERWISE: Mapping[str, str] = {
 }
 
 
+#: What the rows of :mod:`tests.families.older` and of U-Nets mean.
+OLDER = (
+    "`stable-diffusion`, `stable-diffusion-xl`, `kolors`, `pixart`, `pixart-sigma` and `hunyuan-dit` predict noise "
+    "along DDPM's schedule as they were released. The rows are of their classes under a `UniPCMultistepScheduler` or "
+    "`DPMSolverMultistepScheduler` with `use_flow_sigmas` and `prediction_type='flow_prediction'`, as rectified flows "
+    "of them have; `check` refuses them under others."
+)
+
+
 def twin_lines() -> list[str]:
     """What is said of each modular pipeline against its classic twin."""
     lines = []
@@ -126,6 +134,7 @@ def markdown(rows: Sequence[Row], twins: Sequence[str]) -> str:
             cells.append(f"no ({reasons.index(reason) + 1})")
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    lines += [OLDER, ""]
     lines += [
         "What a modular pipeline's network gets and predicts at the same latents, prompt and size:",
         "",
