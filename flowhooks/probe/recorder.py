@@ -252,7 +252,8 @@ def encoded_once(pipe: Any) -> Iterator[None]:
         return
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        plain = {k: v for k, v in {**dict(enumerate(args)), **kwargs}.items() if isinstance(v, (str, int, float))}
+        given: list[Any] = [*args, *sorted(kwargs.items())]
+        plain = [each for each in given if isinstance(each[-1] if isinstance(each, tuple) else each, (str, int, float))]
         if (key := repr(plain)) not in first:
             first[key] = encode(*args, **kwargs)
         return first[key]
