@@ -241,6 +241,9 @@ def posterior_mode(encoded: Any) -> Tensor:
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
+_PLAIN = (str, int, float)
+
+
 @contextmanager
 def encoded_once(pipe: Any) -> Iterator[None]:
     """Run the text encoders on the first call only; later calls in the block get the same embeddings. Some pipelines
@@ -252,8 +255,10 @@ def encoded_once(pipe: Any) -> Iterator[None]:
         return
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        given: list[Any] = [*args, *sorted(kwargs.items())]
-        plain = [each for each in given if isinstance(each[-1] if isinstance(each, tuple) else each, (str, int, float))]
+        plain = [
+            [value for value in args if isinstance(value, _PLAIN)],
+            {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)},
+        ]
         if (key := repr(plain)) not in first:
             first[key] = encode(*args, **kwargs)
         return first[key]
