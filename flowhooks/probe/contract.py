@@ -121,6 +121,9 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             for prompts in (PROMPTS[:1], PROMPTS[1:])
         )
         two = _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
+        alone = two is None
+        # The check of a batch decides whether this is how one is formed.
+        two = {name: _doubled(value) for name, value in one.items()} if two is None else two
         walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS, known)
         times, sample = learn_times(pipe, walk)
         if learn_rule(one[sample], two[sample], sample) is None:
@@ -146,25 +149,30 @@ def learn_contract(pipe: Any, arguments: Mapping[str, Any], sizes: Sequence[Mapp
             fixed_text=True,
             joint=False,
         )
-        return _sorted_arguments(contract, moving, one, other, two, wide)
+        learnt = _sorted_arguments(contract, moving, one, other, two, wide)
+        return replace(learnt, fixed_text=False) if alone else learnt
+
+
+def _doubled(value: Any) -> Any:
+    """Return an argument of two samples: what holds one sample in front is joined."""
+    if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
+        return value.repeat(2, *[1] * (value.dim() - 1))
+    return value * 2 if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 
 def _of_two_prompts(
     pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the network's arguments for two prompts in one call."""
+) -> dict[str, Any] | None:
+    """Return the network's arguments for two prompts in one call; None where the pipeline takes one prompt a call."""
     try:
         return recorded_arguments(pipe, networks, PROMPTS[:1] * 2, call)
     except PipelineFailed as error:
         given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
+        if not given:
+            return None
         raise ModelError(
-            f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
-            + (
-                f"it needs an image or video for each prompt, and {given} is one only; flowhooks has no image "
-                "for each sample yet"
-                if given
-                else "the probe learns from two prompts how a batch is formed"
-            )
+            f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); it needs an "
+            f"image or video for each prompt, and {given} is one only; flowhooks has no image for each sample yet"
         ) from error
 
 

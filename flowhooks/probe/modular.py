@@ -206,6 +206,7 @@ def _run(face: PipelineFace, call: Mapping[str, Any]) -> tuple[Any, ...]:
     with ExitStack() as stack:
         stack.enter_context(_quiet())
         stack.enter_context(_progress(pipe._blocks, vars(face)["_progress_bar_config"]))
+        stack.enter_context(_prompts_as_given(pipe._blocks))
         stack.enter_context(_text_from(face, pipe._blocks))
         if latent:
             stack.enter_context(_stopped_at(pipe.vae))
@@ -259,6 +260,16 @@ def _text_from(face: PipelineFace, blocks: Any) -> Iterator[None]:
         return components, state
 
     with splice(block, __call__=__call__, **{_ASKING: __call__}):
+        yield
+
+
+@contextmanager
+def _prompts_as_given(blocks: Any) -> Iterator[None]:
+    """Leave out blocks that rewrite the prompt: a caption is encoded as it is."""
+    with ExitStack() as stack:
+        for block in (getattr(blocks, "sub_blocks", None) or {}).values():
+            if any(each.name == "prompt" for each in block.intermediate_outputs):
+                stack.enter_context(splice(block, __call__=lambda self, components, state: (components, state)))
         yield
 
 

@@ -28,6 +28,9 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("chroma", "gradient checkpointing"): "Diffusers: checkpointed single blocks do not get the attention mask",
     ("kandinsky5-image", "bf16"): "Diffusers: it embeds the time in fp32 whatever the weights are",
     ("kandinsky5-video", "bf16"): "the same",
+    ("modular-krea2", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    ("modular-krea2-turbo", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    ("modular-z-image", "bf16"): "Diffusers: its blocks round the time before they take its complement",
 }
 
 

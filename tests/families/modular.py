@@ -7,7 +7,7 @@ from typing import Any
 
 from flowhooks.probe.values import same
 from flowhooks.testing.pieces import byte_tokenizer, decoder_text_encoder
-from flowhooks.testing.text import WORDS, t5_tokenizer
+from flowhooks.testing.text import WORDS, qwen_tokenizer, t5_tokenizer
 from flowhooks.testing.tiny import Tiny, build
 
 #: Name of the classic twin -> the blocks of the modular pipeline.
@@ -113,6 +113,45 @@ def anima() -> Any:
     )
 
 
+class Processor:
+    """Stands for the processor of Qwen3-VL, of which only the half for text is used."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def apply_chat_template(self, *messages: Any, **options: Any) -> Any:
+        return self.tokenizer.apply_chat_template(*messages, **options)
+
+
+def flux3() -> Any:
+    """A Flux3ModularPipeline whose model that rewrites prompts is not loaded: packed latents ``[16, 16]`` of 16-pixel
+    images."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, Flux3Transformer2DModel
+
+    from tests.families.flux2 import _autoencoder
+    from tests.families.vision_language import qwen3_vl
+
+    tokenizer = qwen_tokenizer(WORDS, max_length=80)
+    parts = dict(
+        text_encoder=qwen3_vl(tokenizer, 16, layers=2, cls="Qwen3VLForConditionalGeneration"),
+        tokenizer=Processor(tokenizer),
+        vae=_autoencoder(),
+        transformer=Flux3Transformer2DModel(
+            in_channels=16,
+            cond_in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            timestep_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+        ).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    return of_blocks("Flux3AutoBlocks", parts)
+
+
 def __getattr__(name: str) -> Any:
     """What builds a twin, by its name with underscores."""
     found = {each.replace("-", "_"): each for each in BLOCKS}
@@ -132,4 +171,8 @@ def rows(classic: Mapping[str, Tiny]) -> dict[str, Tiny]:
         for name in BLOCKS
     }
     anima_row = Tiny("tests.families.modular:anima", {"height": 16, "width": 16, "max_sequence_length": 16})
-    return {**twins, "modular-anima": anima_row}
+    flux3_row = Tiny(
+        "tests.families.modular:flux3",
+        {"height": 16, "width": 16, "max_sequence_length": 80, "text_encoder_out_layers": (1, 2)},
+    )
+    return {**twins, "modular-anima": anima_row, "modular-flux3": flux3_row}

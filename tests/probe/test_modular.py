@@ -23,8 +23,8 @@ from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
 from tests.families import EVERY, checks, learnt, tiny
 from tests.families.modular import twins
 
-#: With a guider that some blocks cannot do without, one that divides by the size of a prediction, and without a twin.
-KINDS = ["modular-sd3", "modular-wan", "modular-qwen-image", "modular-anima"]
+#: With a guider, one that divides by the size of a prediction, without a twin, and one prompt a call, which a block rewrites.
+KINDS = ["modular-sd3", "modular-qwen-image", "modular-anima", "modular-flux3"]
 
 
 @pytest.mark.parametrize("name", KINDS)
