@@ -23,7 +23,7 @@ from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
 from tests.families import EVERY, checks, learnt, tiny
 from tests.families.modular import twins
 
-#: With a guider, one that divides by the size of a prediction, without a twin, and one prompt a call, which a block rewrites.
+#: With a guider, one that divides by the size of a prediction, without a twin, and one prompt a call.
 KINDS = ["modular-sd3", "modular-qwen-image", "modular-anima", "modular-flux3"]
 
 
