@@ -57,11 +57,11 @@ def learn_rule(one: Any, two: Any, name: str) -> Rule:
 
 
 def flat_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with the parts of each that is a mapping of tensors as arguments of their own, ``name.part``:
+    """Return arguments with the parts of each that is a mapping with tensors as arguments of their own, ``name.part``:
     one may depend on the prompt and another one on the resolution."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
-        if isinstance(value, Mapping) and value and all(isinstance(part, Tensor) for part in value.values()):
+        if isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values()):
             flat |= {f"{name}.{part}": tensor for part, tensor in value.items()}
         else:
             flat[name] = value

@@ -41,6 +41,13 @@ WITHOUT_A_ROW: Mapping[str, str] = {
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
     "in one list per sample, and flowhooks has no image for each sample yet",
     "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
+    "modular ideogram4": "the probe refuses Ideogram4ModularPipeline: its blocks want a `guidance_schedule` with a "
+    "number for each step, and the probe asks for several numbers of steps",
+    "modular ltx2": "the probe refuses LTX2ModularPipeline: with its guider off, its blocks go on calling the network "
+    "four times a step, for guidance by perturbed attention and by sound; use LTX2Pipeline",
+    "modular stable-diffusion-xl": "the probe refuses StableDiffusionXLModularPipeline: with its guider off, its "
+    "blocks call the U-Net three times a step; use StableDiffusionXLPipeline",
+    "minimax_h3": "MiniMaxH3ModularPipeline has samples without a batch axis, and denoises sound beside them",
     "wan_s2v": "Diffusers has no class of it",
     "longcat_video": "Diffusers has no class of it (its LongCat classes make images and sound)",
 }

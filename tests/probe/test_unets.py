@@ -90,6 +90,17 @@ def test_blocks_of_two_resolutions_are_aligned():
     assert loss.isfinite() and any(grad is not None and bool(grad.any()) for grad in down)
 
 
+@torch.no_grad()
+def test_a_session_leaves_the_network_as_it_was():
+    model = learnt("stable-diffusion-xl")
+    batch = checks.pairs(model)
+    state = batch.clean, torch.tensor([0.8, 0.3]), batch.condition
+    before = model.predict(*state)
+    with torch.enable_grad():
+        checks.gradients(model)
+    assert torch.equal(model.predict(*state), before)
+
+
 def test_adjoint_matching_and_its_rollouts_run():
     model = learnt("stable-diffusion")
     with flowhooks.attach(model, document(ROLLOUT, target()), allow_imports=True) as session:
