@@ -72,7 +72,6 @@ CLASSIC: Mapping[str, Tiny] = {
     ),
     "prx-pixel": Tiny("tests.families.prx:prx_pixel", {"height": 16, "width": 16, "use_resolution_binning": False}),
     "nucleus-image": Tiny("tests.families.nucleus_image:nucleus_image", {"height": 16, "width": 16}),
-    "stable-diffusion": Tiny("tests.families.stable_diffusion:stable_diffusion", {"height": 16, "width": 16}),
     "stable-diffusion-xl": Tiny("tests.families.stable_diffusion:stable_diffusion_xl", {"height": 16, "width": 16}),
     "cosmos2-image": Tiny(
         "tests.families.cosmos:cosmos2_image", {"height": 32, "width": 32, "max_sequence_length": 16}

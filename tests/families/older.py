@@ -146,6 +146,7 @@ def hunyuan_dit() -> Any:
 _PIXART = {"height": 16, "width": 16, "max_sequence_length": 8, "clean_caption": False, "use_resolution_binning": False}
 #: Rows of the table.
 ROWS: Mapping[str, Tiny] = {
+    "stable-diffusion": Tiny("tests.families.stable_diffusion:stable_diffusion", {"height": 16, "width": 16}),
     "pixart": Tiny("tests.families.older:pixart", _PIXART),
     "pixart-sigma": Tiny("tests.families.older:pixart_sigma", _PIXART),
     "hunyuan-dit": Tiny(

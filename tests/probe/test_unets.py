@@ -10,7 +10,7 @@ from flowhooks.commands.probe import verdict
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.streams import TokenStream
-from tests.families import PIPELINES, checks, learnt, tiny
+from tests.families import EVERY, checks, learnt, tiny
 from tests.families.stable_diffusion import flow_scheduler
 from tests.hooks.adjoint_runs import ROLLOUT, run_through, target
 from tests.hooks.aligned import LAYERSYNC, aligned, trained
@@ -40,14 +40,14 @@ def test_either_scheduler_makes_them_flow_matching(name, scheduler):
     """The other one of each is in the table. The probe compares every step's prediction."""
     pipe = tiny(name)
     pipe.scheduler = flow_scheduler(scheduler)
-    assert probe(pipe, arguments=PIPELINES[name].arguments).contract.times[0].scale == 1000
+    assert probe(pipe, arguments=EVERY[name].arguments).contract.times[0].scale == 1000
 
 
 def test_a_scheduler_that_is_not_set_to_flow_matching_is_refused():
     pipe = tiny("stable-diffusion")
     pipe.scheduler = type(pipe.scheduler)(prediction_type="epsilon", steps_offset=1)
     with pytest.raises(ModelError, match=r"as in EDM|sigma"):
-        probe(pipe, arguments=PIPELINES["stable-diffusion"].arguments)
+        probe(pipe, arguments=EVERY["stable-diffusion"].arguments)
 
 
 def test_parts_of_one_argument_follow_prompt_and_size_apart():
