@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,15 +10,19 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+import transformers
+from diffusers import DiffusionPipeline, ModularPipeline
+from torch import nn
 from transformers import dynamic_module_utils
 
+from flowhooks.checks import hub
 from flowhooks.checks.library import foreign_parts
-from flowhooks.checks.pipeline import INDEX, no_pipeline
+from flowhooks.checks.pipeline import INDEX, MODULAR_INDEX, index_of, no_pipeline
 from flowhooks.checks.quantization import gguf_file, quantized
 from flowhooks.digits.places import NAMES
 from flowhooks.errors import ModelError
 from flowhooks.pretrained import DTYPES
+from flowhooks.probe.modular import faced
 from flowhooks.quantization.convert import quantize, read_gguf
 from flowhooks.quantization.settings import SettingsRefused, configuration
 from flowhooks.quantization.table import METHOD
@@ -42,23 +47,27 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
         )
     place = _place(name)
     try:
-        index = DiffusionPipeline.load_config(place, revision=section["revision"])
+        modular, index = _index(place, section["revision"])
         for message in foreign_parts(index):
-            raise ModelError(f"{name!r}: {INDEX} {message}")
+            raise ModelError(f"{name!r}: {MODULAR_INDEX if modular else INDEX} {message}")
         # A part that a pipeline was saved without must be passed as None, or Diffusers reports it as missing.
         absent = {part: None for part, found in index.items() if found == [None, None]}
         configurations = _configurations(section, index)
         read = _from_files(section, place, index, configurations)
         with _never_asked():
-            pipe = DiffusionPipeline.from_pretrained(
-                place,
-                dtype=DTYPES[section["dtype"]],
-                revision=section["revision"],
-                variant=section["variant"],
-                use_safetensors=True,
-                trust_remote_code=False,
-                **absent,
-                **read,
+            pipe = (
+                _of_blocks(section, place, index, read)
+                if modular
+                else DiffusionPipeline.from_pretrained(
+                    place,
+                    dtype=DTYPES[section["dtype"]],
+                    revision=section["revision"],
+                    variant=section["variant"],
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    **absent,
+                    **read,
+                )
             )
         for component in configurations.keys() - read.keys():
             quantize(getattr(pipe, component), configurations[component], best_device())
@@ -69,10 +78,71 @@ def load_pipeline(section: Mapping[str, Any]) -> Any:
         ) from error
 
 
+def tell_place(folder: Path, place: Path) -> None:
+    """Let the index of a modular pipeline that was saved in ``folder`` say that its parts are at ``place``, where the
+    folder is going to be."""
+    file = folder / MODULAR_INDEX
+    if file.is_file():
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(json.dumps(str(folder)), json.dumps(str(place.absolute()))), encoding="utf-8")
+
+
 def best_device() -> torch.device:
     """Return the accelerator of this machine, or the CPU."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
+
+
+def _index(place: str, revision: str | None) -> tuple[bool, Mapping[str, Any]]:
+    """Return whether a pipeline is modular, and its index. Raises OSError where it has neither index."""
+    if Path(place).is_dir() and index_of(Path(place)).name == MODULAR_INDEX:
+        return True, ModularPipeline.load_config(place)
+    try:
+        return False, DiffusionPipeline.load_config(place, revision=revision)
+    except OSError:
+        try:
+            return True, ModularPipeline.load_config(place, revision=revision)
+        except OSError:
+            pass
+        raise
+
+
+def _of_blocks(section: Mapping[str, Any], place: str, index: Mapping[str, Any], read: Mapping[str, Any]) -> Any:
+    """Load a modular pipeline with its parts. Those that have a folder in its own are read from there, wherever its
+    index says they were saved.
+
+    Raises:
+        ModelError: a part is in no folder and no repository, or could not be loaded.
+    """
+    pipe = ModularPipeline.from_pretrained(place, trust_remote_code=False, revision=section["revision"])
+    told = {name: found for name, found in index.items() if isinstance(found, (list, tuple)) and len(found) == 3}
+    wanted = [name for name, found in told.items() if found[1] is not None and name not in read]
+    here = [name for name in wanted if (Path(place) / name).is_dir()]
+    for name in wanted:
+        source = told[name][2].get("pretrained_model_name_or_path")
+        if name not in here and not (isinstance(source, str) and hub.is_hub_id(source)):
+            raise ModelError(
+                f"{place!r}: {MODULAR_INDEX} says that {name!r} is in {source!r}, which is neither a folder {name!r} "
+                "beside it nor a Hub id; save the pipeline again with save_pretrained"
+            )
+    homes = {"diffusers": diffusers, "transformers": transformers}
+    kinds = {name: getattr(homes.get(told[name][0]), told[name][1], object) for name in wanted}
+    weighty = [name for name, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, nn.Module)]
+    pipe.load_components(
+        names=wanted,
+        pretrained_model_name_or_path=dict.fromkeys(here, place),
+        subfolder={name: name for name in here},
+        revision=dict.fromkeys(here, section["revision"]),
+        variant=dict.fromkeys(weighty, section["variant"]),
+        dtype=dict.fromkeys(weighty, DTYPES[section["dtype"]]),
+        use_safetensors=dict.fromkeys(weighty, True),
+        trust_remote_code={name: False for name in wanted if told[name][0] == "transformers"},
+    )
+    pipe.update_components(**read)
+    absent = [repr(name) for name in wanted if getattr(pipe, name, None) is None]
+    if absent:
+        raise ModelError(f"{place!r}: the warning above says why {', '.join(absent)} did not load; {_remedy(place)}")
+    return faced(pipe)
 
 
 def _configurations(section: Mapping[str, Any], index: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from flowhooks.errors import AdapterError, FlowhooksWarning, ModelError
 from flowhooks.flow_map.loader import FlowMap, put_back, told_experts
 from flowhooks.manifest import MODULES, RUN
 from flowhooks.pipeline import best_device, load_pipeline
-from flowhooks.probe.runs import find_networks
+from flowhooks.probe.runs import find_networks, first_network
 from flowhooks.reading import user_path
 from flowhooks.sampling.flow_map_steps import first_order, telling
 from flowhooks.sampling.gate import adapter_gate
@@ -168,7 +168,7 @@ def restore_pipeline(
         stage=stage,
         share=share,
         arguments=section["pipeline_arguments"],
-        component=section["component"] or "transformer",
+        component=section["component"] or first_network(pipe),
         adapter=adapter,
         modules=modules,
         below=adapter_below(adapter) if below is None and adapter is not None else below,

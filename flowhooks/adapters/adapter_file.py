@@ -22,6 +22,9 @@ from flowhooks.adapters.names import (
     LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_PREFIX,
+    TRANSFORMER_KEY,
+    bare_key,
+    diffusers_prefix,
     find_file,
     format_of,
     has_other_matrices,
@@ -101,6 +104,7 @@ class AdapterFile:
         header: metadata that was written beside them.
         alphas: layer -> alpha, for a LoRA that holds them as tensors.
         renamed: whether the file has the names of another program.
+        network: what Diffusers calls the network, in a file of its format: ``transformer`` or ``unet``.
     """
 
     path: Path
@@ -109,6 +113,7 @@ class AdapterFile:
     header: Mapping[str, str]
     alphas: Mapping[str, float] = field(default_factory=dict)
     renamed: bool = False
+    network: str = DIFFUSERS_PREFIX
 
 
 def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module | Network | None = None) -> AdapterFile:
@@ -148,7 +153,16 @@ def read_adapter(path: Path | str, *, pipeline: Any = None, network: nn.Module |
         check_header(file, header)
     stripped = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
     alphas = {} if kind == "lycoris" else split_alphas(file, stripped)
-    return AdapterFile(path=file, kind=kind, tensors=stripped, header=header, alphas=alphas, renamed=renamed)
+    network_name = prefix.removesuffix(".") if kind == "diffusers" and not renamed else None
+    return AdapterFile(
+        path=file,
+        kind=kind,
+        tensors=stripped,
+        header=header,
+        alphas=alphas,
+        renamed=renamed,
+        network=network_name or diffusers_prefix(header.get(TRANSFORMER_KEY)),
+    )
 
 
 def _has_foreign_names(tensors: Mapping[str, Tensor], network: nn.Module | Network | None) -> bool:
@@ -159,7 +173,7 @@ def _has_foreign_names(tensors: Mapping[str, Tensor], network: nn.Module | Netwo
         return False
     names = network.shapes if isinstance(network, Network) else [name for name, _ in network.named_modules()]
     own = {*names, *(f"{LYCORIS_PREFIX}_{name}".replace(".", "_") for name in names)}
-    bare = (key.removeprefix(f"{DIFFUSERS_PREFIX}.").removeprefix(PEFT_PREFIX) for key in tensors)
+    bare = (bare_key(key).removeprefix(PEFT_PREFIX) for key in tensors)
     return not any(key.split(".")[0] in own or layer_name(key) in own for key in bare)
 
 

@@ -21,12 +21,12 @@ from flowhooks.adapters.base import check_complete
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
-    DIFFUSERS_PREFIX,
     LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
     USE_DORA,
+    bare_key,
     check_magnitudes,
     first_few,
     layer_name,
@@ -65,7 +65,7 @@ def file_config(read: AdapterFile) -> PeftConfig:
     elif METADATA_KEY in header:
         origin = f"{file}: header `{METADATA_KEY}`"
         prefixed = read_json(header[METADATA_KEY], origin=origin)
-        document = {key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in prefixed.items()}
+        document = {bare_key(key): value for key, value in prefixed.items()}
     else:
         # Diffusers' own reading of a file without metadata: ranks from the shapes, alpha equal to the rank.
         origin = str(file)

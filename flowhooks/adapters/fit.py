@@ -14,13 +14,13 @@ from safetensors import SafetensorError, safe_open
 from flowhooks.adapters.names import (
     ALPHA,
     CONFIG_KEY,
-    DIFFUSERS_PREFIX,
     GATE_KEY,
     LYCORIS_PREFIX,
     METADATA_KEY,
     PEFT_CONFIG_FILE,
     TRAINED_KEY,
     USE_DORA,
+    bare_key,
     check_magnitudes,
     find_file,
     first_few,
@@ -37,6 +37,7 @@ from flowhooks.adapters.names import (
 )
 from flowhooks.adapters.peft_document import check_header, check_plain, check_values
 from flowhooks.errors import AdapterError
+from flowhooks.naming import NETWORKS
 from flowhooks.reading import MAX_DOCUMENT, parse, read_text
 
 Shapes = dict[str, tuple[int, ...]]
@@ -158,7 +159,7 @@ def _found(file: Path, kind: str, shapes: Shapes, metadata: Mapping[str, str]) -
         origin = f"{file}: header `{METADATA_KEY}`"
         # A run starts from such a file with the strength that it was trained with.
         document = read_json(metadata.get(TRAINED_KEY, metadata[METADATA_KEY]), origin=origin)
-        return _stated({key.removeprefix(f"{DIFFUSERS_PREFIX}."): value for key, value in document.items()}, origin)
+        return _stated({bare_key(key): value for key, value in document.items()}, origin)
     if CONFIG_KEY in metadata and not any(key.endswith(ALPHA) for key in shapes):
         return read_section(metadata[CONFIG_KEY], origin=f"{file}: header `{CONFIG_KEY}`")
     return {}
@@ -215,8 +216,10 @@ def _check_pairs(file: Path, shapes: Shapes) -> None:
             )
 
 
-def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes:
-    """Return shapes of a network's weights; none where they cannot be read, which loading them reports better."""
+def transformer_shapes(pipeline: Path, component: str | None = None) -> Shapes:
+    """Return shapes of a network's weights, by default of the first network in the folder; none where they cannot be
+    read, which loading them reports better."""
+    component = component or first_network(pipeline)
     shapes: Shapes = {}
     if (pipeline / component / SHAPES).is_file():
         return {key: tuple(sides) for key, sides in parse(read_text(pipeline / component / SHAPES)).items()}
@@ -226,6 +229,11 @@ def transformer_shapes(pipeline: Path, component: str = "transformer") -> Shapes
     except (SafetensorError, OSError):
         return {}
     return shapes
+
+
+def first_network(pipeline: Path) -> str:
+    """Return the name of the first network that has a folder in a pipeline's."""
+    return next((name for name in NETWORKS if (pipeline / name).is_dir()), NETWORKS[0])
 
 
 def number_types(file: Path) -> dict[str, str]:

@@ -140,7 +140,7 @@ def merge_files(
         )
     }
     header |= next((each.network for each in sources if each.network), {})
-    _write(target, merged, shapes, header)
+    _write(target, merged, shapes, header, _prefix(sources))
     return Merged(
         file=target,
         layers=len(merged),
@@ -226,16 +226,23 @@ def _check_alike(sources: Sequence[SourceAdapter]) -> None:
                 )
 
 
+def _prefix(sources: Sequence[SourceAdapter]) -> str:
+    """Return what Diffusers calls the network that the adapters are for."""
+    return next((each.prefix for each in sources if each.prefix != DIFFUSERS_PREFIX), DIFFUSERS_PREFIX)
+
+
 def _write(
-    file: Path, merged: Mapping[str, Factors], shapes: Mapping[str, tuple[int, ...]], header: Mapping[str, str]
+    file: Path,
+    merged: Mapping[str, Factors],
+    shapes: Mapping[str, tuple[int, ...]],
+    header: Mapping[str, str],
+    prefix: str,
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for name, factors in merged.items():
         shape = shapes[name]
-        tensors[f"{DIFFUSERS_PREFIX}.{name}.lora_A.weight"] = factors.down.reshape(-1, *shape[1:])
-        tensors[f"{DIFFUSERS_PREFIX}.{name}.lora_B.weight"] = factors.up.reshape(
-            *factors.up.shape, *[1] * len(shape[2:])
-        )
+        tensors[f"{prefix}.{name}.lora_A.weight"] = factors.down.reshape(-1, *shape[1:])
+        tensors[f"{prefix}.{name}.lora_B.weight"] = factors.up.reshape(*factors.up.shape, *[1] * len(shape[2:]))
     peft = plain_config({name: factors.rank for name, factors in merged.items()})
     rank = peft.r
     section = {
@@ -248,5 +255,5 @@ def _write(
         "target_modules": list(merged),
         "init_from": None,
     }
-    metadata = {**header, CONFIG_KEY: json.dumps(section), LORA_ADAPTER_METADATA_KEY: diffusers_metadata(peft)}
+    metadata = {**header, CONFIG_KEY: json.dumps(section), LORA_ADAPTER_METADATA_KEY: diffusers_metadata(peft, prefix)}
     write_tensors(file, tensors, metadata)

@@ -50,6 +50,7 @@ class SourceAdapter:
         kind: ``lora``, ``loha``, ``lokr``, or LyCORIS' algorithm.
         rank: largest rank of its layers.
         transformer: class name of the model it was trained on, if the file says so.
+        prefix: what Diffusers calls that model in its files.
         network: what its header tells of that model.
         shapes: shapes of the adapted weights, by layer name.
         low_rank: whether every layer's change is a product of two factors.
@@ -62,6 +63,7 @@ class SourceAdapter:
     kind: str
     rank: int
     transformer: str | None
+    prefix: str
     network: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
     low_rank: bool
@@ -158,6 +160,7 @@ def _source(file: AdapterFile, shapes: Shapes, base: BaseWeights | None) -> Sour
         kind="dora" if dora else adapter.config["algo"] if adapter.kind == "lycoris" else adapter.kind,
         rank=max([*ranks, adapter.config["rank"]]),
         transformer=file.header.get(TRANSFORMER_KEY),
+        prefix=file.network,
         network={key: file.header[key] for key in (TRANSFORMER_KEY, NETWORK_KEY) if key in file.header},
         shapes={name: shapes[name] for name in adapter.targets},
         low_rank=None not in pairs,

@@ -36,8 +36,9 @@ MERGE_KEY = "flowhooks.merge"
 # The sigma above which the adapter was off in training.
 GATE_KEY = "flowhooks.adapter_below"
 
-# Prefix of every key of a file: Diffusers' name of the model, PEFT's wrapper, LyCORIS' own.
-DIFFUSERS_PREFIX = "transformer"
+# Prefix of every key of a file: Diffusers' name of the network, PEFT's wrapper, LyCORIS' own.
+DIFFUSERS_PREFIX, DIFFUSERS_UNET = "transformer", "unet"
+_DIFFUSERS = (f"{DIFFUSERS_PREFIX}.", f"{DIFFUSERS_UNET}.")
 PEFT_PREFIX = "base_model.model."
 LYCORIS_PREFIX = "lycoris"
 
@@ -80,6 +81,16 @@ PROJECTIONS = (
 #: What the name of a file ends with: letters; a folder's may end with a version's number.
 _ENDING = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,11}")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl"}
+
+
+def diffusers_prefix(kind: str | None) -> str:
+    """Return what Diffusers calls a network of a class in LoRA files, by the name of the class."""
+    return DIFFUSERS_UNET if kind is not None and "UNet" in kind else DIFFUSERS_PREFIX
+
+
+def bare_key(key: str) -> str:
+    """Return a key without Diffusers' name of the network."""
+    return next((key.removeprefix(each) for each in _DIFFUSERS if key.startswith(each)), key)
 
 
 def find_file(path: Path) -> Path:
@@ -260,33 +271,38 @@ def refuse_integers(file: Path, types: Mapping[str, str]) -> None:
 def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
     """Return the format of a file, found by its keys, and the prefix to remove from them. Raises `AdapterError` for any
     other."""
-    formats = {"lycoris": f"{LYCORIS_PREFIX}_", "diffusers": f"{DIFFUSERS_PREFIX}.", "peft": PEFT_PREFIX}
-    for kind, prefix in formats.items():
+    formats = {
+        f"{LYCORIS_PREFIX}_": "lycoris",
+        **dict.fromkeys(_DIFFUSERS, "diffusers"),
+        PEFT_PREFIX: "peft",
+    }
+    for prefix, kind in formats.items():
         if any(key.startswith(prefix) for key in keys):
             foreign = [key for key in keys if not key.startswith(prefix)]
             if foreign:
+                network = prefix.removesuffix(".") if kind == "diffusers" else DIFFUSERS_PREFIX
                 raise AdapterError(
-                    f"{file}: beside the transformer's it has {first_few(foreign)}. Only adapters of the transformer "
+                    f"{file}: beside the {network}'s it has {first_few(foreign)}. Only adapters of the {network} "
                     "can be loaded."
                 )
             return kind, "" if kind == "lycoris" else prefix
     raise AdapterError(
-        f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` (Diffusers), `{PEFT_PREFIX}` (PEFT) or "
-        f"`{LYCORIS_PREFIX}_` (LyCORIS). Other names are read where the pipeline is known: by `init_from`, teachers, "
-        "anchors and `sample --lora`; `export` and `merge` take its folder with `--model`, and in Python "
+        f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` or `{DIFFUSERS_UNET}.` (Diffusers), "
+        f"`{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Other names are read where "
+        "the pipeline is known: by `init_from`, teachers, anchors and `sample --lora`; `export` and `merge` take its folder with `--model`, and in Python "
         "`load_adapter(..., pipeline=pipe)`. Where it is known already, convert the file to the Diffusers format first."
     )
 
 
 def has_other_names(keys: Collection[str]) -> bool:
     """Return whether the keys have none of the formats that are read directly."""
-    known = (f"{LYCORIS_PREFIX}_", f"{DIFFUSERS_PREFIX}.", PEFT_PREFIX)
+    known = (f"{LYCORIS_PREFIX}_", *_DIFFUSERS, PEFT_PREFIX)
     return not any(key.startswith(known) for key in keys)
 
 
 def has_other_matrices(keys: Collection[str]) -> bool:
     """Return whether the keys are Diffusers' names of layers with other programs' names of the matrices."""
-    return any(key.startswith(f"{DIFFUSERS_PREFIX}.") and ".lora_down." in key for key in keys)
+    return any(key.startswith(_DIFFUSERS) and ".lora_down." in key for key in keys)
 
 
 def other_names(file: Path, keys: Collection[str]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, DORA_SCALE, MAGNITUDE, first_few
+from flowhooks.adapters.names import ALPHA, DORA_SCALE, MAGNITUDE, bare_key, first_few
 from flowhooks.adapters.network import Network
 from flowhooks.adapters.pieces import Piece
 from flowhooks.errors import AdapterError
@@ -22,6 +22,7 @@ PREFIXES = (
     "model.diffusion_model.",
     "diffusion_model.",
     "transformer.",
+    "unet.",
     "lora_transformer_",
     "lora_unet_",
     "lycoris_",
@@ -121,7 +122,7 @@ class Names:
 
     def __init__(self, network: Network):
         self.network = network
-        self.family: Family | None = family_of(network.kind)
+        self.family: Family | None = family_of(network.kind, network.shapes)
         self.places: Mapping[str, NativePlace] = {}
         if self.family is not None:
             self.places = places_of(self.family, (n for n, shape in network.shapes.items() if len(shape) == 2))
@@ -220,8 +221,7 @@ class Names:
 def network_named(file: Path, tensors: Mapping[str, Tensor]) -> Network:
     """Describe the layers that a file with Diffusers' names changes, by the sides of its matrices."""
     pieces = pieces_in(file, tensors) or {}
-    prefix = f"{DIFFUSERS_PREFIX}."
-    return Network(kind=None, shapes={name.removeprefix(prefix): piece.shape for name, piece in pieces.items()})
+    return Network(kind=None, shapes={bare_key(name): piece.shape for name, piece in pieces.items()})
 
 
 def in_own_names(file: Path, tensors: Mapping[str, Tensor], network: Network) -> dict[str, Tensor] | None:

@@ -14,7 +14,7 @@ import torch
 from diffusers import ConfigMixin
 from torch import nn
 
-from flowhooks.adapters.fit import transformer_shapes
+from flowhooks.adapters.fit import first_network, transformer_shapes
 from flowhooks.adapters.names import ADAPTER_FILES, NETWORK_KEY, TRANSFORMER_KEY, read_json
 from flowhooks.adapters.outline import meta_copy
 from flowhooks.errors import AdapterError
@@ -65,12 +65,13 @@ def network_of(module: nn.Module) -> Network:
     return Network(kind=type(module).__name__, shapes=shapes)
 
 
-def network_in(folder: Path, component: str = "transformer") -> Network:
+def network_in(folder: Path, component: str | None = None) -> Network:
     """Describe the network in a pipeline's folder, or in a folder of its own, from the headers of its weights.
 
     Raises:
         AdapterError: it holds none.
     """
+    component = component or first_network(folder)
     for place, inside in ((folder, component), (folder.parent, folder.name)):
         if any((place / inside / name).is_file() for name in ADAPTER_FILES):
             # The folder of a run, say.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowhooks.adapters.names import ALPHA, DIFFUSERS_PREFIX, first_few, other_names
+from flowhooks.adapters.names import ALPHA, bare_key, first_few, other_names
 from flowhooks.errors import AdapterError
 
 # Names of the two matrices of a layer: the first maps its inputs to the rank.
@@ -60,8 +60,8 @@ def converted(file: Path, tensors: Mapping[str, Tensor], pipeline: Any) -> dict[
         ) from error
     found, alphas = found if isinstance(found, tuple) else (found, None)
     result = {**found, **(alphas or {})}
-    if not result or not all(key.startswith(f"{DIFFUSERS_PREFIX}.") for key in result):
-        left = [key for key in result if not key.startswith(f"{DIFFUSERS_PREFIX}.")]
+    left = [key for key in result if bare_key(key) == key]
+    if left or not result:
         raise AdapterError(
             f"{naming}, which Diffusers' {kind.__name__} does not read"
             f"{f' (it leaves {first_few(left, 1)})' if left else ''}. {advice}"

@@ -22,7 +22,6 @@ from flowhooks.adapters.base import AttachedAdapter, base_layer
 from flowhooks.adapters.bypass import Snapshot, without_peft
 from flowhooks.adapters.dora import magnitude_of, measure, refuse_unmeasurable
 from flowhooks.adapters.names import (
-    DIFFUSERS_PREFIX,
     LORA_FILE,
     MAGNITUDE,
     NEED_SHAPE,
@@ -31,6 +30,7 @@ from flowhooks.adapters.names import (
     PEFT_PREFIX,
     TRAINED_KEY,
     USE_DORA,
+    diffusers_prefix,
     layer_name,
 )
 from flowhooks.autocast import autocast_dtype
@@ -139,10 +139,11 @@ class PeftAdapter(AttachedAdapter):
         tensors, header = self.written(), self._header(metadata)
         if self.kind == "lora":
             whole = self._of_scale_one()
-            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole)
+            prefix = diffusers_prefix(type(self.transformer).__name__)
+            header[LORA_ADAPTER_METADATA_KEY] = diffusers_metadata(whole, prefix)
             if whole is not self.peft_config:
-                header[TRAINED_KEY] = diffusers_metadata(self.peft_config)
-            write = packed_tensors(LoraBaseMixin.pack_weights(tensors, DIFFUSERS_PREFIX), header)
+                header[TRAINED_KEY] = diffusers_metadata(self.peft_config, prefix)
+            write = packed_tensors(LoraBaseMixin.pack_weights(tensors, prefix), header)
             return lambda folder: write(folder / LORA_FILE)
         write = packed_tensors({PEFT_PREFIX + key: tensor for key, tensor in tensors.items()}, header)
         document = self._peft_document()
@@ -236,10 +237,10 @@ def plain_config(ranks: Mapping[str, int], *, use_dora: bool = False) -> LoraCon
     )
 
 
-def diffusers_metadata(peft: PeftConfig) -> str:
+def diffusers_metadata(peft: PeftConfig, prefix: str) -> str:
     """Return the metadata from which Diffusers reads alpha, rank and dropout; without it a loader uses the rank as
-    alpha."""
-    document = {f"{DIFFUSERS_PREFIX}.{key}": value for key, value in peft.to_dict().items()}
+    alpha. ``prefix`` is that of the file's keys, without its dot."""
+    document = {f"{prefix}.{key}": value for key, value in peft.to_dict().items()}
     return json.dumps(document, default=_plain, indent=2, sort_keys=True)
 
 

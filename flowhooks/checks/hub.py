@@ -95,7 +95,7 @@ def _ask(repo: str, revision: str | None, variant: str | None, answer: list[int 
 def _fetched(name: str, variant: str | None, files: Iterable[object]) -> bool:
     folder, _, file = name.rpartition("/")
     if not folder:
-        return name == "model_index.json"
+        return name in ("model_index.json", "modular_model_index.json")
     if not file.endswith(".safetensors"):
         return file.endswith(_TEXTS)
     varied = {getattr(each, "rfilename", "").rpartition("/")[0] for each in files if _variant_of(each) == variant}

@@ -61,7 +61,7 @@ def plain_arguments(pipeline: str) -> Mapping[str, str]:
 @cache
 def checkpoints_gradients(network: str) -> bool | None:
     """Return whether a network can recompute activations in the backward pass."""
-    found = _class(network, "models/transformers/*.py")
+    found = _class(network, "models/transformers/*.py") or _class(network, "models/unets/*.py")
     if found is None or not {"ModelMixin"} & {getattr(base, "id", "") for base in found.bases}:
         return None
     told = _member(found, "_supports_gradient_checkpointing")

@@ -9,6 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from flowhooks.adapters.names import DIFFUSERS_UNET, diffusers_prefix
 from flowhooks.checks import hub
 from flowhooks.checks.library import (
     PLAIN,
@@ -24,11 +25,12 @@ from flowhooks.digits.places import building_notice, outline
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.registry import HOOKS
+from flowhooks.naming import NETWORKS as NETWORKS
 from flowhooks.reading import parse, read_text, user_path
 
 INDEX = "model_index.json"
-#: Names in a pipeline of the networks that can be trained.
-NETWORKS = ("transformer", "transformer_2")
+#: The index of a modular pipeline, whose parts may be those of other pipelines.
+MODULAR_INDEX = "modular_model_index.json"
 #: Library -> stem of its weight files.
 _STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
 #: Names of parts: each is an attribute of the pipeline, and a folder.
@@ -67,13 +69,38 @@ def pipeline_folder(section: Mapping[str, Any]) -> Path | None:
         return local
     if not isinstance(name, str) or user_path(name).exists() or not hub.is_hub_id(name):
         return None
-    return hub.cached(name, [INDEX], section["revision"])
+    return _cached(name, section["revision"])
 
 
 def local_pipeline(name: Any) -> Path | None:
     """Return the folder of a pipeline, if the name is one."""
     folder = user_path(name) if isinstance(name, str) else None
-    return folder if folder is not None and (folder / INDEX).is_file() else None
+    return folder if folder is not None and index_of(folder).is_file() else None
+
+
+def index_of(folder: Path) -> Path:
+    """Return the index of a pipeline's folder, whether it is there or not: that of a modular pipeline where there is no
+    other."""
+    modular = folder / MODULAR_INDEX
+    return modular if modular.is_file() and not (folder / INDEX).is_file() else folder / INDEX
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    found = (hub.cached(name, [index], revision) for index in (INDEX, MODULAR_INDEX))
+    return next((folder for folder in found if folder is not None), None)
+
+
+def trained_network(section: Mapping[str, Any]) -> str:
+    """Return the name of the network that a ``model`` section trains: the one that it names, or the pipeline's
+    first."""
+    if section["component"] is not None:
+        return str(section["component"])
+    folder = pipeline_folder(section)
+    try:
+        parts = {} if folder is None else read_index(folder)[0]
+    except ConfigError:
+        parts = {}
+    return next((name for name in NETWORKS if name in parts), NETWORKS[0])
 
 
 def model_problems(run: Run) -> Iterator[Problem]:
@@ -152,7 +179,7 @@ def no_pipeline(name: str, revision: str | None) -> str | None:
     if name.partition(":")[0] == EMBEDDED[0]:
         return None if name in EMBEDDED else f"{name!r} is no embedded pipeline; use {' or '.join(map(repr, EMBEDDED))}"
     if folder.is_dir():
-        if (folder / INDEX).is_file():
+        if index_of(folder).is_file():
             return None
         return f"{name!r} has no {INDEX}, so it is no Diffusers pipeline; save one with save_pretrained"
     if folder.exists():
@@ -167,7 +194,7 @@ def no_pipeline(name: str, revision: str | None) -> str | None:
             f"there is no folder {name!r}, and it is no Hub id like owner/name; correct it (a path is relative to the "
             f"working directory), or use {EMBEDDED[0]!r}, the embedded pipeline"
         )
-    if hub.is_offline() and hub.cached(name, [INDEX], revision) is None:
+    if hub.is_offline() and _cached(name, revision) is None:
         return (
             f"{name!r} is no folder here and not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it; correct "
             "the path, or fetch it once with a network"
@@ -181,7 +208,7 @@ def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
     Raises:
         ConfigError: its index cannot be read.
     """
-    file = folder / INDEX
+    file = index_of(folder)
     index = read_settings(file)
     if not isinstance(index.get("_class_name"), str):
         message = "is no index of a Diffusers pipeline, it has no `_class_name`; save the pipeline with save_pretrained"
@@ -189,7 +216,7 @@ def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
     parts = {
         name: (str(found[0]), str(found[1]))
         for name, found in index.items()
-        if isinstance(found, list) and len(found) == 2 and found[1] is not None
+        if isinstance(found, list) and len(found) in (2, 3) and found[1] is not None
     }
     for name in parts:
         if not _PART.fullmatch(name):
@@ -205,6 +232,9 @@ def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | 
     for part, (library, kind) in parts.items():
         place = folder / part
         if not place.is_dir():
+            if index_of(folder).name == MODULAR_INDEX:
+                # Its index says where the part is.
+                continue
             yield f"has no folder {part!r}, which its {INDEX} names; save it again with save_pretrained", _NAME
             continue
         if part == "scheduler" and not (place / "scheduler_config.json").is_file():
@@ -280,8 +310,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
         ]
         named = f"its network is {others[0]!r}, a {parts[others[0]][1]}" if others else "it has no network"
         yield (
-            f"cannot be trained here: {named}, and flowhooks trains the `transformer` of a flow-matching pipeline; "
-            "use such a pipeline",
+            f"cannot be trained here: {named}, and flowhooks trains the `transformer` or `unet` of a flow-matching "
+            "pipeline; use such a pipeline",
             _NAME,
         )
         return
@@ -297,6 +327,8 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
     if section["gradient_checkpointing"] and checkpoints_gradients(kind) is False:
         message = f"has a {kind}, which cannot recompute activations; set it to false"
         yield message, "$.model.gradient_checkpointing"
+    if diffusers_prefix(kind) == DIFFUSERS_UNET:
+        yield from _of_unets(kind, run)
     arguments = call_arguments(pipeline)
     for name in section["pipeline_arguments"] if arguments is not None else ():
         if arguments is not None and name not in arguments:
@@ -315,6 +347,29 @@ def _unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, ru
                     "pure noise to data with one; train it without this hook",
                     hook.where,
                 )
+
+
+def _of_unets(kind: str, run: Run) -> Iterator[tuple[str, str]]:
+    """Yield (what, JSON path) for what a transformer can and a U-Net cannot."""
+    if run.training["compile"] != "none":
+        yield (
+            f"has a {kind}, whose convolutions torch compiles differently with the adapter off, so that the reference "
+            "would not be the base to the last bit; set it to 'none'",
+            "$.training.compile",
+        )
+    if run.model["offload"] != "none":
+        yield (
+            f"has a {kind}, whose blocks recompute their layers one by one, when the block's weights have left the "
+            "device already; set it to 'none', or quantise the network with `model.quantization`",
+            "$.model.offload",
+        )
+    for hook in run.every_hook:
+        if hook.type == "dual_times":
+            yield (
+                f"has a {kind}, whose convolutions mix the places of an image, so that no token has a time of its own; "
+                "train it without this hook",
+                hook.where,
+            )
 
 
 def _wrong_arguments(given: Mapping[str, Any], plain: Mapping[str, str], where: str) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any
 from flowhooks.adapters.names import NEED_SHAPE, USE_DORA
 from flowhooks.checks.library import reads_single_files
 from flowhooks.checks.machine import has_apple
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings, trained_network
 from flowhooks.config import Run
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
@@ -61,7 +61,7 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, file, place)
         elif settings not in SHORT.values():
             yield from _wrong_settings(settings, parts.get(name), section["dtype"], file, place)
-    trained = quantized(section).get(section["component"] or NETWORKS[0])
+    trained = quantized(section).get(trained_network(section))
     if run.adapter is not None and run.adapter["type"] in NEED_SHAPE and trained is not None and is_packed(trained):
         kind = run.adapter["type"]
         message = (
@@ -98,7 +98,7 @@ def quantization_problems(run: Run) -> Iterator[Problem]:
 def quantization_warnings(run: Run) -> Iterator[str]:
     """Yield a warning where a backend keeps copies of weights until the backward pass, with their size."""
     checkpointing = run.model["gradient_checkpointing"]
-    network = run.model["component"] or NETWORKS[0]
+    network = trained_network(run.model)
     settings = quantized(run.model).get(network)
     if settings is None or not BACKENDS[settings[METHOD]].copies or checkpointing is True or checkpointing == 1:
         return

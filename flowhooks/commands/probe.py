@@ -6,14 +6,19 @@ import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowhooks.commands.arguments import add_dtype, add_offload, whole_number
-from flowhooks.printing import say_lines
+from flowhooks.printing import say, say_lines
+
+if TYPE_CHECKING:
+    from flowhooks.probe import FlowModel
 
 NAME = "probe"
-HELP = "learn a pipeline's conditioning, times, layout and anatomy, verify them, and print them"
+HELP = "learn a pipeline's conditioning, times, layout and anatomy, verify them, and say what can be trained"
 TINY = "tiny:"
+#: Methods that generate samples.
+_OF_ROLLOUTS = ("adjoint_matching", "flow_grpo", "flow_opd")
 
 
 def add(parser: ArgumentParser) -> None:
@@ -53,6 +58,7 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def run(args: Namespace) -> int:
+    from flowhooks.errors import ModelError
     from flowhooks.probe import probe
     from flowhooks.probe.anatomy import learn_anatomy
 
@@ -61,14 +67,57 @@ def run(args: Namespace) -> int:
         _offload(pipe)
     told = {**arguments, **args.arguments}
     size = {"height": args.height, "width": args.width, "frames": args.frames}
-    model = probe(pipe, **size, arguments=told, references=args.reference)
+    try:
+        model = probe(pipe, **size, arguments=told, references=args.reference)
+    except ModelError:
+        # The reason follows, as the error that it is.
+        say("verdict: nothing can be trained on this pipeline as it is called here")
+        raise
     learnt = {
         **model.contract.describe(),
         "sample_shape": list(model.sample_shape),
         **learn_anatomy(model).describe(),
+        "verdict": verdict(model),
     }
     say_lines(json.dumps(learnt, indent=2).split("\n") if args.json else _lines(learnt))
     return 0
+
+
+def verdict(model: FlowModel) -> dict[str, str]:
+    """Return what can be trained on a pipeline that was probed: method, or option, -> ``yes``, or ``no`` and why."""
+    import torch
+
+    from flowhooks.errors import ModelError
+    from flowhooks.export.pipelines import pipeline_kind
+    from flowhooks.hooks.registry import HOOKS
+    from flowhooks.methods import METHODS
+
+    network, found = type(model.transformer).__name__, dict.fromkeys(sorted(METHODS), "yes")
+    whole = sorted(name for name, spec in HOOKS.items() if spec.whole_path)
+    one_of_two = "no: it samples from noise to data with one network, and the pipeline has two"
+    found |= dict.fromkeys(whole, "yes" if len(model.contract.networks) == 1 else one_of_two)
+    if not hasattr(model.pipe, "encode_prompt"):
+        reason = "no: the pipeline has no `encode_prompt`, so prompts of rollouts cannot be encoded once"
+        found |= dict.fromkeys(_OF_ROLLOUTS, reason)
+    if model.anatomy.time_embedder is None and not model.native_second_time:
+        found["anyflow"] = f"no: {network} has no module that embeds the time alone"
+    try:
+        model.tokens(torch.zeros(1, *model.sample_shape, device=model.device))
+    except ModelError as error:
+        found["self_flow"] = f"no: {error}"
+    blocks = ", ".join(model.streams.found)
+    found["feature_alignment"] = (
+        f"yes, of {blocks}" if blocks else "no: in no block is it known which tokens are the image"
+    )
+    able = getattr(model.transformer, "_supports_gradient_checkpointing", False)
+    found["gradient_checkpointing"] = "yes" if able else f"no: {network} recomputes nothing"
+    loader = pipeline_kind(model.pipe, model.component).loader
+    found["lora in stock Diffusers"] = {
+        "pipeline": "yes, by the pipeline",
+        "network": "yes, by the network",
+        None: "no: neither the pipeline nor the network loads one; flowhooks does",
+    }[loader]
+    return found
 
 
 def _pipeline(args: Namespace) -> tuple[Any, Mapping[str, Any]]:

@@ -116,7 +116,7 @@ def _sigma(text: str) -> float:
 def _check_model(model_or_run: str) -> None:
     """Raise ConfigError for a name that is neither a model nor a run, on this disk or by its form."""
     from flowhooks.checks import hub
-    from flowhooks.checks.pipeline import EMBEDDED, no_pipeline, pipeline_folder
+    from flowhooks.checks.pipeline import EMBEDDED, index_of, no_pipeline, pipeline_folder
     from flowhooks.errors import ConfigError, Problem
     from flowhooks.reading import user_path
 
@@ -124,7 +124,7 @@ def _check_model(model_or_run: str) -> None:
     if (path / "run.json").is_file():
         return
     if path.is_dir():
-        if not (path / "model_index.json").is_file():
+        if not index_of(path).is_file():
             message = "holds no run.json and no model_index.json; give a run's output folder, or a pipeline's"
             raise ConfigError(Problem(message, str(path)))
         return
@@ -142,7 +142,7 @@ def _check_model(model_or_run: str) -> None:
 
 def _base(model_or_run: str) -> Path | None:
     """Return the folder of the pipeline that generates the images, if it is on this disk."""
-    from flowhooks.checks.pipeline import pipeline_folder
+    from flowhooks.checks.pipeline import index_of, pipeline_folder
     from flowhooks.documents.document import read_json
     from flowhooks.manifest import PIPELINE
     from flowhooks.reading import user_path
@@ -150,8 +150,8 @@ def _base(model_or_run: str) -> Path | None:
     file = user_path(model_or_run) / "run.json"
     if not file.is_file():
         return pipeline_folder({"pretrained_model_name_or_path": model_or_run, "revision": None})
-    if (pipeline := file.parent / PIPELINE / "model_index.json").is_file():
-        return pipeline.parent
+    if index_of(pipeline := file.parent / PIPELINE).is_file():
+        return pipeline
     document = read_json(file)
     section = document.get("model") if isinstance(document, dict) else None
     if not isinstance(section, dict):

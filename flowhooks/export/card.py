@@ -72,7 +72,7 @@ def write_card(
     folder = Path(folder)
     name, hub_id = _base_model(document["model"]["pretrained_model_name_or_path"])
     shown = [(without_local_paths(picture.prompt), _relative(picture.path, folder)) for picture in pictures]
-    kind = UNKNOWN if pipe is None else pipeline_kind(pipe, document["model"].get("component") or "transformer")
+    kind = UNKNOWN if pipe is None else pipeline_kind(pipe, document["model"].get("component"))
     prompts = list(dict.fromkeys(without_local_paths(prompt) for prompt in instance_prompts))
     data = ModelCardData(
         license="other",

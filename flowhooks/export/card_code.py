@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE
+from flowhooks.adapters.names import DIFFUSERS_PREFIX, DIFFUSERS_UNET, LORA_FILE, LYCORIS_FILE
 from flowhooks.export.pipelines import PipelineKind
 
 # Folder of the pipeline of a run that trains the whole transformer.
@@ -18,7 +18,7 @@ from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained("{base}", torch_dtype=torch.bfloat16)
 """
 _PIPELINE_LORA = 'pipe.load_lora_weights("FOLDER", weight_name="{file}"{second})\n'
-_NETWORK_LORA = 'pipe.{network}.load_lora_adapter("FOLDER", prefix="transformer", weight_name="{file}")\n'
+_NETWORK_LORA = 'pipe.{network}.load_lora_adapter("FOLDER", prefix="{prefix}", weight_name="{file}")\n'
 _OUR_LORA = """from flowhooks.adapters import load_adapter
 
 load_adapter(pipe.{network}, "FOLDER")
@@ -70,7 +70,7 @@ def card_code(
         loader: whether a file that loads them lies beside them.
         prompt: prompt in the code.
     """
-    adapter, network = document["adapter"], document["model"].get("component") or "transformer"
+    adapter, network = document["adapter"], document["model"].get("component") or kind.network
     imports = "from diffusers.utils import load_image\n" if kind.from_picture else ""
     start = _START.format(base=base if adapter is not None else f"FOLDER/{PIPELINE_FOLDER}", imports=imports)
     if adapter is None or modules:
@@ -104,7 +104,9 @@ def _lora(kind: PipelineKind, network: str) -> str:
     if kind.loader == "pipeline":
         second = ", load_into_transformer_2=True" if network == "transformer_2" else ""
         return _PIPELINE_LORA.format(file=LORA_FILE, second=second)
-    return (_OUR_LORA if kind.loader is None else _NETWORK_LORA).format(file=LORA_FILE, network=network)
+    return (_OUR_LORA if kind.loader is None else _NETWORK_LORA).format(
+        file=LORA_FILE, network=network, prefix=DIFFUSERS_UNET if network == DIFFUSERS_UNET else DIFFUSERS_PREFIX
+    )
 
 
 def _call(kind: PipelineKind, prompt: str, more: str = "") -> str:

@@ -28,6 +28,7 @@ from flowhooks.adapters.names import (
     METADATA_KEY,
     TRAINED_KEY,
     TRANSFORMER_KEY,
+    diffusers_prefix,
     find_file,
     first_few,
     layer_name,
@@ -40,7 +41,7 @@ from flowhooks.adapters.network import Network, network_in, network_told, requir
 from flowhooks.adapters.peft_adapter import diffusers_metadata, plain_config
 from flowhooks.adapters.pieces import Piece, stacked
 from flowhooks.errors import AdapterError
-from flowhooks.export.layout_choice import COMFYUI, COMFYUI_OF_DORA, DIFFUSERS, MUSUBI, OWN, LayoutChoice
+from flowhooks.export.layout_choice import COMFYUI, COMFYUI_OF_DORA, DIFFUSERS, MUSUBI, LayoutChoice
 from flowhooks.manifest import CHECKPOINT
 from flowhooks.naming import LAYOUTS, FileLayout, NativePlace, Reading, places_of, tool_version
 from flowhooks.reading import user_path
@@ -237,10 +238,13 @@ class _Export:
 
     def write(self, target: Path, *, as_it_is: bool) -> Exported:
         layers = [piece.name for piece in self.pieces]
+        prefix = self.read.network if self.kind is None else diffusers_prefix(self.kind)
         choice = LayoutChoice(
             dialect=self.dialect,
             kind=self.kind,
+            network=() if self.network is None else self.network.shapes,
             layers=layers,
+            prefix=prefix,
             plain=self.plain,
             leave_out=self.leave_out,
             dora=self.dora,
@@ -261,9 +265,9 @@ class _Export:
         header = {key: value for key, value in self.read.header.items() if key not in _NOT_OURS}
         if self.network is not None and self.network.kind is not None:
             header.setdefault(TRANSFORMER_KEY, self.network.kind)
-        if name == OWN:
+        if name == choice.own:
             ranks = {piece.name: piece.rank or 1 for piece in self.pieces}
-            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks, use_dora=self.dora))
+            header[METADATA_KEY] = diffusers_metadata(plain_config(ranks, use_dora=self.dora), prefix)
         if name == "lycoris.diffusers":
             header[LAYERS_KEY] = json.dumps({piece.name: piece.shape for piece in self.pieces})
         if self.dora and layout.names != "diffusers":

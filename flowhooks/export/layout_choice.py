@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flowhooks.adapters.names import first_few
@@ -10,8 +10,6 @@ from flowhooks.errors import AdapterError
 from flowhooks.naming import Family, Reading, families, family_of, fits
 
 COMFYUI, DIFFUSERS, MUSUBI, SCRIPTS, LYCORIS = "ComfyUI", "Diffusers", "musubi-tuner", "sd-scripts", "LyCORIS"
-#: Diffusers' own layout.
-OWN = "transformer.diffusers"
 #: Version of ComfyUI that DoRA was tried in.
 COMFYUI_OF_DORA = "0.8.0"
 
@@ -23,7 +21,9 @@ class LayoutChoice:
     Args:
         dialect: one of `flowhooks.export.DIALECTS`.
         kind: class name of the network that the file is for; None if it is not known.
+        network: names of that network's layers; none if they are not known.
         layers: Diffusers' names of the layers that it changes.
+        prefix: what Diffusers calls that network in its files.
         plain: whether all changes are LoRA.
         leave_out: whether layers that a program would drop are going to be left out.
         dora: whether changes are by a DoRA, which each program reads in the file that is made for it alone.
@@ -31,24 +31,31 @@ class LayoutChoice:
 
     dialect: str
     kind: str | None
+    network: Collection[str]
     layers: Sequence[str]
+    prefix: str
     plain: bool
     leave_out: bool
     dora: bool = False
 
     @property
+    def own(self) -> str:
+        """Return Diffusers' own layout."""
+        return f"{self.prefix}.diffusers"
+
+    @property
     def family(self) -> Family | None:
-        return family_of(self.kind)
+        return family_of(self.kind, self.network)
 
     def layout(self) -> tuple[str, list[Reading]]:
         """Return the layout to write, and what each program that reads it makes of these layers. Raises `AdapterError`
         where the program that it is for would drop one."""
         layers = self.layers
         if self.dialect == "diffusers" or (self.dialect == "portable" and self._unknown() and self.plain):
-            own = [] if self.family is None else fits(self.family, OWN, layers)
+            own = [] if self.family is None else fits(self.family, self.own, layers)
             # Others drop its magnitudes.
             own = [each for each in own if each.tool == DIFFUSERS or not self.dora]
-            return OWN, own or [Reading(tool=DIFFUSERS, lost=())]
+            return self.own, own or [Reading(tool=DIFFUSERS, lost=())]
         if self.dialect == "lycoris":
             found = [] if self.family is None or self.dora else fits(self.family, "lycoris.diffusers", layers)
             return "lycoris.diffusers", [Reading(tool=LYCORIS, lost=()), *found]

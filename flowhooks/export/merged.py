@@ -13,7 +13,8 @@ from flowhooks.config.run import read_run
 from flowhooks.errors import ModelError
 from flowhooks.files import REFUSALS, whole
 from flowhooks.manifest import CHECKPOINT, MODULES
-from flowhooks.pipeline import load_pipeline
+from flowhooks.pipeline import load_pipeline, tell_place
+from flowhooks.probe.runs import first_network
 from flowhooks.reading import user_path
 
 #: Format -> whether the network alone is written.
@@ -58,7 +59,7 @@ def export_merged(run: Path, dialect: str, output: Path | None) -> Path:
             "switched as the model card says"
         )
     pipe = load_pipeline(section)
-    name = section["component"] or "transformer"
+    name = section["component"] or first_network(pipe)
     network = getattr(pipe, name)
     merge_adapter(load_adapter(network, adapter, pipeline=pipe))
     return save_whole(network if MERGED[dialect] else pipe, target)
@@ -73,6 +74,7 @@ def save_whole(part: Any, target: Path) -> Path:
     try:
         with whole(target, alike=False) as aside:
             part.save_pretrained(aside, safe_serialization=True)
+            tell_place(aside, target)
     except REFUSALS as error:
         raise ModelError(f"{target}: cannot be written ({error}); free space, or choose another output") from error
     return target

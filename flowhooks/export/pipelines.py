@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from flowhooks.naming import NETWORKS
+from flowhooks.probe.runs import first_network
+
 #: Pipelines that start from an image although its argument is optional.
 _FROM_PICTURE = re.compile(r"ImageToVideo|Image2Video|I2V|I2I|Img2Img|Edit|Kontext|Layered")
 _CLIPS = re.compile(r"Video|Animate")
@@ -20,11 +23,13 @@ class PipelineKind:
         makes: ``image``, ``video`` or ``audio``.
         from_picture: whether it starts from an image beside the prompt.
         loader: ``pipeline`` or ``network``, whichever loads LoRA files in Diffusers; None if neither does.
+        network: name of the network that was trained.
     """
 
     makes: Literal["image", "video", "audio"]
     from_picture: bool
     loader: Literal["pipeline", "network"] | None
+    network: str = NETWORKS[0]
 
     @property
     def task(self) -> str:
@@ -36,13 +41,14 @@ class PipelineKind:
 UNKNOWN = PipelineKind(makes="image", from_picture=False, loader=None)
 
 
-def pipeline_kind(pipe: Any, component: str) -> PipelineKind:
+def pipeline_kind(pipe: Any, component: str | None) -> PipelineKind:
     """Return the kind of a pipeline by its class, without running it.
 
     Args:
         pipe: a Diffusers pipeline.
-        component: the name of its network that was trained.
+        component: the name of its network that was trained; None for the first.
     """
+    component = component or first_network(pipe)
     name, arguments = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     if arguments.keys() & {"num_frames", "frames"} or _CLIPS.search(name):
         makes: Literal["image", "video", "audio"] = "video"
@@ -55,6 +61,7 @@ def pipeline_kind(pipe: Any, component: str) -> PipelineKind:
     return PipelineKind(
         makes=makes,
         from_picture=makes != "audio" and picture is not None and (needed or bool(_FROM_PICTURE.search(name))),
+        network=component,
         loader=_loader(pipe, component),
     )
 

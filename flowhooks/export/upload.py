@@ -37,6 +37,7 @@ ALLOWED = (
     LOADER,
     f"{VALIDATION}/*.png",
     f"{PIPELINE}/model_index.json",
+    f"{PIPELINE}/modular_model_index.json",
     # A Diffusers pipeline's weights, configurations and vocabularies.
     *(f"{PIPELINE}/*/*.{ending}" for ending in ("safetensors", "json", "txt", "model", "jinja")),
 )

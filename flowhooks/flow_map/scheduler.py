@@ -190,7 +190,16 @@ def like(scheduler: Any, kind: Any) -> Any:
     settings["shift"] = getattr(scheduler, "_shift", None) or config.get("flow_shift") or config.get("shift") or 1.0
     if "stochastic_sampling" in known:
         settings["stochastic_sampling"] = False
-    return kind(**settings)
+    made = kind(**settings)
+    if hasattr(scheduler, "scale_model_input"):
+        # Pipelines older than flow matching ask for both.
+        vars(made).update(scale_model_input=unscaled, init_noise_sigma=1.0)
+    return made
+
+
+def unscaled(sample: Any, timestep: Any = None) -> Any:
+    """Return a sample as it is, as schedulers of flow matching hand it to the network."""
+    return sample
 
 
 def _shift(scheduler: Any) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
+from flowhooks.checks.pipeline import pipeline_folder, read_index, trained_network
 from flowhooks.checks.quantization import quantized
 from flowhooks.checks.sizes import edge_step
 from flowhooks.config import Run
@@ -197,7 +197,7 @@ def _lighter(run: Run) -> Iterator[Changes]:
     if run.model["quantization"] is None:
         fewer = [((_BITS, kind),) for kind in ("int8", "nf4")]
     yield from fewer
-    network = run.model["component"] or NETWORKS[0]
+    network = trained_network(run.model)
     if quantized(run.model).get(network, {}).get(METHOD) == "bitsandbytes":
         # Its layers stay on the device until their backward pass.
         return

@@ -20,14 +20,16 @@ import transformers
 from torch import nn
 
 from flowhooks.checks.library import foreign_parts
-from flowhooks.checks.pipeline import INDEX, NETWORKS, read_index, read_settings
+from flowhooks.checks.pipeline import NETWORKS, index_of, read_index, read_settings
 from flowhooks.errors import ModelError
+from flowhooks.probe.modular import faced
 
 Settings = dict[str, Any]
 _DEPTH = re.compile(r"(^|_)(num_(\w+_)?layers|n_(\w+_)?layers|num_layers|layers_per_block|num_res_blocks|depth)$")
 _HEADS = re.compile(r"^(num_attention_heads|num_heads|n_heads)$")
 _KEY_HEADS = re.compile(r"^(num_key_value_heads|num_kv_heads|n_kv_heads)$")
 _HEAD_WIDTH = re.compile(r"^(attention_head_dim|head_dim|d_kv)$")
+_INSIDE = re.compile(r"transformer_layers_per_block$")
 _INNER = re.compile(r"^(hidden_size|dim|inner_dim|d_model)$")
 #: Settings that say how wide something else is, which the network meets.
 _OTHERS = re.compile(r"^(in|out|joint|cross|pooled|text|cap|caption_channels|encoder|context|sample|image)(_|$)")
@@ -47,18 +49,26 @@ def twins(folder: Path) -> Iterator[Any]:
         ModelError: a part cannot be built from what is in the folder, with the reason.
     """
     parts, pipeline = read_index(folder)
-    index = read_settings(folder / INDEX)
+    index = read_settings(index_of(folder))
     for message in foreign_parts(index):
-        raise ModelError(f"{folder}: {INDEX} {message}")
+        raise ModelError(f"{index_of(folder)}: {message}")
     flags = {name: value for name, value in index.items() if not name.startswith("_") and not isinstance(value, list)}
     absent: Settings = {name: None for name, found in index.items() if found == [None, None]}
     for stage in range(len(_NARROW)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             built = {name: _part(folder / name, *where, name, stage) for name, where in parts.items()}
-        pipe = getattr(diffusers, pipeline)(**built, **absent, **flags)
+        pipe = _assembled(getattr(diffusers, pipeline), built, {**absent, **flags})
         pipe.set_progress_bar_config(disable=True)
         yield pipe
+
+
+def _assembled(kind: Any, built: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
+    if not issubclass(kind, diffusers.ModularPipeline):
+        return kind(**built, **more)
+    pipe = kind()
+    pipe.update_components(**built)
+    return faced(pipe)
 
 
 def _part(folder: Path, library: str, kind: str, name: str, stage: int) -> Any:
@@ -213,11 +223,23 @@ def _thin(settings: Settings) -> Settings:
     return small
 
 
+def _thin_levels(settings: Settings) -> Settings:
+    """A U-Net with as many levels and layers between them, of few channels, and one attention block wherever it has
+    some."""
+    small = _thin(settings)
+    if not isinstance(small.get("block_out_channels"), list):
+        return small
+    for key, value in small.items():
+        if value is not None and (_HEAD_WIDTH.search(key) or _HEADS.search(key) or _INSIDE.search(key)):
+            small[key] = [1] * len(value) if isinstance(value, list) else 1
+    return small
+
+
 def _same(settings: Settings) -> Settings:
     return dict(settings)
 
 
 #: From the smallest to the most cautious.
-_NARROW = (_narrow, lambda settings: _narrow(settings, equal=False), _shallow)
+_NARROW = (_narrow, lambda settings: _narrow(settings, equal=False), _shallow, _thin_levels)
 _TEXT = (_text, _shallow, _same)
 _AUTOENCODER = (_thin, _shallow, _same)

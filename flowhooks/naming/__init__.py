@@ -5,11 +5,12 @@ A family of networks is added there, and by a row in ``tests/naming``.
 
 from __future__ import annotations
 
-from flowhooks.naming.layouts import LAYOUTS, FileLayout, Reading, fits, tool_version, verified_on
+from flowhooks.naming.layouts import LAYOUTS, NETWORKS, FileLayout, Reading, fits, tool_version, verified_on
 from flowhooks.naming.rules import Family, NativePlace, TimeEmbedding, families, family_of, places_of, tencent_name
 
 __all__ = [
     "LAYOUTS",
+    "NETWORKS",
     "Family",
     "FileLayout",
     "NativePlace",

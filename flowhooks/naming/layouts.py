@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from flowhooks.naming.rules import Family, NativePlace, document, matched, tencent_name
 
+#: Names in a pipeline of the networks that can be trained, in the order in which the first that is there is taken.
+NETWORKS = ("transformer", "transformer_2", "unet")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileLayout:
@@ -32,7 +35,10 @@ class FileLayout:
 
 #: Name in ``names.json`` -> layout.
 LAYOUTS: Mapping[str, FileLayout] = {
-    "transformer.diffusers": FileLayout(prefix="transformer.", names="diffusers", dotted=True, alphas=False),
+    **{
+        f"{network}.diffusers": FileLayout(prefix=f"{network}.", names="diffusers", dotted=True, alphas=False)
+        for network in ("transformer", "unet")
+    },
     **{
         f"diffusion_model.{names}": FileLayout(prefix="diffusion_model.", names=names, dotted=True, alphas=False)
         for names in ("diffusers", "native", "tencent")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -72,6 +72,8 @@ class Family:
         verified: whether its native names were tried in ComfyUI's own code, and not only read in it.
         same_names: whether a layer without a rule keeps its name.
         layers: Diffusers' name -> native name, with `NUMBER` for the number of a block.
+        modules: Diffusers' module -> native module, whose layers have the same names inside.
+        only_with: layers that a network has (True) or lacks (False) for these rules to hold.
         fused: native name -> the Diffusers layers stacked in it.
         halves_swapped: Diffusers' layers whose halves change places.
         halves_swapped_if: the same, with how many times as many outputs as inputs such a layer has.
@@ -87,6 +89,8 @@ class Family:
     verified: bool
     same_names: bool
     layers: Mapping[str, str]
+    modules: Mapping[str, str]
+    only_with: Mapping[str, bool]
     fused: Mapping[str, tuple[str, ...]]
     halves_swapped: tuple[str, ...]
     halves_swapped_if: Mapping[str, int]
@@ -103,6 +107,10 @@ class Family:
                 return NativePlace(
                     layer=layer, native=numbered(native, numbers), parts=(layer,), swapped=self._swapped(layer)
                 )
+        inside = next((each for each in self.modules if layer.startswith(f"{each}.")), None)
+        if inside is not None:
+            native = self.modules[inside] + layer.removeprefix(inside)
+            return NativePlace(layer=layer, native=native, parts=(layer,), swapped=False)
         for native, parts in self.fused.items():
             for part in parts:
                 if (numbers := matched(part, layer)) is not None:
@@ -165,6 +173,8 @@ def _family(name: str, found: Mapping[str, Any]) -> Family:
         verified=found["verified"],
         same_names=found["same_names"],
         layers=found["layers"],
+        modules=found.get("modules", {}),
+        only_with=found.get("only_with", {}),
         fused={native: tuple(parts) for native, parts in found["fused"].items()},
         halves_swapped=tuple(found["halves_swapped"]),
         halves_swapped_if=found["halves_swapped_if_outputs_are"],
@@ -183,9 +193,17 @@ def _time(found: Mapping[str, Any] | None) -> TimeEmbedding | None:
     return TimeEmbedding(module=found["module"], input=(scale, offset), factor=found["factor"])
 
 
-def family_of(kind: str | None) -> Family | None:
-    """Return the family of a class of networks, by the name of the class; None if it is not known."""
-    return next((family for family in families().values() if kind in family.classes), None)
+def family_of(kind: str | None, layers: Collection[str] = ()) -> Family | None:
+    """Return the family of a class of networks, by the name of the class; None if it is not known.
+
+    Args:
+        layers: names of the network's layers, if they are known: some classes number their blocks by how many they
+            have, and a family's rules hold for one number.
+    """
+    found = next((family for family in families().values() if kind in family.classes), None)
+    if found is None or not layers:
+        return found
+    return found if all((layer in layers) == there for layer, there in found.only_with.items()) else None
 
 
 def tencent_name(native: str) -> str:

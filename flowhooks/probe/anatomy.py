@@ -107,7 +107,7 @@ def _blocks(network: nn.Module, seen: Watched) -> dict[str, int]:
         and len(module)
         and all(f"{name}.{i}" in seen for i in range(len(module)))
         and name.count(".") == 0
-        and any(t.dim() == 3 for t in seen[f"{name}.0"])
+        and any(t.dim() in (3, 4) for t in seen[f"{name}.0"])
         and len(seen[f"{name}.0"]) > 1  # else a list of projections, each for a layer of the text encoder
     }
 

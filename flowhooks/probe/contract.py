@@ -26,7 +26,7 @@ from flowhooks.probe.recorder import (
 )
 from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
 from flowhooks.probe.times import Time, learn_times
-from flowhooks.probe.values import Rule, learn_rule, map_tensors, proposed_rule, same
+from flowhooks.probe.values import Rule, learn_rule, map_tensors, nested_arguments, proposed_rule, same
 from flowhooks.quantization.plain import plain_parts
 
 #: Largest change of a prediction, relative where it exceeds 1, by an argument that the network ignores.
@@ -77,6 +77,10 @@ class PipelineContract:
     reference_rules: Mapping[str, Rule] = field(default_factory=dict)
     entangled: bool = False
     optional: bool = False
+
+    def networks_of(self, pipe: Any) -> dict[str, nn.Module]:
+        """Return the networks by attribute of the pipeline."""
+        return {name: getattr(pipe, name) for name in self.networks}
 
     def sigma_range(self, network: str) -> tuple[float, float]:
         """Return the sigmas at which this network is called: all of [0, 1], or one side of the boundary of two
@@ -132,13 +136,17 @@ def learn_contract(
         shown = examples[0] if examples else {}
         base = {**call_exceptions(pipe), **arguments, **shown}
         known: dict[Any, Any] = {}
-        call, guided = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
+        call, guided, networks = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
         one, other = (
             recorded_arguments(pipe, networks, prompts, {**base, **sizes[0], **call})
             for prompts in (PROMPTS[:1], PROMPTS[1:])
         )
         # With references a batch is put together of samples that were recorded alone: many pipelines take one only.
         two = None if examples else _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
+        alone = two is None and not examples
+        if alone:
+            # The check of a batch decides whether this is how one is formed.
+            two = {name: _doubled(value) for name, value in one.items()}
         walk = walked(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, STEPS, known)
         times, sample = learn_times(pipe, walk, partly=bool(examples))
         if two is not None and learn_rule(one[sample], two[sample], sample) is None:
@@ -149,10 +157,11 @@ def learn_contract(
         wide = _at_another_size(pipe, networks, {**base, **call}, sizes, one[sample], sample, arguments)
         moving = {sample, *(time.name for time in times)}
         _refuse_drifting(pipe, networks, walk, moving)
+        called, boundary = _turns(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk)
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
-            networks=tuple(networks),
-            boundary=_boundary(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk.outputs[0]),
+            networks=called,
+            boundary=boundary,
             times=times,
             rules={},
             resolution_rules={},
@@ -164,7 +173,8 @@ def learn_contract(
             joint=False,
         )
         if two is not None:
-            return _sorted_arguments(contract, moving, one, other, two, wide)
+            learnt = _sorted_arguments(contract, moving, one, other, two, wide)
+            return replace(learnt, fixed_text=False) if alone else learnt
         call = {**base, **sizes[0], **call}
         seen = recorded_arguments(pipe, networks, PROMPTS[:1], {**call, **examples[1]})
         without = _without_references(pipe, networks, call, shown)
@@ -184,22 +194,27 @@ def _without_references(
         return None
 
 
+def _doubled(value: Any) -> Any:
+    """Return an argument of two samples: what holds one sample in front is joined."""
+    if isinstance(value, torch.Tensor) and value.dim() and len(value) == 1:
+        return value.repeat(2, *[1] * (value.dim() - 1))
+    return value * 2 if isinstance(value, (list, tuple)) and len(value) == 1 else value
+
+
 def _of_two_prompts(
     pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], arguments: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the network's arguments for two prompts in one call."""
+) -> dict[str, Any] | None:
+    """Return the network's arguments for two prompts in one call; None where the pipeline takes one prompt a call."""
     try:
         return recorded_arguments(pipe, networks, PROMPTS[:1] * 2, call)
     except PipelineFailed as error:
         given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
+        if not given:
+            return None
         raise ModelError(
-            f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); "
-            + (
-                f"it needs an image or video for each prompt, and {given} is one only: name {given} in `references` "
-                "in place of `arguments`, so that each sample has its own"
-                if given
-                else "the probe learns from two prompts how a batch is formed"
-            )
+            f"{type(pipe).__name__} runs with one prompt and not with two: {error.reason} ({error.place}); it needs an "
+            f"image or video for each prompt, and {given} is one only: name {given} in `references` in place of "
+            "`arguments`, so that each sample has its own"
         ) from error
 
 
@@ -246,7 +261,8 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
     try:
         with torch.no_grad(), named_failures(pipe):
             before, after = (
-                first_of(network(**{**first, **{name: call[name] for name in drifting}})) for call in (first, last)
+                first_of(network(**nested_arguments({**first, **{name: call[name] for name in drifting}})))
+                for call in (first, last)
             )
     finally:
         pipe.maybe_free_model_hooks()
@@ -333,24 +349,29 @@ def _sorted_with_references(
     )
 
 
-def _boundary(pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any) -> float | None:
-    """With two networks, both returning ``output``: return the sigma between the last call of the first and the first
-    call of the second."""
+def _turns(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], walk: Recording
+) -> tuple[tuple[str, ...], float | None]:
+    """Return the networks that the pipeline's loop calls, in their order, and with two of them the sigma between the
+    last call of the first and the first call of the second. A network that only guides is not called."""
     if len(networks) < 2:
-        return None
+        return tuple(networks), None
     seen = Recording()
     with (
-        answering(networks, lambda: output),
+        answering(networks, lambda: walk.outputs[0]),
         recording_calls(networks, seen),
         recording_steps(pipe.scheduler, seen),
     ):
         run(pipe, **{**call, "num_inference_steps": 1000, "output_type": "latent"})
-    order = tuple(networks)
-    high = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[0]]
-    low = [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == order[1]]
-    if not high or not low or min(high) < max(low):
+    order = tuple(dict.fromkeys(seen.names))
+    if len(order) < 2:
+        return order, None
+    high, low = (
+        [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == network] for network in order[:2]
+    )
+    if len(order) > 2 or min(high) < max(low):
         raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
-    return (min(high) + max(low)) / 2
+    return order, (min(high) + max(low)) / 2
 
 
 def _shapes(value: Any) -> Any:

@@ -23,7 +23,7 @@ from flowhooks.probe.recorder import (
     run,
     without_side_effects,
 )
-from flowhooks.probe.runs import ANY, SHORTEST, find_networks, recorded_arguments
+from flowhooks.probe.runs import ANY, SHORTEST, recorded_arguments
 from flowhooks.probe.values import Rule
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def encode_conditions(model: FlowModel, prompts: Sequence[str], references: Sequ
 
 @contextmanager
 def _recording(model: FlowModel) -> Iterator[Mapping[str, Any]]:
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     with freed_once(model.pipe), without_side_effects(model.pipe, networks), model.without_second_time():
         yield networks
 
@@ -106,7 +106,7 @@ def _together(
     samples = []
     for prompt, images in zip(prompts, references, strict=True):
         _check(model, images)
-        seen = recorded_arguments(model.pipe, find_networks(model.pipe), [prompt], model.call(**images))
+        seen = recorded_arguments(model.pipe, model.contract.networks_of(model.pipe), [prompt], model.call(**images))
         sample = {name: seen.get(name) for name in rules}
         argument = model.layout(**model.size).sample_argument
         layout = model.layout_with(tuple(stacked(seen[argument]).shape[1:]), images)
@@ -132,7 +132,7 @@ def _beside_the_sample(model: FlowModel, layout: Layout, prompt: str, images: Re
     """Return what the VAE gets at the end of a call that is not the sample, such as a given first frame, ``[1,
     *vae_shape]``."""
     seen = Recording()
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     with ExitStack() as stack:
         stack.enter_context(encoded_once(model.pipe))
         stack.enter_context(recording_steps(model.pipe.scheduler, seen))

@@ -96,19 +96,27 @@ class Gather:
 
 
 def learn_gather(
-    zeros: Tensor, ones: Tensor, digits: Sequence[Tensor], shape: tuple[int, ...], sent: int, rest: bool = False
+    zeros: Tensor,
+    ones: Tensor,
+    digits: Sequence[Tensor],
+    shape: tuple[int, ...],
+    sent: int,
+    *,
+    rest: bool = False,
+    lowest: int = 0,
 ) -> Gather:
     """Compute the mapping from what arrived for zeros, ones and each digit of the index.
 
     Args:
         rest: whether what is not of the sample is another for each, so that the mapping holds 0 there.
+        lowest: what was added to each of these.
     """
-    shift = flat(zeros)
-    scale = flat(ones) - shift
+    scale = flat(ones) - flat(zeros)
+    shift = flat(zeros) - lowest * scale
     follows = scale != 0
     index = torch.zeros_like(shift)
     for k, arrived in enumerate(digits):
-        index += torch.where(follows, (flat(arrived) - shift) / scale, 0).round() * BASE**k
+        index += (torch.where(follows, (flat(arrived) - shift) / scale, lowest) - lowest).round() * BASE**k
     source = torch.where(follows, index, -1).long()
     if not follows.any() or int(source.max()) >= sent or int(source[follows].min()) < 0:
         raise ModelError("what arrives is not a rearrangement of what was sent")

@@ -11,9 +11,9 @@ from torch import nn
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.failures import REMEDY, PipelineFailed, shown
-from flowhooks.probe.recorder import Recording, first_of
+from flowhooks.probe.recorder import Recording, first_of, with_first
 from flowhooks.probe.runs import PROMPTS, SHORTEST, recorded_arguments, walked
-from flowhooks.probe.values import same
+from flowhooks.probe.values import map_tensors, same
 
 #: The argument that most pipelines have; in some it has no effect.
 SCALE = "guidance_scale"
@@ -39,9 +39,10 @@ def scale_argument(guided: Mapping[str, str]) -> str:
 
 def without_guidance(
     pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any], known: dict[Any, Any]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the pipeline arguments under which the network is called once a step with one prompt only; and which
-    argument, or the pipeline's ``guider``, controls guidance, with its kind, ``embedded`` or ``classifier-free``.
+) -> tuple[dict[str, Any], dict[str, str], dict[str, nn.Module]]:
+    """Return the pipeline arguments under which the network is called once a step with one prompt only; which argument,
+    or the pipeline's ``guider``, controls guidance, with its kind, ``embedded`` or ``classifier-free``; and those
+    networks whose prediction then reaches the scheduler, if they are called.
 
     Args:
         known: outputs of the networks, by name and shapes; one or two forwards are added.
@@ -59,13 +60,18 @@ def without_guidance(
         if call in tried:
             continue
         tried.append(call)
+        asked = {**arguments, **call, "prompt": PROMPTS[0]}
         try:
-            walk = walked(pipe, networks, {**arguments, **call, "prompt": PROMPTS[0]}, SHORTEST, known)
+            walk = walked(pipe, networks, asked, SHORTEST, known)
         except PipelineFailed as error:
             failure = failure or error
             continue
+        own = dict(networks)
+        if len(walk.calls) != len(walk.steps) and len(networks) > 1:
+            own = _integrated(pipe, networks, asked, walk, known)
+            walk = walked(pipe, own, asked, SHORTEST, known)
         if len(walk.calls) == len(walk.steps) and _alone(walk):
-            return call, _what_guides(pipe, networks, arguments, call, known)
+            return call, _what_guides(pipe, own, arguments, call, known), own
         guided = walk
     if guided is None:
         assert failure is not None
@@ -85,6 +91,26 @@ def without_guidance(
         f"{type(pipe).__name__} cannot be run with {shown(arguments)} and one sample a call: classifier-free guidance "
         f"cannot be switched off{also}"
     ) from failure
+
+
+def _integrated(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], walk: Recording, known: Mapping[Any, Any]
+) -> dict[str, nn.Module]:
+    """Return the networks without those of which the scheduler gets nothing although they are called: it gets the same
+    when their predictions are doubled. They guide, or make arguments of the other networks."""
+    kept = {}
+    for name, network in networks.items():
+        doubled = {key: _doubled(output) if key[0] == name else output for key, output in known.items()}
+        again = walked(pipe, networks, call, SHORTEST, doubled)
+        if name not in walk.names or not all(
+            same(a.velocity, b.velocity) for a, b in zip(walk.steps, again.steps, strict=True)
+        ):
+            kept[name] = network
+    return kept
+
+
+def _doubled(output: Any) -> Any:
+    return with_first(output, map_tensors(first_of(output), lambda t: 2 * t))
 
 
 def _what_guides(

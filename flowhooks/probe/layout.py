@@ -203,17 +203,27 @@ def learn_layout(
         run(pipe, **{**call, "num_inference_steps": 2, "output_type": "latent"})
     output, sample = real.outputs[0], real.steps[0].sample
 
+    lowest = 0
+
     def send(code: Callable[[int], Tensor]) -> Response:
-        return _send(pipe, networks, call, output, code)
+        return _send(pipe, networks, call, output, code, lowest)
 
     n, m = sample.numel(), stacked(first_of(output)).numel()
-    zeros, ones = send(torch.zeros), send(torch.ones)
+    zeros = send(torch.zeros)
+    if not zeros.velocity.isfinite().all():
+        # The pipeline divides by the size of a prediction; then what its network answers begins with one.
+        lowest = 1
+        zeros = send(torch.zeros)
+    ones = send(torch.ones)
     digits = [send(partial(digit, k)) for k in range(digit_count(max(n, m)))]
     name, listed = _sample_argument(pipe, zeros, ones, n, partly)
     shape = tuple(sample.shape[1:])
 
-    def learn(read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int, rest: bool = False) -> Gather:
-        return learn_gather(read(zeros), read(ones), [read(d) for d in digits], tuple(out_shape), sent, rest)
+    def learn(
+        read: Callable[[Response], Tensor], out_shape: Sequence[int], sent: int, rest: bool = False, lowest: int = 0
+    ) -> Gather:
+        read_digits = [read(d) for d in digits]
+        return learn_gather(read(zeros), read(ones), read_digits, tuple(out_shape), sent, rest=rest, lowest=lowest)
 
     argument = stacked(zeros.arguments[name])
     layout = Layout(
@@ -221,7 +231,7 @@ def learn_layout(
         sample_argument=name,
         listed=listed,
         into=learn(lambda r: stacked(r.arguments[name]), argument.shape[1:], n, partly),
-        out=learn(lambda r: r.velocity, shape, m),
+        out=learn(lambda r: r.velocity, shape, m, lowest=lowest),
         vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n, partly),
         arguments={a: real.calls[0][a] for a in follows_resolution},
         shift=real.shift,
@@ -244,14 +254,14 @@ def _time_rest(seen: Response, name: str) -> tuple[Tensor, Tensor] | None:
 
 
 def _send(
-    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any, code: Callable
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], output: Any, code: Callable, lowest: int
 ) -> Response:
     seen = Recording()
     prediction = first_of(output)
 
     def answer() -> Any:
         like = stacked(prediction)
-        coded = code(like.numel()).reshape(like.shape).to(like.device, like.dtype)
+        coded = (code(like.numel()) + lowest).reshape(like.shape).to(like.device, like.dtype)
         return with_first(output, list(coded.unbind(0)) if isinstance(prediction, (list, tuple)) else coded)
 
     def following(sample: Tensor) -> Tensor:

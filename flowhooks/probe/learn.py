@@ -17,6 +17,7 @@ from flowhooks.probe.contract import PipelineContract, learn_contract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
+from flowhooks.probe.modular import faced
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
 from flowhooks.probe.references import examples, picture_arguments, turned
@@ -45,7 +46,7 @@ def probe(
     """Learn a pipeline's contract by running it for a few steps, and verify it.
 
     Args:
-        pipe: a Diffusers flow-matching pipeline.
+        pipe: a Diffusers flow-matching pipeline, classic or modular.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
             refuses that.
         frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
@@ -56,6 +57,7 @@ def probe(
     Raises:
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
+    pipe = faced(pipe, tuple(arguments or ()))
     require_sizes(pipe)
     for name in references:
         if name not in picture_arguments(pipe):
@@ -124,7 +126,7 @@ def with_checked_rules(model: FlowModel) -> PipelineContract:
     """Return the contract with rules under which samples share a forward only if the network reads each sample's own
     value: of places of tokens, for instance, some read the first sample's only. Two images of one number of pixels
     and another shape tell them apart."""
-    contract, networks = model.contract, find_networks(model.pipe)
+    contract, networks = model.contract, model.contract.networks_of(model.pipe)
     tall, wide = (
         model.encode_conditions([PROMPTS[1]], [images]) for images in turned(contract.references, **model.size)
     )
@@ -212,7 +214,7 @@ def verify(model: FlowModel, unseen: Mapping[str, Any] | None = None) -> None:
     Raises:
         ModelError: they differ by more than rounding.
     """
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     call = model.call(prompt=PROMPTS[1], **(unseen or {}))
     model.layout(call["height"], call["width"])
     with without_side_effects(model.pipe, networks):
@@ -236,7 +238,7 @@ def _compared(
 ) -> tuple[Recording, list[State], float]:
     """Return a short run under a seed, our predictions along it, and the largest error of them."""
     generator = torch.Generator().manual_seed(seed)
-    walk = walked(model.pipe, find_networks(model.pipe), {**call, "generator": generator}, STEPS)
+    walk = walked(model.pipe, model.contract.networks_of(model.pipe), {**call, "generator": generator}, STEPS)
     trained, states = model.component, []
     try:
         for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):

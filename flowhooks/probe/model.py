@@ -20,7 +20,7 @@ from flowhooks.probe.layout import Layout
 from flowhooks.probe.runs import PROMPTS, output_of
 from flowhooks.probe.sized import SizedModel
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
-from flowhooks.probe.values import collate, moved
+from flowhooks.probe.values import collate, moved, nested_arguments
 from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class FlowModel(SizedModel):
         sample = {layout.sample_argument: layout.to_network(noisy, self.dtype, rest)}
         arguments = {**self.contract.constants, **resolution, **prompt, **sample}
         arguments.pop(DECODED, None)
-        return arguments
+        return nested_arguments(arguments)
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
         """Return the network's time arguments at ``sigma`` ``[B]``, with its second one at ``end``."""

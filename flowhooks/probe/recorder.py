@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, update_wrapper
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from flowhooks.flow_map.scheduler import Telling
 from flowhooks.flow_map.second_time import bound_arguments, signature_of
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
 from flowhooks.probe.failures import failed
-from flowhooks.probe.values import map_tensors, tensors_in
+from flowhooks.probe.values import flat_arguments, map_tensors, tensors_in
 from flowhooks.splice import restore_attributes, splice
 
 
@@ -40,7 +40,8 @@ class StepRecord:
 class Recording:
     """Holds what one run passed.
 
-    ``names[i]`` names the network of call ``i``, ``calls[i]`` holds its arguments by name, ``outputs[i]`` what
+    ``names[i]`` names the network of call ``i``, ``calls[i]`` holds its arguments by name (see
+    :func:`~flowhooks.probe.values.flat_arguments`), ``outputs[i]`` what
     it returned. ``encoded`` is the mode of the VAE's posterior, ``decoded`` the latents to decode, with the other
     arguments in ``decode_args`` and ``decode_options``. ``shift`` is the scheduler's shift of sigma, static or that
     of the resolution. ``copies`` counts the steps of copies that the pipeline made of its scheduler.
@@ -84,14 +85,14 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
 
     The networks get the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
     """
-    guider = getattr(pipe, "guider", None)
+    guiders = guiders_of(pipe)
     with ExitStack() as stack:
         # The components too: at its end a run removes offload hooks and installs new ones.
         modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
-        stack.enter_context(restore_attributes(pipe, pipe.scheduler, guider, *modules))
+        stack.enter_context(restore_attributes(pipe, pipe.scheduler, *guiders, *modules))
         stack.enter_context(evaluating(*networks.values()))
         pipe.set_progress_bar_config(disable=True)
-        if guider is not None:
+        for guider in guiders:
             guider.disable()
         for network in networks.values():
             taken = signature_of(type(network).forward).parameters
@@ -100,6 +101,11 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
                 override = partial(_overridden, fixed)
                 stack.callback(network.register_forward_pre_hook(override, with_kwargs=True).remove)
         yield
+
+
+def guiders_of(pipe: Any) -> list[Any]:
+    """Return the components that apply guidance; there is one for each network."""
+    return [part for name, part in pipe.components.items() if name.startswith("guider") and part is not None]
 
 
 def _overridden(fixed: Mapping[str, Any], module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -112,7 +118,7 @@ def recording_calls(networks: Mapping[str, nn.Module], seen: Recording, *, stop:
 
     def before(name: str, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         seen.names.append(name)
-        seen.calls.append(_snapshot(bound_arguments(module, args, kwargs)))
+        seen.calls.append(_snapshot(flat_arguments(bound_arguments(module, args, kwargs))))
         if stop:
             raise StopRun
 
@@ -255,19 +261,27 @@ def posterior_mode(encoded: Any) -> Tensor:
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
 
 
+_PLAIN = (str, int, float)
+
+
 @contextmanager
 def encoded_once(pipe: Any) -> Iterator[None]:
-    """Run the text encoders on the first call only; later calls in the block get the same embeddings."""
-    first: list[Any] = []
+    """Run the text encoders on the first call only; later calls in the block get the same embeddings. Some pipelines
+    call once for each of their text encoders, which a plain argument names."""
+    first: dict[str, Any] = {}
     encode = getattr(pipe, "encode_prompt", None)
     if encode is None:
         yield
         return
 
     def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        if not first:
-            first.append(encode(*args, **kwargs))
-        return first[0]
+        plain = [
+            [value for value in args if isinstance(value, _PLAIN)],
+            {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)},
+        ]
+        if (key := repr(plain)) not in first:
+            first[key] = encode(*args, **kwargs)
+        return first[key]
 
     with restore_attributes(pipe):
         pipe.encode_prompt = encode_prompt
@@ -293,7 +307,8 @@ def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, com
 
     with restore_attributes(*networks.values()):
         for name, network in networks.items():
-            vars(network)["forward"] = partial(answered, name, network.forward)
+            # Some pipelines pass a network only what the signature of its forward names.
+            vars(network)["forward"] = update_wrapper(partial(answered, name, network.forward), network.forward)
         yield
 
 
@@ -302,7 +317,7 @@ def answering(networks: Mapping[str, nn.Module], answer: Callable[[], Any]) -> I
     """Return ``answer()`` from every call of the networks instead of computing it; forward hooks still see the call."""
     with restore_attributes(*networks.values()):
         for network in networks.values():
-            vars(network)["forward"] = lambda *args, **kwargs: answer()
+            vars(network)["forward"] = update_wrapper(lambda *args, **kwargs: answer(), network.forward)
         yield
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
+from flowhooks.naming import NETWORKS
 from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, remembering, run
 
 #: Two prompts of different lengths, for learning.
@@ -23,17 +26,34 @@ SHORTEST = 2
 
 
 def find_networks(pipe: Any) -> dict[str, nn.Module]:
-    """Return the networks that the scheduler integrates, by attribute."""
-    found = {
-        name: part
-        for name in ("transformer", "transformer_2")
-        if isinstance(part := getattr(pipe, name, None), nn.Module)
-    }
+    """Return the networks that the scheduler may integrate, by attribute: components that are given a time. Those that
+    a pipeline's loop really integrates are in :attr:`PipelineContract.networks`."""
+    found = {name: part for name, part in sorted(pipe.components.items()) if _takes_time(part)}
     if not found:
         raise ModelError(
-            f"{type(pipe).__name__} has no `transformer`; flowhooks trains flow-matching transformer pipelines"
+            f"{type(pipe).__name__} has no network that is given a time, such as a `transformer` or a `unet`; "
+            "flowhooks trains the network that a flow-matching scheduler integrates"
         )
     return found
+
+
+def first_network(pipe: Any) -> str:
+    """Return the name of the network that is trained where none is named."""
+    found = find_networks(pipe)
+    return next((name for name in NETWORKS if name in found), next(iter(found)))
+
+
+def _takes_time(part: Any) -> bool:
+    """Return whether a component may predict velocities: it is called with a time, and is no autoencoder that decodes
+    at one."""
+    kind: Any = type(part)
+    return isinstance(part, nn.Module) and not hasattr(part, "decode") and _names_time(kind)
+
+
+@lru_cache(maxsize=256)
+def _names_time(kind: Any) -> bool:
+    names = inspect.signature(kind.forward).parameters
+    return any(name == "t" or "timestep" in name for name in names)
 
 
 def recorded_arguments(

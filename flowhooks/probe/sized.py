@@ -19,7 +19,7 @@ from flowhooks.probe.interval import Interval
 from flowhooks.probe.layout import Layout, learn_layout
 from flowhooks.probe.offloading import original
 from flowhooks.probe.recorder import encoded_once, execution_device, without_side_effects
-from flowhooks.probe.runs import ANY, find_networks
+from flowhooks.probe.runs import ANY
 from flowhooks.probe.sizes import Size, Sizes
 from flowhooks.probe.tokens import Tokens
 from flowhooks.probe.weight_names import WeightNames
@@ -125,14 +125,14 @@ class SizedModel:
 
     def _learn_layout(self, size: Size, images: Mapping[str, Any]) -> Layout:
         with (
-            without_side_effects(self.pipe, find_networks(self.pipe)),
+            without_side_effects(self.pipe, self.contract.networks_of(self.pipe)),
             encoded_once(self.pipe),
             self.without_second_time(),
         ):
             call = self.call(prompt=ANY, **self._sizes.arguments(size), **images)
             follows, times = tuple(self.contract.resolution_rules), tuple(t.name for t in self.contract.times)
             partly = bool(self.contract.references)
-            return learn_layout(self.pipe, find_networks(self.pipe), call, follows, times, partly=partly)
+            return learn_layout(self.pipe, self.contract.networks_of(self.pipe), call, follows, times, partly=partly)
 
     def _layout_for(self, layout: Layout, arguments: Mapping[str, Any]) -> Layout:
         """Return the layout of samples with these arguments, at the resolution of ``layout``.

@@ -6,8 +6,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from diffusers import ModularPipeline
-
 from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
 
@@ -29,11 +27,6 @@ class Size(NamedTuple):
 def require_sizes(pipe: Any) -> None:
     """Raise ModelError for a pipeline whose call has no height and width, saying what it is."""
     name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
-    if isinstance(pipe, ModularPipeline):
-        raise ModelError(
-            f"{name} is a modular pipeline, built from blocks; flowhooks reads pipelines whose call is one loop, so "
-            "load the classic pipeline of the same model"
-        )
     if {"height", "width"} <= known.keys():
         return
     sound = [argument for argument in known if "audio" in argument or "waveform" in argument]

@@ -33,6 +33,8 @@ class TokenStream:
         at: whether they are the ``first`` or the ``last`` tokens of that output; text may be beside them.
         width: channels of a token.
         axis: axis of the tokens; 0 in a network that puts the batch after them.
+        patch: latent frames, rows and columns of one token, for a block that returns the image ``[B, D, h, w]``, of
+            which every place is a token; None for blocks whose tokens are the network's.
     """
 
     name: str
@@ -41,11 +43,13 @@ class TokenStream:
     at: str
     width: int
     axis: int = 1
+    patch: Grid | None = None
 
     def of(self, returned: Any, tokens: int) -> Tensor:
         """Return the image tokens ``[B, tokens, D]`` from a block's return value. Raises ModelError when there are
         fewer."""
-        held: Tensor = _listed(returned)[self.output].movedim(self.axis, 1)
+        held: Tensor = _listed(returned)[self.output]
+        held = held.movedim(self.axis, 1) if self.patch is None else held.flatten(2).transpose(1, 2)
         if held.dim() != 3 or held.shape[1] < tokens:
             raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} image tokens")
         return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
@@ -85,9 +89,11 @@ class Streams:
             )
         return self.found[name]
 
-    def grid(self, vae_shape: Sequence[int]) -> Grid:
-        """Return frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``."""
-        return _over(_extent(vae_shape), self.patch)
+    def grid(self, vae_shape: Sequence[int], stream: TokenStream | None = None) -> Grid:
+        """Return frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``: those of a block, or of the
+        network's tokens."""
+        own = None if stream is None else stream.patch
+        return _over(_extent(vae_shape), own or self.patch)
 
 
 @dataclass(kw_only=True)
@@ -114,9 +120,26 @@ def learn_streams(model: FlowModel) -> Streams:
             with _watching(model.transformer, anatomy.blocks) as calls:
                 model.predict(noisy, sigma, condition)
             runs.append(calls.seen)
-    found = _follow(runs[0], runs[1], anatomy.tokens)
     vae_shape = model.layout(**model.size).vae_shape
+    found = _maps(runs[0], _extent(vae_shape)) or _follow(runs[0], runs[1], anatomy.tokens)
     return Streams(names=tuple(runs[0]), found=found, patch=_patch(_extent(vae_shape), anatomy.tokens))
+
+
+def _maps(calls: Mapping[str, _Call], extent: Grid) -> dict[str, TokenStream]:
+    """Return the streams of a network whose blocks return the image at one of several resolutions: the last output of a
+    block that is one, ``[1, D, h, w]``; others are kept for blocks on the way back up."""
+    found: dict[str, TokenStream] = {}
+    for order, (name, call) in enumerate(calls.items()):
+        held = next(((i, t) for i, t in enumerate(call.outputs) if isinstance(t, Tensor) and t.dim() == 4), None)
+        if held is None:
+            continue
+        output, image = held
+        side = max(1, round(extent[1] / image.shape[-2]))
+        if _over(extent, (1, side, side)) == (1, *image.shape[-2:]):
+            found[name] = TokenStream(
+                name=name, order=order, output=output, at=FIRST, width=image.shape[1], patch=(1, side, side)
+            )
+    return found
 
 
 def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int) -> dict[str, TokenStream]:

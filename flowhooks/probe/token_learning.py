@@ -128,6 +128,8 @@ class _Trial:
         self.prompt = self.condition.to(device, model.dtype).groups()[0][1]
 
     def tokens(self) -> Tokens:
+        if self._convolves():
+            raise ModelError("the convolutions of its blocks mix the places of an image, so no token has its own time")
         failed: list[Exception] = []
         for name in self._entries():
             try:
@@ -137,6 +139,15 @@ class _Trial:
         if failed:
             raise failed[0]
         raise ModelError("it has no module that maps only the time")
+
+    def _convolves(self) -> bool:
+        """Return whether a block has convolutions over places and channels, as a U-Net's have."""
+        network = self.model.transformer
+        return any(
+            isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1 and layer.groups == 1
+            for name in self.model.anatomy.blocks
+            for layer in network.get_submodule(name).modules()
+        )
 
     def _entries(self) -> Iterator[str]:
         """Yield the time embedder; failing that, the first module whose input is the time only."""

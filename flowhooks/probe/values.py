@@ -75,6 +75,30 @@ def proposed_rule(value: Any, other: Any) -> Rule:
     return None
 
 
+def flat_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments with the parts of each that is a mapping with tensors as arguments of their own, ``name.part``:
+    one may depend on the prompt and another one on the resolution."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and any(isinstance(part, Tensor) for part in value.values()):
+            flat |= {f"{name}.{part}": tensor for part, tensor in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def nested_arguments(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that :func:`flat_arguments` took apart."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        whole, dot, part = name.partition(".")
+        if dot:
+            nested.setdefault(whole, {})[part] = value
+        else:
+            nested[name] = value
+    return nested
+
+
 def collate(rule: Rule, values: Sequence[Any]) -> Any:
     """Return the value of a batch from those of its samples, which must fit (see :func:`signature`)."""
     if rule is None or values[0] is None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowhooks.probe.recorder import guiders_of
 from flowhooks.probe.sizes import AREA
 from flowhooks.splice import restore_attributes
 
@@ -61,11 +62,12 @@ def sample_images(
     if height is not None and width is not None and AREA in known:
         call.setdefault(AREA, height * width)
     pictures: list[Image.Image] = []
-    guider: Any = getattr(pipe, "guider", None)
-    with restore_attributes(pipe, pipe.scheduler, guider):
+    guiders = guiders_of(pipe)
+    with restore_attributes(pipe, pipe.scheduler, *guiders):
         pipe.set_progress_bar_config(disable=True)
-        if guidance_scale is not None and "guidance_scale" not in known and hasattr(guider, "guidance_scale"):
-            guider.guidance_scale = guidance_scale
+        for guider in guiders if guidance_scale is not None and "guidance_scale" not in known else ():
+            if hasattr(guider, "guidance_scale"):
+                guider.guidance_scale = guidance_scale
         for prompt, shown in zip(prompts, images or [{}] * len(prompts), strict=True):
             for generators, number in _generators(seed, num_images_per_prompt, known):
                 made, *_ = pipe(prompt=prompt, generator=generators, **number, **{**call, **shown}, return_dict=False)

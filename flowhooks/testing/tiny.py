@@ -84,7 +84,7 @@ def build(entry: Tiny, *, seed: int = 0) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pipe = getattr(import_module(module), function)()
-        for part in ("transformer", "transformer_2", "unconditional_transformer"):
+        for part in ("transformer", "transformer_2", "unconditional_transformer", "unet"):
             _fill_zeros(getattr(pipe, part, None))
     pipe.set_progress_bar_config(disable=True)
     return pipe

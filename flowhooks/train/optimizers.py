@@ -12,7 +12,7 @@ from torch import nn
 from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.names import USE_DORA
 from flowhooks.checks.optimizers import NAMED, not_installed, optimizer_path
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder
+from flowhooks.checks.pipeline import pipeline_folder, trained_network
 from flowhooks.config import Run
 from flowhooks.documents.imports import imported, imports_optimizer, subclass_of
 from flowhooks.errors import ConfigError, Problem
@@ -169,7 +169,7 @@ def _sides(run: Run) -> set[int]:
     folder = None if run.adapter is not None else pipeline_folder(run.model)
     if folder is None:
         return {1, 2} if _is_dora(run) else {2}
-    shapes = transformer_shapes(folder, run.model["component"] or NETWORKS[0]).values()
+    shapes = transformer_shapes(folder, trained_network(run.model)).values()
     return {len(shape) for shape in shapes} or {2}
 
 

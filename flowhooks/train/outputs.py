@@ -26,6 +26,7 @@ from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session
 from flowhooks.manifest import LOADER, METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import packed_modules
+from flowhooks.pipeline import tell_place
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.train.files import refused, write_aside, write_json
 from flowhooks.transfer import on_host
@@ -170,6 +171,7 @@ def _save_pipeline(pipe: Any, target: Path) -> None:
         # A model of Diffusers alone.
         with scheduled(pipe, stock_of(pipe.scheduler)):
             pipe.save_pretrained(aside, safe_serialization=True)
+        tell_place(aside, target)
         share(aside)
         if target.exists():
             target.rename(old)

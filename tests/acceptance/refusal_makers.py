@@ -77,12 +77,27 @@ def changed_model(change: Callable[[Path], object], **section: Any) -> Callable[
     return make
 
 
-def unet(user: User) -> None:
+def prior(user: User) -> None:
+    """Calls the network by a name that no flow-matching pipeline has."""
     model = user.mine / "model"
-    (model / "transformer").rename(model / "unet")
-    changed_index(
-        _class_name="StableDiffusionXLPipeline", transformer=None, unet=["diffusers", "UNet2DConditionModel"]
-    )(user)
+    (model / "transformer").rename(model / "prior")
+    changed_index(_class_name="StableCascadePriorPipeline", transformer=None, prior=["diffusers", "StableCascadeUNet"])(
+        user
+    )
+
+
+def unet(**sections: Any) -> Callable[[User], object]:
+    """Make the network a U-Net, by name and class, in a run with these sections."""
+
+    def make(user: User) -> None:
+        model = user.mine / "model"
+        (model / "transformer").rename(model / "unet")
+        changed_index(
+            _class_name="StableDiffusionXLPipeline", transformer=None, unet=["diffusers", "UNet2DConditionModel"]
+        )(user)
+        user.write(**sections)
+
+    return make
 
 
 def sharded(index: str) -> Callable[[Path], object]:

@@ -14,14 +14,34 @@ from tests.acceptance.refusal_makers import (
     cut,
     experts,
     pickled,
+    prior,
     sharded,
     unet,
     written,
 )
 
 MODELS: dict[str, Refusal] = {
-    "a U-Net": Refusal(
-        make=unet, words=("$.model.pretrained_model_name_or_path: ", "its network is 'unet'", "`transformer`")
+    "a network of another kind": Refusal(
+        make=prior,
+        words=("$.model.pretrained_model_name_or_path: ", "its network is 'prior'", "`transformer` or `unet`"),
+    ),
+    "a U-Net of betas": Refusal(
+        make=lambda user: (
+            unet()(user),
+            changed_index(scheduler=["diffusers", "UniPCMultistepScheduler"])(user),
+        ),
+        words=("a UniPCMultistepScheduler", "not flow matching"),
+    ),
+    "a U-Net, compiled": Refusal(
+        make=unet(training={"compile": "blocks"}),
+        words=("$.training.compile: ", "UNet2DConditionModel", "convolutions"),
+    ),
+    "a U-Net, its blocks on the host": Refusal(
+        make=unet(model={"offload": "blocks", "gradient_checkpointing": True}),
+        words=("$.model.offload: ", "UNet2DConditionModel", "set it to 'none'"),
+    ),
+    "a U-Net with times of tokens": Refusal(
+        make=unet(hooks=[{"type": "dual_times"}]), words=("$.hooks[0]: ", "UNet2DConditionModel", "no token")
     ),
     "no network at all": Refusal(
         make=changed_index(

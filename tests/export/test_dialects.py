@@ -223,7 +223,7 @@ def test_nothing_is_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("rename", "message"),
     [
-        (lambda key: key.replace("transformer.", "unet.", 1), "layer names of no known format"),
+        (lambda key: key.replace("transformer.", "network.", 1), "layer names of no known format"),
         (lambda key: key.replace("lora_A.weight", "lora_E"), "holds more than a LoRA, LoHa or LoKr"),
         (lambda key: key.replace("lora_A.weight", "lora_magnitude_vector"), "has only one of its two matrices"),
         (lambda key: key.replace("to_q.lora_A", "to_q2.lora_A"), "only one of its two matrices"),

@@ -164,7 +164,7 @@ def test_musubi_reads_other_names_in_each_family(tmp_path):
 
 
 def test_a_header_names_no_other_class_of_diffusers():
-    for kind in ("AutoencoderKL", "UNet2DConditionModel", "DiffusionPipeline", "os"):
+    for kind in ("AutoencoderKL", "UNet3DConditionModel", "DiffusionPipeline", "os"):
         told = network_told({"flowhooks.transformer": kind, "flowhooks.network": "{}"}, "a file")
         assert told.kind == kind and told.shapes == {}
 

@@ -10,11 +10,12 @@ import torch
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 from tests.copies import copier
+from tests.families import modular, older
 
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
 
-PIPELINES: Mapping[str, Tiny] = {
+CLASSIC: Mapping[str, Tiny] = {
     **SHIPPED,
     "flux2": Tiny("tests.families.flux2:flux2", {"height": 16, "width": 16, "max_sequence_length": 48}),
     "flux2-klein": Tiny("tests.families.flux2:flux2_klein", {"height": 16, "width": 16, "max_sequence_length": 24}),
@@ -140,6 +141,7 @@ PIPELINES: Mapping[str, Tiny] = {
     ),
     "prx-pixel": Tiny("tests.families.prx:prx_pixel", {"height": 16, "width": 16, "use_resolution_binning": False}),
     "nucleus-image": Tiny("tests.families.nucleus_image:nucleus_image", {"height": 16, "width": 16}),
+    "stable-diffusion-xl": Tiny("tests.families.stable_diffusion:stable_diffusion_xl", {"height": 16, "width": 16}),
     "cosmos2-image": Tiny(
         "tests.families.cosmos:cosmos2_image", {"height": 32, "width": 32, "max_sequence_length": 16}
     ),
@@ -199,6 +201,13 @@ PIPELINES: Mapping[str, Tiny] = {
 }
 
 
+#: Those of :data:`flowhooks.testing.PIPELINES` and of this package that tests run over.
+PIPELINES: Mapping[str, Tiny] = CLASSIC
+#: What the table of pipelines has beside these. Their networks are those of classic ones.
+MODULAR: Mapping[str, Tiny] = modular.rows(CLASSIC)
+EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS}
+
+
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and
 #: sizes of images, which would cost more time than the networks.
 SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
@@ -219,8 +228,8 @@ SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
 
 
 def tiny(name: str, *, seed: int = 0) -> Any:
-    """A tiny pipeline by name, one of :data:`PIPELINES`; see :func:`flowhooks.testing.tiny.build`."""
-    return shortened(name, build(PIPELINES[name], seed=seed))
+    """A tiny pipeline by name, one of :data:`EVERY`; see :func:`flowhooks.testing.tiny.build`."""
+    return shortened(name, build(EVERY[name], seed=seed))
 
 
 def shortened(name: str, pipe: Any) -> Any:
@@ -255,7 +264,7 @@ def learnt(
     # It imports all of Diffusers, which most tests do without.
     from flowhooks.probe import probe
 
-    told = PIPELINES[name].arguments if arguments is None else arguments
+    told = EVERY[name].arguments if arguments is None else arguments
     key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
     if key not in _LEARNT:
         pipe = tiny(name)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 import flowhooks
-from flowhooks.adapters.names import LORA_FILE
+from flowhooks.adapters.names import LORA_FILE, bare_key
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
 from flowhooks.probe.learn import called_at
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import examples
-from flowhooks.probe.runs import find_networks, walked
+from flowhooks.probe.runs import first_network, walked
 from flowhooks.sampling.flow_map_steps import first_order
 from tests.families import learnt, pictured
 
@@ -98,7 +98,7 @@ def check_flow_dpo(name: str) -> None:
 def _matters(model: FlowModel, key: str) -> bool:
     """Whether the base layer that an adapter's parameter sits on has any say in the prediction; a last block's text
     layers often have none."""
-    layer = model.transformer.get_submodule(key.partition(".lora_")[0].removeprefix("transformer."))
+    layer = model.transformer.get_submodule(bare_key(key.partition(".lora_")[0]))
     batch = pairs(model)
     with torch.enable_grad():
         layer.weight.requires_grad_(True)
@@ -180,7 +180,7 @@ def second_time(name: str) -> Iterator[FlowModel]:
 def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
     that interval. The model's network has been trained with a second time."""
-    networks = find_networks(model.pipe)
+    networks = model.contract.networks_of(model.pipe)
     condition = model.encode_examples(PROMPTS[:1])
     with first_order(model.pipe, model.interval), without_side_effects(model.pipe, networks), torch.no_grad():
         walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0], **model.example), 2)
@@ -253,7 +253,7 @@ def check_images(name: str) -> None:
     model = learnt(name)
     if not model.contract.references:
         raise Failed("the pipeline takes no image of each sample's own, or was not given one here")
-    networks, conditions, states = find_networks(model.pipe), [], []
+    networks, conditions, states = model.contract.networks_of(model.pipe), [], []
     for seed, prompt in enumerate(PROMPTS):
         images = {
             argument: pictured([(64, 96) if seed else (96, 64)], seed=7 + 10 * seed + i)
@@ -283,10 +283,12 @@ def check_bf16(name: str) -> None:
 
 def load_lora(pipe: Any, folder: str) -> None:
     """By Diffusers' own loader: the pipeline's, or the network's where the pipeline class has none."""
-    if "transformer" in getattr(pipe, "_lora_loadable_modules", ()):
+    name = first_network(pipe)
+    network = getattr(pipe, name)
+    if name in getattr(pipe, "_lora_loadable_modules", ()):
         pipe.load_lora_weights(folder)
-    elif hasattr(pipe.transformer, "load_lora_adapter"):
-        pipe.transformer.load_lora_adapter(folder, prefix="transformer", weight_name=LORA_FILE)
+    elif hasattr(network, "load_lora_adapter"):
+        network.load_lora_adapter(folder, prefix=name, weight_name=LORA_FILE)
     else:
         raise Failed(f"Diffusers has no LoRA loader for {type(pipe).__name__}")
 

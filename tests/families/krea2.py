@@ -10,7 +10,7 @@ from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TE
 from tests.families.vision_language import qwen3_vl
 
 
-def krea2(*, is_distilled: bool = False) -> Any:
+def krea2(*, is_distilled: bool = False, select: tuple[int, ...] = (1, 2, 3)) -> Any:
     """A Krea2Pipeline, 16-pixel images, packed latents ``[16, 16]``; three layers of the text encoder are read."""
     from diffusers import (
         AutoencoderKLQwenImage,
@@ -29,7 +29,7 @@ def krea2(*, is_distilled: bool = False) -> Any:
         intermediate_size=64,
         timestep_embed_dim=16,
         text_hidden_dim=16,
-        num_text_layers=3,
+        num_text_layers=len(select),
         text_num_attention_heads=2,
         text_num_key_value_heads=2,
         text_intermediate_size=32,
@@ -55,10 +55,10 @@ def krea2(*, is_distilled: bool = False) -> Any:
             max_image_seq_len=6400,
         ),
         vae=vae.eval(),
-        text_encoder=qwen3_vl(tokenizer, 16, layers=3),
+        text_encoder=qwen3_vl(tokenizer, 16, layers=select[-1]),
         tokenizer=tokenizer,
         transformer=transformer.eval(),
-        text_encoder_select_layers=(1, 2, 3),
+        text_encoder_select_layers=select,
         is_distilled=is_distilled,
     )
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flowhooks.errors import FlowhooksError
-from tests.families import PIPELINES, checks, tiny
+from tests.families import EVERY, checks, modular, tiny
+from tests.families.modular import differences
 
 COLUMNS: Mapping[str, Callable[[str], None]] = {
     "probe": checks.check_probe,
@@ -28,18 +29,26 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("chroma", "gradient checkpointing"): "Diffusers: checkpointed single blocks do not get the attention mask",
     ("kandinsky5-image", "bf16"): "Diffusers: it embeds the time in fp32 whatever the weights are",
     ("kandinsky5-video", "bf16"): "the same",
+    ("modular-krea2", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    ("modular-krea2-turbo", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    ("modular-z-image", "bf16"): "Diffusers: its blocks round the time before they take its complement",
 }
 
 
 #: Families that other documents name -> what is to be said of them, where the table has no row.
 WITHOUT_A_ROW: Mapping[str, str] = {
-    "pixart": "PixArt-alpha and PixArt-sigma predict noise along DDPM's schedule, so they are no flow matching",
     "omnigen": "OmniGenPipeline puts a guided and an unguided sample into every call of its network, whatever the "
     "guidance scale, and the probe reads pipelines whose guidance can be switched off",
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
     "in one list per sample",
     "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
-    "anima": "Diffusers has only AnimaModularPipeline, and the probe reads no modular pipelines",
+    "modular ideogram4": "the probe refuses Ideogram4ModularPipeline: its blocks want a `guidance_schedule` with a "
+    "number for each step, and the probe asks for several numbers of steps",
+    "modular ltx2": "the probe refuses LTX2ModularPipeline: with its guider off, its blocks go on calling the network "
+    "four times a step, for guidance by perturbed attention and by sound; use LTX2Pipeline",
+    "modular stable-diffusion-xl": "the probe refuses StableDiffusionXLModularPipeline: with its guider off, its "
+    "blocks call the U-Net three times a step; use StableDiffusionXLPipeline",
+    "minimax_h3": "MiniMaxH3ModularPipeline has samples without a batch axis, and denoises sound beside them",
     "wan_s2v": "Diffusers has no class of it",
     "longcat_video": "Diffusers has no class of it (its LongCat classes make images and sound)",
 }
@@ -85,7 +94,33 @@ def _reason(error: Exception, cause: str | None) -> str:
     return f"{line} ({cause})" if cause else line
 
 
-def markdown(rows: Sequence[Row]) -> str:
+#: Where a modular pipeline differs from the classic one of the same parts -> whose doing it is.
+OTHERWISE: Mapping[str, str] = {
+    "flux2": "Diffusers: their system messages differ in one line break",
+}
+
+
+#: What the rows of :mod:`tests.families.older` and of U-Nets mean.
+OLDER = (
+    "`stable-diffusion`, `stable-diffusion-xl`, `kolors`, `pixart`, `pixart-sigma` and `hunyuan-dit` predict noise "
+    "along DDPM's schedule as they were released. The rows are of their classes under a `UniPCMultistepScheduler` or "
+    "`DPMSolverMultistepScheduler` with `use_flow_sigmas` and `prediction_type='flow_prediction'`, as rectified flows "
+    "of them have; `check` refuses them under others."
+)
+
+
+def twin_lines() -> list[str]:
+    """What is said of each modular pipeline against its classic twin."""
+    lines = []
+    for name in modular.BLOCKS:
+        found = differences(name)
+        cause = f" ({OTHERWISE[name]})" if name in OTHERWISE else ""
+        same = f"as `{name}`, to the last bit" if not found else f"otherwise than `{name}`: {'; '.join(found)}{cause}"
+        lines.append(f"* `modular-{name}`: {same}.")
+    return lines
+
+
+def markdown(rows: Sequence[Row], twins: Sequence[str]) -> str:
     """The page: a table of yes and no, and the reasons under it."""
     lines = [
         "# Pipelines",
@@ -110,6 +145,13 @@ def markdown(rows: Sequence[Row]) -> str:
             cells.append(f"no ({reasons.index(reason) + 1})")
         lines.append(f"| `{row.name}` | {row.pipeline} | {' | '.join(cells)} |")
     lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    lines += [OLDER, ""]
+    lines += [
+        "What a modular pipeline's network gets and predicts at the same latents, prompt and size:",
+        "",
+        *twins,
+        "",
+    ]
     lines += ["Not in the table:", "", *(f"* `{name}`: {why}." for name, why in WITHOUT_A_ROW.items()), ""]
     return "\n".join(lines)
 
@@ -124,12 +166,12 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/pipelines.md"))
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.names or PIPELINES:
+    for name in arguments.names or EVERY:
         row = examine(name)
         print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
         rows.append(row)
     if not arguments.names:
-        arguments.output.write_text(markdown(rows), encoding="utf-8")
+        arguments.output.write_text(markdown(rows, twin_lines()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from flowhooks.adapters.adapter_file import read_adapter
 from flowhooks.errors import AdapterError
 from flowhooks.export.dialects import Exported, export_adapter, pieces_of
 from flowhooks.naming import Family, families, tool_version, verified_on
-from tests.naming.rows import ROWS, linears, network, pipeline
+from tests.naming.rows import ROWS, denoiser, linears, network
 from tests.naming.sources import Source, error, in_diffusers, write, write_kind
 
 PAGE = Path("docs/files.md")
@@ -163,7 +163,7 @@ def loaded(name: str, written: Exported) -> dict[str, torch.Tensor]:
 
 
 def kinds_row(family: Family, name: str, folder: Path) -> str:
-    bare, total = pipeline(name).transformer, len(linears(name))
+    bare, total = denoiser(name), len(linears(name))
     cells = [name]
     for kind in ("loha", "lokr"):
         written = exported(write_kind(folder, bare, kind), "comfyui", folder, leave_out=True, as_lora=None)

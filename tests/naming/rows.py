@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.adapters.network import Network, network_of
+from flowhooks.probe.runs import first_network
 from tests.families import tiny
 
 #: Family -> the pipelines whose networks have its layers; a family that is added gets a row.
@@ -35,6 +36,7 @@ ROWS = {
     "cosmos": ("cosmos25", "cosmos2-image"),
     "longcat-image": ("longcat-image",),
     "ideogram4": ("ideogram4",),
+    "stable-diffusion": ("stable-diffusion", "stable-diffusion-xl"),
 }
 PIPELINES = [name for names in ROWS.values() for name in names]
 #: One pipeline of each family.
@@ -48,7 +50,12 @@ def pipeline(name: str) -> Any:
 
 @cache
 def network(name: str) -> Network:
-    return network_of(pipeline(name).transformer)
+    return network_of(denoiser(name))
+
+
+def denoiser(name: str) -> Any:
+    pipe = pipeline(name)
+    return getattr(pipe, first_network(pipe))
 
 
 def linears(name: str) -> dict[str, tuple[int, ...]]:

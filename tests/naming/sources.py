@@ -13,9 +13,11 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from flowhooks.adapters.adapter_file import read_adapter
+from flowhooks.adapters.names import diffusers_prefix
 from flowhooks.adapters.network import network_header, network_of
 from flowhooks.export.dialects import pieces_of
-from tests.naming.rows import numbers, pipeline
+from flowhooks.probe.runs import first_network
+from tests.naming.rows import denoiser, numbers, pipeline
 
 RANK, ALPHA = 4, 3.0
 
@@ -30,22 +32,23 @@ class Source:
 
 def write(folder: Path, name: str, layers: list[str], ranks: tuple[int, ...] = (RANK,)) -> Source:
     """A LoRA of a tiny pipeline's network, as `write_for` writes it."""
-    return write_for(folder, pipeline(name).transformer, layers, ranks)
+    return write_for(folder, denoiser(name), layers, ranks)
 
 
 def write_for(folder: Path, network: Any, layers: list[str], ranks: tuple[int, ...] = (RANK,)) -> Source:
     """As a run writes it, but for the alpha, which is in the header alone."""
     tensors, changes, rank_pattern, shapes = {}, {}, {}, network_of(network).shapes
+    prefix = diffusers_prefix(type(network).__name__)
     for i, layer in enumerate(layers):
         outputs, inputs = shapes[layer]
         rank = ranks[i % len(ranks)]
         down, up = numbers(rank, inputs, seed=2 * i) / inputs**0.5, numbers(outputs, rank, seed=2 * i + 1)
-        tensors[f"transformer.{layer}.lora_A.weight"], tensors[f"transformer.{layer}.lora_B.weight"] = down, up
+        tensors[f"{prefix}.{layer}.lora_A.weight"], tensors[f"{prefix}.{layer}.lora_B.weight"] = down, up
         changes[layer] = ALPHA / rank * (up.double() @ down.double())
         if rank != RANK:
             rank_pattern[f"^{layer.replace('.', chr(92) + '.')}"] = rank
     settings = {"r": RANK, "lora_alpha": ALPHA, "target_modules": layers, "rank_pattern": rank_pattern}
-    document = {f"transformer.{key}": value for key, value in settings.items()}
+    document = {f"{prefix}.{key}": value for key, value in settings.items()}
     header = {**network_header(network), "lora_adapter_metadata": json.dumps(document)}
     file = folder / "lora.safetensors"
     save_file(tensors, file, header)
@@ -86,18 +89,20 @@ def in_diffusers(name: str, file: Path) -> tuple[dict[str, torch.Tensor], dict[s
     """The changes that Diffusers makes of a file, and those at half its strength: by the pipeline's loader, where it
     has one, else the network's."""
     pipe = pipeline(name)
-    bare = pipe.transformer
-    network = pipe.transformer = deepcopy(bare)
+    called = first_network(pipe)
+    bare = getattr(pipe, called)
+    network = deepcopy(bare)
+    setattr(pipe, called, network)
     try:
         if hasattr(pipe, "load_lora_weights"):
             pipe.load_lora_weights(str(file), adapter_name="a")
         else:
-            network.load_lora_adapter(load_file(file), prefix="transformer", adapter_name="a")
+            network.load_lora_adapter(load_file(file), prefix=called, adapter_name="a")
         whole = deltas(network)
         network.set_adapters(["a"], [0.5])
         return whole, deltas(network)
     finally:
-        pipe.transformer = bare
+        setattr(pipe, called, bare)
 
 
 def deltas(network: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from flowhooks.adapters.native_file import Names
 from flowhooks.adapters.network import Network, network_header, network_of, network_told
 from flowhooks.naming import LAYOUTS, families, family_of, places_of, tencent_name, tool_version
 from flowhooks.naming.layouts import begins
-from tests.naming.rows import FIRST, PIPELINES, ROWS, linears, network, numbers, pipeline
+from tests.naming.rows import FIRST, PIPELINES, ROWS, denoiser, linears, network, numbers
 
 
 def test_every_family_has_a_row():
@@ -24,7 +24,7 @@ def test_every_family_has_a_row():
 
 def built(name: str, **settings: int) -> Network:
     """The network of a tiny pipeline on meta, with other settings."""
-    transformer = pipeline(name).transformer
+    transformer = denoiser(name)
     # Diffusers notes there which settings are defaults, and takes those in place of others.
     config = {key: value for key, value in transformer.config.items() if key != "_use_default_values"}
     with torch.device("meta"):
@@ -70,7 +70,7 @@ def test_every_linear_layer_has_one_place_and_comes_back(name, settings):
 
 @pytest.mark.parametrize("name", FIRST.values())
 def test_a_files_header_tells_the_network(name):
-    header = network_header(pipeline(name).transformer)
+    header = network_header(denoiser(name))
     assert network_told(header, "a file") == network(name)
 
 

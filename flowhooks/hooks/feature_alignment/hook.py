@@ -148,7 +148,7 @@ class FeatureAlignment(FeatureAlignmentSpec, Hook):
     def _towards(self, step: Step, parts: Parts) -> Tensor:
         """``[B, N, D]`` the teacher's directions on the student's tokens."""
         features, found = parts.source.features(step)
-        grid = parts.tap.grid(step)
+        grid = parts.tap.grid(step, parts.student)
         if found != grid and not self._resampled:
             self._resampled = True
             shown = " to ".join(" x ".join(map(str, each[1:])) for each in (found, grid))

@@ -76,7 +76,7 @@ class FeatureCapture:
         """``[B, N, D]`` of the main view in the pass of ``role``, and the grid of its tokens."""
         step.predict(MAIN_VIEW, role)
         kept, names = self._kept[role]
-        grid = self.grid(step)
+        grid = self.grid(step, stream)
         parts = [stream.of(returned, prod(grid)) for returned in kept[stream.name]]
         sizes = [step.views[name].shape[0] for name in names]
         if sum(map(len, parts)) != sum(sizes):
@@ -91,10 +91,10 @@ class FeatureCapture:
         samples = [sample for part in parts for sample in part.unbind(0)]
         return torch.stack([samples[order.index(i)] for i in range(start, end)]), grid
 
-    def grid(self, step: Step) -> Grid:
-        """Frames, rows and columns of the student's tokens."""
+    def grid(self, step: Step, stream: TokenStream) -> Grid:
+        """Frames, rows and columns of a block's tokens."""
         model: Any = step.model
-        return self.streams.grid(model.layout_of(step.batch.clean).vae_shape)
+        return self.streams.grid(model.layout_of(step.batch.clean).vae_shape, stream)
 
     def forget(self) -> None:
         """Free a step's features and their graph."""
@@ -126,7 +126,7 @@ class CleanerSource:
         self.dropouts = [m for m in tap.model.transformer.modules() if isinstance(m, nn.Dropout) and m.p]
 
     def features(self, step: Step) -> tuple[Tensor, Grid]:
-        grid = self.tap.grid(step)
+        grid = self.tap.grid(step, self.stream)
         with evaluating(*self.dropouts):
             view = at_lower_sigma(step.views[MAIN_VIEW])
             arguments = view.noisy, view.level, view.condition
@@ -150,7 +150,7 @@ class PictureSource:
 
     @torch.no_grad()
     def features(self, step: Step) -> tuple[Tensor, Grid]:
-        frames, *_ = self.tap.grid(step)
+        frames, *_ = self.tap.grid(step, self.tap.tapped[0])
         pixels = self.decoder.frames(step.batch.clean, step.model)
         seen = pixels[:, :, frame_places(pixels.shape[2], frames)]
         features = self.encoder(seen.movedim(2, 1).flatten(0, 1))
@@ -203,7 +203,7 @@ def build_parts(
     elif kind == CLEANER:
         source = CleanerSource(tap, others[0])
     else:
-        if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape)[0] == 1:
+        if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape, student)[0] == 1:
             raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for images")
         source = PictureSource(tap, str(encoder))
         stack.enter_context(source.decoder.attached())
