@@ -46,6 +46,8 @@ class Batch:
         prompts: prompt of each sample, from data and rollouts; empty in a loop that gives none.
         records: further values of each sample, by column of the prompts or by name under `columns` of
             the data set; empty if there are none.
+        references: pipeline argument -> image, or a list of several, of each sample; empty if no sample has any.
+            Conditions hold them already; samplers give them to the pipeline.
         size: height and width in pixels, and frames of videos, of what the samples were made of, the same for all; None
             where their shape tells it.
     """
@@ -57,6 +59,7 @@ class Batch:
     files: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
+    references: tuple[Mapping[str, Any], ...] = ()
     size: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -64,7 +67,7 @@ class Batch:
             raise ValueError(
                 f"`rejected` is {tuple(self.rejected.shape)}, `clean` is {tuple(self.clean.shape)}; they must match"
             )
-        for name in ("files", "prompts", "records"):
+        for name in ("files", "prompts", "records", "references"):
             count = len(getattr(self, name))
             if count not in (0, len(self.clean)):
                 raise ValueError(f"`{name}` holds {count} entries, `clean` holds {len(self.clean)} samples")

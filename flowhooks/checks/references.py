@@ -39,13 +39,6 @@ def reference_problems(run: Run) -> Iterator[Problem]:
     data = with_references(run)
     if known is None or data is None or "data:reference" not in data.provides:
         return
-    for hook in run.hooks:
-        if hook.type == "on_policy_rollout":
-            message = (
-                "samples without images, and the data holds references, which samples would lack; train on the data "
-                "with another method, or remove the references"
-            )
-            yield Problem(message, str(run.source), hook.where)
     taken = sorted(name for name in known if takes_images(name))
     for argument in data.arguments:
         if argument is None and not taken:

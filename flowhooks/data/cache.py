@@ -84,6 +84,7 @@ def build_cache(
         grids=grids,
         provides=audit.provides,
         references=None if shown is None else more[0].keys,
+        argument="" if shown is None else shown.argument,
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from flowhooks.batch import Batch
 from flowhooks.data.geometry import Geometry
+from flowhooks.data.given_images import ShownImages
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import Record, Reference
 from flowhooks.data.store import Entries
@@ -32,6 +33,7 @@ class CachedDataset(Dataset):
         provides: as in the audit; whatever is not in it is left out of every sample.
         references: (caption or None, references, size) -> entry key, as
             :class:`~flowhooks.data.encode_references.ReferenceEncoder` has them; None for a pipeline without.
+        argument: the pipeline argument of references that name none.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class CachedDataset(Dataset):
         grids: Mapping[tuple[int, int, int], tuple[int, int]],
         provides: frozenset[str],
         references: Mapping[Shown, str] | None = None,
+        argument: str = "",
     ):
         self.records = records
         self.provides = provides
@@ -54,6 +57,7 @@ class CachedDataset(Dataset):
         self._captions = captions
         self._grids = grids
         self._references = references
+        self._argument = argument
 
     def __len__(self) -> int:
         return len(self.records)
@@ -64,7 +68,7 @@ class CachedDataset(Dataset):
 
     def sample(self, index: int, caption: str, *, shown: bool = True) -> dict[str, Any]:
         """Return `clean` and `rejected` (one sample's latents), `mask` `[1, h, w]`, `condition` of size 1, `file`,
-        `caption`, and `columns` of the record.
+        `caption`, and `columns` and `references` of the record.
 
         Args:
             shown: whether the pipeline gets the references of the record; else none.
@@ -81,6 +85,7 @@ class CachedDataset(Dataset):
             "file": record.image.asset.name,
             "caption": caption,
             "columns": record.columns,
+            "references": ShownImages(record.references if shown else (), self._argument),
         }
 
     def condition(self, caption: str, size: tuple[int, int, int], references: tuple[Reference, ...] = ()) -> Any:
@@ -136,6 +141,7 @@ def collate(items: Sequence[Mapping[str, Any]]) -> Batch:
         files=tuple(item["file"] for item in items),
         prompts=tuple(item["caption"] for item in items),
         records=tuple(item["columns"] for item in items) if any(item["columns"] for item in items) else (),
+        references=tuple(item["references"] for item in items) if any(item["references"] for item in items) else (),
         size=size,
     )
 

@@ -37,7 +37,7 @@ class ReferenceEncoder:
         self.title = "Encoding captions with references" if self.entangled else "Encoding references"
         self._made_by = made_by(model)
         named = model.contract.references
-        self._argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
+        self.argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
 
     def items(self, records: Sequence[Record]) -> list[Shown]:
         """Return everything that a draw of the records may use."""
@@ -95,7 +95,7 @@ class ReferenceEncoder:
             image = decoded(each.image, self.problems, partial(load_picture, geometry=each.geometry))
             if image is None:
                 return None
-            found.setdefault(each.argument or self._argument, []).append(image)
+            found.setdefault(each.argument or self.argument, []).append(image)
         return {argument: as_argument(images) for argument, images in found.items()}
 
     def learn_layouts(self, keys: Mapping[Shown, str], places: Mapping[str, ShardEntry], entries: Entries) -> None:
@@ -122,7 +122,7 @@ class ReferenceEncoder:
 
         cut = {} if reference.geometry is None else {"geometry": asdict(reference.geometry)}
         colours = {"colors": COLORS} if reference.image.profiled else {}
-        return {"argument": reference.argument or self._argument, "file": reference.image.digest, **cut, **colours}
+        return {"argument": reference.argument or self.argument, "file": reference.image.digest, **cut, **colours}
 
 
 def _names(references: Sequence[Reference]) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowhooks.data.assets import FileAsset, why
 from flowhooks.data.images import BadImage
+from flowhooks.data.records import Reference
 from flowhooks.data.transform import load_picture
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.reading import user_path
@@ -48,6 +49,31 @@ def _opened(path: Path, where: str | None) -> Any:
         raise ConfigError(Problem(str(error), str(path), where)) from None
     except OSError as error:
         raise ConfigError(Problem(f"cannot be read: {why(error)}", str(path), where)) from None
+
+
+class ShownImages(Mapping[str, Any]):
+    """Maps pipeline arguments to the images of a sample's references, or to lists of several; each is opened when it is
+    asked for.
+
+    Args:
+        references: of the sample.
+        argument: the pipeline argument of those that name none.
+    """
+
+    def __init__(self, references: Sequence[Reference], argument: str):
+        self._by_argument: dict[str, list[Reference]] = {}
+        for each in references:
+            self._by_argument.setdefault(each.argument or argument, []).append(each)
+
+    def __getitem__(self, argument: str) -> Any:
+        images = [load_picture(each.image.asset.read(), each.geometry) for each in self._by_argument[argument]]
+        return images[0] if len(images) == 1 else images
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_argument)
+
+    def __len__(self) -> int:
+        return len(self._by_argument)
 
 
 def place_images(given: Given, base: Path) -> Given:

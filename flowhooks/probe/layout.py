@@ -296,8 +296,9 @@ def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int, partly:
     for name, value in ones.arguments.items():
         before = zeros.arguments[name]
         listed = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(v, Tensor) for v in value)
-        if listed and same_shapes(value, before):
-            part[name, True] = int((stacked(value) != stacked(before)).sum())
+        if listed:
+            if same_shapes(value, before):
+                part[name, True] = sum(int((v != b).sum()) for v, b in zip(value, before, strict=True))
         elif isinstance(value, Tensor) and value.shape == before.shape:
             part[name, False] = int((value != before).sum())
     for found, count in part.items():

@@ -14,10 +14,11 @@ PROMPT = "prompt"
 
 @dataclass(frozen=True)
 class Prompt:
-    """Holds a prompt and the columns beside it."""
+    """Holds a prompt, the columns beside it, and its references: pipeline argument -> image, or a list of several."""
 
     text: str
     record: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(given: str | Sequence[Any]) -> list[Prompt]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any
@@ -27,6 +27,7 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_steps import first_order
+from flowhooks.sampling.images import EACH
 from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes, resized
 from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
 from flowhooks.splice import restore_attributes, splice
@@ -69,6 +70,7 @@ class Rollout:
         transitions: transition of every step.
         forms: for every step, the outputs of each call of the network, as tensors without data.
         velocities: index of a step -> ``[B, ...]`` the guided velocity of the step, where it was kept.
+        images: pipeline argument -> references of all its samples, which are then of one prompt.
     """
 
     sampler: Sampler
@@ -78,6 +80,7 @@ class Rollout:
     transitions: tuple[Transition, ...]
     forms: tuple[tuple[Any, ...], ...]
     velocities: Mapping[int, Tensor] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def final(self) -> Tensor:
@@ -201,12 +204,14 @@ class PipelineSampler:
         sampler: Sampler,
         keep: Sequence[int],
         keep_velocities: Sequence[int] = (),
+        images: Mapping[str, Any] | None = None,
     ) -> Rollout:
         """Generate one image for each prompt.
 
         Args:
             keep: indices of the states to keep; the last one is always kept.
             keep_velocities: indices of the steps whose velocity to keep.
+            images: references by pipeline argument, of all prompts, which are then the same one.
         """
         states: dict[int, Tensor] = {}
         velocities: dict[int, Tensor] = {}
@@ -229,7 +234,7 @@ class PipelineSampler:
             return after
 
         with self._playing(sampler, advance) as pipe, record_output_shapes(find_networks(pipe), calls):
-            self._call(pipe, prompts, seeds, sampler, {})
+            self._call(pipe, prompts, seeds, sampler, {}, images or {})
         if len(transitions) != sampler.steps:
             raise ModelError(
                 f"{type(pipe).__name__} took {len(transitions)} scheduler steps when {sampler.steps} were requested"
@@ -242,6 +247,7 @@ class PipelineSampler:
             transitions=tuple(transitions),
             forms=tuple(map(tuple, forms)),
             velocities=velocities,
+            images=images or {},
         )
 
     def velocity(self, visit: RolloutState, role: str) -> Tensor:
@@ -259,7 +265,8 @@ class PipelineSampler:
 
         with self._playing(rollout.sampler, advance) as pipe, sleep.of(find_networks(pipe)):
             try:
-                self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, visit.arguments.get(role, {}))
+                more = visit.arguments.get(role, {})
+                self._call(pipe, rollout.prompts, rollout.seeds, rollout.sampler, more, rollout.images)
             except StopForward:
                 pipe.maybe_free_model_hooks()
         # Removed from the list: the scheduler's spliced class, which a reference cycle keeps alive, holds the list.
@@ -299,25 +306,39 @@ class PipelineSampler:
                 stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             try:
                 with torch.no_grad():
-                    self._call(pipe, [prompt], [0], sampler, more or {})
+                    self._call(pipe, [prompt], [0], sampler, more or {}, {})
             except StopForward:
                 pipe.maybe_free_model_hooks()
         return seen[0]
 
     def _call(
-        self, pipe: Any, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, more: Mapping[str, Any]
+        self,
+        pipe: Any,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        sampler: Sampler,
+        more: Mapping[str, Any],
+        images: Mapping[str, Any],
     ) -> None:
+        """Call the pipeline. With references, all prompts are the same one, to which they belong."""
+        several = {}
+        if images and len(prompts) > 1:
+            known = inspect.signature(type(pipe).__call__).parameters
+            several = {next(name for name in EACH if name in known): len(prompts)}
         call = self.model.call(
             **self.size,
-            prompt=prompts[0] if len(prompts) == 1 else list(prompts),
+            **several,
+            prompt=prompts[0] if len(prompts) == 1 or images else list(prompts),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             num_inference_steps=sampler.steps,
             output_type="latent",
-            **{**sampler.arguments, **more},
+            **{**sampler.arguments, **more, **images},
         )
         # Without the pipeline's own `no_grad`: the caller decides whether there is a gradient.
         method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
-        with self.encoded.used(prompts):
+        # An embedding that depends on the images too must not be taken for that of another sample.
+        entangled = self.model.contract.entangled
+        with nullcontext() if entangled else self.encoded.used(prompts):
             method(pipe, **call)
 
     @contextmanager

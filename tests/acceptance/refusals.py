@@ -304,13 +304,6 @@ REFUSALS: dict[str, Refusal] = {
     "references for a pipeline that takes no image": Refusal(
         make=referring(), words=("data.json: $: ", "holds references, and the pipeline takes no image")
     ),
-    "a rollout beside references": Refusal(
-        make=lambda user: (
-            referring()(user),
-            user.write(hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, {"type": "on_policy_rollout"}]),
-        ),
-        words=("$.hooks[1]: ", "samples without images, and the data holds references"),
-    ),
     "references for an argument that there is not": Refusal(
         make=referring(reference_argument="last_image"),
         words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes images in nothing"),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from flowhooks.checks.examine import examine
 from flowhooks.cli import main
+from flowhooks.sampling.rollout import RolloutState, Sampler
 from flowhooks.train import train
 from flowhooks.train.setup import prepared
 from tests.data.folders import image_set, partner_set, write_image, write_mask
@@ -140,3 +141,34 @@ def test_a_text_encoder_that_sees_the_picture_encodes_every_caption_with_every_r
     assert (result.output_dir / "validation" / "step_000001.png").is_file()
     kinds = {path.name for path in (edits / "cache").iterdir()}
     assert "conditions" in kinds
+
+
+def test_a_run_samples_with_each_caption_and_its_references(edits, tmp_path):
+    """What is visited again is what was sampled, with the same references."""
+    grpo = {
+        "prompts": None,
+        "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
+        "group_size": 2,
+        "num_inference_steps": 2,
+        "visits": 1,
+    }
+    run = run_of(edits, tmp_path / "grpo", blocks("source"), hooks=[], method={"flow_grpo": grpo})
+    with prepared(run, None, False) as job:
+        tokens: list[int] = []
+        handle = job.session.model.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: tokens.append(kwargs["hidden_states"].shape[1]), with_kwargs=True
+        )
+        (batch,) = itertools.islice(job.batches(), 1)
+        results = list(job.session.steps(batch))
+        handle.remove()
+        assert len(results) == len(NAMES), "those of one caption together"
+        # Of 16 x 16 pixels, and beside them 32 x 32 or 32 x 16.
+        assert set(tokens) == {16 + 64, 16 + 32}
+        player = job.session.source.player
+        first, other = (dict(batch.references[i]) for i in (0, 1))
+        with torch.no_grad():
+            rollout = player.draw(["a photo"], [3], Sampler(steps=2), [1], [1], images=first)
+            visit = RolloutState(player=player, rollout=rollout, index=1)
+            assert torch.equal(visit.velocity("policy"), rollout.velocities[1])
+            swapped = replace(visit, rollout=replace(rollout, images=other))
+            assert not torch.equal(swapped.velocity("policy"), rollout.velocities[1])

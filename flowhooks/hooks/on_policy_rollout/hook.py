@@ -117,6 +117,13 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
+        if model.contract.references:
+            layout = model.layout(**model.size)
+            if layout.seen is not None or not layout.vae.whole:
+                raise ModelError(
+                    f"{model.contract.pipeline} is given a frame in place of, or beside, those it samples, which "
+                    "rollouts do not leave out of their losses; train it on data"
+                )
         self.player = PipelineSampler(model, EncodedPrompts(model.pipe, session.prompt_cache))
         self._shapes = self.player.prepare([prompt.text for prompt in self.prompt_list or ()], self.sampling)
         self._batch_size = session.batch_size
@@ -130,12 +137,13 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         first = draws.rank * len(asked)
         seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
         chunks: list[Chunk] = []
-        for rows in self._groups([prompt.text for prompt in asked], step):
+        for rows in self._groups(asked, step):
             some = [asked[i] for i in rows]
             request = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
+            images = dict(some[0].images)
             if self.from_the_end:
                 every = range(self.sampling.steps)
-                rollout = self.player.draw(*request, keep=every, keep_velocities=every)
+                rollout = self.player.draw(*request, keep=every, keep_velocities=every, images=images)
                 places = self._from_the_end(rollout, step)
                 rollout = rollout.keep_steps(list(places))
             else:
@@ -143,7 +151,10 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
                 # A loss with a training adapter needs to know what the images were sampled by.
                 beside = step.session.training_adapter is not None and self.sampler != ODE
                 rollout = self.player.draw(
-                    *request, keep=_kept(list(places)), keep_velocities=list(places) if beside else ()
+                    *request,
+                    keep=_kept(list(places)),
+                    keep_velocities=list(places) if beside else (),
+                    images=images,
                 )
             step.forwards += self.sampling.steps
             rollout = rollout.parked() if self.offload_states else rollout
@@ -213,7 +224,8 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             if step.given is None or not step.given.prompts:
                 raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
             records = step.batch.records or ({},) * len(step.batch.prompts)
-            asked = [Prompt(text, record) for text, record in zip(step.batch.prompts, records, strict=True)]
+            shown = step.batch.references or ({},) * len(step.batch.prompts)
+            asked = [Prompt(*each) for each in zip(step.batch.prompts, records, shown, strict=True)]
         else:
             draws, turn = step.draws, step.draws.micro_step
             task = self._tasks[turn % len(self._tasks)]
@@ -223,12 +235,14 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             asked = [task[i] for i in next(plan)]
         return [prompt for prompt in asked for _ in range(self.group_size)]
 
-    def _groups(self, prompts: Sequence[str], step: Step) -> list[list[int]]:
-        """Return rows that can be sampled together; with several processes, in parts of the same sizes on each."""
+    def _groups(self, prompts: Sequence[Prompt], step: Step) -> list[list[int]]:
+        """Return rows that can be sampled together; with several processes, in parts of the same sizes on each. Rows
+        of one prompt with references are sampled apart from others: pipelines take the references of one sample."""
         groups: dict[Any, list[int]] = {}
         with freed_once(self.player.model.pipe):
             for i, prompt in enumerate(prompts):
-                groups.setdefault(self._shape(prompt), []).append(i)
+                key = i // self.group_size if prompt.images else self._shape(prompt.text)
+                groups.setdefault(key, []).append(i)
         found = list(groups.values())
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
 
