@@ -144,7 +144,7 @@ def test_pipelines_that_cannot_be_learnt_are_refused(tiny_sd3, short_prompts):
     with pytest.raises(ModelError):
         probe(tiny_sd3, arguments=short_prompts)
     tiny_sd3.transformer = None
-    with pytest.raises(ModelError, match="no `transformer`"):
+    with pytest.raises(ModelError, match="no network that is given a time, such as a `transformer`"):
         probe(tiny_sd3, arguments=short_prompts)
 
 

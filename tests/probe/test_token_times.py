@@ -27,7 +27,8 @@ from tests.probe.two_copies import merged_prediction
 
 #: Of two pictures side by side, the sample's tokens cannot be told from the given one's at other sizes.
 BESIDE = "flux-kontext"
-TIMED = [name for name in LEARNT if name != BESIDE]
+#: The convolutions of a U-Net mix places.
+TIMED = [name for name in LEARNT if name not in (BESIDE, "stable-diffusion-xl")]
 
 #: The layers that make modulations, of a few kinds of network.
 MODULATIONS = {
