@@ -290,7 +290,8 @@ def format_of(file: Path, keys: Collection[str]) -> tuple[str, str]:
         f"{other_names(file, keys)}; expected `{DIFFUSERS_PREFIX}.` or `{DIFFUSERS_UNET}.` (Diffusers), "
         f"`{PEFT_PREFIX}` (PEFT) or `{LYCORIS_PREFIX}_` (LyCORIS). Other names are read where "
         "the pipeline is known: by `init_from`, teachers, anchors and `sample --lora`; `export` and `merge` take "
-        "its folder with `--model`, and in Python `load_adapter(..., pipeline=pipe)`. Where it is known already, convert the file to the Diffusers format first."
+        "its folder with `--model`, and in Python `load_adapter(..., pipeline=pipe)`. Where it is "
+        "known already, convert the file to the Diffusers format first."
     )
 
 

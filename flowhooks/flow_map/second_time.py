@@ -170,7 +170,7 @@ class SecondTime:
                 found[time.name] = type(given)(value)
                 continue
             value, own = (
-                each.reshape(*each.shape, *[1] * (given.dim() - each.dim())).to(given.device, given.dtype)
+                each.reshape((*each.shape, *[1] * (given.dim() - each.dim()))).to(given.device, given.dtype)
                 for each in (value, time.of(start, span.shift))
             )
             found[time.name] = value.expand_as(given)

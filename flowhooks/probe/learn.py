@@ -57,7 +57,7 @@ def probe(
     Raises:
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
-    pipe = faced(pipe, tuple(arguments or ()))
+    pipe = faced(pipe, (*(arguments or ()), *references))
     require_sizes(pipe)
     for name in references:
         if name not in picture_arguments(pipe):
