@@ -268,7 +268,7 @@ def learnt(
     key = repr((name, sorted(told.items()), dtype, sorted(sizes.items())))
     if key not in _LEARNT:
         pipe = tiny(name)
-        references = PIPELINES[name].references
+        references = EVERY[name].references
         model = probe(pipe if dtype is None else pipe.to(dtype), arguments=told, references=references, **sizes)
         model.anatomy  # noqa: B018
         _LEARNT[key] = copier(model)
