@@ -17,14 +17,10 @@ from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.guidance import scale_argument, without_guidance
 from flowhooks.probe.recorder import (
     Recording,
-    answering,
     first_of,
-    recording_calls,
-    recording_steps,
-    run,
     without_side_effects,
 )
-from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, walked
+from flowhooks.probe.runs import PROMPTS, STEPS, find_networks, recorded_arguments, turns, walked
 from flowhooks.probe.times import Time, learn_times
 from flowhooks.probe.values import Rule, learn_rule, map_tensors, nested_arguments, proposed_rule, same
 from flowhooks.quantization.plain import plain_parts
@@ -157,7 +153,7 @@ def learn_contract(
         wide = _at_another_size(pipe, networks, {**base, **call}, sizes, one[sample], sample, arguments)
         moving = {sample, *(time.name for time in times)}
         _refuse_drifting(pipe, networks, walk, moving)
-        called, boundary = _turns(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk)
+        called, boundary = turns(pipe, networks, {**base, **sizes[0], **call, "prompt": PROMPTS[0]}, walk)
         contract = PipelineContract(
             pipeline=type(pipe).__name__,
             networks=called,
@@ -347,31 +343,6 @@ def _sorted_with_references(
         reference_rules=shared,
         entangled=entangled,
     )
-
-
-def _turns(
-    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], walk: Recording
-) -> tuple[tuple[str, ...], float | None]:
-    """Return the networks that the pipeline's loop calls, in their order, and with two of them the sigma between the
-    last call of the first and the first call of the second. A network that only guides is not called."""
-    if len(networks) < 2:
-        return tuple(networks), None
-    seen = Recording()
-    with (
-        answering(networks, lambda: walk.outputs[0]),
-        recording_calls(networks, seen),
-        recording_steps(pipe.scheduler, seen),
-    ):
-        run(pipe, **{**call, "num_inference_steps": 1000, "output_type": "latent"})
-    order = tuple(dict.fromkeys(seen.names))
-    if len(order) < 2:
-        return order, None
-    high, low = (
-        [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == network] for network in order[:2]
-    )
-    if len(order) > 2 or min(high) < max(low):
-        raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
-    return order, (min(high) + max(low)) / 2
 
 
 def _shapes(value: Any) -> Any:

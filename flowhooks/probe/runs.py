@@ -14,7 +14,7 @@ from torch import nn
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.naming import NETWORKS
-from flowhooks.probe.recorder import Recording, recording_calls, recording_steps, remembering, run
+from flowhooks.probe.recorder import Recording, answering, recording_calls, recording_steps, remembering, run
 
 #: Two prompts of different lengths, for learning.
 PROMPTS = ("a", "two one a")
@@ -119,3 +119,28 @@ def output_of(module: nn.Module, call: Callable[[], Any]) -> Any:
     finally:
         handle.remove()
     return found[0]
+
+
+def turns(
+    pipe: Any, networks: Mapping[str, nn.Module], call: Mapping[str, Any], walk: Recording
+) -> tuple[tuple[str, ...], float | None]:
+    """Return the networks that the pipeline's loop calls, in their order, and with two of them the sigma between the
+    last call of the first and the first call of the second. A network that only guides is not called."""
+    if len(networks) < 2:
+        return tuple(networks), None
+    seen = Recording()
+    with (
+        answering(networks, lambda: walk.outputs[0]),
+        recording_calls(networks, seen),
+        recording_steps(pipe.scheduler, seen),
+    ):
+        run(pipe, **{**call, "num_inference_steps": 1000, "output_type": "latent"})
+    order = tuple(dict.fromkeys(seen.names))
+    if len(order) < 2:
+        return order, None
+    high, low = (
+        [s.sigma for s, name in zip(seen.steps, seen.names, strict=True) if name == network] for network in order[:2]
+    )
+    if len(order) > 2 or min(high) < max(low):
+        raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
+    return order, (min(high) + max(low)) / 2

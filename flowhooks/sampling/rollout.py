@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.images import EACH
 from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes, resized
-from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition
+from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition, with_sigmas_on_host
 from flowhooks.splice import restore_attributes, splice
 from flowhooks.transfer import parked, picked, sent
 
@@ -368,26 +367,9 @@ class PipelineSampler:
             stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
             stack.enter_context(first_order(pipe, self.model.interval))
             pipe.set_progress_bar_config(disable=True)
-            set_timesteps = _with_sigmas_on_host(type(pipe.scheduler).set_timesteps)
+            set_timesteps = with_sigmas_on_host(type(pipe.scheduler).set_timesteps)
             stack.enter_context(splice(pipe.scheduler, step=step, set_timesteps=set_timesteps))
             yield pipe
-
-
-def _with_sigmas_on_host(set_timesteps: Callable[..., None]) -> Callable[..., None]:
-    """Let a scheduler set its steps with its sigmas on the host: each of them is read, and on a device would be waited
-    for."""
-    signature = inspect.signature(set_timesteps)
-
-    # Pipelines look at the signature.
-    @wraps(set_timesteps)
-    def replaced(*args: Any, **kwargs: Any) -> None:
-        told = signature.bind(*args, **kwargs)
-        device, told.arguments["device"] = told.arguments.get("device"), "cpu"
-        set_timesteps(*told.args, **told.kwargs)
-        scheduler = args[0]
-        scheduler.timesteps = sent(scheduler.timesteps, device)
-
-    return replaced
 
 
 def _place(steps: Tensor, timestep: Any) -> int | None:

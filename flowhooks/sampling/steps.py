@@ -12,8 +12,12 @@ that of n. ``cps`` keeps the coefficients of data and noise (2509.05952).
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,3 +100,20 @@ def draw_noise(state: Tensor, seeds: list[int], index: int) -> Tensor:
         for seed in seeds
     ]
     return sent(torch.stack(rows), state.device)
+
+
+def with_sigmas_on_host(set_timesteps: Callable[..., None]) -> Callable[..., None]:
+    """Let a scheduler set its steps with its sigmas on the host: each of them is read, and on a device would be waited
+    for."""
+    signature = inspect.signature(set_timesteps)
+
+    # Pipelines look at the signature.
+    @wraps(set_timesteps)
+    def replaced(*args: Any, **kwargs: Any) -> None:
+        told = signature.bind(*args, **kwargs)
+        device, told.arguments["device"] = told.arguments.get("device"), "cpu"
+        set_timesteps(*told.args, **told.kwargs)
+        scheduler = args[0]
+        scheduler.timesteps = sent(scheduler.timesteps, device)
+
+    return replaced
