@@ -212,6 +212,12 @@ del sys.meta_path[0]
 import flowhooks
 flowhooks.load_flow_map(pipe, sys.argv[1])
 found["ours"] = sampled()
+from tests.families import tiny
+from tests.flow_map.saved import sampled
+for name, folder in zip(("flux", "qwen-image", "wan", "sd3"), sys.argv[4:], strict=True):
+    pipe = tiny(name)
+    flowhooks.load_flow_map(pipe, folder)
+    found[name] = sampled(pipe, name)
 assert "flowhooks.train" not in sys.modules
 from safetensors.torch import save_file
 save_file({name: t.contiguous() for name, t in found.items()}, sys.argv[3])
@@ -226,8 +232,10 @@ def test_one_file_loads_it_where_flowhooks_is_not_installed(pipe, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / LOADER).write_text(loader_source(), encoding="utf-8")
     pipe.save_pretrained(tmp_path / "base")
+    others = ("flux", "qwen-image", "wan", "sd3")
+    folders = [flow_map(name)[0] for name in others]
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, tmp_path, tmp_path / "base", tmp_path / "found.safetensors"],
+        [sys.executable, "-c", ALONE, tmp_path, tmp_path / "base", tmp_path / "found.safetensors", *folders],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(flowhooks.__file__).parents[1])},
@@ -237,6 +245,7 @@ def test_one_file_loads_it_where_flowhooks_is_not_installed(pipe, tmp_path):
     assert torch.equal(found["ours"], found["alone"])
     # Weights from a file lie elsewhere in memory, which rounds otherwise.
     torch.testing.assert_close(found["ours"], expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(found[name], flow_map(name)[1]) for name in others)
 
 
 @pytest.fixture(scope="module")
