@@ -109,8 +109,8 @@ def load_flow_map(pipe: Any, folder: str | Path, *, allow_imports: bool = False)
         scheduler, folder = pipe.scheduler, Path(folder)
         if any(is_adapted(network) for network in find_networks(pipe).values()):
             raise AdapterError(
-                f"{folder}: an adapter is on this pipeline already; take it off, for example by `unload_lora_weights`, "
-                "and put others on after the flow map, which has one of its own"
+                f"{folder}: an adapter is on this pipeline already; take it off, by `close()` of what `load_flow_map` "
+                "returned or by `unload_lora_weights`, and put others on after the flow map, which has one of its own"
             )
         session: Any = stack.enter_context(attach(pipe, folder, allow_imports=allow_imports))
         interval = session.model.interval

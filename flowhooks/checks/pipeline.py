@@ -395,7 +395,16 @@ def _no_flow(folder: Path, parts: Mapping[str, tuple[str, str]]) -> Iterator[tup
     except ConfigError as error:
         yield f"has a scheduler whose settings cannot be read: {error}", _NAME
         return
-    if (kind in FROM_BETAS or "beta_start" in settings) and not settings.get("use_flow_sigmas"):
+    betas = kind in FROM_BETAS or "beta_start" in settings
+    if betas and settings.get("use_flow_sigmas") and settings.get("prediction_type") != "flow_prediction":
+        yield (
+            f"has a {kind} with flow matching's sigmas for a network that predicts "
+            f"{settings.get('prediction_type')!r}, "
+            "which is not flow matching; give its configuration `prediction_type` 'flow_prediction' if the network "
+            "predicts velocities",
+            _NAME,
+        )
+    elif betas and not settings.get("use_flow_sigmas"):
         yield (
             f"has a {kind}, whose noise levels come from betas, which is not flow matching; use a flow-matching "
             "pipeline, such as one with a FlowMatchEulerDiscreteScheduler",

@@ -35,6 +35,8 @@ from flowhooks.flow_map.step_time import FlowMapError
 
 #: Files of a flow map's folder, and the entry in the header of the second.
 LORA, MODULES, MANIFEST = "pytorch_lora_weights.safetensors", "flowhooks_modules.safetensors", "flowhooks.modules"
+#: Files of a run's adapter that Diffusers does not load. Others in its folder are exports.
+OTHER_ADAPTERS = ("pytorch_lycoris_weights.safetensors", "adapter_model.safetensors")
 #: Entry in the header of the first where the LoRA is off in some steps.
 GATE = "flowhooks.adapter_below"
 #: Types of a time, by their names.
@@ -157,7 +159,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 raise FlowMapError(
                     f"{folder / LORA}: is off above a sigma, which this file does not do; use `flowhooks.load_flow_map`"
                 )
-    others = [each.name for each in folder.glob("*.safetensors") if each.name not in (LORA, MODULES)]
+    others = [name for name in OTHER_ADAPTERS if (folder / name).is_file()]
     if others:
         raise FlowMapError(f"{folder / others[0]}: is no LoRA that Diffusers loads; use `flowhooks.load_flow_map`")
     return manifest, weights

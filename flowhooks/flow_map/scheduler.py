@@ -158,11 +158,13 @@ class FlowMapScheduler(Telling, FlowMatchEulerDiscreteScheduler, metaclass=Equal
                     f"{type(scheduler).__name__} changes {base.__name__}, and a flow map needs the latter's steps; "
                     f"give `{base.__name__}.from_config(pipe.scheduler.config)`"
                 )
-        config = getattr(scheduler, "config", {})
-        flow = type(scheduler).__name__.startswith("Flow") or config.get("use_flow_sigmas")
-        if not flow and config.get("prediction_type") != "flow_prediction":
+        config = {} if isinstance(scheduler, type) else getattr(scheduler, "config", {})
+        if isinstance(scheduler, type) or not (
+            type(scheduler).__name__.startswith("Flow") or config.get("prediction_type") == "flow_prediction"
+        ):
+            name = scheduler.__name__ if isinstance(scheduler, type) else type(scheduler).__name__
             raise FlowMapError(
-                f"{type(scheduler).__name__} is not set up for flow matching, so it has no steps of a flow map; give a "
+                f"{name} is no scheduler that is set up for flow matching, so it has no steps of a flow map; give a "
                 "`FlowMatchEulerDiscreteScheduler` with the model's own shift"
             )
         return like(scheduler, FlowMapScheduler)

@@ -192,8 +192,12 @@ class SecondTime:
         (inputs, named), self._inputs = self._inputs, None
         if next(self.delta_embedder.parameters()).device != output.device:
             self.delta_embedder.to(output.device)
-        # In the network's own precision, so that a fresh copy computes what the embedder computes.
-        weights = {name: p.to(self.dtype) for name, p in self.delta_embedder.named_parameters()}
+        # In the network's own precision, so that a fresh copy computes what the embedder computes. It may have been
+        # converted since.
+        dtype = self.dtype
+        if not torch.is_autocast_enabled(output.device.type) and inputs and isinstance(inputs[0], Tensor):
+            dtype = inputs[0].dtype if inputs[0].is_floating_point() else dtype
+        weights = {name: p.to(dtype) for name, p in self.delta_embedder.named_parameters()}
         delta = functional_call(self.delta_embedder, weights, inputs, named)
         # lerp returns its first argument exactly where both are equal.
         return torch.lerp(output, delta.to(output.dtype), self.gate)

@@ -155,6 +155,12 @@ def recording_steps(
         if self.step_index is None:
             _begin(self, timestep)
             self._init_step_index(timestep)
+        predicted = self.config.get("prediction_type", "flow_prediction")
+        if predicted != "flow_prediction":
+            raise ModelError(
+                f"{type(scheduler).__name__} is set up for a network that predicts {predicted!r}; flow matching needs "
+                "`prediction_type` 'flow_prediction'"
+            )
         start, end = (float(self.sigmas[self.step_index + k]) for k in (0, 1))
         if start > 1 + 1e-3:
             raise ModelError(

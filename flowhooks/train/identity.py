@@ -59,9 +59,13 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
     data = hashlib.sha256()
     for record in audit.records:
         pictures = [record.image, record.rejected, *record.masks]
-        drawn = [record.key, record.bucket, record.captions, *astuple(record.drawing)]
-        # Left out where there are none, as in versions without columns.
+        *drawing, without_references = astuple(record.drawing)
+        drawn = [record.key, record.bucket, record.captions, *drawing]
+        # Left out where there are none, as in versions without columns and references.
         drawn += [record.columns] if record.columns else []
+        if record.references:
+            shown = [[each.argument, each.size, each.image.digest] for each in record.references]
+            drawn += [without_references, shown]
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {
         # What does not set these is left out where it is off, as in versions without it.
@@ -89,7 +93,7 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
             f"{digests[1]}, that file's {digests[0]}); put that file back, or start again in another `output_dir`"
         )
     different = [
-        f"`{key}` is {now.get(key, _MISSING)!r}, the checkpoint has {before.get(key, _MISSING)!r}"
+        f"`{key}` is {_said(now, key)}, the checkpoint has {_said(before, key)}"
         for key in sorted({*before, *now})
         if before.get(key, _MISSING) != now.get(key, _MISSING)
     ]
@@ -113,6 +117,10 @@ def refuse_other_run(run: Run, audit: Audit, resume: str) -> None:
     else:
         return
     require_same(found, identity(run, audit, found.get("processes", 1)), str(folder))
+
+
+def _said(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else _MISSING
 
 
 def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:

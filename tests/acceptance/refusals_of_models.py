@@ -32,6 +32,17 @@ MODELS: dict[str, Refusal] = {
         ),
         words=("a UniPCMultistepScheduler", "not flow matching"),
     ),
+    "sigmas of flow matching for another prediction": Refusal(
+        make=lambda user: (
+            changed_index(scheduler=["diffusers", "UniPCMultistepScheduler"])(user),
+            changed_model(
+                lambda model: (model / "scheduler/scheduler_config.json").write_text(
+                    '{"use_flow_sigmas": true, "prediction_type": "epsilon"}'
+                )
+            )(user),
+        ),
+        words=("a UniPCMultistepScheduler", "predicts 'epsilon'", "'flow_prediction'"),
+    ),
     "a U-Net, compiled": Refusal(
         make=unet(training={"compile": "blocks"}),
         words=("$.training.compile: ", "UNet2DConditionModel", "convolutions"),

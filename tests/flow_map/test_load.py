@@ -283,10 +283,12 @@ def test_the_one_file_refuses_what_it_cannot_load(alone, pipe, folder, tmp_path)
         alone.load_flow_map(pipe, flow_map("wan")[0])
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    save_file({"a": torch.zeros(1)}, tmp_path / "lycoris.safetensors")
-    with pytest.raises(refused, match="lycoris.safetensors: is no LoRA that Diffusers loads"):
+    save_file({"a": torch.zeros(1)}, tmp_path / "my_export.safetensors")
+    alone.load_flow_map(pipe, tmp_path).close()
+    save_file({"a": torch.zeros(1)}, tmp_path / "pytorch_lycoris_weights.safetensors")
+    with pytest.raises(refused, match="pytorch_lycoris_weights.safetensors: is no LoRA that Diffusers loads"):
         alone.load_flow_map(pipe, tmp_path)
-    (tmp_path / "lycoris.safetensors").unlink()
+    (tmp_path / "pytorch_lycoris_weights.safetensors").unlink()
     tensors, header = read_tensors(folder / MODULES)
     told = json.loads(header["flowhooks.modules"])
     for damage, words in (

@@ -274,7 +274,7 @@ def test_what_cannot_be_sampled_so_is_refused():
     class Own(FlowMatchEulerDiscreteScheduler):
         pass
 
-    with pytest.raises(FlowMapError, match="DDIMScheduler is not set up for flow matching"):
+    with pytest.raises(FlowMapError, match="DDIMScheduler is no scheduler that is set up for flow matching"):
         FlowMapScheduler.from_scheduler(DDIMScheduler())
     with pytest.raises(FlowMapError, match="Own changes FlowMatchEulerDiscreteScheduler"):
         FlowMapScheduler.from_scheduler(Own())

@@ -46,7 +46,7 @@ def test_either_scheduler_makes_them_flow_matching(name, scheduler):
 def test_a_scheduler_that_is_not_set_to_flow_matching_is_refused():
     pipe = tiny("stable-diffusion")
     pipe.scheduler = type(pipe.scheduler)(prediction_type="epsilon", steps_offset=1)
-    with pytest.raises(ModelError, match=r"as in EDM|sigma"):
+    with pytest.raises(ModelError, match=r"as in EDM|sigma|predicts 'epsilon'"):
         probe(pipe, arguments=EVERY["stable-diffusion"].arguments)
 
 

@@ -76,7 +76,7 @@ def test_resuming_is_the_run_or_stops_and_its_file_knows_nothing_of_the_adapter(
     told = asked["training_adapter"]
     changes = {
         "`adapter.training_adapter.strength` is 2.0, the checkpoint has 0.5": {**told, "strength": 2.0},
-        "`adapter.training_adapter.strength` is 'nothing'": None,
+        "`adapter.training_adapter.strength` is nothing": None,
         "is not the file that the checkpoint was trained with": {**told, "path": str(write_adapter(tmp_path, 2))},
     }
     for message, other in changes.items():
