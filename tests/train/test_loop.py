@@ -16,7 +16,7 @@ from flowhooks.adapters import load_adapter
 from flowhooks.attaching import attach_planned
 from flowhooks.errors import AdapterError, ConfigError, DataError, ModelError, TrainingError
 from flowhooks.pipeline import load_pipeline
-from flowhooks.probe import FlowModel
+from flowhooks.probe import encoding
 from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
 from flowhooks.train import setup, train
@@ -81,8 +81,8 @@ def test_prompts_are_encoded_before_hooks_attach_but_for_what_a_hook_learns_then
         encoded.extend((prompt, bool(attaching)) for prompt in prompts)
         return encode(model, prompts, **size)
 
-    encode = FlowModel.encode_prompts
-    monkeypatch.setattr(FlowModel, "encode_prompts", encode_prompts)
+    encode = encoding.encode_prompts
+    monkeypatch.setattr(encoding, "encode_prompts", encode_prompts)
     monkeypatch.setattr(setup, "attach_planned", watched)
     once = {"training": {"max_train_steps": 1}, "cache_dir": str(tmp_path / "cache")}
     train(new_run("plain", hooks=[], **once), progress=False)
