@@ -106,7 +106,10 @@ def _checked(step: Callable[..., Any]) -> Callable[..., Any]:
     # Pipelines look at the signature.
     @wraps(step)
     def checked(self: Any, model_output: Any, timestep: Any, sample: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("per_token_timesteps") is not None:
+        kwargs = plain(kwargs)
+        times = kwargs.get("per_token_timesteps")
+        # Tokens of a given frame are at time 0 and stay.
+        if times is not None and bool(((times != plain(timestep)) & (times != 0)).any()):
             raise FlowMapError("a flow map's steps end at one time for all tokens; leave `per_token_timesteps` out")
         if self.step_index is None:
             self._init_step_index(plain(timestep))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from flowhooks.testing.pieces import kl_autoencoder
 from flowhooks.testing.text import WORDS, clip_tokenizer, t5_text_encoder, t5_tokenizer
 from flowhooks.testing.tiny import Tiny
@@ -79,6 +81,10 @@ def kolors() -> Any:
         ),
         empty_init=False,
     )
+    for name, parameter in encoder.named_parameters():
+        if "layernorm" in name:
+            # Its class leaves them as the memory was.
+            torch.nn.init.ones_(parameter)
     return KolorsPipeline(
         vae=kl_autoencoder(4, sample_size=16),
         text_encoder=encoder.eval(),

@@ -189,7 +189,7 @@ def test_a_network_that_never_asked_is_not_stepped():
     with pytest.raises(FlowMapError, match="step 1, and no network asked"):
         scheduler.step(sample, scheduler.timesteps[1], sample)
     with pytest.raises(FlowMapError, match="leave `per_token_timesteps` out"):
-        scheduler.step(sample, scheduler.timesteps[1], sample, per_token_timesteps=sample)
+        scheduler.step(sample, scheduler.timesteps[1], sample, per_token_timesteps=sample + 3)
     stock = scheduler.stock()
     assert type(stock) is FlowMatchEulerDiscreteScheduler
     stock.set_timesteps(2)
