@@ -195,8 +195,9 @@ class SecondTime:
         # In the network's own precision, so that a fresh copy computes what the embedder computes. It may have been
         # converted since.
         dtype = self.dtype
-        if not torch.is_autocast_enabled(output.device.type) and inputs and isinstance(inputs[0], Tensor):
-            dtype = inputs[0].dtype if inputs[0].is_floating_point() else dtype
+        plainly = output.device.type == "meta" or not torch.is_autocast_enabled(output.device.type)
+        if plainly and inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
+            dtype = inputs[0].dtype
         weights = {name: p.to(dtype) for name, p in self.delta_embedder.named_parameters()}
         delta = functional_call(self.delta_embedder, weights, inputs, named)
         # lerp returns its first argument exactly where both are equal.
