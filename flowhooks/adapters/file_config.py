@@ -158,7 +158,7 @@ def require_configured(read: AdapterFile, config: Any, ranks: Mapping[str, int |
 
 
 def _selected(targets: Any, found: Collection[str], known: Collection[str]) -> list[str]:
-    """Return the layers that a configuration selects, as far as they can be told."""
+    """Return the layers that a configuration selects; none where it selects by another expression than ours."""
     if isinstance(targets, str):
         # As a saved adapter has it whose names are the ends of others.
         whole = [each.replace("\\.", ".") for each in targets.split("|")]

@@ -31,9 +31,9 @@ def fetch(source: Path | str) -> Path:
         AdapterError: it is neither on this disk nor available from the Hub.
     """
     path = user_path(source)
-    if on_disk(source) is not None or (told := in_hub(source)) is None:
+    if on_disk(source) is not None or (named := in_hub(source)) is None:
         return path
-    repository, folder, names = told
+    repository, folder, names = named
     place = f"{folder}/" if folder else ""
     found = _download(str(source), repository, [f"{place}{name}" for name in (*names, PEFT_CONFIG_FILE)]) / folder
     if not any((found / name).is_file() for name in names):

@@ -58,8 +58,8 @@ def check_values(document: Mapping[str, Any], origin: str) -> None:
 
 
 def check_header(file: Path, header: Mapping[str, str]) -> None:
-    """Raise `AdapterError` for a LoRA of ours whose header says in one place what it contradicts in another: one of
-    them was edited, and which is right cannot be told."""
+    """Raise `AdapterError` for a LoRA of ours whose header says in one place what it contradicts in another: somebody
+    edited one of them, and nothing shows which."""
     if METADATA_KEY not in header:
         return
     written, trained = (_told(file, header, key) for key in (METADATA_KEY, TRAINED_KEY))

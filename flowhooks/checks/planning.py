@@ -107,11 +107,11 @@ def describe_trainable(run: Run) -> str:
     kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
     kind = "dora" if adapter[USE_DORA] else kind
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
-    told = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+    described = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
     if (held := adapter["training_adapter"]) is None:
-        return told
+        return described
     beside = f"the training adapter {held['path']} is on in the loss at strength {held['strength']:g}"
-    return f"{told}; {beside}, off in every image, never trained"
+    return f"{described}; {beside}, off in every image, never trained"
 
 
 def text_encoders_stay(run: Run) -> str | None:
@@ -181,9 +181,9 @@ def local_adapter(source: str) -> Path | None:
         AdapterError: it does not exist, though the folder that it begins with does.
     """
     path = on_disk(source)
-    if path is not None or (told := in_hub(source)) is None:
+    if path is not None or (named := in_hub(source)) is None:
         return path
-    repository, folder, names = told
+    repository, folder, names = named
     snapshot = hub.cached(repository, [f"{folder}/{name}" if folder else name for name in names])
     return None if snapshot is None else snapshot / folder / (names[0] if len(names) == 1 else "")
 

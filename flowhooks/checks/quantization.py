@@ -11,8 +11,9 @@ from typing import Any
 from flowhooks.adapters.names import NEED_SHAPE, USE_DORA
 from flowhooks.checks.library import reads_single_files
 from flowhooks.checks.machine import has_apple
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings, trained_network
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, trained_network
 from flowhooks.config import Run
+from flowhooks.documents.document import read_settings
 from flowhooks.documents.suggest import hint, listed
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.quantization.table import (

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from flowhooks.arguments import takes_images
 from flowhooks.checks.library import call_arguments
-from flowhooks.checks.pipeline import INDEX, pipeline_folder, read_settings
+from flowhooks.checks.pipeline import INDEX, pipeline_folder
 from flowhooks.checks.planning import plan_run
 from flowhooks.data.blocks import REFERENCE_TYPE, REJECTED_TYPES, Datasets
 from flowhooks.data.given_images import by_argument, open_images
+from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
 
 if TYPE_CHECKING:

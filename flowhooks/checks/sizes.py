@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.checks.library import call_arguments
-from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index, read_settings
+from flowhooks.checks.pipeline import NETWORKS, pipeline_folder, read_index
 from flowhooks.config import Run
 from flowhooks.data import Audit
 from flowhooks.data.findings import Findings
 from flowhooks.data.sizing import SizeInPixels, Sizing, check_sizing
+from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
 
 FRAMES = ("num_frames", "frames")

@@ -112,3 +112,15 @@ def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Pro
         return item
 
     return clean(value, ()), problems
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """Read an object that Diffusers wrote: numbers in its JSON may be infinite. Raises ConfigError."""
+    try:
+        found = reading.parse(reading.read_text(file), finite=False, largest=float("inf"))
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"cannot be read ({error}); save the pipeline with save_pretrained again"
+        raise ConfigError(Problem(message, str(file))) from None
+    if not isinstance(found, dict):
+        raise ConfigError(Problem("expected an object; save the pipeline with save_pretrained again", str(file)))
+    return found

@@ -111,13 +111,16 @@ def load_flow_map(pipe: Any, folder: str | Path | None = None) -> FlowMap:
         return FlowMap(stack.pop_all())
 
 
-def _second_time(network: nn.Module, told: dict[str, Any], weights: dict[str, Tensor]) -> SecondTime:
-    embedder = network.get_submodule(told["embedder"])
+def _second_time(network: nn.Module, described: dict[str, Any], weights: dict[str, Tensor]) -> SecondTime:
+    embedder = network.get_submodule(described["embedder"])
     delta = _blank_copy(embedder)
     delta.load_state_dict(weights)
-    times = [TimeUnit(**{**time, "dtype": DTYPES[time["dtype"]]}) for time in told["times"]]
-    options = {"gate": float(told["gate_value"]), **{key: told[key] for key in ("deltatime_type", "timestep_scale")}}
-    return SecondTime(network, told["embedder"], times, delta, _floating(embedder), **options)
+    times = [TimeUnit(**{**time, "dtype": DTYPES[time["dtype"]]}) for time in described["times"]]
+    options = {
+        "gate": float(described["gate_value"]),
+        **{key: described[key] for key in ("deltatime_type", "timestep_scale")},
+    }
+    return SecondTime(network, described["embedder"], times, delta, _floating(embedder), **options)
 
 
 def told_experts(pipe: Any, network: nn.Module, category: type[Warning]) -> list[nn.Module]:

@@ -162,10 +162,8 @@ class Step:
 
     def _seen(self, view: str, velocity: Tensor) -> Tensor:
         """Return a velocity ``[B, ...]`` with 0 where the network does not see the sample, such as in a given first
-        frame: there, predictions and targets are equal, and weigh nothing in any loss or margin. A model without
-        ``seen`` sees all."""
-        look = getattr(self.model, "seen", None)
-        seen = None if look is None else look(velocity, self.views[view].condition)
+        frame: there, predictions and targets are equal, and weigh nothing in any loss or margin."""
+        seen = self.model.seen(velocity, self.views[view].condition)
         return velocity if seen is None else velocity * seen
 
     def _fit(self, name: str, other: str) -> bool:

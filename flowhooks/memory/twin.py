@@ -20,7 +20,8 @@ import transformers
 from torch import nn
 
 from flowhooks.checks.library import foreign_parts
-from flowhooks.checks.pipeline import NETWORKS, index_of, read_index, read_settings
+from flowhooks.checks.pipeline import NETWORKS, index_of, read_index
+from flowhooks.documents.document import read_settings
 from flowhooks.errors import ModelError
 from flowhooks.probe.modular import faced
 

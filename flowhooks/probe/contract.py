@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -169,13 +169,22 @@ def learn_contract(
             joint=False,
         )
         if two is not None:
-            learnt = _sorted_arguments(contract, moving, one, other, two, wide)
+            learnt = _sorted_arguments(
+                contract, moving, one, other, wide, lambda name: learn_rule(one[name], two.get(name), name)
+            )
             return replace(learnt, fixed_text=False) if alone else learnt
         call = {**base, **sizes[0], **call}
         seen = recorded_arguments(pipe, networks, PROMPTS[:1], {**call, **examples[1]})
         without = _without_references(pipe, networks, call, shown)
         contract = replace(contract, references=tuple(shown), optional=without is not None)
-        return _sorted_with_references(contract, moving, one, other, wide, seen, one if without is None else without)
+
+        def proposed(name: str) -> Rule:
+            value = one.get(name)
+            return proposed_rule(seen.get(name) if value is None else value, None if value is None else seen.get(name))
+
+        return _sorted_arguments(
+            contract, moving, one, other, wide, proposed, (seen, one if without is None else without)
+        )
 
 
 def _without_references(
@@ -273,58 +282,33 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
 
 
 def _sorted_arguments(
-    contract: PipelineContract, moving: set[str], one: Mapping, other: Mapping, two: Mapping, wide: Mapping
-) -> PipelineContract:
-    """Find out which arguments depend on the prompt, which on the resolution, and which on neither."""
-    rules, resolution, constants = {}, {}, {}
-    fixed_text, joint = True, False
-    for name, value in one.items():
-        if name in moving:
-            continue
-        by_size = not same(value, wide.get(name))
-        by_prompt = not same(value, other.get(name))
-        rule = learn_rule(value, two.get(name), name)
-        if by_size and not by_prompt:
-            resolution[name] = rule
-        elif by_prompt or rule is not None:
-            joint |= by_size
-            rules[name] = rule
-            fixed_text &= _shapes(value) == _shapes(other.get(name))
-        else:
-            constants[name] = value
-    if not rules:
-        raise ModelError(f"no argument of {contract.pipeline}'s network depends on the prompt")
-    return replace(
-        contract, rules=rules, resolution_rules=resolution, constants=constants, fixed_text=fixed_text, joint=joint
-    )
-
-
-def _sorted_with_references(
     contract: PipelineContract,
     moving: set[str],
     one: Mapping,
     other: Mapping,
     wide: Mapping,
-    seen: Mapping,
-    without: Mapping,
+    rule_of: Callable[[str], Rule],
+    shown: Sequence[Mapping] = (),
 ) -> PipelineContract:
     """Find out which arguments depend on prompt, references, both, resolution, or nothing.
 
     Args:
-        one, other, wide: arguments of two prompts with one sample's images, and of the first at another size.
-        seen, without: arguments of the first prompt with another sample's images, and without any.
+        moving: arguments that change from step to step.
+        one, other, wide: arguments of two prompts, and of the first at another size.
+        rule_of: gives the rule by which an argument grows with the batch.
+        shown: arguments of the first prompt with other references than in ``one``, and with none; empty for a pipeline
+            that is given none.
     """
     rules, shared, resolution, constants = {}, {}, {}, {}
     fixed_text, joint, entangled = True, False, False
-    for name in dict.fromkeys([*one, *seen, *without]):
+    for name in dict.fromkeys(name for found in (one, *shown) for name in found):
         if name in moving:
             continue
-        value = one.get(name)
+        value, rule = one.get(name), rule_of(name)
         by_size, by_prompt = (not same(value, found.get(name)) for found in (wide, other))
-        rule = proposed_rule(value, seen.get(name))
-        if any(not same(value, found.get(name)) for found in (seen, without)):
+        if any(not same(value, found.get(name)) for found in shown):
             entangled |= by_prompt
-            shared[name] = rule if value is not None else proposed_rule(seen.get(name), None)
+            shared[name] = rule
         elif by_size and not by_prompt:
             resolution[name] = rule
         elif by_prompt or rule is not None:
@@ -333,6 +317,8 @@ def _sorted_with_references(
             fixed_text &= _shapes(value) == _shapes(other.get(name))
         else:
             constants[name] = value
+    if not rules and not shared:
+        raise ModelError(f"no argument of {contract.pipeline}'s network depends on the prompt")
     return replace(
         contract,
         rules=rules,

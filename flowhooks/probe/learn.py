@@ -66,13 +66,13 @@ def probe(
             )
     # A flow map that is on already is no part of the pipeline.
     with silenced(find_networks(pipe).values()), named_failures(pipe):
-        told = _Told(pipe=pipe, component=component, references=tuple(references), frames=frames)
-        return _at_some_size(told, height, width, dict(arguments or {}))
+        request = _Request(pipe=pipe, component=component, references=tuple(references), frames=frames)
+        return _at_some_size(request, height, width, dict(arguments or {}))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Told:
-    """Holds what the probe was told beside the size and the arguments."""
+class _Request:
+    """Holds what the caller asks the probe for, beside the size and the arguments."""
 
     pipe: Any
     component: str | None
@@ -80,35 +80,35 @@ class _Told:
     frames: int | None
 
 
-def _at_some_size(told: _Told, height: int | None, width: int | None, given: dict[str, Any]) -> FlowModel:
+def _at_some_size(request: _Request, height: int | None, width: int | None, given: dict[str, Any]) -> FlowModel:
     """Learn the model at the given size, or else at the first size that the pipeline accepts."""
     height, width = height or given.pop("height", None), width or given.pop("width", None)
-    given = {name: value for name, value in given.items() if name not in ("height", "width", *told.references)}
+    given = {name: value for name, value in given.items() if name not in ("height", "width", *request.references)}
     if height is not None and width is not None:
-        return _learnt(told, given, {"height": height, "width": width})
+        return _learnt(request, given, {"height": height, "width": width})
     try:
-        return _learnt(told, given, SMALL)
+        return _learnt(request, given, SMALL)
     except ModelError:
         pass
     try:
-        shown = examples(told.references, **SMALL)[:1]
-        return _learnt(told, given, _own_size(told.pipe, {**given, **(shown[0] if shown else {})}))
+        shown = examples(request.references, **SMALL)[:1]
+        return _learnt(request, given, _own_size(request.pipe, {**given, **(shown[0] if shown else {})}))
     except PipelineFailed as error:
-        for size in _fitting_sizes(told.pipe):
+        for size in _fitting_sizes(request.pipe):
             try:
-                return _learnt(told, given, size)
+                return _learnt(request, given, size)
             except PipelineFailed:
                 continue
         raise error
 
 
-def _learnt(told: _Told, arguments: Mapping[str, Any], size: Mapping[str, int]) -> FlowModel:
-    pipe, component, frames = told.pipe, told.component, told.frames
+def _learnt(request: _Request, arguments: Mapping[str, Any], size: Mapping[str, int]) -> FlowModel:
+    pipe, component, frames = request.pipe, request.component, request.frames
     sizes = Sizes(pipe, arguments)
     own = sizes.of(size["height"], size["width"], frames)
     # Arguments that depend on only one of width and frames must not be taken for constants.
     every = [sizes.arguments(each) for each in (own, *sizes.others(own))]
-    shown = examples(told.references, **size)
+    shown = examples(request.references, **size)
     contract = learn_contract(pipe, arguments, every, shown)
     example = shown[0] if shown else None
     model = FlowModel(pipe, contract, arguments, size, component, frames, example)

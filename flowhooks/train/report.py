@@ -128,8 +128,8 @@ def _held(job: Job) -> dict[str, str]:
         return {}
     held = job.session.training_adapter.describe()
     layers, at = count(held["layers"], "layer"), f"strength {held['strength']:g}"
-    told = f"{held['kind']} {held['name']!r} in {layers}, {at}, {human_bytes(held['bytes'])}; on in the loss only"
-    return {"training adapter": told}
+    line = f"{held['kind']} {held['name']!r} in {layers}, {at}, {human_bytes(held['bytes'])}; on in the loss only"
+    return {"training adapter": line}
 
 
 def _layer(name: str) -> str:

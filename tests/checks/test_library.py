@@ -11,7 +11,7 @@ from diffusers import pipelines
 from diffusers.schedulers import scheduling_utils
 
 from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts, is_foreign
-from flowhooks.checks.pipeline import FROM_BETAS
+from flowhooks.checks.trainable import FROM_BETAS
 
 
 def test_the_classes_are_those_that_can_be_imported():

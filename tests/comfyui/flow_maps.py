@@ -118,6 +118,7 @@ def by_diffusers(pipe: Any, name: str, run: Path | None, **told: Any) -> Sampled
     """Sample a pipeline by its own call, with a run attached, or as it is."""
     first: dict[str, Any] = {}
     last: dict[str, Any] = {}
+    sigmas: list[Tensor] = []
 
     def note_call(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         if not first:
@@ -137,6 +138,8 @@ def by_diffusers(pipe: Any, name: str, run: Path | None, **told: Any) -> Sampled
             pipe(**options, generator=generator, output_type="latent", callback_on_step_end=note_step)
         finally:
             handle.remove()
+        # A run that is attached has a scheduler of its own.
+        sigmas.append(pipe.scheduler.sigmas.clone())
 
     if run is None:
         call()
@@ -145,9 +148,7 @@ def by_diffusers(pipe: Any, name: str, run: Path | None, **told: Any) -> Sampled
             call()
     spatial = WAYS[name].spatial
     key = "x" if "x" in first else "hidden_states"
-    return Sampled(
-        sigmas=pipe.scheduler.sigmas.clone(), call=first, start=spatial(first[key]), end=spatial(last["latents"])
-    )
+    return Sampled(sigmas=sigmas[0], call=first, start=spatial(first[key]), end=spatial(last["latents"]))
 
 
 def by_comfyui(model: Any, name: str, wanted: Sampled, **options: Any) -> Tensor:
@@ -258,6 +259,7 @@ def calls(name: str, folder: Path) -> dict[str, float]:
     # ComfyUI then applies the LoRA anew in every call, to weights that stay where they were.
     partly.load(torch.device("cpu"), lowvram_model_memory=1)
     assert partly.model.lowvram_patch_counter > 0
+    # Else ComfyUI's sampler loads the rest first, for which a CPU always has room.
     with patch("comfy.model_management.load_models_gpu"):
         found["partly loaded"] = away(by_comfyui(partly, name, trained), trained.end)
     partly.detach()

@@ -36,6 +36,9 @@ class AffineMap(nn.Module):
     def shift(self, sample):
         return 1.0
 
+    def seen(self, sample, condition):
+        return None
+
 
 def toy_model(scale: float = 0.1, seed: int = 1) -> GaussianModel:
     """A model whose adapter is off by ``scale``; 0 for a fresh one."""
