@@ -127,6 +127,9 @@ class Signed(nn.Module):
     def shift(self, sample):
         return 1.0
 
+    def seen(self, sample, condition):
+        return None
+
 
 def session_of(model: Signed, *hooks) -> Session:
     average = WeightAverage(decay=0.99)
