@@ -256,7 +256,13 @@ def planned(bench: Bench) -> Iterator[tuple[str, dict[str, Any], Callable[[], Ma
     for method in OPTIONS:
         yield MEMORY, {"method": method}, lambda method=method: over_sft(bench, method, size)
     for method in OPTIONS:
-        yield "python", {"method": method}, lambda method=method: share_of_hooks(bench, method, size)
+        yield "python", {"method": method, "with": "batch 1"}, lambda method=method: share_of_hooks(bench, method, size)
+    for what, its in (("batch 4", bench.size(4)), (f"{2 * bench.edge} pixels", bench.size(edge=2 * bench.edge))):
+        yield (
+            "python",
+            {"method": "self_flow", "with": what},
+            lambda its=its: share_of_hooks(bench, "self_flow", its),
+        )
     for method in ("sft", "flow_dpo"):
         yield COMPILED, {"method": method}, lambda method=method: compiled(bench, method, size)
 
@@ -352,7 +358,9 @@ _TEXTS = {
         "The machinery",
         "Time that Python spends in the code of this package itself, as a profiler counts it, which makes Python "
         "slower: the true share is smaller. Of each function the quickest of five updates counts, since the profiler's "
-        "clock goes on while another process has the processor.",
+        "clock goes on while another process has the processor. Self-Flow's times per token are Python around each "
+        "operation on the embedding of the time, as many for one image as for a large batch: the share falls as a "
+        "step grows.",
     ),
     COMPILED: ("Compiled blocks", "A step with `training.compile` set to `blocks` over the same step without it."),
     "gpu": (

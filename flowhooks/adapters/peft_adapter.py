@@ -61,8 +61,8 @@ def peft_config(config: Mapping[str, Any], targets: tuple[str, ...]) -> PeftConf
 
 
 def _as_autocast(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Give the result autocast's dtype: PEFT's LoHa and LoKr return the input's dtype, where a bare linear layer under
-    autocast returns autocast's, and later layers would compute differently."""
+    """Give the result autocast's dtype: PEFT's LoHa and LoKr return the input's dtype, where its LoRA and a bare linear
+    layer under autocast return autocast's, and later layers would compute differently."""
     dtype = autocast_dtype(output) if isinstance(output, Tensor) else None
     return output if dtype is None else output.to(dtype)
 
@@ -101,8 +101,9 @@ class PeftAdapter(AttachedAdapter):
         if hasattr(type(self.transformer), "_hf_peft_config_loaded"):
             # Diffusers' own adapter methods check this flag.
             self.transformer.__dict__["_hf_peft_config_loaded"] = True
-        for layer in self.layers:
-            layer.register_forward_hook(_as_autocast)
+        if self.kind != "lora":
+            for layer in self.layers:
+                layer.register_forward_hook(_as_autocast)
         self.measure()
         names = [name for name, module in self.transformer.named_modules() if not _inside(name, self.targets)]
         if {name for name in names if check_target_module_exists(peft, name)} != set(self.targets):
