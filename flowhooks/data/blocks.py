@@ -17,12 +17,14 @@ REFERENCE_TYPE = "reference_image"
 FIRST_FRAME, NO_REFERENCE, TARGET = "first_frame", "none", "target"
 #: Names in `columns` that also have a key of their own; every other name is chosen by the user.
 ROLES = ("image", "caption", "rejected", "mask", "reference")
+#: Name in `columns` of the numbers that say which of two images was preferred.
+PREFERENCE = "preference"
 Block = dict[str, Any]
 
 
 def record_columns(block: Block) -> dict[str, str]:
     """Return name -> column, for the cells that hooks read under names chosen by the user."""
-    return {name: column for name, column in (block["columns"] or {}).items() if name not in ROLES}
+    return {name: column for name, column in (block["columns"] or {}).items() if name not in (*ROLES, PREFERENCE)}
 
 
 def reference_columns(block: Block) -> tuple[tuple[str | None, str], ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from flowhooks.data.blocks import ROLES, record_columns, reference_columns
+from flowhooks.data.blocks import PREFERENCE, ROLES, record_columns, reference_columns
 from flowhooks.data.findings import Findings
 from flowhooks.json_faults import json_path
 
@@ -34,6 +34,7 @@ class Columns:
         masks: masks; they multiply.
         references: (pipeline argument or None, column) of each column of references.
         records: name under which hooks read a cell -> column.
+        preference: the columns that say which of the image and the rejected side was preferred, where either may be.
     """
 
     image: str
@@ -42,15 +43,21 @@ class Columns:
     masks: tuple[str, ...] = ()
     references: tuple[tuple[str | None, str], ...] = ()
     records: Mapping[str, str] = field(default_factory=dict)
+    preference: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[str, ...]:
         return self.image, *self.rejected, *self.masks, *(column for _, column in self.references)
 
     @property
+    def values(self) -> tuple[str, ...]:
+        """Return the columns whose cells are values, not images or captions."""
+        return *self.records.values(), *self.preference
+
+    @property
     def all(self) -> tuple[str, ...]:
         captions = (self.caption,) if self.caption else ()
-        return tuple(dict.fromkeys((*self.pictures, *captions, *self.records.values())))
+        return tuple(dict.fromkeys((*self.pictures, *captions, *self.values)))
 
 
 def usual_partners(available: Sequence[str]) -> dict[str, list[str]]:
@@ -97,6 +104,10 @@ def choose(
     for name, column in records.items():
         if column not in texts:
             found.problem(json_path(["columns", name], path), _unknown(column, texts))
+    preference = tuple(_as_list((block["columns"] or {}).get(PREFERENCE, [])))
+    for column in preference:
+        if column not in texts:
+            found.problem(json_path(["columns", PREFERENCE], path), _unknown(column, texts))
     if image is None or len(found.problems) > problems_before:
         return None
     columns = Columns(
@@ -106,6 +117,7 @@ def choose(
         masks=chosen["mask_column"],
         references=references,
         records=records,
+        preference=preference,
     )
     if block["dataset_type"] == "image":
         _warn_of_unused(block, columns, available, found)
@@ -132,7 +144,7 @@ def _one(
 
 def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
     """Move the roles that `columns` names into their keys. An unknown role, or one stated twice, is a problem."""
-    stated = block["columns"] or {}
+    stated = _one_sided(block, path, found)
     for role, key in _KEYS.items():
         if role not in stated:
             continue
@@ -146,18 +158,46 @@ def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
             found.problem(json_path(["columns", name], path), fault)
 
 
+def _one_sided(block: dict[str, Any], path: str, found: Findings) -> dict[str, Any]:
+    """Return what `columns` states, two images with a preference as an image and a rejected side. What does not fit
+    together is a problem."""
+    stated = dict(block["columns"] or {})
+    images, numbers = stated.get("image"), stated.get(PREFERENCE)
+    if numbers is None or block["dataset_type"] == "conditioning":
+        return stated
+    where = json_path(["columns", PREFERENCE], path)
+    if not isinstance(images, list) or len(images) != 2:
+        message = 'says which of two images was preferred: name both under `image`, as {"image": ["jpg_0", "jpg_1"]}'
+        found.problem(where, message)
+    elif len(_as_list(numbers)) > 2:
+        found.problem(where, f"names {len(numbers)} columns; name one for each of the two images")
+    elif "rejected" in stated:
+        found.problem(f"{path}.columns.rejected", f"is the side that `{PREFERENCE}` does not prefer; remove it")
+    else:
+        stated["image"], stated["rejected"] = images[0], [images[1]]
+    return stated
+
+
+def _as_list(named: str | list[str]) -> list[str]:
+    return [named] if isinstance(named, str) else named
+
+
 def place_of(block: dict[str, Any], path: str, key: str) -> str:
     """Return the JSON path of the block's value for `key`, which may be in `columns`."""
     role = key.removesuffix("_column")
+    if role == "rejected" and PREFERENCE in (block["columns"] or {}):
+        role = "image"
     return f"{path}.columns.{role}" if role in (block["columns"] or {}) else f"{path}.{key}"
 
 
 def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
     """Say what is wrong with one entry of `columns`; None if nothing is."""
-    if name not in ("rejected", "mask", "reference") and not isinstance(column, str):
+    if name not in ("rejected", "mask", "reference", PREFERENCE) and not isinstance(column, str):
         several = "only `rejected`, `mask` and `reference` may name several columns"
+        if name == "image":
+            several += f", or `image` two with a `{PREFERENCE}`"
         return f"is a list of {len(column)}, and {several}; name one"
-    if name in ROLES:
+    if name in ROLES or (name == PREFERENCE and kind != "conditioning"):
         return None
     known = {**{role: role for role in ROLES}, **{key: role for role, key in _KEYS.items()}}
     close = get_close_matches(name.strip().lower(), known, n=1, cutoff=_SLIP)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowhooks.data.assets import Asset
-from flowhooks.data.blocks import REFERENCE_TYPE
+from flowhooks.data.blocks import PREFERENCE, REFERENCE_TYPE
 from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_text
 from flowhooks.data.files import is_text
 from flowhooks.data.findings import Findings
@@ -16,6 +16,7 @@ from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, place_of
 from flowhooks.data.sources.inspecting import Fault, Inspector, note_copies
+from flowhooks.data.sources.sides import Sides, Votes
 from flowhooks.json_faults import json_path
 
 
@@ -173,6 +174,10 @@ def collect(
         _Partners(name, "reference_column", REFERENCE_TYPE, argument=argument) for argument, name in columns.references
     ]
     captions, records = _captions(block, path), _Records(columns.records)
+    votes = None
+    if columns.preference:
+        votes = Votes(Sides(images=(columns.image, *columns.rejected), numbers=columns.preference))
+        rows = votes.ordered(rows)
     for row in rows:
         stem = _own(row.key, images, unusable)
         cell = row.pictures.get(columns.image)
@@ -188,6 +193,8 @@ def collect(
         if columns.records:
             records.take(stem, row)
     inspector.report(f"{path}.instance_data_dir", found)
+    if votes is not None:
+        votes.report(json_path(["columns", PREFERENCE], path), block["id"], found)
     if not images and not unusable and len(found.problems) == problems_before:
         message = f"{about} holds no sample; add some, name another place, or set `disabled` to true"
         found.problem(f"{path}.instance_data_dir", message)

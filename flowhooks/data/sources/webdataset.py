@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import Asset, MemberAsset, why
-from flowhooks.data.blocks import record_columns
+from flowhooks.data.blocks import PREFERENCE, record_columns
 from flowhooks.data.files import suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.records import DataSet
@@ -140,7 +140,7 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
             found.problem(where, f"{place.name}: {some(names)} holds no image")
         return DataSet.unread(block, path)
     texts = _Texts(shards)
-    of_keys = block["caption_strategy"] == "column" or record_columns(block)
+    of_keys = block["caption_strategy"] == "column" or record_columns(block) or PREFERENCE in (block["columns"] or {})
     columns = choose(block, path, shards.columns, found, texts=texts.keys() if of_keys else ())
     if columns is None:
         return DataSet.unread(block, path)
@@ -183,7 +183,7 @@ class _Texts:
 def _rows(shards: _Shards, columns: Columns, texts: _Texts) -> Iterator[Row]:
     for sample in shards.samples:
         pictures: dict[str, Asset | Fault | None] = {name: sample.pictures.get(name) for name in columns.pictures}
-        named = [*columns.records.values(), *([columns.caption] if columns.caption else [])]
+        named = [*columns.values, *([columns.caption] if columns.caption else [])]
         cells: dict[str, Any] = {}
         if named:
             content = texts.of(sample)
