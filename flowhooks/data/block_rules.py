@@ -21,6 +21,7 @@ _OF_IMAGES = (
     "probability",
     "start_step",
     "end_step",
+    "pair_names",
     "reference_column",
     "reference",
     "missing_reference",

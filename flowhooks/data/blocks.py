@@ -84,7 +84,7 @@ class Datasets:
             and (b["id"] in listed or b["source_dataset_id"] in ids)
         }
         given = {"data:image"}
-        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] for b in images):
+        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] or b["pair_names"] for b in images):
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")

@@ -15,6 +15,8 @@ IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
     *(".tif", ".tiff", ".avif", ".heic", ".heif"),
 )
+#: Of files that hold the caption of an image, the first that exists counts.
+CAPTION_SUFFIXES = (".txt", ".caption")
 SPECIAL = "is a pipe, a socket or a device, not a regular file"
 CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
 
@@ -70,7 +72,7 @@ def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXE
         suffix = PurePosixPath(path).suffix.lower()
         if suffix in suffixes:
             found.setdefault(stem_of(path), []).append(path)
-        elif suffix != ".txt":
+        elif suffix not in CAPTION_SUFFIXES:
             ignored[suffix or "(no suffix)"] += 1
     return Images(
         images={stem: min(found[stem]) for stem in sorted(found)},

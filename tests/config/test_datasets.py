@@ -36,6 +36,7 @@ def test_defaults(tmp_path):
         "conditioning_type": None,
         "conditioning_data": [],
         "source_dataset_id": None,
+        "pair_names": None,
         "image_column": None,
         "caption_column": None,
         "rejected_column": None,

@@ -38,7 +38,9 @@ _LISTED = "flowhooks.data.sources.listed"
 _TABLE = ("column", "filename", "instanceprompt")
 SOURCES = {
     "local": Source(
-        reader="flowhooks.data.sources.local:read_local", strategies=("textfile", "filename", "instanceprompt")
+        reader="flowhooks.data.sources.local:read_local",
+        strategies=("textfile", "filename", "instanceprompt"),
+        options=("pair_names",),
     ),
     "imagefolder": Source(
         reader=f"{_LISTED}:read_imagefolder",
