@@ -15,6 +15,7 @@ from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
 from flowhooks.data.records import Audit, DataSet, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.references import plan_references
+from flowhooks.data.sound import with_sound
 from flowhooks.data.sources import read_set
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
@@ -81,7 +82,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
     links = dict(datasets.links)
     blocks = propagate_num_frames(datasets.blocks, links, found)
-    sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
+    sets = with_sound([read_set(block, found.at(i), found) for i, block in enumerate(blocks)], links, found)
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
