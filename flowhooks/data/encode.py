@@ -69,7 +69,7 @@ class Pictures:
     def about(self, item: Cut) -> dict[str, Any]:
         picture, geometry = item
         # Only where it has a value, so that cached entries of other images stay valid.
-        colours = {"colors": COLORS} if picture.profiled else {}
+        colours: dict[str, Any] = {"colors": COLORS} if picture.profiled else {}
         if picture.sound is not None:
             colours = {"sound": [picture.sound.rate, picture.sound.channels]}
         return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **colours, **self._made_by}

@@ -40,7 +40,9 @@ class _Linker:
                     f"has no data set to train on: `disabled` is true for {named}; set it to false for one of them"
                 )
             else:
-                message = "has no data set with `dataset_type` 'image' or 'audio'; add the one that holds what is trained on"
+                message = (
+                    "has no data set with `dataset_type` 'image' or 'audio'; add the one that holds what is trained on"
+                )
             self.found.problem(self.found.root, message)
         self.links = {i: set() for i in images}
         for i in images:

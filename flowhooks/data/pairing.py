@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
+from flowhooks.data.files import NOUNS, medium_of
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
@@ -158,7 +159,7 @@ def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:
-    parts = [count(len(images.images), "image")]
+    parts = [count(len(images.images), NOUNS[medium_of(images.block)])]
     parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
     named = record_columns(images.block)
     known = f"; hooks may read {', '.join(map(repr, named))}" if named else ""

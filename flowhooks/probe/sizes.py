@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flowhooks.arguments import duration_argument
 from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
-from flowhooks.probe.sound import Sound, duration_argument
+from flowhooks.probe.sound import Sound
 
 FRAMES = ("num_frames", "frames")
 #: Pixels to which some pipelines scale whatever size they are asked for.
@@ -35,8 +36,8 @@ def require_sizes(pipe: Any) -> None:
     sound = [argument for argument in known if "audio" in argument or "waveform" in argument]
     if sound:
         raise ModelError(
-            f"{name} makes sound: it takes `{sound[0]}`, and no length in seconds; flowhooks trains pipelines that make "
-            "images or videos of a given size, or sound of a given length"
+            f"{name} makes sound: it takes `{sound[0]}`, and no length in seconds; flowhooks trains pipelines that "
+            "make images or videos of a given size, or sound of a given length"
         )
     raise ModelError(
         f"{name} takes no `height` and `width`, so its size cannot be chosen; flowhooks trains pipelines that make "
@@ -71,7 +72,9 @@ class Sizes:
         where it makes none."""
         if self._argument is None and frames not in (None, 1):
             makes = "images" if self._sound is None else "sound"
-            raise ModelError(f"{self._pipeline} generates {makes}, not videos of {frames} frames; set `num_frames` to 1")
+            raise ModelError(
+                f"{self._pipeline} generates {makes}, not videos of {frames} frames; set `num_frames` to 1"
+            )
         if (height == 1) != (self._sound is not None):
             found = "sound" if height == 1 else "images"
             raise ModelError(f"{self._pipeline} generates {'images' if self._sound is None else 'sound'}, not {found}")

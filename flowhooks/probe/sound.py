@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from flowhooks.arguments import duration_argument
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
@@ -22,8 +23,6 @@ from flowhooks.probe.runs import SHORTEST
 if TYPE_CHECKING:
     from flowhooks.probe.model import FlowModel
 
-#: Arguments in which pipelines take the length of a clip, in seconds.
-DURATIONS = ("audio_duration", "audio_duration_s", "audio_length_in_s", "duration")
 #: Names under which autoencoders and pipelines say how many samples a second has, and how many become one latent.
 RATES, HOPS, CHANNELS = ("sampling_rate", "sample_rate"), ("hop_length", "downsampling_ratio"), ("audio_channels",)
 #: Latents of the probe's clip where the caller names no length.
@@ -57,13 +56,6 @@ class Sound:
     def samples(self, seconds: float) -> int:
         """Return the number of samples of a clip of this length, the nearest whole number."""
         return round(seconds * self.rate)
-
-
-def duration_argument(known: Mapping[str, Any]) -> str | None:
-    """Return the argument for the length of a clip among those of a pipeline's call; None where it makes images."""
-    if {"height", "width"} <= known.keys():
-        return None
-    return next((name for name in DURATIONS if name in known), None)
 
 
 def sound_of(pipe: Any) -> Sound | None:
@@ -111,7 +103,9 @@ def verify_sound(
     assert model.sound is not None
     name, layout = model.contract.pipeline, model.layout(**model.size)
     if len(layout.vae_shape) != 2:
-        raise ModelError(f"{name}: the VAE of a pipeline of sound decodes {layout.vae_shape}, not `[channels, latents]`")
+        raise ModelError(
+            f"{name}: the VAE of a pipeline of sound decodes {layout.vae_shape}, not `[channels, latents]`"
+        )
     seen, wanted = Recording(), model.size["width"]
     with recording_encode(model.pipe.vae, seen):
         latents = model.encode_images(_smooth(model.sound.channels, wanted).to(model.device))
@@ -120,7 +114,7 @@ def verify_sound(
     off = float((layout.to_vae(latents) - encoded).abs().max() / encoded.abs().max())
     if not off <= ENCODING:
         raise ModelError(f"{name}: encoded latents come back to its VAE {off:.2g} off, relative, from what it encoded")
-    mine = model.decode(latents, **model.size, condition=condition)
+    mine = model.decode(latents, *model.size.values(), condition=condition)
     theirs = _made(model, networks, output, call, latents, seed=1)
     if theirs.shape != mine.shape or mine.shape[-1] != wanted:
         raise ModelError(

@@ -13,12 +13,15 @@ from flowhooks.testing.tiny import Tiny
 
 def ace_step() -> Any:
     """An AceStepPipeline: stereo at 800 Hz, samples ``[T, 4]`` of 8 sound samples each, lyrics beside the prompt."""
-    from diffusers import AceStepPipeline, AceStepTransformer1DModel, AutoencoderOobleck, FlowMatchEulerDiscreteScheduler
+    from diffusers import (
+        AceStepPipeline,
+        AceStepTransformer1DModel,
+        AutoencoderOobleck,
+        FlowMatchEulerDiscreteScheduler,
+    )
     from diffusers.pipelines.ace_step import AceStepConditionEncoder
 
-    tokenizer = byte_tokenizer(
-        [*WORDS, *_WORDS_OF_ITS_TEMPLATE], ["<|im_start|>", "<|im_end|>"]
-    )
+    tokenizer = byte_tokenizer([*WORDS, *_WORDS_OF_ITS_TEMPLATE], ["<|im_start|>", "<|im_end|>"])
     layers: dict[str, Any] = {
         "hidden_size": 16,
         "intermediate_size": 32,

@@ -165,9 +165,7 @@ def collect(
     problems_before = len(found.problems)
     medium = medium_of(block)
     inspector, images, unusable = Inspector(medium), dict[str, Picture](), set[str]()
-    partners = [
-        _Partners(name, "rejected_column", "reference_strict", Inspector(medium)) for name in columns.rejected
-    ]
+    partners = [_Partners(name, "rejected_column", "reference_strict", Inspector(medium)) for name in columns.rejected]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
     partners += [
         _Partners(name, "reference_column", REFERENCE_TYPE, argument=argument) for argument, name in columns.references
