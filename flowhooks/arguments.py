@@ -1,9 +1,22 @@
-"""Tell by their names which arguments of a pipeline's call take images. Free of torch."""
+"""Tell by their names which arguments of a pipeline's call take images, or the length of sound. Free of torch."""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 
 def takes_images(name: str) -> bool:
     """Return whether an argument of this name takes images of a sample: ``image``, ``last_image``. Those for an
     IP-Adapter do not count, which have an effect only where one is loaded."""
     return (name in ("image", "images") or name.endswith("_image")) and "ip_adapter" not in name
+
+
+#: Arguments in which pipelines take the length of a clip of sound, in seconds.
+DURATIONS = ("audio_duration", "audio_duration_s", "audio_length_in_s", "duration")
+
+
+def duration_argument(known: Collection[str]) -> str | None:
+    """Return the argument for the length of a clip among those of a pipeline's call; None where it makes images."""
+    if "height" in known and "width" in known:
+        return None
+    return next((name for name in DURATIONS if name in known), None)

@@ -16,6 +16,7 @@ from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.quantization import quantization_problems
 from flowhooks.checks.references import reference_problems, with_references
 from flowhooks.checks.sizes import size_problems
+from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.registry import HOOKS
@@ -65,6 +66,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
         problems += [*quantization_problems(run), *target_problems(run), *size_problems(run, audited)]
+        problems += sound_problems(run, audited)
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
     if problems or audited is None or planned is None:

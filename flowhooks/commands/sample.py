@@ -1,4 +1,4 @@
-"""``flowhooks sample``: generate images with a pipeline, or with a trained run."""
+"""``flowhooks sample``: generate images or sound with a pipeline, or with a trained run."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from flowhooks.commands.arguments import add_dtype, add_imports, add_offload, fi
 from flowhooks.printing import say
 
 NAME = "sample"
-HELP = "generate images with a pipeline, or with a trained run"
+HELP = "generate images or sound with a pipeline, or with a trained run"
 #: Largest number of pixels along an edge; validation has the same.
 MOST_PIXELS = 16_384
+#: Longest clip in seconds; validation and data sets have the same.
+MOST_SECONDS = 3600
 
 
 def add(parser: ArgumentParser) -> None:
@@ -56,6 +58,9 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="SECONDS", help="length of sound (default: the pipeline's own)"
+    )
     add_dtype(parser)
     add_offload(parser)
     parser.add_argument(
@@ -66,8 +71,8 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FOLDER",
-        help="a folder without images of an earlier call, or a new .png for the grid alone (default: samples, or "
-        "the first free one of samples-2, samples-3)",
+        help="a folder without images of an earlier call, or a new .png for the grid alone; for one clip of sound a "
+        "new .wav or .flac (default: samples, or the first free one of samples-2, samples-3)",
     )
     add_imports(parser)
 
@@ -90,9 +95,12 @@ def run(args: Namespace) -> int:
     base = _base(args.model)
     if base is not None:
         from flowhooks.checks.sizes import size_refusal
+        from flowhooks.checks.sound import length_refusal
         from flowhooks.errors import ConfigError
 
-        if (refusal := size_refusal(base, args.height, args.width)) is not None:
+        asked = {"height": args.height, "width": args.width, "duration": args.duration, "output": args.output}
+        refusal = length_refusal(base, asked) or size_refusal(base, args.height, args.width)
+        if refusal is not None:
             raise ConfigError(f"--{refusal}")
     if args.lora is not None:
         from flowhooks.adapters.fit import check_file
@@ -111,6 +119,13 @@ def _sigma(text: str) -> float:
     if not 0 < sigma <= 1:
         raise ArgumentTypeError(f"expected a sigma above 0 and at most 1, found {text}")
     return sigma
+
+
+def _seconds(text: str) -> float:
+    seconds = finite_number(text)
+    if not 0 < seconds <= MOST_SECONDS:
+        raise ArgumentTypeError(f"expected seconds above 0 and at most {MOST_SECONDS:,}, found {text}")
+    return seconds
 
 
 def _check_model(model_or_run: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from flowhooks.data.given_images import open_images
@@ -19,13 +20,14 @@ from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.sampling.images import picture_grid, sample_images
 from flowhooks.sampling.outputs import GRID, PICTURE, is_picture, save_dataset
+from flowhooks.sampling.sound import FORMATS, makes_sound, rate_of, sample_sound, write_sound
 
-#: A list of images for each step count.
-Pictures = list[list[Image.Image]]
+#: A list of images, or of clips of sound, for each step count.
+Pictures = list[list[Any]]
 
 
 def sample_command(args: Namespace) -> int:
-    """Generate images and save them.
+    """Generate images, or clips of sound, and save them.
 
     With several step counts the grid has a column for each, and for every image a row of the base above a row of the
     trained model, both under the scheduler that the latter needs.
@@ -35,8 +37,9 @@ def sample_command(args: Namespace) -> int:
             (a list), ``image`` (a list of files, or None), ``negative_prompt``, ``lora`` (file, folder or None),
             ``adapter_below`` (the sigma of its gate, or None for what its file says), ``steps`` (a list),
             ``guidance_scale``, ``seed``, ``num_images`` per prompt,
-            ``height``, ``width``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the grid and
-            every image, or a ``.png`` for the grid alone, as :func:`~flowhooks.sampling.outputs.free_output` gave it;
+            ``height``, ``width``, ``duration``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the
+            grid and every image, or a ``.png`` for the grid alone, as
+            :func:`~flowhooks.sampling.outputs.free_output` gave it; of sound, a folder, or the file of one clip;
             ``save_dataset``: a new folder for a data set of the images, in place of all that, or None.
 
     Raises:
@@ -46,6 +49,7 @@ def sample_command(args: Namespace) -> int:
     choices = {"allow_imports": args.allow_imports, "offload": args.offload}
     restored = restore_pipeline(args.model, args.lora, args.dtype, args.adapter_below, **choices)
     own = restored.pipe.scheduler
+    rate = rate_of(restored.pipe) if makes_sound(restored.pipe) else None
     with restored.turns():
         scale = SCALE if args.guidance_scale is None else _scale_argument(restored.pipe, restored.arguments)
         with restored.trained() as pipe:
@@ -60,9 +64,12 @@ def sample_command(args: Namespace) -> int:
         say(f"Sampled with a {type(scheduler).__name__}: the pipeline's {type(own).__name__} cannot sample flow maps")
     if args.save_dataset is not None:
         captions = [prompt for prompt in args.prompt for _ in range(args.num_images)]
-        say(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset))}")
+        say(f"Wrote {save_dataset(rows[-1][0], captions, Path(args.save_dataset), rate)}")
         return 0
-    named = _named(rows, args.steps, args.num_images)
+    if rate is not None:
+        say(f"Wrote {_save_sound(_named(rows, args.steps, args.num_images, '.wav'), rate, Path(args.output))}")
+        return 0
+    named = _named(rows, args.steps, args.num_images, ".png")
     if len(args.steps) > 1:
         # Image by image, the base's row above the trained one's.
         cells = [row[k][i] for i in range(len(rows[-1][0])) for row in rows for k in range(len(args.steps))]
@@ -77,6 +84,22 @@ def sample_command(args: Namespace) -> int:
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
     """Return the images at every step count."""
     shown = _references(pipe, args.image or ())
+    if makes_sound(pipe):
+        return [
+            sample_sound(
+                pipe,
+                args.prompt,
+                num_inference_steps=steps,
+                guidance_scale=args.guidance_scale,
+                scale_argument=scale,
+                negative_prompt=args.negative_prompt,
+                seed=args.seed,
+                num_images_per_prompt=args.num_images,
+                duration=args.duration,
+                arguments=arguments,
+            )
+            for steps in args.steps
+        ]
     return [
         sample_images(
             pipe,
@@ -120,15 +143,31 @@ def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:
         return SCALE
 
 
-def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int) -> dict[str, Image.Image]:
-    """Return file name -> image; step count and side are in the name where there are several."""
+def _named(rows: Sequence[Pictures], steps: Sequence[int], each: int, suffix: str) -> dict[str, Any]:
+    """Return file name -> image or clip; step count and side are in the name where there are several."""
     found = {}
     for side, row in zip(("base", "trained") if len(rows) > 1 else ("",), rows, strict=True):
         for count, pictures in zip(steps, row, strict=True):
             for i, picture in enumerate(pictures):
                 parts = [f"{PICTURE}{i // each:03d}_{i % each:02d}", f"steps_{count}" if len(row) > 1 else "", side]
-                found["_".join(part for part in parts if part) + ".png"] = picture
+                found["_".join(part for part in parts if part) + suffix] = picture
     return found
+
+
+def _save_sound(clips: Mapping[str, np.ndarray], rate: int, output: Path) -> Path:
+    files = {output / name: clip for name, clip in clips.items()}
+    if output.suffix.lower() in FORMATS:
+        if len(clips) > 1:
+            message = f"is one file, and {len(clips)} clips were asked for; name a folder"
+            raise ConfigError(Problem(message, str(output), "--output"))
+        files = dict.fromkeys([output], next(iter(clips.values())))
+    try:
+        for file, clip in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_sound(file, clip, rate)
+    except OSError as error:
+        raise ConfigError(Problem(f"cannot be written ({error}); choose another --output", str(output))) from error
+    return output
 
 
 def _save(pictures: Mapping[str, Image.Image], grid: Image.Image, output: Path) -> Path:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from flowhooks.data.blocks import Block, Datasets
+from flowhooks.data.blocks import TRAINED, Block, Datasets
 from flowhooks.data.caption_augmentation import template_fault, templates_of
+from flowhooks.data.sound import sound_faults
 from flowhooks.documents.document import json_path
 from flowhooks.documents.schemas import schemas
 from flowhooks.errors import Problem
@@ -36,11 +37,13 @@ def drawing_problems(blocks: Sequence[Block], file: str, root: str) -> Iterator[
         faults = _of_conditioning(block) if block["dataset_type"] == "conditioning" else _of_images(block)
         for place, message in faults:
             yield Problem(message, file, json_path([i, *place], root))
+        for key, message in sound_faults(block):
+            yield Problem(message, file, json_path([i, key], root))
 
 
 def idle_steps(data: Datasets, last: int) -> Iterator[Problem]:
     """Yield a problem for each range of steps before `last` in which no data set is drawn."""
-    sets = [(i, b) for i, b in enumerate(data.blocks) if b["dataset_type"] == "image" and not b["disabled"]]
+    sets = [(i, b) for i, b in enumerate(data.blocks) if b["dataset_type"] in TRAINED and not b["disabled"]]
     step = 0
     while sets and step < last:
         begun = [block["end_step"] for _, block in sets if block["start_step"] <= step]

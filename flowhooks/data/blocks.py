@@ -10,6 +10,11 @@ from typing import Any
 from flowhooks.documents.document import json_path
 from flowhooks.reading import user_path
 
+#: Types of the sets that are trained on; the others belong to these.
+AUDIO = "audio"
+TRAINED = ("image", AUDIO)
+#: On the copies of blocks that are read: whether the files of a conditioning set are sound too.
+SOUNDING = "sounding"
 MASK_TYPES = ("mask", "segmentation")
 REJECTED_TYPES = ("reference_strict", "reference_loose")
 REFERENCE_TYPE = "reference_image"
@@ -20,6 +25,11 @@ ROLES = ("image", "caption", "rejected", "mask", "reference")
 #: Name in `columns` of the numbers that say which of two images was preferred.
 PREFERENCE = "preference"
 Block = dict[str, Any]
+
+
+def holds_sound(block: Mapping[str, Any]) -> bool:
+    """Return whether the files of a set are sound: those of an audio set, and of rejected sides that belong to one."""
+    return block["dataset_type"] == AUDIO or bool(block.get(SOUNDING))
 
 
 def record_columns(block: Block) -> dict[str, str]:
@@ -74,7 +84,7 @@ class Datasets:
     def provides(self) -> frozenset[str]:
         """Return ``data:image``; ``data:rejected``, ``data:mask`` and ``data:reference`` where an enabled, linked set
         has them; ``data:<name>`` for every name that all enabled image sets have under ``columns``."""
-        images = [b for b in self.blocks if b["dataset_type"] == "image" and not b["disabled"]]
+        images = [b for b in self.blocks if b["dataset_type"] in TRAINED and not b["disabled"]]
         ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
         kinds = {
             b["conditioning_type"]
@@ -115,7 +125,7 @@ class Datasets:
         """Return whether the columns of an image set could not be read, so that it may offer more than ``provides``
         says."""
         return any(
-            b["type"] != "local" and b["dataset_type"] == "image" and None in (b["rejected_column"], b["mask_column"])
+            b["type"] != "local" and b["dataset_type"] in TRAINED and None in (b["rejected_column"], b["mask_column"])
             for b in self.blocks
             if not b["disabled"]
         )

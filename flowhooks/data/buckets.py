@@ -36,8 +36,10 @@ def bucket_report(records: Sequence[Record], batch_size: int, accumulation: int,
 
 
 def named(bucket: tuple[int, int, int]) -> str:
-    """Return `width x height`, and the number of frames of a video."""
+    """Return `width x height`, and the number of frames of a video; of sound its samples."""
     width, height, frames = bucket
+    if height == 1:
+        return count(width, "sound sample")
     return f"{width}x{height}" + (f"x{frames}" if frames > 1 else "")
 
 

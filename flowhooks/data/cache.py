@@ -121,16 +121,20 @@ def build_entries(
 
 def latent_grids(
     model: FlowModel, sizes: Iterable[tuple[int, int, int]]
-) -> dict[tuple[int, int, int], tuple[int, int]]:
-    """Return height, width and frames of samples -> (h, w) of their latents; the model then knows these sizes.
+) -> dict[tuple[int, int, int], tuple[int, ...]]:
+    """Return height, width and frames of samples -> (h, w) of their latents, or (t,); the model then knows these sizes.
 
     Raises DataError naming every size that the pipeline refuses or rounds to another.
     """
     grids, problems = {}, []
     for height, width, frames in sizes:
         try:
-            shape = _fitting(model.at(height, width, frames))
+            grids[height, width, frames] = _fitting(model.at(height, width, frames))
         except (ValueError, ModelError) as error:  # the pipeline's own check of its arguments, and ours
+            if model.sound is not None:
+                message = f"clips of {model.sound.seconds(width):g} s: {error}; set `duration` to a length it makes"
+                problems.append(Problem(f"the pipeline refuses {message}"))
+                continue
             what = f"videos of {frames} frames of {width}x{height}" if frames > 1 else f"images of {width}x{height}"
             remedy = "set `num_frames` or `resolution`" if frames > 1 else "set `resolution`"
             problems.append(
@@ -139,18 +143,21 @@ def latent_grids(
                     "aspect, `resolution_multiple` is what their edges are rounded to"
                 )
             )
-        else:
-            grids[height, width, frames] = shape[-2], shape[-1]
     if problems:
         raise DataError(problems)
     return grids
 
 
 def _fitting(model: FlowModel) -> tuple[int, ...]:
-    from flowhooks.probe.pictures import verify_size
+    if model.sound is not None:
+        from flowhooks.probe.sound import verify_length
 
-    verify_size(model)
-    return model.layout(**model.size).vae_shape
+        verify_length(model)
+    else:
+        from flowhooks.probe.pictures import verify_size
+
+        verify_size(model)
+    return model.layout(**model.size).mask_grid
 
 
 class Wanted:

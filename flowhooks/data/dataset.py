@@ -29,7 +29,7 @@ class CachedDataset(Dataset):
         latents, masks: (image, geometry) -> entry key.
         captions: caption -> entry key, as :func:`~flowhooks.data.encode.caption_key`, for every caption that a sample
             may take.
-        grids: height, width and frames of samples -> (h, w) of their masks.
+        grids: height, width and frames of samples -> (h, w), or (t,), of their masks.
         provides: as in the audit; whatever is not in it is left out of every sample.
         references: (caption or None, references, size) -> entry key, as
             :class:`~flowhooks.data.encode_references.ReferenceEncoder` has them; None for a pipeline without.
@@ -44,7 +44,7 @@ class CachedDataset(Dataset):
         latents: Mapping[tuple[Picture, Geometry], str],
         masks: Mapping[tuple[Picture, Geometry], str],
         captions: Mapping[tuple[str, tuple[int, int, int] | None], str],
-        grids: Mapping[tuple[int, int, int], tuple[int, int]],
+        grids: Mapping[tuple[int, int, int], tuple[int, ...]],
         provides: frozenset[str],
         references: Mapping[Shown, str] | None = None,
         argument: str = "",

@@ -17,6 +17,7 @@ from flowhooks.data.images import BadImage
 from flowhooks.data.inspection import Picture
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_clip, load_mask, load_pixels
+from flowhooks.data.waveforms import load_waveform
 from flowhooks.errors import Problem
 
 if TYPE_CHECKING:
@@ -68,15 +69,15 @@ class Pictures:
     def about(self, item: Cut) -> dict[str, Any]:
         picture, geometry = item
         # Only where it has a value, so that cached entries of other images stay valid.
-        colours = {"colors": COLORS} if picture.profiled else {}
+        colours: dict[str, Any] = {"colors": COLORS} if picture.profiled else {}
+        if picture.sound is not None:
+            colours = {"sound": [picture.sound.rate, picture.sound.channels]}
         return {"format": FORMAT, "file": picture.digest, "geometry": asdict(geometry), **colours, **self._made_by}
 
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         pixels_of = {}
         for item in items:
-            pixels = decoded(
-                item[0], self.problems, partial(load_clip if item[1].shown else load_pixels, geometry=item[1])
-            )
+            pixels = decoded(item[0], self.problems, _reader(*item))
             if pixels is not None:
                 pixels_of[item] = pixels
         for size in dict.fromkeys(geometry.size for _, geometry in pixels_of):
@@ -95,17 +96,25 @@ class Pictures:
         return self.model.at(*size).encode_images(batch).float().cpu()
 
 
+def _reader(picture: Picture, geometry: Geometry) -> Callable[[bytes], np.ndarray]:
+    """Return what turns the bytes of an image, a video or sound into what the VAE takes."""
+    if picture.sound is not None:
+        return partial(load_waveform, wave=picture.sound, geometry=geometry)
+    return partial(load_clip if geometry.shown else load_pixels, geometry=geometry)
+
+
 class Masks:
-    """Turns masks into `mask`, float32 `[1, h, w]` on the VAE's latent grid.
+    """Turns masks into `mask`, float32 `[1, h, w]` on the VAE's latent grid, or `[1, t]` of sound, whose masks have
+    time from left to right.
 
     Args:
-        grids: height, width and frames of a sample -> (h, w) of the grid.
+        grids: height, width and frames of a sample -> (h, w) of the grid, or (t,).
     """
 
     kind = "masks"
     title = "Shrinking masks"
 
-    def __init__(self, grids: Mapping[Size, tuple[int, int]]):
+    def __init__(self, grids: Mapping[Size, tuple[int, ...]]):
         self.grids = grids
         self.problems: list[Problem] = []
 
@@ -122,11 +131,12 @@ class Masks:
     def encode(self, items: Sequence[Cut]) -> Iterator[tuple[Cut, dict[str, Tensor]]]:
         for item in items:
             picture, geometry = item
-            height, width = self.grids[geometry.size]
+            grid = self.grids[geometry.size]
+            height, width = (1, *grid)[-2:]
             read = partial(load_mask, geometry=geometry, height=height, width=width, labels=picture.labels)
             mask = decoded(picture, self.problems, read)
             if mask is not None:
-                yield item, {"mask": torch.from_numpy(mask)}
+                yield item, {"mask": torch.from_numpy(mask).reshape(1, *grid)}
 
 
 def caption_key(model: FlowModel, caption: str, size: Size) -> Told:

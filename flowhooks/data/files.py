@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from flowhooks.data.assets import Asset, FileAsset
+from flowhooks.data.blocks import holds_sound
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
@@ -19,6 +20,10 @@ IMAGE_SUFFIXES = (
 CAPTION_SUFFIXES = (".txt", ".caption")
 SPECIAL = "is a pipe, a socket or a device, not a regular file"
 CLIP_SUFFIXES = (".gif", ".apng", ".mp4", ".m4v", ".mov", ".webm", ".mkv")
+SOUND_SUFFIXES = (".wav", ".flac")
+Medium = Literal["image", "video", "sound"]
+#: Medium -> what one of its files is called.
+NOUNS: Mapping[Medium, str] = {"image": "image", "video": "image", "sound": "sound file"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +60,22 @@ def stem_of(path: str) -> str:
     return plain.with_suffix("").as_posix() if plain.name else path
 
 
-def is_image(path: str) -> bool:
-    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+def is_image(path: str, suffixes: Collection[str] = IMAGE_SUFFIXES) -> bool:
+    return PurePosixPath(path).suffix.lower() in suffixes
+
+
+def medium_of(block: Mapping[str, Any]) -> Medium:
+    """Return what the files of a data set are: images, videos (where it trains on videos, images too), or sound."""
+    if holds_sound(block):
+        return "sound"
+    return "video" if block["num_frames"] > 1 else "image"
 
 
 def suffixes_of(block: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the suffixes of files that a data set reads: images, and videos where the block trains on videos."""
-    return (*IMAGE_SUFFIXES, *CLIP_SUFFIXES) if block["num_frames"] > 1 else IMAGE_SUFFIXES
+    """Return the suffixes of files that a data set reads: images, and videos where the block trains on videos; or
+    sound."""
+    medium = medium_of(block)
+    return {"image": IMAGE_SUFFIXES, "video": (*IMAGE_SUFFIXES, *CLIP_SUFFIXES), "sound": SOUND_SUFFIXES}[medium]
 
 
 def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXES) -> Images:

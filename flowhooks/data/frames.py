@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flowhooks.data.blocks import MASK_TYPES, REJECTED_TYPES
+from flowhooks.data.blocks import MASK_TYPES, REJECTED_TYPES, SOUNDING, holds_sound
 from flowhooks.data.clips import select
 from flowhooks.data.findings import Findings
 from flowhooks.data.geometry import stable_hash
@@ -15,8 +15,8 @@ from flowhooks.data.records import DataSet
 def propagate_num_frames(
     blocks: Sequence[dict[str, Any]], links: Mapping[int, Sequence[int]], found: Findings
 ) -> list[dict[str, Any]]:
-    """Return the blocks, with `num_frames` of the image set copied to each `reference_strict` set that belongs to
-    it."""
+    """Return the blocks, with `num_frames` of the image set copied to each `reference_strict` set that belongs to it,
+    and the rejected sides of sound marked as sound."""
     told = [dict(block) for block in blocks]
     for i, linked in links.items():
         for j in linked:
@@ -24,6 +24,7 @@ def propagate_num_frames(
             if own not in (1, wanted):
                 message = f"is {own:,}, that of {blocks[i]['id']!r} is {wanted:,}; leave it out here"
                 found.problem(f"{found.at(j)}.num_frames", message)
+            told[j][SOUNDING] = holds_sound(blocks[i]) and blocks[j]["conditioning_type"] in REJECTED_TYPES
             if blocks[j]["conditioning_type"] in REJECTED_TYPES:
                 told[j]["num_frames"] = max(told[j]["num_frames"], wanted)
             elif own > 1:

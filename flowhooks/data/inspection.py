@@ -23,6 +23,7 @@ from flowhooks.data.assets import Asset
 from flowhooks.data.clips import MOVING, container_of, video_facts
 from flowhooks.data.colors import BadProfile, profile_turns
 from flowhooks.data.images import FORMATS, MAX_PIXELS, BadImage, missing_bytes, open_image
+from flowhooks.data.waveforms import Waveform, waveform_facts
 
 KINDS = "PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC"
 ORIENTATION = 0x0112
@@ -38,18 +39,19 @@ JPEG_WITHOUT_LENGTH = (0x01, *range(0xD0, 0xD9))
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Holds what the audit knows of one image.
+    """Holds what the audit knows of one image, or of one sound file.
 
     Args:
         asset: handle to its bytes.
-        width: pixels, after the EXIF orientation is applied.
-        height: pixels, after the EXIF orientation is applied.
+        width: pixels, after the EXIF orientation is applied; of sound, its samples as they are read.
+        height: pixels, after the EXIF orientation is applied; 1 for sound.
         digest: sha256 of its bytes, hexadecimal.
         frames: frames of a video; 1 for an image.
         rate: frames per second of a video, if its file says so.
         profiled: whether its colour profile changes its colours on the way to sRGB.
         profile_fault: why its colour profile is ignored; None if it has none, or a valid one.
         labels: for a mask: whether its values are labels, of which all but 0 are inside.
+        sound: what a sound file holds, and how it is read; None for an image.
     """
 
     asset: Asset
@@ -61,10 +63,13 @@ class Picture:
     profiled: bool = False
     profile_fault: str | None = None
     labels: bool = False
+    sound: Waveform | None = None
 
     @property
     def size(self) -> str:
-        """Return `width x height`, for messages."""
+        """Return `width x height`, for messages; of sound its length."""
+        if self.sound is not None:
+            return f"{self.width / self.sound.rate:g} s, {self.width:,} samples"
         return f"{self.width}x{self.height}"
 
 
@@ -101,6 +106,16 @@ def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
         raise BadImage(f"declares more than {2 * MAX_PIXELS:,} pixels, like a decompression bomb") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
         raise BadImage(f"is damaged ({error})") from None
+
+
+def inspect_sound(asset: Asset) -> Picture:
+    """Read a sound file once and return what the audit needs.
+
+    Raises BadImage if it is empty, neither WAV nor FLAC, damaged, or too long; OSError if it cannot be read.
+    """
+    data = asset.read()
+    wave = waveform_facts(data)
+    return Picture(asset=asset, width=wave.samples, height=1, digest=sha256(data).hexdigest(), sound=wave)
 
 
 def _facts(asset: Asset, data: bytes, image: Image.Image, clips: bool) -> Picture:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Any
 
+from flowhooks.data.blocks import TRAINED
 from flowhooks.data.findings import Findings
 
 Blocks = tuple[dict[str, Any], ...]
@@ -29,17 +30,19 @@ class _Linker:
 
     def link(self) -> dict[int, tuple[int, ...]]:
         active = [i for i, block in enumerate(self.blocks) if not block["disabled"]]
-        images = [i for i in active if self.blocks[i]["dataset_type"] == "image"]
+        images = [i for i in active if self.blocks[i]["dataset_type"] in TRAINED]
         conditioning = [i for i in active if self.blocks[i]["dataset_type"] == "conditioning"]
         if not images:
-            off = [block["id"] for block in self.blocks if block["disabled"] and block["dataset_type"] == "image"]
+            off = [block["id"] for block in self.blocks if block["disabled"] and block["dataset_type"] in TRAINED]
             if off:
                 named = ", ".join(map(repr, off))
                 message = (
                     f"has no data set to train on: `disabled` is true for {named}; set it to false for one of them"
                 )
             else:
-                message = "has no data set with `dataset_type` 'image'; add the one that holds the images to train on"
+                message = (
+                    "has no data set with `dataset_type` 'image' or 'audio'; add the one that holds what is trained on"
+                )
             self.found.problem(self.found.root, message)
         self.links = {i: set() for i in images}
         for i in images:
@@ -106,7 +109,8 @@ class _Linker:
     def _look_up(self, name: str, kind: str, path: str) -> int | None:
         """Return the index of the block of this id and `dataset_type`; None if it is disabled, or missing (a
         problem)."""
-        known = [other for other, i in self.named.items() if self.blocks[i]["dataset_type"] == kind]
+        kinds = TRAINED if kind in TRAINED else (kind,)
+        known = [other for other, i in self.named.items() if self.blocks[i]["dataset_type"] in kinds]
         if name in known:
             index = self.named[name]
             return None if self.blocks[index]["disabled"] else index
@@ -121,7 +125,7 @@ class _Linker:
 
     def _report_unlinked(self, conditioning: list[int]) -> None:
         linked = set().union(*self.links.values()) | self.excused
-        off = [i for i, block in enumerate(self.blocks) if block["disabled"] and block["dataset_type"] == "image"]
+        off = [i for i, block in enumerate(self.blocks) if block["disabled"] and block["dataset_type"] in TRAINED]
         linked |= {self.named[name] for i in off for name in self._names(i) if name in self.named}
         for j in conditioning:
             if j not in linked:

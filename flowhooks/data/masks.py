@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from flowhooks.data.blocks import MASK_TYPES
+from flowhooks.data.blocks import MASK_TYPES, TRAINED
 from flowhooks.data.colors import eight_bit
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.images import BadImage
@@ -28,7 +28,7 @@ def refuse_values(block: dict[str, Any], path: str, found: Findings) -> None:
     """Report a `mask_values` that applies to no mask, once the columns of the block are known."""
     if block["mask_values"] == GREY:
         return
-    images = block["dataset_type"] == "image"
+    images = block["dataset_type"] in TRAINED
     # Columns that could not be read are None, and may hold masks.
     if images and (block["type"] == "local" or block["mask_column"] == []):
         remedy = "write it into the conditioning set that holds them"

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
+from flowhooks.data.files import NOUNS, medium_of
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
 from flowhooks.data.records import Audit, DataSet, Drawing, Record, distinct_captions, partly_rejected
 from flowhooks.data.references import plan_references
+from flowhooks.data.sound import with_sound
 from flowhooks.data.sources import read_set
 from flowhooks.errors import DataError
 from flowhooks.reading import user_path
@@ -81,7 +83,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     found = Findings(datasets.source, datasets.root, None if cache_dir is None else user_path(cache_dir))
     links = dict(datasets.links)
     blocks = propagate_num_frames(datasets.blocks, links, found)
-    sets = [read_set(block, found.at(i), found) for i, block in enumerate(blocks)]
+    sets = with_sound([read_set(block, found.at(i), found) for i, block in enumerate(blocks)], links, found)
     records: list[Record] = []
     lines: list[str] = []
     for i, linked in links.items():
@@ -157,7 +159,7 @@ def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:
-    parts = [count(len(images.images), "image")]
+    parts = [count(len(images.images), NOUNS[medium_of(images.block)])]
     parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
     named = record_columns(images.block)
     known = f"; hooks may read {', '.join(map(repr, named))}" if named else ""

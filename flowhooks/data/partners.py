@@ -10,12 +10,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from flowhooks.data.blocks import holds_sound
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.frames import plan_frames
 from flowhooks.data.geometry import Geometry, plan_geometry
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet, Record
 from flowhooks.data.sizing import Sizing, check_sizing
+from flowhooks.data.sound import SoundSizing
 
 ASPECT_TOLERANCE = 0.01
 LOOSE = "reference_loose"
@@ -23,7 +25,9 @@ SAME = "both sides are the same file"
 
 
 def same_aspect(one: Picture, other: Picture) -> bool:
-    """Return whether one box can cut both: their aspects agree within 1 %."""
+    """Return whether one box can cut both: their aspects agree within 1 %; two sound files are equally long."""
+    if one.sound is not None:
+        return other.sound is None or one.width == other.width
     return abs(one.width * other.height / (one.height * other.width) - 1) <= ASPECT_TOLERANCE
 
 
@@ -46,12 +50,16 @@ def check_partner(images: DataSet, partner: DataSet, found: Findings) -> None:
         other = partner.images.get(stem)
         if other is None or (other.width, other.height) == (picture.width, picture.height):
             continue
+        if picture.sound is not None and other.sound is None:
+            continue
         if not same_aspect(picture, other):
             askew.append(f"{stem} ({picture.size} image, {other.size} partner)")
         else:
             resized += 1
-    remedy = f"crop them like the images of {images.id!r}"
-    found.listing(where, askew, "partners of another aspect ratio than their image", remedy)
+    sound = any(picture.sound is not None for picture in images.images.values())
+    shape, cut = ("length", "cut") if sound else ("aspect ratio", "crop")
+    remedy = f"{cut} them like the images of {images.id!r}"
+    found.listing(where, askew, f"partners of another {shape} than their image", remedy)
     if resized:
         found.notes.append(f"{partner.id}: {count(resized, 'file')} of another size than the image; resized to fit")
 
@@ -83,7 +91,7 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
     block = images.block
     if not check_sizing(block, images.path, found):
         return {}
-    sizing = Sizing.of(block)
+    sizing = SoundSizing.of(images) if holds_sound(block) else Sizing.of(block)
     geometries: dict[str, Geometry] = {}
     below: dict[str, list[str]] = {}
     small: dict[str, list[str]] = {}

@@ -190,18 +190,30 @@ class SecondTime:
         if self._inputs is None:
             return None
         (inputs, named), self._inputs = self._inputs, None
-        if next(self.delta_embedder.parameters()).device != output.device:
-            self.delta_embedder.to(output.device)
+        device = _first(output).device
+        if next(self.delta_embedder.parameters()).device != device:
+            self.delta_embedder.to(device)
         # In the network's own precision, so that a fresh copy computes what the embedder computes. It may have been
         # converted since.
         dtype = self.dtype
-        plainly = output.device.type == "meta" or not torch.is_autocast_enabled(output.device.type)
+        plainly = device.type == "meta" or not torch.is_autocast_enabled(device.type)
         if plainly and inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
             dtype = inputs[0].dtype
         weights = {name: p.to(dtype) for name, p in self.delta_embedder.named_parameters()}
         delta = functional_call(self.delta_embedder, weights, inputs, named)
-        # lerp returns its first argument exactly where both are equal.
-        return torch.lerp(output, delta.to(output.dtype), self.gate)
+        return _lerped(output, delta, self.gate)
+
+
+def _first(output: Any) -> Tensor:
+    """Return the first tensor that an embedder returned; some return their embedding in several forms."""
+    return _first(output[0]) if isinstance(output, tuple) else output
+
+
+def _lerped(output: Any, delta: Any, gate: float) -> Any:
+    if isinstance(output, tuple):
+        return tuple(_lerped(own, other, gate) for own, other in zip(output, delta, strict=True))
+    # lerp returns its first argument exactly where both are equal.
+    return torch.lerp(output, delta.to(output.dtype), gate)
 
 
 def has_second_time(network: nn.Module) -> bool:

@@ -243,13 +243,13 @@ def _at_another_size(
             continue
         if _shapes(found[sample]) != _shapes(held):
             return found
-    first = f"{sizes[0]['width']}x{sizes[0]['height']} pixels"
+    first = " and ".join(f"`{name}` {value}" for name, value in sizes[0].items())
     given = " and ".join(f"`{name}`" for name in pictures_in(arguments))
     raise ModelError(
-        f"{type(pipe).__name__} runs at {first} and at no other size that was tried, so what depends on the size "
+        f"{type(pipe).__name__} runs with {first} and at no other size that was tried, so what depends on the size "
         "cannot be found"
         + (f": {failure.reason} ({failure.place})" if failure else "")
-        + (f"; the image of {given} fixes its size" if given else "; give another `height` and `width`")
+        + (f"; the image of {given} fixes its size" if given else "; give another size")
     ) from failure
 
 

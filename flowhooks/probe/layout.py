@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
+from flowhooks.flow_map.second_time import signature_of
 from flowhooks.probe.gather import Gather, digit, digit_count, flat, learn_gather
 from flowhooks.probe.recorder import (
     Recording,
@@ -109,8 +110,8 @@ class Layout:
         return self.vae.invert(z, self.sample_shape)
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
-        """Encode pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, to ``[B, *sample_shape]`` in fp32: the mode of the
-        posterior.
+        """Encode pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, or waveforms ``[B, channels, samples]``, to ``[B,
+        *sample_shape]`` in fp32: the mode of the posterior.
 
         Raises:
             ModelError: the latents do not have the shape that the pipeline decodes.
@@ -118,7 +119,8 @@ class Layout:
         pixels = sent(pixels, execution_device(vae), vae.dtype)
         if len(self.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
-        z = posterior_mode(vae.encode(pixels))
+        drawn = {"sample_posterior": False} if "sample_posterior" in signature_of(vae.encode).parameters else {}
+        z = posterior_mode(vae.encode(pixels, **drawn))
         if tuple(z.shape[1:]) != self.vae_shape:
             raise ModelError(f"the VAE encodes to {tuple(z.shape[1:])}, the pipeline decodes {self.vae_shape}")
         return self.from_vae(z.float())
@@ -137,14 +139,21 @@ class Layout:
         return self.vae.unordered(z.flatten(1), math.prod(self.sample_shape)).reshape(-1, *self.sample_shape)
 
     def pack_mask(self, mask: Tensor) -> Tensor:
-        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to samples ``[B, ...]``."""
-        if mask.shape[-2:] != self.vae_shape[-2:]:
-            raise ModelError(f"the mask's grid is {tuple(mask.shape[-2:])}, the latents' is {self.vae_shape[-2:]}")
+        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid, or ``[B, 1, t]`` of sound, to a shape that broadcasts
+        to samples ``[B, ...]``."""
+        grid = self.mask_grid
+        if mask.shape[2:] != grid:
+            raise ModelError(f"the mask's grid is {tuple(mask.shape[2:])}, the latents' is {grid}")
         if len(self.vae_shape) == 4:
             mask = mask.unsqueeze(2)
         if self.ordered and self.sample_shape == self.vae_shape:
             return mask
         return self.pack(mask.expand(-1, *self.vae_shape))
+
+    @property
+    def mask_grid(self) -> tuple[int, ...]:
+        """Return the shape of a mask: ``(h, w)``, or ``(t,)`` of sound."""
+        return self.vae_shape[1:] if len(self.vae_shape) == 2 else self.vae_shape[-2:]
 
     def to_network(self, sample: Tensor, dtype: torch.dtype | None = None, rest: Tensor | None = None) -> Any:
         """Map ``[B, *sample_shape]`` to the network's sample argument in ``dtype``; ``rest`` ``[B, ...]``, shaped like

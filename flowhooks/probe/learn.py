@@ -23,6 +23,7 @@ from flowhooks.probe.recorder import Recording, run, without_side_effects
 from flowhooks.probe.references import examples, picture_arguments, turned
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
+from flowhooks.probe.sound import SHORT, sound_of, verify_sound
 from flowhooks.probe.values import ALIKE, same
 
 PREDICTION = 1e-5
@@ -48,7 +49,8 @@ def probe(
     Args:
         pipe: a Diffusers flow-matching pipeline, classic or modular.
         height, width: pixels of the run; default: those in ``arguments``, or 256, or the pipeline's own where it
-            refuses that.
+            refuses that. For sound, ``width`` is the number of samples; default: the duration in ``arguments``, or 16
+            latents.
         frames: frames of a video; default: those in ``arguments``, or the pipeline's own. Images have one frame.
         arguments: arguments of every call of the pipeline.
         component: the network that is trained, for a pipeline with two.
@@ -84,6 +86,10 @@ def _at_some_size(request: _Request, height: int | None, width: int | None, give
     """Learn the model at the given size, or else at the first size that the pipeline accepts."""
     height, width = height or given.pop("height", None), width or given.pop("width", None)
     given = {name: value for name, value in given.items() if name not in ("height", "width", *request.references)}
+    if (sound := sound_of(request.pipe)) is not None:
+        seconds = given.pop(sound.argument, None)
+        samples = width or (SHORT * sound.hop if seconds is None else sound.samples(seconds))
+        return _learnt(request, given, {"height": 1, "width": samples})
     if height is not None and width is not None:
         return _learnt(request, given, {"height": height, "width": width})
     try:
@@ -104,7 +110,7 @@ def _at_some_size(request: _Request, height: int | None, width: int | None, give
 
 def _learnt(request: _Request, arguments: Mapping[str, Any], size: Mapping[str, int]) -> FlowModel:
     pipe, component, frames = request.pipe, request.component, request.frames
-    sizes = Sizes(pipe, arguments)
+    sizes = Sizes(pipe, arguments, sound_of(pipe))
     own = sizes.of(size["height"], size["width"], frames)
     # Arguments that depend on only one of width and frames must not be taken for constants.
     every = [sizes.arguments(each) for each in (own, *sizes.others(own))]
@@ -216,7 +222,7 @@ def verify(model: FlowModel, unseen: Mapping[str, Any] | None = None) -> None:
     """
     networks = model.contract.networks_of(model.pipe)
     call = model.call(prompt=PROMPTS[1], **(unseen or {}))
-    model.layout(call["height"], call["width"])
+    model.layout(**model.size)
     with without_side_effects(model.pipe, networks):
         condition = model.encode_conditions([PROMPTS[1]], [unseen or {}])
         walk, states, worst = _compared(model, condition, call, OTHER_SEED)
@@ -230,7 +236,8 @@ def verify(model: FlowModel, unseen: Mapping[str, Any] | None = None) -> None:
             )
         own = [s for s, n in zip(states, walk.names, strict=True) if n == model.component]
         _verify_batch(model, condition, own, half)
-        verify_pictures(model, networks, walk.outputs[-1], call, condition)
+        compared = verify_pictures if model.sound is None else verify_sound
+        compared(model, networks, walk.outputs[-1], call, condition)
 
 
 def _compared(

@@ -46,12 +46,14 @@ class Broadcast:
         other: the tensor.
         batch: its batch axis, from the end.
         tokens: its axes of tokens, one after the other.
+        expanded: whether the levels have as many rows there, not one.
     """
 
     path: Path
     other: Tensor
     batch: int
     tokens: tuple[int, ...]
+    expanded: bool
 
     @property
     def count(self) -> int:
@@ -65,11 +67,13 @@ class _Alignment(NamedTuple):
         batch: its batch axis.
         tokens: its axes of tokens, one after the other.
         plain: whether the tensor is ``[B, *tokens, ...]`` and the levels have one row where it has tokens.
+        expanded: whether the levels have as many rows as it has tokens.
     """
 
     batch: int
     tokens: tuple[int, ...]
     plain: bool
+    expanded: bool
 
 
 #: Says which end of the token axis holds the image tokens of a tensor; None where it has no token axis.
@@ -120,13 +124,14 @@ class Mix:
         mine = [1] * (dims - len(shape)) + list(shape)
         axes = [a for a in range(-dims, -1) if a != batch]
         lacking = [a for a in axes if mine[a] == 1]
-        if not lacking:
+        expanded = not lacking
+        if expanded:
             lacking = [a for a in axes if mine[a] == other[a]]
         if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
             return None
         aligned = (other[0] * self.count, *[1] * len(lacking), *other[1 + len(lacking) :])
         plain = axis == 0 and lacking[0] == 1 - dims and tuple(shape) == aligned
-        return _Alignment(batch, tuple(lacking), plain)
+        return _Alignment(batch, tuple(lacking), plain, expanded)
 
     def _level_of(self, place: str, tokens: int) -> Tensor:
         size, pictures = self.index.shape
@@ -293,7 +298,9 @@ class Levels:
         found = self.mix.alignment_of(self.rows.shape, self.axis, other.shape)
         if found is None:
             return None
-        meeting = Broadcast(path=self.path, other=other, batch=found.batch, tokens=found.tokens)
+        meeting = Broadcast(
+            path=self.path, other=other, batch=found.batch, tokens=found.tokens, expanded=found.expanded
+        )
         place = self.mix.places(meeting)
         return None if place is None else (meeting, place)
 

@@ -268,9 +268,11 @@ class FlowModel(SizedModel):
         """Encode pixels ``[B, 3, H, W]`` in [-1, 1] to latents ``[B, ...]`` in sample space, the mode of the VAE's
         posterior.
 
-        Pixels of videos are ``[B, 3, F, H, W]``.
+        Pixels of videos are ``[B, 3, F, H, W]``; for sound it takes waveforms ``[B, channels, samples]``.
         """
         height, width = pixels.shape[-2:]
+        if self.sound is not None:
+            height = 1
         layout = self.layout(height, width, pixels.shape[2] if pixels.dim() == 5 else None)
         return layout.encode(self.pipe.vae, pixels)
 
@@ -284,7 +286,8 @@ class FlowModel(SizedModel):
         condition: Condition | None = None,
     ) -> Tensor:
         """Decode latents ``[B, ...]`` in sample space to pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1,
-        1]. Without ``height`` and ``width``, the resolution known for latents of this shape is used.
+        1]; of sound, waveforms ``[B, channels, samples]``. Without ``height`` and ``width``, the resolution known for
+        latents of this shape is used.
 
         Args:
             gradient: keep the graph from pixels to latents.
@@ -319,7 +322,8 @@ class FlowModel(SizedModel):
         return sent(torch.stack([every if mask is None else mask for mask in masks]), sample.device, sample.dtype)
 
     def pack_mask(self, mask: Tensor, like: Tensor) -> Tensor:
-        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid to a shape that broadcasts to ``like``."""
+        """Bring a mask ``[B, 1, h, w]`` on the VAE's latent grid, or ``[B, 1, t]`` of sound, to a shape that broadcasts
+        to ``like``."""
         return self.layout_of(like).pack_mask(sent(mask, like.device, like.dtype))
 
     @property

@@ -21,6 +21,7 @@ from flowhooks.probe.offloading import original
 from flowhooks.probe.recorder import encoded_once, execution_device, without_side_effects
 from flowhooks.probe.runs import ANY
 from flowhooks.probe.sizes import Size, Sizes
+from flowhooks.probe.sound import sound_of
 from flowhooks.probe.tokens import Tokens
 from flowhooks.probe.weight_names import WeightNames
 
@@ -32,7 +33,7 @@ class SizedModel:
         pipe: a Diffusers flow-matching pipeline, used as it is.
         contract: from :func:`flowhooks.probe.probe`.
         arguments: arguments of every call of the pipeline, such as ``max_sequence_length``.
-        size: ``height`` and ``width`` at which the contract was learned.
+        size: ``height`` and ``width`` at which the contract was learned; for sound 1, and the number of samples.
         frames: frames of a video, if the pipeline makes videos; default: the number in ``arguments``, or the pipeline's
             own.
         component: the network that is trained, for a pipeline with two; default: the first.
@@ -59,7 +60,9 @@ class SizedModel:
         #: The second time that a hook added to the network; None if none did, or if the network has its own.
         self.interval: Interval | None = None
         self.weight_names = WeightNames(partial(getattr, pipe, self.component))
-        self._sizes = Sizes(pipe, self.arguments)
+        #: What its clips are, if it makes sound.
+        self.sound = sound_of(pipe)
+        self._sizes = Sizes(pipe, self.arguments, self.sound)
         self._size = self._sizes.of(size["height"], size["width"], frames)
         self._bound = False
         self._tokens: dict[Size, Tokens] = {}

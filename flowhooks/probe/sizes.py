@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from flowhooks.arguments import duration_argument
 from flowhooks.errors import ModelError
 from flowhooks.probe.layout import Layout
+from flowhooks.probe.sound import Sound
 
 FRAMES = ("num_frames", "frames")
 #: Pixels to which some pipelines scale whatever size they are asked for.
@@ -17,7 +19,8 @@ ALIKE = 24
 
 
 class Size(NamedTuple):
-    """Holds height and width in pixels, and frames of a video; None if the pipeline generates images only."""
+    """Holds height and width in pixels, and frames of a video; None if the pipeline generates images only. A clip of
+    sound has height 1, and is as wide as it has samples."""
 
     height: int
     width: int
@@ -25,15 +28,16 @@ class Size(NamedTuple):
 
 
 def require_sizes(pipe: Any) -> None:
-    """Raise ModelError for a pipeline whose call has no height and width, saying what it is."""
+    """Raise ModelError for a pipeline whose call has neither height and width nor a length in seconds, saying what it
+    is."""
     name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
-    if {"height", "width"} <= known.keys():
+    if {"height", "width"} <= known.keys() or duration_argument(known) is not None:
         return
     sound = [argument for argument in known if "audio" in argument or "waveform" in argument]
     if sound:
         raise ModelError(
-            f"{name} makes sound: it takes `{sound[0]}`, not a height and a width; flowhooks trains "
-            "pipelines that make images or videos"
+            f"{name} makes sound: it takes `{sound[0]}`, and no length in seconds; flowhooks trains pipelines that "
+            "make images or videos of a given size, or sound of a given length"
         )
     raise ModelError(
         f"{name} takes no `height` and `width`, so its size cannot be chosen; flowhooks trains pipelines that make "
@@ -47,11 +51,13 @@ class Sizes:
     Args:
         pipe: the pipeline; the arguments of its call show whether it makes videos.
         arguments: arguments of every call of it.
+        sound: what its clips are, for a pipeline of sound.
     """
 
-    def __init__(self, pipe: Any, arguments: Mapping[str, Any]):
+    def __init__(self, pipe: Any, arguments: Mapping[str, Any], sound: Sound | None = None):
         known = inspect.signature(type(pipe).__call__).parameters
         self._pipeline = type(pipe).__name__
+        self._sound = sound
         self._argument = next((name for name in FRAMES if name in known), None)
         self._area = AREA in known and AREA not in arguments
         self._frames: int | None = None
@@ -65,7 +71,13 @@ class Sizes:
         """Return a size, with the pipeline's own number of frames where none is given. Raises ModelError for a video
         where it makes none."""
         if self._argument is None and frames not in (None, 1):
-            raise ModelError(f"{self._pipeline} generates images, not videos of {frames} frames; set `num_frames` to 1")
+            makes = "images" if self._sound is None else "sound"
+            raise ModelError(
+                f"{self._pipeline} generates {makes}, not videos of {frames} frames; set `num_frames` to 1"
+            )
+        if (height == 1) != (self._sound is not None):
+            found = "sound" if height == 1 else "images"
+            raise ModelError(f"{self._pipeline} generates {'images' if self._sound is None else 'sound'}, not {found}")
         return Size(height, width, None if self._argument is None else frames or self._frames)
 
     @property
@@ -73,8 +85,10 @@ class Sizes:
         """Return the pipeline argument for the number of frames."""
         return self._argument
 
-    def arguments(self, size: Size) -> dict[str, int]:
+    def arguments(self, size: Size) -> dict[str, Any]:
         """Return the size as arguments of the pipeline."""
+        if self._sound is not None:
+            return {self._sound.argument: self._sound.seconds(size.width)}
         arguments = {"height": size.height, "width": size.width}
         if self._argument is not None and size.frames is not None:
             arguments[self._argument] = size.frames

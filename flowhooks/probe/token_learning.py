@@ -71,7 +71,8 @@ class _Learner:
         self.count = self.count or count
         total = len(follows)
         if count == 0:
-            return None if total == 1 else NONE
+            # The embedding of another time may be added to all parts of a modulation.
+            return None if total == 1 or meeting.expanded else NONE
         start = int(follows.float().argmax())
         if count != self.count or not bool(follows[start : start + count].all()):
             raise ModelError(

@@ -13,12 +13,11 @@ from flowhooks.probe.recorder import guiders_of
 from flowhooks.probe.sizes import AREA
 from flowhooks.splice import restore_attributes
 
-#: Names of the pipeline argument for the number of images or videos of one prompt.
-EACH = ("num_images_per_prompt", "num_videos_per_prompt")
+#: Names of the pipeline argument for the number of images, videos or clips of sound of one prompt.
+EACH = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
 GAP = 2
 
 
-@torch.no_grad()
 def sample_images(
     pipe: Any,
     prompts: Sequence[str],
@@ -34,34 +33,73 @@ def sample_images(
     arguments: Mapping[str, Any] | None = None,
     images: Sequence[Mapping[str, Any]] = (),
 ) -> list[Image.Image]:
-    """Generate ``num_images_per_prompt`` images of each prompt, prompt by prompt, and leave the pipeline unchanged.
+    """Generate images of each prompt as :func:`generated` does; for a video, its middle frame is returned.
 
-    For a video, its middle frame is returned.
+    Args:
+        height, width: pixels; None uses the pipeline's own.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    size = {name: edge for name, edge in (("height", height), ("width", width)) if edge is not None and name in known}
+    if height is not None and width is not None and AREA in known:
+        size[AREA] = (arguments or {}).get(AREA, height * width)
+    made = generated(
+        pipe,
+        prompts,
+        output_type="pil",
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        scale_argument=scale_argument,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        num_images_per_prompt=num_images_per_prompt,
+        arguments={**(arguments or {}), **size},
+        images=images,
+    )
+    return [_still(each) for each in made]
+
+
+@torch.no_grad()
+def generated(
+    pipe: Any,
+    prompts: Sequence[str],
+    *,
+    output_type: str,
+    num_inference_steps: int,
+    guidance_scale: float | None = None,
+    scale_argument: str = "guidance_scale",
+    negative_prompt: str = "",
+    seed: int = 0,
+    num_images_per_prompt: int = 1,
+    arguments: Mapping[str, Any] | None = None,
+    images: Sequence[Mapping[str, Any]] = (),
+) -> list[Any]:
+    """Return what the pipeline makes of each prompt, ``num_images_per_prompt`` times, prompt by prompt, and leave it
+    unchanged.
 
     Every image has its own generator, on the CPU, seeded ``seed``, ``seed + 1``, ... within each prompt: so an
     image depends neither on its neighbours nor on the device, and all prompts start from the same noise.
 
     Args:
+        output_type: the argument of the pipeline's call that says in which form it returns them.
         guidance_scale: None uses the pipeline's own. In a pipeline with a guider it is the guider's scale.
         scale_argument: the argument of the pipeline's call that takes the scale.
-        height, width: pixels; None uses the pipeline's own.
         arguments: more arguments of the pipeline's call, such as ``max_sequence_length``.
         images: for each prompt, pipeline argument -> image or a list of several; empty for none at all.
     """
     known = inspect.signature(type(pipe).__call__).parameters
-    call: dict[str, Any] = {**(arguments or {}), "num_inference_steps": num_inference_steps, "output_type": "pil"}
+    call: dict[str, Any] = {
+        **(arguments or {}),
+        "num_inference_steps": num_inference_steps,
+        "output_type": output_type,
+    }
     # A pipeline with a scale of another name applies guidance only with a negative prompt, which may be empty.
     guided = scale_argument != "guidance_scale" and guidance_scale is not None and guidance_scale > 1
     optional = {
         scale_argument: guidance_scale,
-        "height": height,
-        "width": width,
         "negative_prompt": negative_prompt if guided else negative_prompt or None,
     }
     call.update({name: value for name, value in optional.items() if value is not None and name in known})
-    if height is not None and width is not None and AREA in known:
-        call.setdefault(AREA, height * width)
-    pictures: list[Image.Image] = []
+    found: list[Any] = []
     guiders = guiders_of(pipe)
     with restore_attributes(pipe, pipe.scheduler, *guiders):
         pipe.set_progress_bar_config(disable=True)
@@ -72,8 +110,8 @@ def sample_images(
             for generators, number in _generators(seed, num_images_per_prompt, known):
                 made, *_ = pipe(prompt=prompt, generator=generators, **number, **{**call, **shown}, return_dict=False)
                 # A pipeline that makes one video may return its frames, not a list of videos.
-                pictures += [_still(each) for each in (made if len(made) == len(generators) else [made])]
-    return pictures
+                found += made if len(made) == len(generators) else [made]
+    return found
 
 
 def _generators(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
 from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.images import picture_grid, sample_images
+from flowhooks.sampling.outputs import PICTURE
+from flowhooks.sampling.sound import sample_sound, write_sound
 from flowhooks.stage import Stage
 from flowhooks.train.background import Background
 from flowhooks.train.files import write_aside
@@ -75,14 +77,14 @@ class ValidationImages:
             return False
         self.encoded = EncodedPrompts(pipe, cache)
         # An embedding depends on the arguments, and where prompt and resolution are joint on the size too.
-        size = ("height", "width") if self.model.contract.joint else ()
+        size = (("height", "width") if self.model.sound is None else ("duration",)) if self.model.contract.joint else ()
         told = ("guidance_scale", "negative_prompt", "num_images_per_prompt", *size)
         about = {"validation": {name: self.run.validation[name] for name in told}}
         self.encoded.prepare(prompts, about, lambda prompt: self._encode(prompts.index(prompt)))
         return not stage.asks_encoders(lambda: self._encode(0))
 
-    def sample(self, count: int) -> list[Image.Image]:
-        """Return the images of every prompt, in ``count`` steps."""
+    def sample(self, count: int) -> list[Any]:
+        """Return the images of every prompt, or its clips of sound, in ``count`` steps."""
         return self._sampled(range(len(self.run.validation["prompts"])), count)
 
     @property
@@ -101,22 +103,21 @@ class ValidationImages:
             with suppress(StopForward):
                 self._sampled([place], self.counts[0])
 
-    def _sampled(self, places: Sequence[int], count: int) -> list[Image.Image]:
-        """Return the images of the prompts at these places."""
+    def _sampled(self, places: Sequence[int], count: int) -> list[Any]:
+        """Return the images, or the clips, of the prompts at these places."""
         validation, model = self.run.validation, self.model
         prompts = [validation["prompts"][i] for i in places]
         others = ("prompts", "images", "every_steps", "holdout", STEPS)
         options = {k: v for k, v in validation.items() if k not in others}
+        shared: dict[str, Any] = {"num_inference_steps": count, "scale_argument": model.contract.scale}
+        arguments = self.run.model["pipeline_arguments"]
         with nullcontext() if self.encoded is None else self.encoded.used(prompts):
-            return sample_images(
-                model.pipe,
-                prompts,
-                num_inference_steps=count,
-                **options,
-                scale_argument=model.contract.scale,
-                arguments=self.run.model["pipeline_arguments"],
-                images=[self.references[i] for i in places],
-            )
+            if model.sound is not None:
+                del options["height"], options["width"]
+                return sample_sound(model.pipe, prompts, **options, **shared, arguments=arguments)
+            del options["duration"]
+            shown = [self.references[i] for i in places]
+            return sample_images(model.pipe, prompts, **options, **shared, arguments=arguments, images=shown)
 
 
 @dataclass(kw_only=True)
@@ -193,6 +194,9 @@ class Validation:
         stepped = nullcontext() if interval is None else first_order(self.model.pipe, interval)
         with self.session.with_training_adapter(False), stepped:
             drawn = [self.images.sample(count) for count in counts]
+        if self.model.sound is not None:
+            self._keep_clips(drawn[-1], self.model.sound.rate, step)
+            return {}
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
         # With several step counts: a row an image, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
@@ -206,6 +210,15 @@ class Validation:
         self.drawn = file
         self._track(pictures, step)
         return step_curve(counts, drawn) if len(counts) > 1 else {}
+
+    def _keep_clips(self, clips: Sequence[np.ndarray], rate: int, step: int) -> None:
+        """Write each clip beside the steps that follow: ``step_000100_prompt_000_00.wav`` and so on."""
+        each = self.run.validation["num_images_per_prompt"]
+        for i, clip in enumerate(clips):
+            name = f"step_{step:06d}_{PICTURE}{i // each:03d}_{i % each:02d}.wav"
+            file = Path(self.run.output_dir) / VALIDATION / name
+            save = partial(write_sound, clip=clip, rate=rate, kind=".wav")
+            self.background.submit(partial(write_aside, file, save, TrainingError))
 
     def _track(self, pictures: Sequence[Image.Image], step: int) -> None:
         for tracker in self.accelerator.trackers:

@@ -10,7 +10,7 @@ import torch
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 from tests.copies import copier
-from tests.families import modular, older
+from tests.families import modular, older, sound
 
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
@@ -205,7 +205,7 @@ CLASSIC: Mapping[str, Tiny] = {
 PIPELINES: Mapping[str, Tiny] = CLASSIC
 #: What the table of pipelines has beside these. Their networks are those of classic ones.
 MODULAR: Mapping[str, Tiny] = modular.rows(CLASSIC)
-EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS}
+EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS, **sound.ROWS}
 
 
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from flowhooks.data.blocks import TRAINED
 from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
 from flowhooks.data.records import DataSet
@@ -94,7 +95,7 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
         if block[key] is not None:
             types = ", ".join(repr(name) for name, each in SOURCES.items() if key in each.options)
             found.problem(f"{path}.{key}", f"does nothing for type {block['type']!r}, only for {types}; remove it")
-    if block["dataset_type"] == "image" and block["caption_strategy"] not in kind.strategies:
+    if block["dataset_type"] in TRAINED and block["caption_strategy"] not in kind.strategies:
         choices = ", ".join(map(repr, kind.strategies))
         message = f"{block['caption_strategy']!r} is not for type {block['type']!r}, which takes {choices}"
         found.problem(f"{path}.caption_strategy", message)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from flowhooks.data.blocks import PREFERENCE, ROLES, record_columns, reference_columns
+from flowhooks.data.blocks import PREFERENCE, ROLES, TRAINED, record_columns, reference_columns
 from flowhooks.data.findings import Findings
 from flowhooks.json_faults import json_path
 
 #: Usual names, tried in this order where a block does not name the column.
-IMAGE = ("file_name", "image", "image_path", "path", "filename", "img")
+IMAGE = ("file_name", "image", "image_path", "audio", "audio_path", "path", "filename", "img")
 CAPTION = ("caption", "text", "prompt")
 _REJECTED = re.compile(r"^(rejected|rejected_(image|path)|rejected(_\w+)?_file_name)$")
 _MASK = re.compile(r"^((mask|segmentation)(_image|_path)?|(\w+_)?(mask|segmentation)(_\w+)?_file_name)$")
@@ -87,7 +87,7 @@ def choose(
     problems_before = len(found.problems)
     image = _one("image_column", block, path, available, IMAGE, found)
     caption = None
-    if block["dataset_type"] == "image" and block["caption_strategy"] == "column":
+    if block["dataset_type"] in TRAINED and block["caption_strategy"] == "column":
         caption = _one("caption_column", block, path, texts, CAPTION, found)
     chosen: dict[str, tuple[str, ...]] = {}
     for key in ("rejected_column", "mask_column"):
@@ -119,7 +119,7 @@ def choose(
         records=records,
         preference=preference,
     )
-    if block["dataset_type"] == "image":
+    if block["dataset_type"] in TRAINED:
         _warn_of_unused(block, columns, available, found)
     return columns
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flowhooks.data.assets import Asset, why
+from flowhooks.data.files import Medium
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.images import BadImage
-from flowhooks.data.inspection import Picture, inspect_image
+from flowhooks.data.inspection import Picture, inspect_image, inspect_sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +23,11 @@ class Inspector:
     """Remembers every image, so that one that is in several rows is read once.
 
     Args:
-        clips: accept videos too.
+        medium: what the files are; videos are accepted beside images.
     """
 
-    def __init__(self, *, clips: bool = False) -> None:
-        self._clips = clips
+    def __init__(self, medium: Medium = "image") -> None:
+        self._medium: Medium = medium
         self._seen: dict[Asset, Picture | str] = {}
         self._faults: list[str] = []
         self._profiles: dict[str, str] = {}
@@ -36,7 +37,7 @@ class Inspector:
         seen = asset.reason if isinstance(asset, Fault) else self._seen.get(asset)
         if seen is None:
             assert not isinstance(asset, Fault)
-            seen = self._seen[asset] = _inspect(asset, self._clips)
+            seen = self._seen[asset] = _inspect(asset, self._medium)
         if isinstance(seen, str):
             self._faults.append(f"{name} {seen}")
             return None
@@ -56,9 +57,9 @@ class Inspector:
             )
 
 
-def _inspect(asset: Asset, clips: bool) -> Picture | str:
+def _inspect(asset: Asset, medium: Medium) -> Picture | str:
     try:
-        return inspect_image(asset, clips=clips)
+        return inspect_sound(asset) if medium == "sound" else inspect_image(asset, clips=medium == "video")
     except BadImage as error:
         return str(error)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import Asset, why
-from flowhooks.data.files import Tree, is_image, stem_of
+from flowhooks.data.files import NOUNS, Tree, is_image, medium_of, stem_of, suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
@@ -45,7 +45,7 @@ def read_imagefolder(block: dict[str, Any], path: str, found: Findings) -> DataS
     listed = _Listed(block, path, place, tables, found)
     result = listed.read()
     if listed.columns is not None:
-        _warn_of_unlisted(block["id"], tree, listed.named, found)
+        _warn_of_unlisted(block, tree, listed.named, found)
     return result
 
 
@@ -141,7 +141,8 @@ class _Listed:
         return asset
 
 
-def _warn_of_unlisted(name: str, tree: Tree, named: set[str], found: Findings) -> None:
-    unlisted = [file for file in tree.files if is_image(file) and file not in named]
+def _warn_of_unlisted(block: dict[str, Any], tree: Tree, named: set[str], found: Findings) -> None:
+    unlisted = [file for file in tree.files if is_image(file, suffixes_of(block)) and file not in named]
     if unlisted:
-        found.warnings.append(f"{name}: {count(len(unlisted), 'image')} that no row lists: {some(unlisted)}")
+        number = count(len(unlisted), NOUNS[medium_of(block)])
+        found.warnings.append(f"{block['id']}: {number} that no row lists: {some(unlisted)}")

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from flowhooks.data.blocks import TRAINED
 from flowhooks.data.captions import Captions, captions_without_text
-from flowhooks.data.files import CAPTION_SUFFIXES, Images, Tree, group_images, stem_of, suffixes_of
+from flowhooks.data.files import CAPTION_SUFFIXES, NOUNS, Images, Tree, group_images, medium_of, stem_of, suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
@@ -27,14 +28,14 @@ def read_local(block: dict[str, Any], path: str, found: Findings) -> DataSet:
     found.listing(
         where, shared, "several files of one name without suffix", "keep one of each: which one pairs is not guessed"
     )
-    inspector = Inspector(clips=block["num_frames"] > 1)
+    inspector = Inspector(medium_of(block))
     preferred, rejected = _sides(named.images, block, path, found)
     images = _looked_at(preferred, tree, inspector)
     others = _looked_at(rejected, tree, inspector)
     inspector.report(where, found)
     note_copies(block["id"], images, found)
     captions = {}
-    if block["dataset_type"] == "image":
+    if block["dataset_type"] in TRAINED:
         beside = {key: (key, stem_of(preferred[key])) for key in images}
         captions = _captions(block, path, beside, tree, found)
     unusable = frozenset(preferred).difference(images)
@@ -127,9 +128,10 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
         seen = f"; it holds {others} instead" if others else ""
         kind = next((KINDS[suffix] for suffix in sorted(images.ignored) if suffix in KINDS), None)
         typed = f"set `type` to {kind!r}, " if kind else ""
-        remedy = f"{typed}put images there, name another folder, or set `disabled` to true"
-        found.problem(where, f"{place.name} holds no image ({', '.join(suffixes_of(block))}){seen}; {remedy}")
+        noun = NOUNS[medium_of(block)]
+        remedy = f"{typed}put {noun}s there, name another folder, or set `disabled` to true"
+        found.problem(where, f"{place.name} holds no {noun} ({', '.join(suffixes_of(block))}){seen}; {remedy}")
         return None
     if others:
-        found.notes.append(f"{place.name}: not images, left alone: {others}")
+        found.notes.append(f"{place.name}: not {NOUNS[medium_of(block)]}s, left alone: {others}")
     return tree, images

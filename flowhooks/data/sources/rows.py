@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowhooks.data.assets import Asset
-from flowhooks.data.blocks import PREFERENCE, REFERENCE_TYPE
+from flowhooks.data.blocks import PREFERENCE, REFERENCE_TYPE, TRAINED
 from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_text
-from flowhooks.data.files import is_text
+from flowhooks.data.files import is_text, medium_of
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
@@ -164,11 +164,9 @@ def collect(
         about: name of the table or archive in messages.
     """
     problems_before = len(found.problems)
-    clips = block["num_frames"] > 1
-    inspector, images, unusable = Inspector(clips=clips), dict[str, Picture](), set[str]()
-    partners = [
-        _Partners(name, "rejected_column", "reference_strict", Inspector(clips=clips)) for name in columns.rejected
-    ]
+    medium = medium_of(block)
+    inspector, images, unusable = Inspector(medium), dict[str, Picture](), set[str]()
+    partners = [_Partners(name, "rejected_column", "reference_strict", Inspector(medium)) for name in columns.rejected]
     partners += [_Partners(name, "mask_column", "mask") for name in columns.masks]
     partners += [
         _Partners(name, "reference_column", REFERENCE_TYPE, argument=argument) for argument, name in columns.references
@@ -214,7 +212,7 @@ def collect(
 
 def _captions(block: dict[str, Any], path: str) -> Captions | None:
     """Return the collector of captions; None where they are not read from the source."""
-    if block["dataset_type"] != "image" or block["caption_strategy"] in WITHOUT_TEXT:
+    if block["dataset_type"] not in TRAINED or block["caption_strategy"] in WITHOUT_TEXT:
         return None
     of_column = block["caption_strategy"] == "column"
     where = place_of(block, path, "caption_column") if of_column else f"{path}.caption_strategy"
@@ -236,7 +234,7 @@ def _concluded(
     if captions is not None:
         captions.report(found)
         return captions.found
-    if block["dataset_type"] != "image":
+    if block["dataset_type"] not in TRAINED:
         return {}
     return captions_without_text(block, path, images, found) or {}
 
