@@ -91,8 +91,8 @@ def folder_blocks(
         raise DataError(Problem(f"cannot be read ({why(error)})", str(folder))) from None
     _refuse_described(folder, tree)
     if (kind := _described(tree)) is not None:
-        block = {"id": _id(folder.name or folder.resolve().name), "type": kind, "instance_data_dir": "."}
-        return [{**block, **sizes_of(_of_records(folder, block), moving=False, most=most, multiple=multiple)}]
+        whole: Block = {"id": _id(folder.name or folder.resolve().name), "type": kind, "instance_data_dir": "."}
+        return [{**whole, **sizes_of(_of_records(folder, whole), moving=False, most=most, multiple=multiple)}]
     mains, partners = _arranged(folder, _parts(folder, tree))
     blocks = []
     for part in mains:
