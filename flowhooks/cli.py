@@ -26,6 +26,7 @@ from flowhooks.commands import (
     env,
     explain,
     export,
+    init,
     inspect,
     merge,
     pairs,
@@ -40,7 +41,7 @@ from flowhooks.files import is_full
 from flowhooks.printing import one_line, printable, safe_output
 from flowhooks.quiet import quiet
 
-COMMANDS = (check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
+COMMANDS = (init, check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
 
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flowhooks.data import Audit
 
 NAME = "check"
-HELP = "check a run file, its data and its plan, or a data set file alone; loads no weights"
+HELP = "check a run file, its data and its plan, or a data set file or folder alone; loads no weights"
 
 
 def add(parser: ArgumentParser) -> None:

@@ -13,7 +13,9 @@ HELP = "show a data set as an HTML page and a contact sheet, problems first"
 
 
 def add(parser: ArgumentParser) -> None:
-    parser.add_argument("source", metavar="DATASET.json", help="a data set file, or a run file that names one")
+    parser.add_argument(
+        "source", metavar="DATASET", help="a data set file, a folder of data, or a run file that names one"
+    )
     parser.add_argument(
         "--output",
         metavar="FOLDER",
@@ -35,7 +37,7 @@ def run(args: Namespace) -> int:
     from flowhooks.data.findings import count
     from flowhooks.gallery import write_gallery
 
-    output = args.output or Path("runs", f"inspect-{Path(args.source).stem}")
+    output = args.output or Path("runs", f"inspect-{Path(args.source).absolute().stem}")
     made = write_gallery(args.source, output, sample=args.sample, seed=args.seed, progress=args.progress)
     for problem in made.problems:
         say(f"problem    {problem}")

@@ -127,4 +127,6 @@ def incomplete(document: dict[str, Any], hooks: Sequence[HookConfig], file: str)
         message = "is missing; name a pipeline folder, a Hub id, or 'digits'"
         yield Problem(message, file, "$.model.pretrained_model_name_or_path")
     if document["data"] is None and not draws(hooks):
-        yield Problem("is missing; name a data set file, or write the data sets here", file, "$.data")
+        yield Problem(
+            "is missing; name a data set file or a folder of images, or write the data sets here", file, "$.data"
+        )

@@ -24,7 +24,8 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     """Read, validate, complete and link data sets.
 
     Args:
-        given: a file, or the content of one.
+        given: a file, or the content of one; or a folder, which means the blocks of
+            :func:`~flowhooks.data.folder.folder_blocks`.
         base: the file or folder that a file name is relative to; for blocks, the file they are from.
         root: JSON path of given blocks in ``base``.
 
@@ -35,7 +36,7 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     folder = base if base.is_dir() else base.parent
     if isinstance(given, (str, Path)):
         source = _tidy(folder / user_path(given))
-        given, root = read_json(source), "$"
+        given, root = _written(source), "$"
     else:
         source = base / "<inline>" if base.is_dir() else base
     cleaned, problems = strip_secrets(without_remarks(given), str(source), root)
@@ -53,19 +54,33 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
     return _linked(tuple(complete), source, root)
 
 
+def _written(source: Path) -> Any:
+    """Return the content of a data set file, or the blocks of a folder."""
+    if not source.is_dir():
+        return read_json(source)
+    # Read only for a folder.
+    from flowhooks.data.folder import folder_blocks
+
+    return [
+        {**block, "instance_data_dir": str(source.absolute() / block["instance_data_dir"])}
+        for block in folder_blocks(source)
+    ]
+
+
 def is_datasets(document: Any) -> bool:
     """Return whether a file's content is data sets, in either of their two forms, and no run."""
     return not isinstance(document, dict) or "datasets" in document
 
 
 def read_datasets(path: str | Path) -> Datasets | None:
-    """Return the data sets of a data set file; None for any other JSON file.
+    """Return the data sets of a data set file, or of a folder of data; None for any other JSON file.
 
     Raises:
         DataError: with every problem found.
         ConfigError: the file is missing or no JSON.
     """
-    return load_datasets(path, Path()) if is_datasets(read_json(Path(path))) else None
+    named = user_path(path).is_dir() or is_datasets(read_json(Path(path)))
+    return load_datasets(path, Path()) if named else None
 
 
 def _tidy(path: Path) -> Path:

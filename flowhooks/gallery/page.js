@@ -12,7 +12,9 @@ function filter() {
     card.hidden = !(fits && card.dataset.text.includes(text));
     shown += !card.hidden;
   }
-  one("#shown").textContent = `${shown} of ${cards.length} shown`;
+  const of = Number(one("#shown").dataset.of);
+  const rest = of > cards.length ? ` on this page shown, ${of} in all` : " shown";
+  one("#shown").textContent = `${shown} of ${cards.length}${rest}`;
   one("#nothing").hidden = shown > 0 || cards.length === 0;
   for (const row of document.querySelectorAll("button[data-bucket]")) {
     row.setAttribute("aria-pressed", String(row.dataset.bucket === form.bucket.value));
@@ -30,6 +32,43 @@ function look() {
   document.body.dataset.size = form.size.value;
 }
 
+const zoom = one("#zoom");
+const files = [...document.querySelectorAll("button.frame")];
+let current = null, whole = null, veil = null;
+
+function enlarge(file) {
+  current = file;
+  const [small, mask] = file.querySelectorAll("img");
+  const box = zoom.querySelector(".box");
+  if (!whole) {
+    whole = Object.assign(document.createElement("img"), {className: "whole"});
+    veil = Object.assign(document.createElement("img"), {className: "mask", alt: ""});
+    box.before(whole);
+    box.append(veil);
+  }
+  whole.src = file.dataset.whole || small.src;
+  whole.alt = small.alt;
+  whole.classList.toggle("tiny", !file.dataset.whole && small.classList.contains("tiny"));
+  const [left, top, right, bottom] = (file.dataset.box || "0 0 1 1").split(" ").map(Number);
+  Object.assign(box.style, {
+    left: `${left * 100}%`, top: `${top * 100}%`, width: `${(right - left) * 100}%`, height: `${(bottom - top) * 100}%`,
+  });
+  box.classList.toggle("cut", right - left < 1 || bottom - top < 1);
+  if (mask) veil.src = mask.src; else veil.removeAttribute("src");
+  zoom.querySelector(".about").textContent = [small.alt, file.dataset.about].filter(Boolean).join(" \u2013 ");
+  if (!zoom.open) zoom.showModal();
+}
+
+function step(by) {
+  const visible = files.filter((file) => !file.closest("article").hidden);
+  const next = visible[visible.indexOf(current) + by];
+  if (next) enlarge(next);
+}
+
+for (const file of files) file.addEventListener("click", () => enlarge(file));
+zoom.addEventListener("click", (event) => { if (event.target === zoom || event.target.matches(".close")) zoom.close(); });
+zoom.addEventListener("close", () => current.focus());
+
 form.hidden = false;
 form.addEventListener("submit", (event) => event.preventDefault());
 form.addEventListener("input", () => { filter(); look(); });
@@ -42,6 +81,13 @@ for (const row of document.querySelectorAll("button[data-bucket]")) {
 }
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (zoom.open) {
+    if (event.key === "Escape") { event.preventDefault(); zoom.close(); }
+    if (event.key === "ArrowLeft") step(-1);
+    if (event.key === "ArrowRight") step(1);
+    if (event.key === "m") { form.mask.checked = !form.mask.checked; look(); }
+    return;
+  }
   if (event.key === "Escape") clear();
   if (event.target.closest("input[type=search], select")) return;
   if (event.key === "/") { event.preventDefault(); form.search.focus(); }

@@ -12,16 +12,33 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 from io import BytesIO
+from itertools import zip_longest
 
 from PIL import Image
 
 from flowhooks.data.findings import count
 from flowhooks.errors import Problem
 from flowhooks.gallery.cards import Card
-from flowhooks.gallery.thumbs import SIDE, Thumbs, overlay
+from flowhooks.gallery.originals import WHOLE, Original
+from flowhooks.gallery.thumbs import SIDE, Thumbs, is_grey, overlay, weights_in_words
 
 MARK = "<!-- flowhooks inspect -->"
 STATES = {"problem": "with problems", "warning": "with warnings", "fine": "fine"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """Counts the samples of a data set that are trained at one size.
+
+    Args:
+        samples: how many there are.
+        draws: how many an epoch has, with repeats.
+        shown: how many of them are on the page.
+    """
+
+    samples: int = 0
+    draws: int = 0
+    shown: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +51,7 @@ class Overview:
         problems: why a run refuses the data.
         warnings: what is probably not meant.
         notes: what else is remarkable.
-        buckets: (data set, size) -> samples in an epoch.
+        buckets: (data set, size) -> how many samples.
         of: total number of cards.
     """
 
@@ -43,7 +60,7 @@ class Overview:
     problems: Sequence[Problem]
     warnings: Sequence[str]
     notes: Sequence[str]
-    buckets: Mapping[tuple[str, str], int]
+    buckets: Mapping[tuple[str, str], Bucket]
     of: int
 
 
@@ -82,15 +99,23 @@ def _head(found: Overview) -> Iterator[str]:
     yield _told("warning", "Warnings", [("", each) for each in found.warnings])
     if found.buckets:
         yield '<section aria-label="buckets"><h2>Buckets</h2><ul class="buckets">'
-        largest = max(found.buckets.values())
-        for (dataset, size), number in found.buckets.items():
+        largest = max(each.samples for each in found.buckets.values())
+        for (dataset, size), bucket in found.buckets.items():
             yield (
                 f'<li><button type="button" data-bucket="{escape(size)}" aria-pressed="false"><b>{escape(size)}</b>'
-                f"<span>{count(number, 'sample')}</span>"
-                f'<progress max="{largest}" value="{number}" aria-hidden="true"></progress>'
-                f'<span class="set">{escape(dataset)}</span></button></li>'
+                f"<span>{count(bucket.samples, 'sample')}</span>"
+                f'<progress max="{largest}" value="{bucket.samples}" aria-hidden="true"></progress>'
+                f'<span class="set">{escape(", ".join((dataset, *_beside(bucket))))}</span></button></li>'
             )
         yield "</ul></section>"
+
+
+def _beside(bucket: Bucket) -> Iterator[str]:
+    """Yield what else is counted of a bucket, where it is another number."""
+    if bucket.draws != bucket.samples:
+        yield f"{bucket.draws:,} in an epoch"
+    if bucket.shown != bucket.samples:
+        yield f"{bucket.shown:,} on this page"
 
 
 def _told(kind: str, title: str, lines: Sequence[tuple[str, str]]) -> str:
@@ -120,7 +145,7 @@ def _filters(found: Overview, cards: Sequence[Card]) -> Iterator[str]:
     masked = any(card.masks for card in cards)
     yield f'<label class="check"{"" if masked else " hidden"}><input type="checkbox" name="mask" checked> Masks</label>'
     yield '<button type="button" class="clear">Clear</button>'
-    yield '<output id="shown"></output></form></div>'
+    yield f'<output id="shown" data-of="{found.of}"></output></form></div>'
     yield "<noscript><p>Searching and filtering need JavaScript; all samples are below.</p></noscript>"
 
 
@@ -135,10 +160,17 @@ def _select(name: str, title: str, options: Sequence[tuple[str, str, int]]) -> s
 
 def _card(card: Card, thumbs: Thumbs, several: bool) -> str:
     text = escape("\n".join((card.key, card.caption or "", *card.wordings)).lower())
-    sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask)]
+    whole = {each.side: each for each in thumbs.originals}
+    sides = [_figure(card, "preferred" if card.paired else "image", thumbs.image, thumbs.mask, whole.get("image"))]
     if card.paired:
-        sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask))
-    sides += [_figure(card, "reference", picture, None) for picture in thumbs.references]
+        sides.append(_figure(card, "rejected", thumbs.rejected, thumbs.mask, whole.get("rejected")))
+    if thumbs.mask is not None and is_grey(thumbs.mask):
+        sides.append(_figure(card, "mask", thumbs.mask, None, None))
+    beside = [each for side, each in whole.items() if side not in ("image", "rejected")]
+    sides += [
+        _figure(card, "reference", picture, None, original)
+        for picture, original in zip_longest(thumbs.references, beside[: len(thumbs.references)])
+    ]
     chips = _chips(card, thumbs, several)
     missing = card.caption is None
     caption = "no caption" if missing else card.caption or ""
@@ -160,6 +192,8 @@ def _chips(card: Card, thumbs: Thumbs, several: bool) -> str:
         chips.append(("", cut if card.bucket and card.bucket != card.image.size else card.image.size))
     if thumbs.everywhere:
         chips.append(("", "mask is white all over"))
+    elif thumbs.mask is not None:
+        chips.append(("", weights_in_words(thumbs.mask)))
     if card.times > 1:
         chips.append(("", f"{card.times} times an epoch"))
     rows = "".join(f'<li class="{kind}">{escape(words)}</li>' for kind, words in chips)
@@ -173,27 +207,48 @@ def _others(wordings: Sequence[str]) -> str:
     return f"<details><summary>or one of {count(len(wordings), 'other wording')}</summary><ul>{rows}</ul></details>"
 
 
-def _figure(card: Card, side: str, picture: Image.Image | None, mask: Image.Image | None) -> str:
+def _figure(
+    card: Card, side: str, picture: Image.Image | None, mask: Image.Image | None, original: Original | None
+) -> str:
     if picture is None:
-        shown = '<span class="gone">missing</span>'
-    else:
-        shown = _img(picture, f"{side}: {card.key}")
-        if mask is not None:
-            # Enlarged first where images are tiny, or its line would be as wide as their pixels.
-            factor = max(1, SIDE // max(mask.size))
-            enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
-            shown += _img(overlay(enlarged), "", "mask")
-    return f'<figure><div class="frame">{shown}</div><figcaption>{side}</figcaption></figure>'
+        gone = '<div class="frame"><span class="gone">missing</span></div>'
+        return f"<figure>{gone}<figcaption>{side}</figcaption></figure>"
+    shown = _img(picture, f"{side}: {card.key}")
+    if mask is not None:
+        # Enlarged first where images are tiny, or its line would be as wide as their pixels.
+        factor = max(1, SIDE // max(mask.size))
+        enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
+        shown += _img(overlay(enlarged), "", "mask")
+    told = "" if original is None else _original(original, picture)
+    label = escape(f"enlarge {side}: {card.key}")
+    return (
+        f'<figure><button type="button" class="frame" aria-label="{label}"{told}>{shown}</button>'
+        f"<figcaption>{side}</figcaption></figure>"
+    )
+
+
+def _original(original: Original, small: Image.Image) -> str:
+    """Return the attributes of a button that shows a file whole; its pixels only where the small image lacks some."""
+    box = " ".join(f"{each:.5g}" for each in original.box)
+    told = f' data-about="{escape(original.about)}" data-box="{box}"'
+    if original.box == WHOLE and max(original.picture.size) <= max(small.size):
+        return told
+    return f'{told} data-whole="{_data(original.picture, quality=70)}"'
 
 
 def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
     tiny = max(picture.size) < SIDE // 2
-    file = BytesIO()
-    picture.save(file, "WEBP", lossless=tiny or picture.mode == "RGBA", quality=78)
-    data = base64.b64encode(file.getvalue()).decode()
+    data = _data(picture, lossless=tiny or picture.mode == "RGBA")
     classes = " ".join(filter(None, (kind, "tiny" if tiny else "")))
     size = f'width="{picture.width}" height="{picture.height}"'
-    return f'<img class="{classes}" {size} alt="{escape(alt)}" src="data:image/webp;base64,{data}">'
+    return f'<img class="{classes}" {size} alt="{escape(alt)}" src="{data}">'
+
+
+def _data(picture: Image.Image, *, lossless: bool = False, quality: int = 78) -> str:
+    """Return an image as a `data:` URL."""
+    file = BytesIO()
+    picture.save(file, "WEBP", lossless=lossless, quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def _foot(found: Overview, shown: int) -> Iterator[str]:
@@ -201,9 +256,15 @@ def _foot(found: Overview, shown: int) -> Iterator[str]:
     if not shown:
         yield "<p>No sample could be read.</p>"
     yield _told("note", "Notes", [("", each) for each in found.notes])
-    yield "</main><footer><p>"
+    yield (
+        '</main><dialog id="zoom" aria-label="The whole file"><div class="view"><div class="box"></div></div>'
+        '<p class="about"></p>'
+        '<p class="keys"><kbd>\N{LEFTWARDS ARROW}</kbd> <kbd>\N{RIGHTWARDS ARROW}</kbd> the one before, the next. '
+        'The line shows what is cut out for training. <button type="button" class="close">Close</button></p></dialog>'
+    )
+    yield "<footer><p>"
     if shown < found.of:
         yield f"{shown:,} of {found.of:,} samples are on this page; <code>--sample</code> takes more. "
-    yield "Tint: where the mask is not black, so where it trains, with a line around what is bright in it; "
-    yield "point at an image to see it without. "
+    yield "Tint: where the mask is not black, so where it trains, denser where it is brighter, dashes around all of it "
+    yield "and a line around what is bright; point at an image to see it without, click on it for the whole file. "
     yield "<kbd>/</kbd> searches, <kbd>m</kbd> shows or hides masks, <kbd>Esc</kbd> clears.</p></footer>"

@@ -15,11 +15,17 @@ from flowhooks.data.inspection import Picture
 from flowhooks.data.masks import BLACK, dimness
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.gallery.cards import Card
+from flowhooks.gallery.originals import Original
 
 SIDE = 256
 MASK_RGB = (214, 0, 110)
 #: Opacity of the veil, of 255, from where a mask is just not black to where it is white.
-VEIL = (26, 51)
+VEIL = (40, 115)
+#: Length in pixels of the dashes around what is grey.
+DASH = 4
+#: Levels that are black or white but for rounding; the share of others from which a mask is grey; and the shares of
+#: darkest and brightest pixels that are put down to edges.
+BLURRED, GREYS, EDGES = (8, 247), 0.03, (0.08, 0.92)
 CELL = 160
 GAP = 12
 LABEL = 20
@@ -39,6 +45,7 @@ class Thumbs:
         mask: grey, white where it trains; None if there is none, or it is white all over.
         everywhere: whether there is a mask that is white all over.
         references: RGB, those that could be decoded.
+        originals: the files that could be decoded, uncut.
         problems: problems found while decoding.
         warnings: what is probably not meant.
     """
@@ -48,6 +55,7 @@ class Thumbs:
     mask: Image.Image | None = None
     everywhere: bool = False
     references: tuple[Image.Image, ...] = ()
+    originals: tuple[Original, ...] = ()
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -94,23 +102,58 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
 
 
 def overlay(mask: Image.Image) -> Image.Image:
-    """Return an RGBA image to lay over another: a veil where the mask is not black, and a line around bright parts.
+    """Return an RGBA image to lay over another: a veil that is denser where the mask is brighter, a line around bright
+    parts, and dashes around what is not black.
 
     Bright means at least half of the largest brightness, so that a mask of one grey has a line like a white one.
     """
     values = np.asarray(mask)
     bright = values >= max(1, (int(values.max()) + 1) // 2)
-    deep = bright
-    for _ in range(max(1, max(bright.shape) // 128)):
-        wide = np.pad(deep, 1, mode="edge")
-        deep = wide[:-2, 1:-1] & wide[2:, 1:-1] & wide[1:-1, :-2] & wide[1:-1, 2:]
     least, most = VEIL
     veil = np.where(values > 0, least + values.astype(int) * (most - least) // 255, 0)
-    opacity = np.where(bright & ~deep, 255, veil)
+    rows, columns = np.indices(values.shape)
+    # A line in place of dashes where both would run, as on the softened edge of a white part.
+    dashes = _rim(values > 0) & ~_grown(bright, 2 * _line(values.shape)) & ((rows + columns) // DASH % 2 == 0)
+    opacity = np.where(_rim(bright) | dashes, 255, veil)
     shown = np.zeros((*values.shape, 4), dtype=np.uint8)
     shown[opacity > 0, :3] = MASK_RGB
     shown[..., 3] = opacity
     return Image.fromarray(shown)
+
+
+def is_grey(mask: Image.Image) -> bool:
+    """Return whether a mask has weights between 0 and 1, besides those along the edges of what is white."""
+    values = np.asarray(mask)
+    return bool(np.mean((values > BLURRED[0]) & (values < BLURRED[1])) > GREYS)
+
+
+def weights_in_words(mask: Image.Image) -> str:
+    """Return how much of an image a mask trains, and with which weights, those of its edges aside."""
+    values = np.asarray(mask)
+    shown = values[values > 0]
+    if not len(shown):
+        return "mask trains nothing"
+    least, most = (f"{level / 255:.2g}" for level in np.quantile(shown, EDGES))
+    weight = "" if least == "1" else f" with weight {most}" if least == most else f" with weights {least} to {most}"
+    return f"mask trains {len(shown) / values.size:.0%}{weight}"
+
+
+def _line(shape: tuple[int, ...]) -> int:
+    """Return the width of a line in an image of a shape."""
+    return max(1, max(shape) // 128)
+
+
+def _rim(inside: np.ndarray) -> np.ndarray:
+    """Return the outermost pixels of a region, but none along the border of the image."""
+    return np.asarray(inside & _grown(~inside, _line(inside.shape)))
+
+
+def _grown(region: np.ndarray, by: int) -> np.ndarray:
+    """Return a region with so many pixels more on every side."""
+    for _ in range(by):
+        wide = np.pad(region, 1)
+        region = region | wide[:-2, 1:-1] | wide[2:, 1:-1] | wide[1:-1, :-2] | wide[1:-1, 2:]
+    return region
 
 
 def _small(geometry: Geometry | None, picture: Picture, side: int) -> Geometry:

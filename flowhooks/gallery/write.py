@@ -15,13 +15,15 @@ from tqdm import tqdm
 
 from flowhooks.config import Datasets, is_datasets, load_datasets
 from flowhooks.data import Survey, survey
+from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE
 from flowhooks.data.findings import some
 from flowhooks.data.masks import BLACK
 from flowhooks.documents.document import read_json, without_remarks
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.files import write_aside
 from flowhooks.gallery.cards import Card, all_cards, chosen
-from flowhooks.gallery.page import MARK, Overview, page
+from flowhooks.gallery.originals import edge_for, originals
+from flowhooks.gallery.page import MARK, Bucket, Overview, page
 from flowhooks.gallery.thumbs import Thumbs, draw, sheet
 from flowhooks.reading import user_path
 
@@ -54,7 +56,7 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
     """Write `inspect.html` and `inspect.png`, problems first, also for data that a run would refuse.
 
     Args:
-        source: a data set file, or a run file that names one.
+        source: a data set file, a folder of data, or a run file that names one.
         output: the folder. What an earlier call wrote there is replaced; other files of these names are not.
         sample: the most samples to show, >= 1.
         seed: seed of the selection.
@@ -70,7 +72,8 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
     looked = survey(datasets)
     cards = all_cards(looked)
     shown = chosen(cards, sample, seed)
-    drawn = [_drawn(card) for card in tqdm(shown, desc="pictures", unit="", disable=not progress)]
+    edge = edge_for(sum(bool(card.image) + bool(card.rejected) + len(card.references) for card in shown))
+    drawn = [_drawn(card, edge) for card in tqdm(shown, desc="pictures", unit="", disable=not progress)]
     drawn.sort(key=lambda each: ("problem", "warning", "fine").index(each[0].state))
     found = _findings(source, looked, cards, drawn)
     text = page(found, drawn).encode("utf-8", "backslashreplace")
@@ -88,8 +91,10 @@ def write_gallery(source: str, output: Path, *, sample: int = 200, seed: int = 0
 
 
 def load(source: str) -> Datasets:
-    """Return the data sets of a data set file or a run file. Raises ConfigError."""
+    """Return the data sets of a data set file, a folder of data, or a run file. Raises ConfigError."""
     path = user_path(source)
+    if path.is_dir():
+        return load_datasets(source, Path())
     document = without_remarks(read_json(path))
     if is_datasets(document):
         return load_datasets(source, Path())
@@ -99,9 +104,10 @@ def load(source: str) -> Datasets:
     return load_datasets(data, path, root="$.data")
 
 
-def _drawn(card: Card) -> tuple[Card, Thumbs]:
+def _drawn(card: Card, edge: int) -> tuple[Card, Thumbs]:
     try:
         thumbs = draw(card)
+        thumbs = replace(thumbs, originals=originals(card, edge))
     except Exception as error:  # whatever is wrong with one sample, the others are shown
         thumbs = Thumbs(problems=(f"cannot be shown ({type(error).__name__}: {error})",))
     problems, warnings = (*card.problems, *thumbs.problems), (*card.warnings, *thumbs.warnings)
@@ -109,18 +115,16 @@ def _drawn(card: Card) -> tuple[Card, Thumbs]:
 
 
 def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequence[tuple[Card, Thumbs]]) -> Overview:
-    facts = {
-        "samples": len(looked.records),
-        "images": sum(len(looked.sets[i].images) for i in looked.links),
-        "rejected": len({record.rejected for record in looked.records if record.rejected}),
-        "masks": len({mask for record in looked.records for mask in record.masks}),
-        "references": len({each.image for record in looked.records for each in record.references}),
-        "captions": len({caption for record in looked.records for caption in record.captions}),
-    }
-    buckets: Counter[tuple[str, str]] = Counter()
+    facts = {"samples": len(cards), **_files(looked)}
+    if len(looked.records) != len(cards):
+        facts["in an epoch"] = len(looked.records)
+    buckets: dict[tuple[str, str], Bucket] = {}
+    on_page = Counter((card.dataset, card.bucket) for card, _ in drawn)
     for card in cards:
         if card.bucket:
-            buckets[card.dataset, card.bucket] += card.times
+            place = card.dataset, card.bucket
+            before = buckets.get(place, Bucket(shown=on_page[place]))
+            buckets[place] = replace(before, samples=before.samples + 1, draws=before.draws + card.times)
     problems, warnings, notes = list(looked.found.problems), list(looked.found.warnings), list(looked.found.notes)
     if not problems:
         audited = looked.audit()
@@ -138,9 +142,25 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
         problems=problems,
         warnings=warnings,
         notes=notes,
-        buckets=dict(sorted(buckets.items(), key=lambda each: (each[0][0], -each[1]))),
+        buckets=dict(sorted(buckets.items(), key=lambda each: (each[0][0], -each[1].samples))),
         of=len(cards),
     )
+
+
+def _files(looked: Survey) -> dict[str, int]:
+    """Return what -> how many files, or captions, of all sets can be read, also where their sample lacks another."""
+    found: dict[str, set[Any]] = {name: set() for name in ("images", "rejected", "masks", "references", "captions")}
+    for i in looked.links:
+        images = looked.sets[i]
+        found["images"] |= {(images.id, stem) for stem in images.images}
+        found["captions"] |= set(images.captions.values())
+        for partner in looked.partners(i):
+            kind = partner.block["conditioning_type"]
+            name = "masks" if kind in MASK_TYPES else "references" if kind == REFERENCE_TYPE else "rejected"
+            found[name] |= {(partner.id, stem) for stem in partner.images}
+    own = {record.key for record in looked.records for each in record.references if each.image == record.image}
+    found["references"] |= {("", key) for key in own}
+    return {name: len(files) for name, files in found.items()}
 
 
 def _png(drawn: Sequence[tuple[Card, Thumbs]]) -> bytes:

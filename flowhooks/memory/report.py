@@ -90,10 +90,17 @@ def lines(planned: Planned, needs: Needs) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether a run fits a card, and a sentence that says by how much, or what makes it fit."""
+    """Whether a run fits a card, and a sentence that says by how much, or what makes it fit.
+
+    Args:
+        changes: what makes it fit; None where nothing that was tried does.
+        scale: share of both edges of the samples that is left with these changes.
+    """
 
     fits: bool
     sentence: str
+    changes: Changes | None = None
+    scale: float = 1.0
 
 
 def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
@@ -105,7 +112,8 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
     """
     most = _most(planned, planned.run, needs)
     if most <= card:
-        return Fit(fits=True, sentence=f"fits a card of {shown(card)}, with {shown(card - most)} to spare")
+        sentence = f"fits a card of {shown(card)}, with {shown(card - most)} to spare"
+        return Fit(fits=True, sentence=sentence, changes=())
     start = f"needs {shown(most)} and does not fit a card of {shown(card)}"
     least, best, weights = most, "", most
     for changes, scale in candidates(planned):
@@ -119,7 +127,7 @@ def fitting(planned: Planned, needs: Needs, card: int) -> Fit:
         if found <= card:
             changes, found = _needed(planned, changes, size, found, card)
             sentence = f"{start}; with {_said(changes, scale, size)} it needs {shown(found)} and fits"
-            return Fit(fits=False, sentence=sentence)
+            return Fit(fits=False, sentence=sentence, changes=changes, scale=scale)
         if found < least:
             least, best = found, f", with {_said(changes, scale, size)}"
     if best:

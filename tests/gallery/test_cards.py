@@ -11,7 +11,8 @@ from PIL import Image
 
 from flowhooks.data import survey
 from flowhooks.gallery.cards import Card, all_cards, chosen
-from flowhooks.gallery.thumbs import draw, overlay
+from flowhooks.gallery.originals import edge_for, originals
+from flowhooks.gallery.thumbs import VEIL, draw, is_grey, overlay, weights_in_words
 from tests.data.folders import TRIPLE, image_set, load, write_image, write_mask, write_pairs
 from tests.data.sources.kept import KEEPERS, samples
 
@@ -139,10 +140,11 @@ def test_a_black_mask_a_white_one_and_a_picture_that_cannot_be_decoded_are_told(
 def test_the_veil_is_thin_inside_strong_on_the_rim_and_nothing_outside(root):
     mask = np.zeros((10, 10), dtype=np.uint8)
     mask[2:8, 2:8] = 255
+    most = VEIL[1]
     opacity = np.asarray(overlay(Image.fromarray(mask)))[..., 3]
-    assert (opacity[3:7, 3:7] == 51).all() and (opacity[2, 2:8] == 255).all() and (opacity[2:8, 7] == 255).all()
+    assert (opacity[3:7, 3:7] == most).all() and (opacity[2, 2:8] == 255).all() and (opacity[2:8, 7] == 255).all()
     assert (opacity[mask == 0] == 0).all()
-    assert (np.asarray(overlay(Image.new("L", (10, 10), 255)))[..., 3] == 51).all()
+    assert (np.asarray(overlay(Image.new("L", (10, 10), 255)))[..., 3] == most).all()
 
 
 def test_a_grey_mask_is_seen_and_a_dim_one_is_told(root):
@@ -151,11 +153,13 @@ def test_a_grey_mask_is_seen_and_a_dim_one_is_told(root):
         mask = np.zeros((10, 10), dtype=np.uint8)
         mask[2:8, 2:8] = level
         opacity = np.asarray(overlay(Image.fromarray(mask)))[..., 3]
-        assert (opacity[2, 2:8] == 255).all() and (opacity[3:7, 3:7] >= 26).all() and (opacity[mask == 0] == 0).all()
+        assert (
+            (opacity[2, 2:8] == 255).all() and (opacity[3:7, 3:7] >= VEIL[0]).all() and (opacity[mask == 0] == 0).all()
+        )
     both = np.zeros((10, 10), dtype=np.uint8)
     both[:, :3], both[:, 7:] = 255, 60
     opacity = np.asarray(overlay(Image.fromarray(both)))[..., 3]
-    assert 26 <= opacity[5, 8] < opacity[5, 0] == 51 and opacity[5, 2] == 255 and (opacity[:, 3:7] == 0).all()
+    assert VEIL[0] <= opacity[5, 8] < opacity[5, 0] == VEIL[1] and opacity[5, 2] == 255 and (opacity[:, 3:7] == 0).all()
     write_mask(root / "mask/a.png", np.pad(np.ones((8, 16)), 4))
     thumbs = draw(cards(root, TRIPLE)["a"])
     (said,) = thumbs.warnings
@@ -164,3 +168,27 @@ def test_a_grey_mask_is_seen_and_a_dim_one_is_told(root):
     labels = [*TRIPLE[:2], {**TRIPLE[2], "mask_values": "labels"}]
     thumbs = draw(cards(root, labels)["a"])
     assert thumbs.warnings == () and set(np.unique(np.asarray(thumbs.mask))) == {0, 255}
+
+
+def test_what_is_grey_beside_white_has_dashes_and_is_said_in_words():
+    mask = np.zeros((100, 100), dtype=np.uint8)
+    mask[10:50, 10:50], mask[60:90, 60:90] = 255, 60
+    opacity = np.asarray(overlay(Image.fromarray(mask)))[..., 3]
+    rim = np.concatenate([opacity[60, 60:90], opacity[60:90, 60], opacity[89, 60:90], opacity[60:90, 89]])
+    assert 0.3 < (rim == 255).mean() < 0.7
+    assert (opacity[10, 10:50] == 255).all() and (opacity[61:89, 61:89] < VEIL[1]).all()
+    assert is_grey(Image.fromarray(mask)) and weights_in_words(Image.fromarray(mask)) == (
+        "mask trains 25% with weights 0.24 to 1"
+    )
+    mask[60:90, 60:90] = 0
+    mask[9, 10:50] = 120  # the softened edge of what is white
+    assert not is_grey(Image.fromarray(mask)) and weights_in_words(Image.fromarray(mask)) == "mask trains 16%"
+
+
+def test_a_file_is_kept_whole_with_the_box_that_is_cut_out_of_it(root):
+    card = cards(root, [{**TRIPLE[0], "resolution": 16}, *TRIPLE[1:]])["a"]
+    image, rejected = originals(card, 12)
+    assert (image.side, rejected.side) == ("image", "rejected")
+    assert image.picture.size == (12, 8) and image.box == pytest.approx((4 / 24, 0, 20 / 24, 1))
+    assert image.about.endswith("win/a.png: 24x16, trained at 16x16")
+    assert [edge_for(files) for files in (1, 60, 61, 400)] == [1280, 1280, 896, 640]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,7 @@ from flowhooks.cli import main
 from flowhooks.errors import Problem
 from flowhooks.gallery import write
 from flowhooks.gallery.cards import Card
-from flowhooks.gallery.page import Overview, page
+from flowhooks.gallery.page import Bucket, Overview, page
 from flowhooks.gallery.thumbs import Thumbs
 from tests.cli.test_process import imported
 from tests.data.folders import (
@@ -249,12 +250,77 @@ def test_no_text_becomes_markup(key, caption, dataset, told):
     def read(key: str, caption: str, dataset: str, told: str) -> Reader:
         card = Card(key=key, dataset=dataset, image=None, caption=caption, problems=(told,))
         above = {"facts": {told: 1}, "problems": [Problem(told, key)], "warnings": [told], "notes": [told]}
-        found = Overview(title=key, buckets={(dataset, "1x1"): 1}, of=1, **above)
+        found = Overview(title=key, buckets={(dataset, "1x1"): Bucket(samples=1)}, of=1, **above)
         return Reader(page(found, [(card, Thumbs())]))
 
     one = read(key, caption, dataset, told)
     assert one.seen == read("k", "c", "d", "t").seen
     assert one.texts["h3"].startswith(key) and one.texts["title"].startswith(key) and caption in one.texts["p"]
+
+
+def test_a_click_shows_the_whole_file_with_its_box_and_the_keyboard_goes_on(root, browser):
+    browser.open(inspect(root, [{**TRIPLE[0], "resolution": 16}, *TRIPLE[1:]]))
+    browser.run("document.querySelector('button.frame').focus()")
+    browser.press("Enter")
+    whole = "(() => { const i = document.querySelector('#zoom .whole'); return [i.naturalWidth, i.naturalHeight]; })()"
+    assert browser.run("document.querySelector('#zoom').open")
+    browser.run("Promise.all([...document.querySelectorAll('#zoom img')].map(i => i.decode()))")
+    assert browser.run(whole) == [24, 16]
+    parts = browser.run(
+        "(() => { const [view, box] = ['.whole', '.box'].map(s => document.querySelector(`#zoom ${s}`)"
+        ".getBoundingClientRect()); return [box.left - view.left, box.width, box.height].map((v, i) =>"
+        " v / (i < 2 ? view.width : view.height)); })()"
+    )
+    assert parts == pytest.approx([4 / 24, 16 / 24, 1], abs=0.01)
+    about = "document.querySelector('#zoom .about').textContent"
+    first = browser.run(about)
+    assert first.startswith("preferred: ") and "24x16, trained at 16x16" in first
+    browser.press("ArrowRight")
+    assert browser.run(about).startswith("rejected: ")
+    browser.press("ArrowLeft")
+    assert browser.run(about) == first
+    choose(browser, "search", "")
+    browser.press("Escape")
+    assert not browser.run("document.querySelector('#zoom').open")
+    assert browser.run("document.activeElement.className") == "frame" and len(shown(browser)) == len(CAPTIONS)
+    assert quiet(browser)
+
+
+def test_the_numbers_agree(root, browser):
+    """Of samples that come several times, with two rejected sides each, of which one is incomplete."""
+    write_image(root / "other/plain.png", (24, 16), 77)
+    (root / "lose/plain.png").unlink()
+    other = {"conditioning_type": "reference_loose", "dataset_type": "conditioning", "instance_data_dir": "other"}
+    linked = {**TRIPLE[0], "repeats": 2, "conditioning_data": ["lose", "mask", "other"]}
+    blocks = [linked, *TRIPLE[1:], {"id": "other", **other}]
+    facts = (
+        "Object.fromEntries([...document.querySelectorAll('.facts li')].map(l => l.innerText.split(/ (.*)/).slice(0, 2)"
+        ".reverse()))"
+    )
+    bucket = "document.querySelector('.buckets button').innerText.split('\\n')"
+    words = "document.querySelector('#shown').textContent"
+    browser.open(inspect(root, blocks))
+    assert browser.run(facts) == {
+        "samples": "8", "images": "8", "rejected": "8", "masks": "8", "captions": "8", "in an epoch": "21"
+    }  # fmt: skip
+    assert browser.run(bucket) == ["24x16", "7 samples", "win, 21 in an epoch"]
+    assert browser.run(words) == "8 of 8 shown" and len(shown(browser)) == 8
+    assert len(choose(browser, "state", "problem")) == 1
+    browser.open(inspect(root, blocks, "--sample", "3"))
+    assert browser.run(words) == "3 of 3 on this page shown, 8 in all" and len(shown(browser)) == 3
+    assert browser.run(bucket) == ["24x16", "7 samples", "win, 21 in an epoch, 2 on this page"]
+
+
+def test_a_grey_mask_is_shown_beside_the_sides(root, browser):
+    write_mask(root / "mask/plain.png", np.full((16, 24), 128))
+    browser.open(inspect(root, TRIPLE))
+    named = browser.run(
+        "Object.fromEntries([...document.querySelectorAll('article')].map(a => [a.querySelector('h3').textContent,"
+        " [...a.querySelectorAll('figcaption')].map(f => f.textContent).join()]))"
+    )
+    assert named.pop("plain") == "preferred,rejected,mask" and set(named.values()) == {"preferred,rejected"}
+    assert "mask trains 100% with weight 0.5" in browser.run("document.querySelector('main').innerText")
+    assert quiet(browser)
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -311,6 +377,11 @@ def test_a_run_file_leads_to_its_data(root, capsys):
     out = root / "out"
     assert main(["inspect", str(run), "--output", str(out), "--no-progress"]) == 0
     assert "<title>run.json</title>" in (out / "inspect.html").read_text()
+    # So does a folder of the user's, where its sub-folders say what is what.
+    for name in ("win", "lose"):
+        shutil.copytree(root / name, root / "pairs" / name)
+    assert main(["inspect", str(root / "pairs"), "--output", str(out), "--no-progress"]) == 0
+    assert "<b>8</b> rejected" in (out / "inspect.html").read_text()
     run.write_text(json.dumps({"model": {"pretrained_model_name_or_path": "digits"}}))
     assert main(["inspect", str(run), "--output", str(out), "--no-progress"]) == 2
     assert "names no `data`" in capsys.readouterr().err
