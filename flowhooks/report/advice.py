@@ -64,8 +64,8 @@ def _findings(record: RunRecord) -> Iterator[NextStep]:
     spread = mean_at_end(record, "flow_grpo_reward_spread")
     if spread == 0:
         yield NextStep(
-            text="Within each group all rewards are equal, so that nothing is learnt. Take a reward that differs, or more "
-            "images of a prompt."
+            text="Within each group all rewards are equal, so that nothing is learnt. Take a reward that differs, or "
+            "more images of a prompt."
         )
     if record.document and not record.section("validation").get("prompts"):
         yield NextStep(text="Name a few `validation.prompts`: curves do not show what images look like.")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flowhooks.documents.privacy import text_without_local_paths
 from flowhooks.report.curves import curve
 from flowhooks.report.figures import SPEED, VAL, Figure, figures_for, label
-from flowhooks.report.pictures import TINY, Grid, Pictures
+from flowhooks.report.pictures import TINY, DrawnImages, Grid
 from flowhooks.report.record import RunRecord
 
 #: Warnings of a run on the page; a run prints each sentence once, so that there are few.
@@ -48,7 +48,7 @@ def warnings(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: each["step"])
 
 
-def images(drawn: Sequence[Pictures]) -> dict[str, Any]:
+def images(drawn: Sequence[DrawnImages]) -> dict[str, Any]:
     """Return the images of all runs: what each shows, and for each run its steps and their images.
 
     An image of one run stands beside those of the others with the same prompt, seed and sampling steps.
@@ -106,7 +106,7 @@ def _keys(grid: Grid) -> list[tuple[Any, ...]]:
     return [(cell.prompt, cell.seed, cell.steps) for cell in grid.cells] or [("", -1, 0)]
 
 
-def _told(grid: Grid) -> Iterator[Mapping[str, Any]]:
+def _told(grid: Grid) -> Iterator[dict[str, Any]]:
     for i, (width, height) in enumerate(grid.sizes):
         cell = grid.cells[i] if grid.cells else None
         yield {

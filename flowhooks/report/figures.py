@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,13 +50,13 @@ FIGURES = (
     ),
     Figure(
         title="Margin",
-        note="How much better the model fits preferred than rejected images, against its reference. Above 0 it prefers.",
+        note="How much more the model has gained on preferred than on rejected images, against its reference.",
         metrics=("flow_dpo_margin",),
         reference=0,
     ),
     Figure(
         title="Advantages",
-        note="The two parts of the margin. It is earned where the preferred side rises, not only where the rejected does.",
+        note="The two parts of the margin. It is earned where the preferred side rises, not only the rejected.",
         metrics=("flow_dpo_win_adv", "flow_dpo_lose_adv"),
         reference=0,
         names={"flow_dpo_win_adv": "preferred", "flow_dpo_lose_adv": "rejected"},
@@ -190,22 +191,18 @@ def label(figure: Figure, name: str, found: Collection[str]) -> str:
         text = f"{float(band[1]):g} to {float(band[2]):g}"
     elif (count := re.search(r"distance_(\d+)_steps$", plain)) is not None:
         text = f"{count[1]} step{'' if count[1] == '1' else 's'}"
+    elif len({name.removeprefix(VAL) for name in found}) == 1:
+        text = figure.title[:1].lower() + figure.title[1:]
     else:
-        shared = _shared(figure, found)
-        text = plain.removeprefix(shared).strip("_").replace("_", " ") or plain.rpartition("_")[2]
+        shared = _shared(found)
+        text = plain.rpartition("_")[2] if f"{plain}_" == shared else plain.removeprefix(shared).replace("_", " ")
     return f"{text}, held out" if held else text
 
 
-def _shared(figure: Figure, found: Collection[str]) -> str:
+def _shared(found: Collection[str]) -> str:
     """Return what all names of a figure begin with, up to a whole word; nothing for one name."""
-    plain = {name.removeprefix(VAL) for name in found}
-    if len(plain) < 2:
-        return ""
-    words = [name.split("_") for name in plain]
-    shared = 0
-    while all(len(each) > shared and each[shared] == words[0][shared] for each in words):
-        shared += 1
-    return "".join(f"{word}_" for word in words[0][:shared]) if shared else ""
+    plain = {f"{name.removeprefix(VAL)}_" for name in found}
+    return os.path.commonprefix(sorted(plain)).rpartition("_")[0] + "_" if len(plain) > 1 else ""
 
 
 def _of(figure: Figure, names: Collection[str]) -> list[str]:

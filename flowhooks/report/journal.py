@@ -11,7 +11,7 @@ from typing import Any
 
 from flowhooks.files import write_aside
 from flowhooks.manifest import EVENTS
-from flowhooks.reading import MAX_TEXT, parse, read_text
+from flowhooks.reading import MAX_TEXT, parse, read_bytes
 
 #: Kinds of event.
 START, WARNING, MEMORY, STOPPED, END = "start", "warning", "memory", "stopped", "end"
@@ -98,7 +98,8 @@ def read_events(folder: Path) -> Events:
 
 
 def _lines(file: Path) -> list[str]:
-    return read_text(file, MAX_TEXT).splitlines() if file.is_file() else []
+    # A byte that is not text spoils its line only.
+    return read_bytes(file, MAX_TEXT).decode("utf-8", "replace").splitlines() if file.is_file() else []
 
 
 def _event(line: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ class MetricsFile:
 
     def __init__(self, file: Path):
         self.file = file
+        self._offset, self._before = 0, b""
         self._forget()
 
     def update(self) -> MetricsFile:
@@ -51,22 +52,22 @@ class MetricsFile:
             return self
         refuse_special(self.file)
         with open(os.open(self.file, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
-            about = os.fstat(stream.fileno())
-            if about.st_ino != self._inode or about.st_size < self._offset:
+            stream.seek(self._offset - len(self._before))
+            if stream.read(len(self._before)) != self._before:
+                # A resumed run has written it anew.
                 self._forget()
-                self._inode = about.st_ino
-            stream.seek(self._offset)
+                stream.seek(0)
             for line in iter(lambda: stream.readline(MAX_DOCUMENT), b""):
                 if not line.endswith(b"\n") and not self._is_whole(line):
                     self.cut = True
                     break
-                self._offset = stream.tell()
+                self._offset, self._before = stream.tell(), line
                 self.cut = False
                 self._take(line)
         return self
 
     def _forget(self) -> None:
-        self._offset, self._inode = 0, -1
+        self._offset, self._before = 0, b""
         self.columns: dict[str, Column] = {}
         self.lines, self.last, self.cut = 0, 0, False
         self.damaged: list[int] = []

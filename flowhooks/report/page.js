@@ -60,6 +60,8 @@ class Chart {
     this.host = host.querySelector(".plot");
     host.querySelector(".save").addEventListener("click", () => this.save());
     this.width = 0;
+    // At once, and again whenever its width changes; one in a part that is closed has none yet.
+    this.draw();
     new ResizeObserver(() => { if (this.host.clientWidth !== this.width) this.draw(); }).observe(this.host);
   }
 
@@ -350,8 +352,9 @@ if (viewer && steps.length) {
     one("#thumbs").append(button);
   });
   one("#thumbs").hidden = DATA.images.cells.length < 2;
-  const kept = DATA.watched && sessionStorage.getItem("view");
-  if (kept) Object.assign(view, JSON.parse(kept), { step: Math.min(JSON.parse(kept).last ? steps.length : JSON.parse(kept).step, steps.length - 1) });
+  const kept = DATA.watched && JSON.parse(sessionStorage.getItem("view"));
+  // Who looked at the last step sees the new last one.
+  if (kept) Object.assign(view, kept, { step: kept.last ? steps.length - 1 : Math.min(kept.step, steps.length - 1) });
   view.cell = Math.min(view.cell, DATA.images.cells.length - 1);
   look();
 }
@@ -366,14 +369,13 @@ document.addEventListener("keydown", (event) => {
 });
 
 // Only where a server renews the page.
-if (DATA.watched) {
-  setInterval(async () => {
-    try {
-      const answer = await fetch("state");
-      if (answer.ok && (await answer.text()) !== DATA.watched) {
-        sessionStorage.setItem("view", JSON.stringify({ ...view, last: view.step === steps.length - 1 }));
-        location.reload();
-      }
-    } catch { /* the server has ended; what is shown stays */ }
-  }, 3000);
+async function renew() {
+  try {
+    const answer = await fetch("state");
+    if (answer.ok && (await answer.text()) !== DATA.watched) {
+      sessionStorage.setItem("view", JSON.stringify({ ...view, last: view.step === steps.length - 1 }));
+      location.reload();
+    }
+  } catch { /* the server has ended; what is shown stays */ }
 }
+if (DATA.watched) setInterval(renew, 3000);

@@ -19,7 +19,7 @@ from flowhooks.manifest import REPORT_MARK
 from flowhooks.report import content
 from flowhooks.report.advice import next_steps
 from flowhooks.report.figures import HELD_OUT, METHOD, OPTIMISER, OTHER, SPEED
-from flowhooks.report.pictures import Pictures
+from flowhooks.report.pictures import DrawnImages
 from flowhooks.report.record import RunRecord
 from flowhooks.report.settings import Setting, differing, settings
 
@@ -33,7 +33,7 @@ _TITLES = {
 }
 
 
-def page(records: Sequence[RunRecord], drawn: Sequence[Pictures], *, watched: str = "") -> str:
+def page(records: Sequence[RunRecord], drawn: Sequence[DrawnImages], *, watched: str = "") -> str:
     """Return the whole page of one run, or of several that are compared.
 
     Args:
@@ -48,16 +48,17 @@ def page(records: Sequence[RunRecord], drawn: Sequence[Pictures], *, watched: st
         f"form-action 'none'{asks}"
     )
     shown = content.figures(records)
+    warned = content.warnings(records)
     data = {
         "runs": [{"name": record.name, "last": record.last} for record in records],
         "figures": shown,
-        "warnings": content.warnings(records),
+        "warnings": warned,
         "images": content.images(drawn),
         "watched": watched,
     }
     title = " and ".join(record.name for record in records)
     body = [*_head(records), '<main id="main">', *_notices(records)]
-    body += [*_glance(records), *_figures(shown, METHOD, HELD_OUT), *_warnings(records, data["warnings"])]
+    body += [*_glance(records), *_figures(shown, METHOD, HELD_OUT), *_warnings(records, warned)]
     body += [*_images(records, drawn), *_data(records), *_settings(records)]
     body += [*_speed(records, shown), *_figures(shown, OPTIMISER, OTHER), *_next(records), "</main>", *_foot(records)]
     return (
@@ -66,7 +67,8 @@ def page(records: Sequence[RunRecord], drawn: Sequence[Pictures], *, watched: st
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>"
         + "\n".join(body)
-        + f'\n<script type="application/json" id="data">{_json(data)}</script>\n<script>{script}</script></body></html>\n'
+        + f'\n<script type="application/json" id="data">{_json(data)}</script>'
+        + f"\n<script>{script}</script></body></html>\n"
     )
 
 
@@ -183,7 +185,8 @@ def _figures(shown: Sequence[Mapping[str, Any]], *groups: str) -> Iterator[str]:
         if not here and group != METHOD:
             continue
         if group == METHOD and not here:
-            yield f'<section id="{anchor}"><h2>{title}</h2><p class="soft">No metric of a method was logged.</p></section>'
+            yield f'<section id="{anchor}"><h2>{title}</h2>'
+            yield '<p class="soft">No metric of a method was logged.</p></section>'
             continue
         places = "".join(_place(each) for each in here)
         if group == OTHER:
@@ -217,7 +220,7 @@ def _warnings(records: Sequence[RunRecord], told: Sequence[Mapping[str, Any]]) -
     )
 
 
-def _images(records: Sequence[RunRecord], drawn: Sequence[Pictures]) -> Iterator[str]:
+def _images(records: Sequence[RunRecord], drawn: Sequence[DrawnImages]) -> Iterator[str]:
     yield '<section id="images"><h2>Images</h2>'
     for record, pictures in zip(records, drawn, strict=True):
         name = f"{_words(record.name)}: " if len(records) > 1 else ""
@@ -228,17 +231,19 @@ def _images(records: Sequence[RunRecord], drawn: Sequence[Pictures]) -> Iterator
             yield f'<p class="soft">{name}cannot be read: {escape(", ".join(pictures.damaged))}.</p>'
         left = max((grid.left_out for _, grid in pictures.grids), default=0)
         if left:
-            yield f'<p class="soft">{name}{count(left, "image")} of each validation not shown here; they are in the grids.</p>'
+            yield f'<p class="soft">{name}{count(left, "image")} of each validation: only in the grids.</p>'
     if not any(pictures.grids for pictures in drawn):
         yield '<p class="soft">There are no validation images.</p></section>'
         return
     yield """<form id="viewer" hidden>
 <div class="bar"><label for="step">Step</label><input type="range" id="step" min="0" max="0" step="1" value="0">
 <output id="at" for="step"></output>
-<span class="modes" role="group" aria-label="How to compare"><button type="button" id="side" aria-pressed="true">Side by side</button><button
- type="button" id="wipe" aria-pressed="false">Wipe</button></span></div>
+<span class="modes" role="group" aria-label="How to compare">
+<button type="button" id="side" aria-pressed="true">Side by side</button>
+<button type="button" id="wipe" aria-pressed="false">Wipe</button></span></div>
 <div id="stage"></div>
-<label id="divide" hidden><span>Wipe</span><input type="range" id="divider" min="0" max="100" step="1" value="50"></label>
+<label id="divide" hidden><span>Wipe</span>
+<input type="range" id="divider" min="0" max="100" step="1" value="50"></label>
 <p id="prompt" dir="auto"></p><div id="thumbs" role="group" aria-label="Images"></div></form></section>"""
 
 
@@ -258,7 +263,7 @@ def _data(records: Sequence[RunRecord]) -> Iterator[str]:
         if lines:
             yield '<ul class="lines">' + "".join(f"<li>{_words(line)}</li>" for line in lines) + "</ul>"
         if not record.events.known:
-            yield '<p class="soft">The audit of this run is not known; <code>flowhooks inspect</code> shows its data.</p>'
+            yield '<p class="soft">Its audit is not known; <code>flowhooks inspect</code> shows its data.</p>'
         elif not lines:
             yield '<p class="soft">This run trained on no data set: it samples its own.</p>'
     yield "</section>"
@@ -348,14 +353,15 @@ def _next(records: Sequence[RunRecord]) -> Iterator[str]:
         )
         yield f'<ol class="next">{rows}</ol>'
         if record.folder.is_absolute():
-            yield '<p class="soft">The commands are for the folder that holds this run.</p>'
+            yield '<p class="soft">Type the commands in the folder of the run.</p>'
     yield "</section>"
 
 
 def _foot(records: Sequence[RunRecord]) -> Iterator[str]:
     yield (
-        "<footer><p>Where a curve has more points than fit, its line is the mean of each bin, with a band from the least "
-        "to the largest; else it is the mean of the eleven logged steps around, with the logged values behind it.</p>"
+        "<footer><p>Where a curve has more points than fit, its line is the mean of each bin, with a band from the "
+        "least to the largest; else it is the mean of the eleven logged steps around, with the logged values behind "
+        "it.</p>"
         "<p><kbd>Tab</kbd> reaches every curve, <kbd>←</kbd> <kbd>→</kbd> read it, <kbd>w</kbd> wipes, "
         "<kbd>[</kbd> <kbd>]</kbd> change the step of the images. Written by flowhooks.</p>"
         '</footer><p id="told" class="hidden" aria-live="polite"></p>'

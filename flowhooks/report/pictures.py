@@ -43,7 +43,7 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class DrawnImages:
     """Holds the images of a run, step by step.
 
     Args:
@@ -57,7 +57,7 @@ class Pictures:
     damaged: tuple[str, ...] = ()
 
 
-def read_pictures(folder: Path, kept: Kept) -> Pictures:
+def read_pictures(folder: Path, kept: Kept) -> DrawnImages:
     """Read the images of a run's folder; of many validations the first, the last and those evenly between.
 
     Args:
@@ -79,7 +79,7 @@ def read_pictures(folder: Path, kept: Kept) -> Pictures:
             damaged.append(file.name)
         else:
             grids.append((step, found))
-    return Pictures(grids=tuple(grids), of=len(files), damaged=tuple(damaged))
+    return DrawnImages(grids=tuple(grids), of=len(files), damaged=tuple(damaged))
 
 
 def spread(items: Sequence[int], most: int) -> list[int]:

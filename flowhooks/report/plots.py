@@ -83,6 +83,8 @@ def _draw(canvas: Any, figure: Mapping[str, Any], warned: Sequence[int], *, seve
 
 def _label(axes: Any, ends: Sequence[tuple[float, float, str, str]]) -> None:
     """Write the last value of each line beside its end, apart from each other."""
+    # The scales are made only when a figure is drawn, or now.
+    axes.autoscale_view()
     height = axes.bbox.height / axes.figure.dpi * 72
     placed: list[float] = []
     for x, y, words, colour in sorted(ends, key=lambda end: end[1]):

@@ -135,11 +135,11 @@ def _state(record: RunRecord) -> list[str]:
         found.append("This run has logged no step yet.")
     elif record.events.stopped is not None:
         step, why = record.events.stopped
-        found.append(f"This run stopped after step {step:,} of {_of(record)}: {why}")
+        found.append(f"This run stopped at step {step:,} of {_of(record)}: {why}")
     elif not record.finished:
         found.append(
-            f"This run is not finished: step {record.last:,} of {_of(record)} was logged last. It is training still, or "
-            "it was interrupted."
+            f"This run is not finished: step {record.last:,} of {_of(record)} was logged last. It is training still, "
+            "or it was interrupted."
         )
     if not record.events.known:
         found.append(

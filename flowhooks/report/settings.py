@@ -39,7 +39,8 @@ class Setting:
 
 def settings(record: RunRecord) -> list[Setting]:
     """Return every key of a run, in the order of its sections."""
-    document, found = record.document, []
+    document = record.document
+    found: list[Setting] = []
     for name in _SECTIONS:
         section, defaults = document.get(name), _defaults_of(name)
         if name == "adapter" and isinstance(section, dict):

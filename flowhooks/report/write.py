@@ -11,7 +11,7 @@ from flowhooks.files import write_aside
 from flowhooks.manifest import HISTORY, REPORT, REPORT_MARK
 from flowhooks.report.metrics_file import MetricsFile
 from flowhooks.report.page import page
-from flowhooks.report.pictures import Kept, Pictures, read_pictures
+from flowhooks.report.pictures import DrawnImages, Kept, read_pictures
 from flowhooks.report.record import RunRecord, is_ours, read_record
 
 
@@ -23,7 +23,7 @@ class ReportWriter:
         self.folder = folder
         self._metrics, self._kept = MetricsFile(folder / HISTORY), Kept()
 
-    def read(self) -> tuple[RunRecord, Pictures]:
+    def read(self) -> tuple[RunRecord, DrawnImages]:
         """Return what is known now. Raises ConfigError and OSError."""
         return read_record(self.folder, self._metrics), read_pictures(self.folder, self._kept)
 
@@ -48,7 +48,7 @@ def write_report(folders: Sequence[Path], file: Path) -> list[RunRecord]:
     return [record for record, _ in found]
 
 
-def write_page(found: Sequence[tuple[RunRecord, Pictures]], file: Path) -> Path:
+def write_page(found: Sequence[tuple[RunRecord, DrawnImages]], file: Path) -> Path:
     """Write the page of these runs to ``file``. Raises ConfigError where a file stands there that no report is."""
     if not is_ours(file, REPORT_MARK):
         raise ConfigError(Problem("this file exists and is no report of flowhooks; name another --output", str(file)))
