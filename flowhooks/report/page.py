@@ -145,7 +145,7 @@ def _glance(records: Sequence[RunRecord]) -> Iterator[str]:
         if record.events.known:
             facts.append((str(len(record.events.warnings)), "warnings", ""))
         cells = "".join(
-            f"<div><dd>{escape(value)}</dd><dt>{escape(name)}<span>{escape(more)}</span></dt></div>"
+            f"<div><dt>{escape(name)}<span>{escape(more)}</span></dt><dd>{escape(value)}</dd></div>"
             for value, name, more in facts
         )
         title = f"<h3>{_words(record.name)}</h3>" if len(records) > 1 else ""
@@ -364,5 +364,5 @@ def _foot(records: Sequence[RunRecord]) -> Iterator[str]:
         "it.</p>"
         "<p><kbd>Tab</kbd> reaches every curve, <kbd>←</kbd> <kbd>→</kbd> read it, <kbd>w</kbd> wipes, "
         "<kbd>[</kbd> <kbd>]</kbd> change the step of the images. Written by flowhooks.</p>"
-        '</footer><p id="told" class="hidden" aria-live="polite"></p>'
+        '</footer><p id="told" aria-live="polite"></p>'
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.report.page import page
 from flowhooks.report.record import changed
-from flowhooks.report.write import ReportWriter
+from flowhooks.report.write import ReportWriter, read_all
 
 HOST = "127.0.0.1"
 #: Names under which a browser may ask: another name may be a stranger's, made to lead here.
@@ -58,7 +58,7 @@ class ReportServer(ThreadingHTTPServer):
             # Taken before they are read: what is written meanwhile renews the page once more.
             state = self.state()
             if state != self._page[0]:
-                found = [writer.read() for writer in self._writers]
+                found = read_all(self._writers)
                 text = page([record for record, _ in found], [drawn for _, drawn in found], watched=state)
                 self._page = state, text.encode("utf-8", "backslashreplace")
             return self._page[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,9 +44,28 @@ def write_report(folders: Sequence[Path], file: Path) -> list[RunRecord]:
         ConfigError: a folder is no run's, or ``file`` is not ours.
         OSError: something cannot be read or written.
     """
-    found = [ReportWriter(folder).read() for folder in folders]
+    found = read_all([ReportWriter(folder) for folder in folders])
     write_page(found, file)
     return [record for record, _ in found]
+
+
+def read_all(writers: Sequence[ReportWriter]) -> list[tuple[RunRecord, DrawnImages]]:
+    """Return what is known of several runs; those whose folders have one name are told apart by more of their paths.
+
+    Raises:
+        ConfigError: a folder is no run's, or is named twice.
+        OSError: something cannot be read.
+    """
+    found = [writer.read() for writer in writers]
+    places = [record.folder.resolve() for record, _ in found]
+    if twice := [place for place in places if places.count(place) > 1]:
+        raise ConfigError(Problem("is named twice; name each run once", str(twice[0])))
+    names = [record.name for record, _ in found]
+    length = 1
+    while len(set(names)) < len(names):
+        length += 1
+        names = ["/".join(place.parts[-length:]) for place in places]
+    return [(replace(record, name=name), drawn) for (record, drawn), name in zip(found, names, strict=True)]
 
 
 def write_page(found: Sequence[tuple[RunRecord, DrawnImages]], file: Path) -> Path:

@@ -47,7 +47,7 @@ class Job:
         identity: identity of the run, stored in its checkpoints.
         schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
         background: writes files beside the steps.
-        audit: lines on the data, and its counts.
+        audit: of its data.
         warned: what was warned of before the first step.
         step: optimiser steps done.
         values: the metrics that were logged last.

@@ -212,6 +212,15 @@ def test_several_runs_share_their_axes_and_show_what_differs(runs, tmp_path, bro
     assert browser.run(names) == ["one", "two"] and quiet(browser)
 
 
+def test_runs_in_folders_of_one_name_are_told_apart(tmp_path, capsys):
+    folders = [write_run(tmp_path / name / "out") for name in ("a", "b")]
+    file = tmp_path / "compare.html"
+    assert main(["report", *map(str, folders), "--output", str(file)]) == 0
+    assert "<title>a/out and b/out</title>" in file.read_text()
+    assert main(["report", str(folders[0]), f"{folders[0]}/", "--output", str(file)]) == 2
+    assert "is named twice; name each run once" in capsys.readouterr().err
+
+
 def test_a_page_without_curves_and_images_stands(tmp_path, browser):
     folder = write_run(tmp_path / "fresh")
     write_events(folder, [start()])
