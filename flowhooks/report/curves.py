@@ -10,7 +10,7 @@ import numpy as np
 #: The most points of a curve; a longer one is divided into as many bins.
 POINTS = 400
 #: Fewer points than these are drawn as they are.
-FEW = 20
+FEW = 60
 #: Points on either side over which the line of others is a mean.
 AROUND = 5
 

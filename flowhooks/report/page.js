@@ -275,6 +275,11 @@ function picture(column, cell) {
   return html("img", { src: column.url, className: cell.tiny ? "tiny" : "", width: cell.width, height: cell.height, alt: `${column.name}, step ${whole(column.step)}: ${cell.prompt || "validation images"}` });
 }
 
+// A few pixels are shown larger, but not as large as an image of many.
+function fit(figure, cell) {
+  if (cell.tiny) figure.style.maxWidth = `${Math.max(200, 8 * cell.width)}px`;
+}
+
 function caption(parts, cell) {
   const found = html("figcaption", {});
   for (const part of parts) {
@@ -299,6 +304,7 @@ function look() {
   one("#prompt").textContent = cell.prompt === null ? "The grid of a version that wrote no labels." : cell.prompt;
   if (wiping) {
     const figure = html("figure", {}), over = html("div", { className: "over" });
+    fit(figure, cell);
     over.append(picture(found[0], cell), picture(found[1], cell), html("i", {}));
     over.addEventListener("pointerdown", (event) => { over.setPointerCapture(event.pointerId); drag(over, event); });
     over.addEventListener("pointermove", (event) => { if (event.buttons || event.pointerType === "mouse") drag(over, event); });
@@ -308,6 +314,7 @@ function look() {
   } else {
     one("#stage").replaceChildren(...found.map((column) => {
       const figure = html("figure", {});
+      fit(figure, cell);
       figure.append(picture(column, cell), caption([column], cell));
       return figure;
     }));

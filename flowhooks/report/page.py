@@ -134,8 +134,8 @@ def _glance(records: Sequence[RunRecord]) -> Iterator[str]:
         for name, short in _judged(record):
             values = record.metrics.columns[name].values
             late = list(values[-10:])
-            began = f"{values[0]:.4g} at step {int(record.metrics.columns[name].steps[0]):,}"
-            facts.append((f"{sum(late) / len(late):.4g}", short, began if len(values) > 1 else ""))
+            began = f"{values[0]:.3g} at step {int(record.metrics.columns[name].steps[0]):,}"
+            facts.append((f"{sum(late) / len(late):.3g}", short, began if len(values) > 1 else ""))
         of = f"of {record.steps:,}" if record.steps else ""
         facts.append((f"{record.last:,}", "steps", of))
         if pace := _pace(record):
