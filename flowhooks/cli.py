@@ -32,6 +32,7 @@ from flowhooks.commands import (
     pairs,
     probe,
     push,
+    report,
     sample,
     schema,
     train,
@@ -41,7 +42,7 @@ from flowhooks.files import is_full
 from flowhooks.printing import one_line, printable, safe_output
 from flowhooks.quiet import quiet
 
-COMMANDS = (init, check, explain, train, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
+COMMANDS = (init, check, explain, train, report, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
 
 
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)

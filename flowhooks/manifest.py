@@ -22,6 +22,12 @@ CARD = "README.md"
 METRICS = "metrics.json"
 #: The metrics of a run, one line per logged step.
 HISTORY = "metrics.jsonl"
+#: What else a run tells, one line each: its start, warnings, memory, and how it ended.
+EVENTS = "events.jsonl"
+#: The page that shows a run.
+REPORT = "report.html"
+#: How that page begins, by which a file of this name is known as one that a run may replace.
+REPORT_MARK = "<!doctype html><!-- flowhooks report -->"
 #: Weights that hooks trained beside an adapter.
 MODULES = "flowhooks_modules.safetensors"
 #: Python that loads a flow map where flowhooks is not installed.

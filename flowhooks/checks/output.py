@@ -12,11 +12,14 @@ from flowhooks.data.files import realpath
 from flowhooks.errors import Problem
 from flowhooks.manifest import (
     CARD,
+    EVENTS,
     HISTORY,
     LOADER,
     METRICS,
     MODULES,
     PIPELINE,
+    REPORT,
+    REPORT_MARK,
     RUN,
     VALIDATION,
     checkpoints_in,
@@ -134,6 +137,8 @@ _MARKS: Mapping[str, Callable[[str], bool]] = {
     CARD: lambda text: "Trained with flowhooks from " in text,
     METRICS: _is_last_metrics,
     HISTORY: _is_history,
+    EVENTS: _is_history,
+    REPORT: lambda text: text.startswith(REPORT_MARK),
     LOADER: lambda text: "\ndef load_flow_map(" in text,
 }
 

@@ -58,8 +58,19 @@ def run_demo(output: Path, progress: bool, rebuild: bool = False) -> int:
 def _run(output: Path, progress: bool, rebuild: bool) -> int:
     from flowhooks.digits.judge import ensure_judge
     from flowhooks.digits.model import ensure_model
-    from flowhooks.digits.report import SAMPLES, as_text, asked_digits, draw, load_stock, save_grid, table, write_report
+    from flowhooks.digits.picture import save_comparison
+    from flowhooks.digits.report import (
+        FIRST_SEED,
+        SAMPLES,
+        as_text,
+        asked_digits,
+        draw,
+        load_stock,
+        table,
+        write_report,
+    )
     from flowhooks.digits.scans import ensure_data
+    from flowhooks.report import ReportWriter
 
     began = time.monotonic()
     say("1/5 Digit scans, clean and with ink spilled on them", flush=True)
@@ -75,13 +86,22 @@ def _run(output: Path, progress: bool, rebuild: bool) -> int:
     drawn_before = draw(load_stock(base), title="Before", progress=progress)
     drawn_after = draw(load_stock(base, lora), title="After", progress=progress)
     before, after = judge.score(drawn_before, digits), judge.score(drawn_after, digits)
-    save_grid(drawn_before, drawn_after, output / "before_after.png")
-    report = write_report(output, judge, before, after, run.document)
+    picture = save_comparison(
+        drawn_before,
+        drawn_after,
+        (before, after),
+        output / "before_after.png",
+        first_seed=FIRST_SEED,
+        steps=run.training["max_train_steps"],
+    )
+    page = ReportWriter(lora).write()
+    report = write_report(output, judge, before, after, run.document, page.relative_to(output))
     say()
     say_lines(as_text(table(before, after)).split("\n"))
     say()
     for what, where in (
-        ("Pictures", output / "before_after.png"),
+        ("Pictures", picture),
+        ("Page", page),
         ("LoRA", lora / LORA_FILE),
         ("Report", report),
         ("Data", data),

@@ -88,8 +88,8 @@ def _again(args: Namespace) -> list[str]:
 
 def _written(folder: Path) -> list[tuple[str, Path]]:
     from flowhooks.adapters.names import ADAPTER_FILES
-    from flowhooks.manifest import PIPELINE
+    from flowhooks.manifest import PIPELINE, REPORT
 
     candidates = (("adapter", name) for name in ADAPTER_FILES)
-    named = [*candidates, ("pipeline", PIPELINE), ("validation", "validation")]
+    named = [*candidates, ("pipeline", PIPELINE), ("validation", "validation"), ("page", REPORT)]
     return [(what, folder / name) for what, name in named if (folder / name).exists()]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from PIL import Image, ImageDraw
 
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.digits.judge import Judge, Score
@@ -21,7 +20,6 @@ from flowhooks.files import write_aside
 from flowhooks.printing import progress_bar
 
 SAMPLES, STEPS, FIRST_SEED, BATCH = 500, 20, 10_000, 100
-PAPER, GAP = (214, 218, 226), 6
 _ROWS = (
     ("blot rate", "blot_rate", "{:.1%}"),
     ("digit accuracy", "digit_accuracy", "{:.1%}"),
@@ -99,28 +97,12 @@ def as_text(rows: Sequence[tuple[str, str, str]]) -> str:
     return "\n".join(f"  {name:<16}{left:>10}{right:>10}" for name, left, right in lines)
 
 
-def save_grid(before: torch.Tensor, after: torch.Tensor, file: Path, *, columns: int = 8, scale: int = 2) -> None:
-    """Save one row per digit: on the left samples of the base, on the right samples of the trained model from the same
-    noise.
+def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: Mapping[str, Any], page: Path) -> Path:
+    """Write `report.md` for people and `report.json` for programs into `folder`; returns the first.
 
-    `before` and `after` are `[N, 3, H, W]` in [-1, 1], image i with the prompt of digit i mod 10, with N at least
-    10 x `columns`.
+    Args:
+        page: the page of the run.
     """
-    side, cell, gap, head = before.shape[-1] * scale, before.shape[-1] * scale + GAP, 24, 18
-    canvas = Image.new("RGB", (2 * columns * cell + gap, 10 * cell + head), PAPER)
-    pen = ImageDraw.Draw(canvas)
-    for left, title, pictures in ((0, "before", before), (columns * cell + gap, "after", after)):
-        pen.text((left + 4, 3), title, fill="black")
-        pixels = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-        for place in range(10 * columns):
-            row, column = place % 10, place // 10
-            enlarged = Image.fromarray(pixels[place]).resize((side, side), Image.Resampling.NEAREST)
-            canvas.paste(enlarged, (left + column * cell, head + row * cell))
-    write_aside(file, lambda aside: canvas.save(aside, format="PNG"))
-
-
-def write_report(folder: Path, judge: Judge, before: Score, after: Score, run: Mapping[str, Any]) -> Path:
-    """Write `report.md` for people and `report.json` for programs into `folder`; returns the first."""
     facts = {"before": asdict(before), "after": asdict(after), "judge_held_out": judge.held_out, "machine": machine()}
     sampling = {"count": before.count, "first_seed": FIRST_SEED, "steps": STEPS, "guidance_scale": 1.0}
     _write(folder / "report.json", json.dumps({**facts, "sampling": sampling, "run": run}, indent=2) + "\n")
@@ -141,6 +123,8 @@ The judge is a small network trained on real scans only. On {held["pairs"]:.0f} 
 and of all clean scans; at {before.count} images it is biased upwards, alike on both sides.
 
 ![before and after](before_after.png)
+
+`{page}` shows the run: its curves, warnings, images and settings.
 
 `report.json` beside this file has the numbers, the machine and the whole run.
 """

@@ -17,9 +17,9 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from flowhooks.adapters.adapter_file import write_aside
 from flowhooks.adapters.names import USE_DORA
+from flowhooks.documents.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.export.card_code import below, card_code
 from flowhooks.export.pipelines import UNKNOWN, PipelineKind, pipeline_kind
-from flowhooks.export.privacy import is_local_path, last_part, without_local_paths
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import CARD, LOADER, MODULES
 from flowhooks.rewards.registry import REWARDS

@@ -15,9 +15,9 @@ from torch import Tensor
 from flowhooks.adapters.adapter_file import read_tensors, write_tensors
 from flowhooks.adapters.fit import adapter_below
 from flowhooks.adapters.network import Network, network_in, network_told
+from flowhooks.documents.privacy import is_local_path, last_part
 from flowhooks.errors import ModelError
 from flowhooks.export.dialects import Exported, export_adapter
-from flowhooks.export.privacy import is_local_path, last_part
 from flowhooks.export.second_time import TrainedSecondTime, read_second_time
 from flowhooks.manifest import CHECKPOINT, MODULES
 from flowhooks.naming import Family, TimeEmbedding, families, family_of

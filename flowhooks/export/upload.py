@@ -19,8 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.adapters.names import LORA_FILE, LYCORIS_FILE, PEFT_CONFIG_FILE, PEFT_FILE, no_weights
+from flowhooks.documents.privacy import text_without_local_paths, without_local_paths, without_origins
 from flowhooks.errors import ConfigError, HubError, Problem
-from flowhooks.export.privacy import text_without_local_paths, without_local_paths, without_origins
 from flowhooks.manifest import CARD, LOADER, METRICS, MODULES, PIPELINE, RUN, VALIDATION, damage
 from flowhooks.reading import MAX_TEXT, parse
 

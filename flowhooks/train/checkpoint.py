@@ -18,6 +18,7 @@ from flowhooks.errors import CheckpointError, FlowhooksError, FlowhooksWarning, 
 from flowhooks.files import REFUSALS
 from flowhooks.manifest import (
     CHECKPOINT,
+    EVENTS,
     FORMAT,
     HISTORY,
     MANIFEST,
@@ -95,9 +96,9 @@ class Checkpoints:
         aside = self.folder / f"set-aside-{uuid.uuid4().hex[:6]}"
         try:
             aside.mkdir()
-            history = self.folder / HISTORY
-            if history.is_file():
-                shutil.copyfile(history, aside / HISTORY)
+            for name in (HISTORY, EVENTS):
+                if (self.folder / name).is_file():
+                    shutil.copyfile(self.folder / name, aside / name)
             for folder in later:
                 folder.rename(aside / folder.name)
         except OSError as error:

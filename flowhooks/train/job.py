@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from torch import Tensor
 
 from flowhooks import distributed
 from flowhooks.config import Run
-from flowhooks.data import Schedule
+from flowhooks.data import Audit, Schedule
 from flowhooks.errors import CheckpointError, FlowhooksWarning
 from flowhooks.kernel import Batch
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
-from flowhooks.manifest import read_manifest
+from flowhooks.manifest import REPORT, read_manifest
+from flowhooks.report import Journal, ReportWriter
+from flowhooks.report.journal import END, MEMORY, START, STOPPED, WARNING
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.background import Background
@@ -33,7 +35,7 @@ from flowhooks.train.liveness import Liveness
 from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
-from flowhooks.train.report import Progress, health_names, summary
+from flowhooks.train.report import Progress, health_names, process_memory, summary
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -45,6 +47,8 @@ class Job:
         identity: identity of the run, stored in its checkpoints.
         schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
         background: writes files beside the steps.
+        audit: of its data.
+        warned: what was warned of before the first step.
         step: optimiser steps done.
         values: the metrics that were logged last.
     """
@@ -58,6 +62,8 @@ class Job:
     identity: Mapping[str, Any]
     schedule: Schedule
     background: Background
+    audit: Audit
+    warned: Sequence[str] = ()
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
@@ -76,18 +82,22 @@ class Job:
         self.window = MetricWindow(training["log_every_steps"], training["max_train_steps"])
         if self._window is not None:
             self.window.load_state_dict(self._window)
-        self.voice = WarnOnce(main)
-        self._loader = loader
+        folder = Path(self.run.output_dir)
         if main:
-            self._history = History(Path(self.run.output_dir), self.step)
+            self._history, self._journal = History(folder, self.step), Journal(folder, self.step)
+        self.voice = WarnOnce(main, keep=lambda sentence: self._note(WARNING, text=sentence))
+        self._loader = loader
+        self._report = ReportWriter(folder)
         # A tracker may draw random names; the random state of a resumed run is restored already.
         with rng.preserved(self.accelerator.device):
             self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
-        self.progress = Progress(
-            total=training["max_train_steps"], health=health_names(self.session.assembly.hooks), bar=progress, main=main
-        )
-        for line in summary(self):
+        health, lines = health_names(self.session.assembly.hooks), summary(self)
+        self.progress = Progress(total=training["max_train_steps"], health=health, bar=progress, main=main)
+        for line in lines:
             self.progress.say(line)
+        self._note(START, health=health, summary=lines, audit=self.audit.report, counts=self.audit.counts)
+        for sentence in self.warned:
+            self._note(WARNING, text=sentence)
         self.liveness = Liveness(
             self.session,
             self.validation.model.transformer,
@@ -95,8 +105,17 @@ class Job:
             begins=self.step == 0,
         )
         self.optimization.before = self.liveness.note
-        with self.liveness.watching(), self.progress.open(self.step), self.background.open(self.progress.say):
-            yield
+        try:
+            with self.liveness.watching(), self.progress.open(self.step), self.background.open(self.progress.say):
+                yield
+            if self.step >= training["max_train_steps"]:
+                self._note(END)
+        except BaseException as error:
+            self._note(STOPPED, text=str(error) if isinstance(error, Exception) else "interrupted")
+            raise
+        finally:
+            self._note_memory()
+            self._write_report()
 
     def batches(self) -> Iterator[Batch | None]:
         """Yield batches on the device, starting at the next micro-step, without end; None for a run that samples its
@@ -140,23 +159,45 @@ class Job:
         self.values |= values
         if values:
             self.publish(values)
+        self._note_memory()
+        self.background.submit(self._write_report)
 
     def publish(self, values: Mapping[str, float]) -> None:
         """Send values to trackers and history, under this step."""
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
-        with self._told("the trackers"):
+        with self._told("the trackers did not take a step's metrics"):
             self.accelerator.log(finite, step=self.step)
         if self.accelerator.is_main_process:
-            with self._told(str(self._history.file)):
+            with self._told(f"{self._history.file} did not take a step's metrics"):
                 self._history.append(self.step, values)
 
+    def _note(self, event: str, **told: Any) -> None:
+        """Keep an event of this step for the report."""
+        if self.accelerator.is_main_process:
+            # A full disk is told where the steps' metrics are written.
+            with suppress(OSError):
+                self._journal.append(self.step, event, **told)
+
+    def _note_memory(self) -> None:
+        device = self.accelerator.device
+        found = {"process": process_memory()}
+        if device.type == "cuda":
+            found["device"] = torch.cuda.max_memory_allocated(device)
+        self._note(MEMORY, bytes=found)
+
+    def _write_report(self) -> None:
+        """Write the page that shows the run, where it is wanted. A page never ends a run."""
+        if self.accelerator.is_main_process and self.run.logging["report"]:
+            with self._told(f"{REPORT} could not be written"):
+                self._report.write()
+
     @contextmanager
-    def _told(self, what: str) -> Iterator[None]:
-        """Turn a failure to log into a warning: it never ends a run."""
+    def _told(self, failure: str) -> Iterator[None]:
+        """Turn a failure to log into a warning that begins with ``failure``: it never ends a run."""
         try:
             yield
         except Exception as error:
-            self.voice.say(f"{what} did not take a step's metrics ({type(error).__name__}: {error}); training goes on")
+            self.voice.say(f"{failure} ({type(error).__name__}: {error}); training goes on")
 
     def save(self, *, wait: bool = False) -> None:
         """Take a checkpoint of this step, unless the run was just resumed from it. What is in it is copied at once, and

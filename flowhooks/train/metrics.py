@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,15 @@ class History:
 
 
 class WarnOnce:
-    """Prints each warning once, whatever numbers it contains, without breaking the progress bar."""
+    """Prints each warning once, whatever numbers it contains, without breaking the progress bar.
 
-    def __init__(self, main: bool):
-        self._main = main
+    Args:
+        main: whether this is the main process.
+        keep: called with each sentence that is printed.
+    """
+
+    def __init__(self, main: bool, keep: Callable[[str], object] | None = None):
+        self._main, self._keep = main, keep
         self._said: set[str] = set()
 
     def say(self, sentence: str) -> None:
@@ -159,6 +164,8 @@ class WarnOnce:
         if self._main and key not in self._said:
             self._said.add(key)
             tqdm.write(f"warning: {one_line(sentence)}", file=sys.stderr)
+            if self._keep is not None:
+                self._keep(sentence)
 
 
 def _step_of(line: str) -> int:

@@ -17,10 +17,10 @@ from torch import Tensor
 from flowhooks.adapters.adapter_file import read_adapter, read_tensors
 from flowhooks.adapters.names import ALPHA, first_few
 from flowhooks.config import Run
+from flowhooks.documents.privacy import without_local_paths
 from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture, write_card
 from flowhooks.export.flow_map_loader import is_loadable, loader_source
-from flowhooks.export.privacy import without_local_paths
 from flowhooks.files import REFUSALS, aside_of, share, sweep
 from flowhooks.hooks.weight_average.hook import averaged
 from flowhooks.kernel.session import Session

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -96,6 +97,11 @@ def summary(job: Job) -> list[str]:
     precision = [run.model["dtype"], f"mixed precision {training['mixed_precision']}"]
     told["device"] += f"; weights in {', '.join(precision)}"
     return [f"{word}: {line}" for word, line in told.items()]
+
+
+def process_memory() -> int:
+    """Return the bytes of host memory that this process holds."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def _device(device: torch.device, processes: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,10 @@ def prepared(
         for line in sentences if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))
-        drawn = _streams(run, audited, kept, accelerator)
+        drawn = streams(audited.records, kept)
+        few = small_bucket_warning(drawn, run.training["train_batch_size"] * accelerator.num_processes)
+        if few and accelerator.is_main_process:
+            warnings.warn(few, FlowhooksWarning, stacklevel=2)
         identified = identity(run, audited, accelerator.num_processes)
         # Before weights load: a checkpoint of another run, or an output folder that cannot be written to, need no
         # model to be found.
@@ -170,6 +173,8 @@ def prepared(
             identity=identified,
             schedule=schedule,
             background=background,
+            audit=audited,
+            warned=[*sentences, *([few] if few else [])],
         )
         if source is not None:
             job.restore(source)
@@ -193,15 +198,6 @@ def _planned(run: Run, examined: Examined) -> Plan:
     if all(hook.type in HOOKS for hook in run.hooks):
         return examined.plan
     return plan_run(run, examined.audit.given, imports=True)
-
-
-def _streams(run: Run, audited: Audit, kept: Sequence[int], accelerator: Any) -> tuple[Stream, ...]:
-    """Return the streams of training samples, with a warning where there are few samples of a size."""
-    drawn = streams(audited.records, kept)
-    sentence = small_bucket_warning(drawn, run.training["train_batch_size"] * accelerator.num_processes)
-    if sentence and accelerator.is_main_process:
-        warnings.warn(sentence, FlowhooksWarning, stacklevel=2)
-    return drawn
 
 
 def _starting_point(checkpoints: Checkpoints, resume: str | None) -> Path | None:

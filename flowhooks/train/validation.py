@@ -20,6 +20,7 @@ from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Record, collate
 from flowhooks.data.given_images import open_images
+from flowhooks.documents.privacy import text_without_local_paths
 from flowhooks.errors import TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.flow_map.second_time import StopForward
@@ -32,7 +33,8 @@ from flowhooks.probe.references import picture_argument
 from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts, PromptKeeper
 from flowhooks.sampling.flow_map_steps import first_order
-from flowhooks.sampling.images import picture_grid, sample_images
+from flowhooks.sampling.images import sample_images
+from flowhooks.sampling.labels import Cell, labelled_grid
 from flowhooks.sampling.outputs import PICTURE
 from flowhooks.sampling.sound import sample_sound, write_sound
 from flowhooks.stage import Stage
@@ -200,11 +202,13 @@ class Validation:
         file = Path(self.run.output_dir) / VALIDATION / f"step_{step:06d}.png"
         # With several step counts: a row an image, a column a count.
         pictures = [row[i] for i in range(len(drawn[0])) for row in drawn]
+        cells = [cell for cell in self._cells() for _ in counts]
+        cells = [replace(cell, steps=count) for cell, count in zip(cells, counts * len(drawn[0]), strict=True)]
         columns = _columns(len(validation["prompts"]), validation["num_images_per_prompt"])
         columns = columns if len(counts) == 1 else len(counts)
 
         def save(aside: Path) -> None:
-            picture_grid(pictures, columns=columns).save(aside, format="PNG")
+            labelled_grid(pictures, cells, columns=columns, step=step).save(aside)
 
         self.background.submit(lambda: write_aside(file, save, TrainingError))
         self.drawn = file
@@ -219,6 +223,17 @@ class Validation:
             file = Path(self.run.output_dir) / VALIDATION / name
             save = partial(write_sound, clip=clip, rate=rate, kind=".wav")
             self.background.submit(partial(write_aside, file, save, TrainingError))
+
+    def _cells(self) -> list[Cell]:
+        """Return what the images of one step count show. A grid is published with the run, so that a path in a prompt
+        is cut."""
+        validation = self.run.validation
+        seeds = range(validation["seed"], validation["seed"] + validation["num_images_per_prompt"])
+        return [
+            Cell(prompt=text_without_local_paths(prompt), seed=seed, steps=0)
+            for prompt in validation["prompts"]
+            for seed in seeds
+        ]
 
     def _track(self, pictures: Sequence[Image.Image], step: int) -> None:
         for tracker in self.accelerator.trackers:

@@ -208,4 +208,6 @@ FOREIGN = {
     "metrics.jsonl": '{"epoch": 1}\n',
     "run.json": '{"method": {"sft": {}}}',
     "flow_map_loader.py": "# My loader\n",
+    "events.jsonl": '{"event": "mine"}\n',
+    "report.html": "<!doctype html><p>mine",
 }

@@ -45,7 +45,9 @@ def test_a_runs_own_files_are_known_when_it_goes_on(tmp_path):
     assert told(run, "latest") == told(run, str(out / "checkpoint-4")) == []
 
 
-@pytest.mark.parametrize("name", ["run.json", "README.md", "metrics.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "README.md", "metrics.json", "metrics.jsonl", "events.jsonl", "report.html"]
+)
 def test_a_file_that_is_no_text_is_the_users(tmp_path, name):
     out = tmp_path / "out"
     out.mkdir()

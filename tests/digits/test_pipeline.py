@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
+from PIL import Image, ImageChops
 
 from flowhooks.digits.judge import Score
 from flowhooks.digits.model import build, example, pretrained_place, resolve_model
+from flowhooks.digits.picture import BETWEEN, GAP, HEAD, MARGIN, ROW, save_comparison
 from flowhooks.digits.pipeline import assemble, encode, read_pixels
-from flowhooks.digits.report import GAP, as_text, asked_digits, draw, load_stock, save_grid, table
+from flowhooks.digits.report import as_text, asked_digits, draw, load_stock, table
 from flowhooks.digits.scans import caption, write_data
 from flowhooks.digits.text import clip_tokenizer, t5_tokenizer
 from flowhooks.errors import ModelError
@@ -119,16 +121,22 @@ def test_the_table_shows_shares_as_percentages():
     assert "before" in as_text(rows)
 
 
-def test_the_grid_puts_before_on_the_left(tmp_path):
-    from PIL import Image
-
-    count = len(asked_digits(20))
-    before, after = torch.full((count, 3, 4, 4), -1.0), torch.full((count, 3, 4, 4), 0.0)
-    save_grid(before, after, tmp_path / "grid.png", columns=2, scale=1)
-    image = Image.open(tmp_path / "grid.png")
-    assert image.size == (2 * 2 * (4 + GAP) + 24, 10 * (4 + GAP) + 18)
-    assert image.getpixel((0, 18)) == (0, 0, 0)
-    assert image.getpixel((image.width // 2 + 12, 18)) == (128, 128, 128)
+def test_the_picture_puts_before_on_the_left_below_its_numbers(tmp_path):
+    count = len(asked_digits(60))
+    before, after = torch.full((count, 3, 32, 32), -1.0), torch.full((count, 3, 32, 32), 0.0)
+    scores = [Score(blot_rate=rate, digit_accuracy=0.94, frechet=1.0, count=500) for rate in (0.288, 0.07)]
+    files = [tmp_path / "picture.png", tmp_path / "other.png"]
+    for file, (first, second) in zip(files, (scores, scores[::-1]), strict=True):
+        save_comparison(before, after, (first, second), file, first_seed=10_000, steps=200)
+    image, other = map(Image.open, files)
+    left, top, cell = MARGIN + ROW, MARGIN + HEAD, 64 + GAP
+    assert image.width == 2 * MARGIN + ROW + 2 * (6 * cell - GAP) + BETWEEN
+    assert image.getpixel((left, top)) == (0, 0, 0)
+    assert image.getpixel((image.width - MARGIN - 1, top + 10 * cell - GAP - 1)) == (128, 128, 128)
+    assert image.getpixel((left + 6 * cell + 4, top)) == image.getpixel((2, 2)) == (251, 250, 247)
+    # The numbers stand above the images: with others, the words differ there and nowhere else.
+    difference = ImageChops.difference(image, other).getbbox()
+    assert difference is not None and difference[0] >= left and difference[3] < top
 
 
 def test_only_a_change_of_what_is_written_makes_a_new_pretrained_pipeline(tmp_path):

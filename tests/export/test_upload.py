@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from flowhooks.commands.push import run as push_run
+from flowhooks.documents.privacy import without_local_paths
 from flowhooks.errors import ConfigError, HubError
 from flowhooks.export import CardPicture, push, upload, write_card
-from flowhooks.export.privacy import without_local_paths
 from flowhooks.export.upload import stage, upload_set
 from tests.export.helpers import PRIVATE, document, run_folder
 

@@ -86,9 +86,17 @@ class Browser:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.open_address(page.resolve().as_uri())
+
+    def open_address(self, url: str) -> None:
+        """Load an address, and wait until it stands."""
         self.events.clear()
-        self.call("Page.navigate", url=page.resolve().as_uri())
-        while not any(each.get("method") == "Page.loadEventFired" for each in self.events):
+        self.call("Page.navigate", url=url)
+        self.wait("Page.loadEventFired")
+
+    def wait(self, method: str) -> None:
+        """Wait for an event since the last call of this, or of those that open a page."""
+        while not any(each.get("method") == method for each in self.events):
             self.events.append(self._read())
 
     def run(self, expression: str) -> Any:

@@ -47,6 +47,9 @@ def result(name: str, folder: Path) -> dict[str, Any]:
     with one_thread():
         train(flowhooks.config.load_run(file, _overrides(name, file, folder, run)), progress=False)
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    page = (run / "report.html").read_text(encoding="utf-8")
+    named = {name for line in logged for name, value in line.items() if value is not None} - {"step", "epoch"}
+    assert [name for name in named if f'"metric":"{name}"' not in page] == [], "all that a method logs is on its page"
     weights = {
         f"{found.relative_to(run).as_posix()}:{key}": value
         for found in sorted(run.rglob("*.safetensors"))

@@ -77,7 +77,7 @@ QUANTIZED = [backend.extra for backend in BACKENDS.values()]
 @pytest.mark.parametrize(
     ("folder", "extras"),
     [
-        ("flowhooks", (*("xformers", "video", "heic", "sound", "wandb", "trackio"), *QUANTIZED)),
+        ("flowhooks", (*("xformers", "video", "heic", "sound", "wandb", "trackio", "report"), *QUANTIZED)),
         ("benchmarks", ("dev",)),
         ("tests", ("dev",)),
     ],

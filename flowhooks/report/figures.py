@@ -1,0 +1,224 @@
+"""Say which metrics stand in which figure, in which order, and how each is read."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+#: Groups, in the order of the page.
+METHOD, HELD_OUT, OPTIMISER, SPEED, OTHER = "method", "held out", "optimiser", "speed", "other"
+#: Metrics on samples that are never trained on.
+VAL = "val/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Describes one figure.
+
+    Args:
+        title: what it shows.
+        note: one sentence on how to read it.
+        metrics: names or patterns of metrics, each a line.
+        group: its place on the page.
+        reference: a value that is marked, if one has a meaning.
+        log: whether a logarithmic axis is used where the values span more than a decade.
+        smooth: whether the line is a mean of neighbours.
+        ordered: whether its lines are one quantity at rising levels, such as bands of sigma.
+        names: metric -> its label, where the metric's own name says too little.
+    """
+
+    title: str
+    note: str
+    metrics: tuple[str, ...]
+    group: str = METHOD
+    reference: float | None = None
+    log: bool = False
+    smooth: bool = True
+    ordered: bool = False
+    names: Mapping[str, str] | None = None
+
+
+FIGURES = (
+    Figure(
+        title="Implicit accuracy",
+        note="Share of pairs whose margin is above 0. At 0.5 the model tells no pair apart.",
+        metrics=("flow_dpo_implicit_accuracy",),
+        reference=0.5,
+    ),
+    Figure(
+        title="Margin",
+        note="How much more the model has gained on preferred than on rejected images, against its reference.",
+        metrics=("flow_dpo_margin",),
+        reference=0,
+    ),
+    Figure(
+        title="Advantages",
+        note="The two parts of the margin. It is earned where the preferred side rises, not only the rejected.",
+        metrics=("flow_dpo_win_adv", "flow_dpo_lose_adv"),
+        reference=0,
+        names={"flow_dpo_win_adv": "preferred", "flow_dpo_lose_adv": "rejected"},
+    ),
+    Figure(
+        title="Margin by noise level",
+        note="The margin in each quarter of sigma, from little noise to much.",
+        metrics=("flow_dpo_margin_sigma_*",),
+        reference=0,
+        ordered=True,
+    ),
+    Figure(
+        title="Beta",
+        note="How sharply a margin counts. With auto_beta it follows the size of the margin.",
+        metrics=("flow_dpo_beta",),
+        log=True,
+        smooth=False,
+    ),
+    Figure(
+        title="Gradient factor",
+        note="Share of the gradient that the average pair still gives, 0.5 at the start. Near 0 pairs are saturated.",
+        metrics=("flow_dpo_gradient_factor",),
+    ),
+    Figure(
+        title="Drift",
+        note="How far the prediction has moved from the reference, relative to it.",
+        metrics=("flow_dpo_drift", "flow_dpo_drift_inside", "flow_dpo_drift_outside"),
+        names={"flow_dpo_drift_inside": "inside the mask", "flow_dpo_drift_outside": "outside"},
+    ),
+    Figure(
+        title="Reward",
+        note="Mean reward of the run's own samples, and of each reward by itself.",
+        metrics=("flow_grpo_reward", "flow_grpo_reward_*", "adjoint_reward", "adjoint_reward_*"),
+    ),
+    Figure(
+        title="Spread of rewards",
+        note="Standard deviation within a group of one prompt. At 0 a group teaches nothing.",
+        metrics=("flow_grpo_reward_spread", "adjoint_reward_scale"),
+    ),
+    Figure(
+        title="Control and drift",
+        note="The best control, and the policy's, as shares of the base's velocity.",
+        metrics=("adjoint_control", "adjoint_drift", "adjoint_early_drift"),
+    ),
+    Figure(
+        title="Gap to the teacher",
+        note="How far the student is from its teachers, relative to them. It falls.",
+        metrics=("flow_opd_gap", "flow_opd_gap_*"),
+    ),
+    Figure(
+        title="Sensitivity to the end of the interval",
+        note="How much the prediction depends on where an interval ends. At 0 no flow map is learned.",
+        metrics=("anyflow_r_sensitivity",),
+        reference=0,
+    ),
+    Figure(title="Flow map error", note="Unscaled error of the flow map's target.", metrics=("anyflow_loss",)),
+    Figure(
+        title="Gap of the distributions",
+        note="How far real and generated scores are apart.",
+        metrics=("dmd_gap", "twin_flow_gap"),
+    ),
+    Figure(
+        title="Alignment",
+        note="Cosine of the student's features to the teacher's; 1 is the same direction.",
+        metrics=("crepa_alignment_score",),
+    ),
+    Figure(
+        title="Distance to the anchor",
+        note="Mean square of what the prediction has moved away from the anchor.",
+        metrics=("anchor_*_distance",),
+        log=True,
+    ),
+    Figure(
+        title="Images by step count",
+        note="How far images of fewer sampling steps are from those of the most, from 0 to 1.",
+        metrics=("val/distance_*_steps",),
+        group=HELD_OUT,
+        ordered=True,
+        smooth=False,
+    ),
+    Figure(
+        title="Loss",
+        note="What is minimised. The method's own curves say more about whether it works.",
+        metrics=("loss",),
+        group=OPTIMISER,
+    ),
+    Figure(title="Gradient norm", note="Before clipping.", metrics=("grad_norm",), group=OPTIMISER, log=True),
+    Figure(
+        title="Learning rate",
+        note="As the scheduler set it.",
+        metrics=("learning_rate",),
+        group=OPTIMISER,
+        smooth=False,
+    ),
+    Figure(
+        title="Seconds per step",
+        note="Mean since the step that was logged before; validation and checkpoints count where they are waited for.",
+        metrics=("seconds_per_step",),
+        group=SPEED,
+        smooth=False,
+    ),
+)
+#: Logged, and no figure: it rises with the steps.
+_HIDDEN = {"epoch"}
+
+
+def figures_for(names: Collection[str], health: Mapping[str, str]) -> Iterator[tuple[Figure, list[str]]]:
+    """Yield each figure that any of these metrics belongs into, with its metrics; held-out ones stand beside those of
+    the same name, and what no figure names has one of its own.
+
+    Args:
+        health: metric -> short name, of those by which the run's hooks are best judged.
+    """
+    left = [name for name in dict.fromkeys(names) if name not in _HIDDEN]
+    own = [name for name in health if name in left and not any(_takes(each, name) for each in FIGURES)]
+    for figure in (*(_single(name, METHOD, health[name]) for name in own), *FIGURES):
+        found = [name for name in _of(figure, left) if not _claimed_better(figure, name)]
+        found += [VAL + name for name in found if VAL + name in left]
+        if found:
+            left = [name for name in left if name not in found]
+            yield figure, found
+    for name in sorted(left):
+        yield _single(name, HELD_OUT if name.startswith(VAL) else OTHER, name), [name]
+
+
+def label(figure: Figure, name: str, found: Collection[str]) -> str:
+    """Return the label of one line: what sets it apart from the others of its figure."""
+    plain, held = name.removeprefix(VAL), name.startswith(VAL) and name.removeprefix(VAL) in found
+    if figure.names and plain in figure.names:
+        text = figure.names[plain]
+    elif (band := re.search(r"sigma_([\d.]+)_([\d.]+)$", plain)) is not None:
+        text = f"{float(band[1]):g} to {float(band[2]):g}"
+    elif (count := re.search(r"distance_(\d+)_steps$", plain)) is not None:
+        text = f"{count[1]} step{'' if count[1] == '1' else 's'}"
+    elif len({name.removeprefix(VAL) for name in found}) == 1:
+        text = figure.title[:1].lower() + figure.title[1:]
+    else:
+        shared = _shared(found)
+        text = plain.rpartition("_")[2] if f"{plain}_" == shared else plain.removeprefix(shared).replace("_", " ")
+    return f"{text}, held out" if held else text
+
+
+def _shared(found: Collection[str]) -> str:
+    """Return what all names of a figure begin with, up to a whole word; nothing for one name."""
+    plain = {f"{name.removeprefix(VAL)}_" for name in found}
+    return os.path.commonprefix(sorted(plain)).rpartition("_")[0] + "_" if len(plain) > 1 else ""
+
+
+def _of(figure: Figure, names: Collection[str]) -> list[str]:
+    return [name for pattern in figure.metrics for name in names if fnmatchcase(name, pattern)]
+
+
+def _takes(figure: Figure, name: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in figure.metrics)
+
+
+def _claimed_better(figure: Figure, name: str) -> bool:
+    """Return whether another figure names a metric outright that this one has by a pattern."""
+    return name not in figure.metrics and any(name in each.metrics for each in FIGURES)
+
+
+def _single(name: str, group: str, title: str) -> Figure:
+    words = title.removeprefix(VAL).replace("_", " ")
+    note = "On samples that are never trained on." if group == HELD_OUT else f"The metric {name}."
+    return Figure(title=words[:1].upper() + words[1:], note=note, metrics=(name,), group=group)
