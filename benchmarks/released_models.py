@@ -252,13 +252,39 @@ MODELS: Mapping[str, Released] = {
 }
 
 
-def write_released(model: Released, folder: Path) -> Path:
+#: Tiny pipeline -> settings that say how many equal blocks its network has; none where its blocks differ.
+DEPTHS: Mapping[str, tuple[str, ...]] = {
+    "sd3": (),
+    "flux": ("num_layers", "num_single_layers"),
+    "flux2-klein": ("num_layers", "num_single_layers"),
+    "qwen-image": ("num_layers",),
+    "qwen-image-edit-plus": ("num_layers",),
+    "z-image": ("n_layers",),
+    "wan": ("num_layers",),
+    "wan-two-experts": ("num_layers",),
+    "ltx2": ("num_layers",),
+}
+
+
+def depth_of(model: Released, key: str) -> int:
+    """How many blocks a setting of :data:`DEPTHS` gives the released network."""
+    settings = model.parts["transformer"]
+    return int(settings[key] if key in settings else _defaults("LTX2VideoTransformer3DModel")[key])
+
+
+def write_released(model: Released, folder: Path, depths: Mapping[str, int] | None = None) -> Path:
     """The folder of a released model: its configurations, and weight files of names and shapes without numbers, which
-    take no room on the disk."""
+    take no room on the disk.
+
+    Args:
+        depths: other numbers of blocks.
+    """
     write_folder(model.tiny, {}, folder)
     file = folder / "model_index.json"
     file.write_text(json.dumps({**json.loads(file.read_text(encoding="utf-8")), **model.index}), encoding="utf-8")
     for part, settings in model.parts.items():
+        if part.startswith("transformer"):
+            settings = {**settings, **(depths or {})}
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         _settle(folder / part / name, settings, model.index.get(part, [None, None])[1])
     for part, (library, kind) in read_index(folder)[0].items():
@@ -276,10 +302,15 @@ def _settle(file: Path, settings: Mapping[str, Any], kind: str | None) -> None:
     known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     kind = kind or known.get("_class_name")
     if kind is not None and (DEFAULTS in settings or kind != known.get("_class_name")):
-        cls = getattr(diffusers, kind, None) or getattr(diffusers.pipelines.ltx2, kind)
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        known = {p.name: p.default for p in parameters if p.default is not p.empty} | {"_class_name": kind}
+        known = _defaults(kind)
     file.write_text(json.dumps(_merged(known, settings)), encoding="utf-8")
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """What a class is configured as by default."""
+    cls = getattr(diffusers, kind, None) or getattr(diffusers.pipelines.ltx2, kind)
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | {"_class_name": kind}
 
 
 def _merged(known: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,15 +58,6 @@ def _weights(planned: Planned, run: Run) -> int:
     return max(int(network), *weights_before(planned, run).values())
 
 
-def needed_on_card(planned: Planned, run: Run) -> int:
-    """Return the bytes that a card must have for a run that is like the planned one but for some options.
-
-    Raises:
-        NotCounted: the run cannot be counted.
-    """
-    return _most(planned, run, planned.needs(run))
-
-
 def _most(planned: Planned, run: Run, needs: Needs) -> int:
     """Bytes of a card that this run needs."""
     return on_card(max(needs.peak, *weights_before(planned, run).values()))
