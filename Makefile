@@ -12,16 +12,17 @@ STAMP := $(VENV)/.installed
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format types house generated clean
+.PHONY: help demo test quick lint format types house docs generated clean
 
 help:
 	@echo "make demo    train masked Flow-DPO on the embedded digits and print the before/after table"
-	@echo "make test    lint, type checks and the whole test suite"
+	@echo "make test    lint, type checks, the docs and the whole test suite"
 	@echo "make quick   the tests that are not marked slow"
 	@echo "make lint    ruff check and format check"
 	@echo "make format  let ruff rewrite the sources"
 	@echo "make types   mypy"
 	@echo "make house   lines, files, circles between rooms, what a new hook costs"
+	@echo "make docs    the site of the docs, into build/site; its links are followed"
 	@echo "make generated  write the schemas and the tables of the docs anew from the specs"
 	@echo "make clean   remove the virtual environment, build products and tool caches"
 
@@ -29,7 +30,7 @@ demo: $(STAMP)
 	$(BIN)/flowhooks demo
 
 # pytest comes last so that its closing line is the last thing printed.
-test: lint types house
+test: lint types house docs
 	$(PYTEST)
 
 quick: $(STAMP)
@@ -49,11 +50,14 @@ types: $(STAMP)
 house: $(STAMP)
 	$(BIN)/python -m benchmarks.house
 
+docs: $(STAMP)
+	$(BIN)/python -m tests.docs.site
+
 # The stamp is written last: an interrupted install is taken up again by the next call.
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowhooks needs Python 3.11 or newer, this is %d.%d; try: make PYTHON=python3.12" % sys.version_info[:2])'
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 generated: $(STAMP)

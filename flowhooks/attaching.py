@@ -65,7 +65,8 @@ def attach(
         adapter: an adapter already on the transformer, or an ``adapter`` section; default: the run's own. For a
             finished run it cannot be given.
         seed: seed of every random number; default: the run's own, or 0.
-        height, width: pixels at which to probe; default: the pipeline's own, or those of the finished run.
+        height: pixels at which to probe; default: the pipeline's own, or those of the finished run.
+        width: the same for the width.
         allow_imports: whether the run, or the folder, may name code by import paths; a :class:`flowhooks.config.Run`
             was checked for this when it was read.
 

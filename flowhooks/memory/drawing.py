@@ -116,9 +116,14 @@ def fewer_chunks(session: Session, live: Live) -> Iterator[None]:
 
 
 def _times_on_cpu(real: Any) -> Any:
+    known = signature(real)
+
     @wraps(real)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return real(self, *args, **{**kwargs, "device": "cpu"})
+    def set_timesteps(*args: Any, **kwargs: Any) -> Any:
+        # The device may come by its place or by its name.
+        given = known.bind(*args, **kwargs)
+        given.arguments["device"] = "cpu"
+        return real(*given.args, **given.kwargs)
 
     return set_timesteps
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from benchmarks.memory_plan import RUNS, measured, planned, run_on, write_folder, write_teacher
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.config import resolve_run
+from flowhooks.memory import drawing
 from flowhooks.memory.plan import NotCounted, changed, plan_memory
 from flowhooks.memory.report import candidates, fitting, lines, on_card
 from flowhooks.methods import METHODS as METHOD_NAMES
@@ -203,3 +205,10 @@ def test_a_twin_of_another_family_is_learnt_too(tmp_path):
     half = replace(plan, run=run_on("sd3", folder, RUNS["flow_dpo"], BATCH, dtype="bf16"))
     assert half.needs().weights * 2 == plan.needs().weights == plan.parts["transformer"].numbers * 4
     assert plan.needs().peak == pytest.approx(real.peak, rel=0.02)
+
+
+def test_a_scheduler_whose_device_comes_by_its_place_sets_its_times_on_the_cpu():
+    """Samplers of rollouts hand their own device on in that way."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    drawing._times_on_cpu(type(scheduler).set_timesteps)(scheduler, 4, "meta")
+    assert scheduler.timesteps.device == torch.device("cpu")

@@ -79,7 +79,7 @@ QUANTIZED = [backend.extra for backend in BACKENDS.values()]
     [
         ("flowhooks", (*("xformers", "video", "heic", "sound", "wandb", "trackio", "report"), *QUANTIZED)),
         ("benchmarks", ("dev",)),
-        ("tests", ("dev",)),
+        ("tests", ("dev", "docs")),
     ],
 )
 def test_every_import_is_a_declared_dependency(folder: str, extras: Iterable[str]) -> None:
@@ -96,7 +96,7 @@ def test_every_dependency_is_used() -> None:
 
 def test_constraints_pin_the_whole_closure() -> None:
     pins = requirements((ROOT / "constraints.txt").read_text(encoding="utf-8"))
-    todo = [*REQUIRED.values(), *EXTRAS["dev"].values()]
+    todo = [*REQUIRED.values(), *EXTRAS["dev"].values(), *EXTRAS["docs"].values()]
     reached: set[str] = set()
     while todo:
         requirement = todo.pop()
