@@ -51,7 +51,8 @@ class ReferenceEncoder:
 
     def about(self, item: Shown) -> dict[str, Any]:
         caption, references, size = item
-        told = {} if caption is None else {"caption": caption}
+        told: dict[str, Any] = {} if caption is None else {"caption": caption}
+        told |= {"given": True} if self.model.tells_given else {}
         return {
             "format": FORMAT,
             "references": [self._about(each) for each in references],
@@ -113,7 +114,7 @@ class ReferenceEncoder:
             model = self.model.at(*item[2])
             argument = model.layout(**model.size).sample_argument
             (sample,) = Condition.unflatten(entries.read(self.kind, key)).samples
-            images = None if model.knows_layout(sample[argument]) else self.images(item[1])
+            images = None if model.knows_layout(sample) else self.images(item[1])
             if images is not None:
                 model.layout_with(tuple(sample[argument].shape[1:]), images)
 

@@ -48,18 +48,20 @@ class Decoder:
             vae.to(device)
 
     @torch.no_grad()
-    def frames(self, clean: Tensor, model: Any = None) -> Tensor:
+    def frames(self, clean: Tensor, model: Any = None, condition: Any = None) -> Tensor:
         """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], in the VAE's own precision, as many samples
         at once as have :data:`AT_ONCE` pixels.
 
         Args:
             model: the model at the size of the latents; by default at the probed size.
+            condition: of the same samples, for a pipeline that decodes a part of their references beside them.
         """
         self._wake()
         with without_autocast(clean):
-            return torch.cat([self._decoded(some, model) for some in clean.split(self._at_once(clean, model))])
+            parts = self._parts(clean, condition, self._at_once(clean, model))
+            return torch.cat([self._decoded(some, model, condition=own) for some, own in parts])
 
-    def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor]) -> Tensor:
+    def gradient(self, clean: Tensor, judge: Callable[[Tensor], Tensor], condition: Any = None) -> Tensor:
         """Return the fp32 gradient ``[B, ...]`` of a function of images with respect to their latents ``[B, ...]``,
         with the VAE in fp32.
 
@@ -68,25 +70,33 @@ class Decoder:
 
         Args:
             judge: takes images in [0, 1], see :func:`as_pictures`; returns the function's gradient by them.
+            condition: as :meth:`frames` takes it.
         """
         self._wake()
         vae = self.model.pipe.vae
         with without_autocast(clean), _in_full_precision(vae), _checkpointed(vae):
             with torch.no_grad():
-                some = clean.split(self._at_once(clean))
-                pictures = torch.cat([as_pictures(self._decoded(each)) for each in some])
+                some = self._parts(clean, condition, self._at_once(clean))
+                pictures = torch.cat([as_pictures(self._decoded(each, condition=own)) for each, own in some])
             by_pixels = judge(pictures)
             found = []
-            for sample, weight in zip(clean.split(1), by_pixels.split(1), strict=True):
+            for (sample, own), weight in zip(self._parts(clean, condition, 1), by_pixels.split(1), strict=True):
                 leaf = sample.detach().float().requires_grad_()
                 with torch.enable_grad():
-                    picture = as_pictures(self._decoded(leaf, gradient=True))
+                    picture = as_pictures(self._decoded(leaf, gradient=True, condition=own))
                 found.append(torch.autograd.grad(picture, leaf, weight)[0])
         return torch.cat(found)
 
-    def _decoded(self, some: Tensor, model: Any = None, *, gradient: bool = False) -> Tensor:
+    @staticmethod
+    def _parts(clean: Tensor, condition: Any, size: int) -> list[tuple[Tensor, Any]]:
+        """Latents ``[B, ...]`` and the condition of each, in parts of ``size`` samples."""
+        rows = range(len(clean))
+        held = [None if condition is None else condition.take(rows[i : i + size]) for i in rows[::size]]
+        return list(zip(clean.split(size), held, strict=True))
+
+    def _decoded(self, some: Tensor, model: Any = None, *, gradient: bool = False, condition: Any = None) -> Tensor:
         model = model or self.model
-        pixels = model.decode(some, **model.size, gradient=gradient)
+        pixels = model.decode(some, **model.size, gradient=gradient, condition=condition)
         return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
 
     def _at_once(self, clean: Tensor, model: Any = None) -> int:

@@ -14,6 +14,8 @@ from flowhooks.probe.values import Rule, collate, flatten, moved, signature, tak
 
 #: Under this name, which no argument has, a condition holds what the VAE gets beside the sample.
 DECODED = "vae.decode"
+#: Under this one, whether the sample has images, where its layout differs then and its shape does not.
+GIVEN = "is given images"
 
 
 @dataclass(frozen=True, eq=False)

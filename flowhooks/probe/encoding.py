@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.conditioning import DECODED, Condition
+from flowhooks.probe.conditioning import DECODED, GIVEN, Condition
 from flowhooks.probe.layout import Layout, stacked
 from flowhooks.probe.recorder import (
     Recording,
@@ -111,10 +111,15 @@ def _together(
         argument = model.layout(**model.size).sample_argument
         layout = model.layout_with(tuple(stacked(seen[argument]).shape[1:]), images)
         sample[argument] = layout.into.rest(stacked(seen[argument]))
+        if model.tells_given:
+            sample[GIVEN] = bool(images)
         if not layout.vae.whole:
             sample[DECODED] = _beside_the_sample(model, layout, prompt, images)
+        elif model.tells_given:
+            sample[DECODED] = torch.zeros(1, *layout.vae_shape)
         samples.append(sample)
     more: dict[str, Rule] = {name: ["axis", 0] for name in samples[0] if name not in rules}
+    more |= {GIVEN: None} if GIVEN in more else {}
     return Condition.of_samples(samples, {**rules, **more})
 
 

@@ -77,6 +77,24 @@ class Layout:
         arrived = self.into.arrived(math.prod(self.sample_shape)).reshape(self.sample_shape)
         return None if bool(arrived.all()) else arrived
 
+    @cached_property
+    def behind(self) -> int:
+        """Return how many tokens of references follow those of the sample in the network's argument; 0 for an argument
+        that is no sequence of tokens."""
+        if self.into.source is None or len(self.into.shape) != 2:
+            return 0
+        rows = (self.into.source.reshape(self.into.shape) >= 0).any(1)
+        return len(rows) - 1 - int(rows.nonzero()[-1])
+
+    @cached_property
+    def extent(self) -> tuple[int, int, int]:
+        """Return latent frames, rows and columns that the network denoises: those of the VAE without given frames."""
+        *frames, height, width = self.vae_shape[1:]
+        here = torch.arange(math.prod(self.vae_shape)) if self.vae.source is None else self.vae.source
+        sampled = here >= 0 if self.seen is None else (here >= 0) & self.seen.flatten()[here.clamp(min=0)]
+        held = sampled.reshape(self.vae_shape[0], *frames or [1], height, width).any(0).flatten(1).any(1)
+        return int(held.sum()), height, width
+
     @property
     def vae_shape(self) -> tuple[int, ...]:
         return self.vae.shape

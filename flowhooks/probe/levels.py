@@ -18,8 +18,9 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.picking import plus_picked, times_picked
 from flowhooks.probe.weight_names import Path, WeightNames
 
-#: Which end of the token axis of a modulated tensor holds the image tokens.
-ALL, FIRST, LAST, NONE = "all", "first", "last", "none"
+#: Where on the token axis of a modulated tensor the image tokens are; ``between`` is before those of references, which
+#: end it, and behind others.
+ALL, FIRST, LAST, BETWEEN, NONE = "all", "first", "last", "between", "none"
 #: Functions that take weights beside their input.
 LAYERS = frozenset({"linear", "layer_norm", "rms_norm"})
 #: Functions that use only the dtype or the device of the other tensor.
@@ -76,7 +77,7 @@ class _Alignment(NamedTuple):
     expanded: bool
 
 
-#: Says which end of the token axis holds the image tokens of a tensor; None where it has no token axis.
+#: Says where on the token axis of a tensor the image tokens are; None where it has no token axis.
 ImageTokenSpan = Callable[[Broadcast], str | None]
 
 
@@ -87,14 +88,16 @@ class Mix:
     Args:
         index: ``[B, N]``, the level of each image token.
         count: K, the number of levels.
-        places: says which end of the token axis holds the image tokens.
+        places: says where on the token axis the image tokens are.
         names: names of weights.
+        behind: number of tokens of references behind those of the image.
     """
 
     index: Tensor
     count: int
     places: ImageTokenSpan
     names: WeightNames
+    behind: int = 0
     _moves: dict[tuple[str, int, torch.Size], list[int]] = field(default_factory=dict)
     _spread: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     _rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
@@ -137,8 +140,11 @@ class Mix:
         size, pictures = self.index.shape
         if pictures > tokens or (place == ALL and pictures != tokens):
             raise ModelError(f"{tokens} tokens are modulated at once, and the image has {pictures}")
-        rest = self.index.new_zeros(size, tokens - pictures)
-        return torch.cat([rest, self.index] if place == LAST else [self.index, rest], 1)
+        after = {LAST: 0, BETWEEN: self.behind}.get(place, tokens - pictures)
+        if tokens < pictures + after:
+            raise ModelError(f"{tokens} tokens are modulated at once; the image and its references have more")
+        before = self.index.new_zeros(size, tokens - pictures - after)
+        return torch.cat([before, self.index, self.index.new_zeros(size, after)], 1)
 
     def _row_of(self, place: str, tokens: int) -> Tensor:
         level = self.level_of(place, tokens)

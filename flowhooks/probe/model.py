@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import encoding
-from flowhooks.probe.conditioning import DECODED, Condition
+from flowhooks.probe.conditioning import DECODED, GIVEN, Condition
 from flowhooks.probe.contract import fingerprint
 from flowhooks.probe.interval import Span
 from flowhooks.probe.layout import Layout
@@ -161,9 +161,15 @@ class FlowModel(SizedModel):
             own = self._layout_for(layout, prompt)
             arguments = {**self.fixed_arguments(own, some, prompt), **self.times(own, at, at)}
             with self.without_second_time():
-                return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens)
+                return block.of(output_of(module, lambda: self.transformer(**arguments)), tokens, own.behind)
 
         return self._by_prompt(condition, noisy.device, held)
+
+    def behind(self, sample: Tensor, condition: Condition) -> list[int]:
+        """Return how many tokens of references follow those of the samples ``[B, ...]``, for each set of them that
+        shares a forward, in the order of their forwards."""
+        layout = self.layout_of(sample)
+        return [self._layout_for(layout, condition.samples[rows[0]]).behind for rows, _ in condition.groups()]
 
     def _by_prompt(
         self,
@@ -234,7 +240,8 @@ class FlowModel(SizedModel):
         rest = prompt.get(layout.sample_argument)
         sample = {layout.sample_argument: layout.to_network(noisy, self.dtype, rest)}
         arguments = {**self.contract.constants, **resolution, **prompt, **sample}
-        arguments.pop(DECODED, None)
+        for name in (DECODED, GIVEN):
+            arguments.pop(name, None)
         return nested_arguments(arguments)
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
@@ -295,19 +302,22 @@ class FlowModel(SizedModel):
         """
         with torch.no_grad():
             layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
-            rest = self._decoded_rest(layout, condition)
         with torch.set_grad_enabled(gradient):
-            return layout.decode(self.pipe.vae, latents, rest)
+            return layout.decode(self.pipe.vae, latents, self._decoded_rest(layout, condition, latents))
 
-    def _decoded_rest(self, layout: Layout, condition: Condition | None) -> Tensor | None:
+    def _decoded_rest(self, layout: Layout, condition: Condition | None, latents: Tensor) -> Tensor | None:
         if layout.vae.whole:
             return None
-        if condition is None:
+        if not isinstance(condition, Condition):
             raise ModelError(
                 f"{self.contract.pipeline} decodes a part of each sample's references beside its latents; pass "
                 "`condition` to decode them"
             )
-        return torch.cat([each[DECODED] for each in condition.samples])
+        parts = []
+        for sample, each in zip(latents.split(1), condition.samples, strict=True):
+            own = self._layout_for(layout, each).vae
+            parts.append(own.apply(sample.float()) if own.whole else sent(each[DECODED], latents.device))
+        return torch.cat(parts)
 
     def seen(self, sample: Tensor, condition: Condition) -> Tensor | None:
         """Return which numbers of samples ``[B, ...]`` reach the network, 0 or 1 in their shape; None where all do. The

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
-from flowhooks.probe.conditioning import Condition
+from flowhooks.probe.conditioning import GIVEN, Condition
 from flowhooks.probe.contract import PipelineContract
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.interval import Interval
@@ -110,21 +110,27 @@ class SizedModel:
         size = self._sizes.of(height, width, self._size.frames if frames is None else frames)
         if size not in self._sizes.layouts:
             found = self._learn_layout(size, self.example)
-            self._sizes.layouts[size] = self._sizes.variants[size, found.into.shape] = found
+            self._sizes.layouts[size] = self._sizes.variants[size, found.into.shape, True] = found
         return self._sizes.layouts[size]
 
     def layout_with(self, shape: tuple[int, ...], images: Mapping[str, Any]) -> Layout:
         """Return the layout at this model's size where the network's sample argument has ``shape`` for a sample with
         these images, learned on first use."""
-        key = self._size, shape
+        key = self._size, shape, bool(images) or not self.tells_given
         if key not in self._sizes.variants:
             self._sizes.variants[key] = self._learn_layout(self._size, images)
         return self._sizes.variants[key]
 
-    def knows_layout(self, rest: Tensor) -> bool:
-        """Return whether a sample can be predicted whose condition holds ``rest`` ``[1, ...]`` for the network's sample
-        argument."""
-        return (self._size, tuple(rest.shape[1:])) in self._sizes.variants
+    def knows_layout(self, arguments: Mapping[str, Any]) -> bool:
+        """Return whether a sample can be predicted whose condition holds these arguments."""
+        rest = arguments[self.layout(**self.size).sample_argument]
+        return (self._size, tuple(rest.shape[1:]), arguments.get(GIVEN, True)) in self._sizes.variants
+
+    @property
+    def tells_given(self) -> bool:
+        """Return whether conditions hold whether a sample has images: a frame may be given in place of the sample's,
+        and need not be."""
+        return self.contract.optional and self.layout(**self.size).seen is not None
 
     def _learn_layout(self, size: Size, images: Mapping[str, Any]) -> Layout:
         with (
@@ -151,7 +157,7 @@ class SizedModel:
                 f"{self.contract.pipeline} was probed with references, and this condition has none; make it with "
                 "`model.encode_conditions(prompts, references)`"
             )
-        key = self._sizes.size_of(layout), tuple(rest.shape[1:])
+        key = self._sizes.size_of(layout), tuple(rest.shape[1:]), arguments.get(GIVEN, True)
         if key not in self._sizes.variants:
             raise ModelError(
                 f"no layout is known for references of this shape at {key[0].width}x{key[0].height} pixels; encode one "

@@ -64,8 +64,9 @@ class Sizes:
         if self._argument is not None:
             self._frames = arguments.get(self._argument, known[self._argument].default)
         self.layouts: dict[Size, Layout] = {}
-        #: With references: those of each size and shape of the network's sample argument, `layouts` among them.
-        self.variants: dict[tuple[Size, tuple[int, ...]], Layout] = {}
+        #: With references: those of each size and shape of the network's sample argument, with images and without,
+        #: `layouts` among them.
+        self.variants: dict[tuple[Size, tuple[int, ...], bool], Layout] = {}
 
     def of(self, height: int, width: int, frames: int | None = None) -> Size:
         """Return a size, with the pipeline's own number of frames where none is given. Raises ModelError for a video
@@ -107,7 +108,7 @@ class Sizes:
 
     def size_of(self, layout: Layout) -> Size:
         """Return the size at which a layout was learned."""
-        every = (*self.layouts.items(), *((size, known) for (size, _), known in self.variants.items()))
+        every = (*self.layouts.items(), *((size, known) for (size, *_), known in self.variants.items()))
         return next(size for size, known in every if known is layout)
 
     def layout_of(self, shape: tuple[int, ...], size: Size | None) -> Layout:

@@ -18,7 +18,7 @@ from flowhooks.flow_map.second_time import bound_arguments
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.recorder import without_side_effects
 
-FIRST, LAST = "first", "last"
+FIRST, LAST, BETWEEN = "first", "last", "between"
 Grid = tuple[int, int, int]
 
 
@@ -30,7 +30,8 @@ class TokenStream:
         name: name of the block.
         order: its position in running order, from 0.
         output: which of the block's outputs holds them; 0 for a block that returns one tensor.
-        at: whether they are the ``first`` or the ``last`` tokens of that output; text may be beside them.
+        at: whether they are the ``first`` or the ``last`` tokens of that output, beside which text may be, or
+            ``between`` others and the tokens of references, which end it.
         width: channels of a token.
         axis: axis of the tokens; 0 in a network that puts the batch after them.
         patch: latent frames, rows and columns of one token, for a block that returns the image ``[B, D, h, w]``, of
@@ -45,14 +46,15 @@ class TokenStream:
     axis: int = 1
     patch: Grid | None = None
 
-    def of(self, returned: Any, tokens: int) -> Tensor:
-        """Return the image tokens ``[B, tokens, D]`` from a block's return value. Raises ModelError when there are
-        fewer."""
+    def of(self, returned: Any, tokens: int, behind: int = 0) -> Tensor:
+        """Return the image tokens ``[B, tokens, D]`` from a block's return value, where ``behind`` tokens of references
+        follow them. Raises ModelError when there are fewer."""
         held: Tensor = _listed(returned)[self.output]
         held = held.movedim(self.axis, 1) if self.patch is None else held.flatten(2).transpose(1, 2)
         if held.dim() != 3 or held.shape[1] < tokens:
             raise ModelError(f"{self.name} returned {tuple(held.shape)}, which does not hold {tokens} image tokens")
-        return held[:, :tokens] if self.at == FIRST else held[:, held.shape[1] - tokens :]
+        start = _starts(held.shape[1], tokens, behind)[self.at]
+        return held[:, start : start + tokens]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +91,11 @@ class Streams:
             )
         return self.found[name]
 
-    def grid(self, vae_shape: Sequence[int], stream: TokenStream | None = None) -> Grid:
-        """Return frames, rows and columns of tokens for VAE latents ``[C, (F,) h, w]``: those of a block, or of the
-        network's tokens."""
+    def grid(self, extent: Grid, stream: TokenStream | None = None) -> Grid:
+        """Return frames, rows and columns of tokens for latents of this :attr:`extent
+        <flowhooks.probe.layout.Layout.extent>`: those of a block, or of the network's tokens."""
         own = None if stream is None else stream.patch
-        return _over(_extent(vae_shape), own or self.patch)
+        return _over(extent, own or self.patch)
 
 
 @dataclass(kw_only=True)
@@ -120,9 +122,9 @@ def learn_streams(model: FlowModel) -> Streams:
             with _watching(model.transformer, anatomy.blocks) as calls:
                 model.predict(noisy, sigma, condition)
             runs.append(calls.seen)
-    vae_shape = model.layout(**model.size).vae_shape
-    found = _maps(runs[0], _extent(vae_shape)) or _follow(runs[0], runs[1], anatomy.tokens)
-    return Streams(names=tuple(runs[0]), found=found, patch=_patch(_extent(vae_shape), anatomy.tokens))
+    layout = model.layout(**model.size)
+    found = _maps(runs[0], layout.extent) or _follow(runs[0], runs[1], anatomy.tokens, layout.behind)
+    return Streams(names=tuple(runs[0]), found=found, patch=_patch(layout.extent, anatomy.tokens))
 
 
 def _maps(calls: Mapping[str, _Call], extent: Grid) -> dict[str, TokenStream]:
@@ -142,14 +144,18 @@ def _maps(calls: Mapping[str, _Call], extent: Grid) -> dict[str, TokenStream]:
     return found
 
 
-def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int) -> dict[str, TokenStream]:
+def _follow(
+    calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int, behind: int
+) -> dict[str, TokenStream]:
     found: dict[str, TokenStream] = {}
     picture: Tensor | None = None
     names = list(calls)
     for order, name in enumerate(names):
         call = calls[name]
         noised = others[name].inputs
-        place = _changed(call.inputs, noised, tokens) if picture is None else _placed(call.inputs, picture)
+        place = (
+            _changed(call.inputs, noised, tokens, behind) if picture is None else _placed(call.inputs, picture, behind)
+        )
         if place is None:
             continue
         argument, at = place
@@ -160,31 +166,38 @@ def _follow(calls: Mapping[str, _Call], others: Mapping[str, _Call], tokens: int
         held = call.outputs[output]
         axis = 1 if len(held) == 1 else 0
         found[name] = TokenStream(name=name, order=order, output=output, at=at, width=held.shape[-1], axis=axis)
-        picture = found[name].of(call.outputs, tokens)
+        picture = found[name].of(call.outputs, tokens, behind)
     return found
 
 
-def _changed(inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens: int) -> tuple[str, str] | None:
-    """Return the argument whose first or last ``tokens`` tokens, and no others, differ between two noises."""
+def _starts(count: int, tokens: int, behind: int) -> dict[str, int]:
+    """Return where the image tokens of a stream of ``count`` may begin, with the name of each place."""
+    return {FIRST: 0, LAST: count - tokens, BETWEEN: count - behind - tokens}
+
+
+def _changed(
+    inputs: Mapping[str, Tensor], others: Mapping[str, Tensor], tokens: int, behind: int
+) -> tuple[str, str] | None:
+    """Return the argument of which ``tokens`` tokens at one of the places, and no others, differ between two noises."""
     for argument, tensor in inputs.items():
         if argument not in others or others[argument].shape != tensor.shape:
             continue
         rows = (tensor != others[argument]).any(-1).flatten()
         if int(rows.sum()) != tokens:
             continue
-        for at, part in ((FIRST, rows[:tokens]), (LAST, rows[len(rows) - tokens :])):
-            if part.all():
+        for at, start in _starts(len(rows), tokens, behind).items():
+            if start >= 0 and rows[start : start + tokens].all():
                 return argument, at
     return None
 
 
-def _placed(inputs: Mapping[str, Tensor], picture: Tensor) -> tuple[str, str] | None:
-    """Return the argument that begins or ends with the image tokens as the previous block returned them."""
+def _placed(inputs: Mapping[str, Tensor], picture: Tensor, behind: int) -> tuple[str, str] | None:
+    """Return the argument that holds the image tokens, as the previous block returned them, at one of the places."""
     tokens = picture.shape[1]
     for argument, tensor in inputs.items():
         if tensor.shape[1] >= tokens and tensor.shape[2] == picture.shape[2]:
-            for at, part in ((FIRST, tensor[:, :tokens]), (LAST, tensor[:, tensor.shape[1] - tokens :])):
-                if torch.equal(part, picture):
+            for at, start in _starts(tensor.shape[1], tokens, behind).items():
+                if start >= 0 and torch.equal(tensor[:, start : start + tokens], picture):
                     return argument, at
     return None
 
@@ -244,10 +257,6 @@ def _tokens_of(value: Any) -> Tensor | None:
 
 def _listed(returned: Any) -> list[Any]:
     return list(returned) if isinstance(returned, (list, tuple)) else [returned]
-
-
-def _extent(vae_shape: Sequence[int]) -> Grid:
-    return (vae_shape[1] if len(vae_shape) == 4 else 1, vae_shape[-2], vae_shape[-1])
 
 
 def _over(extent: Grid, patch: Grid) -> Grid:

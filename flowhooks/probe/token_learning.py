@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
-from flowhooks.probe.levels import ALL, FIRST, LAST, NONE, Broadcast, ImageTokenSpan
+from flowhooks.probe.levels import ALL, BETWEEN, FIRST, LAST, NONE, Broadcast, ImageTokenSpan
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
@@ -50,9 +50,11 @@ class _Learner:
     """Watches the levels of two samples that differ in their numbers only.
 
     Args:
+        behind: number of tokens of references that follow those of the image.
         count: number of image tokens, from the first broadcast with them.
     """
 
+    behind: int = 0
     count: int = 0
     places: dict[tuple[Path, int], str | None] = field(default_factory=dict)
 
@@ -81,9 +83,13 @@ class _Learner:
             )
         if count == total:
             return ALL
-        if start and start + count < total:
-            raise ModelError("the image's tokens stand between others, so their place at other sizes is unknown")
-        return LAST if start else FIRST
+        after = total - start - count
+        if start and after and after != self.behind:
+            raise ModelError(
+                f"the image's tokens stand between {start} and {after} others, of which those behind are not the "
+                f"{self.behind} of its references, so their place at other sizes is unknown"
+            )
+        return FIRST if not start else BETWEEN if after else LAST
 
 
 def follows_sample(meeting: Broadcast) -> Tensor:
@@ -127,6 +133,8 @@ class _Trial:
         self.sigmas = torch.tensor([low + part * (high - low) for part in (0.8, 0.3)], device=device).expand(2, 2)
         self.condition = model.example_condition_at(layout).take([0, 0])
         self.prompt = self.condition.to(device, model.dtype).groups()[0][1]
+        #: Which numbers of a sample reach the network, bool ``[*sample_shape]``.
+        self.seen = torch.ones(layout.sample_shape, dtype=torch.bool) if layout.seen is None else layout.seen
 
     def tokens(self) -> Tokens:
         if self._convolves():
@@ -191,7 +199,7 @@ class _Trial:
         return len(calls)
 
     def _through(self, entry: TimeEntry) -> Tokens:
-        learner = _Learner()
+        learner = _Learner(behind=self.layout.behind)
         unknown = TokenSigma(sigmas=self.sigmas, index=torch.zeros(2, 1, dtype=torch.long, device=self.noisy.device))
         with _Alone():
             of_element = self._token_of_element(learner, unknown, entry)
@@ -202,12 +210,16 @@ class _Trial:
             with _Alone():
                 self.leveled(TokenSigma(sigmas=self.sigmas, index=index), entry, learner.place)
             tokens = Tokens(
-                count=learner.count, of_element=of_element, entry=entry, places=with_shared_names(learner.places)
+                count=learner.count,
+                of_element=of_element,
+                entry=entry,
+                places=with_shared_names(learner.places),
+                seen=self.layout.seen,
             )
             self._verify(tokens, index)
             if not self.model.anatomy.token_times:
                 return tokens
-            native = Tokens(count=tokens.count, of_element=of_element, entry=None, places={})
+            native = replace(tokens, entry=None, places={})
             self._verify(native, index)
             ours, theirs = (self.predict(self.noisy, each, index) for each in (tokens, native))
             self._compare(ours, theirs, "the network's own times per token and ours")
@@ -273,15 +285,16 @@ class _Trial:
 
             numbers = torch.arange(learner.count, device=noisy.device)
             plain = gradient(torch.ones_like(numbers, dtype=torch.float))
-            if not bool(plain.all()):
-                raise ModelError("some numbers of the sample reach no token")
+            seen = self.seen.to(plain.device)
+            if not bool(plain[seen].all()):
+                raise ModelError("some numbers of the sample that the network sees reach no token")
             found, place = torch.zeros_like(plain), 1
             while place < learner.count:
                 scaled = gradient(torch.exp2((numbers // place % DIGITS).float()))
-                found += place * torch.log2((scaled / plain).abs()).round()
+                found += place * torch.log2((scaled / plain).abs()).round().where(seen, 0)
                 place *= DIGITS
         of_element = found.long()
-        counts = torch.bincount(of_element.flatten().clamp(min=0), minlength=learner.count)
+        counts = torch.bincount(of_element[seen].clamp(min=0), minlength=learner.count)
         if len(counts) != learner.count or bool((counts != counts[0]).any()):
             raise ModelError("the sample's numbers are not distributed evenly among its tokens")
         return of_element

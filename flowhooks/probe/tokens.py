@@ -79,15 +79,18 @@ class Tokens:
 
     Args:
         count: N, their number.
-        of_element: ``[*sample_shape]``, the token that each number of a sample belongs to.
+        of_element: ``[*sample_shape]``, the token that each number of a sample belongs to; 0 for a number that the
+            network does not see, such as those of a given frame.
         entry: where the levels enter; None if the network takes a time per token.
         places: path of levels that are combined with a tensor, and its number of axes -> where the image tokens are.
+        seen: which numbers of a sample reach the network, bool ``[*sample_shape]``; None for all.
     """
 
     count: int
     of_element: Tensor
     entry: TimeEntry | None
     places: Mapping[tuple[Path, int], str | None]
+    seen: Tensor | None = None
 
     @property
     def native(self) -> bool:
@@ -130,12 +133,27 @@ def check_token_sigma(token_sigma: TokenSigma, sigma: Tensor, r_sigma: Tensor | 
 def called_with_token_times(
     model: FlowModel, layout: Layout, tokens: Tokens, arguments: Mapping[str, Any], token_sigma: TokenSigma
 ) -> Any:
-    """Call the network with a time per token and return its output; ``arguments`` are those at level 0."""
+    """Call the network with a time per token and return its output; ``arguments`` are those at level 0.
+
+    Raises:
+        ModelError: the samples are given other frames than those with which the tokens were learned.
+    """
+    if not _same(layout.seen, tokens.seen):
+        given = "without a given frame" if layout.seen is None else "with a given frame"
+        raise ModelError(
+            f"a sample {given} has another number of tokens of its own than the one that times per token were learned "
+            "with; give every sample a frame: no `reference_dropout`, and no `missing_reference` 'none'"
+        )
     if tokens.entry is None:
         times = {time.name: time.of(token_sigma.each, layout.shift) for time in model.contract.times}
         return model.transformer(**{**arguments, **times})
     with leveled(model, layout, arguments, token_sigma, tokens.entry, tokens.place):
         return model.transformer(**arguments)
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two samples have the same numbers that the network sees."""
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 @contextmanager
@@ -156,7 +174,7 @@ def leveled(
         for sigma in token_sigma.sigmas.unbind(1)[1:]
     ]
     calls = zip(*others, strict=True)
-    mix = Mix(index=token_sigma.index, count=count, places=places, names=model.weight_names)
+    mix = Mix(index=token_sigma.index, count=count, places=places, names=model.weight_names, behind=layout.behind)
 
     def joined(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         leaves, form = tree_flatten((args, kwargs))

@@ -29,7 +29,7 @@ def test_the_pictures_tokens_are_found_in_every_block(name):
     assert list(streams.found) == list(streams.names)
     last = streams.found[streams.names[-1]]
     batch, sigma = pairs(model), torch.full((2,), 0.5)
-    tokens = math.prod(streams.grid(model.layout_of(batch.clean).vae_shape))
+    tokens = math.prod(streams.grid(model.layout_of(batch.clean).extent))
     assert tokens == model.anatomy.tokens
 
     def shifted(block, args, output):
@@ -86,7 +86,7 @@ def reference(folder: Path, model, batch, weights) -> torch.Tensor:
     """Directions ``[B, N, D]`` on the student's grid; ``weights[f]`` are those of each pixel frame for latent frame
     f."""
     streams = learn_streams(model)
-    frames, rows, columns = streams.grid(model.layout_of(batch.clean).vae_shape)
+    frames, rows, columns = streams.grid(model.layout_of(batch.clean).extent)
     found = []
     for sample in batch.clean:
         pixels = model.decode(sample[None], **model.size)[0]

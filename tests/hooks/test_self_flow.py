@@ -54,7 +54,7 @@ def stepped(session, batch):
     return result, steps[0]
 
 
-@pytest.mark.parametrize("name", [*PIPELINES, "ernie-image", "sana"])
+@pytest.mark.parametrize("name", [*PIPELINES, "ernie-image", "sana", "wan22-5b-i2v"])
 def test_the_loss_is_that_of_two_passes_made_by_hand(name):
     model = learnt(name)
     batch = pairs(model)
@@ -83,6 +83,28 @@ def test_the_loss_is_that_of_two_passes_made_by_hand(name):
     expected = float((1 - F.cosine_similarity(h, z, dim=-1)).mean())
     assert expected > 0.01
     assert float(result.metrics["crepa_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_tokens_of_the_image_are_found_between_text_and_references():
+    """FLUX.2's single blocks return text, image and references, one after the other."""
+    model = learnt("flux2-edit")
+    batch = pairs(model)
+    block = model.streams.pick(2, "block_index")
+    assert block.name == "single_transformer_blocks.0" and block.at == "between"
+    sigma = torch.tensor([0.5, 0.9])
+    with outputs_of(model, block.name) as seen, torch.no_grad():
+        model.predict(batch.clean, sigma, batch.condition)
+    behind = model.behind(batch.clean, batch.condition)
+    (out,) = seen[block.name]
+    text = out.shape[1] - model.anatomy.tokens - behind[0]
+    assert behind == [256] and text > 0
+    held = model.features(batch.clean, sigma, batch.condition, block=block, tokens=model.anatomy.tokens)
+    assert torch.equal(held, out[:, text:-256])
+
+
+def test_a_given_frame_has_no_token_of_the_samples():
+    model = learnt("wan22-5b-i2v")
+    assert model.streams.patch == (1, 2, 2) and model.streams.grid(model.layout(**model.size).extent) == (1, 2, 2)
 
 
 def test_the_teachers_pass_ends_at_its_block():

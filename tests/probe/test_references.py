@@ -133,6 +133,25 @@ def test_what_the_decoder_gets_beside_the_sample_is_of_its_condition():
     torch.testing.assert_close(swapped, torch.stack([other, one]))
 
 
+def test_a_sample_that_is_given_no_frame_keeps_all_of_its_own():
+    """LTX's network gets arguments of one shape with a given frame and without."""
+    model = learnt("ltx-condition")
+    found = [compared(model, images) for images in ({"image": pictured([(32, 32)])}, {})]
+    assert max(worst for worst, _, _ in found) < 1e-5
+    conditions = [condition for _, _, condition in found]
+    both, noisy = conditions[0].join(conditions[1:]), torch.cat([walk.steps[0].sample for _, walk, _ in found])
+    both = Condition.unflatten(both.flatten())
+    seen = model.seen(noisy, both)
+    assert not seen[0].all() and seen[1].all()
+    pixels = model.decode(noisy, condition=both)
+    with torch.no_grad():
+        together = model.predict(noisy, torch.tensor([0.5, 0.9]), both)
+        for i, (condition, sigma) in enumerate(zip(conditions, (0.5, 0.9), strict=True)):
+            rows = noisy[i : i + 1]
+            assert away(together[i : i + 1], model.predict(rows, torch.tensor([sigma]), condition)) < 1e-5
+            torch.testing.assert_close(model.decode(rows, condition=condition), pixels[i : i + 1])
+
+
 def test_the_argument_for_pictures_is_found():
     assert picture_argument(tiny("flux-kontext")) == "image"
     assert picture_arguments(tiny("wan21-i2v")) == ["image", "last_image"]

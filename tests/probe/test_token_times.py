@@ -16,19 +16,19 @@ from flowhooks.adapters import build_adapter
 from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.probe import TokenSigma, probe
-from flowhooks.probe.levels import Levels, Mix
-from flowhooks.probe.token_learning import learn_tokens
+from flowhooks.probe.levels import Broadcast, Levels, Mix
+from flowhooks.probe.token_learning import _Learner, learn_tokens
 from flowhooks.probe.tokens import TimeEntry
 from flowhooks.probe.weight_names import WeightNames
 from tests.copies import copier
-from tests.families import PIPELINES, checks, learnt, tiny
+from tests.families import PIPELINES, checks, learnt, pictured, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
-#: Of two pictures side by side, the sample's tokens cannot be told from the given one's at other sizes.
-BESIDE = "flux-kontext"
+#: Given pictures beside the sample's own tokens, and in place of some of them.
+GIVEN = ["flux2-edit", "wan22-5b-i2v", "ltx-condition"]
 #: The convolutions of a U-Net mix places.
-TIMED = [name for name in LEARNT if name not in (BESIDE, "stable-diffusion-xl")]
+TIMED = [name for name in LEARNT if name != "stable-diffusion-xl"]
 
 #: The layers that make modulations, of a few kinds of network.
 MODULATIONS = {
@@ -88,7 +88,7 @@ def adapted(model, name, **changes):
     return adapter
 
 
-@pytest.mark.parametrize("name", TIMED)
+@pytest.mark.parametrize("name", [*TIMED, *GIVEN])
 @torch.no_grad()
 def test_mixed_levels_are_those_of_two_copies(name):
     model, noisy, condition, told = state(name)
@@ -104,9 +104,34 @@ def test_what_the_matrix_claims(name):
     checks.check_token_times(name, timed(name))
 
 
-def test_tokens_beside_those_of_a_given_picture_are_refused_with_the_reason():
-    with pytest.raises(ModelError, match="time per token: the image's tokens stand between others"):
-        checks.check_token_times(BESIDE)
+@torch.no_grad()
+def test_references_of_any_number_keep_the_time_of_the_pipeline():
+    """FLUX.2, learnt beside one reference: samples with two and with none, alone and together."""
+    model, noisy, _, told = state("flux2-edit")
+    shown = [{"image": pictured([(64, 96), (64, 64)])}, {}]
+    condition = model.encode_conditions(["a", "a"], shown)
+    together = mixed(model, noisy, condition, told)
+    for i in range(2):
+        alone = mixed(model, noisy[i : i + 1], condition[i : i + 1], told.take([i]))
+        close(together[i : i + 1], alone, 1e-4)
+    alone = noisy[:1], condition[:1], told.take([0])
+    close(mixed(model, *alone), merged_prediction(model, "flux2-edit", *alone))
+
+
+def test_a_sample_without_its_given_frame_is_refused_with_the_reason():
+    model, noisy, _, told = state("ltx-condition")
+    condition = model.encode_conditions(["a", "a"], [{}, {}])
+    with pytest.raises(ModelError, match="a sample without a given frame has another number of tokens of its own"):
+        mixed(model, noisy, condition, told)
+
+
+def test_tokens_between_others_that_are_not_those_of_references_are_refused_with_the_reason():
+    other = torch.zeros(2, 6, 4)
+    other[1, 2:4] = 1
+    meeting = Broadcast(path=("a",), other=other, batch=-3, tokens=(-2,))
+    assert _Learner(behind=2).place(meeting) == "between"
+    with pytest.raises(ModelError, match="between 2 and 2 others, of which those behind are not the 1 of its ref"):
+        _Learner(behind=1).place(meeting)
 
 
 @pytest.mark.parametrize("name", [n for n in LEARNT if n in ("wan", "wan-two-experts", "ltx", "sana-video")])

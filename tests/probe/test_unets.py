@@ -68,8 +68,8 @@ def test_a_place_has_no_time_of_its_own():
 
 def test_the_places_of_every_block_are_its_tokens():
     model = learnt("stable-diffusion-xl")
-    streams, shape = model.streams, model.layout(**model.size).vae_shape
-    assert {name: streams.grid(shape, stream) for name, stream in streams.found.items()} == {
+    streams, extent = model.streams, model.layout(**model.size).extent
+    assert {name: streams.grid(extent, stream) for name, stream in streams.found.items()} == {
         "down_blocks.0": (1, 4, 4),
         "down_blocks.1": (1, 4, 4),
         "up_blocks.0": (1, 8, 8),

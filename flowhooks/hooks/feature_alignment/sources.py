@@ -24,7 +24,7 @@ from flowhooks.hooks.feature_alignment.vision_encoder import VisionEncoder
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.probe.recorder import evaluating
-from flowhooks.probe.streams import Grid, Streams, TokenStream
+from flowhooks.probe.streams import BETWEEN, Grid, Streams, TokenStream
 
 #: Source -> whose pass its features are from; the others look at images.
 PASSES: Mapping[str, str] = {"layersync": POLICY, "backbone": "reference"}
@@ -77,7 +77,12 @@ class FeatureCapture:
         step.predict(MAIN_VIEW, role)
         kept, names = self._kept[role]
         grid = self.grid(step, stream)
-        parts = [stream.of(returned, prod(grid)) for returned in kept[stream.name]]
+        conditions = [step.views[name].condition for name in names]
+        together = conditions[0].join(conditions[1:])
+        calls = kept[stream.name]
+        model: Any = step.model
+        behind = model.behind(step.batch.clean, together) if stream.at == BETWEEN else [0] * len(calls)
+        parts = [stream.of(*each) for each in zip(calls, [prod(grid)] * len(calls), behind, strict=True)]
         sizes = [step.views[name].shape[0] for name in names]
         if sum(map(len, parts)) != sum(sizes):
             raise ModelError(f"{stream.name} ran on {sum(map(len, parts))} samples in a pass on {sum(sizes)}")
@@ -86,15 +91,14 @@ class FeatureCapture:
         if len(parts) == 1:
             return parts[0][start:end], grid
         # Prompts that share no forward went through the network one group after the other.
-        conditions = [step.views[name].condition for name in names]
-        order = [i for members, _ in conditions[0].join(conditions[1:]).groups() for i in members]
+        order = [i for members, _ in together.groups() for i in members]
         samples = [sample for part in parts for sample in part.unbind(0)]
         return torch.stack([samples[order.index(i)] for i in range(start, end)]), grid
 
     def grid(self, step: Step, stream: TokenStream) -> Grid:
         """Frames, rows and columns of a block's tokens."""
         model: Any = step.model
-        return self.streams.grid(model.layout_of(step.batch.clean).vae_shape, stream)
+        return self.streams.grid(model.layout_of(step.batch.clean).extent, stream)
 
     def forget(self) -> None:
         """Free a step's features and their graph."""
@@ -151,8 +155,12 @@ class PictureSource:
     @torch.no_grad()
     def features(self, step: Step) -> tuple[Tensor, Grid]:
         frames, *_ = self.tap.grid(step, self.tap.tapped[0])
-        pixels = self.decoder.frames(step.batch.clean, step.model)
-        seen = pixels[:, :, frame_places(pixels.shape[2], frames)]
+        pixels = self.decoder.frames(step.batch.clean, step.model, step.batch.condition)
+        # A given frame, which comes first, has no tokens of the sample's.
+        model: Any = step.model
+        latent, sampled = model.frames(step.batch.clean), model.layout_of(step.batch.clean).extent[0]
+        given = (latent - sampled) // self.tap.streams.patch[0]
+        seen = pixels[:, :, frame_places(pixels.shape[2], given + frames)[given:]]
         features = self.encoder(seen.movedim(2, 1).flatten(0, 1))
         return features.unflatten(0, (-1, frames)).flatten(1, 2), (frames, *self.encoder.grid)
 
@@ -203,7 +211,7 @@ def build_parts(
     elif kind == CLEANER:
         source = CleanerSource(tap, others[0])
     else:
-        if kind == "crepa" and streams.grid(model.layout(**model.size).vae_shape, student)[0] == 1:
+        if kind == "crepa" and streams.grid(model.layout(**model.size).extent, student)[0] == 1:
             raise ModelError("'crepa' aligns with neighbouring frames, and there is one; use 'external' for images")
         source = PictureSource(tap, str(encoder))
         stack.enter_context(source.decoder.attached())
