@@ -130,8 +130,8 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
     # Exactly 0: what is only small may become a margin yet.
     if floor > 0 and read("margin") == 0 and abs(read("ref_win_err") - read("ref_lose_err")) <= floor:
         said.append(
-            f"{terms.name}: both sides of the pairs are alike: the reference errs by {read('ref_win_err'):.4g} on either, "
-            "and the margin stays 0; there is nothing to prefer, so see whether the rejected images are copies"
+            f"{terms.name}: both sides of the pairs are alike: the reference errs by {read('ref_win_err'):.4g} on "
+            "either, and the margin stays 0; there is nothing to prefer, so see whether the rejected images are copies"
         )
     # One that auto_beta was told to aim at is no fault.
     least = min(SATURATED, terms.target / 2) if terms.auto_beta else SATURATED

@@ -20,6 +20,11 @@ ONE_TARGET = (
 )
 
 
+def both_sides(*roles: str) -> tuple[tuple[str, str], ...]:
+    """Return the passes in which each role predicts on both sides of a pair."""
+    return tuple((view, role) for role in roles for view in (WIN, LOSE))
+
+
 class PreferenceSpec(HookSpec):
     """Learns from images that people prefer to others. An objective derives from it, beside its own folder."""
 
@@ -41,4 +46,4 @@ class PairSpec(PreferenceSpec):
     """Learns from pairs by how much better than a reference the policy is on either side."""
 
     needs = {"view:rejected", "role:reference"}
-    passes = tuple((view, role) for role in (POLICY, "reference") for view in (WIN, LOSE))
+    passes = both_sides(POLICY, "reference")

@@ -31,12 +31,14 @@ METHODS: dict[str, dict] = {
     "flow_grpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_opd": {**DRAWN, "teachers": {"b": "written by the test"}, "anchor_weight": 0.0},
     "ipo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
+    "linear_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
+    "mapo": {"beta": 50.0, "anchor_alpha": 0.0},
     "self_flow": {"block_index": 0, "teacher_block_index": 1},
     "sft": {"weight": 0.5},
 }
 SLOT_WORDS = (*(f"slot {slot!r}" for slot in SLOTS), "target:main", "'sigma'", "r_sigma", "view:", "both write")
 #: Method, and its hook -> one with the same declarations: whatever runs beside one of them runs beside the other.
-LIKE = {"ipo": "flow_dpo"}
+LIKE = dict.fromkeys(("ipo", "linear_dpo"), "flow_dpo")
 
 
 def by_another(first: str, second: str) -> bool:
