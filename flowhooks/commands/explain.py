@@ -66,7 +66,7 @@ def run(args: Namespace) -> int:
     if (cost := step_cost(planned)).on_data:
         say(f"chunks      {cost.chunks} at most of the rollout, sharing the method's loss, and 1 of the data")
     for hook in configured.every_hook:
-        if hook.type == "flow_dpo":
+        if {"beta", "norm_type"} <= hook.options.keys():
             say()
             say("beta")
             say_lines(f"  {line}" for line in beta_lines(hook.options, *latents_of(configured)))
@@ -93,6 +93,6 @@ def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[st
         lines.append(
             "a mask that covers a part of the image counts its own elements only, so N is smaller by that part"
         )
-    if options["auto_beta"]:
+    if options.get("auto_beta"):
         lines.append("auto_beta starts from this value and leaves it as soon as margins are not zero")
     return lines

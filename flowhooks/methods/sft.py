@@ -7,10 +7,11 @@ from typing import Any
 
 from flowhooks.hooks.flow_matching_loss import FlowMatchingLossSpec
 from flowhooks.hooks.mask_reducer import MaskReducerSpec
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.methods.spec import Block, Context, Method, Part
 
 #: Hooks that replace the ordinary loss, or what the network predicts for it.
-_REPLACING = {"adjoint_target", "flow_dpo", "flow_grpo", "target_replacer", "teacher_velocity", "twin_flow_target"}
+_REPLACING = {type for type, spec in HOOKS.items() if {"objective", "target:main"} & set(spec.slots)}
 #: Hooks after which the prediction on the main view is not made at one noise level.
 _OTHER_TIMES = {"dual_times", "interval_times"}
 

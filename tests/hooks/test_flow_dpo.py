@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from flowhooks.errors import TrainingError
-from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, TimestepSchedule
-from flowhooks.hooks.flow_dpo.detectors import Terms, drift, margin_by_sigma, warn
-from flowhooks.hooks.flow_dpo.hook import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor, reduce_error
+from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, TimestepSchedule, detectors
+from flowhooks.hooks.detectors import drift, margin_by_sigma, warn
+from flowhooks.hooks.flow_dpo.hook import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor
+from flowhooks.hooks.preference import reduce_error
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.view import Batch
 from flowhooks.testing import NoCondition
 from tests.hooks.toy import FLOW, toy_batch, toy_model, toy_session
 
+Terms = partial(detectors.Terms, name="flow_dpo")
 SIGMAS = [0.8, 0.5, 0.3]
 
 

@@ -30,11 +30,23 @@ METHODS: dict[str, dict] = {
     "flow_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
     "flow_grpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_opd": {**DRAWN, "teachers": {"b": "written by the test"}, "anchor_weight": 0.0},
+    "ipo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
+    "linear_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
+    "mapo": {"beta": 50.0, "anchor_alpha": 0.0},
     "self_flow": {"block_index": 0, "teacher_block_index": 1},
     "sft": {"weight": 0.5},
 }
 SLOT_WORDS = (*(f"slot {slot!r}" for slot in SLOTS), "target:main", "'sigma'", "r_sigma", "view:", "both write")
-PAIRS = {(pair.first, pair.second): pair for pair in composition.pairs()}
+#: Method, and its hook -> one with the same declarations: whatever runs beside one of them runs beside the other.
+LIKE = dict.fromkeys(("ipo", "linear_dpo"), "flow_dpo")
+
+
+def by_another(first: str, second: str) -> bool:
+    """Whether the pair of another method, or hook, tells of this one."""
+    return any(LIKE.get(name, other) != other for name, other in ((first, second), (second, first)))
+
+
+PAIRS = {(pair.first, pair.second): pair for pair in composition.pairs() if not by_another(pair.first, pair.second)}
 RUNNING = [names for names, pair in PAIRS.items() if pair.plan is not None]
 REFUSED = [names for names, pair in PAIRS.items() if pair.plan is None]
 
@@ -87,6 +99,12 @@ def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float
 
 def test_every_method_is_in_the_law():
     assert set(METHODS) == set(composition.METHODS)
+
+
+@pytest.mark.parametrize(("name", "other"), LIKE.items())
+def test_what_is_like_another_declares_the_same(name, other):
+    one, same = (HOOKS[each].declaration(composition_options(each)) for each in (name, other))
+    assert one == same
 
 
 @pytest.mark.parametrize(("first", "second"), RUNNING)
@@ -187,7 +205,7 @@ def block(name: str, beside: str = "") -> dict:
 
 #: Hooks that say what to learn from a drawn sample.
 TRAINING = {"adjoint_target", "flow_grpo", "teacher_velocity"}
-HOOK_PAIRS = [pair for pair in itertools.combinations(HOOKS, 2) if related(*pair)]
+HOOK_PAIRS = [pair for pair in itertools.combinations(HOOKS, 2) if related(*pair) and not by_another(*pair)]
 
 
 def blocks(first: str, second: str) -> list[dict]:

@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file
 
 from benchmarks.memory_plan import RUNS, measured, planned, run_on, write_folder, write_teacher
+from benchmarks.methods import LIKE
 from flowhooks.adapters.names import LORA_FILE
 from flowhooks.config import resolve_run
 from flowhooks.memory import drawing
@@ -26,6 +27,7 @@ CASTS = {"sft": "bf16", "self_flow": "bf16"}
 METHODS = {
     kind: {**RUNS[kind], "training": {**RUNS[kind].get("training", {}), "mixed_precision": CASTS.get(kind, "no")}}
     for kind in METHOD_NAMES
+    if kind not in LIKE
 }
 
 

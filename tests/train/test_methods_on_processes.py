@@ -15,7 +15,7 @@ from flowhooks.kernel.view import Batch, StepResult
 from flowhooks.train.metrics import MetricWindow
 from tests.forked import side_by_side
 from tests.laws.cases import batch_for, teacher, tiny_model
-from tests.laws.test_composition import METHODS, document, moved
+from tests.laws.test_composition import LIKE, METHODS, document, moved
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +29,7 @@ TWIN = [
     {"type": "interval_times", "r_timestep_sampler": "mixture"},
     {"type": "twin_flow"},
 ]
-RUNS = [*METHODS, "twin_flow"]
+RUNS = [*(name for name in METHODS if name not in LIKE), "twin_flow"]
 
 
 def run_of(name: str, size: int, teachers: str) -> dict:

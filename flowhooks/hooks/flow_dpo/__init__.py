@@ -6,23 +6,13 @@ from collections.abc import Iterator
 from typing import Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.spec import PAIRS, HookSpec
-from flowhooks.kernel.plan import POLICY
+from flowhooks.hooks.preference_spec import NORM_TYPE, PairSpec
 
 
-class FlowDPOSpec(HookSpec, type="flow_dpo", title="Flow-DPO"):
+class FlowDPOSpec(PairSpec, type="flow_dpo", title="Flow-DPO"):
     """Learns from pairs, preferred against rejected, with the adapter-free model as reference (arXiv 2501.13918,
     2311.12908)."""
 
-    slots = {"reduce", "objective", "metrics"}
-    needs = {"view:rejected", "role:reference"}
-    wants = {"mask"}
-    excludes = {
-        "rollout": PAIRS,
-        "target:main": "a pair is scored against one target, `e - x0`, on both sides and under both models, and "
-        "{other} replaces it on the preferred side of the policy",
-    }
-    passes = tuple((view, role) for role in (POLICY, "reference") for view in ("main", "rejected"))
     papers = ("liu2025improving", "wallace2023diffusion")
     law = {"beta": 2.0}
     page = "flow_dpo.md"
@@ -66,17 +56,7 @@ class FlowDPOSpec(HookSpec, type="flow_dpo", title="Flow-DPO"):
         exclusiveMinimum=0,
         maximum=1_000_000_000,
     )
-    norm_type: Literal["sum", "mean", "masked_mean"] = option(
-        "How the error of a sample becomes one number. `sum` and `mean` go over all latent elements. `masked_mean` "
-        "is the sum over the mask divided by the mask's own sum (at least 1), or `mean` where there is no mask.",
-        default="sum",
-    )
-    sft_loss_weight: float = option(
-        "Weight of the ordinary flow-matching loss on the preferred side, unmasked, which is added.",
-        default=0.0,
-        minimum=0,
-        maximum=1_000_000,
-    )
+    norm_type: Literal["sum", "mean", "masked_mean"] = option(NORM_TYPE, default="sum")
 
     def faults(self) -> Iterator[tuple[str, str]]:
         low, high = self.auto_beta_min, self.auto_beta_max

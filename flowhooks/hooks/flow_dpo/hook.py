@@ -10,8 +10,7 @@ sides::
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,34 +18,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowhooks.adapters.names import USE_DORA
-from flowhooks.errors import TrainingError
-from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
+from flowhooks.hooks.detectors import Terms
 from flowhooks.hooks.flow_dpo import FlowDPOSpec
-from flowhooks.hooks.flow_dpo.detectors import Terms, detect, warn
-from flowhooks.kernel.hook import Hook
-from flowhooks.kernel.plan import POLICY
-from flowhooks.kernel.session import Session
+from flowhooks.hooks.preference import PairPreference
+from flowhooks.hooks.preference_spec import LOSE, WIN
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import View
 from flowhooks.transfer import sent
-
-WIN, LOSE = "main", "rejected"
-SUM, MEAN, MASKED_MEAN = "sum", "mean", "masked_mean"
-
-
-def reduce_error(error: Tensor, norm_type: str, mask: Tensor | None) -> Tensor:
-    """One number per sample, ``[B]``, from an error ``[B, ...]`` that the mask was already applied to.
-
-    ``sum`` adds all elements, ``mean`` averages all, ``masked_mean`` divides the sum by the mask's own sum (at least
-    1); without a mask it is ``mean``.
-    """
-    flat = error.flatten(1)
-    if norm_type == SUM:
-        return flat.sum(1)
-    if norm_type == MASKED_MEAN and mask is not None:
-        return flat.sum(1) / mask.expand_as(error).flatten(1).sum(1).clamp(min=1)
-    return flat.mean(1)
 
 
 def dpo_loss(margin: Tensor, beta: float | Tensor) -> Tensor:
@@ -110,21 +87,17 @@ class AutoBeta:
         return value if self.low is None and self.high is None else value.clamp(self.low, self.high)
 
 
-class FlowDPO(FlowDPOSpec, Hook):
+class FlowDPO(FlowDPOSpec, PairPreference):
     """Owns the reduction and the objective of a preference run."""
 
     health = "flow_dpo_implicit_accuracy"
 
+    @property
+    def first_loss(self) -> float:
+        return math.log(2)
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._adapter: Any = None
-        self._terms = Terms(
-            auto_beta=self.auto_beta,
-            target=self.auto_beta_target_gf,
-            low=self.auto_beta_min,
-            high=self.auto_beta_max,
-            sft_loss_weight=self.sft_loss_weight,
-        )
         self.adapted: AutoBeta | None = None
         if self.auto_beta:
             self.adapted = AutoBeta(
@@ -135,132 +108,47 @@ class FlowDPO(FlowDPOSpec, Hook):
                 high=self.auto_beta_max,
             )
 
-    @contextmanager
-    def attached(self, session: Session) -> Iterator[None]:
-        self._adapter = session.adapter
-        anchors = [hook.weight for hook in session.assembly.hooks if isinstance(hook, AnchorRegularizer)]
-        self._terms = replace(self._terms, anchor=max(anchors, default=0.0))
-        try:
-            yield
-        finally:
-            self._adapter = None
+    def terms(self) -> Terms:
+        return replace(
+            super().terms(),
+            auto_beta=self.auto_beta,
+            target=self.auto_beta_target_gf,
+            low=self.auto_beta_min,
+            high=self.auto_beta_max,
+        )
 
-    def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
-        return reduce_error(error, self.norm_type, view.mask)
+    def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
+        return dpo_loss(margin, self._beta(margin))
 
-    def objective(self, step: Step) -> Tensor:
+    def follow(self, step: Step, margin: Tensor) -> None:
+        if self.adapted is None:
+            return
         weight = step.views[WIN].weight
-        margin = self._margin(step)
-        if self.adapted and step.training:
-            scale = step.score(WIN, "reference") + step.score(LOSE, "reference")
-            sizes = torch.stack([step.mean(margin.detach().abs(), weight), step.mean(scale, weight)])
-            self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
-        loss = step.mean(dpo_loss(margin, self._beta(margin)), weight)
-        if step.training and step.draws.micro_step == 0 and not margin.is_meta:
-            self._self_test(step, margin.detach())
-        if self.sft_loss_weight:
-            loss = loss + self.sft_loss_weight * step.mean(self._plain_error(step), weight)
-        return loss
+        scale = step.score(WIN, "reference") + step.score(LOSE, "reference")
+        sizes = torch.stack([step.mean(margin.abs(), weight), step.mean(scale, weight)])
+        self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
+
+    def measured(self, margin: Tensor) -> dict[str, Tensor]:
+        return {"gradient_factor": gradient_factor(margin, self._beta(margin))}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
-        """Returns NaN for all but beta where no pair of the batch is compared, because all its masks are black."""
-        weight = step.views[WIN].weight
-        margin = self._margin(step)
-        beta = self._beta(margin)
-        named = {
-            "loss": dpo_loss(margin, beta),
-            "margin": margin,
-            "win_adv": step.score(WIN, "reference") - step.score(WIN),
-            "lose_adv": step.score(LOSE) - step.score(LOSE, "reference"),
-            "policy_win_err": step.score(WIN),
-            "policy_lose_err": step.score(LOSE),
-            "ref_win_err": step.score(WIN, "reference"),
-            "ref_lose_err": step.score(LOSE, "reference"),
-            "negative_margin_pct": 100.0 * (margin < 0),
-            "implicit_accuracy": 1.0 * (margin > 0),
-            "gradient_factor": gradient_factor(margin, beta),
-        }
-        found = {name: step.mean(value.to(margin.dtype), weight) for name, value in named.items()}
-        if self.sft_loss_weight:
-            found["sft_loss"] = step.mean(self._plain_error(step), weight)
-        found.update(detect(step, named["win_adv"], named["lose_adv"]))
-        if weight is not None:
-            # A mean over nothing: as 0, a gradient factor would read as saturated.
-            compared = step.all_reduce(weight.sum()) > 0
-            found = {name: torch.where(compared, value, math.nan) for name, value in found.items()}
-        found["beta"] = torch.as_tensor(beta, dtype=margin.dtype, device=margin.device)
+        found = super().metrics(step)
+        like = found["flow_dpo_margin"]
+        found["flow_dpo_beta"] = torch.as_tensor(self._beta(like), dtype=like.dtype, device=like.device)
         if self.adapted:
-            found["beta_clamped"] = (self.adapted.value() != self.adapted.clamped()).to(margin.dtype)
-        return {f"flow_dpo_{name}": value for name, value in found.items()}
-
-    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
-        return warn(metrics, self._terms)
+            found["flow_dpo_beta_clamped"] = (self.adapted.value() != self.adapted.clamped()).to(like.dtype)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         if self.adapted is None:
-            return {}
-        return {"average": self.adapted.average.clone(), "updates": self.adapted.updates.clone()}
+            return super().state_dict()
+        own = {"average": self.adapted.average.clone(), "updates": self.adapted.updates.clone()}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         if self.adapted is not None:
             self.adapted.average, self.adapted.updates = state["average"], state["updates"]
 
-    def _margin(self, step: Step) -> Tensor:
-        win_adv = step.score(WIN, "reference") - step.score(WIN)
-        return win_adv + step.score(LOSE) - step.score(LOSE, "reference")
-
-    def _beta(self, margin: Tensor) -> float | Tensor:
-        return sent(self.adapted.clamped(), margin.device, margin.dtype) if self.adapted else self.beta
-
-    def _plain_error(self, step: Step) -> Tensor:
-        return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
-
-    def _self_test(self, step: Step, margin: Tensor) -> None:
-        """Check, on the first step, that the policy without its adapter is the reference.
-
-        A new adapter changes nothing yet, so its margins must be exactly 0 and the loss ln 2. One that starts from a
-        file is switched off, and the predictions must be the same to the bit. So is a DoRA: it divides by norms, which
-        compiled code may sum up in another order than those it was made with.
-        """
-        loss = dpo_loss(margin, self._beta(margin)).mean()
-        fresh = self._adapter is not None and self._adapter.fresh and not self._adapter.config.get(USE_DORA)
-        if fresh:
-            sound = not bool((margin != 0).any()) and math.isclose(float(loss), math.log(2), rel_tol=1e-6)
-        else:
-            sound = self._is_reference(step, nullcontext())
-        if sound:
-            return
-        culprits = [
-            key
-            for key, hook in zip(step.session.assembly.keys, step.session.assembly.hooks, strict=True)
-            if self._is_reference(step, hook.disabled())
-        ]
-        if self._is_reference(step, nullcontext()):
-            cause = "the reference is not the base model: the adapter changes predictions though it is new"
-        elif culprits:
-            named = " and ".join(f"`{key}`" for key in culprits)
-            cause = f"the reference is not the base model: {named} changes the policy alone; take it out of this run"
-        else:
-            cause = (
-                "the reference is not the base model: something else changes it between two passes (dropout in the "
-                "base, another adapter, a random layer)"
-            )
-        found = (
-            f"the margin must be exactly 0 and the loss ln 2, found a margin of up to {float(margin.abs().max()):.3g} "
-            f"and a loss of {float(loss):.6g}"
-            if fresh
-            else "the policy with its adapter off must predict what the reference predicts, and does not"
-        )
-        raise TrainingError(f"Flow-DPO self-test: before the first update {found}; {cause}")
-
-    def _is_reference(self, step: Step, without: AbstractContextManager) -> bool:
-        """Whether the policy, its adapter off and whatever ``without`` leaves out, predicts what the reference does."""
-        with ExitStack() as off:
-            if self._adapter is not None:
-                off.enter_context(self._adapter.disabled())
-            off.enter_context(without)
-            found: dict[str, Tensor] = {}
-            for together in step.groups((WIN, LOSE)):
-                with step.playing(POLICY) as model:
-                    found |= step.through(model, together, POLICY)
-        return all(torch.equal(found[view], step.predict(view, "reference")) for view in (WIN, LOSE))
+    def _beta(self, like: Tensor) -> float | Tensor:
+        return sent(self.adapted.clamped(), like.device, like.dtype) if self.adapted else self.beta

@@ -83,6 +83,7 @@ class Terms:
     """The part of a run's configuration that the detectors' advice depends on.
 
     Args:
+        name: type of the objective.
         auto_beta: whether beta follows the margin.
         target: the gradient factor that it then aims at, in (0, 0.5).
         low, high: its clamp, or None.
@@ -90,6 +91,7 @@ class Terms:
         anchor: weight of the anchor, 0 where there is none.
     """
 
+    name: str
     auto_beta: bool = False
     target: float = 0.2
     low: float | None = None
@@ -115,38 +117,38 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
     """Sentences for the log from running means of the metrics, in the terms of the run's configuration."""
 
     def read(name: str) -> float:
-        return metrics.get(f"flow_dpo_{name}", math.nan)
+        return metrics.get(f"{terms.name}_{name}", math.nan)
 
     said = []
     floor = ROUNDING * sum(value for name in ("ref_win_err", "ref_lose_err") if math.isfinite(value := read(name)))
     if read("win_adv") < -floor and read("margin") > floor:
         said.append(
-            f"flow_dpo: the margin, {read('margin'):.3g}, is there only because the rejected side gets worse: the "
+            f"{terms.name}: the margin, {read('margin'):.3g}, is there only because the rejected side gets worse: the "
             f"preferred one does too (win_adv {read('win_adv'):.3g}); {terms.stronger_anchor}, lower the learning "
             f"rate, or {terms.plain_loss}"
         )
     # Exactly 0: what is only small may become a margin yet.
     if floor > 0 and read("margin") == 0 and abs(read("ref_win_err") - read("ref_lose_err")) <= floor:
         said.append(
-            f"flow_dpo: both sides of the pairs are alike: the reference errs by {read('ref_win_err'):.4g} on either, "
-            "and the margin stays 0; there is nothing to prefer, so see whether the rejected images are copies"
+            f"{terms.name}: both sides of the pairs are alike: the reference errs by {read('ref_win_err'):.4g} on "
+            "either, and the margin stays 0; there is nothing to prefer, so see whether the rejected images are copies"
         )
     # One that auto_beta was told to aim at is no fault.
     least = min(SATURATED, terms.target / 2) if terms.auto_beta else SATURATED
     if read("gradient_factor") < least:
         said.append(
-            f"flow_dpo: the gradient factor {read('gradient_factor'):.3f} is below {least:g}: pairs are saturated; "
+            f"{terms.name}: the gradient factor {read('gradient_factor'):.3f} is below {least:g}: pairs are saturated; "
             f"{_softer(read('beta'), terms)}"
         )
     if read("beta_clamped") > 0.5:
         said.append(
-            f"flow_dpo: in most steps {_held(read('beta'), terms)} holds beta away from what `auto_beta` asks for; "
+            f"{terms.name}: in most steps {_held(read('beta'), terms)} holds beta away from what `auto_beta` asks for; "
             "widen the bound or leave it out"
         )
     inside, outside = read("drift_inside"), read("drift_outside")
     if outside > max(MORE * inside, DRIFT):
         said.append(
-            f"flow_dpo: the model moves more outside the mask ({outside:.3g}) than inside ({inside:.3g}); "
+            f"{terms.name}: the model moves more outside the mask ({outside:.3g}) than inside ({inside:.3g}); "
             f"{terms.stronger_anchor}"
         )
     return said

@@ -1,0 +1,150 @@
+"""What objectives of preferences share: the error of a sample as one number, advantages over a reference, their
+metrics, and the ordinary loss on what was preferred.
+
+With ``L`` the reduced error of a view, one noise and one sigma for both sides::
+
+    win_adv = L_ref(w) - L_pol(w)          lose_adv = L_pol(l) - L_ref(l)          margin = win_adv + lose_adv
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
+from flowhooks.hooks.detectors import Terms, detect, warn
+from flowhooks.hooks.preference_spec import LOSE, WIN, PairSpec, PreferenceSpec
+from flowhooks.hooks.self_test import SelfTest
+from flowhooks.kernel.hook import Hook
+from flowhooks.kernel.session import Session
+from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
+
+SUM, MEAN, MASKED_MEAN = "sum", "mean", "masked_mean"
+
+
+def reduce_error(error: Tensor, norm_type: str, mask: Tensor | None) -> Tensor:
+    """One number per sample, ``[B]``, from an error ``[B, ...]`` that the mask was already applied to.
+
+    ``sum`` adds all elements, ``mean`` averages all, ``masked_mean`` divides the sum by the mask's own sum (at least
+    1); without a mask it is ``mean``.
+    """
+    flat = error.flatten(1)
+    if norm_type == SUM:
+        return flat.sum(1)
+    if norm_type == MASKED_MEAN and mask is not None:
+        return flat.sum(1) / mask.expand_as(error).flatten(1).sum(1).clamp(min=1)
+    return flat.mean(1)
+
+
+class Preference(PreferenceSpec, Hook):
+    """Owns the reduction, and adds the ordinary loss on the preferred side. A subclass has the objective."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._terms = self.terms()
+
+    def terms(self) -> Terms:
+        """Return what the advice of the detectors depends on."""
+        return Terms(name=self.type, sft_loss_weight=self.sft_loss_weight)
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        anchors = [hook.weight for hook in session.assembly.hooks if isinstance(hook, AnchorRegularizer)]
+        self._terms = replace(self._terms, anchor=max(anchors, default=0.0))
+        yield
+
+    def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
+        return reduce_error(error, self.norm_type, view.mask)
+
+    def warnings(self, metrics: Mapping[str, float]) -> list[str]:
+        return warn(metrics, self._terms)
+
+    def named(self, step: Step, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return metrics under the name of the objective; NaN where no sample of the batch is compared, because all its
+        masks are black."""
+        weight = step.views[WIN].weight
+        if weight is not None:
+            # A mean over nothing: as 0, a gradient factor would read as saturated.
+            compared = step.all_reduce(weight.sum()) > 0
+            found = {name: torch.where(compared, value, math.nan) for name, value in found.items()}
+        return {f"{self.type}_{name}": value for name, value in found.items()}
+
+
+def plain_error(step: Step) -> Tensor:
+    """Return the ordinary error ``[B]`` on the main view, unmasked."""
+    return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
+
+
+class PairPreference(PairSpec, Preference):
+    """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
+
+    @property
+    def first_loss(self) -> float | None:
+        """The loss of a pair whose margin is 0; None where it is not one number."""
+        return None
+
+    @contextmanager
+    def attached(self, session: Session) -> Iterator[None]:
+        self._test = SelfTest(name=self.title, adapter=session.adapter, start=self.first_loss)
+        with super().attached(session):
+            yield
+
+    def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
+        """Return the loss ``[B]`` of each pair with this margin ``[B]``; it is averaged last."""
+        raise NotImplementedError
+
+    def follow(self, step: Step, margin: Tensor) -> None:
+        """Adapt to the margins ``[B]`` of a training step, before its loss is computed."""
+
+    def measured(self, margin: Tensor) -> dict[str, Tensor]:
+        """Return what else is logged of each pair, ``[B]``."""
+        return {}
+
+    def objective(self, step: Step) -> Tensor:
+        weight = step.views[WIN].weight
+        margin = margin_of(step)
+        if step.training:
+            self.follow(step, margin.detach())
+        loss = step.mean(self.pair_loss(step, margin), weight)
+        if step.training and step.draws.micro_step == 0 and not margin.is_meta:
+            self._test.check(step, margin.detach(), self.pair_loss(step, margin).detach())
+        if self.sft_loss_weight:
+            loss = loss + self.sft_loss_weight * step.mean(plain_error(step), weight)
+        return loss
+
+    def metrics(self, step: Step) -> dict[str, Tensor]:
+        """Returns NaN where no pair of the batch is compared, because all its masks are black."""
+        weight = step.views[WIN].weight
+        margin = margin_of(step)
+        advantages = {
+            "win_adv": step.score(WIN, "reference") - step.score(WIN),
+            "lose_adv": step.score(LOSE) - step.score(LOSE, "reference"),
+        }
+        each = {
+            "loss": self.pair_loss(step, margin),
+            "margin": margin,
+            **advantages,
+            "policy_win_err": step.score(WIN),
+            "policy_lose_err": step.score(LOSE),
+            "ref_win_err": step.score(WIN, "reference"),
+            "ref_lose_err": step.score(LOSE, "reference"),
+            "negative_margin_pct": 100.0 * (margin < 0),
+            "implicit_accuracy": 1.0 * (margin > 0),
+            **self.measured(margin),
+        }
+        found = {name: step.mean(value.to(margin.dtype), weight) for name, value in each.items()}
+        if self.sft_loss_weight:
+            found["sft_loss"] = step.mean(plain_error(step), weight)
+        return self.named(step, {**found, **detect(step, **advantages)})
+
+
+def margin_of(step: Step) -> Tensor:
+    """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""
+    win_adv = step.score(WIN, "reference") - step.score(WIN)
+    return win_adv + step.score(LOSE) - step.score(LOSE, "reference")
