@@ -1,9 +1,26 @@
-"""Tell by their names which arguments of a pipeline's call take images. Free of torch."""
+"""Tell by their names which arguments of a pipeline's call take images, and which of its parts control its network.
+Free of torch."""
 
 from __future__ import annotations
+
+#: Part of a pipeline: a network that follows the sample beside the one that is trained.
+CONTROL = "controlnet"
 
 
 def takes_images(name: str) -> bool:
     """Return whether an argument of this name takes images of a sample: ``image``, ``last_image``. Those for an
     IP-Adapter do not count, which have an effect only where one is loaded."""
     return (name in ("image", "images") or name.endswith("_image")) and "ip_adapter" not in name
+
+
+def control_refusal(kind: str) -> str:
+    """Say why a pipeline with such a part is not trained.
+
+    Args:
+        kind: class of the part.
+    """
+    return (
+        f"has in {CONTROL!r} a {kind}, a network of its own: what it adds to the trained one changes with the noisy "
+        "sample at every step, so it is no condition of a sample that could be kept; train the pipeline of the same "
+        "parts without it, whose LoRA this one loads too"
+    )
