@@ -1,8 +1,14 @@
-"""Tell by their names which arguments of a pipeline's call take images, or the length of sound. Free of torch."""
+"""Tell by their names which arguments of a pipeline's call take images, or the length of sound, and which of its parts
+control its network. Free of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+
+#: Part of a pipeline: a network that follows the sample beside the one that is trained.
+CONTROL = "controlnet"
+#: Arguments in which pipelines take the length of a clip of sound, in seconds.
+DURATIONS = ("audio_duration", "audio_duration_s", "audio_length_in_s", "duration")
 
 
 def takes_images(name: str) -> bool:
@@ -11,12 +17,21 @@ def takes_images(name: str) -> bool:
     return (name in ("image", "images") or name.endswith("_image")) and "ip_adapter" not in name
 
 
-#: Arguments in which pipelines take the length of a clip of sound, in seconds.
-DURATIONS = ("audio_duration", "audio_duration_s", "audio_length_in_s", "duration")
-
-
 def duration_argument(known: Collection[str]) -> str | None:
     """Return the argument for the length of a clip among those of a pipeline's call; None where it makes images."""
     if "height" in known and "width" in known:
         return None
     return next((name for name in DURATIONS if name in known), None)
+
+
+def control_refusal(kind: str) -> str:
+    """Say why a pipeline with such a part is not trained.
+
+    Args:
+        kind: class of the part.
+    """
+    return (
+        f"has in {CONTROL!r} a {kind}, a network of its own: what it adds to the trained one changes with the noisy "
+        "sample at every step, so it is no condition of a sample that could be kept; train the pipeline of the same "
+        "parts without it, whose LoRA this one loads too"
+    )

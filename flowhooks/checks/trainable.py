@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flowhooks.adapters.names import DIFFUSERS_UNET, diffusers_prefix
+from flowhooks.arguments import CONTROL, control_refusal
 from flowhooks.checks.library import (
     PLAIN,
     call_arguments,
@@ -77,6 +78,8 @@ def unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, run
         listed = " and ".join(map(repr, networks))
         yield f"has no network {section['component']!r}; it has {listed}", "$.model.component"
         return
+    if CONTROL in parts:
+        yield control_refusal(parts[CONTROL][1]), _NAME
     if "vae" not in parts:
         yield "has no `vae`; training uses latents, so use a pipeline that works in them", _NAME
     yield from _no_flow(folder, parts)

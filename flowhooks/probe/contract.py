@@ -55,6 +55,7 @@ class PipelineContract:
         entangled: whether an argument depends on prompt and references together, so that a prompt is encoded again for
             each.
         optional: whether the pipeline also runs without references.
+        dropped: how many frames the pipeline drops from the start of a video after its VAE.
     """
 
     pipeline: str
@@ -73,6 +74,7 @@ class PipelineContract:
     reference_rules: Mapping[str, Rule] = field(default_factory=dict)
     entangled: bool = False
     optional: bool = False
+    dropped: int = 0
 
     def networks_of(self, pipe: Any) -> dict[str, nn.Module]:
         """Return the networks by attribute of the pipeline."""
@@ -104,6 +106,7 @@ class PipelineContract:
             "reference_arguments": sorted(self.reference_rules),
             "entangled": self.entangled,
             "optional_references": self.optional,
+            "dropped_frames": self.dropped,
         }
 
 
@@ -255,7 +258,7 @@ def _at_another_size(
 
 def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recording, moving: set[str]) -> None:
     """Raise ModelError if the network gets, and uses, an argument beside sample and times that changes from step to
-    step, such as the residuals of a ControlNet. Sound that is denoised beside a video is accepted if the prediction
+    step. Sound that is denoised beside a video is accepted if the prediction
     ignores it."""
     first = walk.calls[0]
     *_, last = (call for call, name in zip(walk.calls, walk.names, strict=True) if name == walk.names[0])
@@ -276,8 +279,8 @@ def _refuse_drifting(pipe: Any, networks: Mapping[str, nn.Module], walk: Recordi
         named = ", ".join(f"`{name}`" for name in drifting)
         raise ModelError(
             f"{type(pipe).__name__} gives its network {named}, which changes from step to step with the noisy sample, "
-            "such as residuals of a ControlNet or sound beside a video; the probe can learn sigma, prompt and size "
-            "only: probe the pipeline without it"
+            "such as sound beside a video; the probe can learn sigma, prompt, images and size only: probe the pipeline "
+            "without it"
         )
 
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from flowhooks.errors import ModelError
+from flowhooks.probe.calls import sized_by_image
 from flowhooks.probe.conditioning import DECODED, GIVEN, Condition
+from flowhooks.probe.failures import counted_images
 from flowhooks.probe.layout import Layout, stacked
 from flowhooks.probe.recorder import (
     Recording,
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 PROMPT_BATCH = 16
 #: Of a sample: pipeline argument -> its image, or a list of several; empty for none.
 References = Mapping[str, Any]
+
+
+class OtherSize(ModelError):
+    """The pipeline makes a sample of another size of these references than the model's."""
 
 
 @torch.no_grad()
@@ -106,10 +112,23 @@ def _together(
     samples = []
     for prompt, images in zip(prompts, references, strict=True):
         _check(model, images)
-        seen = recorded_arguments(model.pipe, model.contract.networks_of(model.pipe), [prompt], model.call(**images))
+        networks = model.contract.networks_of(model.pipe)
+        with counted_images(model.pipe, images):
+            seen = recorded_arguments(model.pipe, networks, [prompt], model.call(**images))
         sample = {name: seen.get(name) for name in rules}
         argument = model.layout(**model.size).sample_argument
+        if len(stacked(seen[argument])) != 1:
+            raise ModelError(
+                f"{model.contract.pipeline} makes {len(stacked(seen[argument]))} samples of these references; it takes "
+                "one image a sample"
+            )
         layout = model.layout_with(tuple(stacked(seen[argument]).shape[1:]), images)
+        if layout.sample_shape != model.sample_shape:
+            raise OtherSize(
+                f"{model.contract.pipeline} makes a sample of {layout.sample_shape} of these references, which is "
+                f"{model.sample_shape} at {_pixels((model.size['width'], model.size['height']))}: its size follows "
+                'them; set `reference_resolution` to "target"'
+            )
         sample[argument] = layout.into.rest(stacked(seen[argument]))
         if model.tells_given:
             sample[GIVEN] = bool(images)
@@ -129,8 +148,20 @@ def _check(model: FlowModel, images: References) -> None:
         raise ModelError(
             f"{contract.pipeline} was probed with references as {list(contract.references)}, not as {unknown[0]!r}"
         )
+    if sized_by_image(model.pipe):
+        wanted = model.size["width"], model.size["height"]
+        other = [image.size for image in images.values() if getattr(image, "size", wanted) != wanted]
+        if other:
+            raise OtherSize(
+                f"{contract.pipeline} takes the size of its image, which is {_pixels(other[0])} for a sample of "
+                f'{_pixels(wanted)}; set `reference_resolution` to "target"'
+            )
     if not images and not contract.optional:
         raise ModelError(f"{contract.pipeline} does not run without references, and a sample has none")
+
+
+def _pixels(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]} pixels"
 
 
 def _beside_the_sample(model: FlowModel, layout: Layout, prompt: str, images: References) -> Tensor:

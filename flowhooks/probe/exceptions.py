@@ -4,7 +4,6 @@ without any one entry a test fails."""
 from __future__ import annotations
 
 import inspect
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,8 +25,12 @@ FIXED_ARGUMENTS: Mapping[str, Any] = {
     # Runs LTX-2's video part only: else the prediction depends on the sound that is denoised beside it.
     "isolate_modalities": True,
 }
-#: The argument that skips the first steps, in pipelines that start from an image or a video.
-STRENGTH = "strength"
+#: Methods of a pipeline that change latents after its loop by more than a scale, a shift or their order, and are passed
+#: over while it is watched.
+PASSED_OVER = (
+    # Kandinsky 5 gives the first frames of a video the statistics of those after them, against artifacts of a mesh.
+    "normalize_first_frame",
+)
 
 
 def call_exceptions(pipe: Any) -> dict[str, Any]:
@@ -36,12 +39,10 @@ def call_exceptions(pipe: Any) -> dict[str, Any]:
     return {name: value for name, value in CALL.items() if name in known}
 
 
-def steps_to_ask(pipe: Any, call: Mapping[str, Any], steps: int) -> int:
-    """Return the ``num_inference_steps``, skipped steps included, with which the pipeline takes ``steps`` steps."""
-    known = inspect.signature(type(pipe).__call__).parameters
-    if STRENGTH not in known:
-        return steps
-    share = call.get(STRENGTH, known[STRENGTH].default)
-    if not isinstance(share, (int, float)) or not 0 < share < 1:
-        return steps
-    return math.ceil(steps / share)
+def passed_over(pipe: Any) -> dict[str, Any]:
+    """Return what stands in for those of :data:`PASSED_OVER` that this pipeline has."""
+    return {name: _unchanged for name in PASSED_OVER if hasattr(type(pipe), name)}
+
+
+def _unchanged(latents: Any, *args: Any, **kwargs: Any) -> Any:
+    return latents

@@ -42,6 +42,28 @@ def named_failures(pipe: Any) -> Iterator[None]:
         raise failed(pipe, error) from error
 
 
+@contextmanager
+def counted_images(pipe: Any, images: Mapping[str, Any]) -> Iterator[None]:
+    """Name the number of a sample's images as the likely cause where the pipeline fails in the block and one of its
+    arguments holds several: many pipelines take them for images of several samples.
+
+    Args:
+        images: pipeline argument -> image, or list of several.
+    """
+    several = {name: len(value) for name, value in images.items() if isinstance(value, list) and len(value) > 1}
+    try:
+        yield
+    except Exception as error:
+        if not several or (isinstance(error, FlowhooksError) and not isinstance(error, PipelineFailed)):
+            raise
+        name, count = next(iter(several.items()))
+        found = error if isinstance(error, PipelineFailed) else failed(pipe, error)
+        raise ModelError(
+            f"{type(pipe).__name__} does not run with {count} images as `{name}` for one sample ({found.place}: "
+            f"{found.reason}); give it one"
+        ) from error
+
+
 def failed(pipe: Any, error: Exception) -> PipelineFailed:
     """Return the error that describes another one, raised by a call of the pipeline or of a component."""
     text = " ".join(str(error).split()) or "no message"

@@ -25,6 +25,7 @@ from flowhooks.probe.recorder import (
     answering,
     execution_device,
     first_of,
+    map_output,
     posterior_mode,
     recording_calls,
     recording_decode,
@@ -268,7 +269,7 @@ def learn_layout(
         decode_options=zeros.decode_options,
     )
     _verify(pipe, layout, n, send, partly)
-    return layout if layout.vae.whole else replace(layout, blank=map_tensors(output, torch.zeros_like))
+    return layout if layout.vae.whole else replace(layout, blank=map_output(output, torch.zeros_like))
 
 
 def _time_rest(seen: Response, name: str) -> tuple[Tensor, Tensor] | None:

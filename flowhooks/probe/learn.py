@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.arguments import CONTROL, control_refusal
 from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.flow_map.second_time import silenced
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract, learn_contract
+from flowhooks.probe.encoding import OtherSize
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
 from flowhooks.probe.model import FlowModel
@@ -60,7 +62,10 @@ def probe(
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     pipe = faced(pipe, (*(arguments or ()), *references))
-    require_sizes(pipe)
+    control = getattr(pipe, CONTROL, None)
+    if control is not None:
+        raise ModelError(f"{type(pipe).__name__} {control_refusal(type(control).__name__)}")
+    require_sizes(pipe, references)
     for name in references:
         if name not in picture_arguments(pipe):
             raise ModelError(
@@ -131,11 +136,14 @@ def _learnt(request: _Request, arguments: Mapping[str, Any], size: Mapping[str, 
 def with_checked_rules(model: FlowModel) -> PipelineContract:
     """Return the contract with rules under which samples share a forward only if the network reads each sample's own
     value: of places of tokens, for instance, some read the first sample's only. Two images of one number of pixels
-    and another shape tell them apart."""
+    and another shape tell them apart; images that set the size of the sample are of one shape."""
     contract, networks = model.contract, model.contract.networks_of(model.pipe)
-    tall, wide = (
-        model.encode_conditions([PROMPTS[1]], [images]) for images in turned(contract.references, **model.size)
-    )
+    try:
+        tall, wide = (
+            model.encode_conditions([PROMPTS[1]], [images]) for images in turned(contract.references, **model.size)
+        )
+    except OtherSize:
+        return contract
     if tall.signatures != wide.signatures:
         return contract
     (own,), (other,) = tall.samples, wide.samples

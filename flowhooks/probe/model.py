@@ -294,7 +294,7 @@ class FlowModel(SizedModel):
     ) -> Tensor:
         """Decode latents ``[B, ...]`` in sample space to pixels ``[B, 3, H, W]`` (video ``[B, 3, F, H, W]``) in [-1,
         1]; of sound, waveforms ``[B, channels, samples]``. Without ``height`` and ``width``, the resolution known for
-        latents of this shape is used.
+        latents of this shape is used. Frames that the pipeline drops are dropped.
 
         Args:
             gradient: keep the graph from pixels to latents.
@@ -303,7 +303,8 @@ class FlowModel(SizedModel):
         with torch.no_grad():
             layout = self.layout_of(latents) if height is None or width is None else self.layout(height, width)
         with torch.set_grad_enabled(gradient):
-            return layout.decode(self.pipe.vae, latents, self._decoded_rest(layout, condition, latents))
+            rest = self._decoded_rest(layout, condition, latents)
+            return without_dropped(layout.decode(self.pipe.vae, latents, rest), self.contract.dropped)
 
     def _decoded_rest(self, layout: Layout, condition: Condition | None, latents: Tensor) -> Tensor | None:
         if layout.vae.whole:
@@ -341,3 +342,8 @@ class FlowModel(SizedModel):
         """Return a hash of everything that latents and embeddings depend on: classes, configs, and a sample of every
         weight except the networks'."""
         return fingerprint(self.pipe, self.contract, self.arguments)
+
+
+def without_dropped(pixels: Tensor, frames: int) -> Tensor:
+    """Return videos ``[B, 3, F, H, W]`` without their first frames; an image as it is."""
+    return pixels[:, :, frames:] if frames and pixels.dim() == 5 else pixels

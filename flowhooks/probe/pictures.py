@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import interpolate
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.layout import Layout
-from flowhooks.probe.model import FlowModel
+from flowhooks.probe.model import FlowModel, without_dropped
 from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
 from flowhooks.probe.runs import SHORTEST
 
@@ -47,6 +48,8 @@ def verify_pictures(
     _compare_latents(model, layout, latents, seen)
     mine = _unit(model.decode(latents, height, width, condition=condition))
     theirs = _drawn_by_pipeline(model, networks, output, call, latents, seed=1)
+    model.contract = replace(model.contract, dropped=_dropped(mine, theirs))
+    mine = without_dropped(mine, model.contract.dropped)
     if theirs.shape != mine.shape:
         raise ModelError(
             f"{model.contract.pipeline} generates images of shape {tuple(theirs.shape)} from latents that its VAE "
@@ -67,6 +70,13 @@ def verify_pictures(
                 else "so it changes latents or image by more than a scale, shift or order of the latents"
             )
         )
+
+
+def _dropped(mine: Tensor, theirs: Tensor) -> int:
+    """Return by how many frames the pipeline's video is shorter than what its VAE decodes; 0 where that is not all."""
+    if mine.dim() < 5 or theirs.dim() < 5 or mine.shape[:2] != theirs.shape[:2] or mine.shape[3:] != theirs.shape[3:]:
+        return 0
+    return max(0, mine.shape[2] - theirs.shape[2])
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from flowhooks.errors import FlowhooksError, ModelError
 from flowhooks.flow_map.scheduler import Telling
 from flowhooks.flow_map.second_time import bound_arguments, signature_of
-from flowhooks.probe.exceptions import FIXED_ARGUMENTS, steps_to_ask
+from flowhooks.probe.calls import call_to_make
+from flowhooks.probe.exceptions import FIXED_ARGUMENTS, passed_over
 from flowhooks.probe.failures import failed
 from flowhooks.probe.values import flat_arguments, map_tensors, tensors_in
 from flowhooks.splice import restore_attributes, splice
@@ -92,6 +93,8 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
         stack.enter_context(restore_attributes(pipe, pipe.scheduler, *guiders, *modules))
         stack.enter_context(evaluating(*networks.values()))
         pipe.set_progress_bar_config(disable=True)
+        for name, unchanged in passed_over(pipe).items():
+            setattr(pipe, name, unchanged)
         for guider in guiders:
             guider.disable()
         for network in networks.values():
@@ -334,14 +337,12 @@ def run(pipe: Any, **call: Any) -> Any:
     """Call the pipeline with a generator of its own; a run that was stopped on purpose returns None.
 
     A stopped or failed run moves offloaded components off the accelerator, as the pipeline does at the end of a
-    complete one. ``num_inference_steps`` are steps that are taken, also where a pipeline skips the first ones. Images
-    that the pipeline encodes are the mode of their posterior.
+    complete one. Images that the pipeline encodes are the mode of their posterior.
 
     Raises:
         PipelineFailed: the pipeline raised an exception.
     """
-    if "num_inference_steps" in call:
-        call["num_inference_steps"] = steps_to_ask(pipe, call, call["num_inference_steps"])
+    call = call_to_make(pipe, call)
     generator = call.setdefault("generator", torch.Generator().manual_seed(0))
     try:
         with at_mode(getattr(pipe, "vae", None), generator):
@@ -389,7 +390,12 @@ def with_first(output: Any, prediction: Any) -> Any:
     return prediction
 
 
-def _snapshot(value: Any) -> Any:
+def map_output(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """Apply ``change`` to every tensor of what a network returned, in any of Diffusers' forms."""
     if isinstance(value, BaseOutput):
-        return type(value)(**{k: _snapshot(v) for k, v in value.items()})
-    return map_tensors(value, lambda t: t.detach().clone())
+        return type(value)(**{k: map_output(v, change) for k, v in value.items()})
+    return map_tensors(value, change)
+
+
+def _snapshot(value: Any) -> Any:
+    return map_output(value, lambda t: t.detach().clone())

@@ -14,10 +14,9 @@ from torch import nn
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.naming import NETWORKS
+from flowhooks.probe.calls import PROMPTS
 from flowhooks.probe.recorder import Recording, answering, recording_calls, recording_steps, remembering, run
 
-#: Two prompts of different lengths, for learning.
-PROMPTS = ("a", "two one a")
 #: The prompt of runs in which it does not matter.
 ANY = PROMPTS[0]
 STEPS = 3

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flowhooks.arguments import duration_argument
 from flowhooks.errors import ModelError
+from flowhooks.probe.calls import sized_by_image
 from flowhooks.probe.layout import Layout
 from flowhooks.probe.sound import Sound
 
@@ -27,12 +28,19 @@ class Size(NamedTuple):
     frames: int | None
 
 
-def require_sizes(pipe: Any) -> None:
+def require_sizes(pipe: Any, references: Sequence[str] = ()) -> None:
     """Raise ModelError for a pipeline whose call has neither height and width nor a length in seconds, saying what it
-    is."""
+    is; except where its size is that of an image, which is one of these references."""
     name, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
     if {"height", "width"} <= known.keys() or duration_argument(known) is not None:
         return
+    if sized_by_image(pipe):
+        if references:
+            return
+        raise ModelError(
+            f"{name} takes no `height` and `width`: its size is that of its image; name the argument of that image in "
+            "`references`"
+        )
     sound = [argument for argument in known if "audio" in argument or "waveform" in argument]
     if sound:
         raise ModelError(

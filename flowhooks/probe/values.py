@@ -72,6 +72,14 @@ def proposed_rule(value: Any, other: Any) -> Rule:
         return ["axis", 0, len(value)] if moves and value.dim() > 2 else None
     if isinstance(value, (list, tuple)) and len(value) == 1:
         return ["extend", ALIKE]
+    if isinstance(value, (list, tuple)):
+        others = other if isinstance(other, (list, tuple)) and len(other) == len(value) else [None] * len(value)
+        # A vector of one number may be the places along an edge.
+        rules = [
+            proposed_rule(a, b) if isinstance(a, Tensor) and a.dim() > 1 else None
+            for a, b in zip(value, others, strict=True)
+        ]
+        return ["each", rules] if any(rules) else None
     return None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from flowhooks.probe.failures import counted_images
 from flowhooks.probe.recorder import guiders_of
 from flowhooks.probe.sizes import AREA
 from flowhooks.splice import restore_attributes
@@ -108,7 +109,10 @@ def generated(
                 guider.guidance_scale = guidance_scale
         for prompt, shown in zip(prompts, images or [{}] * len(prompts), strict=True):
             for generators, number in _generators(seed, num_images_per_prompt, known):
-                made, *_ = pipe(prompt=prompt, generator=generators, **number, **{**call, **shown}, return_dict=False)
+                with counted_images(pipe, shown):
+                    made, *_ = pipe(
+                        prompt=prompt, generator=generators, **number, **{**call, **shown}, return_dict=False
+                    )
                 # A pipeline that makes one video may return its frames, not a list of videos.
                 found += made if len(made) == len(generators) else [made]
     return found

@@ -21,6 +21,7 @@ from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
 from flowhooks.kernel.view import at_least_fp32
+from flowhooks.probe.calls import call_to_make
 from flowhooks.probe.recorder import freed_once
 from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
@@ -338,7 +339,7 @@ class PipelineSampler:
         # An embedding that depends on the images too must not be taken for that of another sample.
         entangled = self.model.contract.entangled
         with nullcontext() if entangled else self.encoded.used(prompts):
-            method(pipe, **call)
+            method(pipe, **call_to_make(pipe, call))
 
     @contextmanager
     def _playing(self, sampler: Sampler, advance: Callable[[int, Transition, Tensor, Tensor], Tensor]) -> Iterator[Any]:

@@ -54,6 +54,12 @@ MODELS: dict[str, Refusal] = {
     "a U-Net with times of tokens": Refusal(
         make=unet(hooks=[{"type": "dual_times"}]), words=("$.hooks[0]: ", "UNet2DConditionModel", "no token")
     ),
+    "a ControlNet": Refusal(
+        make=changed_index(
+            _class_name="StableDiffusion3ControlNetPipeline", controlnet=["diffusers", "SD3ControlNetModel"]
+        ),
+        words=("$.model.pretrained_model_name_or_path: ", "in 'controlnet' a SD3ControlNetModel", "at every step"),
+    ),
     "no network at all": Refusal(
         make=changed_index(
             **dict.fromkeys(("transformer", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))

@@ -10,7 +10,7 @@ import torch
 from flowhooks.testing import PIPELINES as SHIPPED
 from flowhooks.testing.tiny import Tiny, build
 from tests.copies import copier
-from tests.families import modular, older, sound
+from tests.families import modular, older, sound, with_pictures
 
 if TYPE_CHECKING:
     from flowhooks.probe import FlowModel
@@ -198,6 +198,7 @@ CLASSIC: Mapping[str, Tiny] = {
         "tests.families.cosmos:cosmos25", {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 128}
     ),
     "cosmos3": Tiny("tests.families.cosmos:cosmos3", {"height": 32, "width": 32, "num_frames": 5}),
+    **with_pictures.ROWS,
 }
 
 
@@ -215,11 +216,11 @@ SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
         ("hunyuan-image", "hunyuan-image-distilled"), {"tokenizer_max_length": 24, "tokenizer_2_max_length": 16}
     ),
     **dict.fromkeys(("hidream-image", "hidream-image-full", "hidream-image-dev"), {"default_sample_size": 32}),
-    "hunyuan-video15": {
-        "tokenizer_max_length": 48,
-        "tokenizer_2_max_length": 16,
-        "vision_num_semantic_tokens": 4,
-    },
+    **dict.fromkeys(
+        ("hunyuan-video15", "hunyuan-video15-i2v"),
+        {"tokenizer_max_length": 48, "tokenizer_2_max_length": 16, "vision_num_semantic_tokens": 4},
+    ),
+    "longcat-image-edit": {"tokenizer_max_length": 16},
     # An eighth of the seven sizes that there are.
     "kandinsky5-image": {
         "resolutions": [(128, 128), (80, 176), (176, 80), (96, 160), (160, 96), (112, 144), (144, 112)]

@@ -37,7 +37,20 @@ def bria() -> Any:
 
 def bria_fibo() -> Any:
     """A BriaFiboPipeline, 32-pixel images, latents ``[4, 4]``; every block reads a layer of the text encoder."""
-    from diffusers import AutoencoderKLWan, BriaFiboPipeline, BriaFiboTransformer2DModel
+    from diffusers import BriaFiboPipeline
+
+    return BriaFiboPipeline(**_fibo_parts())
+
+
+def bria_fibo_edit() -> Any:
+    """A BriaFiboEditPipeline of the same parts: pictures as tokens behind the sample's."""
+    from diffusers import BriaFiboEditPipeline
+
+    return BriaFiboEditPipeline(**_fibo_parts())
+
+
+def _fibo_parts() -> dict[str, Any]:
+    from diffusers import AutoencoderKLWan, BriaFiboTransformer2DModel
     from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
     tokenizer = fast_tokenizer(WORDS, ["<|end_of_text|>"], eos_token="<|end_of_text|>", pad_token="<|end_of_text|>")
@@ -80,13 +93,13 @@ def bria_fibo() -> Any:
         patch_size=2,
         scale_factor_spatial=16,
     )
-    return BriaFiboPipeline(
-        transformer=transformer.eval(),
-        scheduler=_scheduler(),
-        vae=vae.eval(),
-        text_encoder=SmolLM3ForCausalLM(language).eval(),
-        tokenizer=tokenizer,
-    )
+    return {
+        "transformer": transformer.eval(),
+        "scheduler": _scheduler(),
+        "vae": vae.eval(),
+        "text_encoder": SmolLM3ForCausalLM(language).eval(),
+        "tokenizer": tokenizer,
+    }
 
 
 def _scheduler() -> Any:

@@ -3,6 +3,7 @@ hold."""
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,13 +18,17 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE, bare_key
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
+from flowhooks.probe.calls import form_of, sized_by_image
 from flowhooks.probe.learn import called_at
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import examples
 from flowhooks.probe.runs import first_network, walked
+from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_steps import first_order
+from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
 from tests.families import learnt, pictured
+from tests.traces import assert_same, trace
 
 PROMPTS = ("a photo of two", "one")
 RUN = {
@@ -39,6 +44,10 @@ FLOW_MAP = {
 }
 
 
+#: Pipelines that take a height and a width and keep the shape of their picture.
+OF_THE_TARGET = ("modular-wan21-i2v", "modular-wan22-i2v")
+
+
 class Failed(AssertionError):
     """Something that a column claims does not hold."""
 
@@ -49,8 +58,13 @@ def pairs(model: FlowModel) -> Batch:
     shape = (len(PROMPTS), *model.sample_shape)
     clean, rejected = (torch.randn(shape, generator=generator) for _ in range(2))
     if model not in _CONDITIONS:
-        _CONDITIONS[model] = model.encode_conditions(PROMPTS, pictures(model))
+        _CONDITIONS[model] = model.encode_conditions(prompts(model), pictures(model))
     return Batch(clean=clean, rejected=rejected, condition=_CONDITIONS[model])
+
+
+def prompts(model: FlowModel) -> list[str]:
+    """:data:`PROMPTS` in the form that the pipeline reads."""
+    return [form_of(model.pipe)(prompt) for prompt in PROMPTS]
 
 
 def pictures(model: FlowModel) -> list[dict[str, Any]]:
@@ -181,9 +195,9 @@ def few_steps(model: FlowModel) -> None:
     """The stock pipeline tells its network where each step ends: what it hands its scheduler is our prediction over
     that interval. The model's network has been trained with a second time."""
     networks = model.contract.networks_of(model.pipe)
-    condition = model.encode_examples(PROMPTS[:1])
+    condition = model.encode_examples(prompts(model)[:1])
     with first_order(model.pipe, model.interval), without_side_effects(model.pipe, networks), torch.no_grad():
-        walk = walked(model.pipe, networks, model.call(prompt=PROMPTS[0], **model.example), 2)
+        walk = walked(model.pipe, networks, model.call(prompt=prompts(model)[0], **model.example), 2)
         for name, step in zip(walk.names, walk.steps, strict=True):
             if name != model.component:
                 continue
@@ -237,6 +251,85 @@ def _trained(session: Any, model: FlowModel) -> None:
     session.step(pairs(model)).loss.backward()
 
 
+def check_detach(name: str) -> None:
+    """A step is taken, and what was attached is taken off: the pipeline is as it was, and predicts what it did."""
+    model = learnt(name)
+    batch, sigma = pairs(model), _middle(model)
+    with torch.no_grad():
+        base = model.predict(batch.clean, sigma, batch.condition)
+    model.anatomy  # noqa: B018
+    before = trace(model.pipe, model.transformer)
+    with flowhooks.attach(model, RUN) as session:
+        step(session, model)
+    assert_same(before, trace(model.pipe, model.transformer))
+    with torch.no_grad():
+        if not torch.equal(model.predict(batch.clean, sigma, batch.condition), base):
+            raise Failed("the prediction is another one after a step and detaching")
+
+
+def check_resume(name: str) -> None:
+    """A run of two steps, and one that ended after the first and went on with what that left, to the last bit."""
+    model, ends = learnt(name), []
+    saved: dict[str, Any] = {}
+    for seed, resumed in enumerate((False, True)):
+        torch.manual_seed(seed)
+        with flowhooks.attach(model, RUN) as session:
+            weights = session.parameters()
+            optimizer = torch.optim.AdamW(weights.values(), lr=1e-2)
+            if resumed:
+                with torch.no_grad():
+                    for key, weight in weights.items():
+                        weight.copy_(saved["weights"][key])
+                optimizer.load_state_dict(saved["optimizer"])
+                session.load_state_dict(saved["session"])
+            else:
+                _updated(session, model, optimizer)
+                kept = {key: weight.detach() for key, weight in weights.items()}
+                states = {"optimizer": optimizer.state_dict(), "session": session.state_dict()}
+                saved = copy.deepcopy({"weights": kept, **states})
+            _updated(session, model, optimizer)
+            ends.append({key: weight.detach().clone() for key, weight in weights.items()})
+    moved = [key for key, weight in ends[0].items() if not torch.equal(weight, saved["weights"][key])]
+    others = [key for key, weight in ends[0].items() if not torch.equal(weight, ends[1][key])]
+    if others or not moved:
+        raise Failed(f"{others[0]} ends elsewhere in a resumed run" if others else "the second step moves nothing")
+
+
+def _updated(session: Any, model: FlowModel, optimizer: Any) -> None:
+    session.step(pairs(model)).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    session.updated()
+
+
+def check_replay(name: str) -> None:
+    """Every step of a sample is visited again: the velocity is the one that was sampled with, and has a gradient."""
+    model, steps = learnt(name), range(3)
+    player = PipelineSampler(model, EncodedPrompts(model.pipe))
+    rollout = player.draw(
+        prompts(model)[:1],
+        [0],
+        Sampler(kind="sde", steps=len(steps)),
+        keep=steps,
+        keep_velocities=steps,
+        images=pictures(model)[0],
+    )
+    weights = [weight for each in model.contract.networks_of(model.pipe).values() for weight in each.parameters()]
+    for weight in weights:
+        weight.requires_grad_(weight.is_floating_point())
+    for index in steps:
+        velocity = RolloutState(player=player, rollout=rollout, index=index).velocity("policy")
+        theirs = rollout.velocities[index]
+        away = float((velocity.detach() - theirs).abs().max() / theirs.abs().max().clamp(min=1))
+        if away > 1e-5:
+            raise Failed(f"step {index} replayed is {away:.2g} away")
+        found = (
+            torch.autograd.grad(velocity.square().mean(), weights, allow_unused=True) if velocity.requires_grad else ()
+        )
+        if not any(gradient is not None and bool(gradient.any()) for gradient in found):
+            raise Failed(f"step {index} replayed has no gradient")
+
+
 def check_checkpointing(name: str) -> None:
     model = learnt(name)
     plain = gradients(model)
@@ -254,9 +347,11 @@ def check_images(name: str) -> None:
     if not model.contract.references:
         raise Failed("the pipeline takes no image of each sample's own, or was not given one here")
     networks, conditions, states = model.contract.networks_of(model.pipe), [], []
-    for seed, prompt in enumerate(PROMPTS):
+    own = [(model.size["width"], model.size["height"])] * 2
+    sizes = own if sized_by_image(model.pipe) or name in OF_THE_TARGET else [(96, 64), (64, 96)]
+    for seed, prompt in enumerate(prompts(model)):
         images = {
-            argument: pictured([(64, 96) if seed else (96, 64)], seed=7 + 10 * seed + i)
+            argument: pictured([sizes[seed]], seed=7 + 10 * seed + i)
             for i, argument in enumerate(model.contract.references)
         }
         conditions.append(model.encode_conditions([prompt], [images]))
@@ -299,7 +394,7 @@ def latents(model: FlowModel) -> Tensor:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         output = model.pipe(
-            prompt=PROMPTS[0],
+            prompt=prompts(model)[0],
             num_inference_steps=2,
             output_type="latent",
             generator=torch.Generator().manual_seed(0),

@@ -112,3 +112,82 @@ def hunyuan_video15() -> Any:
         tokenizer_2=glyphs,
         guider=ClassifierFreeGuidance(guidance_scale=6.0),
     )
+
+
+def hunyuan_video_i2v() -> Any:
+    """A HunyuanVideoImageToVideoPipeline: the picture in the channels and in the text; of its videos the pipeline drops
+    the first four frames."""
+    return _image_to_video("latent_concat", 4 + 4 + 1)
+
+
+def hunyuan_video_i2v_replaced() -> Any:
+    """The same where the picture stands in place of the first frame, as in the second release."""
+    return _image_to_video("token_replace", 4)
+
+
+def _image_to_video(kind: str, channels: int) -> Any:
+    from diffusers import HunyuanVideoImageToVideoPipeline, HunyuanVideoTransformer3DModel
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_image2video import DEFAULT_PROMPT_TEMPLATE
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    parts = hunyuan_video().components
+    marks = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>"]
+    words = re.findall(r"[A-Za-z]+", DEFAULT_PROMPT_TEMPLATE["template"])
+    tokenizer = llama_tokenizer([*WORDS, *words], max_length=512, special=marks)
+    eye = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        projection_dim=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    language = decoder_text_encoder("LlamaModel", tokenizer, 16, layers=3).config
+    config = LlavaConfig(
+        text_config=language,
+        vision_config=eye,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    settings = {key: value for key, value in parts["transformer"].config.items() if key[0] != "_"}
+    settings |= {"in_channels": channels, "guidance_embeds": False, "image_condition_type": kind}
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8})
+    return HunyuanVideoImageToVideoPipeline(
+        **{
+            **parts,
+            "tokenizer": tokenizer,
+            "text_encoder": LlavaForConditionalGeneration(config).eval(),
+            "transformer": HunyuanVideoTransformer3DModel(**settings).eval(),
+            "image_processor": processor,
+        }
+    )
+
+
+def hunyuan_video15_i2v() -> Any:
+    """A HunyuanVideo15ImageToVideoPipeline, whose size is that of its picture."""
+    from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Transformer3DModel
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    parts = hunyuan_video15().components
+    settings = {key: value for key, value in parts["transformer"].config.items() if key[0] != "_"}
+    eye = SiglipVisionConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    return HunyuanVideo15ImageToVideoPipeline(
+        **{
+            **parts,
+            "transformer": HunyuanVideo15Transformer3DModel(
+                **{**settings, "task_type": "i2v", "target_size": 64}
+            ).eval(),
+            "image_encoder": SiglipVisionModel(eye).eval(),
+            "feature_extractor": SiglipImageProcessorPil(size={"height": 8, "width": 8}),
+        }
+    )

@@ -17,6 +17,13 @@ TEMPLATE_WORDS = (
 )
 
 
+def kandinsky5_i2v() -> Any:
+    """A Kandinsky5I2VPipeline of the same parts: its scheduler steps all frames but the first, which is the picture."""
+    from diffusers import Kandinsky5I2VPipeline
+
+    return Kandinsky5I2VPipeline(**kandinsky5_video().components)
+
+
 def kandinsky5_video() -> Any:
     """A Kandinsky5T2VPipeline: latents ``[2, 4, 4, 4]``, channels last, of 5 frames of 32 pixels.
 

@@ -19,6 +19,9 @@ COLUMNS: Mapping[str, Callable[[str], None]] = {
     "few-step sampling": checks.check_few_steps,
     "per-token times": checks.check_token_times,
     "gradient checkpointing": checks.check_checkpointing,
+    "detached": checks.check_detach,
+    "resumed": checks.check_resume,
+    "replayed": checks.check_replay,
     "bf16": checks.check_bf16,
     "with images": checks.check_images,
 }

@@ -25,6 +25,15 @@ BLOCKS: Mapping[str, str] = {
     "wan-two-experts": "Wan22Blocks",
     "ltx": "LTXAutoBlocks",
     "hunyuan-video15": "HunyuanVideo15AutoBlocks",
+    "flux-kontext": "FluxKontextAutoBlocks",
+    "flux2-edit": "Flux2AutoBlocks",
+    "flux2-klein-edit": "Flux2KleinAutoBlocks",
+    "qwen-image-edit": "QwenImageEditAutoBlocks",
+    "qwen-image-edit-plus": "QwenImageEditPlusAutoBlocks",
+    "wan21-i2v": "WanImage2VideoAutoBlocks",
+    "wan22-i2v": "Wan22Image2VideoBlocks",
+    "ltx-i2v": "LTXAutoBlocks",
+    "hunyuan-video15-i2v": "HunyuanVideo15AutoBlocks",
 }
 #: Layers of the text encoder that Krea 2's blocks read.
 _KREA2 = tuple(range(2, 36, 3))
@@ -43,11 +52,14 @@ def twins(name: str) -> tuple[Any, Any]:
     """A classic tiny pipeline, and the modular one of the same parts."""
     from tests.families import CLASSIC, shortened
     from tests.families.krea2 import krea2
+    from tests.families.qwen_edit import scaled_down
 
     if name.startswith("krea2"):
         classic = krea2(is_distilled=name.endswith("turbo"), select=_KREA2)
     else:
         classic = shortened(name, build(CLASSIC[name]))
+    if name.startswith("qwen-image-edit"):
+        scaled_down("diffusers.modular_pipelines.qwenimage.encoders")
     return classic, of_blocks(BLOCKS[name], classic.components)
 
 
@@ -167,6 +179,7 @@ def rows(classic: Mapping[str, Tiny]) -> dict[str, Tiny]:
             f"tests.families.modular:{name.replace('-', '_')}",
             # Where a guider guides, there is no argument for it.
             {key: value for key, value in classic[name].arguments.items() if key != "guidance_scale"},
+            classic[name].references,
         )
         for name in BLOCKS
     }

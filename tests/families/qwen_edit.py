@@ -36,26 +36,22 @@ def qwen_image_edit_plus() -> Any:
 
 def _pipeline(name: str) -> Any:
     import diffusers
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    _scaled_down(getattr(diffusers, name))
+    scaled_down(getattr(diffusers, name).__module__)
     words = [*WORDS, *CHAT_WORDS, *re.findall(r"\w+", TEMPLATE)]
     tokenizer = byte_tokenizer(words, [*CHAT_TOKENS, *EYE_TOKENS], CHAT_TEMPLATE)
-    eye = Qwen2VLImageProcessorPil(
-        patch_size=4, temporal_patch_size=2, merge_size=2, min_pixels=16 * 16, max_pixels=16 * 16
-    )
     encoder = qwen2_5_vl(tokenizer, WIDTH, patch=4, image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"))
     return getattr(diffusers, name)(
         **qwen_image_parts(),
         text_encoder=encoder,
         tokenizer=tokenizer,
-        processor=_processor(eye, tokenizer),
+        processor=seeing_processor(tokenizer),
     )
 
 
-def _scaled_down(pipeline_class: type) -> None:
-    """Let the pipelines of this class scale pictures to :data:`AREA`: the megapixel is a constant of its module."""
-    module = import_module(pipeline_class.__module__)
+def scaled_down(name: str) -> None:
+    """Let the pipelines of a module scale pictures to :data:`AREA`: the megapixel is a constant of it."""
+    module = import_module(name)
     whole = vars(module)["calculate_dimensions"]
     if getattr(whole, "func", None) is not _dimensions:
         vars(module)["calculate_dimensions"] = partial(_dimensions, whole)
@@ -65,9 +61,11 @@ def _dimensions(whole: Any, area: int, ratio: float) -> Any:
     return whole(min(area, AREA), ratio)
 
 
-def _processor(eye: Any, tokenizer: Any) -> Any:
-    """A Qwen2VLProcessor without its part for videos, which needs torchvision and which no picture goes through."""
+def seeing_processor(tokenizer: Any) -> Any:
+    """A Qwen2VLProcessor that sees 16 x 16 pixels of a picture. It is without its part for videos, which needs
+    torchvision and which no picture goes through."""
     from transformers import Qwen2VLProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.processing_utils import ProcessorMixin
 
     class WithoutVideos(Qwen2VLProcessor):
@@ -78,4 +76,7 @@ def _processor(eye: Any, tokenizer: Any) -> Any:
             )
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
+    eye = Qwen2VLImageProcessorPil(
+        patch_size=4, temporal_patch_size=2, merge_size=2, min_pixels=16 * 16, max_pixels=16 * 16
+    )
     return WithoutVideos(eye, tokenizer)

@@ -18,7 +18,6 @@ from flowhooks.hooks.planning import step_cost
 from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import MODULES
 from flowhooks.modules_file import save_modules
-from flowhooks.quantization.plain import plain_parts
 from flowhooks.train.report import health_names
 from tests.laws.cases import (
     ADAPTERS,
@@ -38,36 +37,13 @@ from tests.laws.cases import (
     shared_model,
     tiny_model,
 )
+from tests.traces import assert_same, trace
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 everywhere = pytest.mark.parametrize(
     ("recipe", "adapter"),
     [*(("masked_flow_dpo", a) for a in ADAPTERS if a != "lora"), *((r, "lora") for r in RECIPES)],
 )
-
-
-def trace(pipe) -> dict:
-    """Whatever a hook or an adapter could leave behind."""
-    modules = dict(pipe.transformer.named_modules())
-    return {
-        "classes": {name: type(m) for name, m in modules.items()},
-        "attributes": {name: sorted(vars(m)) for name, m in modules.items()},
-        "identities": {name: id(m) for name, m in modules.items()},
-        "hooks": {
-            name: [len(h) for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
-            for name, m in modules.items()
-        },
-        "keys": list(pipe.transformer.state_dict()),
-        "weights": {
-            f"{key}, part {i}": part.clone()
-            for key, weight in pipe.transformer.state_dict().items()
-            for i, part in enumerate(plain_parts(weight))
-        },
-        "gradients": {name: p.requires_grad for name, p in pipe.transformer.named_parameters()},
-        "training": {name: m.training for name, m in modules.items()},
-        "pipe": (type(pipe), sorted(vars(pipe))),
-        "scheduler": (type(pipe.scheduler), sorted(vars(pipe.scheduler)), dict(pipe.scheduler.config)),
-    }
 
 
 def picture(pipe) -> torch.Tensor:
@@ -81,12 +57,6 @@ def picture(pipe) -> torch.Tensor:
 def first_picture() -> torch.Tensor:
     """Of a pipeline that nothing was ever attached to."""
     return picture(tiny_model().pipe)
-
-
-def assert_same(before: dict, after: dict) -> None:
-    weights = before.pop("weights"), after.pop("weights")
-    assert before == after
-    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
 def test_every_hook_is_in_a_recipe():

@@ -13,6 +13,7 @@ from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import picture_argument, picture_arguments
 from flowhooks.probe.runs import find_networks, walked
 from flowhooks.probe.values import proposed_rule, same
+from flowhooks.sampling.images import sample_images
 from tests.families import PIPELINES, learnt, pictured, tiny
 
 PROMPT = "a photo of two"
@@ -150,6 +151,15 @@ def test_a_sample_that_is_given_no_frame_keeps_all_of_its_own():
             rows = noisy[i : i + 1]
             assert away(together[i : i + 1], model.predict(rows, torch.tensor([sigma]), condition)) < 1e-5
             torch.testing.assert_close(model.decode(rows, condition=condition), pixels[i : i + 1])
+
+
+def test_several_images_are_refused_where_the_pipeline_takes_one():
+    model = learnt("flux-kontext")
+    two = {"image": pictured([(32, 32), (32, 32)])}
+    with pytest.raises(ModelError, match=r"FluxKontextPipeline does not run with 2 images as `image` for one sample"):
+        model.encode_conditions(["a"], [two])
+    with pytest.raises(ModelError, match=r"does not run with 2 images as `image` .*; give it one$"):
+        sample_images(model.pipe, ["a"], num_inference_steps=1, height=16, width=16, images=[two])
 
 
 def test_the_argument_for_pictures_is_found():

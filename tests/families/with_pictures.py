@@ -1,0 +1,45 @@
+"""Rows of pipelines that are given pictures, beside those in :mod:`tests.families`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flowhooks.testing.tiny import Tiny
+
+#: A short prompt template for HunyuanVideo, in which the picture comes after three tokens.
+_TURN = "<|start_header_id|>a<|end_header_id|>"
+SHORT = {
+    "max_sequence_length": 16,
+    "prompt_template": {
+        "template": f"{_TURN}<image>a<|eot_id|>{_TURN}{{}}<|eot_id|>{_TURN}",
+        "crop_start": 9,
+        "image_emb_start": 3,
+        "image_emb_end": 7,
+        "image_emb_len": 4,
+    },
+}
+
+ROWS: Mapping[str, Tiny] = {
+    "bria-fibo-edit": Tiny(
+        "tests.families.bria:bria_fibo_edit", {"height": 32, "width": 32, "max_sequence_length": 16}, ("image",)
+    ),
+    "longcat-image-edit": Tiny(
+        "tests.families.longcat_image:longcat_image_edit", {"height": 64, "width": 64}, ("image",)
+    ),
+    "hunyuan-video-i2v": Tiny(
+        "tests.families.hunyuan_video:hunyuan_video_i2v",
+        {"height": 32, "width": 32, "num_frames": 9, **SHORT},
+        ("image",),
+    ),
+    "hunyuan-video-i2v-replaced": Tiny(
+        "tests.families.hunyuan_video:hunyuan_video_i2v_replaced",
+        {"height": 32, "width": 32, "num_frames": 9, **SHORT},
+        ("image",),
+    ),
+    "hunyuan-video15-i2v": Tiny(
+        "tests.families.hunyuan_video:hunyuan_video15_i2v", {"height": 64, "width": 64, "num_frames": 5}, ("image",)
+    ),
+    "kandinsky5-i2v": Tiny(
+        "tests.families.kandinsky5_video:kandinsky5_i2v", {"height": 32, "width": 32, "num_frames": 17}, ("image",)
+    ),
+}
