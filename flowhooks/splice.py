@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+#: By this attribute of a text encoder, transformers knows that its layers have hooks that collect their outputs.
+#: Without it, the next call would add them once more, and every layer's output would be collected twice.
+_HOOKED = "_output_capturing_hooks_installed"
+
 
 @contextmanager
 def splice(*targets: Any, **methods: Callable[..., Any]) -> Iterator[None]:
@@ -48,11 +52,12 @@ def _equal_to(base: type) -> type:
 @contextmanager
 def restore_attributes(*objects: Any) -> Iterator[None]:
     """Restore each object's ``__dict__`` when the block ends: it undoes patches and attributes that a pipeline's call
-    leaves on itself."""
+    leaves on itself, but for the attribute that says that forward hooks are there, since these stay."""
     before = [(o, dict(vars(o))) for o in objects if o is not None]
     try:
         yield
     finally:
         for o, attributes in before:
+            hooked = {name: value for name, value in vars(o).items() if name == _HOOKED}
             vars(o).clear()
-            vars(o).update(attributes)
+            vars(o).update(attributes | hooked)

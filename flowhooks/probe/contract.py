@@ -135,11 +135,8 @@ def learn_contract(
         shown = examples[0] if examples else {}
         base = {**call_exceptions(pipe), **arguments, **shown}
         known: dict[Any, Any] = {}
-        call, guided, networks = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
-        one, other = (
-            recorded_arguments(pipe, networks, prompts, {**base, **sizes[0], **call})
-            for prompts in (PROMPTS[:1], PROMPTS[1:])
-        )
+        call, guided, networks, one = without_guidance(pipe, networks, {**base, **sizes[0]}, known)
+        other = recorded_arguments(pipe, networks, PROMPTS[1:], {**base, **sizes[0], **call})
         # With references a batch is put together of samples that were recorded alone: many pipelines take one only.
         two = None if examples else _of_two_prompts(pipe, networks, {**base, **sizes[0], **call}, arguments)
         alone = two is None and not examples

@@ -12,7 +12,7 @@ from torch import nn
 from flowhooks.errors import ModelError
 from flowhooks.probe.failures import REMEDY, PipelineFailed, shown
 from flowhooks.probe.recorder import Recording, first_of, with_first
-from flowhooks.probe.runs import PROMPTS, SHORTEST, recorded_arguments, walked
+from flowhooks.probe.runs import PROMPTS, SHORTEST, walked
 from flowhooks.probe.values import map_tensors, same
 
 #: The argument that most pipelines have; in some it has no effect.
@@ -39,10 +39,10 @@ def scale_argument(guided: Mapping[str, str]) -> str:
 
 def without_guidance(
     pipe: Any, networks: Mapping[str, nn.Module], arguments: Mapping[str, Any], known: dict[Any, Any]
-) -> tuple[dict[str, Any], dict[str, str], dict[str, nn.Module]]:
+) -> tuple[dict[str, Any], dict[str, str], dict[str, nn.Module], dict[str, Any]]:
     """Return the pipeline arguments under which the network is called once a step with one prompt only; which argument,
-    or the pipeline's ``guider``, controls guidance, with its kind, ``embedded`` or ``classifier-free``; and those
-    networks whose prediction then reaches the scheduler, if they are called.
+    or the pipeline's ``guider``, controls guidance, with its kind, ``embedded`` or ``classifier-free``; those networks
+    whose prediction then reaches the scheduler, if they are called; and the arguments of the first call of one.
 
     Args:
         known: outputs of the networks, by name and shapes; one or two forwards are added.
@@ -71,7 +71,8 @@ def without_guidance(
             own = _integrated(pipe, networks, asked, walk, known)
             walk = walked(pipe, own, asked, SHORTEST, known)
         if len(walk.calls) == len(walk.steps) and _alone(walk):
-            return call, _what_guides(pipe, own, arguments, call, known), own
+            one = walk.calls[0]
+            return call, _what_guides(pipe, own, arguments, call, one, known), own, one
         guided = walk
     if guided is None:
         assert failure is not None
@@ -114,12 +115,17 @@ def _doubled(output: Any) -> Any:
 
 
 def _what_guides(
-    pipe: Any, networks: Mapping, arguments: Mapping[str, Any], off: Mapping[str, Any], known: dict[Any, Any]
+    pipe: Any,
+    networks: Mapping,
+    arguments: Mapping[str, Any],
+    off: Mapping[str, Any],
+    one: Mapping[str, Any],
+    known: dict[Any, Any],
 ) -> dict[str, str]:
-    """Return what another scale changes: the number of predictions, an argument of the network, or nothing."""
+    """Return what a scale other than those in ``off``, under which the network gets ``one``, changes: the number of
+    predictions, an argument of the network, or nothing."""
     if getattr(pipe, GUIDER, None) is not None:
         return {GUIDER: CLASSIFIER_FREE}
-    one = recorded_arguments(pipe, networks, PROMPTS[:1], {**arguments, **off})
     guided = {}
     for name in off:
         call = {**arguments, **off, name: 3.0, "prompt": PROMPTS[0]}

@@ -18,6 +18,7 @@ from flowhooks.probe.contract import PipelineContract, learn_contract
 from flowhooks.probe.encoding import OtherSize
 from flowhooks.probe.exceptions import call_exceptions
 from flowhooks.probe.failures import PipelineFailed, named_failures, pictures_in
+from flowhooks.probe.kept_texts import texts_encoded_anew, texts_kept
 from flowhooks.probe.model import FlowModel
 from flowhooks.probe.modular import faced
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
@@ -72,7 +73,7 @@ def probe(
                 f"{type(pipe).__name__} takes no images as `{name}`; it takes {picture_arguments(pipe) or 'none'}"
             )
     # A flow map that is on already is no part of the pipeline.
-    with silenced(find_networks(pipe).values()), named_failures(pipe):
+    with silenced(find_networks(pipe).values()), named_failures(pipe), texts_kept(pipe):
         request = _Request(pipe=pipe, component=component, references=tuple(references), frames=frames)
         return _at_some_size(request, height, width, dict(arguments or {}))
 
@@ -253,7 +254,8 @@ def _compared(
 ) -> tuple[Recording, list[State], float]:
     """Return a short run under a seed, our predictions along it, and the largest error of them."""
     generator = torch.Generator().manual_seed(seed)
-    walk = walked(model.pipe, model.contract.networks_of(model.pipe), {**call, "generator": generator}, STEPS)
+    with texts_encoded_anew(model.pipe):
+        walk = walked(model.pipe, model.contract.networks_of(model.pipe), {**call, "generator": generator}, STEPS)
     trained, states = model.component, []
     try:
         for name, asked, step in zip(walk.names, walk.calls, walk.steps, strict=True):

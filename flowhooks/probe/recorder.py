@@ -18,6 +18,8 @@ from flowhooks.flow_map.second_time import bound_arguments, signature_of
 from flowhooks.probe.calls import call_to_make
 from flowhooks.probe.exceptions import FIXED_ARGUMENTS, passed_over
 from flowhooks.probe.failures import failed
+from flowhooks.probe.kept_texts import encoded_once as encoded_once
+from flowhooks.probe.kept_texts import known_texts
 from flowhooks.probe.values import flat_arguments, map_tensors, tensors_in
 from flowhooks.splice import restore_attributes, splice
 
@@ -272,33 +274,6 @@ def posterior_mode(encoded: Any) -> Tensor:
     return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
-_PLAIN = (str, int, float)
-
-
-@contextmanager
-def encoded_once(pipe: Any) -> Iterator[None]:
-    """Run the text encoders on the first call only; later calls in the block get the same embeddings. Some pipelines
-    call once for each of their text encoders, which a plain argument names."""
-    first: dict[str, Any] = {}
-    encode = getattr(pipe, "encode_prompt", None)
-    if encode is None:
-        yield
-        return
-
-    def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-        plain = [
-            [value for value in args if isinstance(value, _PLAIN)],
-            {name: value for name, value in kwargs.items() if isinstance(value, _PLAIN)},
-        ]
-        if (key := repr(plain)) not in first:
-            first[key] = encode(*args, **kwargs)
-        return first[key]
-
-    with restore_attributes(pipe):
-        pipe.encode_prompt = encode_prompt
-        yield
-
-
 @contextmanager
 def remembering(networks: Mapping[str, nn.Module], known: dict[Any, Any], *, computing: bool) -> Iterator[None]:
     """Return from a call of a network what it returned to an earlier one of the same shapes.
@@ -345,7 +320,7 @@ def run(pipe: Any, **call: Any) -> Any:
     call = call_to_make(pipe, call)
     generator = call.setdefault("generator", torch.Generator().manual_seed(0))
     try:
-        with at_mode(getattr(pipe, "vae", None), generator):
+        with at_mode(getattr(pipe, "vae", None), generator), known_texts(pipe, call):
             return pipe(**call)
     except StopRun:
         pipe.maybe_free_model_hooks()

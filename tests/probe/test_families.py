@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import wraps
+
 import pytest
 import torch
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
+from flowhooks.probe.runs import find_networks, recorded_arguments
+from flowhooks.probe.values import same
 from tests.families import PIPELINES, checks, learnt, tiny
 
 #: What cannot be learnt, and whose reason it is.
@@ -35,12 +40,34 @@ def test_the_probe_learns_it_and_flow_dpo_takes_a_step(name):
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "qwen-image", "wan", "ernie-image"])
-def test_learning_takes_few_forwards(name):
-    pipe, real = tiny(name), []
+def test_learning_takes_few_forwards_runs_and_encodings(name, monkeypatch):
+    pipe, count = tiny(name), Counter()
     block = next(m for m in pipe.transformer.modules() if isinstance(m, torch.nn.ModuleList) and len(m))[0]
-    block.register_forward_pre_hook(lambda *_: real.append(1))
+    block.register_forward_pre_hook(lambda *_: count.update(["forwards"]))
+    for method in ("__call__", "encode_prompt"):
+        monkeypatch.setattr(type(pipe), method, counted(getattr(type(pipe), method), count))
     probe(pipe, arguments=PIPELINES[name].arguments)
-    assert len(real) <= 10
+    assert count["forwards"] <= 10 and count["__call__"] <= 18 and count["encode_prompt"] <= 8, count
+    assert "encode_prompt" not in vars(pipe)
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z-image", "flux2-klein", "qwen-image"])
+def test_text_encoders_return_after_the_probe_what_they_do_before(name):
+    """Those of which a pipeline reads a layer inside: transformers hangs hooks on layers at the first call."""
+    model, fresh = learnt(name), tiny(name)
+    theirs = recorded_arguments(fresh, find_networks(fresh), ["one"], model.call())
+    (ours,) = model.encode_prompts(["one"]).samples
+    for argument in model.contract.rules:
+        assert same(ours[argument], theirs[argument]), argument
+
+
+def counted(method, count):
+    @wraps(method)
+    def called(*args, **kwargs):
+        count[method.__name__] += 1
+        return method(*args, **kwargs)
+
+    return called
 
 
 @pytest.mark.parametrize("name", LEARNT)

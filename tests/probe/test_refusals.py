@@ -229,6 +229,18 @@ def test_one_draw_of_noise_on_a_picture_for_all_samples_is_the_cause():
         probe(pipe, arguments={**arguments, "image": picture(16, 16)})
 
 
+def test_a_text_encoder_that_draws_random_numbers_is_refused():
+    """The texts of equal calls are encoded once while learning, and anew for the comparison with the pipeline."""
+
+    class Drawing(StableDiffusion3Pipeline):
+        def encode_prompt(self, *args, **options):
+            prompt, *rest = super().encode_prompt(*args, **options)
+            return prompt + torch.randn(prompt.shape), *rest
+
+    with pytest.raises(ModelError, match="our prediction is off"):
+        probe(built(Drawing, tiny("sd3").components), arguments=SMALL)
+
+
 def test_one_picture_for_one_prompt_is_the_cause():
     class OnePicture(StableDiffusion3Img2ImgPipeline):
         def check_inputs(self, prompt, *args, **options):
