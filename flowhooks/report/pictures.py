@@ -61,20 +61,20 @@ def read_pictures(folder: Path, kept: Kept) -> DrawnImages:
     """Read the images of a run's folder; of many validations the first, the last and those evenly between.
 
     Args:
-        kept: images that were read before, which are not read again; those that are read now are added.
+        kept: images that were read before, which are not read again; afterwards those that are shown.
     """
     files = dict(sorted(_files(folder / VALIDATION)))
-    grids, damaged = [], []
+    grids, damaged, known = [], [], dict(kept)
+    kept.clear()
     for step in spread(list(files), STEPS):
         file = files[step]
         about = file.stat()
         key = (str(file), about.st_mtime_ns, about.st_size)
-        if key not in kept:
-            try:
-                kept[key] = _grid(file)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                kept[key] = None
-        found = kept[key]
+        try:
+            found = known[key] if key in known else _grid(file)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            found = None
+        kept[key] = found
         if found is None:
             damaged.append(file.name)
         else:
@@ -83,10 +83,12 @@ def read_pictures(folder: Path, kept: Kept) -> DrawnImages:
 
 
 def spread(items: Sequence[int], most: int) -> list[int]:
-    """Return at most ``most`` of these, with the first and the last, evenly between."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    """Return at most ``most`` of these, the first, the last, and those evenly between: every second, fourth, eighth and
+    so on, so that the choice stays much the same while there come more."""
+    apart = 1
+    while 1 + -(-(len(items) - 1) // apart) > most:
+        apart *= 2
+    return [*items[:-1:apart], *items[-1:]]
 
 
 def _files(folder: Path) -> Iterator[tuple[int, Path]]:
