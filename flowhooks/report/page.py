@@ -27,7 +27,7 @@ from flowhooks.report.settings import Setting, differing, settings
 LONG = 400
 _TITLES = {
     METHOD: ("method", "What the method says about itself"),
-    HELD_OUT: ("held-out", "On held-out samples"),
+    HELD_OUT: ("validation", "In validation"),
     OPTIMISER: ("optimiser", "Loss and optimiser"),
     OTHER: ("other", "Everything else that was logged"),
 }

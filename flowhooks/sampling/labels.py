@@ -97,10 +97,10 @@ def labelled_grid(pictures: Sequence[Image.Image], cells: Sequence[Cell], *, col
         canvas.paste(shown, (left, top))
         placed.append(replace(cell, box=(left, top, *shown.size), scale=scale))
         words = drawable(cell.prompt) or f"prompt {prompts.index(cell.prompt) + 1}"
-        for number, text in enumerate(wrapped(words, width, LINES)):
-            pen.text((left, top + height + 5 + number * line), text, fill=INK, font=font(TEXT))
         about = f"seed {cell.seed:,}, {cell.steps:,} {'step' if cell.steps == 1 else 'steps'}"
-        pen.text((left, top + height + 5 + LINES * line), about, fill=SOFT, font=font(TEXT))
+        told = [*((text, INK) for text in wrapped(words, width, LINES)), (about, SOFT)]
+        for number, (text, colour) in enumerate(told):
+            pen.text((left, top + height + 5 + number * line), text, fill=colour, font=font(TEXT))
     return LabelledGrid(image=canvas, step=step, cells=tuple(placed))
 
 
