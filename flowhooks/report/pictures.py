@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from flowhooks.manifest import VALIDATION
-from flowhooks.sampling.labels import Cell, read_cells
+from flowhooks.sampling.labels import Cell, cell_image, read_cells
 
 #: On a page: the most steps, the most images of a step, and the longest side in pixels.
 STEPS, CELLS, SIDE = 24, 16, 640
@@ -102,22 +102,13 @@ def _grid(file: Path) -> Grid:
         image = opened.convert("RGB")
         cells = read_cells(opened)
     shown = cells[:CELLS]
-    parts = [_cut(image, cell) for cell in shown] or [image]
+    parts = [cell_image(image, cell) for cell in shown] or [image]
     return Grid(
         cells=shown,
         images=tuple(map(_url, parts)),
         sizes=tuple(part.size for part in parts),
         left_out=len(cells) - len(shown),
     )
-
-
-def _cut(image: Image.Image, cell: Cell) -> Image.Image:
-    left, top, width, height = cell.box
-    part = image.crop((left, top, left + width, top + height))
-    if cell.scale == 1:
-        return part
-    # It was enlarged by a whole number for its label, so that every such pixel is one of the image.
-    return part.resize((max(1, width // cell.scale), max(1, height // cell.scale)), Image.Resampling.NEAREST)
 
 
 def _url(part: Image.Image) -> str:

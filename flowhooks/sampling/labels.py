@@ -115,6 +115,14 @@ def read_cells(image: Image.Image) -> tuple[Cell, ...]:
     return tuple(cells) if all(_is_sound(cell, image.size) for cell in cells) else ()
 
 
+def cell_image(image: Image.Image, cell: Cell) -> Image.Image:
+    """Return one image of a grid at its own size: each of its pixels stands there as a block of equal ones."""
+    left, top, width, height = cell.box
+    part = image.crop((left, top, left + width, top + height))
+    size = (max(1, width // cell.scale), max(1, height // cell.scale))
+    return part if cell.scale == 1 else part.resize(size, Image.Resampling.NEAREST)
+
+
 def wrapped(text: str, width: int, lines: int) -> list[str]:
     """Break a text into at most ``lines`` lines of ``width`` pixels; what does not fit ends in an ellipsis."""
     drawn = font(TEXT)

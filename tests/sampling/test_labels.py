@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from flowhooks.report.pictures import read_pictures, spread
-from flowhooks.sampling.labels import KEY, TEXT, Cell, drawable, font, labelled_grid, read_cells, wrapped
+from flowhooks.sampling.labels import KEY, TEXT, Cell, cell_image, drawable, font, labelled_grid, read_cells, wrapped
 
 
 def noise(side: int, seed: int) -> Image.Image:
@@ -29,9 +29,7 @@ def test_the_images_of_a_grid_can_be_taken_out_again(tmp_path, side):
         found = read_cells(saved)
         assert saved.size == grid.image.size
         for picture, cell in zip(pictures, found, strict=True):
-            left, top, width, height = cell.box
-            cut = saved.crop((left, top, left + width, top + height))
-            assert width >= 144 and cut.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes()
+            assert cell.box[2] >= 144 and cell_image(saved, cell).tobytes() == picture.tobytes()
         # The step stands above, the label below each image.
         assert saved.convert("L").crop((0, 0, 200, found[0].box[1])).getextrema()[0] < 80
         below = found[2].box[1] + found[2].box[3]
