@@ -135,7 +135,8 @@ def _glance(records: Sequence[RunRecord]) -> Iterator[str]:
             values = record.metrics.columns[name].values
             late = list(values[-10:])
             began = f"{values[0]:.3g} at step {int(record.metrics.columns[name].steps[0]):,}"
-            facts.append((f"{sum(late) / len(late):.3g}", short, began if len(values) > 1 else ""))
+            told = f"mean of the last {len(late)}; {began}" if len(values) > 1 else f"at step {record.last:,}"
+            facts.append((f"{sum(late) / len(late):.3g}", short, told))
         of = f"of {record.steps:,}" if record.steps else ""
         facts.append((f"{record.last:,}", "steps", of))
         if pace := _pace(record):
