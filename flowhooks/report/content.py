@@ -24,7 +24,8 @@ def figures(records: Sequence[RunRecord]) -> list[dict[str, Any]]:
     for figure, metrics in figures_for(names, health):
         if len(records) == 1:
             labels = {name: label(figure, name, metrics) for name in metrics}
-            series = [_series(records[0], 0, figure, name, labels[name]) for name in metrics]
+            plain = {VAL + name for name in metrics}
+            series = [_series(records[0], 0, figure, name, labels[name], held_out=name in plain) for name in metrics]
             found.append(_figure(figure, figure.title, series))
             continue
         for name in metrics:
@@ -89,11 +90,18 @@ def _figure(figure: Figure, title: str, series: list[dict[str, Any]]) -> dict[st
     }
 
 
-def _series(record: RunRecord, run: int, figure: Figure, name: str, words: str) -> dict[str, Any]:
+def _series(
+    record: RunRecord, run: int, figure: Figure, name: str, words: str, *, held_out: bool = False
+) -> dict[str, Any]:
+    """Return one line.
+
+    Args:
+        held_out: whether it stands beside the same metric in training, and is dashed.
+    """
     column = record.metrics.columns[name]
     smooth = figure.smooth and not name.startswith(VAL) and figure.group != SPEED
     found = curve(column.steps, column.values, smooth=smooth)
-    held: dict[str, Any] = {"label": words, "metric": name, "run": run, "held": name.startswith(VAL)}
+    held: dict[str, Any] = {"label": words, "metric": name, "run": run, "held": held_out}
     held |= {"x": found.x, "y": found.y, "count": found.count}
     if found.bins:
         held |= {"low": found.low, "high": found.high, "bins": found.bins}

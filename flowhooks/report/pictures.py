@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from flowhooks.manifest import VALIDATION
-from flowhooks.sampling.labels import Cell, read_cells
+from flowhooks.sampling.labels import Cell, cell_image, read_cells
 
 #: On a page: the most steps, the most images of a step, and the longest side in pixels.
 STEPS, CELLS, SIDE = 24, 16, 640
@@ -61,20 +61,20 @@ def read_pictures(folder: Path, kept: Kept) -> DrawnImages:
     """Read the images of a run's folder; of many validations the first, the last and those evenly between.
 
     Args:
-        kept: images that were read before, which are not read again; those that are read now are added.
+        kept: images that were read before, which are not read again; afterwards those that are shown.
     """
     files = dict(sorted(_files(folder / VALIDATION)))
-    grids, damaged = [], []
+    grids, damaged, known = [], [], dict(kept)
+    kept.clear()
     for step in spread(list(files), STEPS):
         file = files[step]
         about = file.stat()
         key = (str(file), about.st_mtime_ns, about.st_size)
-        if key not in kept:
-            try:
-                kept[key] = _grid(file)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-                kept[key] = None
-        found = kept[key]
+        try:
+            found = known[key] if key in known else _grid(file)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            found = None
+        kept[key] = found
         if found is None:
             damaged.append(file.name)
         else:
@@ -83,10 +83,12 @@ def read_pictures(folder: Path, kept: Kept) -> DrawnImages:
 
 
 def spread(items: Sequence[int], most: int) -> list[int]:
-    """Return at most ``most`` of these, with the first and the last, evenly between."""
-    if len(items) <= most:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    """Return at most ``most`` of these, the first, the last, and those evenly between: every second, fourth, eighth and
+    so on, so that the choice stays much the same while there come more."""
+    apart = 1
+    while 1 + -(-(len(items) - 1) // apart) > most:
+        apart *= 2
+    return [*items[:-1:apart], *items[-1:]]
 
 
 def _files(folder: Path) -> Iterator[tuple[int, Path]]:
@@ -100,22 +102,13 @@ def _grid(file: Path) -> Grid:
         image = opened.convert("RGB")
         cells = read_cells(opened)
     shown = cells[:CELLS]
-    parts = [_cut(image, cell) for cell in shown] or [image]
+    parts = [cell_image(image, cell) for cell in shown] or [image]
     return Grid(
         cells=shown,
         images=tuple(map(_url, parts)),
         sizes=tuple(part.size for part in parts),
         left_out=len(cells) - len(shown),
     )
-
-
-def _cut(image: Image.Image, cell: Cell) -> Image.Image:
-    left, top, width, height = cell.box
-    part = image.crop((left, top, left + width, top + height))
-    if cell.scale == 1:
-        return part
-    # It was enlarged by a whole number for its label, so that every such pixel is one of the image.
-    return part.resize((max(1, width // cell.scale), max(1, height // cell.scale)), Image.Resampling.NEAREST)
 
 
 def _url(part: Image.Image) -> str:

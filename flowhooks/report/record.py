@@ -10,8 +10,8 @@ from typing import Any
 
 from flowhooks.data.findings import count, some
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.manifest import EVENTS, HISTORY, METRICS, RUN, VALIDATION, checkpoints_in
-from flowhooks.reading import read_json, read_text
+from flowhooks.manifest import EVENTS, HISTORY, METRICS, RUN
+from flowhooks.reading import read_json
 from flowhooks.report.journal import Events, read_events
 from flowhooks.report.metrics_file import MetricsFile
 
@@ -180,20 +180,3 @@ def _faults(record: RunRecord) -> list[str]:
 
 def _of(record: RunRecord) -> str:
     return "an unknown number" if record.steps is None else f"{record.steps:,}"
-
-
-def is_ours(file: Path, mark: str) -> bool:
-    """Return whether a file may be written: there is none, or it begins with ``mark``."""
-    if not file.exists() and not file.is_symlink():
-        return True
-    try:
-        return file.is_file() and not file.is_symlink() and read_text(file).startswith(mark)
-    except (OSError, ValueError):
-        return False
-
-
-def changed(folder: Path) -> tuple[object, ...]:
-    """Return something that differs once the run in a folder has written more."""
-    watched = (folder / HISTORY, folder / EVENTS, folder / RUN, folder / METRICS, folder / VALIDATION)
-    found = [(file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None for file in watched]
-    return (*found, len(checkpoints_in(folder)))

@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.manifest import EVENTS, HISTORY, METRICS, RUN, VALIDATION
 from flowhooks.report.page import page
-from flowhooks.report.record import changed
 from flowhooks.report.write import ReportWriter, read_all
 
 HOST = "127.0.0.1"
@@ -49,7 +49,7 @@ class ReportServer(ThreadingHTTPServer):
 
     def state(self) -> str:
         """Return a word that changes once a run has written more."""
-        found = [changed(writer.folder) for writer in self._writers]
+        found = [_changed(writer.folder) for writer in self._writers]
         return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
 
     def page(self) -> bytes:
@@ -98,3 +98,9 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+
+
+def _changed(folder: Path) -> tuple[object, ...]:
+    """Return something that differs once the run in a folder has written more."""
+    watched = (folder / HISTORY, folder / EVENTS, folder / RUN, folder / METRICS, folder / VALIDATION)
+    return tuple((file.stat().st_mtime_ns, file.stat().st_size) if file.exists() else None for file in watched)

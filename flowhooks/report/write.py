@@ -10,10 +10,11 @@ from pathlib import Path
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.files import write_aside
 from flowhooks.manifest import HISTORY, REPORT, REPORT_MARK
+from flowhooks.reading import read_text
 from flowhooks.report.metrics_file import MetricsFile
 from flowhooks.report.page import page
 from flowhooks.report.pictures import DrawnImages, Kept, read_pictures
-from flowhooks.report.record import RunRecord, is_ours, read_record
+from flowhooks.report.record import RunRecord, read_record
 
 
 class ReportWriter:
@@ -70,7 +71,17 @@ def read_all(writers: Sequence[ReportWriter]) -> list[tuple[RunRecord, DrawnImag
 
 def write_page(found: Sequence[tuple[RunRecord, DrawnImages]], file: Path) -> Path:
     """Write the page of these runs to ``file``. Raises ConfigError where a file stands there that no report is."""
-    if not is_ours(file, REPORT_MARK):
+    if not _is_ours(file):
         raise ConfigError(Problem("this file exists and is no report of flowhooks; name another --output", str(file)))
     text = page([record for record, _ in found], [pictures for _, pictures in found])
     return write_aside(file, partial(Path.write_bytes, data=text.encode("utf-8", "backslashreplace")))
+
+
+def _is_ours(file: Path) -> bool:
+    """Return whether a file may be written: there is none, or it is a report."""
+    if not file.exists() and not file.is_symlink():
+        return True
+    try:
+        return file.is_file() and not file.is_symlink() and read_text(file).startswith(REPORT_MARK)
+    except (OSError, ValueError):
+        return False

@@ -97,10 +97,10 @@ def labelled_grid(pictures: Sequence[Image.Image], cells: Sequence[Cell], *, col
         canvas.paste(shown, (left, top))
         placed.append(replace(cell, box=(left, top, *shown.size), scale=scale))
         words = drawable(cell.prompt) or f"prompt {prompts.index(cell.prompt) + 1}"
-        for number, text in enumerate(wrapped(words, width, LINES)):
-            pen.text((left, top + height + 5 + number * line), text, fill=INK, font=font(TEXT))
         about = f"seed {cell.seed:,}, {cell.steps:,} {'step' if cell.steps == 1 else 'steps'}"
-        pen.text((left, top + height + 5 + LINES * line), about, fill=SOFT, font=font(TEXT))
+        told = [*((text, INK) for text in wrapped(words, width, LINES)), (about, SOFT)]
+        for number, (text, colour) in enumerate(told):
+            pen.text((left, top + height + 5 + number * line), text, fill=colour, font=font(TEXT))
     return LabelledGrid(image=canvas, step=step, cells=tuple(placed))
 
 
@@ -113,6 +113,14 @@ def read_cells(image: Image.Image) -> tuple[Cell, ...]:
     except (ValueError, TypeError, KeyError, AttributeError):
         return ()
     return tuple(cells) if all(_is_sound(cell, image.size) for cell in cells) else ()
+
+
+def cell_image(image: Image.Image, cell: Cell) -> Image.Image:
+    """Return one image of a grid at its own size: each of its pixels stands there as a block of equal ones."""
+    left, top, width, height = cell.box
+    part = image.crop((left, top, left + width, top + height))
+    size = (max(1, width // cell.scale), max(1, height // cell.scale))
+    return part if cell.scale == 1 else part.resize(size, Image.Resampling.NEAREST)
 
 
 def wrapped(text: str, width: int, lines: int) -> list[str]:

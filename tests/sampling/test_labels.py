@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
 from flowhooks.report.pictures import read_pictures, spread
-from flowhooks.sampling.labels import KEY, TEXT, Cell, drawable, font, labelled_grid, read_cells, wrapped
+from flowhooks.sampling.labels import KEY, TEXT, Cell, cell_image, drawable, font, labelled_grid, read_cells, wrapped
 
 
 def noise(side: int, seed: int) -> Image.Image:
@@ -28,9 +29,7 @@ def test_the_images_of_a_grid_can_be_taken_out_again(tmp_path, side):
         found = read_cells(saved)
         assert saved.size == grid.image.size
         for picture, cell in zip(pictures, found, strict=True):
-            left, top, width, height = cell.box
-            cut = saved.crop((left, top, left + width, top + height))
-            assert width >= 144 and cut.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes()
+            assert cell.box[2] >= 144 and cell_image(saved, cell).tobytes() == picture.tobytes()
         # The step stands above, the label below each image.
         assert saved.convert("L").crop((0, 0, 200, found[0].box[1])).getextrema()[0] < 80
         below = found[2].box[1] + found[2].box[3]
@@ -64,13 +63,11 @@ def test_a_header_that_no_run_wrote_is_none(tmp_path, header):
 
 def test_of_many_validations_the_first_the_last_and_those_between_are_shown():
     assert spread(list(range(5)), 24) == list(range(5))
-    found = spread(list(range(0, 1000, 10)), 24)
-    assert (
-        len(found) == 24
-        and found[0] == 0
-        and found[-1] == 990
-        and len({b - a for a, b in zip(found, found[1:], strict=False)}) <= 2
-    )
+    assert spread(list(range(0, 1000, 10)), 24) == [*range(0, 990, 80), 990]
+    for count in range(1, 200):
+        some = spread(list(range(count)), 24)
+        assert min(count, 12) <= len(some) <= 24 and some[0] == 0 and some[-1] == count - 1
+        assert len({after - before for before, after in pairwise(some[:-1])}) <= 1
 
 
 def test_what_was_read_is_not_read_again(tmp_path):
@@ -81,7 +78,7 @@ def test_what_was_read_is_not_read_again(tmp_path):
     first = read_pictures(tmp_path, kept)
     assert read_pictures(tmp_path, kept).grids[0][1] is first.grids[0][1] and len(kept) == 1
     noise(12, 1).save(file)
-    assert read_pictures(tmp_path, kept).grids[0][1].sizes == ((12, 12),)
+    assert read_pictures(tmp_path, kept).grids[0][1].sizes == ((12, 12),) and len(kept) == 1
 
 
 def test_letters_that_the_font_lacks_are_spelled_or_given_up():

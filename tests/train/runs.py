@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from flowhooks.config import Run, resolve_run
+from flowhooks.sampling.labels import cell_image, read_cells
 from tests.families import tiny
 
 NAMES = ("one", "two", "three", "four", "five", "six")
@@ -78,6 +79,12 @@ def make_run(*places: Path, **sections: Any) -> Run:
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "parameters.safetensors")
+
+
+def validated(output: Path, step: int) -> list[Image.Image]:
+    """The images of one validation, as they were generated."""
+    with Image.open(output / "validation" / f"step_{step:06d}.png") as grid:
+        return [cell_image(grid, cell) for cell in read_cells(grid)]
 
 
 def history(output: Path) -> list[dict[str, Any]]:

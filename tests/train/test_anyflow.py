@@ -23,7 +23,7 @@ from flowhooks.kernel import Hook
 from flowhooks.manifest import CARD, LOADER, MODULES
 from flowhooks.train import train
 from tests.families import learnt
-from tests.train.runs import document, history, weights
+from tests.train.runs import document, history, validated, weights
 
 FLOW_MAP = {"anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"}}
 #: As AnyFlow's documentation prints it.
@@ -99,8 +99,7 @@ def test_validation_draws_the_curve_and_the_command_the_grid(new_run, tmp_path, 
     folder = train(new_run(hooks=[], method=FLOW_MAP, validation=look), progress=False).output_dir
     lines = [line for line in history(folder) if "val/distance_1_steps" in line]
     assert [line["step"] for line in lines] == [0, 2, 4] and all(line["val/distance_1_steps"] > 0 for line in lines)
-    grid = Image.open(folder / "validation" / "step_000004.png")
-    assert grid.size == (2 * 16 + 2, 2 * 16 + 2)
+    assert [image.size for image in validated(folder, 4)] == [(16, 16)] * 4
     target = tmp_path / "pictures"
     call = ["--steps", "1,2,4", "--height", "16", "--width", "16", "--guidance-scale", "1", "--output", str(target)]
     assert main(["sample", str(folder), "--prompt", "one", "--prompt", "two", *call]) == 0

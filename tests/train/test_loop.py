@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from PIL import Image, ImageChops
+from PIL import ImageChops
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,7 +21,7 @@ from flowhooks.probe.runs import PROMPTS
 from flowhooks.sampling.images import sample_images
 from flowhooks.train import setup, train
 from flowhooks.train.checkpoint import read, verify
-from tests.train.runs import FLOW_DPO, NAMES, history, weights, write_data
+from tests.train.runs import FLOW_DPO, NAMES, history, validated, weights, write_data
 
 DRAW = {
     "prompts": ["a photo of one", "two"],
@@ -43,8 +43,8 @@ def test_a_run_leaves_a_lora_that_stock_diffusers_draws_with(new_run):
     )
     out = result.output_dir
     assert result.step == 4 and result.metrics["loss"] > 0
-    drawn = Image.open(out / "validation" / "step_000004.png")
-    assert not same_picture(drawn, Image.open(out / "validation" / "step_000000.png"))
+    drawn = validated(out, 4)
+    assert not same_picture(drawn[0], validated(out, 0)[0])
 
     pipe = StableDiffusion3Pipeline.from_pretrained(
         new_run().model["pretrained_model_name_or_path"], text_encoder_3=None, tokenizer_3=None
@@ -52,7 +52,7 @@ def test_a_run_leaves_a_lora_that_stock_diffusers_draws_with(new_run):
     pipe.load_lora_weights(out)
     options = {k: v for k, v in DRAW.items() if k != "prompts"}
     stock = sample_images(pipe, DRAW["prompts"], **options, arguments={"max_sequence_length": 8})
-    assert same_picture(drawn.crop((0, 0, 16, 16)), stock[0]) and same_picture(drawn.crop((18, 0, 34, 16)), stock[1])
+    assert same_picture(drawn[0], stock[0]) and same_picture(drawn[1], stock[1])
 
     with safe_open(out / "pytorch_lora_weights.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["flowhooks.run"])["training"]["learning_rate"] == 0.05

@@ -16,7 +16,7 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import ModelError
 from flowhooks.train import train
 from tests.families import tiny
-from tests.train.runs import history
+from tests.train.runs import history, validated
 
 CALL = {"num_frames": 1, "max_sequence_length": 16}
 SIZE = {"height": 32, "width": 32}
@@ -82,7 +82,7 @@ def test_a_lora_is_trained_and_loads_in_the_stock_pipeline(mode, model, data, tm
     stock.load_lora_weights(out)
     torch.testing.assert_close(drawn(stock), drawn(attached), rtol=1e-4, atol=1e-5)
     assert (drawn(stock) - base).abs().max() > 1e-2
-    assert size(out / "validation" / "step_000002.png") == (66, 32), "a frame for each step count"
+    assert [image.size for image in validated(out, 2)] == [(32, 32)] * 2, "a frame for each step count"
     grid = ["--height", "32", "--width", "32", "--output", str(tmp_path / "drawn.png")]
     assert main(["sample", str(out), "--prompt", "one", "--steps", "1,2", "--guidance-scale", "1", *grid]) == 0
     assert size(tmp_path / "drawn.png") == (66, 66), "the base's row above the trained one's"

@@ -15,7 +15,7 @@ from flowhooks.errors import CheckpointError, ConfigError
 from flowhooks.pipeline import load_pipeline
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
-from tests.train.runs import document, history, weights
+from tests.train.runs import document, history, validated, weights
 from tests.train.test_resume import equal, killed_at
 
 PROMPTS = [
@@ -153,7 +153,7 @@ def test_a_gate_is_in_the_file_and_is_obeyed_from_then_on(new_run, model, tmp_pa
     training = {"learning_rate": 0.05}
     sections = {**DRAWN, "validation": drawn, "training": training, "method": {"adjoint_matching": gated}}
     folder = train(new_run("gated", **sections), progress=False).output_dir
-    seen = np.asarray(Image.open(folder / "validation" / "step_000004.png"))
+    seen = np.asarray(validated(folder, 4)[0])
 
     size = ["--height", "16", "--width", "16", "--steps", "4", "--guidance-scale", "1", "--prompt", "one"]
     for name, more in (("noted", []), ("everywhere", ["--adapter-below", "1"])):
