@@ -102,8 +102,10 @@ def test_a_broken_file_is_named_with_its_folder(model, tmp_path, capsys):
 
 def test_a_run_is_made_to_fit_the_card(model, tmp_path, capsys):
     write(tmp_path / "mine", PLAIN)
-    assert init(model, "mine", "--gpu", "24") == 0
-    assert "fits a card of 24.0 GiB" in capsys.readouterr().out
+    assert init(model, "mine", "--gpu", "515MiB") == 0
+    assert "and fits" in capsys.readouterr().out
+    run = load_run("run.json")
+    assert (run.training["train_batch_size"], run.training["gradient_accumulation_steps"]) == (2, 2)
     assert init(model, "mine", "--gpu", "500MiB", "--output", "less") == 2
     assert "does not fit a card of 500.0 MiB; the weights of one phase alone" in capsys.readouterr().err
     assert not (tmp_path / "less").exists()
