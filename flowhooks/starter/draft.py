@@ -112,7 +112,8 @@ def draft(
     document = _document(known, method, provides, named)
     run, examined = _examined(document, output, data)
     document = _with_data(document, known, method, examined.audit, data)
-    lines = [("found", line) for line in examined.audit.report]
+    first = examined.audit.records[0].caption
+    lines = [("found", line) for line in (*examined.audit.report, f"the first caption is {first!r}")]
     if fitted is not None and known.read:
         found = fitted(_examined(document, output, data)[0], examined.audit)
         blocks = _apply(found, document, blocks, known)

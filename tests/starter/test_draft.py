@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flowhooks.cli import main
 from flowhooks.config import load_run
+from flowhooks.memory.report import Fit
 from flowhooks.starter import methods_offered
 from flowhooks.testing import tiny
 from tests.data.test_folder import EDITS, PAIRS, PLAIN, write
@@ -102,11 +104,21 @@ def test_a_broken_file_is_named_with_its_folder(model, tmp_path, capsys):
 
 def test_a_run_is_made_to_fit_the_card(model, tmp_path, capsys):
     write(tmp_path / "mine", PLAIN)
-    assert init(model, "mine", "--gpu", "24") == 0
-    assert "fits a card of 24.0 GiB" in capsys.readouterr().out
-    assert init(model, "mine", "--gpu", "500MiB", "--output", "less") == 2
-    assert "does not fit a card of 500.0 MiB; the weights of one phase alone" in capsys.readouterr().err
-    assert not (tmp_path / "less").exists()
+    assert init(model, "mine", "--gpu", "515MiB") == 0
+    assert "and fits" in capsys.readouterr().out
+    run = load_run("run.json")
+    assert (run.training["train_batch_size"], run.training["gradient_accumulation_steps"]) == (2, 2)
+
+
+def test_a_card_that_nothing_fits_is_refused(model, tmp_path, capsys, monkeypatch):
+    """What is counted is tested with the memory plan."""
+    none = Fit(fits=False, sentence="needs 4.0 GiB and does not fit a card of 1.0 GiB")
+    monkeypatch.setattr("flowhooks.starter.card.plan_memory", lambda *_: SimpleNamespace(needs=lambda: None))
+    monkeypatch.setattr("flowhooks.starter.card.fitting", lambda *_: none)
+    write(tmp_path / "mine", PLAIN)
+    assert init(model, "mine", "--gpu", "1") == 2
+    assert "does not fit a card of 1.0 GiB; name a larger card" in capsys.readouterr().err
+    assert not (tmp_path / "run.json").exists()
 
 
 @pytest.mark.parametrize("fetching", [True, False], ids=["no network", "HF_HUB_OFFLINE"])
