@@ -73,7 +73,9 @@ def _assembled(kind: Any, built: Mapping[str, Any], more: Mapping[str, Any]) -> 
 
 
 def _part(folder: Path, library: str, kind: str, name: str, stage: int) -> Any:
-    home = {"diffusers": diffusers, "transformers": transformers}.get(library, diffusers)
+    # Parts that only one pipeline has are in its own package.
+    home = {"diffusers": diffusers, "transformers": transformers}.get(library)
+    home = home or getattr(diffusers.pipelines, library, diffusers)
     cls = getattr(home, kind, None)
     if cls is None:
         raise ModelError(f"{folder}: {library} has no {kind} here, so it cannot be built")
@@ -191,13 +193,17 @@ def _narrow(settings: Settings, *, equal: bool = True) -> Settings:
     return small
 
 
-def _text(settings: Settings) -> Settings:
+def _text(settings: Settings, *, deep: bool = False) -> Settings:
     """Two layers whose results are as wide as they were. Where the settings state the width of a head, two heads are
-    enough."""
-    small = _shallow(settings)
+    enough.
+
+    Args:
+        deep: keep all layers, for pipelines that read the results of several.
+    """
+    small = dict(settings) if deep else _shallow(settings)
     for key, value in small.items():
         if isinstance(value, Mapping):
-            small[key] = _text(dict(value)) if "hidden_size" in value else value
+            small[key] = _text(dict(value), deep=deep) if "hidden_size" in value else value
         elif not _is_number(value):
             continue
         elif key == "vocab_size":
@@ -242,5 +248,5 @@ def _same(settings: Settings) -> Settings:
 
 #: From the smallest to the most cautious.
 _NARROW = (_narrow, lambda settings: _narrow(settings, equal=False), _shallow, _thin_levels)
-_TEXT = (_text, _shallow, _same)
+_TEXT = (_text, lambda settings: _text(settings, deep=True), _shallow, _same)
 _AUTOENCODER = (_thin, _shallow, _same)

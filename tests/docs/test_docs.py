@@ -20,11 +20,14 @@ from flowhooks.pairs.degradations import KINDS
 from flowhooks.rewards.registry import REWARDS
 from tests.docs import pages, tables
 from tests.docs.pages import PAGES, ROOT
+from tests.docs.walk import real_calls
 from tests.families import tiny
 from tests.flow_map.saved import flow_map
 
 WITH_JSON = [page for page in PAGES if pages.blocks(page, "json")]
-WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page != "README.md"]
+#: Pages that tests/docs/test_walk.py follows from their first line to their last.
+WALKED = [f"docs/{name}.md" for name in ("first_lora", "first_preference", "few_steps")]
+WITH_PYTHON = [page for page in PAGES if pages.blocks(page, "python") and page not in ("README.md", *WALKED)]
 TABLES = [(page, name) for page in PAGES for name in tables.named(page)]
 
 
@@ -125,10 +128,15 @@ def test_commands_exist(page: str) -> None:
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
 def test_python_runs_as_it_stands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pipelines that they load are tiny ones of the same class."""
     monkeypatch.chdir(tmp_path)
+    real_calls(monkeypatch)
     text = "\n".join(pages.blocks(page, "python"))
     if "runs/my-flow-map" in text:
         shutil.copytree(flow_map("sd3")[0], tmp_path / "runs" / "my-flow-map")
+    for folder in re.findall(r'load_lora_weights\("([^"]+)"', text):
+        with flowhooks.attach(tiny("sd3"), {"adapter": {"type": "lora", "rank": 4}}) as session:
+            session.adapter.save(Path(folder), {})
     exec(compile(text, str(ROOT / page), "exec"), {"__name__": "docs"})  # our own page
     assert any(tmp_path.iterdir()), "each of these examples writes something"
 
