@@ -17,6 +17,7 @@ from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
+from flowhooks.sampling.prompts import Prompt, read_prompts
 
 
 def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
@@ -126,7 +127,17 @@ def text_encoders_stay(run: Run) -> str | None:
             return f"{hook.type!r} is code of your own, which may ask them"
         if hook.type == "on_policy_rollout" and hook.options["prompts"] is None:
             return "samples are generated from the captions of the data"
+        if hook.type == "on_policy_rollout" and any(each.given for each in _prompts(hook)):
+            return "samples are generated from prompts with references"
     return None
+
+
+def _prompts(hook: HookConfig) -> list[Prompt]:
+    try:
+        return read_prompts(hook.options["prompts"])
+    except ValueError:
+        # Reported with the hook.
+        return []
 
 
 def describe_prompts(run: Run) -> str:

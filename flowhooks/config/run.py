@@ -16,7 +16,6 @@ from flowhooks.config.rules import contradictions, disagreements, incomplete, re
 from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.data.block_rules import idle_steps
 from flowhooks.data.blocks import Datasets
-from flowhooks.data.given_images import place_images
 from flowhooks.data.load import load_datasets
 from flowhooks.documents import overrides as command_line
 from flowhooks.documents.document import read_json, strip_secrets, without_remarks
@@ -27,6 +26,7 @@ from flowhooks.hooks.blocks import HookConfig, resolve_hook
 from flowhooks.hooks.timestep_schedule import LIST, MODE
 from flowhooks.manifest import PIPELINE, RUN, damage
 from flowhooks.reading import user_path
+from flowhooks.sampling.prompts import place_images
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
 _SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE, *KEYS)

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "checks/planning.py: describe_prompts: ": "words of `check`",
     "checks/planning.py: text_encoders_stay: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
+    "checks/references.py: describe_prompt_references: ": "words of `check`",
     "checks/planning.py: adapter_notices: ": "tests/checks/test_hub.py",
     "config/rules.py: plain: ": "words of `check`",
     "checks/models.py: helper_notices: ": "tests/checks/test_hub.py",
