@@ -246,6 +246,9 @@ def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bo
         run.cache_dir,
         progress=progress and main,
         rebuild=rebuild,
+        unprompted=any(
+            HOOKS[hook.type].unchecked(hook.options).unprompted() for hook in run.hooks if hook.type in HOOKS
+        ),
         together=partial(raise_on_all_ranks, DataError),
     )
     if main:
