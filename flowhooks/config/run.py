@@ -88,6 +88,8 @@ def load_run(
     written = read_json(path)
     if not isinstance(written, dict):
         raise ConfigError(Problem("expected an object with the sections of a run", str(path), "$"))
+    # So that a training adapter that is named by its path alone can be given a strength on the command line.
+    written = _in_full(written)
     places, problems = command_line.apply(written, overrides)
     if "$.data" in places and isinstance(written["data"], str):
         # On the command line a path is relative to where one types it.
@@ -203,7 +205,7 @@ def _adapter(section: dict[str, Any]) -> dict[str, Any]:
 def _in_full(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with a training adapter that is named by its path alone as an object."""
     adapter = document.get("adapter")
-    if adapter is None or not isinstance(adapter.get("training_adapter"), str):
+    if not isinstance(adapter, Mapping) or not isinstance(adapter.get("training_adapter"), str):
         return document
     return {**document, "adapter": {**adapter, "training_adapter": {"path": adapter["training_adapter"]}}}
 

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "checks/quantization.py: _not_here: ": "tests/checks/test_quantization.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
     "checks/planning.py: describe_trainable: ": "words of `check`",
+    "checks/planning.py: kind_of: ": "words of `check`",
     "checks/planning.py: describe_prompts: ": "words of `check`",
     "checks/planning.py: text_encoders_stay: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
