@@ -59,13 +59,16 @@ _SIDES = (
 )
 
 
-def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None = None) -> None:
+def check_file(
+    path: Path, model: Path | None, section: Mapping[str, Any] | None = None, *, beneath: bool = False
+) -> None:
     """Check that the file at ``path`` can be loaded; else raise `AdapterError`.
 
     Args:
         path: a .safetensors file, or the folder with it.
         model: folder of the pipeline it is for; None where there is none on this disk.
         section: adapter section that the file is to fit, if it has one to fit.
+        beneath: whether another adapter is trained on top of it.
     """
     file = find_file(path)
     try:
@@ -88,6 +91,8 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     found = _found(file, kind, shapes, metadata)
     if found.get("type") == "lora":
         check_magnitudes(str(file), found[USE_DORA], shapes)
+    if beneath and found.get(USE_DORA):
+        raise beneath_others(file)
     if section is not None:
         check_kind(file, kind, section)
         if {"type", "rank", "alpha"} <= found.keys():
@@ -96,6 +101,12 @@ def check_file(path: Path, model: Path | None, section: Mapping[str, Any] | None
     if weights:
         stripped = {key.removeprefix(prefix): shape for key, shape in shapes.items()}
         check_layers(file, stripped, weights, lycoris=kind == "lycoris")
+
+
+def beneath_others(file: Path) -> AdapterError:
+    """Return why a DoRA cannot have an adapter on top of it: it scales what the layer computes, the change of that
+    adapter included."""
+    return AdapterError(f"{file}: is a DoRA, which cannot be on beneath other adapters. Give a LoRA, LoHa or LoKr.")
 
 
 def adapter_below(path: Path) -> float | None:

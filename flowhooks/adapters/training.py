@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.adapters.fit import beneath_others
 from flowhooks.adapters.frozen import FrozenAdapter
-from flowhooks.errors import AdapterError
 
 
 class TrainingAdapter:
@@ -37,10 +37,7 @@ class TrainingAdapter:
         self.strength = strength
         self._frozen = FrozenAdapter(model.transformer, source, strength=strength, pipeline=model.pipe)
         if self._frozen.config.get("use_dora"):
-            # It scales what the layer computes, the change of whatever is trained on top of it included.
-            raise AdapterError(
-                f"{self._frozen.file}: is a DoRA, which cannot be on beneath other adapters. Give a LoRA, LoHa or LoKr."
-            )
+            raise beneath_others(self._frozen.file)
         self._model = model
         self._on: bool | None = None
 

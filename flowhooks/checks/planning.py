@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
+from flowhooks.sampling.prompts import Prompt, read_prompts
+
+#: Where a run names its training adapter.
+TRAINING = "$.adapter.training_adapter"
 
 
 def plan_run(run: Run, data: Iterable[str], *, imports: bool = False) -> Plan:
@@ -99,15 +103,20 @@ def unused_data_warnings(planned: Plan, data: frozenset[str]) -> list[str]:
     ]
 
 
+def kind_of(adapter: Mapping[str, Any]) -> str:
+    """Return the kind of an adapter section, in words."""
+    if adapter[USE_DORA]:
+        return "dora"
+    return str(adapter["type"]) if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
+
+
 def describe_trainable(run: Run) -> str:
     """Describe what is trainable, in words."""
     if run.adapter is None:
         return "the whole transformer" if run.training["trainable"] == "transformer" else "nothing"
     adapter = run.adapter
-    kind = adapter["type"] if adapter["algo"] is None else f"{adapter['type']} ({adapter['algo']})"
-    kind = "dora" if adapter[USE_DORA] else kind
     layers = "the attention projections" if adapter["target_modules"] is None else ", ".join(adapter["target_modules"])
-    described = f"{kind} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
+    described = f"{kind_of(adapter)} adapter of rank {adapter['rank']}, alpha {adapter['alpha']:g}, on {layers}"
     if (held := adapter["training_adapter"]) is None:
         return described
     beside = f"the training adapter {held['path']} is on in the loss at strength {held['strength']:g}"
@@ -126,7 +135,17 @@ def text_encoders_stay(run: Run) -> str | None:
             return f"{hook.type!r} is code of your own, which may ask them"
         if hook.type == "on_policy_rollout" and hook.options["prompts"] is None:
             return "samples are generated from the captions of the data"
+        if hook.type == "on_policy_rollout" and any(each.given for each in _prompts(hook)):
+            return "samples are generated from prompts with references"
     return None
+
+
+def _prompts(hook: HookConfig) -> list[Prompt]:
+    try:
+        return read_prompts(hook.options["prompts"])
+    except ValueError:
+        # Reported with the hook.
+        return []
 
 
 def describe_prompts(run: Run) -> str:
@@ -143,7 +162,7 @@ def adapter_problems(run: Run) -> Iterator[Problem]:
     if run.adapter is not None and run.adapter["init_from"] is not None:
         yield from _start_problems(run.adapter, model, file)
     for place, source in frozen_adapters(run):
-        yield from _source_problems(source, model, file, place)
+        yield from _source_problems(source, model, file, place, beneath=place == TRAINING)
 
 
 def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> Iterator[Problem]:
@@ -160,7 +179,7 @@ def _start_problems(adapter: dict[str, Any], model: Path | None, file: str) -> I
 def frozen_adapters(run: Run) -> Iterator[tuple[str, str]]:
     """Yield (JSON path, source) of the frozen adapters that a run names."""
     if run.adapter is not None and run.adapter["training_adapter"] is not None:
-        yield "$.adapter.training_adapter", run.adapter["training_adapter"]["path"]
+        yield TRAINING, run.adapter["training_adapter"]["path"]
     for hook in run.hooks:
         yield from _of_hook(hook)
 
@@ -195,11 +214,11 @@ def adapter_notices(run: Run) -> Iterator[str]:
             yield f"{place}: {source} is not in the Hub's cache on this disk, so `train` fetches it first"
 
 
-def _source_problems(source: str, model: Path | None, file: str, place: str) -> Iterator[Problem]:
+def _source_problems(source: str, model: Path | None, file: str, place: str, *, beneath: bool) -> Iterator[Problem]:
     try:
         path = local_adapter(source)
         if path is not None:
-            check_file(path, model)
+            check_file(path, model, beneath=beneath)
         elif hub.is_offline():
             message = (
                 f"{source!r} is not on this disk and not in the Hub's cache, and HF_HUB_OFFLINE forbids to fetch it; "

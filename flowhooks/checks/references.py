@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -11,12 +13,22 @@ from flowhooks.checks.library import call_arguments
 from flowhooks.checks.pipeline import INDEX, pipeline_folder
 from flowhooks.checks.planning import plan_run
 from flowhooks.data.blocks import REFERENCE_TYPE, REJECTED_TYPES, Datasets
-from flowhooks.data.given_images import by_argument, open_images
+from flowhooks.data.findings import count, some
+from flowhooks.data.given_images import open_images
 from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
+from flowhooks.rewards.blocks import resolve_reward
+from flowhooks.rewards.registry import REWARDS
+from flowhooks.sampling.prompts import Prompt, by_argument, read_prompts
 
 if TYPE_CHECKING:
-    from flowhooks.config import Run
+    from flowhooks.config import HookConfig, Run
+    from flowhooks.data import Audit
+
+ROLLOUT = OnPolicyRolloutSpec.type
+#: How many images of prompts that cannot be read are named.
+SHOWN = 5
 
 
 def with_references(run: Run) -> Datasets | None:
@@ -38,9 +50,11 @@ def reference_problems(run: Run) -> Iterator[Problem]:
     yield from _validation_problems(run)
     known = _known(run)
     data = with_references(run)
+    taken = sorted(name for name in known or () if takes_images(name))
+    for hook, prompts in _drawn_prompts(run):
+        yield from _prompt_problems(prompts, None if known is None else taken, str(run.source), f"{hook.where}.prompts")
     if known is None or data is None or "data:reference" not in data.provides:
         return
-    taken = sorted(name for name in known if takes_images(name))
     for argument in data.arguments:
         if argument is None and not taken:
             message = "holds references, and the pipeline takes no image; use one that edits images, or remove them"
@@ -48,6 +62,94 @@ def reference_problems(run: Run) -> Iterator[Problem]:
         elif argument is not None and argument not in taken:
             message = f"holds references for {argument!r}; the pipeline takes images in {', '.join(taken) or 'nothing'}"
             yield Problem(message, str(data.source), data.root)
+
+
+def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
+    """Yield why rewards that compare an image with its references have nothing to compare with, or no mask."""
+    drawn = [prompts for _, prompts in _drawn_prompts(run)]
+    for hook in run.hooks:
+        for i, block in enumerate(hook.options.get("rewards") or ()):
+            place = f"{hook.where}.rewards[{i}]"
+            if not getattr(REWARDS.get(block["type"]), "compares", False):
+                continue
+            options = resolve_reward(block, place).options
+            least = options["reference"] + 1
+            if drawn:
+                lacking = [prompt.text for prompt in drawn[0] if _count(prompt) < least]
+                found = f"{len(lacking):,} of {count(len(drawn[0]), 'prompt')}"
+                remedy = "name them under `images` beside each prompt"
+            elif audited is not None:
+                without = [each for each in audited.records if len(each.references) < least]
+                dropped = [each for each in audited.records if each.drawing.reference_dropout]
+                lacking = [each.image.asset.name for each in (without or dropped)]
+                found = f"{len(lacking):,} of {count(len(audited.records), 'sample')} of the data"
+                remedy = "give each sample its references, and no `reference_dropout`"
+            else:
+                continue
+            if lacking:
+                what = "a reference" if least == 1 else f"{least} references"
+                message = f"compares each image with {what}, which {found} lack: {some(lacking)}; {remedy}"
+                yield Problem(message, str(run.source), place)
+            if drawn and options["outside_mask"]:
+                message = "`outside_mask` reads the masks of the data, and this run draws `prompts`; set it to false"
+                yield Problem(message, str(run.source), place)
+
+
+def prompt_arguments(run: Run) -> tuple[str | None, ...]:
+    """Return the pipeline arguments of all references that prompts of rollouts name, each once; None for the only
+    one."""
+    named: dict[str | None, None] = {}
+    for _, prompts in _drawn_prompts(run):
+        for prompt in prompts:
+            named |= dict.fromkeys(name or None for name in by_argument(prompt.given, ""))
+    return tuple(named)
+
+
+def describe_prompt_references(run: Run) -> str:
+    """Return how many references the prompts of rollouts have, in words; empty where none has any."""
+    numbers = Counter(_count(prompt) for _, prompts in _drawn_prompts(run) for prompt in prompts)
+    if not any(numbers):
+        return ""
+    return ", ".join(f"{prompts:,} with {number}" for number, prompts in sorted(numbers.items()))
+
+
+def _drawn_prompts(run: Run) -> Iterator[tuple[HookConfig, list[Prompt]]]:
+    """Yield hooks that draw prompts of their own, and these. What cannot be read is reported with the hook."""
+    for hook in run.hooks:
+        if hook.type == ROLLOUT and hook.options["prompts"] is not None:
+            with suppress(ValueError):
+                yield hook, read_prompts(hook.options["prompts"])
+
+
+def _count(prompt: Prompt) -> int:
+    return sum(len(paths) for paths in by_argument(prompt.given, "").values())
+
+
+def _prompt_problems(
+    prompts: Sequence[Prompt], taken: Sequence[str] | None, file: str, place: str
+) -> Iterator[Problem]:
+    """Yield references of prompts that the pipeline does not take, or that cannot be read.
+
+    Args:
+        taken: the pipeline's arguments for images; None where that is unknown.
+    """
+    named = {name: prompt.text for prompt in prompts for name in by_argument(prompt.given, "")}
+    for name, text in named.items():
+        if taken is not None and (not taken or (name and name not in taken)):
+            argument = f" for {name!r}" if name else ""
+            message = f"the prompt {text!r} names references{argument}; the pipeline takes images in "
+            yield Problem(f"{message}{', '.join(taken) or 'nothing'}", file, place)
+    files = {path: None for prompt in prompts for paths in by_argument(prompt.given, "").values() for path in paths}
+    bad: list[Problem] = []
+    for path in files:
+        try:
+            open_images(path, "", place)
+        except ConfigError as error:
+            bad += error.problems
+    for problem in bad[:SHOWN]:
+        yield Problem(f"{problem.file} {problem.message}", file, place)
+    if len(bad) > SHOWN:
+        yield Problem(f"{len(bad) - SHOWN:,} more images of prompts cannot be read", file, place)
 
 
 def _validation_problems(run: Run) -> Iterator[Problem]:

@@ -68,6 +68,7 @@ def _run(args: Namespace) -> int:
         unused_data_warnings,
     )
     from flowhooks.checks.quantization import describe_quantization, quantization_warnings
+    from flowhooks.checks.references import describe_prompt_references
     from flowhooks.config import load_run, plain
     from flowhooks.data.buckets import bucket_report
     from flowhooks.data.shards import human_bytes, total_bytes
@@ -98,6 +99,8 @@ def _run(args: Namespace) -> int:
     say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     say(f"trains     {describe_trainable(configured)}")
     say(f"prompts    {describe_prompts(configured)}")
+    if sentence := describe_prompt_references(configured):
+        say(f"references {sentence}")
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")

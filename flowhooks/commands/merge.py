@@ -29,7 +29,10 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--rank", type=whole_number(1), help="with svd (default: the largest of the adapters)")
     parser.add_argument(
-        "--model", metavar="FOLDER", type=path, help="the pipeline, where LyCORIS files do not tell their layers"
+        "--model",
+        metavar="FOLDER",
+        type=path,
+        help="the pipeline, where LyCORIS files do not tell their layers, or an adapter is a DoRA, which takes svd",
     )
 
 

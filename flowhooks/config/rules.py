@@ -115,10 +115,13 @@ def draws(hooks: Sequence[HookConfig]) -> bool:
 
 
 def plain(hooks: Sequence[HookConfig]) -> str | None:
-    """Return a sentence for a run without any method, or None where a hook changes what is learned."""
+    """Return a sentence for a run without a method, or with `sft` alone; None where a hook changes what is learned."""
     if any(hook.type not in _SETTINGS for hook in hooks):
         return None
-    return "this is plain flow matching, noise - latents learned from the data; `method` names something else"
+    return (
+        "this is plain flow matching, noise - latents learned from the data; a `method` other than `sft` learns "
+        "something else"
+    )
 
 
 def incomplete(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:

@@ -16,7 +16,6 @@ from flowhooks.config.rules import contradictions, disagreements, incomplete, re
 from flowhooks.config.shorthand import expand_shorthand
 from flowhooks.data.block_rules import idle_steps
 from flowhooks.data.blocks import Datasets
-from flowhooks.data.given_images import place_images
 from flowhooks.data.load import load_datasets
 from flowhooks.documents import overrides as command_line
 from flowhooks.documents.document import read_json, strip_secrets, without_remarks
@@ -27,6 +26,7 @@ from flowhooks.hooks.blocks import HookConfig, resolve_hook
 from flowhooks.hooks.timestep_schedule import LIST, MODE
 from flowhooks.manifest import PIPELINE, RUN, damage
 from flowhooks.reading import user_path
+from flowhooks.sampling.prompts import place_images
 
 #: Written in other words in a resolved document, so that reading it back expands nothing twice.
 _SHORTHAND = ("$schema", "method", "model_type", "distillation_method", "distillation_config", LIST, MODE, *KEYS)
@@ -88,6 +88,8 @@ def load_run(
     written = read_json(path)
     if not isinstance(written, dict):
         raise ConfigError(Problem("expected an object with the sections of a run", str(path), "$"))
+    # So that a training adapter that is named by its path alone can be given a strength on the command line.
+    written = _in_full(written)
     places, problems = command_line.apply(written, overrides)
     if "$.data" in places and isinstance(written["data"], str):
         # On the command line a path is relative to where one types it.
@@ -203,7 +205,7 @@ def _adapter(section: dict[str, Any]) -> dict[str, Any]:
 def _in_full(document: dict[str, Any]) -> dict[str, Any]:
     """Return the document with a training adapter that is named by its path alone as an object."""
     adapter = document.get("adapter")
-    if adapter is None or not isinstance(adapter.get("training_adapter"), str):
+    if not isinstance(adapter, Mapping) or not isinstance(adapter.get("training_adapter"), str):
         return document
     return {**document, "adapter": {**adapter, "training_adapter": {"path": adapter["training_adapter"]}}}
 

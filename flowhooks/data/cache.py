@@ -35,6 +35,7 @@ def build_cache(
     progress: bool = True,
     batch_size: int = 8,
     rebuild: bool = False,
+    unprompted: bool = False,
     together: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> CachedDataset:
     """Make every missing entry, `batch_size` at a time.
@@ -46,6 +47,7 @@ def build_cache(
     Args:
         rebuild: make every entry of `audit` again, in a folder beside the old ones, which are replaced when all are
             there. A killed rebuild continues where it stopped.
+        unprompted: let conditions hold what they are without their captions, for guidance inside a step.
         together: context manager that all processes of a run leave together, or none.
 
     Raises DataError naming every image that cannot be decoded or that the model turns into NaN, or the file that the
@@ -65,7 +67,7 @@ def build_cache(
         Wanted(Masks(grids), pairs),
         Wanted(CaptionEncoder(model), () if model.contract.entangled else sized_captions),
     ]
-    shown = ReferenceEncoder(model) if model.contract.references else None
+    shown = ReferenceEncoder(model, unprompted) if model.contract.references else None
     if shown is not None:
         wanted.append(Wanted(shown, shown.items(records)))
     places = build_entries(
@@ -85,6 +87,7 @@ def build_cache(
         provides=audit.provides,
         references=None if shown is None else more[0].keys,
         argument="" if shown is None else shown.argument,
+        unprompted=() if shown is None else shown.unprompted,
     )
 
 

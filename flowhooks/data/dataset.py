@@ -34,6 +34,7 @@ class CachedDataset(Dataset):
         references: (caption or None, references, size) -> entry key, as
             :class:`~flowhooks.data.encode_references.ReferenceEncoder` has them; None for a pipeline without.
         argument: the pipeline argument of references that name none.
+        unprompted: arguments that conditions hold without their captions too.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class CachedDataset(Dataset):
         provides: frozenset[str],
         references: Mapping[Shown, str] | None = None,
         argument: str = "",
+        unprompted: Sequence[str] = (),
     ):
         self.records = records
         self.provides = provides
@@ -58,6 +60,7 @@ class CachedDataset(Dataset):
         self._grids = grids
         self._references = references
         self._argument = argument
+        self._unprompted = unprompted
 
     def __len__(self) -> int:
         return len(self.records)
@@ -95,7 +98,11 @@ class CachedDataset(Dataset):
 
         if self._references is not None:
             if (key := self._references.get((caption, references, size))) is not None:
-                return Condition.unflatten(self.entries.read("conditions", key))
+                found = Condition.unflatten(self.entries.read("conditions", key))
+                if not self._unprompted:
+                    return found
+                null = Condition.unflatten(self.entries.read("conditions", self._references["", references, size]))
+                return found.with_unprompted(null.only(self._unprompted))
             found = Condition.unflatten(self.entries.read("references", self._references[None, references, size]))
             return self._of_caption(caption, size).merged(found)
         return self._of_caption(caption, size)

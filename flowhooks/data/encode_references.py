@@ -25,12 +25,19 @@ Shown = tuple[str | None, tuple[Reference, ...], Size]
 
 
 class ReferenceEncoder:
-    """Encodes the references of samples to the tensors of a condition, or of the part that depends on them."""
+    """Encodes the references of samples to the tensors of a condition, or of the part that depends on them.
 
-    def __init__(self, model: FlowModel):
+    Args:
+        unprompted: encode each with an empty caption too, where captions are encoded with references.
+    """
+
+    def __init__(self, model: FlowModel, unprompted: bool = False):
+        from flowhooks.probe.encoding import prompted_arguments
         from flowhooks.probe.references import picture_argument
 
         self.model = model
+        #: The arguments that are wanted without captions too.
+        self.unprompted = prompted_arguments(model) if unprompted and model.contract.entangled else ()
         self.problems: list[Problem] = []
         self.entangled = model.contract.entangled
         self.kind = "conditions" if self.entangled else "references"
@@ -43,7 +50,8 @@ class ReferenceEncoder:
         """Return everything that a draw of the records may use."""
         found: dict[Shown, None] = {}
         for record in records:
-            captions = sorted(distinct_captions([record])) if self.entangled else (None,)
+            written = {*distinct_captions([record]), *([""] if self.unprompted else [])}
+            captions = sorted(written) if self.entangled else (None,)
             for caption in captions:
                 for references in record.drawn_references:
                     found[caption, references, record.geometry.size] = None

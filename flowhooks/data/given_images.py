@@ -12,17 +12,7 @@ from flowhooks.data.records import Reference
 from flowhooks.data.transform import load_picture
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.reading import user_path
-
-#: A path, several of them, or either by pipeline argument; None for no image.
-Given = str | Sequence[str] | Mapping[str, Any] | None
-
-
-def by_argument(given: Given, argument: str) -> dict[str, list[str]]:
-    """Return pipeline argument -> paths; ``argument`` is meant where none is named."""
-    if given is None:
-        return {}
-    named = given if isinstance(given, Mapping) else {argument: given}
-    return {name: [paths] if isinstance(paths, str) else list(paths) for name, paths in named.items()}
+from flowhooks.sampling.prompts import Given, by_argument
 
 
 def open_images(given: Given, argument: str, where: str | None = None) -> dict[str, Any]:
@@ -51,6 +41,27 @@ def _opened(path: Path, where: str | None) -> Any:
         raise ConfigError(Problem(f"cannot be read: {why(error)}", str(path), where)) from None
 
 
+class NamedImages(Mapping[str, Any]):
+    """Maps pipeline arguments to images of these files, or to lists of several; each is opened when it is asked for.
+
+    Args:
+        argument: the pipeline argument of those that name none.
+        where: what messages name.
+    """
+
+    def __init__(self, given: Given, argument: str, where: str):
+        self._named, self._where = by_argument(given, argument), where
+
+    def __getitem__(self, argument: str) -> Any:
+        return open_images({argument: self._named[argument]}, argument, self._where)[argument]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named)
+
+    def __len__(self) -> int:
+        return len(self._named)
+
+
 class ShownImages(Mapping[str, Any]):
     """Maps pipeline arguments to the images of a sample's references, or to lists of several; each is opened when it is
     asked for.
@@ -74,16 +85,3 @@ class ShownImages(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._by_argument)
-
-
-def place_images(given: Given, base: Path) -> Given:
-    """Return the same with paths relative to the folder ``base`` made absolute."""
-
-    def placed(value: Any) -> Any:
-        if isinstance(value, str):
-            return str(base / user_path(value))
-        if isinstance(value, Mapping):
-            return {name: placed(each) for name, each in value.items()}
-        return value if value is None else [placed(each) for each in value]
-
-    return placed(given)

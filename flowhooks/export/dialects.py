@@ -231,9 +231,12 @@ class _Export:
         held = ("lora", "dora") if dialect == "diffusers" else ("lora",)
         other = next((piece for piece in self.pieces if piece.kind not in held), None)
         if other is not None and dialect in _LORA_ONLY:
+            # What a DoRA changes depends on the base's weights.
+            model = ", the pipeline's folder with `--model`" if self.dora and base is None else ""
             raise AdapterError(
                 f"`{other.name}` is changed by a {other.kind}, and {_LORA_ONLY[dialect]} reads plain LoRA only in such "
-                "a file. Turn it into the nearest LoRA with `--as-lora RANK`, or use format 'comfyui' or 'lycoris'."
+                f"a file. Turn it into the nearest LoRA with `--as-lora RANK`{model}, or use format 'comfyui' or "
+                "'lycoris'."
             )
 
     def write(self, target: Path, *, as_it_is: bool) -> Exported:

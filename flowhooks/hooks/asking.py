@@ -18,19 +18,27 @@ from flowhooks.kernel.view import at_least_fp32
 def exact_velocity(
     step: Step, role: str, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None
 ) -> Tensor:
-    """``[n, ...]`` fp32 velocity of ``role`` at states ``[n, ...]``, without gradient and without autocast."""
+    """``[n, ...]`` fp32 velocity of ``role`` at states ``[n, ...]``, without gradient and without autocast; see
+    :func:`seen_part`."""
     times = {} if r_sigma is None else {"r_sigma": r_sigma}
     with step.playing(role, autocast=False) as model:
-        return model.predict(at_least_fp32(noisy), sigma, condition, **times)
+        return seen_part(step, model.predict(at_least_fp32(noisy), sigma, condition, **times), condition)
 
 
 def trained_velocity(
     step: Step, noisy: Tensor, sigma: Tensor, condition: Any, *, r_sigma: Tensor | None = None
 ) -> Tensor:
-    """``[n, ...]`` velocity of the policy at states ``[n, ...]``, with gradient."""
+    """``[n, ...]`` velocity of the policy at states ``[n, ...]``, with gradient; see :func:`seen_part`."""
     times = {} if r_sigma is None else {"r_sigma": r_sigma}
     with step.playing(POLICY, gradient=True) as model:
-        return model.predict(noisy, sigma, condition, **times)
+        return seen_part(step, model.predict(noisy, sigma, condition, **times), condition)
+
+
+def seen_part(step: Step, values: Tensor, condition: Any) -> Tensor:
+    """``[n, ...]`` with 0 where the network does not see samples of this condition, such as in a given first frame:
+    there nothing may weigh anything."""
+    seen = step.model.seen(values, condition)
+    return values if seen is None else values * seen
 
 
 def visited_velocity(step: Step, role: str, visit: Any, *, as_sampled: bool = False) -> Tensor:

@@ -66,6 +66,11 @@ class HookSpec(Spec):
         """Return complete options, with those filled in that follow from others."""
         return options
 
+    def unprompted(self) -> bool:
+        """Return whether the hook predicts on the samples of a batch without their prompts too, as guidance in a step
+        does."""
+        return False
+
     def refusal(self) -> str | None:
         """Return why a run cannot train with these options, or None where it can. This is for checks that read a file
         or compare several options."""

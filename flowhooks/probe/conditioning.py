@@ -14,6 +14,8 @@ from flowhooks.probe.values import Rule, collate, flatten, moved, signature, tak
 
 #: Under this name, which no argument has, a condition holds what the VAE gets beside the sample.
 DECODED = "vae.decode"
+#: This stands before the name of an argument that a condition holds for its samples without their prompts too.
+UNPROMPTED = "without its prompt: "
 #: Under this one, whether the sample has images, where its layout differs then and its shape does not.
 GIVEN = "is given images"
 
@@ -68,6 +70,23 @@ class Condition:
             {**self.rules, **other.rules},
             tuple((*own, *more) for own, more in zip(self.signatures, other.signatures, strict=True)),
         )
+
+    def with_unprompted(self, other: Condition) -> Condition:
+        """Return the same samples, which also hold what arguments are without their prompts, from another condition."""
+        named = {f"{UNPROMPTED}{name}": rule for name, rule in other.rules.items()}
+        samples = tuple({f"{UNPROMPTED}{name}": value for name, value in each.items()} for each in other.samples)
+        keys = tuple(tuple((f"{UNPROMPTED}{name}", own) for name, own in key) for key in other.signatures)
+        return self.merged(Condition(samples, named, keys))
+
+    def unprompted(self) -> Condition | None:
+        """Return the same samples without their prompts, each with its own references; None where that is not held."""
+        if not any(name.startswith(UNPROMPTED) for name in self.rules):
+            return None
+        names = [name for name in self.rules if not name.startswith(UNPROMPTED)]
+        samples = tuple({name: each.get(f"{UNPROMPTED}{name}", each[name]) for name in names} for each in self.samples)
+        keys = [dict(key) for key in self.signatures]
+        signatures = tuple(tuple((n, key.get(f"{UNPROMPTED}{n}", key[n])) for n in names if n in key) for key in keys)
+        return Condition(samples, {name: self.rules[name] for name in names}, signatures)
 
     def only(self, names: Iterable[str]) -> Condition:
         """Return the same samples with these arguments only."""

@@ -83,9 +83,19 @@ def encode_references(model: FlowModel, references: Sequence[References]) -> Con
         return _together(model, [ANY] * len(references), references, model.contract.reference_rules)
 
 
-def encode_conditions(model: FlowModel, prompts: Sequence[str], references: Sequence[References]) -> Condition:
-    """Return the whole conditioning of samples, each with its prompt and its images."""
+def encode_conditions(
+    model: FlowModel, prompts: Sequence[str], references: Sequence[References], *, unprompted: bool = False
+) -> Condition:
+    """Return the whole conditioning of samples, each with its prompt and its images.
+
+    Args:
+        unprompted: also what :meth:`FlowModel.null_conditions` gives, where the pipeline encodes prompts and references
+            together; elsewhere that needs nothing.
+    """
     contract = model.contract
+    if unprompted and contract.entangled:
+        null = encode_conditions(model, [""] * len(prompts), references)
+        return encode_conditions(model, prompts, references).with_unprompted(null.only(prompted_arguments(model)))
     if not contract.references:
         if any(references):
             raise ModelError(f"{contract.pipeline} was probed without references; name them in `references`")
@@ -96,6 +106,12 @@ def encode_conditions(model: FlowModel, prompts: Sequence[str], references: Sequ
         return encode_prompts(model, prompts).merged(encode_references(model, references))
     with _recording(model):
         return _together(model, prompts, references, {**contract.rules, **contract.reference_rules})
+
+
+def prompted_arguments(model: FlowModel) -> tuple[str, ...]:
+    """Return the arguments that a prompt may have a part in: all of a condition but the sample's own."""
+    argument, contract = model.layout(**model.size).sample_argument, model.contract
+    return tuple(name for name in (*contract.rules, *contract.reference_rules) if name != argument)
 
 
 @contextmanager

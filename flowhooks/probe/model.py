@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.probe import encoding
-from flowhooks.probe.conditioning import DECODED, GIVEN, Condition
+from flowhooks.probe.conditioning import DECODED, GIVEN, UNPROMPTED, Condition
 from flowhooks.probe.contract import fingerprint
 from flowhooks.probe.interval import Span
 from flowhooks.probe.layout import Layout
@@ -69,8 +69,19 @@ class FlowModel(SizedModel):
         return self._nulls[self._size]
 
     def null_conditions(self, condition: Condition) -> Condition:
-        """Return the conditioning of the same samples without their prompts, each with its own references, for a
-        pipeline that encodes them apart from prompts."""
+        """Return the conditioning of the same samples without their prompts, each with its own references.
+
+        Raises:
+            ModelError: the pipeline encodes prompts and references together, and the condition was made without this.
+        """
+        if self.contract.entangled:
+            if (held := condition.unprompted()) is None:
+                raise ModelError(
+                    f"{self.contract.pipeline} encodes an empty prompt together with each sample's references, and "
+                    "this condition does not hold that; make it with `model.encode_conditions(prompts, references, "
+                    "unprompted=True)`"
+                )
+            return held
         null = self.null_condition
         if not self.contract.references:
             return null.join([null] * (condition.size - 1))
@@ -80,16 +91,9 @@ class FlowModel(SizedModel):
 
     def encode_null_conditions(self) -> None:
         """Encode the condition without a prompt at every size known so far, so that text encoders may be parked
-        afterwards.
-
-        Raises:
-            ModelError: the pipeline encodes prompts and references together.
-        """
+        afterwards; nothing where it is encoded with each sample's references."""
         if self.contract.entangled:
-            raise ModelError(
-                f"{self.contract.pipeline} encodes an empty prompt together with each sample's references, which is "
-                "not done for guidance in a step; switch that guidance off"
-            )
+            return
         for each in self.everywhere():
             each.null_condition  # noqa: B018
 
@@ -240,8 +244,8 @@ class FlowModel(SizedModel):
         rest = prompt.get(layout.sample_argument)
         sample = {layout.sample_argument: layout.to_network(noisy, self.dtype, rest)}
         arguments = {**self.contract.constants, **resolution, **prompt, **sample}
-        for name in (DECODED, GIVEN):
-            arguments.pop(name, None)
+        for name in [name for name in arguments if name in (DECODED, GIVEN) or name.startswith(UNPROMPTED)]:
+            del arguments[name]
         return nested_arguments(arguments)
 
     def times(self, layout: Layout, sigma: Tensor, end: Tensor) -> dict[str, Tensor]:
@@ -261,9 +265,11 @@ class FlowModel(SizedModel):
         """See :func:`flowhooks.probe.encoding.encode_references`."""
         return encoding.encode_references(self, references)
 
-    def encode_conditions(self, prompts: Sequence[str], references: Sequence[encoding.References]) -> Condition:
+    def encode_conditions(
+        self, prompts: Sequence[str], references: Sequence[encoding.References], *, unprompted: bool = False
+    ) -> Condition:
         """See :func:`flowhooks.probe.encoding.encode_conditions`."""
-        return encoding.encode_conditions(self, prompts, references)
+        return encoding.encode_conditions(self, prompts, references, unprompted=unprompted)
 
     def encode_examples(self, prompts: Sequence[str]) -> Condition:
         """Return the conditioning of samples with these prompts, with the probe's own image where the pipeline takes

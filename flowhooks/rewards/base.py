@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
@@ -12,13 +13,31 @@ from torch import Tensor
 from flowhooks.autocast import without_autocast
 from flowhooks.errors import RewardError
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SampleReferences:
+    """Holds what a sample was made from, for rewards that compare.
+
+    Args:
+        images: its references, in their order, each ``[3, h, w]`` of a size of its own, fp32 in [0, 1].
+        mask: ``[1, h, w]`` in [0, 1] on any grid, 1 where the sample may differ; None where the data has none.
+    """
+
+    images: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+
 Range = tuple[float | None, float | None]
 Records = Sequence[Mapping[str, Any]]
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges images. It is never trained, and in no checkpoint."""
+    """Judges images. It is never trained, and in no checkpoint.
+
+    One that compares an image with what it was made from has an attribute ``compares`` that is true, and is called with
+    a fourth argument: for each image its :class:`SampleReferences`, with one image or more.
+    """
 
     @property
     def name(self) -> str:
@@ -48,7 +67,8 @@ class Reward(Protocol):
 class PictureReward(ABC):
     """Judges single images; for a video it returns the mean over evenly spread frames.
 
-    A class of your own defines ``score``, and ``range`` and ``differentiable`` if these defaults are wrong for it.
+    A class of your own defines ``score``, and ``range``, ``differentiable`` and ``compares`` if these defaults are
+    wrong for it.
 
     Args:
         name: name in logs and errors.
@@ -57,6 +77,8 @@ class PictureReward(ABC):
 
     range: Range = (None, None)
     differentiable: bool = True
+    #: Whether ``score`` takes the references of the images too.
+    compares: bool = False
 
     def __init__(self, *, name: str, max_frames: int = 8):
         if max_frames < 1:
@@ -64,20 +86,24 @@ class PictureReward(ABC):
         self.name, self.max_frames = name, max_frames
 
     @abstractmethod
-    def score(self, pictures: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
-        """Return values ``[N]`` of images ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each."""
+    def score(self, pictures: Tensor, prompts: Sequence[str], records: Records, *references: Any) -> Tensor:
+        """Return values ``[N]`` of images ``[N, 3, H, W]``, fp32 in [0, 1], with a prompt and a record each, and, where
+        it ``compares``, :class:`SampleReferences` each."""
 
     def to(self, device: torch.device | str) -> Self:
         return self
 
-    def __call__(self, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
+    def __call__(
+        self, pixels: Tensor, prompts: Sequence[str], records: Records, *references: Sequence[SampleReferences]
+    ) -> Tensor:
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         with without_autocast(pixels):
             if pixels.dim() == 4:
-                return self.score(pixels, prompts, records)
+                return self.score(pixels, prompts, records, *references)
             frames = spread_frames(pixels.shape[2], self.max_frames)
             pictures = pixels[:, :, frames].transpose(1, 2).flatten(0, 1)
-            values = self.score(pictures, _repeated(prompts, len(frames)), _repeated(records, len(frames)))
+            beside = (_repeated(each, len(frames)) for each in (prompts, records, *references))
+            values = self.score(pictures, *beside)
             return values.unflatten(0, (-1, len(frames))).mean(1)
 
 

@@ -4,7 +4,7 @@ imported when a reward is built."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from flowhooks.documents.imports import imported
@@ -30,6 +30,8 @@ class RewardSpec(Spec):
     path: ClassVar[str] = ""
     #: Keys of ``papers.bib``, for the citation of the model card.
     papers: ClassVar[tuple[str, ...]] = ()
+    #: Whether it compares images with their references.
+    compares: ClassVar[bool] = False
 
     @classmethod
     def made_schema(cls) -> dict[str, Any]:
@@ -51,18 +53,22 @@ def _name(default: str) -> Any:
     return option("Name in logs and errors; two rewards of a run must differ.", default=default, minLength=1)
 
 
+def _max_frames() -> Any:
+    return option(
+        "Frames of a video that are judged, evenly spread; the reward is their mean.",
+        default=8,
+        minimum=1,
+        maximum=1_000_000_000,
+    )
+
+
 class ModelRewardSpec(RewardSpec):
     """Options of all rewards that compute with a network."""
 
     dtype: Literal["fp32", "bf16", "fp16"] = option(
         "Precision of the model; images are prepared in fp32.", default="fp32"
     )
-    max_frames: int = option(
-        "Frames of a video that are judged, evenly spread; the reward is their mean.",
-        default=8,
-        minimum=1,
-        maximum=1_000_000_000,
-    )
+    max_frames: int = _max_frames()
 
 
 class ClassifierSpec(ModelRewardSpec, type="classifier", title="Classifier"):
@@ -147,10 +153,44 @@ class TextAccuracySpec(ModelRewardSpec, type="ocr", title="OCR accuracy"):
     name: str = _name("ocr")
 
 
+class ReferenceSimilaritySpec(RewardSpec, type="reference_similarity", title="Reference similarity"):
+    """How much of its reference an image has kept, everywhere or outside the mask of its sample; differentiable."""
+
+    path = "flowhooks.rewards.reference_similarity:ReferenceSimilarity"
+    compares = True
+    measure: Literal["ssim", "l1", "l2"] = option(
+        "`ssim`: structural similarity, in [-1, 1]. `l1` and `l2`: 1 less the mean absolute, or squared, difference of "
+        "pixels, in [0, 1].",
+        default="ssim",
+    )
+    outside_mask: bool = option(
+        "Compare only where the mask of the sample is 0: what the edit should leave alone. Needs masks in the data.",
+        default=False,
+    )
+    reference: int = option(
+        "Which of several references of a sample, by its place from 0.", default=0, minimum=0, maximum=1_000
+    )
+    name: str = _name("reference_similarity")
+    max_frames: int = _max_frames()
+
+
 #: Type -> spec of every shipped reward.
 REWARDS: Mapping[str, type[RewardSpec]] = {
-    spec.type: spec for spec in (ClassifierSpec, ClipScoreSpec, PickScoreSpec, AestheticSpec, TextAccuracySpec)
+    spec.type: spec
+    for spec in (
+        ClassifierSpec,
+        ClipScoreSpec,
+        PickScoreSpec,
+        AestheticSpec,
+        TextAccuracySpec,
+        ReferenceSimilaritySpec,
+    )
 }
+
+
+def masked_by(blocks: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return what these blocks of rewards need of the data: ``data:mask`` where one compares outside the mask."""
+    return {"data:mask"} if any(block.get("outside_mask") for block in blocks) else set()
 
 
 def reward_class(type: str, where: str) -> Any:

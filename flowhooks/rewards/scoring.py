@@ -3,40 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from flowhooks.batch import Batch
 from flowhooks.errors import RewardError
 from flowhooks.numberless import holds
-from flowhooks.rewards.base import Records, Reward
+from flowhooks.rewards.base import Records, Reward, SampleReferences
 
 #: Rounding by which a value may leave its range, for a bound of 1.
 SLACK = 1e-3
 
 
+#: For each image, what it was made from; empty where that is not known.
+References = Sequence[SampleReferences]
+
+
 def scored(
-    rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+    pixels: Tensor,
+    prompts: Sequence[str],
+    records: Records,
+    references: References = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum ``[B]``, and every reward's own values ``[B]`` by its name. Waits for the device once.
 
     Args:
         weights: one for each reward, of either sign. A reward with weight 0 is measured and left out of the sum.
         pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]. The graph, if any, is kept.
+        references: for each image, what rewards that compare get.
 
     Raises:
-        RewardError: a value is not finite or outside the reward's range, or pixels are; the message names reward and
-            prompt.
+        RewardError: a reward compares, and an image has no reference; a value is not finite or outside the reward's
+            range, or pixels are; the message names reward and prompt.
         ValueError: the arguments do not fit together.
     """
     _agree(rewards, weights, pixels, prompts, records)
-    each = {r.name: _checked_form(r, r(pixels, prompts, records), len(prompts)) for r in rewards}
+    each = {r.name: _judged(r, pixels, prompts, records, references) for r in rewards}
     _refuse(rewards, each, pixels, prompts)
     return _summed(rewards, weights, each, pixels), each
 
 
 def scored_with_gradient(
-    rewards: Sequence[Reward], weights: Sequence[float], pixels: Tensor, prompts: Sequence[str], records: Records
+    rewards: Sequence[Reward],
+    weights: Sequence[float],
+    pixels: Tensor,
+    prompts: Sequence[str],
+    records: Records,
+    references: References = (),
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Score as :func:`scored` does, without a graph, and also return the gradient of the sum with respect to
     ``pixels``, of their shape.
@@ -51,28 +69,67 @@ def scored_with_gradient(
     each, largest = {}, {}
     for reward, weight in zip(rewards, weights, strict=True):
         if weight:
-            each[reward.name], gradient = _with_gradient(reward, pixels, prompts, records)
+            each[reward.name], gradient = _with_gradient(reward, pixels, prompts, records, references)
             largest[reward.name] = gradient.abs().flatten(1).amax(1)
             total_gradient += weight * gradient
         else:
             with torch.no_grad():
-                values = reward(pixels.detach(), prompts, records)
-            each[reward.name] = _checked_form(reward, values, len(prompts)).detach()
+                values = _judged(reward, pixels.detach(), prompts, records, references)
+            each[reward.name] = values.detach()
     _refuse(rewards, each, pixels, prompts, largest)
     return _summed(rewards, weights, each, pixels), each, total_gradient
 
 
-def reward_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> Tensor:
+def references_of(rewards: Sequence[Reward], batch: Batch) -> tuple[SampleReferences, ...]:
+    """Return what rewards that compare get of the samples of a batch; empty where none of them compares."""
+    if not batch.references or not any(getattr(reward, "compares", False) for reward in rewards):
+        return ()
+    read: dict[int, tuple[Tensor, ...]] = {}
+    found = []
+    for i, images in enumerate(batch.references):
+        # Samples of one prompt share theirs.
+        if id(images) not in read:
+            listed = [each if isinstance(each, list) else [each] for each in images.values()]
+            read[id(images)] = tuple(_pixels(image).to(batch.clean.device) for each in listed for image in each)
+        mask = None if batch.mask is None else batch.mask[i]
+        found.append(SampleReferences(images=read[id(images)], mask=mask))
+    return tuple(found)
+
+
+def _pixels(image: Any) -> Tensor:
+    """Return ``[3, h, w]`` fp32 in [0, 1] of a Pillow image."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def reward_gradient(
+    reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records, references: References = ()
+) -> Tensor:
     """Return the gradient of the sum of a reward's values with respect to ``pixels``, of their shape.
 
     Raises:
         RewardError: the reward is not differentiable, has no graph to the pixels, or its gradient is zero on the whole
             batch or not finite; or as :func:`scored`.
     """
-    return scored_with_gradient([reward], [1.0], pixels, prompts, records)[2]
+    return scored_with_gradient([reward], [1.0], pixels, prompts, records, references)[2]
 
 
-def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records) -> tuple[Tensor, Tensor]:
+def _judged(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records, references: References) -> Tensor:
+    """Return a reward's values ``[B]``. Raises RewardError where it compares, and an image has no reference."""
+    if not getattr(reward, "compares", False):
+        return _checked_form(reward, reward(pixels, prompts, records), len(prompts))
+    for i, prompt in enumerate(prompts):
+        if i >= len(references) or not references[i].images:
+            raise RewardError(
+                f"reward {reward.name!r} compares images with their references, and that of prompt {prompt!r} has "
+                "none; name references in the data or in the prompts, or remove the reward"
+            )
+    values = reward(pixels, prompts, records, references)  # type: ignore[call-arg]
+    return _checked_form(reward, values, len(prompts))
+
+
+def _with_gradient(
+    reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records, references: References
+) -> tuple[Tensor, Tensor]:
     if not reward.differentiable:
         raise RewardError(
             f"reward {reward.name!r} is not differentiable, and a gradient is needed; use one that is, or give it "
@@ -80,7 +137,7 @@ def _with_gradient(reward: Reward, pixels: Tensor, prompts: Sequence[str], recor
         )
     leaf = pixels.detach().to(torch.promote_types(pixels.dtype, torch.float32)).requires_grad_()
     with torch.enable_grad():
-        values = _checked_form(reward, reward(leaf, prompts, records), len(prompts))
+        values = _judged(reward, leaf, prompts, records, references)
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
     if gradient is None:
         raise RewardError(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
-from flowhooks.kernel.view import at_least_fp32
 from flowhooks.probe.calls import call_to_make
 from flowhooks.probe.recorder import freed_once
 from flowhooks.probe.runs import find_networks
@@ -28,160 +26,15 @@ from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.images import EACH
-from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes, resized
-from flowhooks.sampling.steps import ODE, Transition, draw_noise, step_state, transition, with_sigmas_on_host
+from flowhooks.sampling.prompts import Prompt
+from flowhooks.sampling.skipping import SkipNetwork, record_output_shapes
+from flowhooks.sampling.states import Rollout, RolloutState, joined
+from flowhooks.sampling.steps import Sampler, Transition, draw_noise, step_state, with_sigmas_on_host
 from flowhooks.splice import restore_attributes, splice
-from flowhooks.transfer import parked, picked, sent
+from flowhooks.transfer import sent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sampler:
-    """Says how images are sampled.
-
-    Args:
-        kind: ``ode``, ``sde`` or ``cps``; see :mod:`flowhooks.sampling.steps`.
-        steps: number of scheduler steps.
-        noise_level: a in the formulas of ``sde`` and ``cps``.
-        window: index of the first stochastic step, and of the first step after them; the others are ``ode``. None: all
-            but the last, whose density would have no width.
-        arguments: arguments of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
-    """
-
-    kind: str = ODE
-    steps: int = 10
-    noise_level: float = 0.7
-    window: tuple[int, int] | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def step(self, index: int, start: float, end: float) -> Transition:
-        first, last = self.window if self.window is not None else (0, self.steps)
-        chance = self.kind != ODE and first <= index < last and end > 0
-        return transition(self.kind if chance else ODE, start, end, self.noise_level)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Rollout:
-    """Holds images that were sampled together, and their stored states.
-
-    Args:
-        sampler: the sampler that was used.
-        prompts, seeds: prompts and seeds of the B samples.
-        states: index of a step -> ``[B, ...]`` the state it started from; the number of steps -> the last one.
-        transitions: transition of every step.
-        forms: for every step, the outputs of each call of the network, as tensors without data.
-        velocities: index of a step -> ``[B, ...]`` the guided velocity of the step, where it was kept.
-        images: pipeline argument -> references of all its samples, which are then of one prompt.
-    """
-
-    sampler: Sampler
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    states: Mapping[int, Tensor]
-    transitions: tuple[Transition, ...]
-    forms: tuple[tuple[Any, ...], ...]
-    velocities: Mapping[int, Tensor] = field(default_factory=dict)
-    images: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def final(self) -> Tensor:
-        """Return ``[B, ...]`` clean latents in the scheduler's sample space."""
-        return self.states[len(self.transitions)]
-
-    def keep_steps(self, indices: Sequence[int]) -> Rollout:
-        """Return a copy without the states and velocities of other steps; the final state stays."""
-        kept = {*indices, len(self.transitions)}
-        states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
-        return replace(self, states=states, velocities=velocities)
-
-    def parked(self) -> Rollout:
-        """Return a copy with the stored states on the host, from where a visit brings them back."""
-        states, velocities = (
-            {index: parked(kept) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
-        )
-        return replace(self, states=states, velocities=velocities)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class RolloutState:
-    """Names one state of a rollout, to be visited again.
-
-    Args:
-        player: the sampler that generated it.
-        index: index of the step that starts at it.
-        arguments: role -> arguments of the pipeline's call in place of the sampler's; other roles use the sampler's.
-    """
-
-    player: PipelineSampler
-    rollout: Rollout
-    index: int
-    arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    def velocity(self, role: str) -> Tensor:
-        """Return ``[B, ...]`` of the network as it stands, guided with the arguments of ``role``."""
-        return self.player.velocity(self, role)
-
-    @property
-    def transition(self) -> Transition:
-        return self.rollout.transitions[self.index]
-
-    @property
-    def state(self) -> Tensor:
-        """Return the state ``[B, ...]``."""
-        return self.rollout.states[self.index]
-
-    @property
-    def after(self) -> Tensor:
-        """Return ``[B, ...]``, the state to which the sampler went from here. Raises KeyError when it was not kept."""
-        return self.rollout.states[self.index + 1]
-
-    def log_density(self, velocity: Tensor) -> Tensor:
-        """Return ``[B, ...]``, the log density of the step that the sampler took, under ``velocity`` at its start."""
-        device = velocity.device
-        return self.transition.log_density(sent(self.state, device), velocity, sent(self.after, device))
-
-    def stepped_by(self, velocity: Tensor) -> RolloutState:
-        """Return a copy whose step was taken, with the noise that the sampler drew, by ``velocity`` ``[B, ...]``.
-
-        A loss with a training adapter scores other velocities than the sampler's, which had none: only so is the step a
-        sample of what is scored. Where the sampler's velocity was not kept, the two are the same.
-        """
-        taken = self.rollout.velocities.get(self.index)
-        if taken is None:
-            return self
-        state, after, before = (sent(each, velocity.device) for each in (self.state, self.after, taken))
-        by = self.transition.mean(state, velocity.detach()) - self.transition.mean(state, before)
-        states = {**self.rollout.states, self.index + 1: at_least_fp32(after) + by}
-        return replace(self, rollout=replace(self.rollout, states=states))
-
-    def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
-        """Return a copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
-
-        Raises:
-            ValueError: at index 0, whose state the pipeline draws itself.
-        """
-        if not self.index:
-            raise ValueError("the state that a rollout starts from is drawn by the pipeline and takes no gradient")
-        leaf = sent(self.state, self.player.model.device).detach().requires_grad_()
-        rollout = replace(self.rollout, states={**self.rollout.states, self.index: leaf})
-        return replace(self, rollout=rollout), leaf
-
-    def with_arguments(self, role: str, arguments: Mapping[str, Any]) -> RolloutState:
-        """Return a copy that uses these pipeline arguments when ``role`` is evaluated."""
-        return replace(self, arguments={**self.arguments, role: arguments})
-
-    def take(self, rows: Sequence[int]) -> RolloutState:
-        """Return a copy with these samples."""
-        all_of = self.rollout
-        sizes = len(all_of.seeds), len(rows)
-        part = replace(
-            all_of,
-            prompts=tuple(all_of.prompts[i] for i in rows),
-            seeds=tuple(all_of.seeds[i] for i in rows),
-            states={index: picked(state, rows) for index, state in all_of.states.items()},
-            velocities={index: picked(velocity, rows) for index, velocity in all_of.velocities.items()},
-            forms=tuple(tuple(resized(form, *sizes) for form in step) for step in all_of.forms),
-        )
-        return replace(self, rollout=part)
+#: What a pipeline may raise that cannot make several samples with references in one call.
+JOINING = (RuntimeError, ValueError, IndexError, TypeError)
 
 
 class PipelineSampler:
@@ -195,6 +48,9 @@ class PipelineSampler:
 
     def __init__(self, model: Any, encoded: EncodedPrompts, size: Mapping[str, int] | None = None):
         self.model, self.encoded, self.size = model, encoded, dict(size or model.size)
+        #: Whether the pipeline makes several samples of one prompt with references in one call, each as it is alone;
+        #: None until it was tried.
+        self._joins: bool | None = None
 
     @torch.no_grad()
     def draw(
@@ -213,6 +69,9 @@ class PipelineSampler:
             keep_velocities: indices of the steps whose velocity to keep.
             images: references by pipeline argument, of all prompts, which are then the same one.
         """
+        if images and len(prompts) > 1 and not self._joins_samples(prompts[0], images):
+            each = zip(prompts, seeds, strict=True)
+            return joined([self.draw([p], [s], sampler, keep, keep_velocities, images) for p, s in each])
         states: dict[int, Tensor] = {}
         velocities: dict[int, Tensor] = {}
         transitions: list[Transition] = []
@@ -254,6 +113,8 @@ class PipelineSampler:
         """Return ``[B, ...]`` velocity ``e - x0`` at a state, guided with the arguments of ``role``, with gradient if
         gradients are enabled."""
         rollout, found = visit.rollout, []
+        if rollout.apart and len(rollout.seeds) > 1:
+            return torch.cat([self.velocity(visit.take([i]), role) for i in range(len(rollout.seeds))])
         sleep = SkipNetwork(rollout.forms, visit.index)
 
         def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
@@ -273,27 +134,35 @@ class PipelineSampler:
         return found.pop()
 
     def prepare(
-        self, prompts: Sequence[str], sampler: Sampler, more: Mapping[str, Any] | None = None
+        self, prompts: Sequence[Prompt], sampler: Sampler, more: Mapping[str, Any] | None = None
     ) -> dict[str, tuple[Any, ...]]:
-        """Encode each prompt once, as the sampler's calls need it with the arguments ``more``; nothing is sampled.
-        Returns the :meth:`shapes` of the prompts that were encoded here, and not found on disk."""
+        """Encode each prompt once, as the sampler's calls need it with the arguments ``more``; nothing is sampled. A
+        prompt that is encoded together with its references is left to those calls. Returns the :meth:`shapes` of the
+        prompts that were encoded here, and not found on disk."""
         model = self.model
+        shown = {prompt.text: prompt.images for prompt in prompts if not (prompt.images and model.contract.entangled)}
         call = {**model.contract.call, **sampler.arguments, **(more or {})}
         about = {"call": call, **({"size": self.size} if model.contract.joint else {})}
         found: dict[str, tuple[Any, ...]] = {}
         distinct: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
         def ask(prompt: str) -> None:
-            shapes = self.shapes(prompt, sampler, more)
+            shapes = self.shapes(prompt, sampler, more, shown[prompt])
             found[prompt] = distinct.setdefault(shapes, shapes)
 
         with freed_once(model.pipe):
-            self.encoded.prepare(prompts, about, ask)
+            self.encoded.prepare(list(shown), about, ask)
         return found
 
-    def shapes(self, prompt: str, sampler: Sampler, more: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
-        """Return the shapes of the network's arguments for a prompt, which is encoded by this; prompts of equal shapes
-        may be sampled together."""
+    def shapes(
+        self,
+        prompt: str,
+        sampler: Sampler,
+        more: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, ...]:
+        """Return the shapes of the network's arguments for a prompt with these references, which is encoded by this;
+        prompts of equal shapes may be sampled together."""
         seen: list[tuple[Any, ...]] = []
 
         def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -306,10 +175,45 @@ class PipelineSampler:
                 stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             try:
                 with torch.no_grad():
-                    self._call(pipe, [prompt], [0], sampler, more or {}, {})
+                    self._call(pipe, [prompt], [0], sampler, more or {}, images or {})
             except StopForward:
                 pipe.maybe_free_model_hooks()
         return seen[0]
+
+    def _joins_samples(self, prompt: str, images: Mapping[str, Any]) -> bool:
+        """Return whether the pipeline hands its network two samples of a prompt with these references as it does alone,
+        without guidance. Some do not repeat an image for all of a prompt's samples."""
+        if self._joins is None:
+            alone = torch.cat([self._first_velocity([prompt], [seed], images) for seed in (0, 1)])
+            try:
+                both = self._first_velocity([prompt] * 2, [0, 1], images)
+            except JOINING as error:
+                self.model.pipe.maybe_free_model_hooks()
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self._joins = False
+            else:
+                allowed = 1e-3 if both.dtype.itemsize == 4 else 0.05
+                self._joins = both.shape == alone.shape and float((both - alone).abs().max()) <= allowed * float(
+                    alone.abs().max()
+                )
+        return self._joins
+
+    def _first_velocity(self, prompts: Sequence[str], seeds: Sequence[int], images: Mapping[str, Any]) -> Tensor:
+        """Return ``[B, ...]`` velocity of the first step, without guidance; the run ends there."""
+        found: list[Tensor] = []
+
+        def advance(index: int, step: Transition, velocity: Tensor, state: Tensor) -> Tensor:
+            found.append(velocity)
+            raise StopForward
+
+        with self._playing(Sampler(), advance) as pipe:
+            try:
+                with torch.no_grad():
+                    self._call(pipe, prompts, seeds, Sampler(), {}, images)
+            except StopForward:
+                pipe.maybe_free_model_hooks()
+        return found.pop()
 
     def _call(
         self,
@@ -324,7 +228,10 @@ class PipelineSampler:
         several = {}
         if images and len(prompts) > 1:
             known = inspect.signature(type(pipe).__call__).parameters
-            several = {next(name for name in EACH if name in known): len(prompts)}
+            named = [name for name in EACH if name in known]
+            if not named:
+                raise ValueError("the pipeline makes one sample of a prompt in a call")
+            several = {named[0]: len(prompts)}
         call = self.model.call(
             **self.size,
             **several,

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
@@ -84,6 +84,31 @@ def transition(kind: str, start: float, end: float, noise_level: float) -> Trans
             deviation=end * math.sin(turn),
         )
     return Transition(start=start, end=end, of_state=1.0, of_velocity=by, deviation=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """Says how images are sampled.
+
+    Args:
+        kind: ``ode``, ``sde`` or ``cps``.
+        steps: number of scheduler steps.
+        noise_level: a in the formulas of ``sde`` and ``cps``.
+        window: index of the first stochastic step, and of the first step after them; the others are ``ode``. None: all
+            but the last, whose density would have no width.
+        arguments: arguments of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
+    """
+
+    kind: str = ODE
+    steps: int = 10
+    noise_level: float = 0.7
+    window: tuple[int, int] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def step(self, index: int, start: float, end: float) -> Transition:
+        first, last = self.window if self.window is not None else (0, self.steps)
+        chance = self.kind != ODE and first <= index < last and end > 0
+        return transition(self.kind if chance else ODE, start, end, self.noise_level)
 
 
 def step_state(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:

@@ -18,6 +18,7 @@ from flowhooks.data import Audit
 from flowhooks.errors import CheckpointError, UnusableCheckpoint
 from flowhooks.manifest import checkpoints_in, read_manifest
 from flowhooks.reading import user_path
+from flowhooks.sampling.prompts import by_argument, read_prompts
 
 # These change how long, how fast or how loudly a run trains, not what it computes.
 _FREE = {
@@ -155,9 +156,13 @@ def _adapter(run: Run, fetching: bool) -> dict[str, Any] | None:
 
 
 def _prompts(run: Run) -> str | None:
-    """Return a digest of the files that hooks read their prompts from; None without one."""
+    """Return a digest of the files that hooks read their prompts from, and of the references of these; None without
+    one."""
     named = [hook.options.get("prompts") for hook in run.hooks]
     files = [user_path(name) for name in named if isinstance(name, str)]
+    shown = (prompt.given for name in named if name is not None for prompt in read_prompts(name))
+    paths = {path for given in shown for paths in by_argument(given, "").values() for path in paths}
+    files += [Path(path) for path in sorted(paths)]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() if files else None
 
 

@@ -13,6 +13,7 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
+from flowhooks.checks.planning import kind_of
 from flowhooks.data.findings import count
 from flowhooks.data.shards import human_bytes
 from flowhooks.printing import one_line
@@ -123,7 +124,7 @@ def _trained(job: Job) -> str:
     number = sum(each.numel() for each in parameters.values())
     own = sum(each.numel() for module in session.assembly.modules().values() for each in module.parameters())
     layers = len({_layer(name) for name in parameters}) if adapter is None else len(session.adapter.targets)
-    what = "the whole network" if adapter is None else str(adapter["type"])
+    what = "the whole network" if adapter is None else kind_of(adapter)
     told = f"{what} in {count(layers, 'layer')}: {count(number - own, 'parameter')}"
     return told + (f", and {own:,} of hooks" if own else "")
 

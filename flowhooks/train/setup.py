@@ -21,6 +21,7 @@ from flowhooks.checks.optimizers import optimizer_warnings
 from flowhooks.checks.output import LATEST
 from flowhooks.checks.planning import plan_run, text_encoders_stay
 from flowhooks.checks.quantization import quantization_warnings
+from flowhooks.checks.references import prompt_arguments
 from flowhooks.config import Run
 from flowhooks.config.run import offload_share
 from flowhooks.data import (
@@ -222,7 +223,11 @@ def _probed(run: Run, pipe: Any, audited: Audit, stack: ExitStack) -> FlowModel:
             frames=first.geometry.frames if first else None,
             arguments=run.model["pipeline_arguments"],
             component=run.model["component"],
-            references=[argument or picture_argument(pipe) for argument in audited.arguments],
+            references=list(
+                dict.fromkeys(
+                    argument or picture_argument(pipe) for argument in (*audited.arguments, *prompt_arguments(run))
+                )
+            ),
         )
     for part in pipe.components.values():
         if hasattr(part, "requires_grad_"):
@@ -237,6 +242,9 @@ def _cached(run: Run, model: FlowModel, audited: Audit, progress: bool, main: bo
         run.cache_dir,
         progress=progress and main,
         rebuild=rebuild,
+        unprompted=any(
+            HOOKS[hook.type].unchecked(hook.options).unprompted() for hook in run.hooks if hook.type in HOOKS
+        ),
         together=partial(raise_on_all_ranks, DataError),
     )
     if main:

@@ -164,6 +164,12 @@ def rollout(**options: Any) -> Callable[[User], object]:
     return written(data=None, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, {**PROMPTED, **options}])
 
 
+def rewarded(options: Mapping[str, Any], drawn: Mapping[str, Any]) -> Callable[[User], object]:
+    """Rollouts whose images are compared with their references."""
+    block = {"type": "reference_similarity", **options}
+    return written(hooks=[{"type": "flow_grpo", "rewards": [block]}, dict(drawn)])
+
+
 def prompt_file(name: str, content: bytes, **options: Any) -> Callable[[User], object]:
     def make(user: User) -> None:
         (user.mine / name).write_bytes(content)

@@ -131,8 +131,12 @@ def test_a_dora_is_refused(tmp_path):
     tensors = {key: value + 0.1 for key, value in get_peft_model_state_dict(model).items()}
     save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, tmp_path / PEFT_FILE)
     config.save_pretrained(tmp_path)
-    with pytest.raises(AdapterError, match="is a DoRA"), held(transformer(), tmp_path):
+    with pytest.raises(AdapterError, match="is a DoRA, which cannot be on beneath"), held(transformer(), tmp_path):
         pass
+    # From its header, before any weight loads; a teacher may be one.
+    with pytest.raises(AdapterError, match="is a DoRA, which cannot be on beneath"):
+        check_file(tmp_path, None, beneath=True)
+    check_file(tmp_path, None)
 
 
 def test_a_key_that_no_layer_takes_and_a_file_without_effect_are_refused(teacher, tmp_path):

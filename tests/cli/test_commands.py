@@ -41,6 +41,7 @@ def test_a_run_without_a_method_is_told_to_be_plain_flow_matching(tmp_path, caps
         assert main([command, str(run)]) == 0
         captured = capsys.readouterr()
         assert captured.out.count("this is plain flow matching") == 1 and captured.err == ""
+        assert "a `method` other than `sft` learns something else" in captured.out
 
 
 def test_train_says_the_same_before_it_begins(tmp_path, capsys, monkeypatch):

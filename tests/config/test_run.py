@@ -211,3 +211,11 @@ def test_a_hook_of_ones_own_that_is_not_there(tmp_path):
     run = resolve_run({"hooks": [{"type": "no_such_package:Hook"}]}, tmp_path / "a.json", allow_imports=True)
     with pytest.raises(ConfigError, match=r"a\.json: \$\.hooks\[0\]: cannot import"):
         build_assembly(run.hooks, {"data:image"}, "a.json")
+
+
+def test_a_training_adapter_named_by_its_path_takes_a_strength_on_the_command_line(tmp_path):
+    document = {"hooks": [], "adapter": {"training_adapter": "a.safetensors"}}
+    found = load_run(written(tmp_path, document), ("adapter.training_adapter.strength=0.5",))
+    assert found.adapter["training_adapter"] == {"path": "a.safetensors", "strength": 0.5}
+    found = load_run(written(tmp_path, document), ("adapter.training_adapter=b.safetensors",))
+    assert found.adapter["training_adapter"] == {"path": "b.safetensors", "strength": 1.0}

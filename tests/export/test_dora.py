@@ -92,7 +92,7 @@ def test_diffusers_gets_the_file_as_it_is(folder, tmp_path):
 
 def test_the_nearest_lora(folder, merged, tmp_path, capsys):
     command = ["export", str(folder / "lora"), "--format", "musubi", "--output", str(tmp_path / "out.safetensors")]
-    assert main(command) == 2 and "--as-lora RANK" in capsys.readouterr().err
+    assert main(command) == 2 and "--as-lora RANK`, the pipeline's folder with `--model`" in capsys.readouterr().err
     near = export_adapter(
         folder / "lora", "diffusers", tmp_path / "near.safetensors", model=folder / "model", as_lora=2
     )

@@ -115,8 +115,8 @@ def test_samples_that_are_not_finite_are_left_out_and_counted():
             (hook,) = (hook for hook in session.assembly.hooks if hook.type == "adjoint_target")
             gradient = hook._decoder.gradient
 
-            def spoilt(clean, judge, gradient=gradient, broken=broken):
-                found = gradient(clean, judge)
+            def spoilt(clean, judge, condition, gradient=gradient, broken=broken):
+                found = gradient(clean, judge, condition)
                 found[1] = float("nan") if broken else 0
                 return found
 

@@ -258,9 +258,28 @@ def test_files_of_prompts(tmp_path):
     assert read_prompts(["one", PROMPTS[0]]) == [Prompt("one"), Prompt("one", {"task": "a"})]
 
 
+def test_prompts_name_references_relative_to_their_file(tmp_path):
+    rows = [
+        {"prompt": "one", "images": "a.png", "task": "a"},
+        {"prompt": "two", "images": ["b.png", "~/c.png"]},
+        {"prompt": "three", "images": {"image": "a.png", "last_image": ["b.png"]}},
+        {"prompt": "four", "images": None},
+    ]
+    file = tmp_path / "p.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    first, second, third, fourth = read_prompts(str(file))
+    assert first == Prompt("one", {"task": "a"}, given=str(tmp_path / "a.png"))
+    assert second.given == [str(tmp_path / "b.png"), str(Path.home() / "c.png")]
+    assert third.given == {"image": str(tmp_path / "a.png"), "last_image": [str(tmp_path / "b.png")]}
+    assert fourth == Prompt("four")
+    assert read_prompts([rows[0]])[0].given == "a.png", "relative to the working directory"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("p.jsonl", b'{"prompt": "a", "images": 3}', "line 1: 'images' names the references of a prompt: .*found 3"),
+        ("p.jsonl", b'{"prompt": "a", "images": {"image": {}}}', "an object of either by pipeline argument; found"),
         ("p.txt", b"\n \n", "holds no prompt"),
         ("p.jsonl", b'{"prompt": "a"}\n{"prmpt": "b"}', "line 2: expected a prompt"),
         ("p.jsonl", b"{", "line 1: is no JSON"),

@@ -19,7 +19,9 @@ from flowhooks.probe.modular import PipelineFace, bare, faced
 from flowhooks.probe.recorder import guiders_of
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.images import sample_images
-from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
+from flowhooks.sampling.rollout import PipelineSampler
+from flowhooks.sampling.states import RolloutState
+from flowhooks.sampling.steps import Sampler
 from tests.families import EVERY, checks, learnt, tiny
 from tests.families.modular import twins
 

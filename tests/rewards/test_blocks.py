@@ -15,7 +15,7 @@ from flowhooks.documents.schemas import uri, validator
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import ConfigError
 from flowhooks.rewards import PictureReward, build_reward, build_rewards, scored
-from flowhooks.rewards.registry import REWARDS
+from flowhooks.rewards.registry import REWARDS, ModelRewardSpec
 
 REQUIRED = {
     "classifier": {"model": "m"},
@@ -56,7 +56,9 @@ SHARE, BARE = f"{__name__}:Share", f"{__name__}:Bare"
 def test_the_defaults_are_those_of_the_schema(type):
     resolved = resolve_reward({"type": type, **REQUIRED.get(type, {})}, "$")
     assert resolved.weight == 1.0
-    assert resolved.options["name"] == type and resolved.options["dtype"] == "fp32"
+    assert resolved.options["name"] == type
+    # One that computes with no network has no precision of its own.
+    assert resolved.options.get("dtype") == ("fp32" if issubclass(REWARDS[type], ModelRewardSpec) else None)
     assert "weight" not in resolved.options and "type" not in resolved.options
 
 

@@ -13,7 +13,9 @@ from flowhooks.data.store import Store
 from flowhooks.errors import DataError, FlowhooksWarning
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
-from flowhooks.sampling.rollout import PipelineSampler, Sampler
+from flowhooks.sampling.prompts import Prompt
+from flowhooks.sampling.rollout import PipelineSampler
+from flowhooks.sampling.steps import Sampler
 from tests.families import learnt
 from tests.sampling.test_rollout import GUIDED
 
@@ -46,7 +48,7 @@ def sampled(model, keeper, arguments, texts=TEXTS):
 def prepared(model, keeper, arguments, texts=TEXTS):
     """What samples these prompts, all of them encoded."""
     player = PipelineSampler(model, EncodedPrompts(model.pipe, keeper))
-    player.prepare(texts, sampler_of(arguments))
+    player.prepare([Prompt(text) for text in texts], sampler_of(arguments))
     return player
 
 
@@ -103,7 +105,7 @@ def test_a_second_set_of_arguments_asks_only_for_what_it_adds(tmp_path, computed
     calls = computed(model.pipe)
     player = prepared(model, cached(model, tmp_path), {"guidance_scale": 3.5})
     number = len(calls)
-    player.prepare(TEXTS, sampler_of({"guidance_scale": 3.5}), {"guidance_scale": 1.0})
+    player.prepare([Prompt(text) for text in TEXTS], sampler_of({"guidance_scale": 3.5}), {"guidance_scale": 1.0})
     assert len(calls) == number > 0, "the scale is embedded, so the same embeddings are kept under both"
 
 

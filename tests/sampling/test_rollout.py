@@ -8,7 +8,9 @@ import torch
 from flowhooks.probe.runs import find_networks
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.flow_map_steps import first_order
-from flowhooks.sampling.rollout import PipelineSampler, RolloutState, Sampler
+from flowhooks.sampling.rollout import PipelineSampler
+from flowhooks.sampling.states import RolloutState
+from flowhooks.sampling.steps import Sampler
 from tests.families import learnt
 
 #: A doubled batch, two calls, an embedded scale with two calls, none embedded, a normalised sum, video.

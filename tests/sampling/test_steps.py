@@ -9,8 +9,7 @@ import torch
 
 from flowhooks.hooks.on_policy_rollout.hook import visit_weight
 from flowhooks.hooks.teacher_velocity.hook import log_ratio_loss
-from flowhooks.sampling.rollout import Sampler
-from flowhooks.sampling.steps import step_state, transition
+from flowhooks.sampling.steps import Sampler, step_state, transition
 from flowhooks.testing import GaussianFlow
 
 FLOW = GaussianFlow(mean=0.5, std=0.7)

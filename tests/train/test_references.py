@@ -13,7 +13,8 @@ from PIL import Image
 
 from flowhooks.checks.examine import examine
 from flowhooks.cli import main
-from flowhooks.sampling.rollout import RolloutState, Sampler
+from flowhooks.sampling.states import RolloutState
+from flowhooks.sampling.steps import Sampler
 from flowhooks.train import train
 from flowhooks.train.setup import prepared
 from tests.data.folders import image_set, partner_set, write_image, write_mask

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from flowhooks.documents.spec import option
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import POLICY
+from flowhooks.rewards.registry import masked_by
 
 
 class AdjointTargetSpec(HookSpec, type="adjoint_target", title="Adjoint target"):
@@ -88,4 +89,7 @@ class AdjointTargetSpec(HookSpec, type="adjoint_target", title="Adjoint target")
 
     def declares(self) -> Mapping[str, Any]:
         # The base; with full co-states the policy too, and once more where rollouts are guided.
-        return {"queries": 3 if self.adjoint == "full" else 1}
+        return {
+            "queries": 3 if self.adjoint == "full" else 1,
+            "needs": {*type(self).needs, *masked_by(self.rewards)},
+        }

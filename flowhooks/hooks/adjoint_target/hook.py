@@ -15,7 +15,7 @@ from torch import Tensor
 from flowhooks.errors import ModelError, RewardError
 from flowhooks.hooks.adjoint_target import AdjointTargetSpec, maths
 from flowhooks.hooks.adjoint_target.maths import FULL, LOOKAHEAD
-from flowhooks.hooks.asking import pullback, visited_velocity
+from flowhooks.hooks.asking import pullback, seen_part, visited_velocity
 from flowhooks.hooks.decoding import Decoder
 from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, Visited, visit_of
 from flowhooks.kernel.hook import Hook
@@ -24,7 +24,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 from flowhooks.numberless import holds
-from flowhooks.rewards import build_rewards, scored_with_gradient, smoothed_with_gradient
+from flowhooks.rewards import build_rewards, references_of, scored_with_gradient, smoothed_with_gradient
 from flowhooks.transfer import sent
 
 REFERENCE = "reference"
@@ -54,6 +54,8 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 
     def _forget(self) -> None:
         self._rollout: Any = None
+        #: What rewards that compare get of the rollout's samples; None until it was read.
+        self._shown: Any = None
         self._costates: dict[int, Tensor] = {}
         self._bases: dict[int, Tensor] = {}
         self._weight: Tensor | None = None
@@ -82,8 +84,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._rewards = [reward.to(model.device) for reward in rewards]
         self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
         if self._unguided:
-            prompts = [prompt.text for prompt in source.prompt_list or ()]
-            source.player.prepare(prompts, source.sampling, self._unguided)
+            source.player.prepare(source.prompt_list or (), source.sampling, self._unguided)
         with self._decoder.attached():
             try:
                 yield
@@ -152,18 +153,19 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._clip(step)
 
     def _carry_back(self, step: Step, visit: Any, end: Sequence[int], clean: Tensor) -> None:
-        costate = self._reward_gradient(step, clean, measured=True)
+        costate = self._seen(step, self._reward_gradient(step, clean, measured=True))
         for index in reversed(end):
             at = replace(visit, index=index)
             by = at.transition.end - at.transition.start
             # The first one met is the last step, whose co-state is the reward's gradient.
             last = index == end[-1]
             if index == end[0]:
-                self._bases[index] = base = visited_velocity(step, REFERENCE, at)
+                self._bases[index] = base = self._seen(step, visited_velocity(step, REFERENCE, at))
                 self._costates[index] = self._scaled(step, costate, base) if last else costate
                 return
             ours = self._own_velocity(step, at) if self.adjoint == FULL else None
-            with pullback(step, REFERENCE, at) as (base, pulled):
+            with pullback(step, REFERENCE, at) as (whole, pulled):
+                base = self._seen(step, whole)
                 if step.session.training_adapter is None:
                     # Else the base of the loss is another one, and is asked for there.
                     self._bases[index] = base
@@ -185,9 +187,9 @@ class AdjointTarget(AdjointTargetSpec, Hook):
                 kept = at.rollout.states[index], at.rollout.velocities[index]
                 state, velocity = (sent(each, clean.device).float() for each in kept)
                 ahead = state - at.transition.start * velocity
-            gradient = self._reward_gradient(step, ahead, measured=last)
+            gradient = self._seen(step, self._reward_gradient(step, ahead, measured=last))
             if last:
-                self._bases[index] = visited_velocity(step, REFERENCE, at)
+                self._bases[index] = self._seen(step, visited_velocity(step, REFERENCE, at))
                 gradient = self._scaled(step, gradient, self._bases[index])
             else:
                 gradient = sent(self._scale, gradient.device) * gradient  # type: ignore[arg-type]
@@ -197,25 +199,28 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         """Returns the policy's unguided velocity: taken from the rollout if that was unguided, otherwise computed
         again."""
         if self._unguided:
-            return visited_velocity(step, POLICY, at, as_sampled=True)
-        return sent(at.rollout.velocities[at.index], step.model.device).float()
+            return self._seen(step, visited_velocity(step, POLICY, at, as_sampled=True))
+        return self._seen(step, sent(at.rollout.velocities[at.index], step.model.device).float())
 
     def _reward_gradient(self, step: Step, clean: Tensor, *, measured: bool) -> Tensor:
         """Returns the gradient ``[B, ...]`` of the weighted sum of rewards with respect to the latents."""
         batch = step.batch
+        if self._shown is None:
+            self._shown = references_of(self._rewards, batch)
+        shown = self._shown
 
         def judge(pictures: Tensor) -> Tensor:
             asked = self._rewards, self._weights, pictures, batch.prompts, batch.records
             if self.smoothing is None:
-                total, each, gradient = scored_with_gradient(*asked)
+                total, each, gradient = scored_with_gradient(*asked, shown)
             else:
-                total, each, gradient = smoothed_with_gradient(*asked, self._noises(step, pictures))
+                total, each, gradient = smoothed_with_gradient(*asked, self._noises(step, pictures), shown)
             if measured:
                 named = {f"adjoint_reward_{name}": value.mean() for name, value in each.items()}
                 self._values = {**self._values, "adjoint_reward": total.mean(), **named}
             return gradient
 
-        return self._decoder.gradient(clean, judge)
+        return self._decoder.gradient(clean, judge, batch.condition)
 
     def _noises(self, step: Step, pictures: Tensor) -> Iterator[Tensor]:
         # Noise is drawn in the order of memory.
@@ -271,6 +276,10 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         places[step.draws.rank] = float("nan")
         places[step.draws.rank, : len(sizes)] = sizes
         return step.all_reduce(places).flatten()
+
+    @staticmethod
+    def _seen(step: Step, values: Tensor) -> Tensor:
+        return seen_part(step, values, step.batch.condition)
 
     def _control(self, index: int) -> Tensor:
         return maths.optimal_control(self._costates[index], self.powers)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flowhooks.adapters.second import SecondAdapter, build_second
-from flowhooks.hooks.asking import exact_velocity, trained_velocity
+from flowhooks.hooks.asking import exact_velocity, seen_part, trained_velocity
 from flowhooks.hooks.distribution_matching import DistributionMatchingSpec
 from flowhooks.hooks.distribution_matching.dmd import (
     critic_error,
@@ -127,7 +127,11 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         x, sigma, noise = self._noised(step, sample, "dmd_critic")
         parameters = self._critic.parameters()
         with step.playing(CRITIC, gradient=True) as model:
-            loss = step.mean(critic_error(model.predict(x, sigma, step.batch.condition), noise, sample))
+            condition = step.batch.condition
+            velocity, noise, sample = (
+                seen_part(step, each, condition) for each in (model.predict(x, sigma, condition), noise, sample)
+            )
+            loss = step.mean(critic_error(velocity, noise, sample))
             if not torch.is_grad_enabled():
                 return loss
             # Here and not in the caller's backward: a checkpointed forward would run again without the critic. The

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flowhooks.documents.spec import option
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import POLICY
+from flowhooks.rewards.registry import masked_by
 
 
 class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
@@ -31,3 +32,6 @@ class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
     advantage_clip: float = option(
         "Advantages are clipped to this size, above and below 0.", default=5.0, exclusiveMinimum=0, maximum=1_000_000
     )
+
+    def declares(self) -> Mapping[str, Any]:
+        return {"needs": {*type(self).needs, *masked_by(self.rewards)}}

@@ -17,7 +17,7 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.rewards import build_rewards, scored
+from flowhooks.rewards import build_rewards, references_of, scored
 
 SMALL = 1e-4
 
@@ -95,8 +95,9 @@ class FlowGRPO(FlowGRPOSpec, Hook):
     def _judge(self, step: Step, rollout: Any) -> None:
         """Computes the advantages once per rollout; all of its states share them."""
         batch = step.batch
-        pixels = as_pictures(self._decoder.frames(batch.clean))
-        total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records)
+        pixels = as_pictures(self._decoder.frames(batch.clean, condition=batch.condition))
+        shown = references_of(self._rewards, batch)
+        total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records, shown)
         self._rollout = rollout
         self._advantages = group_advantages(total, self._size, self.advantage_clip)
         spread = total.unflatten(0, (-1, self._size)).std(1, correction=0).mean()

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from flowhooks.hooks.asking import trained_velocity
+from flowhooks.hooks.asking import seen_part, trained_velocity
 from flowhooks.hooks.flow_matching_loss import FlowMatchingLossSpec
 from flowhooks.hooks.interval_times.hook import IntervalTime
 from flowhooks.hooks.mask_reducer.hook import counted, dilate
@@ -61,7 +61,7 @@ class FlowMatchingLoss(FlowMatchingLossSpec, Hook):
 
     def _loss(self, step: Step, view: View, prediction: Tensor) -> Tensor:
         """The mean ``[]`` over the counted samples of the global batch, unweighted."""
-        error = (prediction - view.velocity).square()
+        error = seen_part(step, prediction - view.velocity, view.condition).square()
         if not self.masked:
             return step.mean(error.flatten(1).mean(1))
         if step.batch.mask is None:

@@ -29,7 +29,8 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
 
     prompts: str | Sequence[Any] | None = option(
         "A `.jsonl` file of objects with the key `prompt` and columns beside it, a text file with one prompt a "
-        "line, or a list of either; relative to the working directory. `null` takes the captions of the data.",
+        "line, or a list of either; relative to the working directory. `images` beside a prompt names its references, "
+        "relative to the file. `null` takes the captions and references of the data.",
         default=None,
         format="path",
         items={"type": ["string", "object"]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.batch import Batch, NoCondition
+from flowhooks.data.given_images import NamedImages
 from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
 from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
@@ -21,11 +22,13 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Chunk, Sigma, View, ViewState
 from flowhooks.probe.recorder import freed_once
+from flowhooks.probe.references import picture_argument
 from flowhooks.sampling.encoded import EncodedPrompts
 from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
-from flowhooks.sampling.rollout import PipelineSampler, Rollout, RolloutState, Sampler
-from flowhooks.sampling.steps import ODE, SDE, Transition
-from flowhooks.transfer import sent, whole_numbers
+from flowhooks.sampling.rollout import PipelineSampler
+from flowhooks.sampling.states import Rollout, RolloutState
+from flowhooks.sampling.steps import ODE, SDE, Sampler, Transition
+from flowhooks.transfer import picked, sent, whole_numbers
 
 UNIFORM, KL, KL_NODT, X_T, X0, DT = "uniform", "kl", "kl_nodt", "x_t", "x0", "dt"
 
@@ -117,15 +120,13 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
-        if model.contract.references:
-            layout = model.layout(**model.size)
-            if layout.seen is not None or not layout.vae.whole:
-                raise ModelError(
-                    f"{model.contract.pipeline} is given a frame in place of, or beside, those it samples, which "
-                    "rollouts do not leave out of their losses; train it on data"
-                )
+        if self.prompt_list is not None:
+            self.prompt_list = [_with_images(prompt, model) for prompt in self.prompt_list]
+            self._tasks = by_task(self.prompt_list, self.task_column)
+        layout = model.layout(**model.size)
+        self._partly = bool(model.contract.references) and (layout.seen is not None or not layout.vae.whole)
         self.player = PipelineSampler(model, EncodedPrompts(model.pipe, session.prompt_cache))
-        self._shapes = self.player.prepare([prompt.text for prompt in self.prompt_list or ()], self.sampling)
+        self._shapes = self.player.prepare(self.prompt_list or (), self.sampling)
         self._batch_size = session.batch_size
         yield
 
@@ -158,7 +159,10 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
                 )
             step.forwards += self.sampling.steps
             rollout = rollout.parked() if self.offload_states else rollout
-            chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step)
+            mask = None if self.prompt_list is not None or step.given is None else step.given.mask
+            if mask is not None:
+                mask = picked(mask, [i // self.group_size for i in rows])
+            chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step, mask)
         if not chunks:
             raise ModelError("no visited step calls the trained network; visit other steps")
         return chunks
@@ -183,21 +187,30 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         return {**{place: end[0] / len(early) for place in early}, **{place: 1.0 for place in end}}
 
     def _chunks(
-        self, rollout: Rollout, prompts: Sequence[Prompt], places: Mapping[int, float], part: float, step: Step
+        self,
+        rollout: Rollout,
+        prompts: Sequence[Prompt],
+        places: Mapping[int, float],
+        part: float,
+        step: Step,
+        mask: Tensor | None,
     ) -> list[Chunk]:
         """Yields one chunk for each visited state.
 
         Args:
             part: this group's fraction of the batch.
             places: index of a step -> how many unvisited states it represents.
+            mask: ``[B, 1, h, w]`` of the samples of the data, for rewards that compare; None without.
         """
         device = step.model.device
         batch = Batch(
             clean=sent(rollout.final, device),
-            condition=NoCondition(len(prompts)),
+            condition=self._condition(prompts),
+            mask=mask,
             files=tuple(prompt.text for prompt in prompts),
             prompts=tuple(prompt.text for prompt in prompts),
             records=tuple(prompt.record for prompt in prompts),
+            references=tuple(prompt.images for prompt in prompts) if prompts[0].images else (),
             size=(self.player.size["height"], self.player.size["width"]),
         )
         low, high = step.model.sigma_range
@@ -217,6 +230,19 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             weight = visit_weight(self.weighting, visit.transition, self.sampling.noise_level, self.sampling.steps)
             found.append(Chunk(batch=batch, views={MAIN_VIEW: view}, share=part * count * weight / total))
         return found
+
+    def _condition(self, prompts: Sequence[Prompt]) -> Any:
+        """Returns what tells the numbers that the network sees and what the VAE gets beside them, where a frame is
+        given: the condition of the references, which all of a group share. Others need none."""
+        first = prompts[0]
+        if not self._partly:
+            return NoCondition(len(prompts))
+        model: Any = self.player.model
+        if model.contract.entangled:
+            one = model.encode_conditions([first.text], [first.images])
+        else:
+            one = model.encode_references([first.images])
+        return one.take([0] * len(prompts))
 
     def _asked(self, step: Step) -> list[Prompt]:
         """Return the prompts of this process's rows, each repeated for every member of its group."""
@@ -250,6 +276,24 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
         if prompt not in self._shapes:
             self._shapes[prompt] = self.player.shapes(prompt, self.sampling)
         return self._shapes[prompt]
+
+
+def _with_images(prompt: Prompt, model: Any) -> Prompt:
+    """Return the prompt with the images that its row names, by pipeline argument.
+
+    Raises:
+        ModelError: the model was probed without references.
+    """
+    if prompt.given is None:
+        return prompt
+    named = model.contract.references
+    if not named:
+        raise ModelError(
+            f"the prompt {prompt.text!r} names references, and {model.contract.pipeline} was probed without; name "
+            "their arguments in `references` of `probe`"
+        )
+    argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
+    return replace(prompt, images=NamedImages(prompt.given, argument, f"the prompt {prompt.text!r}"))
 
 
 def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:

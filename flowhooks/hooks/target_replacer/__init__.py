@@ -70,6 +70,9 @@ class TargetReplacerSpec(HookSpec, type="target_replacer", title="Target replace
     )
     loss_weight: float = option("Factor of the whole loss.", default=1.0, minimum=0, maximum=1_000_000)
 
+    def unprompted(self) -> bool:
+        return self.guidance_scale != 1
+
     def declares(self) -> Mapping[str, Any]:
         mode, on_reference = self.target_mode, self.velocity == "reference"
         built = mode in ("flow_map", "shortcut")

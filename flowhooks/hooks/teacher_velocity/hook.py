@@ -72,17 +72,16 @@ class TeacherVelocity(TeacherVelocitySpec, Hook):
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         drawn: RolloutSource | None = session.source
-        known = [(prompt.text, prompt.record) for prompt in (drawn.prompt_list if drawn else None) or ()]
-        for prompt, record in known:
-            self._teacher_of(prompt, record)
+        known = (drawn.prompt_list if drawn else None) or []
+        for prompt in known:
+            self._teacher_of(prompt.text, prompt.record)
         with ExitStack() as stack:
             stack.callback(self._teachers.clear)
             for name, source in self.sources.items():
                 role = frozen_role(session, name, source["path"], parked=source["parked"])
                 self._teachers[name] = stack.enter_context(role)
                 if source["pipeline_arguments"] is not None and drawn is not None:
-                    prompts = [prompt for prompt, _ in known]
-                    drawn.player.prepare(prompts, drawn.sampling, source["pipeline_arguments"])
+                    drawn.player.prepare(known, drawn.sampling, source["pipeline_arguments"])
             yield
 
     def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:

@@ -45,6 +45,9 @@ class TwinFlowTargetSpec(HookSpec, type="twin_flow_target", title="TwinFlow targ
         exclusiveMaximum=1,
     )
 
+    def unprompted(self) -> bool:
+        return bool(self.enhanced_ratio)
+
     def declares(self) -> Mapping[str, Any]:
         # The average's jumps, the policy in full precision, and with guidance the average at t.
         return {"queries": self.estimate_order + 1 + bool(self.enhanced_ratio)}
