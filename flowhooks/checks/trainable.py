@@ -21,7 +21,7 @@ from flowhooks.documents.document import read_settings
 from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError
 from flowhooks.hooks.registry import HOOKS
-from flowhooks.naming import NETWORKS
+from flowhooks.naming import NETWORKS, refused_pipelines
 
 _NAME = "$.model.pretrained_model_name_or_path"
 #: Arguments that flowhooks passes to every call of a pipeline itself -> where their values come from.
@@ -50,6 +50,9 @@ FROM_BETAS = frozenset(
 def unfit(folder: Path, parts: Mapping[str, tuple[str, str]], pipeline: str, run: Run) -> Iterator[tuple[str, str]]:
     """Yield (what, JSON path) for the reasons why a pipeline that can be loaded cannot be trained."""
     section, known = run.model, exported()
+    if (why := refused_pipelines().get(pipeline)) is not None:
+        yield f"is a {pipeline}, which cannot be trained: {why}", _NAME
+        return
     if known is not None:
         for name, what in [
             (pipeline, "is"),

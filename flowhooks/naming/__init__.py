@@ -6,7 +6,16 @@ A family of networks is added there, and by a row in ``tests/naming``.
 from __future__ import annotations
 
 from flowhooks.naming.layouts import LAYOUTS, NETWORKS, FileLayout, Reading, fits, tool_version, verified_on
-from flowhooks.naming.rules import Family, NativePlace, TimeEmbedding, families, family_of, places_of, tencent_name
+from flowhooks.naming.rules import (
+    Family,
+    NativePlace,
+    TimeEmbedding,
+    families,
+    family_of,
+    places_of,
+    refused_pipelines,
+    tencent_name,
+)
 
 __all__ = [
     "LAYOUTS",
@@ -20,6 +29,7 @@ __all__ = [
     "family_of",
     "fits",
     "places_of",
+    "refused_pipelines",
     "tencent_name",
     "tool_version",
     "verified_on",

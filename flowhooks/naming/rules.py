@@ -212,3 +212,10 @@ def tencent_name(native: str) -> str:
         if native.endswith(ending):
             return native.removesuffix(ending) + other
     return native
+
+
+@cache
+def refused_pipelines() -> Mapping[str, str]:
+    """Return ``refused.json``: class of a pipeline that cannot be trained -> why. What the probe sees by itself, such
+    as a scheduler that is not flow matching, is not in it."""
+    return json.loads(files(__package__).joinpath("refused.json").read_text(encoding="utf-8"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -12,14 +11,10 @@ from typing import Any
 from PIL import Image
 
 from flowhooks.arguments import takes_images
+from flowhooks.probe.exceptions import FORMS
 
 #: Two prompts of different lengths, for learning.
 PROMPTS = ("a", "two one a")
-#: Function of a pipeline's module by which it tests prompts -> the prompt that it takes in place of one of our own.
-FORMS: Mapping[str, Callable[[str], str]] = {
-    # BRIA's FIBO Edit takes a JSON with this key.
-    "is_valid_edit_json": lambda prompt: json.dumps({"edit_instruction": prompt}),
-}
 #: The argument that skips the first steps, in pipelines that start from an image or a video.
 STRENGTH = "strength"
 

@@ -4,7 +4,8 @@ without any one entry a test fails."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 #: Pipeline argument -> value, for every pipeline that has it.
@@ -31,6 +32,12 @@ PASSED_OVER = (
     # Kandinsky 5 gives the first frames of a video the statistics of those after them, against artifacts of a mesh.
     "normalize_first_frame",
 )
+
+#: Function of a pipeline's module by which it tests prompts -> the prompt that it takes in place of one of our own.
+FORMS: Mapping[str, Callable[[str], str]] = {
+    # BRIA's FIBO Edit takes a JSON with this key.
+    "is_valid_edit_json": lambda prompt: json.dumps({"edit_instruction": prompt}),
+}
 
 
 def call_exceptions(pipe: Any) -> dict[str, Any]:

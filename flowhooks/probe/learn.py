@@ -13,6 +13,7 @@ from torch import Tensor
 from flowhooks.arguments import CONTROL, control_refusal
 from flowhooks.errors import FlowhooksWarning, ModelError
 from flowhooks.flow_map.second_time import silenced
+from flowhooks.naming import refused_pipelines
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.contract import PipelineContract, learn_contract
 from flowhooks.probe.encoding import OtherSize
@@ -63,9 +64,12 @@ def probe(
         ModelError: something could not be learned, or the prediction is off; the message says what, and by how much.
     """
     pipe = faced(pipe, (*(arguments or ()), *references))
+    name = type(pipe).__name__
+    if (why := refused_pipelines().get(name)) is not None:
+        raise ModelError(f"{name} cannot be trained: {why}")
     control = getattr(pipe, CONTROL, None)
     if control is not None:
-        raise ModelError(f"{type(pipe).__name__} {control_refusal(type(control).__name__)}")
+        raise ModelError(f"{name} {control_refusal(type(control).__name__)}")
     require_sizes(pipe, references)
     for name in references:
         if name not in picture_arguments(pipe):

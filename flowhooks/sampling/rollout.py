@@ -20,7 +20,7 @@ from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
 from flowhooks.probe.calls import call_to_make
-from flowhooks.probe.recorder import freed_once
+from flowhooks.probe.recorder import at_mode, freed_once
 from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
@@ -245,7 +245,9 @@ class PipelineSampler:
         method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
         # An embedding that depends on the images too must not be taken for that of another sample.
         entangled = self.model.contract.entangled
-        with nullcontext() if entangled else self.encoded.used(prompts):
+        # Some draw from the posterior of an image without a seed, and a visit would see another image.
+        mode = at_mode(getattr(pipe, "vae", None), call["generator"])
+        with mode, nullcontext() if entangled else self.encoded.used(prompts):
             method(pipe, **call_to_make(pipe, call))
 
     @contextmanager

@@ -54,6 +54,10 @@ MODELS: dict[str, Refusal] = {
     "a U-Net with times of tokens": Refusal(
         make=unet(hooks=[{"type": "dual_times"}]), words=("$.hooks[0]: ", "UNet2DConditionModel", "no token")
     ),
+    "a pipeline with sound beside its video": Refusal(
+        make=changed_index(_class_name="MiniMaxH3ModularPipeline"),
+        words=("$.model.pretrained_model_name_or_path: ", "cannot be trained: its samples have no batch axis"),
+    ),
     "a ControlNet": Refusal(
         make=changed_index(
             _class_name="StableDiffusion3ControlNetPipeline", controlnet=["diffusers", "SD3ControlNetModel"]

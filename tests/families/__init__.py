@@ -222,9 +222,10 @@ SET_BY_THE_CLASS: Mapping[str, Mapping[str, Any]] = {
     ),
     "longcat-image-edit": {"tokenizer_max_length": 16},
     # An eighth of the seven sizes that there are.
-    "kandinsky5-image": {
-        "resolutions": [(128, 128), (80, 176), (176, 80), (96, 160), (160, 96), (112, 144), (144, 112)]
-    },
+    **dict.fromkeys(
+        ("kandinsky5-image", "kandinsky5-i2i"),
+        {"resolutions": [(128, 128), (80, 176), (176, 80), (96, 160), (160, 96), (112, 144), (144, 112)]},
+    ),
 }
 
 

@@ -49,3 +49,13 @@ def cogview4() -> Any:
             max_image_seq_len=4096,
         ),
     )
+
+
+def cogview4_control() -> Any:
+    """A CogView4ControlPipeline of the same parts: the sample's channels and as many of the picture."""
+    from diffusers import CogView4ControlPipeline, CogView4Transformer2DModel
+
+    parts = cogview4().components
+    settings = {key: value for key, value in parts["transformer"].config.items() if key[0] != "_"}
+    network = CogView4Transformer2DModel(**{**settings, "in_channels": 2 * settings["in_channels"]})
+    return CogView4ControlPipeline(**{**parts, "transformer": network.eval()})

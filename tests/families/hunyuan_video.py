@@ -165,6 +165,16 @@ def _image_to_video(kind: str, channels: int) -> Any:
     )
 
 
+def hunyuan_skyreels_i2v() -> Any:
+    """A HunyuanSkyreelsImageToVideoPipeline: the picture in as many channels as the sample."""
+    from diffusers import HunyuanSkyreelsImageToVideoPipeline, HunyuanVideoTransformer3DModel
+
+    parts = hunyuan_video().components
+    settings = {key: value for key, value in parts["transformer"].config.items() if key[0] != "_"}
+    network = HunyuanVideoTransformer3DModel(**{**settings, "in_channels": 2 * settings["in_channels"]})
+    return HunyuanSkyreelsImageToVideoPipeline(**{**parts, "transformer": network.eval()})
+
+
 def hunyuan_video15_i2v() -> Any:
     """A HunyuanVideo15ImageToVideoPipeline, whose size is that of its picture."""
     from diffusers import HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Transformer3DModel

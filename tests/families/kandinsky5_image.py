@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from flowhooks.testing.pieces import byte_tokenizer
 from flowhooks.testing.text import WORDS, clip_text_encoder, clip_tokenizer
+from tests.families.qwen_edit import EYE_TOKENS, seeing_processor
 from tests.families.qwen_image import CHAT_TEMPLATE, CHAT_TOKENS, CHAT_WORDS, TEMPLATE_WORDS
 from tests.families.vision_language import qwen2_5_vl
 
 # With the words of Qwen-Image's template, the 40 tokens that the pipeline cuts off.
 MORE_WORDS = ["You", "are", "prompt", "engineer"]
+#: Words of the template of the pipeline that edits, so that each is one token.
+TEMPLATE = (
+    "You are a prompt engineer Based on the provided source image first target second create an interesting text that "
+    "can be used together with to"
+)
 
 
 def kandinsky5_image() -> Any:
@@ -64,4 +71,23 @@ def kandinsky5_image() -> Any:
         text_encoder_2=CLIPTextModel(clip_text_encoder(clip, 16, 16).config).eval(),
         tokenizer_2=clip,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def kandinsky5_i2i() -> Any:
+    """A Kandinsky5I2IPipeline: the picture in the channels, and before the eye of the text encoder."""
+    from diffusers import Kandinsky5I2IPipeline, Kandinsky5Transformer3DModel
+
+    parts = kandinsky5_image().components
+    settings = {key: value for key, value in parts["transformer"].config.items() if key[0] != "_"}
+    words = re.findall(r"\w+", TEMPLATE)
+    tokenizer = byte_tokenizer([*WORDS, *CHAT_WORDS, *words], [*CHAT_TOKENS, *EYE_TOKENS], CHAT_TEMPLATE)
+    image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    return Kandinsky5I2IPipeline(
+        **{
+            **parts,
+            "transformer": Kandinsky5Transformer3DModel(**{**settings, "visual_cond": True}).eval(),
+            "text_encoder": qwen2_5_vl(tokenizer, 16, patch=4, image_token_id=image),
+            "tokenizer": seeing_processor(tokenizer),
+        }
     )

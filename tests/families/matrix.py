@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,18 +164,40 @@ def _count(rows: Sequence[Row], column: str) -> int:
     return sum(row.cells[column] is None for row in rows)
 
 
+def known_rows(page: str) -> dict[str, Row]:
+    """The rows of a page that this module wrote with the same columns; none of any other page."""
+    head = f"| name | pipeline | {' | '.join(COLUMNS)} |"
+    if head not in page:
+        return {}
+    reasons = dict(re.findall(r"^(\d+)\. (.*)$", page, re.MULTILINE))
+    rows = {}
+    for line in page[page.index(head) :].splitlines()[2:]:
+        if not line.startswith("| "):
+            break
+        name, pipeline, *cells = line.strip("| ").split(" | ")
+        found = [None if cell == "yes" else reasons[cell.strip("no ()")] for cell in cells]
+        rows[name.strip("`")] = Row(name.strip("`"), pipeline, dict(zip(COLUMNS, found, strict=True)))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", help="pipelines to examine (default: all)")
+    parser.add_argument("names", nargs="*", help="pipelines to examine; the page keeps its other rows (default: all)")
     parser.add_argument("--output", type=Path, default=Path("docs/pipelines.md"))
     arguments = parser.parse_args()
-    rows = []
+    page = arguments.output.read_text(encoding="utf-8") if arguments.output.exists() else ""
+    rows = known_rows(page) if arguments.names else {}
+    twins = re.findall(r"^\* `modular-.*`: .*\.$", page, re.MULTILINE) if arguments.names else twin_lines()
     for name in arguments.names or EVERY:
-        row = examine(name)
+        rows[name] = row = examine(name)
         print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)
-        rows.append(row)
-    if not arguments.names:
-        arguments.output.write_text(markdown(rows, twin_lines()), encoding="utf-8")
+        if arguments.names:
+            arguments.output.write_text(_page(rows, twins), encoding="utf-8")
+    arguments.output.write_text(_page(rows, twins), encoding="utf-8")
+
+
+def _page(rows: Mapping[str, Row], twins: Sequence[str]) -> str:
+    return markdown([rows[name] for name in EVERY if name in rows], twins)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,14 @@ def wan22_5b_i2v() -> Any:
     return _pipeline(transformer=wan_transformer(), expand_timesteps=True)
 
 
+def chronoedit() -> Any:
+    """A ChronoEditPipeline, which edits a picture as a video of two latent frames from it; built like Wan 2.1's."""
+    pipe = wan21_i2v()
+    parts = {"image_encoder": pipe.image_encoder, "image_processor": pipe.image_processor}
+    network = _channels(name="ChronoEditTransformer3DModel", image_dim=WIDTH)
+    return _pipeline("ChronoEditPipeline", transformer=network, **parts)
+
+
 def skyreels_v2_i2v() -> Any:
     """A SkyReelsV2ImageToVideoPipeline, which is built like Wan 2.1's."""
     pipe = wan21_i2v()

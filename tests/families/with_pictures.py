@@ -39,6 +39,26 @@ ROWS: Mapping[str, Tiny] = {
     "hunyuan-video15-i2v": Tiny(
         "tests.families.hunyuan_video:hunyuan_video15_i2v", {"height": 64, "width": 64, "num_frames": 5}, ("image",)
     ),
+    "hunyuan-skyreels-i2v": Tiny(
+        "tests.families.hunyuan_video:hunyuan_skyreels_i2v",
+        {"height": 32, "width": 32, "num_frames": 5, "true_cfg_scale": 1.0},
+        ("image",),
+    ),
+    "cogview4-control": Tiny(
+        "tests.families.cogview4:cogview4_control",
+        {"height": 16, "width": 16, "max_sequence_length": 16},
+        ("control_image",),
+    ),
+    "chronoedit": Tiny(
+        "tests.families.wan_i2v:chronoedit",
+        {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": 16},
+        ("image",),
+    ),
+    "kandinsky5-i2i": Tiny(
+        "tests.families.kandinsky5_image:kandinsky5_i2i",
+        {"height": 128, "width": 128, "max_sequence_length": 64},
+        ("image",),
+    ),
     "kandinsky5-i2v": Tiny(
         "tests.families.kandinsky5_video:kandinsky5_i2v", {"height": 32, "width": 32, "num_frames": 17}, ("image",)
     ),

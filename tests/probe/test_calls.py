@@ -28,7 +28,7 @@ def test_a_picture_sets_the_size_where_the_pipeline_takes_none():
 
 def test_a_picture_of_another_shape_is_refused_where_it_changes_the_size():
     model = learnt("modular-wan21-i2v")
-    with pytest.raises(ModelError, match=r"makes a sample of \(4, 2, 4, 2\) of these references"):
+    with pytest.raises(ModelError, match=r"makes a sample of \(4, 2, 2, 2\) of these references"):
         model.encode_conditions(["a"], [{"image": pictured([(64, 96)])}])
 
 

@@ -159,7 +159,7 @@ def test_several_images_are_refused_where_the_pipeline_takes_one():
     with pytest.raises(ModelError, match=r"FluxKontextPipeline does not run with 2 images as `image` for one sample"):
         model.encode_conditions(["a"], [two])
     with pytest.raises(ModelError, match=r"does not run with 2 images as `image` .*; give it one$"):
-        sample_images(model.pipe, ["a"], num_inference_steps=1, height=16, width=16, images=[two])
+        sample_images(model.pipe, ["a"], num_inference_steps=1, arguments=model.arguments, images=[two])
 
 
 def test_the_argument_for_pictures_is_found():
