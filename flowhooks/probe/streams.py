@@ -247,6 +247,9 @@ def _listed(returned: Any) -> list[Any]:
 
 
 def _extent(vae_shape: Sequence[int]) -> Grid:
+    """Return frames, rows and columns of latents ``[C, (F,) h, w]``; those of sound ``[C, t]`` are one row."""
+    if len(vae_shape) == 2:
+        return 1, 1, vae_shape[-1]
     return (vae_shape[1] if len(vae_shape) == 4 else 1, vae_shape[-2], vae_shape[-1])
 
 

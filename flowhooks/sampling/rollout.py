@@ -325,7 +325,7 @@ class PipelineSampler:
             known = inspect.signature(type(pipe).__call__).parameters
             several = {next(name for name in EACH if name in known): len(prompts)}
         call = self.model.call(
-            **self.size,
+            **self.model.size_arguments(**self.size),
             **several,
             prompt=prompts[0] if len(prompts) == 1 or images else list(prompts),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
