@@ -121,6 +121,8 @@ def _tell_small(images: DataSet, below: dict[str, list[str]], small: dict[str, l
         ("minimum_image_size", "images smaller than `minimum_image_size`", below, "lower it, remove the files"),
         ("resolution", "files smaller than what is trained", small, "lower `resolution`, remove the files"),
     ]
+    if holds_sound(images.block):
+        listed = [("duration", "files shorter than what is trained", small, "lower it, remove the files")]
     for key, what, stems, remedy in listed:
         names = [name for each in stems.values() for name in each]
         if names and images.block["small_images"] == "leave_out":
@@ -137,7 +139,10 @@ def _enlarged(picture: Picture | None, geometry: Geometry) -> bool:
 
 
 def _too_small(data: DataSet, stem: str, geometry: Geometry) -> str:
-    return f"{stem} of {data.id!r} ({data.images[stem].size}, needed for {geometry.width}x{geometry.height})"
+    needed = f"{geometry.width}x{geometry.height}"
+    if data.images[stem].sound is not None:
+        needed = f"{geometry.width:,} samples"
+    return f"{stem} of {data.id!r} ({data.images[stem].size}, needed for {needed})"
 
 
 def warn_of_orphans(links: dict[int, tuple[int, ...]], sets: list[DataSet], found: Findings) -> None:
@@ -201,7 +206,7 @@ def loose_cuts(
             continue
         own = plan_geometry(other.width, other.height, (geometry.width, geometry.height), images.block["crop"], stem)
         if own.enlarges(other.width, other.height) and not images.block["allow_upscale"]:
-            small.append(f"{stem} of {partner.id!r} ({other.size}, needed for {own.width}x{own.height})")
+            small.append(_too_small(partner, stem, own))
             if images.block["small_images"] == "leave_out":
                 continue
         cuts[stem] = replace(geometry, box=own.box)

@@ -17,7 +17,10 @@ from flowhooks.splice import restore_attributes
 
 
 def as_pictures(frames: Tensor) -> Tensor:
-    """Pixels ``[B, 3, F, H, W]`` in [-1, 1] -> ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]."""
+    """Pixels ``[B, 3, F, H, W]`` in [-1, 1] -> ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]. Waveforms
+    ``[B, channels, samples]`` stay in [-1, 1]."""
+    if frames.dim() == 3:
+        return frames.clamp(-1, 1)
     return ((frames[:, :, 0] if frames.shape[2] == 1 else frames) / 2 + 0.5).clamp(0, 1)
 
 
@@ -49,8 +52,8 @@ class Decoder:
 
     @torch.no_grad()
     def frames(self, clean: Tensor, model: Any = None, condition: Any = None) -> Tensor:
-        """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], in the VAE's own precision, as many samples
-        at once as have :data:`AT_ONCE` pixels.
+        """Latents ``[B, ...]`` -> pixels ``[B, 3, F, H, W]`` in [-1, 1], or waveforms ``[B, channels, samples]``, in
+        the VAE's own precision, as many samples at once as have :data:`AT_ONCE` pixels.
 
         Args:
             model: the model at the size of the latents; by default at the probed size.
@@ -97,7 +100,7 @@ class Decoder:
     def _decoded(self, some: Tensor, model: Any = None, *, gradient: bool = False, condition: Any = None) -> Tensor:
         model = model or self.model
         pixels = model.decode(some, **model.size, gradient=gradient, condition=condition)
-        return pixels if pixels.dim() == 5 else pixels.unsqueeze(2)
+        return pixels.unsqueeze(2) if pixels.dim() == 4 else pixels
 
     def _at_once(self, clean: Tensor, model: Any = None) -> int:
         """Samples that are decoded together: a decoder needs as much memory as it makes pixels."""

@@ -131,7 +131,7 @@ class Planned:
         """A micro-batch with all sides that the data of the run gives."""
         count = run.training["train_batch_size"]
         clean = torch.zeros(count, *model.sample_shape, device=device)
-        grid = model.layout(*self._edges(model)).vae_shape[-2:]
+        grid = model.layout(*self._edges(model)).mask_grid
         return Batch(
             clean=clean,
             condition=self.condition.take([0] * count).to(device, model.dtype),

@@ -181,6 +181,11 @@ class SizedModel:
         """Return the shape of one sample at that size, in the scheduler's space."""
         return self.layout(**self.size).sample_shape
 
+    def size_arguments(self, height: int, width: int) -> dict[str, Any]:
+        """Return the arguments of the pipeline's call for this size, with as many frames as this model's videos
+        have."""
+        return self._sizes.arguments(self._sizes.of(height, width, self._size.frames))
+
     def call(self, **more: Any) -> dict[str, Any]:
         """Return arguments for a call of the pipeline at the probed size, without guidance; ``more`` overrides them."""
         return {

@@ -233,7 +233,7 @@ class PipelineSampler:
                 raise ValueError("the pipeline makes one sample of a prompt in a call")
             several = {named[0]: len(prompts)}
         call = self.model.call(
-            **self.size,
+            **self.model.size_arguments(**self.size),
             **several,
             prompt=prompts[0] if len(prompts) == 1 or images else list(prompts),
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],

@@ -27,11 +27,13 @@ from tests.acceptance.refusal_makers import (
 )
 from tests.acceptance.refusals_of_models import MODELS
 from tests.acceptance.refusals_of_quantization import QUANTIZATION
+from tests.acceptance.refusals_of_sound import SOUND
 
 REFUSALS: dict[str, Refusal] = {
     **{name: Refusal(make=each.make, words=each.words) for name, each in MISTAKES.items()},
     **MODELS,
     **QUANTIZATION,
+    **SOUND,
     "checkpoints of another run": Refusal(make=no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
     "weights of a finished run": Refusal(
         make=left("pytorch_lora_weights.safetensors"),

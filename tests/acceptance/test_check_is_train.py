@@ -44,6 +44,7 @@ ELSEWHERE = {
     "checks/quantization.py: _not_installed: ": "tests/checks/test_quantization.py",
     "checks/quantization.py: _not_here: ": "tests/checks/test_quantization.py",
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
+    "checks/sound.py: length_refusal: ": "tests/train/test_sound.py",
     "checks/planning.py: describe_trainable: ": "words of `check`",
     "checks/planning.py: kind_of: ": "words of `check`",
     "checks/planning.py: describe_prompts: ": "words of `check`",

@@ -45,7 +45,6 @@ WITHOUT_A_ROW: Mapping[str, str] = {
     "guidance scale, and the probe reads pipelines whose guidance can be switched off",
     "z_image_omni": "the probe refuses ZImageOmniPipeline: its network gets the sample and the images beside it "
     "in one list per sample",
-    "ace_step": "AceStepPipeline makes sound; it takes `audio_duration`, not a height and a width",
     "modular ideogram4": "the probe refuses Ideogram4ModularPipeline: its blocks want a `guidance_schedule` with a "
     "number for each step, and the probe asks for several numbers of steps",
     "modular ltx2": "the probe refuses LTX2ModularPipeline: with its guider off, its blocks go on calling the network "

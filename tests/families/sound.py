@@ -88,7 +88,7 @@ def stable_audio_3() -> Any:
     ).eval()
     # An untrained one decodes to nearly nothing.
     for weights in vae.parameters():
-        if weights.dim() > 1 and float(weights.abs().max()) < 1e-3:
+        if weights.dim() > 1 and float(weights.detach().abs().max()) < 1e-3:
             torch.nn.init.normal_(weights, std=0.2)
     return StableAudio3Pipeline(
         vae=vae,

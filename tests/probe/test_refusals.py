@@ -271,7 +271,7 @@ class Unsized(StableDiffusion3Pipeline):
 
 
 @pytest.mark.parametrize(
-    ("kind", "cause"), [(Sound, "makes sound: it takes `audio_duration`"), (Unsized, "takes no `height`")]
+    ("kind", "cause"), [(Sound, "makes sound, and its VAE has no `sampling_rate`"), (Unsized, "takes no `height`")]
 )
 def test_what_makes_no_pictures_of_a_size_is_told_as_what_it_is(kind, cause):
     with pytest.raises(ModelError, match=cause):

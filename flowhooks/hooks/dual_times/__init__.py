@@ -24,7 +24,7 @@ class DualTimesSpec(HookSpec, type="dual_times", title="Dual times"):
     page = "self_flow.md"
 
     mask_ratio: float | None = option(
-        "Share of tokens at the second sigma. `null` takes 0.25 for images and 0.1 for videos.",
+        "Share of tokens at the second sigma. `null` takes 0.25 for images, 0.1 for videos and 0.5 for sound.",
         default=None,
         minimum=0,
         maximum=0.5,

@@ -20,8 +20,8 @@ from flowhooks.probe.tokens import TokenSigma
 from flowhooks.transfer import sent
 
 EXACT, BERNOULLI = "exact", "bernoulli"
-#: Shares for images and for videos, whose tokens are more and more alike.
-PICTURES, VIDEOS = 0.25, 0.1
+#: Shares for images and for videos, whose tokens are more and more alike, and for sound, whose tokens are less so.
+PICTURES, VIDEOS, SOUND = 0.25, 0.1, 0.5
 
 
 def exact_subset(uniform: Tensor, ratio: float) -> Tensor:
@@ -103,8 +103,10 @@ class DualTimes(DualTimesSpec, Hook):
     def _index(self, step: Step, count: int) -> Tensor:
         """``[B, N]`` the level of each token."""
         ratio, draws, clean = self.mask_ratio, step.draws, step.batch.clean
+        model: Any = step.model
         if ratio is None:
-            ratio = PICTURES if step.model.frames(clean) == 1 else VIDEOS
+            still = PICTURES if model.sound is None else SOUND
+            ratio = still if model.frames(clean) == 1 else VIDEOS
         uniform = torch.rand(len(clean) * draws.world_size, count, generator=draws.shared("second tokens"))
         return SUBSETS[self.selection](draws.local_rows(uniform), ratio)
 

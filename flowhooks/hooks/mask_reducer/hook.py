@@ -18,8 +18,10 @@ ALL_EMPTY = 99.999
 
 
 def dilate(mask: Tensor, cells: int) -> Tensor:
-    """Grow a mask ``[B, 1, h, w]`` by ``cells`` latent cells on every side: a max-pool of ``2 * cells + 1``."""
-    return F.max_pool2d(mask, 2 * cells + 1, stride=1, padding=cells) if cells else mask
+    """Grow a mask ``[B, 1, h, w]``, or ``[B, 1, t]`` of sound, by ``cells`` latent cells on every side: a max-pool of
+    ``2 * cells + 1``."""
+    pool = F.max_pool2d if mask.dim() == 4 else F.max_pool1d
+    return pool(mask, 2 * cells + 1, stride=1, padding=cells) if cells else mask
 
 
 def counted(mask: Tensor) -> Tensor:
