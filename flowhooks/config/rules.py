@@ -105,6 +105,12 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
                 "differences of two masks; set it to 0"
             )
             yield Problem(message, file, hook.where)
+        if hook.options.get("stop_when") and document["training"]["trainable"] == "transformer":
+            message = (
+                "keeps a copy of the last good step in memory, of the whole transformer several times its size; train "
+                "an 'adapter', or leave it out"
+            )
+            yield Problem(message, file, f"{hook.where}.stop_when")
 
 
 def draws(hooks: Sequence[HookConfig]) -> bool:

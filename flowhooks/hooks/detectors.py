@@ -143,7 +143,7 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
     if read("beta_clamped") > 0.5:
         said.append(
             f"{terms.name}: in most steps {_held(read('beta'), terms)} holds beta away from what `auto_beta` asks for; "
-            "widen the bound or leave it out"
+            "widen the bound"
         )
     inside, outside = read("drift_inside"), read("drift_outside")
     if outside > max(MORE * inside, DRIFT):

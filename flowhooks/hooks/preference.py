@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,8 @@ from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
 from flowhooks.hooks.detectors import Terms, detect, warn
 from flowhooks.hooks.preference_spec import LOSE, WIN, PairSpec, PreferenceSpec
 from flowhooks.hooks.self_test import SelfTest
-from flowhooks.kernel.hook import Hook
+from flowhooks.hooks.watch import Watch
+from flowhooks.kernel.hook import Alarm, Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -76,6 +78,11 @@ class Preference(PreferenceSpec, Hook):
         return {f"{self.type}_{name}": value for name, value in found.items()}
 
 
+def win_penalty(win_adv: Tensor, weight: float | Tensor) -> Tensor:
+    """``weight * max(0, -win_adv)`` ``[B]``: what a pair costs on whose preferred side the policy is the worse one."""
+    return weight * (-win_adv).clamp(min=0)
+
+
 def plain_error(step: Step) -> Tensor:
     """Return the ordinary error ``[B]`` on the main view, unmasked."""
     return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
@@ -83,6 +90,10 @@ def plain_error(step: Step) -> Tensor:
 
 class PairPreference(PairSpec, Preference):
     """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._watch = None if self.stop_when is None else Watch(self.type, self.stop_when)
 
     @property
     def first_loss(self) -> float | None:
@@ -95,9 +106,21 @@ class PairPreference(PairSpec, Preference):
         with super().attached(session):
             yield
 
+    @property
+    def watches(self) -> bool:  # type: ignore[override]
+        return self._watch is not None
+
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
         """Return the loss ``[B]`` of each pair with this margin ``[B]``; it is averaged last."""
         raise NotImplementedError
+
+    def pull(self, margin: Tensor) -> float | Tensor:
+        """Return the slope of the loss of a pair over its margin where that is 0, as a number above 0."""
+        raise NotImplementedError
+
+    def capped(self, margin: Tensor) -> Tensor:
+        """Return margins ``[B]`` that have no gradient above the cap."""
+        return margin if self.margin_cap is None else margin.clamp(max=self.margin_cap)
 
     def follow(self, step: Step, margin: Tensor) -> None:
         """Adapt to the margins ``[B]`` of a training step, before its loss is computed."""
@@ -116,6 +139,8 @@ class PairPreference(PairSpec, Preference):
             self._test.check(step, margin.detach(), self.pair_loss(step, margin).detach())
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(plain_error(step), weight)
+        if self.win_weight:
+            loss = loss + step.mean(self._win_penalty(step, margin), weight)
         return loss
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
@@ -141,7 +166,24 @@ class PairPreference(PairSpec, Preference):
         found = {name: step.mean(value.to(margin.dtype), weight) for name, value in each.items()}
         if self.sft_loss_weight:
             found["sft_loss"] = step.mean(plain_error(step), weight)
+        if self.win_weight:
+            found["win_penalty"] = step.mean(self._win_penalty(step, margin), weight)
+        if self.margin_cap is not None:
+            found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
         return self.named(step, {**found, **detect(step, **advantages)})
+
+    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
+        return None if self._watch is None else self._watch.alarm(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._watch is None else {"alarms": self._watch.count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._watch is not None:
+            self._watch.count = int(state.get("alarms", 0))
+
+    def _win_penalty(self, step: Step, margin: Tensor) -> Tensor:
+        return win_penalty(step.score(WIN, "reference") - step.score(WIN), self.win_weight * self.pull(margin.detach()))
 
 
 def margin_of(step: Step) -> Tensor:
