@@ -18,7 +18,14 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.checks.planning import describe_prompts, describe_trainable, forwards, plan_run, unread
+    from flowhooks.checks.planning import (
+        describe_prompts,
+        describe_reference,
+        describe_trainable,
+        forwards,
+        plan_run,
+        unread,
+    )
     from flowhooks.checks.quantization import describe_quantization
     from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
@@ -59,11 +66,8 @@ def run(args: Namespace) -> int:
     if sentence := describe_quantization(configured.model):
         say(f"quantised   {sentence}")
     say(f"prompts     {describe_prompts(configured)}")
-    if "reference" in planned.roles and configured.adapter is not None:
-        start = configured.adapter["init_from"]
-        policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
-        held = " and the training adapter on" if configured.adapter["training_adapter"] is not None else ""
-        say(f"reference   the base model, its adapter off{held}{policy}")
+    for line in describe_reference(configured, planned):
+        say(f"reference   {line}")
     if (cost := step_cost(planned)).on_data:
         say(f"chunks      {cost.chunks} at most of the rollout, sharing the method's loss, and 1 of the data")
     for hook in configured.every_hook:

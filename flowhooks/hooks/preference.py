@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
 from flowhooks.hooks.detectors import Terms, detect, warn
 from flowhooks.hooks.preference_spec import LOSE, WIN, PairSpec, PreferenceSpec
+from flowhooks.hooks.reference_model import reference_model
 from flowhooks.hooks.self_test import SelfTest
 from flowhooks.hooks.watch import Watch
 from flowhooks.kernel.hook import Alarm, Hook
@@ -102,9 +103,16 @@ class PairPreference(PairSpec, Preference):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        self._test = SelfTest(name=self.title, adapter=session.adapter, start=self.first_loss)
-        with super().attached(session):
+        with ExitStack() as stack:
+            self._model = stack.enter_context(reference_model(session, self.reference))
+            self._test = SelfTest(
+                name=self.title, reference=self._model, role=self.role, views=(WIN, LOSE), start=self.first_loss
+            )
+            stack.enter_context(super().attached(session))
             yield
+
+    def started(self, session: Session) -> None:
+        self._model.started(session)
 
     @property
     def watches(self) -> bool:  # type: ignore[override]
@@ -131,7 +139,7 @@ class PairPreference(PairSpec, Preference):
 
     def objective(self, step: Step) -> Tensor:
         weight = step.views[WIN].weight
-        margin = margin_of(step)
+        margin = self.margin(step)
         if step.training:
             self.follow(step, margin.detach())
         loss = step.mean(self.pair_loss(step, margin), weight)
@@ -146,10 +154,10 @@ class PairPreference(PairSpec, Preference):
     def metrics(self, step: Step) -> dict[str, Tensor]:
         """Returns NaN where no pair of the batch is compared, because all its masks are black."""
         weight = step.views[WIN].weight
-        margin = margin_of(step)
+        margin = self.margin(step)
         advantages = {
-            "win_adv": step.score(WIN, "reference") - step.score(WIN),
-            "lose_adv": step.score(LOSE) - step.score(LOSE, "reference"),
+            "win_adv": step.score(WIN, self.role) - step.score(WIN),
+            "lose_adv": step.score(LOSE) - step.score(LOSE, self.role),
         }
         each = {
             "loss": self.pair_loss(step, margin),
@@ -157,8 +165,8 @@ class PairPreference(PairSpec, Preference):
             **advantages,
             "policy_win_err": step.score(WIN),
             "policy_lose_err": step.score(LOSE),
-            "ref_win_err": step.score(WIN, "reference"),
-            "ref_lose_err": step.score(LOSE, "reference"),
+            "ref_win_err": step.score(WIN, self.role),
+            "ref_lose_err": step.score(LOSE, self.role),
             "negative_margin_pct": 100.0 * (margin < 0),
             "implicit_accuracy": 1.0 * (margin > 0),
             **self.measured(margin),
@@ -170,23 +178,23 @@ class PairPreference(PairSpec, Preference):
             found["win_penalty"] = step.mean(self._win_penalty(step, margin), weight)
         if self.margin_cap is not None:
             found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
-        return self.named(step, {**found, **detect(step, **advantages)})
+        return self.named(step, {**found, **detect(step, self.role, **advantages)})
 
     def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
         return None if self._watch is None else self._watch.alarm(metrics)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._watch is None else {"alarms": self._watch.count}
+        return {**self._model.state_dict(), **({} if self._watch is None else {"alarms": self._watch.count})}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(state)
         if self._watch is not None:
             self._watch.count = int(state.get("alarms", 0))
 
+    def margin(self, step: Step) -> Tensor:
+        """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""
+        win_adv = step.score(WIN, self.role) - step.score(WIN)
+        return win_adv + step.score(LOSE) - step.score(LOSE, self.role)
+
     def _win_penalty(self, step: Step, margin: Tensor) -> Tensor:
-        return win_penalty(step.score(WIN, "reference") - step.score(WIN), self.win_weight * self.pull(margin.detach()))
-
-
-def margin_of(step: Step) -> Tensor:
-    """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""
-    win_adv = step.score(WIN, "reference") - step.score(WIN)
-    return win_adv + step.score(LOSE) - step.score(LOSE, "reference")
+        return win_penalty(step.score(WIN, self.role) - step.score(WIN), self.win_weight * self.pull(margin.detach()))

@@ -20,6 +20,13 @@ ONE_TARGET = (
     "a pair is scored against one target, `e - x0`, on both sides and under both models, and {other} replaces it on "
     "the preferred side of the policy"
 )
+#: Values of `reference` that are no adapter's place.
+BASE, INIT, EMA = "base", "init", "ema"
+
+
+def reference_role(reference: str) -> str:
+    """Return the role of the network that plays an option `reference`."""
+    return {BASE: "reference", EMA: "ema", INIT: "adapter:init"}.get(reference, "adapter:reference")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +123,22 @@ class PairSpec(PreferenceSpec):
 
     needs = {"view:rejected", "role:reference"}
     passes = both_sides(POLICY, "reference")
+    words = {
+        "needs": "`view:rejected`, `role:reference`, or `role:ema` with `reference: ema`",
+        "gives": "`role:adapter:init` with `reference: init`, `role:adapter:reference` with that of an adapter",
+    }
     #: Those of :data:`DETECTORS` whose metrics this objective logs.
     detectors: ClassVar[tuple[str, ...]] = ("win_error", "lose_only", "drift")
 
+    reference: str = option(
+        "The model that the policy is compared with. `base`: its adapter off. `init`: the adapter of "
+        "`adapter.init_from`, as it was at the start. `ema`: the average of the trained weights that "
+        "`training.use_ema` keeps. Else a file, folder or Hub id of a frozen adapter on the base.",
+        default=BASE,
+        format="path",
+        minLength=1,
+        examples=[BASE, INIT, EMA, "runs/sft"],
+    )
     margin_cap: float | None = option(
         "A pair whose margin is above this, in units of `norm_type`, has no gradient: it is apart enough. It does not "
         "protect the preferred side on its own. `null` sets no cap.",
@@ -141,6 +161,19 @@ class PairSpec(PreferenceSpec):
         default=None,
         schema=_STOP,
     )
+
+    @property
+    def role(self) -> str:
+        """The role that the reference plays."""
+        return reference_role(self.reference)
+
+    def declares(self) -> Mapping[str, Any]:
+        own = self.role.startswith("adapter:")
+        return {
+            "needs": {"view:rejected", "role:reference" if own else f"role:{self.role}"},
+            "gives": {f"role:{self.role}"} if own else set(),
+            "passes": both_sides(POLICY, self.role),
+        }
 
     def faults(self) -> Iterator[tuple[str, str]]:
         watched = str((self.stop_when or {}).get("detector"))

@@ -46,6 +46,7 @@ ELSEWHERE = {
     "checks/sizes.py: size_refusal: ": "tests/digits/test_outline.py",
     "checks/planning.py: describe_trainable: ": "words of `check`",
     "checks/planning.py: describe_prompts: ": "words of `check`",
+    "checks/planning.py: describe_reference: ": "words of `check`",
     "checks/planning.py: text_encoders_stay: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "checks/planning.py: adapter_notices: ": "tests/checks/test_hub.py",

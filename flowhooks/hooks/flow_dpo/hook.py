@@ -141,7 +141,7 @@ class FlowDPO(FlowDPOSpec, PairPreference):
         if self.adapted is None:
             return
         weight = step.views[WIN].weight
-        scale = step.score(WIN, "reference") + step.score(LOSE, "reference")
+        scale = step.score(WIN, self.role) + step.score(LOSE, self.role)
         sizes = torch.stack([step.mean(margin.abs(), weight), step.mean(scale, weight)])
         self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
 
