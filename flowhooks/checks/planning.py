@@ -15,6 +15,7 @@ from flowhooks.config import HookConfig, Run, hook_defaults
 from flowhooks.documents.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
+from flowhooks.hooks.preference_spec import BASE, EMA, INIT
 from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
 from flowhooks.sampling.prompts import Prompt, read_prompts
@@ -123,6 +124,31 @@ def describe_trainable(run: Run) -> str:
     return f"{described}; {beside}, off in every image, never trained"
 
 
+def describe_reference(run: Run, planned: Plan) -> Iterator[str]:
+    """Yield what the policy is compared with, in words; nothing where a run has no reference."""
+    held = ""
+    start = None
+    if run.adapter is not None:
+        held = " and the training adapter on" if run.adapter["training_adapter"] is not None else ""
+        start = run.adapter["init_from"]
+    if "reference" in planned.roles and run.adapter is not None:
+        policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
+        yield f"the base model, its adapter off{held}{policy}"
+    for hook in run.every_hook:
+        named = hook.options.get("reference") if hook.type in HOOKS else None
+        if named == BASE and start is not None:
+            yield (
+                f"of `{hook.type}` it is not the adapter that the policy starts from, so the first margin is not 0; "
+                "`reference` 'init' compares with that adapter"
+            )
+        elif named == INIT:
+            yield f"of `{hook.type}`: {start}, as the policy starts from it"
+        elif named == EMA:
+            yield f"of `{hook.type}`: the average of the trained weights, of decay {run.training['ema_decay']:g}"
+        elif named not in (None, BASE):
+            yield f"of `{hook.type}`: the base model with {named}"
+
+
 def text_encoders_stay(run: Run) -> str | None:
     """Why the text encoders of a run stay in the host's memory after its prompts are encoded, as far as the run file
     tells; None where they are dropped."""
@@ -188,6 +214,8 @@ def _of_hook(hook: HookConfig) -> Iterator[tuple[str, str]]:
     if hook.type == "teacher_velocity":
         for name, told in hook.options["teachers"].items():
             yield f"{hook.where}.teachers.{name}", told if isinstance(told, str) else told["path"]
+    elif hook.options.get("reference", BASE) not in (BASE, INIT, EMA) and hook.type in HOOKS:
+        yield f"{hook.where}.reference", hook.options["reference"]
     elif hook.type == "anchor_regularizer" and hook.options["adapter"] is not None:
         yield hook.where, hook.options["adapter"]
 

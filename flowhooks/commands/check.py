@@ -62,6 +62,7 @@ def _run(args: Namespace) -> int:
     from flowhooks.checks.planning import (
         adapter_notices,
         describe_prompts,
+        describe_reference,
         describe_trainable,
         forwards,
         unread,
@@ -98,6 +99,8 @@ def _run(args: Namespace) -> int:
     say(f"hooks      {' -> '.join(each.type for each in planned.order)}")
     say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
     say(f"trains     {describe_trainable(configured)}")
+    for line in describe_reference(configured, planned):
+        say(f"reference  {line}")
     say(f"prompts    {describe_prompts(configured)}")
     if sentence := describe_prompt_references(configured):
         say(f"references {sentence}")

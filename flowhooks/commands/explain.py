@@ -18,11 +18,19 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.checks.planning import describe_prompts, describe_trainable, forwards, plan_run, unread
+    from flowhooks.checks.planning import (
+        describe_prompts,
+        describe_reference,
+        describe_trainable,
+        forwards,
+        plan_run,
+        unread,
+    )
     from flowhooks.checks.quantization import describe_quantization
     from flowhooks.checks.sizes import latents_of
     from flowhooks.config import load_run, plain
     from flowhooks.hooks.planning import slot_table, step_cost
+    from flowhooks.hooks.registry import HOOKS
     from flowhooks.kernel.plan import ANY_DATA
 
     configured = load_run(args.run, args.overrides, allow_imports=args.allow_imports)
@@ -58,15 +66,12 @@ def run(args: Namespace) -> int:
     if sentence := describe_quantization(configured.model):
         say(f"quantised   {sentence}")
     say(f"prompts     {describe_prompts(configured)}")
-    if "reference" in planned.roles and configured.adapter is not None:
-        start = configured.adapter["init_from"]
-        policy = f"; the policy starts from {start}" if start is not None else ", which a new adapter starts as"
-        held = " and the training adapter on" if configured.adapter["training_adapter"] is not None else ""
-        say(f"reference   the base model, its adapter off{held}{policy}")
+    for line in describe_reference(configured, planned):
+        say(f"reference   {line}")
     if (cost := step_cost(planned)).on_data:
         say(f"chunks      {cost.chunks} at most of the rollout, sharing the method's loss, and 1 of the data")
     for hook in configured.every_hook:
-        if {"beta", "norm_type"} <= hook.options.keys():
+        if hook.type in HOOKS and getattr(HOOKS[hook.type], "beta_of_errors", False):
             say()
             say("beta")
             say_lines(f"  {line}" for line in beta_lines(hook.options, *latents_of(configured)))
@@ -80,6 +85,8 @@ def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[st
         elements: N, the number of elements of a sample's latents.
         pictures: description of the images that N holds for.
     """
+    from flowhooks.hooks.flow_dpo import auto_beta_bounds
+
     beta, norm = options["beta"], options["norm_type"]
     if norm == "sum":
         other, factor, relation = "mean", float(elements), "times N"
@@ -94,5 +101,9 @@ def beta_lines(options: dict[str, Any], elements: int, pictures: str) -> list[st
             "a mask that covers a part of the image counts its own elements only, so N is smaller by that part"
         )
     if options.get("auto_beta"):
-        lines.append("auto_beta starts from this value and leaves it as soon as margins are not zero")
+        low, high = auto_beta_bounds(options, elements)
+        lines.append(
+            "auto_beta starts from this value and leaves it as soon as margins are not zero, for one between "
+            f"{low:,.6g} and {high:,.6g}"
+        )
     return lines

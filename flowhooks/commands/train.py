@@ -47,6 +47,8 @@ def run(args: Namespace) -> int:
             rebuild_cache=args.rebuild_cache,
             examined=examined,
         )
+    if result.stopped is not None:
+        say(result.stopped)
     say(f"step {result.step:,}; results are in {result.output_dir}")
     captions = (record.caption for record in examined.audit.records)
     for line in what_next(configured, captions, imports=args.allow_imports):

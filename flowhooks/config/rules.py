@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.errors import Problem
+from flowhooks.hooks.preference_spec import EMA, INIT
+from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
     from flowhooks.hooks.blocks import HookConfig
@@ -105,6 +107,40 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
                 "differences of two masks; set it to 0"
             )
             yield Problem(message, file, hook.where)
+        yield from _reference_faults(document, hook, file)
+        if hook.options.get("stop_when") and document["training"]["trainable"] == "transformer":
+            message = (
+                "keeps a copy of the last good step in memory, of the whole transformer several times its size; train "
+                "an 'adapter', or leave it out"
+            )
+            yield Problem(message, file, f"{hook.where}.stop_when")
+
+
+def _reference_faults(document: dict[str, Any], hook: HookConfig, file: str) -> Iterator[Problem]:
+    """Problems between the reference model of a preference objective and the rest of a run."""
+    adapter, training, where = document["adapter"], document["training"], f"{hook.where}.reference"
+    named = hook.options.get("reference") if hook.type in HOOKS else None
+    if named == INIT and training["trainable"] == "transformer":
+        message = (
+            "'init' is a copy of what is trained, and of the whole transformer that is a second network; train an "
+            "'adapter', or compare with the average of the weights, 'ema'"
+        )
+        yield Problem(message, file, where)
+    elif named == INIT and adapter is not None and adapter["init_from"] is None:
+        message = (
+            "'init' is the adapter of `adapter.init_from`, and there is none: a new adapter starts as the base; leave "
+            "this out, or name an adapter there"
+        )
+        yield Problem(message, file, where)
+    if named in (INIT, EMA) and adapter is not None and adapter["dropout"]:
+        message = (
+            f"{named!r} is compared with the policy under `adapter.dropout` {adapter['dropout']}, so that margins "
+            "would be differences of two masks; set that to 0, or compare with the 'base'"
+        )
+        yield Problem(message, file, where)
+    if named == EMA and training["use_ema"] and training["ema_decay"] == 0:
+        message = "'ema' of `training.ema_decay` 0 is the policy itself, and every margin 0; set that to 0.99 or more"
+        yield Problem(message, file, where)
 
 
 def draws(hooks: Sequence[HookConfig]) -> bool:

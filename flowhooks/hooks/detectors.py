@@ -46,10 +46,11 @@ def margin_by_sigma(
     return found
 
 
-def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
+def detect(step: Step, role: str, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
     """The detectors of one step, 0-dim each.
 
     Args:
+        role: that of the reference.
         win_adv, lose_adv: ``[B]``.
     """
     main = step.views["main"]
@@ -60,7 +61,7 @@ def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
         "lose_share": _ratio(step, lose_adv, margin, main.weight),
         **margin_by_sigma(margin, main.level, main.weight, step.all_reduce),
     }
-    pairs = [(step.predict(name), step.predict(name, "reference")) for name in ("main", "rejected")]
+    pairs = [(step.predict(name), step.predict(name, role)) for name in ("main", "rejected")]
     policy, reference = (torch.cat(side) for side in zip(*pairs, strict=True))
     if main.mask is None:
         found["drift"] = drift(policy, reference, torch.ones_like(policy), step.all_reduce)
@@ -143,7 +144,7 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
     if read("beta_clamped") > 0.5:
         said.append(
             f"{terms.name}: in most steps {_held(read('beta'), terms)} holds beta away from what `auto_beta` asks for; "
-            "widen the bound or leave it out"
+            "widen the bound"
         )
     inside, outside = read("drift_inside"), read("drift_outside")
     if outside > max(MORE * inside, DRIFT):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from torch import Tensor
 from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
 from flowhooks.hooks.detectors import Terms, detect, warn
 from flowhooks.hooks.preference_spec import LOSE, WIN, PairSpec, PreferenceSpec
+from flowhooks.hooks.reference_model import reference_model
 from flowhooks.hooks.self_test import SelfTest
-from flowhooks.kernel.hook import Hook
+from flowhooks.hooks.watch import Watch
+from flowhooks.kernel.hook import Alarm, Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -76,6 +79,11 @@ class Preference(PreferenceSpec, Hook):
         return {f"{self.type}_{name}": value for name, value in found.items()}
 
 
+def win_penalty(win_adv: Tensor, weight: float | Tensor) -> Tensor:
+    """``weight * max(0, -win_adv)`` ``[B]``: what a pair costs on whose preferred side the policy is the worse one."""
+    return weight * (-win_adv).clamp(min=0)
+
+
 def plain_error(step: Step) -> Tensor:
     """Return the ordinary error ``[B]`` on the main view, unmasked."""
     return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
@@ -84,6 +92,10 @@ def plain_error(step: Step) -> Tensor:
 class PairPreference(PairSpec, Preference):
     """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._watch = None if self.stop_when is None else Watch(self.type, self.stop_when)
+
     @property
     def first_loss(self) -> float | None:
         """The loss of a pair whose margin is 0; None where it is not one number."""
@@ -91,13 +103,32 @@ class PairPreference(PairSpec, Preference):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        self._test = SelfTest(name=self.title, adapter=session.adapter, start=self.first_loss)
-        with super().attached(session):
+        with ExitStack() as stack:
+            self._model = stack.enter_context(reference_model(session, self.reference))
+            self._test = SelfTest(
+                name=self.title, reference=self._model, role=self.role, views=(WIN, LOSE), start=self.first_loss
+            )
+            stack.enter_context(super().attached(session))
             yield
+
+    def started(self, session: Session) -> None:
+        self._model.started(session)
+
+    @property
+    def watches(self) -> bool:  # type: ignore[override]
+        return self._watch is not None
 
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
         """Return the loss ``[B]`` of each pair with this margin ``[B]``; it is averaged last."""
         raise NotImplementedError
+
+    def pull(self, margin: Tensor) -> float | Tensor:
+        """Return the slope of the loss of a pair over its margin where that is 0, as a number above 0."""
+        raise NotImplementedError
+
+    def capped(self, margin: Tensor) -> Tensor:
+        """Return margins ``[B]`` that have no gradient above the cap."""
+        return margin if self.margin_cap is None else margin.clamp(max=self.margin_cap)
 
     def follow(self, step: Step, margin: Tensor) -> None:
         """Adapt to the margins ``[B]`` of a training step, before its loss is computed."""
@@ -108,7 +139,7 @@ class PairPreference(PairSpec, Preference):
 
     def objective(self, step: Step) -> Tensor:
         weight = step.views[WIN].weight
-        margin = margin_of(step)
+        margin = self.margin(step)
         if step.training:
             self.follow(step, margin.detach())
         loss = step.mean(self.pair_loss(step, margin), weight)
@@ -116,15 +147,17 @@ class PairPreference(PairSpec, Preference):
             self._test.check(step, margin.detach(), self.pair_loss(step, margin).detach())
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(plain_error(step), weight)
+        if self.win_weight:
+            loss = loss + step.mean(self._win_penalty(step, margin), weight)
         return loss
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         """Returns NaN where no pair of the batch is compared, because all its masks are black."""
         weight = step.views[WIN].weight
-        margin = margin_of(step)
+        margin = self.margin(step)
         advantages = {
-            "win_adv": step.score(WIN, "reference") - step.score(WIN),
-            "lose_adv": step.score(LOSE) - step.score(LOSE, "reference"),
+            "win_adv": step.score(WIN, self.role) - step.score(WIN),
+            "lose_adv": step.score(LOSE) - step.score(LOSE, self.role),
         }
         each = {
             "loss": self.pair_loss(step, margin),
@@ -132,8 +165,8 @@ class PairPreference(PairSpec, Preference):
             **advantages,
             "policy_win_err": step.score(WIN),
             "policy_lose_err": step.score(LOSE),
-            "ref_win_err": step.score(WIN, "reference"),
-            "ref_lose_err": step.score(LOSE, "reference"),
+            "ref_win_err": step.score(WIN, self.role),
+            "ref_lose_err": step.score(LOSE, self.role),
             "negative_margin_pct": 100.0 * (margin < 0),
             "implicit_accuracy": 1.0 * (margin > 0),
             **self.measured(margin),
@@ -141,10 +174,27 @@ class PairPreference(PairSpec, Preference):
         found = {name: step.mean(value.to(margin.dtype), weight) for name, value in each.items()}
         if self.sft_loss_weight:
             found["sft_loss"] = step.mean(plain_error(step), weight)
-        return self.named(step, {**found, **detect(step, **advantages)})
+        if self.win_weight:
+            found["win_penalty"] = step.mean(self._win_penalty(step, margin), weight)
+        if self.margin_cap is not None:
+            found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
+        return self.named(step, {**found, **detect(step, self.role, **advantages)})
 
+    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
+        return None if self._watch is None else self._watch.alarm(metrics)
 
-def margin_of(step: Step) -> Tensor:
-    """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""
-    win_adv = step.score(WIN, "reference") - step.score(WIN)
-    return win_adv + step.score(LOSE) - step.score(LOSE, "reference")
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._model.state_dict(), **({} if self._watch is None else {"alarms": self._watch.count})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(state)
+        if self._watch is not None:
+            self._watch.count = int(state.get("alarms", 0))
+
+    def margin(self, step: Step) -> Tensor:
+        """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""
+        win_adv = step.score(WIN, self.role) - step.score(WIN)
+        return win_adv + step.score(LOSE) - step.score(LOSE, self.role)
+
+    def _win_penalty(self, step: Step, margin: Tensor) -> Tensor:
+        return win_penalty(step.score(WIN, self.role) - step.score(WIN), self.win_weight * self.pull(margin.detach()))

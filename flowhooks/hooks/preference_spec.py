@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
-from flowhooks.documents.spec import option
+from flowhooks.documents.spec import closed_object, option
 from flowhooks.hooks.spec import PAIRS, HookSpec
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 
@@ -17,6 +19,78 @@ NORM_TYPE = (
 ONE_TARGET = (
     "a pair is scored against one target, `e - x0`, on both sides and under both models, and {other} replaces it on "
     "the preferred side of the policy"
+)
+#: Values of `reference` that are no adapter's place.
+BASE, INIT, EMA = "base", "init", "ema"
+
+
+def reference_role(reference: str) -> str:
+    """Return the role of the network that plays an option `reference`."""
+    return {BASE: "reference", EMA: "ema", INIT: "adapter:init"}.get(reference, "adapter:reference")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detector:
+    """A sign that a preference run goes wrong, read from what is logged.
+
+    Args:
+        over: the metric, without the name of the objective.
+        under: a metric that it is divided by; empty for none.
+        limit: where it is on by default.
+        above: whether it is on above the limit; else below.
+        means: what it says of the run.
+    """
+
+    over: str
+    under: str = ""
+    limit: float
+    above: bool = True
+    means: str
+
+
+#: What a run can end by, in `stop_when`.
+DETECTORS: Mapping[str, Detector] = {
+    "win_error": Detector(
+        over="policy_win_err",
+        under="ref_win_err",
+        limit=1.2,
+        means="the error on the preferred side over that of the reference",
+    ),
+    "lose_only": Detector(
+        over="lose_only_pct",
+        limit=50.0,
+        means="the percentage of pairs whose preferred side got worse at a margin above 0",
+    ),
+    "saturated": Detector(over="gradient_factor", limit=0.05, above=False, means="the gradient factor"),
+    "drift": Detector(over="drift", limit=0.5, means="the distance from the reference over its size"),
+}
+PATIENCE = 3
+_STOP = closed_object(
+    {
+        "detector": {
+            "description": "What is watched. "
+            + " ".join(
+                f"`{name}`: {each.means}, {'above' if each.above else 'below'} {each.limit:g}."
+                for name, each in DETECTORS.items()
+            ),
+            "enum": list(DETECTORS),
+        },
+        "limit": {
+            "description": "Where the detector is on; `null` is its own limit.",
+            "type": ["number", "null"],
+            "exclusiveMinimum": 0,
+            "maximum": 1_000_000,
+            "default": None,
+        },
+        "patience": {
+            "description": "Logged steps in a row at which it must be on.",
+            "type": "integer",
+            "minimum": 1,
+            "maximum": 1_000_000,
+            "default": PATIENCE,
+        },
+    },
+    required=["detector"],
 )
 
 
@@ -32,6 +106,8 @@ class PreferenceSpec(HookSpec):
     wants = {"mask"}
     excludes = {"rollout": PAIRS, "target:main": ONE_TARGET}
     page = "preferences.md"
+    #: Whether `beta` multiplies differences of errors, so that it means as much as their reduction.
+    beta_of_errors: ClassVar[bool] = True
 
     norm_type: Literal["sum", "mean", "masked_mean"] = option(NORM_TYPE, default="mean")
     sft_loss_weight: float = option(
@@ -47,3 +123,62 @@ class PairSpec(PreferenceSpec):
 
     needs = {"view:rejected", "role:reference"}
     passes = both_sides(POLICY, "reference")
+    words = {
+        "needs": "`view:rejected`, `role:reference`, or `role:ema` with `reference: ema`",
+        "gives": "`role:adapter:init` with `reference: init`, `role:adapter:reference` with that of an adapter",
+    }
+    #: Those of :data:`DETECTORS` whose metrics this objective logs.
+    detectors: ClassVar[tuple[str, ...]] = ("win_error", "lose_only", "drift")
+
+    reference: str = option(
+        "The model that the policy is compared with. `base`: its adapter off. `init`: the adapter of "
+        "`adapter.init_from`, as it was at the start. `ema`: the average of the trained weights that "
+        "`training.use_ema` keeps. Else a file, folder or Hub id of a frozen adapter on the base.",
+        default=BASE,
+        format="path",
+        minLength=1,
+        examples=[BASE, INIT, EMA, "runs/sft"],
+    )
+    margin_cap: float | None = option(
+        "A pair whose margin is above this, in units of `norm_type`, has no gradient: it is apart enough. It does not "
+        "protect the preferred side on its own. `null` sets no cap.",
+        default=None,
+        exclusiveMinimum=0,
+        maximum=1_000_000_000,
+    )
+    win_weight: float = option(
+        "Protects the preferred side: weight of a penalty on pairs on whose preferred side the policy errs more than "
+        "the reference. At 1 such a pair is pulled back as strongly as a pair is pulled at the start.",
+        default=0.0,
+        minimum=0,
+        maximum=1_000_000,
+    )
+    stop_when: Mapping[str, Any] | None = option(
+        "Ends the run where a detector stays on, and goes back to the last logged step at which it was off: "
+        '`{"detector": "win_error", "limit": 1.2, "patience": 3}`. Detectors: '
+        + ", ".join(f"`{name}` ({each.means})" for name, each in DETECTORS.items())
+        + ". `null` never ends it.",
+        default=None,
+        schema=_STOP,
+    )
+
+    @property
+    def role(self) -> str:
+        """The role that the reference plays."""
+        return reference_role(self.reference)
+
+    def declares(self) -> Mapping[str, Any]:
+        own = self.role.startswith("adapter:")
+        return {
+            "needs": {"view:rejected", "role:reference" if own else f"role:{self.role}"},
+            "gives": {f"role:{self.role}"} if own else set(),
+            "passes": both_sides(POLICY, self.role),
+        }
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        watched = str((self.stop_when or {}).get("detector"))
+        if watched in DETECTORS and watched not in self.detectors:
+            yield (
+                "stop_when.detector",
+                f"`{self.type}` logs no {DETECTORS[watched].means}; take one of {self.detectors}",
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -13,6 +14,19 @@ from flowhooks.kernel.plan import SLOTS
 if TYPE_CHECKING:
     from flowhooks.kernel.session import Session
     from flowhooks.kernel.step import Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A sign that a run goes wrong.
+
+    Args:
+        reason: what is wrong, in a sentence.
+        final: whether the run should end now; else it is only not to be gone back to.
+    """
+
+    reason: str
+    final: bool
 
 
 class Hook:
@@ -43,6 +57,8 @@ class Hook:
     former: ClassVar[str] = ""
     #: Logged steps after which :meth:`warnings` gets a metric's mean: before that a mean is mostly noise.
     patience: ClassVar[int] = 10
+    #: Whether :meth:`alarm` may end the run.
+    watches: bool = False
 
     @classmethod
     def declaration(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,6 +114,11 @@ class Hook:
         """Return sentences for the log, from running means of metrics over logged steps, for each metric that was
         logged ``patience`` times. They never stop a run, and should name what this hook's options can change."""
         return []
+
+    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
+        """Return what is wrong by the metrics of a logged step; None where nothing is. Called after each, where
+        :attr:`watches` is true."""
+        return None
 
 
 def defined_slots(cls: type) -> set[str]:

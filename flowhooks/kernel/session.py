@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from flowhooks.distributed import ALONE, Processes
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel.assembly import Assembly
+from flowhooks.kernel.hook import Alarm
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.random import Draws
 from flowhooks.kernel.step import Model, Step
@@ -166,6 +167,17 @@ class Session:
         """Return the warnings of the hooks, once they have the metrics of enough logged steps; call it after each."""
         self._trend.update(metrics)
         return [said for hook in self.assembly.hooks for said in hook.warnings(self._trend.means(hook.patience))]
+
+    @property
+    def watched(self) -> bool:
+        """Return whether a hook may ask for the end of the run."""
+        return any(hook.watches for hook in self.assembly.hooks)
+
+    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
+        """Return the alarm of the hooks, a final one before others, from the metrics of a logged step; call it after
+        each. It is for the loop to act on."""
+        found = [hook.alarm(metrics) for hook in self.assembly.hooks if hook.watches]
+        return max((each for each in found if each), key=lambda alarm: alarm.final, default=None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step counter and hook state; weights are saved by their owners."""

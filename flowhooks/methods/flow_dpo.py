@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from flowhooks.hooks.flow_dpo import FlowDPOSpec
-from flowhooks.methods.preference import preference_parts
-from flowhooks.methods.spec import Method
+from flowhooks.methods.preference import PreferenceMethod, preference_parts
 
 
-class FlowDPOMethod(Method, type="flow_dpo", title="Flow-DPO method"):
+class FlowDPOMethod(PreferenceMethod, type="flow_dpo", title="Flow-DPO method"):
     """Flow-DPO, and masked Flow-DPO where the data has masks. Expands to flow_dpo, mask_reducer and
     anchor_regularizer."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from flowhooks.hooks.linear_dpo import LinearDPOSpec
-from flowhooks.methods.preference import preference_parts
-from flowhooks.methods.spec import Method
+from flowhooks.methods.preference import PreferenceMethod, preference_parts
 
 
-class LinearDPOMethod(Method, type="linear_dpo", title="Linear-DPO method"):
+class LinearDPOMethod(PreferenceMethod, type="linear_dpo", title="Linear-DPO method"):
     """Linear-DPO: a pull on pairs that fades linearly and never ends. Expands to linear_dpo, mask_reducer and
     anchor_regularizer."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from flowhooks.hooks.mapo import MaPOSpec
-from flowhooks.methods.preference import preference_parts
-from flowhooks.methods.spec import Method
+from flowhooks.methods.preference import PreferenceMethod, preference_parts
 
 
-class MaPOMethod(Method, type="mapo", title="MaPO method"):
+class MaPOMethod(PreferenceMethod, type="mapo", title="MaPO method"):
     """MaPO: pairs without a reference. Expands to mapo, mask_reducer and anchor_regularizer."""
 
     parts = preference_parts(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
 from flowhooks.hooks.mask_reducer import MaskReducerSpec
-from flowhooks.hooks.preference_spec import PreferenceSpec
-from flowhooks.methods.spec import Block, Context, Part
+from flowhooks.hooks.preference_spec import BASE, PreferenceSpec, reference_role
+from flowhooks.methods.spec import Block, Context, Method, Part
 
 _ANCHOR = (
     "Weight of the unmasked distance to the reference on both sides. A value above 0 is advised with `auto_beta`, "
@@ -35,3 +37,13 @@ def preference_parts(objective: type[PreferenceSpec], anchor: str = _ANCHOR) -> 
             when=lambda block, context: block["anchor_alpha"] > 0,
         ),
     )
+
+
+class PreferenceMethod(Method):
+    """Base of a method with an objective on preferences: its anchor holds the policy near the reference it names."""
+
+    @classmethod
+    def expand(cls, block: Block, context: Context) -> list[dict[str, Any]]:
+        role = {"role": reference_role(block.get("reference", BASE))}
+        blocks = super().expand(block, context)
+        return [{**each, **role} if each["type"] == AnchorRegularizerSpec.type else each for each in blocks]

@@ -15,7 +15,9 @@ from flowhooks.adapters.names import USE_DORA, digest_of, find_file
 from flowhooks.checks.output import LATEST
 from flowhooks.config import Run
 from flowhooks.data import Audit
+from flowhooks.documents.spec import properties_of
 from flowhooks.errors import CheckpointError, UnusableCheckpoint
+from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import checkpoints_in, read_manifest
 from flowhooks.reading import user_path
 from flowhooks.sampling.prompts import by_argument, read_prompts
@@ -86,6 +88,7 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
 def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
     """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
     key that differs."""
+    own = {**own, "hooks": _as_known(own["hooks"], found.get("hooks", {}))}
     before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
     digests = before.pop(_HELD, None), now.pop(_HELD, None)
     if None not in digests and digests[0] != digests[1]:
@@ -104,6 +107,18 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
             f"by, or start again in "
             "another `output_dir`, with `adapter.init_from` to continue from these weights"
         )
+
+
+def _as_known(own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of hooks without those that the checkpoint's version did not have, where these are at their
+    defaults, at which they change nothing."""
+    known = {}
+    for key, options in own.items():
+        spec, before = HOOKS.get(key.partition("#")[0]), found.get(key)
+        new = options.keys() - before.keys() if isinstance(before, Mapping) and spec is not None else set()
+        defaults = {name: properties_of(spec)[name].get("default", _MISSING) for name in new}
+        known[key] = {name: v for name, v in options.items() if name not in new or v != defaults[name]}
+    return known
 
 
 def refuse_other_run(run: Run, audit: Audit, resume: str) -> None:

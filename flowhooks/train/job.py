@@ -18,8 +18,9 @@ from torch import Tensor
 from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Audit, Schedule
-from flowhooks.errors import CheckpointError, FlowhooksWarning
+from flowhooks.errors import CheckpointError, FlowhooksWarning, TrainingError
 from flowhooks.kernel import Batch
+from flowhooks.kernel.hook import Alarm
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
 from flowhooks.manifest import REPORT, read_manifest
@@ -51,6 +52,8 @@ class Job:
         warned: what was warned of before the first step.
         step: optimiser steps done.
         values: the metrics that were logged last.
+        alarm: what is wrong by the metrics that were logged last; None where nothing is, or no hook watches.
+        stopped: why :meth:`go_back` was called.
     """
 
     run: Run
@@ -67,9 +70,13 @@ class Job:
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
     values: dict[str, float] = field(default_factory=dict)
+    alarm: Alarm | None = field(default=None, init=False)
+    stopped: str | None = field(default=None, init=False)
     _saved: int = field(default=-1, init=False)
     #: Key of a checkpoint under which it stores the metrics that were measured since the last logged step.
     _window: Mapping[str, Any] | None = field(default=None, init=False)
+    #: The last logged step without an alarm, and what writes its checkpoint; None: it is written.
+    _good: tuple[int, Callable[[], object] | None] | None = field(default=None, init=False)
 
     @contextmanager
     def open(self, loader: Iterable[Batch | None], progress: bool) -> Iterator[None]:
@@ -151,6 +158,38 @@ class Job:
         # A resumed run repeats the metrics, but not the seconds per step.
         for sentence in self.session.warnings({k: v for k, v in values.items() if k != "seconds_per_step"}):
             self.voice.say(sentence)
+        if self.session.watched:
+            self.alarm = self.session.alarm(values)
+            if self.alarm is None:
+                # At most one is in memory, beside one that is being written.
+                self._good = self.step, self._copied()
+
+    def go_back(self) -> None:
+        """Take the state of the last logged step without an alarm, and make its checkpoint the latest one. What came
+        after it is moved aside.
+
+        Raises:
+            TrainingError: there was no such step.
+            CheckpointError: its checkpoint is gone, or cannot be written.
+        """
+        assert self.alarm is not None, "something is wrong"
+        self.background.join()
+        if self._good is None:
+            raise TrainingError(
+                f"{self.alarm.reason}. It was so from the first logged step on, so there is no step to go back to; "
+                "look at `reference`, the learning rate, and the `limit` of `stop_when`"
+            )
+        step, folder = self._good[0], self.checkpoints.path(self._good[0])
+        self.stopped = f"stopped at step {self.step:,}: {self.alarm.reason}. Results are those of step {step:,}"
+        self._write_good()
+        if not folder.is_dir():
+            raise CheckpointError(
+                f"{self.stopped}, and {folder} is gone; train again with a larger limit on checkpoints"
+            )
+        with raise_on_all_ranks(CheckpointError):
+            if self.accelerator.is_main_process:
+                self.checkpoints.go_back(folder)
+        self.restore(folder)
 
     def validate(self) -> None:
         """Validate at this step."""
@@ -217,20 +256,46 @@ class Job:
         self.background.join()
         if self.step == self._saved:
             return
+        if self.alarm is not None:
+            # A run that goes on from this checkpoint may want to go back further.
+            self._write_good()
+        if distributed.world_size() > 1 or self.session.adapter is None:
+            states, own = self._states()
+            self.checkpoints.save(self.step, states, own, self.identity, lambda folder: self._intermediate()(folder))
+        else:
+            self.background.submit(self._copied())
+        self._saved = self.step
+        if self._good is not None and self._good[0] == self.step:
+            self._good = self.step, None
+        if wait:
+            self.background.join()
+
+    def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what a checkpoint of this step holds: the states of the run, and those of this process."""
+        progress: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "values": self.values}
+        if self.session.watched:
+            progress["good"] = -1 if self._good is None else self._good[0]
         states = {
             "parameters": self.session.parameters(),
             "optimization": self.optimization.state_dict(),
             "session": self.session.state_dict(),
-            "progress": {"step": self.step, "epoch": self.epoch, "values": self.values},
+            "progress": progress,
         }
-        own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
-        if distributed.world_size() > 1 or self.session.adapter is None:
-            self.checkpoints.save(self.step, states, own, self.identity, lambda folder: self._intermediate()(folder))
-        else:
-            self.background.submit(self.checkpoints.taken(self.step, states, own, self.identity, self._intermediate()))
-        self._saved = self.step
-        if wait:
-            self.background.join()
+        return states, {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
+
+    def _copied(self) -> Callable[[], object]:
+        """Copy this step in memory, and return what writes its checkpoint; all processes call that together."""
+        states, own = self._states()
+        if not self.accelerator.is_main_process:
+            return self.checkpoints.taken(self.step, {}, own, self.identity, lambda folder: None)
+        return self.checkpoints.taken(self.step, states, own, self.identity, self._intermediate())
+
+    def _write_good(self) -> None:
+        """Write the checkpoint of the last logged step without an alarm, unless it is written."""
+        step, write = self._good or (0, None)
+        if write is not None:
+            write()
+            self._good = step, None
 
     def _judge(self, *, last: bool = False) -> None:
         """Let what was seen of the first updates be judged. Raises TrainingError."""
@@ -271,6 +336,11 @@ class Job:
         if (late := past_the_end(self.step, self.run)) is not None:
             warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=2)
         self._saved = self.step
+        if self.session.watched:
+            good = progress.get("good", self.step)
+            # A branch starts from another folder's checkpoint, which this run must not go back to in its own.
+            ours = folder.resolve() == self.checkpoints.path(self.step).resolve()
+            self._good = (good, None) if good >= 0 and ours else None
 
     def finish(self) -> None:
         """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""

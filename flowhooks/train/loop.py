@@ -22,11 +22,13 @@ class TrainResult:
         output_dir: folder with all outputs.
         step: optimiser steps done.
         metrics: name -> the value that was logged last.
+        stopped: why a hook ended the run before its last step, and where; None where none did.
     """
 
     output_dir: Path
     step: int
     metrics: dict[str, float]
+    stopped: str | None = None
 
 
 def train(
@@ -87,6 +89,9 @@ def train(
             job.progress.advance()
             if logged:
                 job.log(norm)
+                if job.alarm is not None and job.alarm.final:
+                    job.go_back()
+                    break
             if signal := stop.agreed():
                 job.save(wait=True)
                 leave(signal)
@@ -95,4 +100,6 @@ def train(
             if job.step % training["checkpointing_steps"] == 0:
                 job.save()
         job.finish()
-        return TrainResult(output_dir=Path(run.output_dir), step=job.step, metrics=dict(job.values))
+        return TrainResult(
+            output_dir=Path(run.output_dir), step=job.step, metrics=dict(job.values), stopped=job.stopped
+        )

@@ -257,6 +257,42 @@ REFUSALS: dict[str, Refusal] = {
     "a variant of the digits": Refusal(
         make=written(model={**DIGITS, "variant": "fp16"}), words=("$.model.variant: ", "no file of the variant")
     ),
+    "a reference that is not there": Refusal(
+        make=written(hooks=[{"type": "flow_dpo", "reference": "./no"}]),
+        words=("$.hooks[0].reference: ", "no such file or folder"),
+    ),
+    "a reference to a start that there is not": Refusal(
+        make=written(hooks=[{"type": "flow_dpo", "reference": "init"}]),
+        words=("$.hooks[0].reference: ", "'init' is the adapter of `adapter.init_from`, and there is none"),
+    ),
+    "a start of a whole network as the reference": Refusal(
+        make=written(
+            adapter=None,
+            hooks=[{"type": "flow_dpo", "reference": "init"}],
+            training={"trainable": "transformer"},
+        ),
+        words=("$.hooks[0].reference: ", "is a second network", "'ema'"),
+    ),
+    "an average as the reference, under dropout": Refusal(
+        make=written(adapter={"dropout": 0.1}, hooks=[{"type": "ipo", "reference": "ema"}], training={"use_ema": True}),
+        words=("$.hooks[0].reference: ", "differences of two masks"),
+    ),
+    "an average that is the policy as the reference": Refusal(
+        make=written(hooks=[{"type": "linear_dpo", "reference": "ema"}], training={"use_ema": True, "ema_decay": 0}),
+        words=("$.hooks[0].reference: ", "is the policy itself, and every margin 0"),
+    ),
+    "an average as the reference that nothing keeps": Refusal(
+        make=written(hooks=[{"type": "flow_dpo", "reference": "ema"}]),
+        words=("$.hooks[0]: ", "needs an average of the weights", "training.use_ema"),
+    ),
+    "an end that a whole network cannot go back from": Refusal(
+        make=written(
+            adapter=None,
+            hooks=[{"type": "flow_dpo", "reference": "ema", "stop_when": {"detector": "drift"}}],
+            training={"trainable": "transformer", "use_ema": True},
+        ),
+        words=("$.hooks[0].stop_when: ", "keeps a copy of the last good step in memory"),
+    ),
     "an anchor that is not there": Refusal(
         make=written(hooks=[{"type": "anchor_regularizer", "weight": 1, "role": "adapter:x", "adapter": "./no"}]),
         words=("$.hooks[0]: ", "no such file or folder"),

@@ -48,6 +48,7 @@ ELSEWHERE = {
     "checks/planning.py: describe_trainable: ": "words of `check`",
     "checks/planning.py: kind_of: ": "words of `check`",
     "checks/planning.py: describe_prompts: ": "words of `check`",
+    "checks/planning.py: describe_reference: ": "words of `check`",
     "checks/planning.py: text_encoders_stay: ": "words of `check`",
     "checks/planning.py: unread: ": "words of `check`",
     "checks/references.py: describe_prompt_references: ": "words of `check`",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import torch
 from flowhooks.errors import TrainingError
 from flowhooks.hooks import AnchorRegularizer, FlowDPO, MaskReducer, TimestepSchedule, detectors
 from flowhooks.hooks.detectors import drift, margin_by_sigma, warn
+from flowhooks.hooks.flow_dpo import auto_beta_bounds
 from flowhooks.hooks.flow_dpo.hook import AutoBeta, auto_beta_factor, dpo_loss, gradient_factor
 from flowhooks.hooks.preference import reduce_error
 from flowhooks.kernel.random import Draws
@@ -110,6 +112,23 @@ def test_auto_beta_keeps_the_configured_beta_until_a_margin_is_seen():
         assert beta.value() == 7.0
     beta.update(torch.tensor(0.5), torch.tensor(1.0))
     assert float(beta.value()) == pytest.approx(2.7726 / 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(("norm", "elements"), [("mean", 1), ("masked_mean", 1), ("sum", 48)])
+def test_auto_beta_keeps_within_bounds_in_units_of_the_reduction(norm, elements):
+    """The least beta is a brake: a margin that runs away meets a sigmoid that saturates."""
+    hook = FlowDPO(beta=3.0, norm_type=norm, auto_beta=True, auto_beta_decay=0.0)
+    for margin, bound in ((1e5, 10.0 / elements), (1e-7, 1e6 / elements)):
+        hook.reduce(None, SimpleNamespace(mask=None), torch.zeros(1, 2, 4, 6))
+        hook.adapted.update(torch.tensor(margin), torch.tensor(0.0))
+        assert float(hook.adapted.clamped()) == pytest.approx(bound, rel=1e-6)
+    # What the user sets is the bound, and the configured beta is no value that auto-beta found.
+    assert auto_beta_bounds({**hook.options(), "auto_beta_min": 2.0, "auto_beta_max": 9.0}, 48) == (2.0, 9.0)
+    assert auto_beta_bounds({**hook.options(), "auto_beta_max": 1e-3}, 48) == (0.0, 1e-3)
+    assert auto_beta_bounds({**hook.options(), "auto_beta_min": 1e7}, 48) == (1e7, math.inf)
+    fresh = FlowDPO(beta=3.0, norm_type=norm, auto_beta=True)
+    toy_session(toy_model(0.0), fresh, fresh=True).step(toy_batch(masked=False))
+    assert float(fresh.adapted.clamped()) == 3.0
 
 
 @pytest.mark.parametrize("target", [0.0, 0.5, 0.7, -1.0])

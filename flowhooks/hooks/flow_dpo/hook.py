@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowhooks.hooks.detectors import Terms
-from flowhooks.hooks.flow_dpo import FlowDPOSpec
+from flowhooks.hooks.flow_dpo import FlowDPOSpec, auto_beta_bounds
 from flowhooks.hooks.preference import PairPreference
 from flowhooks.hooks.preference_spec import LOSE, WIN
 from flowhooks.kernel.step import Step
+from flowhooks.kernel.view import View
 from flowhooks.transfer import sent
 
 
@@ -57,6 +58,10 @@ class AutoBeta:
         target: gradient factor g in (0, 0.5).
         decay: of the EMA, in [0, 1).
         low, high: clamp, or None.
+
+    Attributes:
+        bounds: least and largest value that it computes, beside the clamp; they leave the configured beta alone. None
+            sets no bounds.
     """
 
     FLOOR = 1e-6
@@ -64,6 +69,7 @@ class AutoBeta:
     def __init__(self, *, beta: float, target: float, decay: float, low: float | None, high: float | None):
         self.factor = auto_beta_factor(target)
         self.beta, self.decay, self.low, self.high = beta, decay, low, high
+        self.bounds: tuple[float, float] | None = None
         self.average = torch.zeros((), dtype=torch.float64)
         self.updates = torch.zeros((), dtype=torch.float64)
 
@@ -84,7 +90,9 @@ class AutoBeta:
     def clamped(self) -> Tensor:
         """The beta to use, 0-dim."""
         value = self.value()
-        return value if self.low is None and self.high is None else value.clamp(self.low, self.high)
+        if self.low is not None or self.high is not None:
+            value = value.clamp(self.low, self.high)
+        return value if self.bounds is None else torch.where(self.updates > 0, value.clamp(*self.bounds), value)
 
 
 class FlowDPO(FlowDPOSpec, PairPreference):
@@ -113,18 +121,27 @@ class FlowDPO(FlowDPOSpec, PairPreference):
             super().terms(),
             auto_beta=self.auto_beta,
             target=self.auto_beta_target_gf,
-            low=self.auto_beta_min,
-            high=self.auto_beta_max,
         )
 
+    def reduce(self, step: Step, view: View, error: Tensor) -> Tensor:
+        if self.adapted is not None:
+            bounds = auto_beta_bounds(self.options(), error[0].numel())
+            if bounds != self.adapted.bounds:
+                self.adapted.bounds = bounds
+                self._terms = replace(self._terms, low=bounds[0], high=bounds[1])
+        return super().reduce(step, view, error)
+
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
-        return dpo_loss(margin, self._beta(margin))
+        return dpo_loss(self.capped(margin), self._beta(margin))
+
+    def pull(self, margin: Tensor) -> float | Tensor:
+        return self._beta(margin) / 4
 
     def follow(self, step: Step, margin: Tensor) -> None:
         if self.adapted is None:
             return
         weight = step.views[WIN].weight
-        scale = step.score(WIN, "reference") + step.score(LOSE, "reference")
+        scale = step.score(WIN, self.role) + step.score(LOSE, self.role)
         sizes = torch.stack([step.mean(margin.abs(), weight), step.mean(scale, weight)])
         self.adapted.update(*(step.all_reduce(sizes) / step.draws.world_size))
 

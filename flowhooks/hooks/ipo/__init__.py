@@ -11,7 +11,7 @@ class IPOSpec(PairSpec, type="ipo", title="IPO"):
     (arXiv 2310.12036)."""
 
     papers = ("azar2023general",)
-    law = {"beta": 2.0}
+    law = {"beta": 2.0, "stop_when": {"detector": "drift", "limit": 1e-9, "patience": 3}}
 
     beta: float = option(
         "The margin that every pair is brought to is `1 / beta`, in units of `norm_type`. A larger beta holds the "

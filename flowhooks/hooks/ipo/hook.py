@@ -27,4 +27,7 @@ class IPO(IPOSpec, PairPreference):
         return 1 / (4 * self.beta**2)
 
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
-        return ipo_loss(margin, self.beta)
+        return ipo_loss(self.capped(margin), self.beta)
+
+    def pull(self, margin: Tensor) -> float:
+        return 1 / (2 * self.beta)

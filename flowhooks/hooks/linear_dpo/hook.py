@@ -30,7 +30,12 @@ class LinearDPO(LinearDPOSpec, PairPreference):
 
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
         pull = linear_pull(margin, self.beta, self.eta)
+        if self.margin_cap is not None:
+            pull = pull * (margin < self.margin_cap)
         return pull * (step.score(WIN) - step.score(LOSE))
+
+    def pull(self, margin: Tensor) -> float:
+        return 0.5
 
     def measured(self, margin: Tensor) -> dict[str, Tensor]:
         return {"gradient_factor": linear_pull(margin, self.beta, self.eta)}

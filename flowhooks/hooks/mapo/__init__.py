@@ -17,6 +17,7 @@ class MaPOSpec(PreferenceSpec, type="mapo", title="MaPO"):
     passes = both_sides(POLICY)
     papers = ("hong2024margin",)
     law = {"beta": 2.0}
+    beta_of_errors = False
 
     beta: float = option(
         "How sharply both sides are told apart: the factor of the margin in the sigmoid. A margin lies between -1 and "

@@ -10,6 +10,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
+from flowhooks.hooks.swapping import swapped
 from flowhooks.hooks.weight_average import WeightAverageSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
@@ -58,21 +59,8 @@ class WeightAverage(WeightAverageSpec, Hook):
         for name, own in zip(self._parameters, self._model.shadow_params, strict=True):
             own.copy_(state["shadow"][name])
 
-    @contextmanager
-    def _swapped(self) -> Iterator[None]:
-        """Puts the averaged weights in place inside the block, and the trained ones again after it."""
-        parameters = list(self._parameters.values())
-        trained = [p.data for p in parameters]
-        try:
-            # Autocast keeps casts by parameter, whatever data the parameter holds.
-            torch.clear_autocast_cache()
-            for parameter, average in zip(parameters, self._model.shadow_params, strict=True):
-                parameter.data = average.to(parameter.device, parameter.dtype)
-            yield
-        finally:
-            torch.clear_autocast_cache()
-            for parameter, data in zip(parameters, trained, strict=True):
-                parameter.data = data
+    def _swapped(self) -> AbstractContextManager[None]:
+        return swapped(self._parameters, self._model.shadow_params)
 
 
 def _portions(tensors: Sequence[Tensor]) -> Iterator[slice]:
