@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from flowhooks.data.encode import COLORS, FORMAT, REMEDY, Size, decoded, made_by
+from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXTS, Size, decoded, made_by
 from flowhooks.data.records import Record, Reference, distinct_captions
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_picture
@@ -63,6 +63,7 @@ class ReferenceEncoder:
         told |= {"given": True} if self.model.tells_given else {}
         return {
             "format": FORMAT,
+            **({} if caption is None else {"texts": TEXTS}),
             "references": [self._about(each) for each in references],
             "size": list(size),
             **told,
