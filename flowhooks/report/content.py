@@ -9,10 +9,7 @@ from flowhooks.documents.privacy import text_without_local_paths
 from flowhooks.report.curves import curve
 from flowhooks.report.figures import SPEED, VAL, Figure, figures_for, label
 from flowhooks.report.pictures import TINY, DrawnImages, Grid
-from flowhooks.report.record import RunRecord
-
-#: Warnings of a run on the page; a run prints each sentence once, so that there are few.
-WARNINGS = 200
+from flowhooks.report.record import WARNINGS, RunRecord
 
 
 def figures(records: Sequence[RunRecord]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ class MetricsFile:
         last: the last step of all lines.
         damaged: numbers, from 1, of lines that are not what a run writes.
         cut: whether the file ends within a line.
+        crowded: whether there were more names than are kept.
         not_json: lines with NaN or an infinity, which no current version writes.
     """
 
@@ -69,7 +70,7 @@ class MetricsFile:
     def _forget(self) -> None:
         self._offset, self._before = 0, b""
         self.columns: dict[str, Column] = {}
-        self.lines, self.last, self.cut = 0, 0, False
+        self.lines, self.last, self.cut, self.crowded = 0, 0, False, False
         self.damaged: list[int] = []
         self.not_json: list[int] = []
 
@@ -107,6 +108,7 @@ class MetricsFile:
     def _numbers(self, found: dict[str, object]) -> Iterator[tuple[str, float | None]]:
         for name, value in found.items():
             known = name in self.columns or len(self.columns) < MOST_NAMES
+            self.crowded = self.crowded or not known
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if name != "step" and known and (value is None or number):
                 yield name, value  # type: ignore[misc]

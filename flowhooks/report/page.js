@@ -182,7 +182,8 @@ class Chart {
       over.append(label);
     }
     if (cursor !== null) {
-      const first = shown[0], band = first.line.low ? `, ${number(first.line.low[first.at])} to ${number(first.line.high[first.at])}` : first.line.raw ? `, logged ${number(first.line.raw[first.at])}` : "";
+      const first = shown[0];
+      const band = first.line.low ? `, mean of ${whole(first.line.bins)}, ${number(first.line.low[first.at])} to ${number(first.line.high[first.at])}` : first.line.raw ? `, logged ${number(first.line.raw[first.at])}` : "";
       const text = `step ${whole(first.line.x[first.at])}${shown.length === 1 ? band : ""}`, left = this.x(cursor) > end - 130;
       over.append(make("text", { x: this.x(cursor) + (left ? -6 : 6), y: TOP + 2, "text-anchor": left ? "end" : "start", fill: colour("--soft"), stroke: colour("--paper"), "stroke-width": 3, "paint-order": "stroke" }, text));
     }

@@ -13,10 +13,12 @@ from flowhooks.errors import ConfigError, Problem
 from flowhooks.manifest import EVENTS, HISTORY, METRICS, RUN
 from flowhooks.reading import read_json
 from flowhooks.report.journal import Events, read_events
-from flowhooks.report.metrics_file import MetricsFile
+from flowhooks.report.metrics_file import MOST_NAMES, MetricsFile
 
 #: Metrics of every step, in which a step without a number is a fault.
 ALWAYS = ("loss", "grad_norm")
+#: The most warnings of a run on a page; a run prints each sentence once, so that there are few.
+WARNINGS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +172,10 @@ def _faults(record: RunRecord) -> list[str]:
     if metrics.not_json:
         lines = [str(number) for number in metrics.not_json]
         found.append(f"NaN or infinite numbers are left out of the curves: line {some(lines)} of {HISTORY}.")
+    if metrics.crowded:
+        found.append(f"Of its metrics the first {MOST_NAMES} are shown.")
+    if len(record.events.warnings) > WARNINGS:
+        found.append(f"Of its {len(record.events.warnings):,} warnings the first {WARNINGS} are shown.")
     for name in ALWAYS:
         empty = metrics.columns[name].empty if name in metrics.columns else ()
         if empty:

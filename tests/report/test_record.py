@@ -83,7 +83,19 @@ def cut_grid(run: Path) -> None:
     file.write_bytes(file.read_bytes()[:300])
 
 
+def crowded(run: Path) -> None:
+    line = json.dumps({"step": 20, **{f"mine_{i}": 1.0 for i in range(501)}})
+    (run / "metrics.jsonl").write_text(f"{line}\n", encoding="utf-8")
+
+
+def talkative(run: Path) -> None:
+    told = [{"step": i, "event": "warning", "text": f"sentence {i}"} for i in range(201)]
+    write_events(run, [start(), *told, {"step": 20, "event": "end"}])
+
+
 FAULTS = {
+    crowded: "Of its metrics the first 500 are shown",
+    talkative: "Of its 201 warnings the first 200 are shown",
     no_events: "A version of flowhooks that wrote no events.jsonl trained this run",
     unfinished: "This run is not finished: step 12 of 20 was logged last",
     stopped: "This run stopped at step 12 of 20: the loss of micro-step 12 is NaN",
