@@ -16,6 +16,7 @@ from flowhooks.checks.planning import describe_prompts, unused_data_warnings
 from flowhooks.checks.references import describe_prompt_references
 from flowhooks.cli import main
 from flowhooks.data import audit, build_cache
+from flowhooks.data.transform import load_picture
 from flowhooks.probe.values import same
 from flowhooks.sampling.states import RolloutState
 from flowhooks.sampling.steps import Sampler
@@ -62,7 +63,13 @@ def run_of(root, output, data, **sections):
     return make_run(root / "model", root / f"{output.name}.json", output, **{**base, **sections})
 
 
-def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_path, capsys):
+def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_path, capsys, monkeypatch):
+    given: list[bytes] = []
+    for place in ("encode_references", "given_images"):
+        monkeypatch.setattr(
+            f"flowhooks.data.{place}.load_picture",
+            lambda data, geometry: given.append(data) or load_picture(data, geometry),
+        )
     look = {
         "prompts": ["a photo", "one"],
         "images": [str(edits / "source" / "one.png"), None],
@@ -76,6 +83,7 @@ def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_pa
     assert (result.output_dir / "validation" / "step_000001.png").is_file()
     history = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert any("val/loss" in each for each in history)
+    assert set(given) == {(edits / "source" / f"{name}.png").read_bytes() for name in NAMES}, "no rejected image"
     rows = [{"prompt": "a", "images": "source/one.png"}, {"prompt": "a"}]
     (edits / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     told = [
