@@ -26,7 +26,9 @@ def add(parser: ArgumentParser) -> None:
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--prompt", action="append", help="what to generate; may be given again")
     asked.add_argument(
-        "--prompts", metavar="FILE", help="a text file with one prompt a line, or a .jsonl with `prompt`"
+        "--prompts",
+        metavar="FILE",
+        help="a text file with one prompt a line, or a .jsonl with `prompt` and `images`, its references",
     )
     parser.add_argument(
         "--image",
@@ -34,6 +36,7 @@ def add(parser: ArgumentParser) -> None:
         metavar="[ARGUMENT=]FILE",
         help="a reference that the pipeline is given beside every prompt; may be given again for several",
     )
+    parser.set_defaults(given=None)
     parser.add_argument("--negative-prompt", default="", help="what not to generate")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to sample with")
     parser.add_argument(
@@ -81,7 +84,8 @@ def run(args: Namespace) -> int:
     if args.prompts is not None:
         from flowhooks.sampling.outputs import prompts_of
 
-        args.prompt = prompts_of(args.prompts)
+        prompts = prompts_of(args.prompts)
+        args.prompt, args.given = [prompt.text for prompt in prompts], [prompt.given for prompt in prompts]
     from flowhooks.sampling.outputs import free_output
 
     if args.save_dataset is not None:

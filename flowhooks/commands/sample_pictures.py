@@ -34,7 +34,8 @@ def sample_command(args: Namespace) -> int:
 
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
-            (a list), ``image`` (a list of files, or None), ``negative_prompt``, ``lora`` (file, folder or None),
+            (a list), ``given`` (the references that each names, where they are of a file), ``image`` (a list of files
+            for all prompts, or None), ``negative_prompt``, ``lora`` (file, folder or None),
             ``adapter_below`` (the sigma of its gate, or None for what its file says), ``steps`` (a list),
             ``guidance_scale``, ``seed``, ``num_images`` per prompt,
             ``height``, ``width``, ``duration``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the
@@ -83,7 +84,7 @@ def sample_command(args: Namespace) -> int:
 
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
     """Return the images at every step count."""
-    shown = _references(pipe, args.image or ())
+    shown = _shown(pipe, args)
     if makes_sound(pipe):
         return [
             sample_sound(
@@ -113,10 +114,18 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace)
             height=args.height,
             width=args.width,
             arguments=arguments,
-            images=[shown] * len(args.prompt),
+            images=shown,
         )
         for steps in args.steps
     ]
+
+
+def _shown(pipe: Any, args: Namespace) -> list[dict[str, Any]]:
+    """Return for each prompt pipeline argument -> image or images: those that its row names, else those of all."""
+    of_all = _references(pipe, args.image or ())
+    given = args.given or [None] * len(args.prompt)
+    argument = picture_argument(pipe) if any(each is not None for each in given) else ""
+    return [of_all if each is None else open_images(each, argument, "--prompts") for each in given]
 
 
 def _references(pipe: Any, written: Sequence[str]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def _at_size(tokens: Tokens, small: FlowModel, model: FlowModel) -> Tokens:
         tokens,
         count=tokens.count * cells // learnt,
         of_element=torch.zeros(model.sample_shape, dtype=torch.long, device="meta"),
+        seen=model.layout(**model.size).seen,
     )
 
 

@@ -6,9 +6,11 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from flowhooks.errors import ModelError
@@ -17,6 +19,8 @@ from flowhooks.splice import restore_attributes
 
 #: A call of ``encode_prompt`` with one prompt, as text -> what it returned, on the CPU.
 Calls = Mapping[str, Any]
+#: Most bytes of embeddings of prompts with images that stay in memory, those that were used last.
+WITH_IMAGES = 512 * 2**20
 
 
 class NotStorable(Exception):
@@ -56,6 +60,8 @@ class EncodedPrompts:
         self.pipe = pipe
         self._keeper = keeper
         self._known: dict[str, Any] = {}
+        #: Of prompts that are encoded with images, the latest last.
+        self._seen: dict[str, Any] = {}
         self._readers: list[Callable[[str], Calls]] = []
         #: Calls of the prompts of the latest call of the pipeline.
         self._near: dict[str, Calls] = {}
@@ -67,7 +73,7 @@ class EncodedPrompts:
     @property
     def bytes(self) -> int:
         """Return the bytes of the embeddings in memory."""
-        kept = [self._known, *self._near.values()]
+        kept = [self._known, self._seen, *self._near.values()]
         return sum(t.numel() * t.element_size() for calls in kept for t in tensors_in(calls))
 
     def prepare(self, prompts: Sequence[str], about: Mapping[str, Any], ask: Callable[[str], None]) -> None:
@@ -113,21 +119,35 @@ class EncodedPrompts:
     def _one(self, encode: Any, given: Mapping[str, Any]) -> Any:
         # A prompt and a list of this one prompt are encoded alike.
         plain = {name: value[0] if _prompts(value) else value for name, value in given.items() if name != "device"}
-        key = repr(sorted(plain.items()))
-        kept = next((each for each in (self._known, self._before, *self._near.values()) if key in each), None)
+        pictured = any(map(_holds_image, plain.values()))
+        key = repr(sorted((name, _content(value)) for name, value in plain.items()))
+        held = (self._known, self._seen, self._before, *self._near.values())
+        kept = next((each for each in held if key in each), None)
         if kept is not None:
             output = kept[key]
         else:
             with torch.no_grad():
                 output = map_tensors(encode(**given), lambda t: t.detach().cpu())
-            if self._recorded is None:
+            if self._recorded is None and not pictured:
                 self._known[key] = output
+        if pictured:
+            self._keep_latest(key, output)
         if self._recorded is not None:
             # The address of an object is another one in the next run.
             if re.search(r" at 0x[0-9a-f]+", key):
                 raise NotStorable
             self._recorded[key] = output
         return output
+
+    def _keep_latest(self, key: str, output: Any) -> None:
+        self._seen.pop(key, None)
+        self._seen[key] = output
+        sizes = [sum(t.numel() * t.element_size() for t in tensors_in(each)) for each in self._seen.values()]
+        for oldest, size in list(zip(self._seen, sizes, strict=True))[:-1]:
+            if sum(sizes) <= WITH_IMAGES:
+                break
+            del self._seen[oldest]
+            sizes.remove(size)
 
     def _record(self, prompt: str, ask: Callable[[str], None]) -> Calls:
         recorded = self._recorded = {}
@@ -140,6 +160,24 @@ class EncodedPrompts:
 
     def _read(self, prompt: str) -> Calls:
         return {key: output for read in self._readers for key, output in read(prompt).items()}
+
+
+def _holds_image(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_image, value))
+    return isinstance(value, Image.Image) or (isinstance(value, Tensor) and value.dim() >= 3)
+
+
+def _content(value: Any) -> Any:
+    """Return what tells a value apart, images and tensors by their content."""
+    if type(value) in (list, tuple):
+        return type(value)(_content(each) for each in value)
+    if isinstance(value, Image.Image):
+        return value.mode, value.size, sha256(value.tobytes()).hexdigest()
+    if isinstance(value, Tensor):
+        held = value.detach().cpu().flatten().contiguous()
+        return str(value.dtype), tuple(value.shape), sha256(held.view(torch.uint8).numpy().tobytes()).hexdigest()
+    return value
 
 
 def _prompts(value: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.reading import user_path
-from flowhooks.sampling.prompts import read_prompts
+from flowhooks.sampling.prompts import Prompt, read_prompts
 
 GRID = "grid.png"
 PICTURE = "prompt_"
@@ -58,10 +58,10 @@ def _is_numbered(file: Path) -> bool:
     return file.name.startswith(PICTURE) and file.suffix in (".png", *SOUNDS)
 
 
-def prompts_of(file: str) -> list[str]:
+def prompts_of(file: str) -> list[Prompt]:
     """Return the prompts of a file. Raises ConfigError when it cannot be read, or holds none."""
     try:
-        return [prompt.text for prompt in read_prompts(file)]
+        return read_prompts(file)
     except ValueError as error:
         raise ConfigError(Problem(str(error).replace("`prompts`: ", ""), "--prompts")) from error
 

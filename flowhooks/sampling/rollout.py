@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -243,11 +243,9 @@ class PipelineSampler:
         )
         # Without the pipeline's own `no_grad`: the caller decides whether there is a gradient.
         method = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
-        # An embedding that depends on the images too must not be taken for that of another sample.
-        entangled = self.model.contract.entangled
         # Some draw from the posterior of an image without a seed, and a visit would see another image.
         mode = at_mode(getattr(pipe, "vae", None), call["generator"])
-        with mode, nullcontext() if entangled else self.encoded.used(prompts):
+        with mode, self.encoded.used(prompts):
             method(pipe, **call_to_make(pipe, call))
 
     @contextmanager

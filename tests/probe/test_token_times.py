@@ -25,8 +25,8 @@ from tests.families import PIPELINES, checks, learnt, pictured, tiny
 from tests.probe.test_families import LEARNT
 from tests.probe.two_copies import merged_prediction
 
-#: Given pictures beside the sample's own tokens, and in place of some of them.
-GIVEN = ["flux2-edit", "wan22-5b-i2v", "ltx-condition"]
+#: A given frame in place of some of the sample's own tokens.
+GIVEN = ["wan22-5b-i2v", "ltx-condition"]
 #: The convolutions of a U-Net mix places.
 TIMED = [name for name in LEARNT if name != "stable-diffusion-xl"]
 

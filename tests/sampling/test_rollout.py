@@ -11,7 +11,7 @@ from flowhooks.sampling.flow_map_steps import first_order
 from flowhooks.sampling.rollout import PipelineSampler
 from flowhooks.sampling.states import RolloutState
 from flowhooks.sampling.steps import Sampler
-from tests.families import learnt
+from tests.families import learnt, pictured
 
 #: A doubled batch, two calls, an embedded scale with two calls, none embedded, a normalised sum, video.
 GUIDED = {
@@ -131,6 +131,27 @@ def test_prompts_are_encoded_once():
     assert first
     assert len(calls) == first
     assert played.encoded.bytes > 0
+
+
+def test_a_prompt_is_encoded_once_with_each_of_its_images(monkeypatch):
+    """Qwen-Image-Edit's text encoder sees them: neither a visit nor another sample of the prompt asks it again."""
+    played, calls = player("qwen-image-edit"), []
+    played.model.pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    sampler = Sampler(steps=2)
+    found = []
+    for seed in (1, 2):
+        images = {"image": pictured([(32, 32)], seed)}
+        rollout = played.draw(["one", "one"], SEEDS, sampler, range(2), images=images)
+        once = len(calls)
+        found.append(played.velocity(RolloutState(player=played, rollout=rollout, index=1), "policy"))
+        again = played.draw(["one", "one"], SEEDS, sampler, [1], images={"image": pictured([(32, 32)], seed)})
+        assert torch.equal(again.final, rollout.final) and len(calls) == once
+    assert not torch.equal(*found), "that of another image is another one"
+    assert len(played.encoded._seen) > 1 and not played.encoded._known
+    monkeypatch.setattr("flowhooks.sampling.encoded.WITH_IMAGES", 0)
+    before = len(calls)
+    played.draw(["one"], SEEDS[:1], sampler, [1], images={"image": pictured([(32, 32)], 3)})
+    assert len(played.encoded._seen) == 1 and len(calls) > before
 
 
 def test_prompts_of_other_lengths_are_told_apart():

@@ -12,10 +12,16 @@ import torch
 from PIL import Image
 
 from flowhooks.checks.examine import examine
+from flowhooks.checks.planning import describe_prompts, unused_data_warnings
+from flowhooks.checks.references import describe_prompt_references
 from flowhooks.cli import main
+from flowhooks.data import audit, build_cache
+from flowhooks.data.transform import load_picture
+from flowhooks.probe.values import same
 from flowhooks.sampling.states import RolloutState
 from flowhooks.sampling.steps import Sampler
 from flowhooks.train import train
+from flowhooks.train.identity import identity
 from flowhooks.train.setup import prepared
 from tests.data.folders import image_set, partner_set, write_image, write_mask
 from tests.families import PIPELINES, learnt, tiny
@@ -57,7 +63,13 @@ def run_of(root, output, data, **sections):
     return make_run(root / "model", root / f"{output.name}.json", output, **{**base, **sections})
 
 
-def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_path, capsys):
+def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_path, capsys, monkeypatch):
+    given: list[bytes] = []
+    for place in ("encode_references", "given_images"):
+        monkeypatch.setattr(
+            f"flowhooks.data.{place}.load_picture",
+            lambda data, geometry: given.append(data) or load_picture(data, geometry),
+        )
     look = {
         "prompts": ["a photo", "one"],
         "images": [str(edits / "source" / "one.png"), None],
@@ -71,9 +83,12 @@ def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_pa
     assert (result.output_dir / "validation" / "step_000001.png").is_file()
     history = [json.loads(line) for line in (result.output_dir / "metrics.jsonl").read_text().splitlines()]
     assert any("val/loss" in each for each in history)
+    assert set(given) == {(edits / "source" / f"{name}.png").read_bytes() for name in NAMES}, "no rejected image"
+    rows = [{"prompt": "a", "images": "source/one.png"}, {"prompt": "a"}]
+    (edits / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     told = [
-        "--prompt",
-        "a",
+        "--prompts",
+        str(edits / "asked.jsonl"),
         "--image",
         str(edits / "source" / "two.png"),
         "--steps",
@@ -84,7 +99,8 @@ def test_flow_dpo_on_masked_edit_pairs_from_a_file_to_the_pipeline(edits, tmp_pa
         "16",
     ]
     assert main(["sample", str(result.output_dir), *told, "--output", str(tmp_path / "drawn")]) == 0
-    assert Image.open(tmp_path / "drawn" / "grid.png").size == (16, 16)
+    first, second = (np.asarray(Image.open(tmp_path / "drawn" / f"prompt_00{i}_00.png")) for i in (0, 1))
+    assert first.shape == (16, 16, 3) and not np.array_equal(first, second), "a row's own reference, else that of all"
 
 
 def test_sets_of_references_in_the_words_of_other_trainers(edits, tmp_path, capsys):
@@ -138,22 +154,33 @@ def test_a_text_encoder_that_sees_the_picture_encodes_every_caption_with_every_r
     hooks = [{"type": "flow_dpo", "norm_type": "mean"}]
     look = {"prompts": ["one"], "images": [str(edits / "source" / "two.png")], "num_inference_steps": 1, "holdout": 1}
     sections = {"model": {"pipeline_arguments": {}}, "validation": {**look, "height": 16, "width": 16}}
-    result = train(run_of(edits, tmp_path / "qwen", data, hooks=hooks, **sections), progress=False)
+    run = run_of(edits, tmp_path / "qwen", data, hooks=hooks, **sections)
+    result = train(run, progress=False)
     assert (result.output_dir / "validation" / "step_000001.png").is_file()
     kinds = {path.name for path in (edits / "cache").iterdir()}
     assert "conditions" in kinds
+    # For guidance in a step, conditions are kept without their captions too: here they are all in the cache.
+    model = learnt("qwen-image-edit-plus")
+    audited = audit(run.data)
+    dataset = build_cache(audited, model, edits / "cache", progress=False, unprompted=True)
+    condition = dataset[0]["condition"].join([dataset[1]["condition"]])
+    null = model.null_conditions(condition)
+    bare = [dataset.condition("", (16, 16, 1), record.references) for record in audited.records[:2]]
+    assert same(null.samples, bare[0].unprompted().join([bare[1].unprompted()]).samples)
+    assert not same(null.samples, condition.samples)
 
 
 def test_a_run_samples_with_each_caption_and_its_references(edits, tmp_path):
     """What is visited again is what was sampled, with the same references."""
     grpo = {
         "prompts": None,
-        "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
+        "rewards": [{"type": "reference_similarity", "outside_mask": True}],
         "group_size": 2,
         "num_inference_steps": 2,
         "visits": 1,
     }
-    run = run_of(edits, tmp_path / "grpo", blocks("source"), hooks=[], method={"flow_grpo": grpo})
+    run = run_of(edits, tmp_path / "grpo", blocks("source", "mask"), hooks=[], method={"flow_grpo": grpo})
+    assert not unused_data_warnings(examine(run).plan, examine(run).audit.given), "the reward reads the masks"
     with prepared(run, None, False) as job:
         tokens: list[int] = []
         handle = job.session.model.transformer.register_forward_pre_hook(
@@ -165,6 +192,8 @@ def test_a_run_samples_with_each_caption_and_its_references(edits, tmp_path):
         assert len(results) == len(NAMES), "those of one caption together"
         # Of 16 x 16 pixels, and beside them 32 x 32 or 32 x 16.
         assert set(tokens) == {16 + 64, 16 + 32}
+        rewards = [float(result.metrics["flow_grpo_reward_reference_similarity"]) for result in results]
+        assert len(set(rewards)) == len(NAMES) and all(-1 < reward < 1 for reward in rewards)
         player = job.session.source.player
         first, other = (dict(batch.references[i]) for i in (0, 1))
         with torch.no_grad():
@@ -173,3 +202,33 @@ def test_a_run_samples_with_each_caption_and_its_references(edits, tmp_path):
             assert torch.equal(visit.velocity("policy"), rollout.velocities[1])
             swapped = replace(visit, rollout=replace(rollout, images=other))
             assert not torch.equal(swapped.velocity("policy"), rollout.velocities[1])
+
+
+def test_a_file_of_prompts_names_references(edits, tmp_path, capsys):
+    rows = [{"prompt": "a photo", "images": f"source/{name}.png"} for name in ("one", "two")]
+    (edits / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    grpo = {
+        "prompts": str(edits / "prompts.jsonl"),
+        "rewards": [{"type": "reference_similarity"}],
+        "group_size": 2,
+        "num_inference_steps": 2,
+        "visits": 1,
+    }
+    training = {"max_train_steps": 1, "train_batch_size": 2}
+    sections = {"validation": {"height": 16, "width": 16}, "method": {"flow_grpo": grpo}, "training": training}
+    run = replace(run_of(edits, tmp_path / "asked", blocks("source"), hooks=[], **sections), data=None)
+    assert describe_prompt_references(run) == "2 with 1" and "with references" in describe_prompts(run)
+    with prepared(run, None, False) as job:
+        assert job.session.model.contract.references == ("image",)
+        seen: list[tuple[int, int]] = []
+        handle = job.session.model.transformer.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(tuple(kwargs["hidden_states"].shape[:2])), with_kwargs=True
+        )
+        results = list(job.session.steps(None))
+        handle.remove()
+        assert len(results) == 2 and all(bool(result.loss.isfinite()) for result in results)
+        # Of 16 x 16 pixels, and beside them 32 x 32 or 32 x 16; the images of a prompt together.
+        assert {(2, 16 + 64), (2, 16 + 32)} <= set(seen)
+    before = identity(run, examine(run).audit, 1)["prompts"]
+    write_image(edits / "source" / "two.png", (32, 16), 99)
+    assert identity(run, examine(run).audit, 1)["prompts"] != before, "another image under the same name"
