@@ -48,6 +48,12 @@ FLOW_MAP = {
 OF_THE_TARGET = ("modular-wan21-i2v", "modular-wan22-i2v")
 
 
+#: Pipelines that take several pictures a sample.
+SEVERAL = tuple(
+    f"{kind}{name}" for name in ("flux2-edit", "flux2-klein-edit", "qwen-image-edit-plus") for kind in ("", "modular-")
+) + ("bria-fibo-edit",)
+
+
 class Failed(AssertionError):
     """Something that a column claims does not hold."""
 
@@ -342,23 +348,28 @@ def check_checkpointing(name: str) -> None:
 
 @torch.no_grad()
 def check_images(name: str) -> None:
-    """Each of two samples with pictures of its own is predicted as the pipeline does, alone and beside the other."""
+    """Each of some samples with pictures of its own is predicted as the pipeline does, alone and beside the others: two
+    of different pictures, one of two pictures where the pipeline takes :data:`SEVERAL`, and one of none where it runs
+    without."""
     model = learnt(name)
     if not model.contract.references:
         raise Failed("the pipeline takes no image of each sample's own, or was not given one here")
+    own = (model.size["width"], model.size["height"])
+    sizes = [[own], [own]] if sized_by_image(model.pipe) or name in OF_THE_TARGET else [[(96, 64)], [(64, 96)]]
+    sizes += [[(64, 64), (96, 64)]] if name in SEVERAL else []
+    given = [
+        {argument: pictured(each, seed=7 + 10 * seed + i) for i, argument in enumerate(model.contract.references)}
+        for seed, each in enumerate(sizes)
+    ]
+    given += [{}] if model.contract.optional else []
     networks, conditions, states = model.contract.networks_of(model.pipe), [], []
-    own = [(model.size["width"], model.size["height"])] * 2
-    sizes = own if sized_by_image(model.pipe) or name in OF_THE_TARGET else [(96, 64), (64, 96)]
-    for seed, prompt in enumerate(prompts(model)):
-        images = {
-            argument: pictured([sizes[seed]], seed=7 + 10 * seed + i)
-            for i, argument in enumerate(model.contract.references)
-        }
+    for seed, images in enumerate(given):
+        prompt = prompts(model)[seed % 2]
         conditions.append(model.encode_conditions([prompt], [images]))
         generator = torch.Generator().manual_seed(7 + seed)
         with without_side_effects(model.pipe, networks):
             walk = walked(model.pipe, networks, model.call(prompt=prompt, generator=generator, **images), 3)
-        places = [i for i, own in enumerate(walk.names) if own == model.component]
+        places = [i for i, own_name in enumerate(walk.names) if own_name == model.component]
         asked, step = walk.calls[places[-1]], walk.steps[places[-1]]
         states.append((step.sample, torch.tensor([called_at(model, asked, step.sigma)]), step.velocity))
     noisy, sigma = (torch.cat([state[k] for state in states]) for k in (0, 1))

@@ -64,15 +64,18 @@ def twins(name: str) -> tuple[Any, Any]:
 
 
 def differences(name: str) -> list[str]:
-    """What a classic pipeline's network gets otherwise from its modular twin at the same prompt, size and latents."""
+    """What a classic pipeline's network gets otherwise from its modular twin of one prompt, image, size and sample."""
     import torch
 
     from flowhooks.probe import probe
+    from flowhooks.probe.references import examples
     from tests.families import CLASSIC, MODULAR
 
     classic, modular = twins(name)
-    old = probe(classic, arguments=CLASSIC[name].arguments)
-    new = probe(modular, arguments=MODULAR[f"modular-{name}"].arguments)
+    references = CLASSIC[name].references
+    old = probe(classic, arguments=CLASSIC[name].arguments, references=references)
+    new = probe(modular, arguments=MODULAR[f"modular-{name}"].arguments, references=references)
+    images = [dict(each) for each in examples(references, **new.size)[:1]] or [{}]
     layouts = [model.layout(**model.size) for model in (old, new)]
     found = (
         [f"its sample is {new.sample_shape}, not {old.sample_shape}"] if old.sample_shape != new.sample_shape else []
@@ -81,14 +84,16 @@ def differences(name: str) -> list[str]:
         found.append(f"its shift is {layouts[1].shift:g}, not {layouts[0].shift:g}")
     state = torch.randn(1, *new.sample_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.9])
     given = [
-        model.fixed_arguments(model.layout_of(state[0]), state[0], model.encode_prompts(["two one a"]).groups()[0][1])
+        model.fixed_arguments(
+            model.layout_of(state[0]), state[0], model.encode_conditions(["two one a"], images).groups()[0][1]
+        )
         for model in (old, new)
     ]
     for argument in given[1]:
         if not same(given[0].get(argument), given[1][argument]) and isinstance(given[1][argument], torch.Tensor):
             found.append(f"`{argument}` has other values")
     with torch.no_grad():
-        one, other = (model.predict(*state, model.encode_prompts(["two one a"])) for model in (old, new))
+        one, other = (model.predict(*state, model.encode_conditions(["two one a"], images)) for model in (old, new))
     off = float((one - other).abs().max())
     return [*found, f"the prediction is {off:.2g} away"] if off else []
 

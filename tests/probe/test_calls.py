@@ -41,7 +41,7 @@ def test_frames_that_the_pipeline_drops_are_dropped():
     assert model.decode(torch.zeros(1, *model.sample_shape), condition=condition).shape[2] == 5
 
 
-def test_prompts_of_our_own_have_the_form_that_the_pipeline_reads():
+def test_prompts_of_our_own_have_the_form_that_the_pipeline_reads(monkeypatch):
     model = learnt("bria-fibo-edit")
     checks.check_images("bria-fibo-edit")
     assert call_to_make(model.pipe, {"prompt": [*PROMPTS, "cut it"]})["prompt"] == [
@@ -51,6 +51,9 @@ def test_prompts_of_our_own_have_the_form_that_the_pipeline_reads():
     ]
     with pytest.raises(ModelError, match="has to be a valid edit JSON"):
         model.encode_conditions(["cut it"], [{}])
+    monkeypatch.setattr("flowhooks.probe.calls.FORMS", {})
+    with pytest.raises(ModelError, match="has to be a valid edit JSON"):
+        probe(model.pipe, arguments=model.arguments, references=["image"])
 
 
 def test_without_its_exception_kandinsky_changes_the_first_frames(monkeypatch):

@@ -92,6 +92,15 @@ def test_what_cannot_be_learnt_is_refused_with_the_reason(name):
         checks.check_probe(name)
 
 
+def test_every_step_of_a_sample_is_visited_again_though_its_image_is_drawn_without_a_seed():
+    checks.check_replay("cogview4-control")
+
+
+def test_a_run_with_images_is_resumed_and_detached():
+    checks.check_resume("flux-kontext")
+    checks.check_detach("flux-kontext")
+
+
 def call_without(monkeypatch, *names):
     kept = {name: value for name, value in exceptions.CALL.items() if name not in names}
     monkeypatch.setattr(exceptions, "CALL", kept)

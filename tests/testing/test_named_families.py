@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import diffusers
@@ -10,7 +11,7 @@ import pytest
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from tests.families import EVERY, PIPELINES, tiny
-from tests.families.matrix import WITHOUT_A_ROW
+from tests.families.matrix import WITHOUT_A_ROW, known_rows, markdown
 
 PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text(encoding="utf-8")
 IMAGES = [
@@ -64,8 +65,30 @@ def test_the_page_tells_of_it(family):
         assert row in EVERY and f"| `{row}` |" in PAGE
 
 
+def test_the_page_is_read_as_it_is_written():
+    rows = known_rows(PAGE)
+    twins = re.findall(r"^\* `modular-.*`: .*\.$", PAGE, re.MULTILINE)
+    assert markdown([rows[name] for name in EVERY if name in rows], twins) == PAGE
+    assert not known_rows(PAGE.replace("| bf16 |", "| fp8 |"))
+
+
 def test_every_tiny_pipeline_has_a_row():
     assert [name for name in EVERY if f"| `{name}` |" not in PAGE] == []
+
+
+def test_every_class_of_diffusers_that_matches_flows_has_a_row_or_a_reason():
+    """What names a scheduler of flow matching for its own, and every modular pipeline."""
+    root, names = Path(diffusers.__file__).parent, set(dir(diffusers))
+    own = re.compile(r"^ +scheduler: .*(FlowMatch\w+|UniPCMultistepScheduler|SCMScheduler)", re.MULTILINE)
+    files = [*root.glob("pipelines/*/pipeline_*.py"), *root.glob("modular_pipelines/*/modular_pipeline.py")]
+    found = {
+        name
+        for file in files
+        if file.stem == "modular_pipeline" or own.search(file.read_text(encoding="utf-8"))
+        for name in re.findall(r"^class (\w+Pipeline)\(", file.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(found & names) > 100
+    assert sorted(name for name in found & names if not re.search(rf"\b{name}\b", PAGE)) == []
 
 
 def test_what_is_said_of_diffusers_holds():
