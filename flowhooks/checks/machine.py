@@ -123,17 +123,36 @@ def compiler_refusal(backend: str) -> str | None:
 def cuda_capabilities() -> tuple[tuple[int, int], ...]:
     """Return the compute capability of each NVIDIA GPU that the driver offers to this process; empty without driver or
     GPU."""
+    driver, count = _cuda()
+    major, minor = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+    return tuple((_attribute(driver, i, major), _attribute(driver, i, minor)) for i in range(count))
+
+
+def cuda_memory() -> tuple[int, ...]:
+    """Return the bytes of memory of each NVIDIA GPU that the driver offers to this process; empty without driver or
+    GPU."""
+    driver, count = _cuda()
+    found = []
+    for index in range(count):
+        device, size = ctypes.c_int(), ctypes.c_size_t()
+        driver.cuDeviceGet(ctypes.byref(device), index)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+        found.append(size.value)
+    return tuple(found)
+
+
+def _cuda() -> tuple[Any, int]:
+    """Return NVIDIA's driver and how many GPUs it offers; 0 where there is no driver."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
-        return ()
+        return None, 0
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:
-        return ()
+        return None, 0
     count = ctypes.c_int()
     if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return ()
-    major, minor = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-    return tuple((_attribute(driver, i, major), _attribute(driver, i, minor)) for i in range(count.value))
+        return None, 0
+    return driver, count.value
 
 
 def has_rocm() -> bool:

@@ -26,7 +26,10 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--method", help="method of the run (default: flow_dpo for pairs, else sft)")
     parser.add_argument(
-        "--gpu", metavar="SIZE", type=card_size, help="memory of the card, such as 24; the run is made to fit it"
+        "--gpu",
+        metavar="SIZE",
+        type=card_size,
+        help="memory of the card, such as 24; the run is made to fit it (default: the smallest NVIDIA GPU here)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="the caption of all images, in place of text files")
     parser.add_argument(
@@ -39,17 +42,20 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
+    from flowhooks.checks.machine import cuda_memory
     from flowhooks.reading import user_path
     from flowhooks.starter import draft, refuse_existing, write_draft
 
     output, data = user_path(args.output), user_path(args.data)
     refuse_existing(output)
+    card: int | None = args.gpu or min(cuda_memory(), default=None)
 
     def fitted(run: Run, audited: Audit) -> Fitted:
         from flowhooks.starter.card import fit_card
 
         say("counting the memory of an update, a minute or so for a large model", flush=True)
-        return fit_card(run, audited, args.gpu)
+        assert card is not None
+        return fit_card(run, audited, card)
 
     made = draft(
         args.model,
@@ -57,10 +63,12 @@ def run(args: Namespace) -> int:
         args.method,
         prompt=args.prompt,
         output=output,
-        fitted=None if args.gpu is None else fitted,
+        fitted=None if card is None else fitted,
     )
     for label, line in made.lines:
         say(f"{label:<10} {line}")
+    if card is None:
+        say(f"{'card':<10} not known: with --gpu 24 the options are those that fit a card of 24 GiB")
     files = write_draft(made)
     for file in files:
         say(f"{'wrote':<10} {file}")

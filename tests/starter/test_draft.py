@@ -13,8 +13,8 @@ from flowhooks.cli import main
 from flowhooks.config import load_run
 from flowhooks.memory.report import Fit
 from flowhooks.starter import methods_offered
-from flowhooks.testing import tiny
 from tests.data.test_folder import EDITS, PAIRS, PLAIN, write
+from tests.families import tiny
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +28,8 @@ def model(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Whatever card the machine of the tests has.
+    monkeypatch.setattr("flowhooks.checks.machine.cuda_memory", tuple)
 
 
 def init(model: str | Path, data: str, *more: str) -> int:
@@ -55,6 +57,25 @@ def test_what_is_written_passes_check(names, method, options, model, tmp_path, c
     check = next(line for line in said.splitlines() if "flowhooks check" in line).partition("flowhooks ")[2]
     assert main(shlex.split(check)) == 0
     assert capsys.readouterr().out.endswith("ok\n")
+
+
+def test_videos_begin_with_a_frame_of_their_own_where_the_pipeline_is_given_one(tmp_path):
+    tiny("wan21-i2v").save_pretrained(tmp_path / "model")
+    write(tmp_path / "clips", {"a.gif": "it runs"}, (64, 64))
+    assert init("model", "clips") == 0
+    (block,) = json.loads((tmp_path / "data.json").read_text(encoding="utf-8"))
+    assert (block["num_frames"], block["reference"]) == (9, "first_frame")
+    assert load_run("run.json").model["pipeline_arguments"] == {"num_frames": 9}
+
+
+def test_validation_is_given_the_references_of_its_prompts(tmp_path):
+    tiny("flux-kontext").save_pretrained(tmp_path / "model")
+    write(tmp_path / "mine", EDITS)
+    assert init("model", "mine") == 0
+    run = load_run("run.json")
+    assert run.validation["prompts"] == ["remove it"] and run.provides >= {"data:reference", "data:rejected"}
+    ((first, second),) = run.validation["images"]
+    assert [Path(each).parent.name for each in (first, second)] == ["source_1", "source_2"]
 
 
 def test_a_folder_in_a_run_means_what_init_writes(model, tmp_path):
