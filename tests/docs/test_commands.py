@@ -19,6 +19,7 @@ from tests.train import runs
 
 #: Beginning of a command line -> the test that runs it, for what is long, needs a network, or another model.
 ELSEWHERE = {
+    "check examples/flow_dpo/digits.json": "tests/packaging/test_wheel.py",
     "check examples/sft/": "tests/docs/test_recipes.py",
     "check my_run.json --gpu": "tests/docs/test_walk.py",
     "check my_run.json --memory": "tests/memory/test_check.py",
