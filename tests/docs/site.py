@@ -59,13 +59,16 @@ def navigation() -> list[object]:
         sections and sections[-1][1].extend(
             page for page in _LINK.findall(line) if page.endswith(".md") and page not in sections[-1][1]
         )
-    placed = {"README.md", *(page for _, own in sections for page in own)}
+    listed = [page for _, own in sections for page in own]
     for page in pages():
-        if page not in placed:
-            placed.add(page)
-            parent = next((other for _, own in sections for other in own if page in links(other)), None)
-            own = next((own for _, own in sections if parent in own), sections[-1][1])
-            own.insert(own.index(parent) + 1 if parent else len(own), page)
+        if page in listed or page == "README.md":
+            continue
+        # The page whose name it continues, as evidence does; else the last one that links to it: tutorials come first.
+        parents = [other for other in listed if page in links(other)]
+        named = [other for other in parents if Path(page).stem.startswith(Path(other).stem)]
+        parent = (named or parents[-1:] or listed[-1:])[0]
+        own = next(own for _, own in sections if parent in own)
+        own.insert(own.index(parent) + 1, page)
     return [{"flowhooks": "README.md"}, *({title: own} for title, own in sections)]
 
 
