@@ -59,6 +59,17 @@ def plain_arguments(pipeline: str) -> Mapping[str, str]:
 
 
 @cache
+def parts_of_its_own(pipeline: str) -> frozenset[str]:
+    """Return the parts that a pipeline's class makes itself where it is given none; Diffusers writes no folder of
+    them."""
+    made = _member(_class(pipeline, "pipelines/*/pipeline_*.py"), "__init__")
+    if not isinstance(made, ast.FunctionDef):
+        return frozenset()
+    several = made.args.args[len(made.args.args) - len(made.args.defaults) :]
+    return frozenset(each.arg for each in several)
+
+
+@cache
 def checkpoints_gradients(network: str) -> bool | None:
     """Return whether a network can recompute activations in the backward pass."""
     found = _class(network, "models/transformers/*.py") or _class(network, "models/unets/*.py")

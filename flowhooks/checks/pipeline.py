@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from flowhooks.checks import hub
+from flowhooks.checks.library import parts_of_its_own
 from flowhooks.checks.trainable import unfit
 from flowhooks.config import Run
 from flowhooks.digits.places import NAMES as EMBEDDED
@@ -95,7 +96,7 @@ def model_problems(run: Run) -> Iterator[Problem]:
         absent = section["variant"] is not None
         missing = [(_no_variant(section["variant"]), "$.model.variant")] if absent else []
     else:
-        missing = list(_missing(folder, parts, section["variant"]))
+        missing = list(_missing(folder, parts, section["variant"], parts_of_its_own(pipeline)))
     # A pipeline that is not in the Hub's cache yet is fetched, if there is a network.
     if name in EMBEDDED or local_pipeline(name) is not None or hub.is_offline():
         yield from (Problem(f"{name!r} {what}", file, path) for what, path in missing)
@@ -123,7 +124,8 @@ def model_notices(run: Run) -> Iterator[str]:
         except hub.Unknown as error:
             raise ConfigError(Problem(str(error), str(run.source), _NAME)) from None
         return
-    missing = list(_missing(folder, read_index(folder)[0], section["variant"]))
+    parts, pipeline = read_index(folder)
+    missing = list(_missing(folder, parts, section["variant"], parts_of_its_own(pipeline)))
     if missing:
         parts = ", ".join(what for what, _ in missing[:3])
         yield f"{name} is in the Hub's cache in part only ({parts}); `train` fetches the rest first"
@@ -185,14 +187,16 @@ def read_index(folder: Path) -> tuple[dict[str, tuple[str, str]], str]:
     return parts, index["_class_name"]
 
 
-def _missing(folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | None) -> Iterator[tuple[str, str]]:
-    """Yield (what, JSON path) for missing files that loading needs."""
+def _missing(
+    folder: Path, parts: Mapping[str, tuple[str, str]], variant: str | None, own: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield (what, JSON path) for missing files that loading needs; the parts ``own`` need none."""
     varied = False
     for part, (library, kind) in parts.items():
         place = folder / part
         if not place.is_dir():
-            if index_of(folder).name == MODULAR_INDEX:
-                # Its index says where the part is.
+            if part in own or index_of(folder).name == MODULAR_INDEX:
+                # Its class makes the part, or its index says where it is.
                 continue
             yield f"has no folder {part!r}, which its {INDEX} names; save it again with save_pretrained", _NAME
             continue

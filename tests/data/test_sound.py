@@ -1,4 +1,4 @@
-"""Data sets of sound: what is read of their files, how they are cut, and what of them is refused before weights load."""
+"""Data sets of sound: what is read of their files, how they are cut, and what is refused before weights load."""
 
 from __future__ import annotations
 

@@ -113,8 +113,8 @@ def stable_audio_3() -> Any:
 
 
 def longcat_audio() -> Any:
-    """A LongCatAudioDiTPipeline: mono at 800 Hz, samples ``[T, 4]`` of 8 sound samples each; its scheduler's sigmas
-    are inverted."""
+    """A LongCatAudioDiTPipeline: mono at 800 Hz, samples ``[T, 4]`` of 8 sound samples each; the scheduler that its
+    class makes has inverted sigmas, and no folder when it is saved."""
     from diffusers import LongCatAudioDiTPipeline, LongCatAudioDiTTransformer, LongCatAudioDiTVae
 
     tokenizer = t5_tokenizer(WORDS, max_length=16)
