@@ -19,6 +19,7 @@ from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.hooks.kto import DISLIKED, LIKED, KTOSpec, as_liked
 from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         problems += sound_problems(run, audited)
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
+    problems += [] if audited is None else _label_problems(run, audited)
     if problems or audited is None or planned is None:
         raise ConfigError(problems)
     return Examined(audit=audited, plan=planned)
@@ -79,6 +81,22 @@ def _option_problems(run: Run) -> Iterator[Problem]:
         spec = HOOKS.get(hook.type)
         if spec is not None and (message := spec.unchecked(hook.options).refusal()) is not None:
             yield Problem(message, str(run.source), hook.where)
+
+
+def _label_problems(run: Run, audited: Audit) -> Iterator[Problem]:
+    """Yield a problem for each objective on labels with cells that say neither that an image was liked nor that it was
+    not."""
+    for hook in run.hooks:
+        name = hook.options["label"] if hook.type == KTOSpec.type else None
+        cells = [(each, each.columns[name]) for each in audited.records if name in each.columns]
+        wrong = [(record, cell) for record, cell in cells if as_liked(cell) is None]
+        if wrong:
+            record, cell = wrong[0]
+            message = (
+                f"{len(wrong):,} of {len(cells):,} samples have no label in {name!r}, first {record.key!r} of "
+                f"{record.dataset!r}, {cell!r}; expected one of {', '.join(LIKED)}, or of {', '.join(DISLIKED)}"
+            )
+            yield Problem(message, str(run.source), f"{hook.where}.label")
 
 
 def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:

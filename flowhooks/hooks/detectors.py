@@ -4,7 +4,7 @@ never stop a run."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,11 +46,10 @@ def margin_by_sigma(
     return found
 
 
-def detect(step: Step, role: str, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
-    """The detectors of one step, 0-dim each.
+def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
+    """The detectors of one step that are about margins, 0-dim each.
 
     Args:
-        role: that of the reference.
         win_adv, lose_adv: ``[B]``.
     """
     main = step.views["main"]
@@ -61,15 +60,26 @@ def detect(step: Step, role: str, win_adv: Tensor, lose_adv: Tensor) -> dict[str
         "lose_share": _ratio(step, lose_adv, margin, main.weight),
         **margin_by_sigma(margin, main.level, main.weight, step.all_reduce),
     }
-    pairs = [(step.predict(name), step.predict(name, role)) for name in ("main", "rejected")]
-    policy, reference = (torch.cat(side) for side in zip(*pairs, strict=True))
-    if main.mask is None:
-        found["drift"] = drift(policy, reference, torch.ones_like(policy), step.all_reduce)
-    else:
-        inside = torch.cat([main.mask.expand_as(policy[: len(margin)])] * 2).clamp(max=1)
-        found["drift_inside"] = drift(policy, reference, inside, step.all_reduce)
-        found["drift_outside"] = drift(policy, reference, 1 - inside, step.all_reduce)
     return found
+
+
+def drifts(step: Step, role: str, views: Sequence[str]) -> dict[str, Tensor]:
+    """How far the policy is from the reference on these views, 0-dim; inside and outside of masks where there are some.
+
+    Args:
+        role: that of the reference.
+    """
+    pairs = [(step.predict(name), step.predict(name, role)) for name in views]
+    policy, reference = (torch.cat(side) for side in zip(*pairs, strict=True))
+    masks = [step.views[name].mask for name in views]
+    if masks[0] is None:
+        return {"drift": drift(policy, reference, torch.ones_like(policy), step.all_reduce)}
+    shaped = [mask.expand_as(one) for mask, (one, _) in zip(masks, pairs, strict=True) if mask is not None]
+    inside = torch.cat(shaped).clamp(max=1)
+    return {
+        "drift_inside": drift(policy, reference, inside, step.all_reduce),
+        "drift_outside": drift(policy, reference, 1 - inside, step.all_reduce),
+    }
 
 
 def _ratio(step: Step, part: Tensor, whole: Tensor, weight: Tensor | None) -> Tensor:
@@ -85,6 +95,7 @@ class Terms:
 
     Args:
         name: type of the objective.
+        adapts: whether the objective can adapt its beta at all.
         auto_beta: whether beta follows the margin.
         target: the gradient factor that it then aims at, in (0, 0.5).
         low, high: its clamp, or None.
@@ -93,6 +104,7 @@ class Terms:
     """
 
     name: str
+    adapts: bool = False
     auto_beta: bool = False
     target: float = 0.2
     low: float | None = None
@@ -158,7 +170,8 @@ def warn(metrics: Mapping[str, float], terms: Terms) -> list[str]:
 def _softer(beta: float, terms: Terms) -> str:
     """How to make a smaller beta of this run."""
     if not terms.auto_beta:
-        return f"lower `beta`{f' below {beta:.4g}' if math.isfinite(beta) else ''}, or set `auto_beta`"
+        other = ", or set `auto_beta`" if terms.adapts else ""
+        return f"lower `beta`{f' below {beta:.4g}' if math.isfinite(beta) else ''}{other}"
     if terms.low is not None and beta <= 1.01 * terms.low:
         return f"lower `auto_beta_min`, {terms.low:g}, at which beta stands"
     return "`auto_beta` follows too slowly: lower `auto_beta_decay`, or the learning rate"

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
-from flowhooks.hooks.detectors import Terms, detect, warn
-from flowhooks.hooks.preference_spec import LOSE, WIN, PairSpec, PreferenceSpec
+from flowhooks.hooks.detectors import Terms, detect, drifts, warn
+from flowhooks.hooks.preference_spec import LOSE, WIN, ComparedSpec, PairSpec, PreferenceSpec
 from flowhooks.hooks.reference_model import reference_model
 from flowhooks.hooks.self_test import SelfTest
 from flowhooks.hooks.watch import Watch
@@ -89,8 +89,8 @@ def plain_error(step: Step) -> Tensor:
     return (step.predict(WIN) - step.target(WIN)).square().flatten(1).mean(1)
 
 
-class PairPreference(PairSpec, Preference):
-    """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
+class Compared(ComparedSpec, Preference):
+    """Compares the policy with a reference: has its role, checks it, and watches the run."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class PairPreference(PairSpec, Preference):
 
     @property
     def first_loss(self) -> float | None:
-        """The loss of a pair whose margin is 0; None where it is not one number."""
+        """The loss where policy and reference are the same; None where it is not one number."""
         return None
 
     @contextmanager
@@ -106,7 +106,7 @@ class PairPreference(PairSpec, Preference):
         with ExitStack() as stack:
             self._model = stack.enter_context(reference_model(session, self.reference))
             self._test = SelfTest(
-                name=self.title, reference=self._model, role=self.role, views=(WIN, LOSE), start=self.first_loss
+                name=self.title, reference=self._model, role=self.role, views=self.sides, start=self.first_loss
             )
             stack.enter_context(super().attached(session))
             yield
@@ -117,6 +117,31 @@ class PairPreference(PairSpec, Preference):
     @property
     def watches(self) -> bool:  # type: ignore[override]
         return self._watch is not None
+
+    def check_reference(self, step: Step, margin: Tensor, losses: Tensor) -> None:
+        """Test, on the first step, that the reference is what it should be.
+
+        Args:
+            margin: ``[N]`` what is 0 where policy and reference are the same.
+            losses: ``[N]``.
+        """
+        if step.training and step.draws.micro_step == 0 and not margin.is_meta:
+            self._test.check(step, margin.detach(), losses.detach())
+
+    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
+        return None if self._watch is None else self._watch.alarm(metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._model.state_dict(), **({} if self._watch is None else {"alarms": self._watch.count})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._model.load_state_dict(state)
+        if self._watch is not None:
+            self._watch.count = int(state.get("alarms", 0))
+
+
+class PairPreference(PairSpec, Compared):
+    """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
 
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
         """Return the loss ``[B]`` of each pair with this margin ``[B]``; it is averaged last."""
@@ -142,9 +167,9 @@ class PairPreference(PairSpec, Preference):
         margin = self.margin(step)
         if step.training:
             self.follow(step, margin.detach())
-        loss = step.mean(self.pair_loss(step, margin), weight)
-        if step.training and step.draws.micro_step == 0 and not margin.is_meta:
-            self._test.check(step, margin.detach(), self.pair_loss(step, margin).detach())
+        losses = self.pair_loss(step, margin)
+        loss = step.mean(losses, weight)
+        self.check_reference(step, margin, losses)
         if self.sft_loss_weight:
             loss = loss + self.sft_loss_weight * step.mean(plain_error(step), weight)
         if self.win_weight:
@@ -178,18 +203,7 @@ class PairPreference(PairSpec, Preference):
             found["win_penalty"] = step.mean(self._win_penalty(step, margin), weight)
         if self.margin_cap is not None:
             found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
-        return self.named(step, {**found, **detect(step, self.role, **advantages)})
-
-    def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
-        return None if self._watch is None else self._watch.alarm(metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**self._model.state_dict(), **({} if self._watch is None else {"alarms": self._watch.count})}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._model.load_state_dict(state)
-        if self._watch is not None:
-            self._watch.count = int(state.get("alarms", 0))
+        return self.named(step, {**found, **detect(step, **advantages), **drifts(step, self.role, self.sides)})
 
     def margin(self, step: Step) -> Tensor:
         """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""

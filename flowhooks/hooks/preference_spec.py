@@ -94,11 +94,6 @@ _STOP = closed_object(
 )
 
 
-def both_sides(*roles: str) -> tuple[tuple[str, str], ...]:
-    """Return the passes in which each role predicts on both sides of a pair."""
-    return tuple((view, role) for role in roles for view in (WIN, LOSE))
-
-
 class PreferenceSpec(HookSpec):
     """Learns from images that people prefer to others. An objective derives from it, beside its own folder."""
 
@@ -118,11 +113,11 @@ class PreferenceSpec(HookSpec):
     )
 
 
-class PairSpec(PreferenceSpec):
-    """Learns from pairs by how much better than a reference the policy is on either side."""
+class ComparedSpec(PreferenceSpec):
+    """Learns from how much less the policy errs than a reference."""
 
     needs = {"view:rejected", "role:reference"}
-    passes = both_sides(POLICY, "reference")
+    passes = ((WIN, POLICY), (LOSE, POLICY), (WIN, "reference"), (LOSE, "reference"))
     words = {
         "needs": "`view:rejected`, `role:reference`, or `role:ema` with `reference: ema`",
         "gives": "`role:adapter:init` with `reference: init`, `role:adapter:reference` with that of an adapter",
@@ -139,16 +134,9 @@ class PairSpec(PreferenceSpec):
         minLength=1,
         examples=[BASE, INIT, EMA, "runs/sft"],
     )
-    margin_cap: float | None = option(
-        "A pair whose margin is above this, in units of `norm_type`, has no gradient: it is apart enough. It does not "
-        "protect the preferred side on its own. `null` sets no cap.",
-        default=None,
-        exclusiveMinimum=0,
-        maximum=1_000_000_000,
-    )
     win_weight: float = option(
-        "Protects the preferred side: weight of a penalty on pairs on whose preferred side the policy errs more than "
-        "the reference. At 1 such a pair is pulled back as strongly as a pair is pulled at the start.",
+        "Protects what is preferred: weight of a penalty where the policy errs more on it than the reference. At 1 it "
+        "is pulled back as strongly as it is pulled at the start.",
         default=0.0,
         minimum=0,
         maximum=1_000_000,
@@ -163,6 +151,11 @@ class PairSpec(PreferenceSpec):
     )
 
     @property
+    def sides(self) -> tuple[str, ...]:
+        """The views that are compared."""
+        return WIN, LOSE
+
+    @property
     def role(self) -> str:
         """The role that the reference plays."""
         return reference_role(self.reference)
@@ -172,7 +165,7 @@ class PairSpec(PreferenceSpec):
         return {
             "needs": {"view:rejected", "role:reference" if own else f"role:{self.role}"},
             "gives": {f"role:{self.role}"} if own else set(),
-            "passes": both_sides(POLICY, self.role),
+            "passes": tuple((view, role) for role in (POLICY, self.role) for view in self.sides),
         }
 
     def faults(self) -> Iterator[tuple[str, str]]:
@@ -182,3 +175,15 @@ class PairSpec(PreferenceSpec):
                 "stop_when.detector",
                 f"`{self.type}` logs no {DETECTORS[watched].means}; take one of {self.detectors}",
             )
+
+
+class PairSpec(ComparedSpec):
+    """Learns from pairs by how much better than a reference the policy tells their sides apart."""
+
+    margin_cap: float | None = option(
+        "A pair whose margin is above this, in units of `norm_type`, has no gradient: it is apart enough. It does not "
+        "protect the preferred side on its own. `null` sets no cap.",
+        default=None,
+        exclusiveMinimum=0,
+        maximum=1_000_000_000,
+    )

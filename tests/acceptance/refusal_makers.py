@@ -125,6 +125,21 @@ def experts(user: User) -> None:
     user.write(hooks=[{"type": "twin_flow"}])
 
 
+def votes(*labels: str) -> Callable[[User], object]:
+    """A table of images with a label each, and a run on it."""
+
+    def make(user: User) -> None:
+        images = sorted((user.data / "win").glob("*.png"))
+        rows = [f"win/{image.name},a,{label}" for image, label in zip(images, labels, strict=False)]
+        (user.data / "votes.csv").write_text("\n".join(["file,words,thumbs", *rows]) + "\n", encoding="utf-8")
+        columns = {"image": "file", "caption": "words", "label": "thumbs"}
+        block = {"id": "votes", "type": "csv", "instance_data_dir": "votes.csv", "columns": columns}
+        user.edit_blocks(lambda blocks: blocks.__setitem__(slice(None), [block]))
+        user.write(hooks=[{"type": "kto"}])
+
+    return make
+
+
 def no_start(user: User) -> None:
     (user.out / "checkpoint-2").mkdir(parents=True)
 

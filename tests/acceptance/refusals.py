@@ -23,6 +23,7 @@ from tests.acceptance.refusal_makers import (
     rewarded,
     rollout,
     teachers,
+    votes,
     written,
 )
 from tests.acceptance.refusals_of_models import MODELS
@@ -256,6 +257,10 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a variant of the digits": Refusal(
         make=written(model={**DIGITS, "variant": "fp16"}), words=("$.model.variant: ", "no file of the variant")
+    ),
+    "labels that say neither up nor down": Refusal(
+        make=votes("up", "maybe", "0", "1.5"),
+        words=("$.hooks[0].label: ", "2 of 4 samples have no label in 'label'", "'maybe'", "down"),
     ),
     "a reference that is not there": Refusal(
         make=written(hooks=[{"type": "flow_dpo", "reference": "./no"}]),

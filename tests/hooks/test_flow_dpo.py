@@ -21,7 +21,7 @@ from flowhooks.kernel.view import Batch
 from flowhooks.testing import NoCondition
 from tests.hooks.toy import FLOW, toy_batch, toy_model, toy_session
 
-Terms = partial(detectors.Terms, name="flow_dpo")
+Terms = partial(detectors.Terms, name="flow_dpo", adapts=True)
 SIGMAS = [0.8, 0.5, 0.3]
 
 

@@ -25,6 +25,7 @@ REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {**_DRAWN, "rewards": _REWARDS},
     "flow_grpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_opd": {**_DRAWN, "teachers": {"b": "a/teacher"}},
+    "kto": {"label": None},
     "self_flow": {"block_index": 0, "teacher_block_index": 1},
 }
 DATA = frozenset({"data:image", "data:rejected", "data:mask"})

@@ -119,6 +119,7 @@ class FlowDPO(FlowDPOSpec, PairPreference):
     def terms(self) -> Terms:
         return replace(
             super().terms(),
+            adapts=True,
             auto_beta=self.auto_beta,
             target=self.auto_beta_target_gf,
         )

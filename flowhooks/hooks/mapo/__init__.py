@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.preference_spec import NORM_TYPE, PreferenceSpec, both_sides
+from flowhooks.hooks.preference_spec import LOSE, NORM_TYPE, WIN, PreferenceSpec
 from flowhooks.kernel.plan import POLICY
 
 
@@ -14,7 +14,7 @@ class MaPOSpec(PreferenceSpec, type="mapo", title="MaPO"):
     a margin between the policy's own errors (arXiv 2406.06424)."""
 
     needs = {"view:rejected"}
-    passes = both_sides(POLICY)
+    passes = ((WIN, POLICY), (LOSE, POLICY))
     papers = ("hong2024margin",)
     law = {"beta": 2.0}
     beta_of_errors = False

@@ -1,0 +1,88 @@
+"""Do preference runs run away, and what holds them? ``python -m benchmarks.running_away`` trains the digits on pairs at
+20 times the recipe's rate and 100 times a published beta, with each guard and each objective, and prints the error on
+the preferred side over that of the reference: 1 is the reference, above 1.5 the run has run away unless it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flowhooks.config import load_run
+from flowhooks.manifest import HISTORY
+from flowhooks.printing import say
+from flowhooks.quiet import quiet_libraries
+from flowhooks.train import train
+
+RECIPE = Path(__file__).parents[1] / "examples/flow_dpo/digits.json"
+#: The recipe's rate is 1e-4; 2,000 is a published beta of means.
+RATE, BETA = 20 * 1e-4, 100 * 2000.0
+DPO = {"type": "flow_dpo", "norm_type": "mean", "beta": BETA}
+STOP = {"detector": "win_error", "limit": 1.2, "patience": 1}
+#: Arm -> the objective.
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "no guard": DPO,
+    "auto-beta": {**DPO, "auto_beta": True},
+    "margin_cap": {**DPO, "margin_cap": 5.89 / BETA},
+    "win_weight": {**DPO, "win_weight": 1.0},
+    "margin_cap, win_weight": {**DPO, "margin_cap": 5.89 / BETA, "win_weight": 1.0},
+    "stop_when": {**DPO, "stop_when": STOP},
+    "ipo": {"type": "ipo", "beta": 100.0},
+    "linear_dpo": {"type": "linear_dpo", "beta": BETA},
+    "linear_dpo, win_weight": {"type": "linear_dpo", "beta": BETA, "win_weight": 1.0},
+    "mapo": {"type": "mapo", "beta": BETA},
+    "kto": {"type": "kto", "label": None, "beta": BETA},
+}
+
+
+def ratios(history: Path, name: str) -> Iterator[float]:
+    """The error on the preferred side over that of the reference, at each logged step."""
+    for line in history.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        win, reference = (values.get(f"{name}_{who}_win_err") for who in ("policy", "ref"))
+        # An objective without a reference is compared with where it began.
+        yield win / reference if win and reference else win if win else math.nan
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.running_away", description=__doc__)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--output", type=Path, default=Path("runs/running_away"), help="folder that is not there yet")
+    asked = parser.parse_args()
+    say("| arm | steps | winner error over the reference's, last | most |")
+    say("|---|---|---|---|")
+    for arm in asked.arms:
+        objective, folder = ARMS[arm], asked.output / arm.replace(", ", "-").replace(" ", "-")
+        overrides = (
+            f"hooks={json.dumps([objective])}",
+            f"training.max_train_steps={asked.steps}",
+            f"training.train_batch_size={asked.batch}",
+            f"training.learning_rate={RATE}",
+            "training.log_every_steps=10",
+            "validation={}",
+            f"output_dir={folder}",
+        )
+        with quiet_libraries():
+            result = train(load_run(RECIPE, overrides, complete=True), progress=False)
+        found = list(ratios(folder / HISTORY, str(objective["type"])))
+        if objective["type"] == "mapo":
+            found = [each / found[0] for each in found]
+        # What was logged after the step that the run went back to is in the file.
+        kept = [each for each, line in zip(found, _steps(folder / HISTORY), strict=True) if line <= result.step]
+        stopped = f", {result.stopped.split(':')[0]}" if result.stopped else ""
+        say(f"| {arm} | {result.step:,}{stopped} | {kept[-1]:.3f} | {max(found):.3f} |", flush=True)
+    return 0
+
+
+def _steps(history: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in history.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
