@@ -127,8 +127,8 @@ def model_notices(run: Run) -> Iterator[str]:
     parts, pipeline = read_index(folder)
     missing = list(_missing(folder, parts, section["variant"], parts_of_its_own(pipeline)))
     if missing:
-        parts = ", ".join(what for what, _ in missing[:3])
-        yield f"{name} is in the Hub's cache in part only ({parts}); `train` fetches the rest first"
+        lacking = ", ".join(what for what, _ in missing[:3])
+        yield f"{name} is in the Hub's cache in part only ({lacking}); `train` fetches the rest first"
 
 
 def no_pipeline(name: str, revision: str | None) -> str | None:

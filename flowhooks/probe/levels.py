@@ -127,8 +127,7 @@ class Mix:
         mine = [1] * (dims - len(shape)) + list(shape)
         axes = [a for a in range(-dims, -1) if a != batch]
         lacking = [a for a in axes if mine[a] == 1]
-        expanded = not lacking
-        if expanded:
+        if expanded := not lacking:
             lacking = [a for a in axes if mine[a] == other[a]]
         if not lacking or lacking != list(range(lacking[0], lacking[-1] + 1)):
             return None
