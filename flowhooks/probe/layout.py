@@ -89,12 +89,13 @@ class Layout:
 
     @cached_property
     def extent(self) -> tuple[int, int, int]:
-        """Return latent frames, rows and columns that the network denoises: those of the VAE without given frames.
-        Latents of sound ``[C, t]`` are one row."""
-        *frames, height, width = self.vae_shape[1:] if len(self.vae_shape) > 2 else (1, self.vae_shape[-1])
+        """Return latent frames, rows and columns that the network denoises: those of the VAE without given frames. An
+        axis that latents lack has one."""
+        places = self.vae_shape[1:]
+        frames, height, width = (*[1] * (3 - len(places)), *places)
         here = torch.arange(math.prod(self.vae_shape)) if self.vae.source is None else self.vae.source
         sampled = here >= 0 if self.seen is None else (here >= 0) & self.seen.flatten()[here.clamp(min=0)]
-        held = sampled.reshape(self.vae_shape[0], *frames or [1], height, width).any(0).flatten(1).any(1)
+        held = sampled.reshape(self.vae_shape[0], frames, height, width).any(0).flatten(1).any(1)
         return int(held.sum()), height, width
 
     @property

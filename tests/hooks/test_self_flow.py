@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import flowhooks
 from flowhooks.errors import ConfigError
+from flowhooks.probe.gather import Gather
 from flowhooks.probe.streams import learn_streams
 from tests.families import learnt
 from tests.families.checks import pairs
@@ -104,7 +106,10 @@ def test_tokens_of_the_image_are_found_between_text_and_references():
 
 def test_a_given_frame_has_no_token_of_the_samples():
     model = learnt("wan22-5b-i2v")
-    assert model.streams.patch == (1, 2, 2) and model.streams.grid(model.layout(**model.size).extent) == (1, 2, 2)
+    layout = model.layout(**model.size)
+    assert model.streams.patch == (1, 2, 2) and model.streams.grid(layout.extent) == (1, 2, 2)
+    line = Gather(shape=(4, 6), source=None, scale=None, shift=None)
+    assert replace(layout, sample_shape=(4, 6), into=line, vae=line).extent == (1, 1, 6), "of one axis"
 
 
 def test_the_teachers_pass_ends_at_its_block():
