@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import signature_of
 from flowhooks.probe.gather import Gather, digit, digit_count, flat, learn_gather
+from flowhooks.probe.posterior import posterior_mode
 from flowhooks.probe.recorder import (
     Recording,
     answering,
     execution_device,
     first_of,
     map_output,
-    posterior_mode,
     recording_calls,
     recording_decode,
     recording_steps,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, update_wrapper
@@ -20,6 +20,7 @@ from flowhooks.probe.exceptions import FIXED_ARGUMENTS, passed_over
 from flowhooks.probe.failures import failed
 from flowhooks.probe.kept_texts import encoded_once as encoded_once
 from flowhooks.probe.kept_texts import known_texts
+from flowhooks.probe.posterior import at_mode, posterior_mode
 from flowhooks.probe.values import flat_arguments, map_tensors, tensors_in
 from flowhooks.splice import restore_attributes, splice
 
@@ -84,10 +85,7 @@ def execution_device(module: nn.Module) -> torch.device:
 @contextmanager
 def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterator[None]:
     """Leave no trace of a run on the pipeline, its scheduler or its guider; show no progress bar, apply no guidance or
-    dropout.
-
-    The networks get the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's.
-    """
+    dropout."""
     guiders = guiders_of(pipe)
     with ExitStack() as stack:
         # The components too: at its end a run removes offload hooks and installs new ones.
@@ -99,7 +97,15 @@ def without_side_effects(pipe: Any, networks: Mapping[str, nn.Module]) -> Iterat
             setattr(pipe, name, unchanged)
         for guider in guiders:
             guider.disable()
-        for network in networks.values():
+        stack.enter_context(with_fixed_arguments(networks.values()))
+        yield
+
+
+@contextmanager
+def with_fixed_arguments(networks: Iterable[nn.Module]) -> Iterator[None]:
+    """Give networks the arguments of :data:`flowhooks.probe.exceptions.FIXED_ARGUMENTS` in place of the pipeline's."""
+    with ExitStack() as stack:
+        for network in networks:
             taken = signature_of(type(network).forward).parameters
             fixed = {name: value for name, value in FIXED_ARGUMENTS.items() if name in taken}
             if fixed:
@@ -238,40 +244,6 @@ def recording_encode(vae: nn.Module, seen: Recording) -> Iterator[None]:
     with restore_attributes(vae):
         vars(vae)["encode"] = recorded
         yield
-
-
-@contextmanager
-def at_mode(vae: Any, generator: Any) -> Iterator[None]:
-    """Give an image that is encoded inside the block the mode of its posterior, where the pipeline would draw from it
-    with the call's ``generator``, which moves on as if it had. Draws under a seed of the pipeline's own stay."""
-    if not isinstance(vae, nn.Module) or not hasattr(vae, "encode"):
-        yield
-        return
-    encode: Any = vae.encode
-    own = generator if isinstance(generator, (list, tuple)) else [generator]
-
-    def encoded(*args: Any, **kwargs: Any) -> Any:
-        output = encode(*args, **kwargs)
-        posterior = output[0] if isinstance(output, tuple) else getattr(output, "latent_dist", None)
-        if posterior is not None and hasattr(posterior, "sample") and hasattr(posterior, "mode"):
-            posterior.sample = partial(_mode_of, posterior, posterior.sample, own)
-        return output
-
-    with restore_attributes(vae):
-        vars(vae)["encode"] = encoded
-        yield
-
-
-def _mode_of(posterior: Any, sample: Callable[..., Tensor], own: Sequence[Any], generator: Any = None) -> Tensor:
-    drawn = sample(generator)
-    return posterior.mode() if generator is None or any(generator is each for each in own) else drawn
-
-
-def posterior_mode(encoded: Any) -> Tensor:
-    """Return the mode of the latents that a VAE's ``encode`` returned, without randomness."""
-    if hasattr(encoded, "latent_dist"):
-        return encoded.latent_dist.mode()
-    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
 from flowhooks.probe.calls import call_to_make
-from flowhooks.probe.recorder import at_mode, freed_once
+from flowhooks.probe.posterior import at_mode
+from flowhooks.probe.recorder import freed_once, with_fixed_arguments
 from flowhooks.probe.runs import find_networks
 from flowhooks.probe.values import tensors_in
 from flowhooks.sampling.encoded import EncodedPrompts
@@ -252,8 +253,11 @@ class PipelineSampler:
     def _playing(self, sampler: Sampler, advance: Callable[[int, Transition, Tensor, Tensor], Tensor]) -> Iterator[Any]:
         """Yield the pipeline with ``advance(index, step, velocity, state)`` in place of its scheduler's step."""
         pipe = self.model.pipe
+        own_step = type(pipe.scheduler).step
 
         def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self is not pipe.scheduler:  # a copy that the pipeline made, for the sound beside a video
+                return own_step(self, model_output, timestep, sample, *args, **kwargs)
             if self.step_index is None:
                 place = _place(self.timesteps, timestep)
                 if place is None:
@@ -274,6 +278,7 @@ class PipelineSampler:
             modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
             stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
             stack.enter_context(first_order(pipe, self.model.interval))
+            stack.enter_context(with_fixed_arguments(find_networks(pipe).values()))
             pipe.set_progress_bar_config(disable=True)
             set_timesteps = with_sigmas_on_host(type(pipe.scheduler).set_timesteps)
             stack.enter_context(splice(pipe.scheduler, step=step, set_timesteps=set_timesteps))

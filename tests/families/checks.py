@@ -18,7 +18,7 @@ import flowhooks
 from flowhooks.adapters.names import LORA_FILE, bare_key
 from flowhooks.kernel.view import Batch
 from flowhooks.probe import Condition, FlowModel, TokenSigma
-from flowhooks.probe.calls import form_of, sized_by_image
+from flowhooks.probe.calls import call_to_make, form_of, sized_by_image
 from flowhooks.probe.learn import called_at
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.recorder import without_side_effects
@@ -404,12 +404,13 @@ def latents(model: FlowModel) -> Tensor:
     """What the stock pipeline draws in two steps, before decoding."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        output = model.pipe(
+        call = model.call(
             prompt=prompts(model)[0],
             num_inference_steps=2,
             output_type="latent",
             generator=torch.Generator().manual_seed(0),
-            **model.call(**model.example),
+            **model.example,
         )
+        output = model.pipe(**call_to_make(model.pipe, call))
     first = output[0]
     return first if isinstance(first, Tensor) else torch.stack(list(first))

@@ -33,6 +33,8 @@ COLUMNS: Mapping[str, Callable[[str], None]] = {
 CAUSES: Mapping[tuple[str, str], str] = {
     ("chroma", "gradient checkpointing"): "Diffusers: checkpointed single blocks do not get the attention mask",
     ("kandinsky5-image", "bf16"): "Diffusers: it embeds the time in fp32 whatever the weights are",
+    ("kandinsky5-i2i", "bf16"): "the same",
+    ("kandinsky5-i2v", "bf16"): "the same",
     ("kandinsky5-video", "bf16"): "the same",
     ("modular-krea2", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
     ("modular-krea2-turbo", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
@@ -197,6 +199,10 @@ def _reason(error: Exception, cause: str | None) -> str:
 #: Where a modular pipeline differs from the classic one of the same parts -> whose doing it is.
 OTHERWISE: Mapping[str, str] = {
     "flux2": "Diffusers: their system messages differ in one line break",
+    "flux2-edit": "Diffusers: their system messages differ in one line break",
+    **dict.fromkeys(
+        ("wan21-i2v", "wan22-i2v"), "Diffusers: its blocks scale an image by Pillow's filter before the pipeline's own"
+    ),
 }
 
 

@@ -57,7 +57,9 @@ def twins(name: str) -> tuple[Any, Any]:
     if name.startswith("krea2"):
         classic = krea2(is_distilled=name.endswith("turbo"), select=_KREA2)
     else:
-        classic = shortened(name, build(CLASSIC[name]))
+        classic = build(CLASSIC[name])
+        # The lengths of HunyuanVideo 1.5's texts are fixed in its blocks.
+        classic = classic if name.startswith("hunyuan-video15") else shortened(name, classic)
     if name.startswith("qwen-image-edit"):
         scaled_down("diffusers.modular_pipelines.qwenimage.encoders")
     return classic, of_blocks(BLOCKS[name], classic.components)
