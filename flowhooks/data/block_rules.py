@@ -23,6 +23,7 @@ _OF_IMAGES = (
     "start_step",
     "end_step",
     "reference_column",
+    "text_columns",
     "reference",
     "missing_reference",
     "reference_dropout",

@@ -114,7 +114,7 @@ def _findings(source: str, looked: Survey, cards: Sequence[Card], drawn: Sequenc
         "images": sum(len(looked.sets[i].images) for i in looked.links),
         "rejected": len({record.rejected for record in looked.records if record.rejected}),
         "masks": len({mask for record in looked.records for mask in record.masks}),
-        "references": len({each.image for record in looked.records for each in record.references}),
+        "references": len({each.image or each.text for record in looked.records for each in record.references}),
         "captions": len({caption for record in looked.records for caption in record.captions}),
     }
     buckets: Counter[tuple[str, str]] = Counter()
