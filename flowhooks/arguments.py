@@ -1,4 +1,4 @@
-"""Tell by their names which arguments of a pipeline's call take images, texts beside the prompt, or the length of sound.
+"""Tell by their names which arguments of a pipeline's call take images, texts beside the prompt, or a length of sound.
 Free of torch."""
 
 from __future__ import annotations

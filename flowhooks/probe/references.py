@@ -49,7 +49,7 @@ def picture_argument(pipe: Any) -> str:
     raise ModelError(f"{name} takes images in {each}; say which references are for which, as {{{shown}}}")
 
 
-def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Image.Image], ...]:
+def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Any], ...]:
     """Return the images of three samples, by argument: two of this size in pixels, or of :data:`SMALLEST`, and between
     them one of another content and shape; and the texts of three."""
     if not names:
@@ -61,7 +61,7 @@ def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str
     )
 
 
-def turned(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Image.Image], ...]:
+def turned(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Any], ...]:
     """Return the images of two samples, by argument: of one number of pixels, one tall and one wide."""
     edge = max(height, width, SMALLEST)
     sizes = ((edge, 2 * edge), (2 * edge, edge))
