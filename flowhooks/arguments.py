@@ -1,5 +1,5 @@
-"""Tell by their names which arguments of a pipeline's call take images, or the length of sound, and which of its parts
-control its network. Free of torch."""
+"""Tell by their names which arguments of a pipeline's call take images, texts beside the prompt, or a length of sound,
+and which of its parts control its network. Free of torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def takes_images(name: str) -> bool:
     """Return whether an argument of this name takes images of a sample: ``image``, ``last_image``. Those for an
     IP-Adapter do not count, which have an effect only where one is loaded."""
     return (name in ("image", "images") or name.endswith("_image")) and "ip_adapter" not in name
+
+
+#: Arguments in which pipelines take words and numbers of each sample's own beside its prompt.
+OWN_TEXTS = ("lyrics", "vocal_language", "keyscale", "timesignature", "bpm")
+
+
+def takes_own(name: str) -> bool:
+    """Return whether an argument of this name takes images or a text of each sample's own."""
+    return takes_images(name) or name in OWN_TEXTS
 
 
 def duration_argument(known: Collection[str]) -> str | None:

@@ -124,8 +124,8 @@ def model_notices(run: Run) -> Iterator[str]:
         except hub.Unknown as error:
             raise ConfigError(Problem(str(error), str(run.source), _NAME)) from None
         return
-    parts, pipeline = read_index(folder)
-    missing = list(_missing(folder, parts, section["variant"], parts_of_its_own(pipeline)))
+    held, pipeline = read_index(folder)
+    missing = list(_missing(folder, held, section["variant"], parts_of_its_own(pipeline)))
     if missing:
         lacking = ", ".join(what for what, _ in missing[:3])
         yield f"{name} is in the Hub's cache in part only ({lacking}); `train` fetches the rest first"

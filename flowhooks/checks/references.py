@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flowhooks.arguments import takes_images
+from flowhooks.arguments import takes_images, takes_own
 from flowhooks.checks.library import call_arguments
 from flowhooks.checks.pipeline import INDEX, pipeline_folder
 from flowhooks.checks.planning import plan_run
@@ -55,8 +55,9 @@ def reference_problems(run: Run) -> Iterator[Problem]:
         yield from _prompt_problems(prompts, None if known is None else taken, str(run.source), f"{hook.where}.prompts")
     if known is None or data is None or "data:reference" not in data.provides:
         return
+    taken = sorted(name for name in known if takes_own(name))
     for argument in data.arguments:
-        if argument is None and not taken:
+        if argument is None and not any(map(takes_images, taken)):
             message = "holds references, and the pipeline takes no image; use one that edits images, or remove them"
             yield Problem(message, str(data.source), data.root)
         elif argument is not None and argument not in taken:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flowhooks.arguments import duration_argument
+from flowhooks.arguments import OWN_TEXTS, duration_argument
 from flowhooks.checks.library import call_arguments
 from flowhooks.checks.pipeline import pipeline_folder, read_index
 from flowhooks.config import Run
@@ -17,7 +17,10 @@ from flowhooks.data.blocks import AUDIO, TRAINED
 from flowhooks.data.waveforms import Waveform
 from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.rewards.registry import REWARDS
 
+#: Sources of features that are made of images.
+_LOOKING = ("external", "crepa")
 #: Suffixes of one file, which an ``--output`` may name.
 _PICTURE, _SOUNDS = ".png", (".wav", ".flac")
 
@@ -106,6 +109,9 @@ def sound_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
         return
     yield from _of_sets(run, sound)
     yield from _of_validation(run, sound)
+    yield from _of_texts(run, [name for name in OWN_TEXTS if name in known])
+    if sound is not None:
+        yield from _of_hooks(run, sound)
     if sound is not None and audited is not None:
         yield from _of_files(run, sound, audited)
 
@@ -142,6 +148,27 @@ def _of_validation(run: Run, sound: Heard | None) -> Iterator[Problem]:
     if isinstance(validation["num_inference_steps"], list):
         message = "is a list, whose images are compared, and sound is not; set one number"
         yield Problem(message, file, "$.validation.num_inference_steps")
+
+
+def _of_texts(run: Run, taken: Sequence[str]) -> Iterator[Problem]:
+    for i, texts in enumerate(run.validation["texts"]):
+        for name in texts or ():
+            if name not in taken:
+                message = f"is no text that the pipeline takes; it takes {', '.join(taken) or 'none beside the prompt'}"
+                yield Problem(message, str(run.source), f"$.validation.texts[{i}].{name}")
+
+
+def _of_hooks(run: Run, sound: Heard) -> Iterator[Problem]:
+    """Yield the hooks whose judge or teacher looks at images. A reward class of the user's own gets waveforms."""
+    for hook in run.every_hook:
+        source = hook.options.get("source")
+        if hook.type == "feature_alignment" and source in _LOOKING:
+            message = f"takes features of images with `source` {source!r}, and {sound.pipeline} makes sound; "
+            yield Problem(f"{message}use 'layersync', 'backbone' or 'self_flow'", str(run.source), hook.where)
+        for reward in hook.options.get("rewards") or ():
+            if isinstance(reward, Mapping) and reward.get("type") in REWARDS:
+                message = f"has the reward {reward['type']!r}, which judges images, and {sound.pipeline} makes sound; "
+                yield Problem(f"{message}name a class of your own by its import path", str(run.source), hook.where)
 
 
 def _of_files(run: Run, sound: Heard, audited: Audit) -> Iterator[Problem]:

@@ -37,6 +37,12 @@ def add(parser: ArgumentParser) -> None:
         help="a reference that the pipeline is given beside every prompt; may be given again for several",
     )
     parser.set_defaults(given=None)
+    parser.add_argument(
+        "--text",
+        action="append",
+        metavar="ARGUMENT=TEXT",
+        help="a text beside every prompt, such as lyrics=...; may be given again for others",
+    )
     parser.add_argument("--negative-prompt", default="", help="what not to generate")
     parser.add_argument("--lora", metavar="FILE", help="LoRA file or folder to sample with")
     parser.add_argument(

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from flowhooks.arguments import OWN_TEXTS
 from flowhooks.data.given_images import open_images
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.printing import say
 from flowhooks.probe import probe
 from flowhooks.probe.guidance import SCALE, scales
-from flowhooks.probe.references import picture_argument, picture_arguments
+from flowhooks.probe.references import own_arguments, picture_argument, picture_arguments
 from flowhooks.restore import restore_pipeline
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
 from flowhooks.sampling.images import picture_grid, sample_images
@@ -35,7 +36,8 @@ def sample_command(args: Namespace) -> int:
     Args:
         args: ``model`` (a run's output folder, or whatever ``model.pretrained_model_name_or_path`` takes), ``prompt``
             (a list), ``given`` (the references that each names, where they are of a file), ``image`` (a list of files
-            for all prompts, or None), ``negative_prompt``, ``lora`` (file, folder or None),
+            for all prompts, or None), ``text`` (a list for all prompts, or None), ``negative_prompt``, ``lora`` (file,
+            folder or None),
             ``adapter_below`` (the sigma of its gate, or None for what its file says), ``steps`` (a list),
             ``guidance_scale``, ``seed``, ``num_images`` per prompt,
             ``height``, ``width``, ``duration``, ``dtype``, ``offload``, ``allow_imports``; ``output``: a folder for the
@@ -97,7 +99,7 @@ def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace)
                 seed=args.seed,
                 num_images_per_prompt=args.num_images,
                 duration=args.duration,
-                arguments=arguments,
+                arguments={**arguments, **_texts(pipe, args.text or ())},
             )
             for steps in args.steps
         ]
@@ -139,6 +141,19 @@ def _references(pipe: Any, written: Sequence[str]) -> dict[str, Any]:
         argument, path = (name, file) if name in known else (picture_argument(pipe), each)
         found.setdefault(argument, []).append(path)
     return open_images(found, "")
+
+
+def _texts(pipe: Any, written: Sequence[str]) -> dict[str, str | int]:
+    """Return pipeline argument -> text, or number, from ``argument=text``."""
+    taken = [name for name in own_arguments(pipe) if name in OWN_TEXTS]
+    found: dict[str, str | int] = {}
+    for each in written:
+        name, equals, text = each.partition("=")
+        if not equals or name not in taken:
+            known = ", ".join(taken) or "none"
+            raise ConfigError(Problem(f"{each!r} names no text that the pipeline takes; it takes {known}", "--text"))
+        found[name] = int(text) if text.isdecimal() and name == "bpm" else text
+    return found
 
 
 def _scale_argument(pipe: Any, arguments: Mapping[str, Any]) -> str:

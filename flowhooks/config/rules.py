@@ -91,10 +91,12 @@ def contradictions(document: dict[str, Any], file: str) -> Iterator[Problem]:
 
 def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: str) -> Iterator[Problem]:
     """Problems between a hook and the rest of a run."""
-    prompts, images = len(document["validation"]["prompts"]), len(document["validation"]["images"])
-    if images and images != prompts:
-        message = f"holds {images} entries for {prompts} prompts; give each prompt one, `null` for none"
-        yield Problem(message, file, "$.validation.images")
+    prompts = len(document["validation"]["prompts"])
+    for key in ("images", "texts"):
+        entries = len(document["validation"][key])
+        if entries and entries != prompts:
+            message = f"holds {entries} entries for {prompts} prompts; give each prompt one, `null` for none"
+            yield Problem(message, file, f"$.validation.{key}")
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:
         if hook.type == "on_policy_rollout" and document["validation"]["holdout"]:

@@ -24,6 +24,7 @@ _OF_IMAGES = (
     "end_step",
     "pair_names",
     "reference_column",
+    "text_columns",
     "reference",
     "missing_reference",
     "reference_dropout",

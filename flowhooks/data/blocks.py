@@ -34,7 +34,8 @@ def holds_sound(block: Mapping[str, Any]) -> bool:
 
 def record_columns(block: Block) -> dict[str, str]:
     """Return name -> column, for the cells that hooks read under names chosen by the user."""
-    return {name: column for name, column in (block["columns"] or {}).items() if name not in (*ROLES, PREFERENCE)}
+    named = {name: column for name, column in (block["columns"] or {}).items() if name not in (*ROLES, PREFERENCE)}
+    return {**named, **(block["text_columns"] or {})}
 
 
 def reference_columns(block: Block) -> tuple[tuple[str | None, str], ...]:
@@ -98,7 +99,7 @@ class Datasets:
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
-        if REFERENCE_TYPE in kinds or any(b["reference_column"] or b["reference"] for b in images):
+        if REFERENCE_TYPE in kinds or any(b["reference_column"] or b["reference"] or b["text_columns"] for b in images):
             given.add("data:reference")
         if images:
             given |= {f"data:{name}" for name in set.intersection(*(set(record_columns(b)) for b in images))}
@@ -118,6 +119,7 @@ class Datasets:
                 if self.blocks[j]["conditioning_type"] == REFERENCE_TYPE
             )
             named |= dict.fromkeys(argument for argument, _ in reference_columns(block))
+            named |= dict.fromkeys(block["text_columns"] or ())
         return tuple(named)
 
     @property

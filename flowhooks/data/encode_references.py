@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 from torch import Tensor
 
+from flowhooks.arguments import OWN_TEXTS
 from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXTS, Size, decoded, made_by
 from flowhooks.data.records import Record, Reference, distinct_captions
 from flowhooks.data.store import is_finite
@@ -44,7 +44,8 @@ class ReferenceEncoder:
         self.title = "Encoding captions with references" if self.entangled else "Encoding references"
         self._made_by = made_by(model)
         named = model.contract.references
-        self.argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
+        shown = [name for name in named if name not in OWN_TEXTS]
+        self.argument = shown[0] if len(shown) == 1 else picture_argument(model.pipe) if shown else ""
 
     def items(self, records: Sequence[Record]) -> list[Shown]:
         """Return everything that a draw of the records may use."""
@@ -100,8 +101,11 @@ class ReferenceEncoder:
         problem."""
         from flowhooks.probe.references import as_argument
 
-        found: dict[str, list[Image.Image]] = {}
+        found: dict[str, list[Any]] = {}
         for each in references:
+            if each.image is None:
+                found[str(each.argument)] = [each.text]
+                continue
             image = decoded(each.image, self.problems, partial(load_picture, geometry=each.geometry))
             if image is None:
                 return None
@@ -130,10 +134,12 @@ class ReferenceEncoder:
     def _about(self, reference: Reference) -> dict[str, Any]:
         from dataclasses import asdict
 
+        if reference.image is None:
+            return {"argument": reference.argument, "text": reference.text}
         cut = {} if reference.geometry is None else {"geometry": asdict(reference.geometry)}
         colours = {"colors": COLORS} if reference.image.profiled else {}
         return {"argument": reference.argument or self.argument, "file": reference.image.digest, **cut, **colours}
 
 
 def _names(references: Sequence[Reference]) -> str | None:
-    return ", ".join(each.image.asset.name for each in references) or None
+    return ", ".join(each.image.asset.name for each in references if each.image is not None) or None

@@ -77,7 +77,10 @@ class ShownImages(Mapping[str, Any]):
             self._by_argument.setdefault(each.argument or argument, []).append(each)
 
     def __getitem__(self, argument: str) -> Any:
-        images = [load_picture(each.image.asset.read(), each.geometry) for each in self._by_argument[argument]]
+        images = [
+            each.text if each.image is None else load_picture(each.image.asset.read(), each.geometry)
+            for each in self._by_argument[argument]
+        ]
         return images[0] if len(images) == 1 else images
 
     def __iter__(self) -> Iterator[str]:

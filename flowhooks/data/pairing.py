@@ -14,7 +14,7 @@ from flowhooks.data.findings import Findings, count
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
-from flowhooks.data.records import Audit, DataSet, Drawing, Record, distinct_captions, partly_rejected
+from flowhooks.data.records import Audit, DataSet, Drawing, Record, Reference, distinct_captions, partly_rejected
 from flowhooks.data.references import plan_references
 from flowhooks.data.sound import with_sound
 from flowhooks.data.sources import read_set
@@ -118,6 +118,9 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
         if names - images.records.get(stem, {}).keys():
             continue
         caption, *others = wordings(images.captions[stem], images.block)
+        own_texts = tuple(
+            Reference(argument=name, text=images.records[stem][name]) for name in images.block["text_columns"] or ()
+        )
         for rejected in rejected_sets or (None,):
             if rejected is not None and stem not in own.get(rejected.id, geometries):
                 continue
@@ -130,7 +133,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     wordings=tuple(others),
                     rejected=rejected.images[stem] if rejected else None,
                     masks=tuple(each.images[stem] for each in mask_sets),
-                    references=references[stem],
+                    references=(*references[stem], *own_texts),
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
@@ -173,7 +176,7 @@ def _conclude(records: list[Record], lines: list[str], found: Findings) -> Audit
         "masks": {mask for record in records for mask in record.masks},
         "captions": distinct_captions(records),
     }
-    references = {each.image for record in records for each in record.references}
+    references = {each.image or each.text for record in records for each in record.references}
     shown = {"references": len(references)} if references else {}
     return Audit(
         records=tuple(records),

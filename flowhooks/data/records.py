@@ -55,21 +55,24 @@ class DataSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Holds one image that the pipeline is given beside a sample's prompt.
+    """Holds one image, or one text such as lyrics, that the pipeline is given beside a sample's prompt.
 
     Args:
         argument: the pipeline argument that takes it; None for the only one.
         image: the image, or the video of which it is the first kept frame.
         geometry: how it is cut; None hands it over as its file is.
+        text: the text, or a number, in place of an image.
     """
 
     argument: str | None
-    image: Picture
+    image: Picture | None = None
     geometry: Geometry | None = None
+    text: str | int | float | None = None
 
     @property
     def size(self) -> tuple[int, int]:
         """Return width and height as the pipeline gets it."""
+        assert self.image is not None, "a text has no size"
         cut = self.geometry
         return (self.image.width, self.image.height) if cut is None else (cut.width, cut.height)
 

@@ -118,7 +118,7 @@ def _whole(record: Record, times: int, images: DataSet, sizing: Sizing, original
         rejected=record.rejected,
         paired=record.rejected is not None,
         masks=record.masks,
-        references=tuple((each.image, each.geometry) for each in record.references),
+        references=tuple((each.image, each.geometry) for each in record.references if each.image is not None),
         geometry=record.geometry,
         rejected_geometry=record.rejected_geometry,
         times=times,

@@ -160,6 +160,8 @@ def _files(looked: Survey) -> dict[str, int]:
             found[name] |= {(partner.id, stem) for stem in partner.images}
     own = {record.key for record in looked.records for each in record.references if each.image == record.image}
     found["references"] |= {("", key) for key in own}
+    texts = (each.text for record in looked.records for each in record.references)
+    found["references"] |= {text for text in texts if text is not None}
     return {name: len(files) for name, files in found.items()}
 
 

@@ -24,7 +24,7 @@ from flowhooks.probe.model import FlowModel
 from flowhooks.probe.modular import faced
 from flowhooks.probe.pictures import drawn_frames, pictures_of, verify_pictures
 from flowhooks.probe.recorder import Recording, run, without_side_effects
-from flowhooks.probe.references import examples, picture_arguments, turned
+from flowhooks.probe.references import examples, own_arguments, turned
 from flowhooks.probe.runs import PROMPTS, SHORTEST, STEPS, find_networks, walked
 from flowhooks.probe.sizes import Sizes, require_sizes
 from flowhooks.probe.sound import SHORT, sound_of, verify_sound
@@ -72,9 +72,9 @@ def probe(
         raise ModelError(f"{name} {control_refusal(type(control).__name__)}")
     require_sizes(pipe, references)
     for name in references:
-        if name not in picture_arguments(pipe):
+        if name not in own_arguments(pipe):
             raise ModelError(
-                f"{type(pipe).__name__} takes no images as `{name}`; it takes {picture_arguments(pipe) or 'none'}"
+                f"{type(pipe).__name__} takes no images as `{name}`; it takes {own_arguments(pipe) or 'none'}"
             )
     # A flow map that is on already is no part of the pipeline.
     with silenced(find_networks(pipe).values()), named_failures(pipe), texts_kept(pipe):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from flowhooks.arguments import takes_images
+from flowhooks.arguments import OWN_TEXTS, takes_images, takes_own
 from flowhooks.errors import ModelError
 
 #: Smallest edge of an image that pipelines take.
@@ -22,6 +22,12 @@ def picture_arguments(pipe: Any) -> list[str]:
     known = inspect.signature(type(pipe).__call__).parameters.values()
     named = [each for each in known if takes_images(each.name)]
     return [each.name for each in sorted(named, key=lambda each: each.default is not inspect.Parameter.empty)]
+
+
+def own_arguments(pipe: Any) -> list[str]:
+    """Return the arguments of the pipeline's call that take images or texts of each sample's own."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    return [*picture_arguments(pipe), *(name for name in known if name in OWN_TEXTS and takes_own(name))]
 
 
 def picture_argument(pipe: Any) -> str:
@@ -43,23 +49,34 @@ def picture_argument(pipe: Any) -> str:
     raise ModelError(f"{name} takes images in {each}; say which references are for which, as {{{shown}}}")
 
 
-def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Image.Image], ...]:
+def examples(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Any], ...]:
     """Return the images of three samples, by argument: two of this size in pixels, or of :data:`SMALLEST`, and between
-    them one of another content and shape."""
+    them one of another content and shape; and the texts of three."""
     if not names:
         return ()
     height, width = max(height, SMALLEST), max(width, SMALLEST)
     return tuple(
-        {name: smooth(wide, height, seed=10 * k + i) for i, name in enumerate(names)}
+        {name: _text(name, k) or smooth(wide, height, seed=10 * k + i) for i, name in enumerate(names)}
         for k, wide in enumerate((width, 2 * width, width))
     )
 
 
-def turned(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Image.Image], ...]:
+def turned(names: Sequence[str], height: int, width: int) -> tuple[Mapping[str, Any], ...]:
     """Return the images of two samples, by argument: of one number of pixels, one tall and one wide."""
     edge = max(height, width, SMALLEST)
     sizes = ((edge, 2 * edge), (2 * edge, edge))
-    return tuple({name: smooth(*size, seed=i) for i, name in enumerate(names)} for size in sizes)
+    return tuple(
+        {name: _text(name, 2 + k) or smooth(*size, seed=i) for i, name in enumerate(names)}
+        for k, size in enumerate(sizes)
+    )
+
+
+def _text(name: str, k: int) -> str | int | None:
+    """Return the text of a sample, or the number that some pipelines take in its place; None for an argument of
+    images."""
+    if name not in OWN_TEXTS:
+        return None
+    return (60, 120, 90, 75)[k] if name == "bpm" else ("one", "two three one", "seven", "eight")[k]
 
 
 def smooth(width: int, height: int, seed: int) -> Image.Image:

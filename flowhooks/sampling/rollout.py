@@ -16,6 +16,7 @@ import torch
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteSchedulerOutput
 from torch import Tensor, nn
 
+from flowhooks.arguments import OWN_TEXTS
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.flow_map.step_time import StepTime, plain
@@ -226,13 +227,18 @@ class PipelineSampler:
         images: Mapping[str, Any],
     ) -> None:
         """Call the pipeline. With references, all prompts are the same one, to which they belong."""
-        several = {}
+        several: dict[str, Any] = {}
+        known = inspect.signature(type(pipe).__call__).parameters
         if images and len(prompts) > 1:
-            known = inspect.signature(type(pipe).__call__).parameters
             named = [name for name in EACH if name in known]
             if not named:
                 raise ValueError("the pipeline makes one sample of a prompt in a call")
             several = {named[0]: len(prompts)}
+        elif len(prompts) > 1:
+            # A text that each prompt has beside it is a list where the prompts are.
+            texts = {name: self.model.arguments.get(name, known[name].default) for name in OWN_TEXTS if name in known}
+            listed = {name: text for name, text in texts.items() if isinstance(known[name].default, str)}
+            several = {name: [text] * len(prompts) for name, text in listed.items() if isinstance(text, str)}
         call = self.model.call(
             **self.model.size_arguments(**self.size),
             **several,

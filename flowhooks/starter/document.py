@@ -85,8 +85,9 @@ def _shown(references: Sequence[Reference]) -> Any:
     """Return the references of a sample as `validation.images` has them; None where they are not files of their own."""
     by_argument: dict[str, list[str]] = {}
     for each in references:
-        if not isinstance(each.image.asset, FileAsset) or each.image.frames > 1:
+        picture = each.image
+        if picture is None or not isinstance(picture.asset, FileAsset) or picture.frames > 1:
             return None
-        by_argument.setdefault(each.argument or "", []).append(str(each.image.asset.path.absolute()))
+        by_argument.setdefault(each.argument or "", []).append(str(picture.asset.path.absolute()))
     short = {name: paths[0] if len(paths) == 1 else paths for name, paths in by_argument.items()}
     return short[""] if list(short) == [""] else short

@@ -67,7 +67,10 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
         # Left out where there are none, as in versions without columns and references.
         drawn += [record.columns] if record.columns else []
         if record.references:
-            shown = [[each.argument, each.size, each.image.digest] for each in record.references]
+            shown = [
+                [each.argument, each.text] if each.image is None else [each.argument, each.size, each.image.digest]
+                for each in record.references
+            ]
             drawn += [without_references, shown]
         data.update(json.dumps([drawn, *(each.digest for each in pictures if each)]).encode())
     document = {

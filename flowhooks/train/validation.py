@@ -68,6 +68,12 @@ class ValidationImages:
         argument = named[0] if len(named) == 1 else picture_argument(self.model.pipe) if any(given) else ""
         return [open_images(each, argument, f"$.validation.images[{i}]") for i, each in enumerate(given)]
 
+    @property
+    def texts(self) -> list[dict[str, Any]]:
+        """Return for each prompt pipeline argument -> its text; none where the run names none."""
+        written = self.run.validation["texts"] or [None] * len(self.run.validation["prompts"])
+        return [dict(each or {}) for each in written]
+
     def encode(self, stage: Stage, cache: PromptKeeper) -> bool:
         """Encode the prompts, or find them in the cache, so that drawing images later asks no text encoder. Returns
         whether that is so."""
@@ -82,6 +88,8 @@ class ValidationImages:
         size = (("height", "width") if self.model.sound is None else ("duration",)) if self.model.contract.joint else ()
         told = ("guidance_scale", "negative_prompt", "num_images_per_prompt", *size)
         about = {"validation": {name: self.run.validation[name] for name in told}}
+        if any(self.texts):
+            return False
         self.encoded.prepare(prompts, about, lambda prompt: self._encode(prompts.index(prompt)))
         return not stage.asks_encoders(lambda: self._encode(0))
 
@@ -109,14 +117,15 @@ class ValidationImages:
         """Return the images, or the clips, of the prompts at these places."""
         validation, model = self.run.validation, self.model
         prompts = [validation["prompts"][i] for i in places]
-        others = ("prompts", "images", "every_steps", "holdout", STEPS)
+        others = ("prompts", "images", "texts", "every_steps", "holdout", STEPS)
         options = {k: v for k, v in validation.items() if k not in others}
         shared: dict[str, Any] = {"num_inference_steps": count, "scale_argument": model.contract.scale}
         arguments = self.run.model["pipeline_arguments"]
         with nullcontext() if self.encoded is None else self.encoded.used(prompts):
             if model.sound is not None:
                 del options["height"], options["width"]
-                return sample_sound(model.pipe, prompts, **options, **shared, arguments=arguments)
+                own = [self.texts[i] for i in places]
+                return sample_sound(model.pipe, prompts, **options, **shared, arguments=arguments, given=own)
             del options["duration"]
             shown = [self.references[i] for i in places]
             return sample_images(model.pipe, prompts, **options, **shared, arguments=arguments, images=shown)

@@ -72,6 +72,31 @@ SOUND: dict[str, Refusal] = {
         ),
         words=("$.validation.num_inference_steps: ", "sound is not; set one number"),
     ),
+    "texts that no prompt has": Refusal(
+        make=written(validation={"prompts": ["one"], "texts": [{"lyrics": "la"}, None]}),
+        words=("$.validation.texts: ", "holds 2 entries for 1 prompts"),
+    ),
+    "texts that the pipeline does not take": Refusal(
+        make=written(validation={"prompts": ["one"], "texts": [{"lyrics": "la"}]}),
+        words=("$.validation.texts[0].lyrics: ", "it takes none beside the prompt"),
+    ),
+    "images to judge sound by": Refusal(
+        make=sounding(
+            {"duration": 0.16},
+            hooks=[
+                {"type": "on_policy_rollout", "prompts": ["one"], "group_size": 2},
+                {"type": "flow_grpo", "rewards": [{"type": "ocr", "model": "m"}]},
+            ],
+        ),
+        words=("$.hooks[1]: ", "has the reward 'ocr', which judges images"),
+    ),
+    "images to learn features of sound from": Refusal(
+        make=sounding(
+            {"duration": 0.16},
+            hooks=[{"type": "feature_alignment", "source": "crepa", "block_index": 0, "encoder": "data"}],
+        ),
+        words=("$.hooks[0]: ", "takes features of images with `source` 'crepa'"),
+    ),
     "sound of another rate": Refusal(
         make=sounding(rate=1600, channels=2),
         words=("$[0].channels: ", "files are read as stereo", "set it to 'mono'"),

@@ -102,7 +102,7 @@ def test_pairs_are_equally_long_and_cut_alike_and_masks_run_along_time(tmp_path)
     assert batch.size == (1, 128, 1) and batch.mask is not None and batch.rejected is not None
     assert torch.equal(batch.mask, (torch.arange(16) >= 8).float().expand(1, 1, -1))
     assert torch.allclose(batch.clean, model.encode_images(torch.from_numpy(loaded(record))[None]), atol=1e-5)
-    write(tmp_path / "lose" / "a.flac", clip(199, seed=1), text=None)
+    write(tmp_path / "lose" / "a.flac", clip(204, seed=1), text=None)
     (problem,) = problems_in(tmp_path, blocks)
     assert "partners of another length than their image" in problem and "cut them like" in problem
 

@@ -66,6 +66,28 @@ def test_a_mask_of_one_axis_lies_on_the_sample(model):
         model.pack_mask(torch.ones(1, 1, 17), torch.zeros(1, *model.sample_shape))
 
 
+@torch.no_grad()
+def test_lyrics_are_each_samples_own():
+    """An unseen text is predicted with as the pipeline does; the text of another sample, or none, gives another."""
+    pipe = tiny("ace-step")
+    model = probe(pipe, arguments={"audio_duration": 0.16}, references=("lyrics", "bpm"))
+    assert model.contract.entangled and model.contract.optional
+    texts = [{"lyrics": "nine nine eight"}, {"bpm": 77}, {}]
+    conditions = model.encode_conditions(["one"] * 3, texts)
+    networks = model.contract.networks_of(pipe)
+    with without_side_effects(pipe, networks):
+        generator = torch.Generator().manual_seed(9)
+        walk = walked(pipe, networks, model.call(prompt="one", generator=generator, **texts[0]), 2)
+    step = walk.steps[-1]
+    own, other, none = (
+        float(
+            (model.predict(step.sample, torch.tensor([step.sigma]), conditions[i : i + 1]) - step.velocity).abs().max()
+        )
+        for i in range(3)
+    )
+    assert own < 1e-5 and other > 1e-3 and none > 1e-3
+
+
 def test_lengths_that_the_pipeline_rounds_are_refused():
     model = learnt("longcat-audio")
     verify_length(model.at(1, 136))

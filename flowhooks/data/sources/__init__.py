@@ -13,7 +13,15 @@ from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import take_columns, usual_partners
 from flowhooks.data.storage import Refused
 
-_COLUMNS = ("image_column", "caption_column", "rejected_column", "mask_column", "reference_column", "columns")
+_COLUMNS = (
+    "image_column",
+    "caption_column",
+    "rejected_column",
+    "mask_column",
+    "reference_column",
+    "columns",
+    "text_columns",
+)
 _HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
 
 
