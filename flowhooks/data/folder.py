@@ -21,6 +21,7 @@ from flowhooks.data.folder_sizes import looked_at, sizes_of
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sources.opening import KINDS, METADATA
 from flowhooks.errors import DataError, Problem
+from flowhooks.manifest import RUN
 
 #: Names of sub-folders -> what is in them. A number at the end, as in `source_2`, does not matter.
 IMAGES = ("images", "photos", "pictures")
@@ -115,10 +116,14 @@ def folder_blocks(
 
 
 def _refuse_described(folder: Path, tree: Tree) -> None:
-    """Raise DataError where a data set file in the folder says what it holds."""
+    """Raise DataError where a data set file in the folder says what it holds, and for the folder of a run, whose images
+    are its validation's."""
     named = [name for name in _DATASETS if name in tree.files]
     if named:
         message = f"holds {named[0]}, a data set file that says what is in it; name that file in place of the folder"
+        raise DataError(Problem(message, str(folder)))
+    if RUN in tree.files:
+        message = f"holds {RUN}, so it is the folder of a run; name that file, or the folder of its data"
         raise DataError(Problem(message, str(folder)))
 
 

@@ -113,6 +113,9 @@ def test_a_data_set_file_in_the_folder_is_to_be_named(tmp_path):
     (write(tmp_path, PLAIN) / "data.json").write_text("[]", encoding="utf-8")
     with pytest.raises(DataError, match=r"holds data.json, a data set file .* name that file"):
         folder_blocks(tmp_path)
+    (tmp_path / "data.json").rename(tmp_path / "run.json")
+    with pytest.raises(DataError, match="it is the folder of a run"):
+        folder_blocks(tmp_path)
 
 
 @pytest.mark.parametrize(
