@@ -23,7 +23,7 @@ class LinearDPOSpec(PairSpec, type="linear_dpo", title="Linear-DPO"):
     )
     eta: float = option(
         "The least pull on a pair, and 1 less the greatest. Above 0 it never stops pushing the rejected side away, so "
-        "give the run a guard.",
+        "give the run a guard. Published: 0.01 on a flow, 0.001 on predictions of noise.",
         default=0.01,
         minimum=0,
         maximum=0.5,
