@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 from torch import Tensor
 
-from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXTS, Size, decoded, made_by
+from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXT_FORMAT, Size, decoded, made_by
 from flowhooks.data.records import Record, Reference, distinct_captions
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_picture
@@ -54,7 +54,7 @@ class ReferenceEncoder:
         told = {} if caption is None else {"caption": caption}
         return {
             "format": FORMAT,
-            **({} if caption is None else {"texts": TEXTS}),
+            **({} if caption is None else {"texts": TEXT_FORMAT}),
             "references": [self._about(each) for each in references],
             "size": list(size),
             **told,
