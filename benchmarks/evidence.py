@@ -12,6 +12,7 @@ from flowhooks.quiet import quiet_libraries
 CLAIMS = {
     "adjoint_matching": "benchmarks.evidence_adjoint_matching",
     "anyflow": "benchmarks.evidence_anyflow",
+    "edit": "benchmarks.evidence_edit",
     "flow_dpo": "benchmarks.evidence_flow_dpo",
     "flow_opd": "benchmarks.evidence_flow_opd",
     "self_flow": "benchmarks.evidence_self_flow",

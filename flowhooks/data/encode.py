@@ -28,7 +28,7 @@ FORMAT = 2
 # Increased whenever the conversion of colours to sRGB changes.
 COLORS = 1
 # Increased whenever the encoding of a text changes.
-TEXTS = 1
+TEXT_FORMAT = 1
 REMEDY = "if `model.dtype` is fp16, set it to bf16 or fp32; otherwise the model's weights are damaged"
 Cut = tuple[Picture, Geometry]
 Size = tuple[int, int, int]
@@ -161,7 +161,7 @@ class CaptionEncoder:
     def about(self, item: Told) -> dict[str, Any]:
         caption, size = item
         at = {} if size is None else {"size": list(size)}
-        return {"format": FORMAT, "texts": TEXTS, "caption": caption, **at, **self._made_by}
+        return {"format": FORMAT, "texts": TEXT_FORMAT, "caption": caption, **at, **self._made_by}
 
     def encode(self, items: Sequence[Told]) -> Iterator[tuple[Told, dict[str, Tensor]]]:
         for size in dict.fromkeys(size for _, size in items):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from flowhooks.arguments import OWN_TEXTS
-from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXTS, Size, decoded, made_by
+from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXT_FORMAT, Size, decoded, made_by
 from flowhooks.data.records import Record, Reference, distinct_captions
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_picture
@@ -60,14 +60,14 @@ class ReferenceEncoder:
 
     def about(self, item: Shown) -> dict[str, Any]:
         caption, references, size = item
-        told: dict[str, Any] = {} if caption is None else {"caption": caption}
-        told |= {"given": True} if self.model.tells_given else {}
+        given: dict[str, Any] = {} if caption is None else {"caption": caption}
+        given |= {"given": True} if self.model.tells_given else {}
         return {
             "format": FORMAT,
-            **({} if caption is None else {"texts": TEXTS}),
+            **({} if caption is None else {"texts": TEXT_FORMAT}),
             "references": [self._about(each) for each in references],
             "size": list(size),
-            **told,
+            **given,
             **self._made_by,
         }
 

@@ -12,7 +12,7 @@ import diffusers
 from torch import Tensor
 
 from flowhooks.data.cache import Wanted, build_entries
-from flowhooks.data.encode import FORMAT, REMEDY, TEXTS, made_by
+from flowhooks.data.encode import FORMAT, REMEDY, TEXT_FORMAT, made_by
 from flowhooks.data.store import IN_MEMORY_BYTES, Entries, is_finite
 from flowhooks.errors import Problem
 from flowhooks.probe.values import flatten, unflatten
@@ -86,7 +86,7 @@ class _PromptEncoder:
         self._given, self._record = given, record
 
     def about(self, item: str) -> dict[str, Any]:
-        return {"format": FORMAT, "texts": TEXTS, "prompt": item, **self._given}
+        return {"format": FORMAT, "texts": TEXT_FORMAT, "prompt": item, **self._given}
 
     def encode(self, items: Sequence[str]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         for item in items:
