@@ -99,7 +99,8 @@ def _agree(
     if len(weights) != len(rewards):
         raise ValueError(f"got {len(weights)} weights for {len(rewards)} rewards")
     # Of sound, waveforms [B, channels, samples].
-    shaped = pixels.dim() == 3 or (pixels.dim() in (4, 5) and pixels.shape[1] == 3)
+    waves = pixels.dim() == 3 and pixels.shape[1] in (1, 2)
+    shaped = waves or (pixels.dim() in (4, 5) and pixels.shape[1] == 3)
     if not shaped or not pixels.is_floating_point():
         found = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise ValueError(f"`pixels` must be floating-point [B, 3, H, W] or [B, 3, F, H, W] in [0, 1], got {found}")
