@@ -58,7 +58,8 @@ class Reward(Protocol):
         """Return a value for each image, ``[B]``, higher for better.
 
         Args:
-            pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, fp32 in [0, 1].
+            pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, fp32 in [0, 1]; of sound, waveforms ``[B, channels,
+                samples]`` in [-1, 1].
             prompts: prompts of the images.
             records: for each prompt, a mapping with the other columns of its file.
         """

@@ -155,7 +155,10 @@ def _agree(
         raise ValueError(f"rewards must have different names, got {names}; set `name`")
     if len(weights) != len(rewards):
         raise ValueError(f"got {len(weights)} weights for {len(rewards)} rewards")
-    if pixels.dim() not in (4, 5) or pixels.shape[1] != 3 or not pixels.is_floating_point():
+    # Of sound, waveforms [B, channels, samples].
+    waves = pixels.dim() == 3 and pixels.shape[1] in (1, 2)
+    shaped = waves or (pixels.dim() in (4, 5) and pixels.shape[1] == 3)
+    if not shaped or not pixels.is_floating_point():
         found = f"{tuple(pixels.shape)} of {pixels.dtype}"
         raise ValueError(f"`pixels` must be floating-point [B, 3, H, W] or [B, 3, F, H, W] in [0, 1], got {found}")
     if not len(pixels) == len(prompts) == len(records):
@@ -185,7 +188,7 @@ def _refuse(
     largest = largest or {}
     with torch.no_grad():
         bad = {reward.name: _outside(each[reward.name], reward.range) for reward in rewards}
-        strange = _outside(pixels, (0.0, 1.0)).flatten(1).any(1)
+        strange = _outside(pixels, (-1.0 if pixels.dim() == 3 else 0.0, 1.0)).flatten(1).any(1)
         broken = {name: ~sizes.isfinite() for name, sizes in largest.items()}
         zero = [~sizes.any() for sizes in largest.values()]
         flags = [*(each.any() for each in (strange, *bad.values(), *broken.values())), *zero]
