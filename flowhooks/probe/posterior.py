@@ -41,4 +41,6 @@ def _mode_of(posterior: Any, sample: Callable[..., Tensor], own: Sequence[Any], 
 
 def posterior_mode(encoded: Any) -> Tensor:
     """Return the mode of the latents that a VAE's ``encode`` returned, without randomness."""
-    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    if hasattr(encoded, "latent_dist"):
+        return encoded.latent_dist.mode()
+    return encoded.latents if hasattr(encoded, "latents") else encoded.latent
