@@ -57,6 +57,8 @@ class Card:
         """Return the size as trained on; empty for an incomplete sample."""
         if self.geometry is None:
             return ""
+        if self.image is not None and self.image.sound is not None:
+            return f"{self.geometry.width / self.image.sound.rate:g} s"
         clip = f"x{self.geometry.frames}" if self.geometry.frames > 1 else ""
         return f"{self.geometry.width}x{self.geometry.height}{clip}"
 

@@ -12,6 +12,7 @@ from flowhooks.data.images import BadImage
 from flowhooks.data.inspection import Picture
 from flowhooks.data.transform import load_picture
 from flowhooks.gallery.cards import Card
+from flowhooks.gallery.waves import wave_picture
 
 #: Pages of so many files at most -> the longer edge at which each is kept, so that no page is larger than some 20 MB.
 EDGES = ((60, 1280), (250, 896), (10**9, 640))
@@ -46,16 +47,26 @@ def originals(card: Card, edge: int) -> tuple[Original, ...]:
     found = []
     for side, picture, geometry in _files(card):
         try:
-            whole = load_picture(picture.asset.read(), None)
+            if picture.sound is not None:
+                whole = wave_picture(picture, None, edge)
+            else:
+                whole = load_picture(picture.asset.read(), None)
         except (BadImage, OSError):
             # The card says so.
             continue
         whole.thumbnail((edge, edge), Image.Resampling.LANCZOS)
-        size = "" if geometry is None else f", trained at {geometry.width}x{geometry.height}"
+        size = "" if geometry is None else f", trained at {trained_size(picture, geometry)}"
         about = f"{picture.asset.name}: {picture.size}{size}"
         box = WHOLE if geometry is None else geometry.box
         found.append(Original(side=side, picture=whole, box=box, about=about))
     return tuple(found)
+
+
+def trained_size(picture: Picture, geometry: Geometry) -> str:
+    """Return the size that a file is trained at, in words."""
+    if picture.sound is not None:
+        return f"{geometry.width / picture.sound.rate:g} s"
+    return f"{geometry.width}x{geometry.height}"
 
 
 def _files(card: Card) -> Iterator[tuple[str, Picture, Geometry | None]]:

@@ -16,6 +16,7 @@ from flowhooks.data.masks import BLACK, dimness
 from flowhooks.data.transform import load_mask, load_pixels
 from flowhooks.gallery.cards import Card
 from flowhooks.gallery.originals import Original
+from flowhooks.gallery.waves import wave_picture
 
 SIDE = 256
 MASK_RGB = (214, 0, 110)
@@ -67,14 +68,14 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
     own = card.rejected_geometry or card.geometry
     for picture, kind, geometry in ((card.image, "image", card.geometry), (card.rejected, "rejected side", own)):
         try:
-            shown.append(None if picture is None else _pixels(picture, _small(geometry, picture, side)))
+            shown.append(None if picture is None else _pixels(picture, geometry, side))
         except (BadImage, OSError) as error:
             problems.append(f"the {kind} {error}")
             shown.append(None)
     references = []
     for picture, geometry in card.references:
         try:
-            references.append(_pixels(picture, _small(geometry, picture, side)))
+            references.append(_pixels(picture, geometry, side))
         except (BadImage, OSError) as error:
             problems.append(f"the reference {error}")
     mask, everywhere = None, False
@@ -82,6 +83,10 @@ def draw(card: Card, side: int = SIDE) -> Thumbs:
     if card.masks:
         try:
             values = _multiplied(card.masks, _small(card.geometry, card.image or card.masks[0], side))
+            drawn = next((each for each in shown if each is not None), None)
+            if drawn is not None and card.image is not None and card.image.sound is not None:
+                # The mask of a clip is one row of weights over time.
+                values = np.broadcast_to(values[:1], (drawn.height, values.shape[1]))
             everywhere = bool((values == 1).all())
             mask = None if everywhere else Image.fromarray(np.ceil(values * 255 - 1e-4).astype(np.uint8))
             if not values.any():
@@ -162,8 +167,10 @@ def _small(geometry: Geometry | None, picture: Picture, side: int) -> Geometry:
     return replace(whole, width=max(1, round(whole.width * scale)), height=max(1, round(whole.height * scale)))
 
 
-def _pixels(picture: Picture, geometry: Geometry) -> Image.Image:
-    pixels = load_pixels(picture.asset.read(), geometry).transpose(1, 2, 0)
+def _pixels(picture: Picture, geometry: Geometry | None, side: int) -> Image.Image:
+    if picture.sound is not None:
+        return wave_picture(picture, geometry, side)
+    pixels = load_pixels(picture.asset.read(), _small(geometry, picture, side)).transpose(1, 2, 0)
     return Image.fromarray(np.rint((pixels + 1) * 127.5).astype(np.uint8))
 
 
