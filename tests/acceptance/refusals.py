@@ -17,10 +17,8 @@ from tests.acceptance.refusal_makers import (
     no_start,
     own_teacher,
     prompt_file,
-    referring,
     resume_other,
     reward,
-    rewarded,
     rollout,
     teachers,
     votes,
@@ -28,12 +26,14 @@ from tests.acceptance.refusal_makers import (
 )
 from tests.acceptance.refusals_of_models import MODELS
 from tests.acceptance.refusals_of_quantization import QUANTIZATION
+from tests.acceptance.refusals_of_references import REFERENCES
 from tests.acceptance.refusals_of_sound import SOUND
 
 REFUSALS: dict[str, Refusal] = {
     **{name: Refusal(make=each.make, words=each.words) for name, each in MISTAKES.items()},
     **MODELS,
     **QUANTIZATION,
+    **REFERENCES,
     **SOUND,
     "checkpoints of another run": Refusal(make=no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
     "weights of a finished run": Refusal(
@@ -344,44 +344,6 @@ REFUSALS: dict[str, Refusal] = {
     "an image of validation that is none": Refusal(
         make=written(validation={"prompts": ["a"], "images": ["absent.png"]}),
         words=("$.validation.images[0]: ", "absent.png cannot be read: there is no such file"),
-    ),
-    "references for a pipeline that takes no image": Refusal(
-        make=referring(), words=("data.json: $: ", "holds references, and the pipeline takes no image")
-    ),
-    "references for an argument that there is not": Refusal(
-        make=referring(reference_argument="last_image"),
-        words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
-    ),
-    "references of prompts for a pipeline that takes no image": Refusal(
-        make=prompt_file("p.jsonl", b'{"prompt": "a", "images": {"image": "absent.png"}}'),
-        words=("$.hooks[1].prompts: ", "the prompt 'a' names references for 'image'; the pipeline takes images in no"),
-    ),
-    "references of prompts that cannot be read": Refusal(
-        make=prompt_file("p.jsonl", b'{"prompt": "a", "images": ["absent.png"]}'),
-        words=("$.hooks[1].prompts: ", "absent.png cannot be read: there is no such file"),
-    ),
-    "many references of prompts that cannot be read": Refusal(
-        make=prompt_file("p.jsonl", b"\n".join(b'{"prompt": "a", "images": "%d.png"}' % number for number in range(7))),
-        words=("$.hooks[1].prompts: ", "2 more images of prompts cannot be read"),
-    ),
-    "a reward that compares prompts without references": Refusal(
-        make=rewarded({}, {**PROMPTED, "prompts": ["a", "b"]}),
-        words=(
-            "$.hooks[0].rewards[0]: ",
-            "compares each image with a reference, which 2 of 2 prompts lack: a, b; name them under `images`",
-        ),
-    ),
-    "a reward that compares prompts outside masks of the data": Refusal(
-        make=rewarded({"outside_mask": True}, {**PROMPTED, "prompts": ["a", "b"]}),
-        words=("$.hooks[0].rewards[0]: ", "`outside_mask` reads the masks of the data, and this run draws `prompts`"),
-    ),
-    "a reward that compares samples of the data without references": Refusal(
-        make=rewarded({"reference": 1}, {"type": "on_policy_rollout", "group_size": 2}),
-        words=(
-            "$.hooks[0].rewards[0]: ",
-            "compares each image with 2 references, which 6 of 6 samples of the data lack: ",
-            "no `reference_dropout`",
-        ),
     ),
     "a rollout that is held out": Refusal(
         make=written(data=None, validation={"holdout": 1}, hooks=[{"type": "flow_grpo", "rewards": [JUDGE]}, PROMPTED]),
