@@ -41,50 +41,62 @@ class Figure:
     names: Mapping[str, str] | None = None
 
 
+#: Hooks that learn from preferences, whose metrics of one name stand in one figure.
+_PREFERENCES = ("flow_dpo", "ipo", "linear_dpo", "mapo", "kto")
+
+
+def _of_preferences(*names: str) -> tuple[str, ...]:
+    return tuple(f"{hook}_{name}" for hook in _PREFERENCES for name in names)
+
+
+def _labels(**labels: str) -> dict[str, str]:
+    return {f"{hook}_{name}": label for hook in _PREFERENCES for name, label in labels.items()}
+
+
 FIGURES = (
     Figure(
         title="Implicit accuracy",
         note="Share of pairs whose margin is above 0. At 0.5 the model tells no pair apart.",
-        metrics=("flow_dpo_implicit_accuracy",),
+        metrics=_of_preferences("implicit_accuracy"),
         reference=0.5,
     ),
     Figure(
         title="Margin",
         note="How much more the model has gained on preferred than on rejected images, against its reference.",
-        metrics=("flow_dpo_margin",),
+        metrics=_of_preferences("margin"),
         reference=0,
     ),
     Figure(
         title="Advantages",
         note="The two parts of the margin. It is earned where the preferred side rises, not only the rejected.",
-        metrics=("flow_dpo_win_adv", "flow_dpo_lose_adv"),
+        metrics=_of_preferences("win_adv", "lose_adv"),
         reference=0,
-        names={"flow_dpo_win_adv": "preferred", "flow_dpo_lose_adv": "rejected"},
+        names=_labels(win_adv="preferred", lose_adv="rejected"),
     ),
     Figure(
         title="Margin by noise level",
         note="The margin in each quarter of sigma, from little noise to much.",
-        metrics=("flow_dpo_margin_sigma_*",),
+        metrics=_of_preferences("margin_sigma_*"),
         reference=0,
         ordered=True,
     ),
     Figure(
         title="Beta",
         note="How sharply a margin counts. With auto_beta it follows the size of the margin.",
-        metrics=("flow_dpo_beta",),
+        metrics=_of_preferences("beta"),
         log=True,
         smooth=False,
     ),
     Figure(
         title="Gradient factor",
         note="Share of the gradient that the average pair still gives, 0.5 at the start. Near 0 pairs are saturated.",
-        metrics=("flow_dpo_gradient_factor",),
+        metrics=_of_preferences("gradient_factor"),
     ),
     Figure(
         title="Drift",
         note="How far the prediction has moved from the reference, relative to it.",
-        metrics=("flow_dpo_drift", "flow_dpo_drift_inside", "flow_dpo_drift_outside"),
-        names={"flow_dpo_drift_inside": "inside the mask", "flow_dpo_drift_outside": "outside"},
+        metrics=_of_preferences("drift", "drift_inside", "drift_outside"),
+        names=_labels(drift_inside="inside the mask", drift_outside="outside"),
     ),
     Figure(
         title="Reward",

@@ -91,7 +91,8 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
 def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
     """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
     key that differs."""
-    own = {**own, "hooks": _as_known(own["hooks"], found.get("hooks", {}))}
+    if "hooks" in own:
+        own = {**own, "hooks": _as_known(own["hooks"], found.get("hooks", {}))}
     before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
     digests = before.pop(_HELD, None), now.pop(_HELD, None)
     if None not in digests and digests[0] != digests[1]:

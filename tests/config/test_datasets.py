@@ -40,6 +40,7 @@ def test_defaults(tmp_path):
         "duration": None,
         "sample_rate": None,
         "channels": None,
+        "text_columns": None,
         "image_column": None,
         "caption_column": None,
         "rejected_column": None,

@@ -31,6 +31,7 @@ ELSEWHERE = {
     "report ": "tests/report/test_page.py",
     "sample runs/digits-anyflow": "tests/docs/test_walk.py",
     "sample runs/my-edit": "tests/sampling/test_pictures.py",
+    "sample runs/songs": "tests/train/test_sound.py",
     "sample runs/my-flight": "tests/sampling/test_pictures.py",
     "train examples/flow_dpo/digits.json": "tests/digits/test_demo.py",
     "train examples/sft/": "tests/docs/test_recipes.py",

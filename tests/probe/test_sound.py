@@ -120,4 +120,4 @@ def test_a_time_per_token_and_a_second_time_of_embeddings_that_are_tuples():
     model = learnt("ace-step")
     tokens = model.tokens(torch.zeros(1, *model.sample_shape))
     assert tokens.count == 8 and tokens.of_element[:, 0].tolist() == [i // 2 for i in range(16)]
-    assert model.streams.patch == (1, 2, 2) and model.streams.grid((4, 25)) == (1, 1, 13)
+    assert model.streams.patch == (1, 2, 2) and model.streams.grid((1, 1, 25)) == (1, 1, 13)

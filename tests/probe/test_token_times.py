@@ -128,7 +128,7 @@ def test_a_sample_without_its_given_frame_is_refused_with_the_reason():
 def test_tokens_between_others_that_are_not_those_of_references_are_refused_with_the_reason():
     other = torch.zeros(2, 6, 4)
     other[1, 2:4] = 1
-    meeting = Broadcast(path=("a",), other=other, batch=-3, tokens=(-2,))
+    meeting = Broadcast(path=("a",), other=other, batch=-3, tokens=(-2,), expanded=False)
     assert _Learner(behind=2).place(meeting) == "between"
     with pytest.raises(ModelError, match="between 2 and 2 others, of which those behind are not the 1 of its ref"):
         _Learner(behind=1).place(meeting)

@@ -81,6 +81,7 @@ def test_a_grid_keeps_every_picture_in_its_cell():
 def arguments(tmp_path, tiny_sd3):
     tiny_sd3.save_pretrained(tmp_path / "sd3")
     return Namespace(
+        given=None,
         allow_imports=False,
         offload=False,
         model=str(tmp_path / "sd3"),
