@@ -269,9 +269,16 @@ def _joined(parts: Mapping[str, _Part]) -> _Part:
 
 def _captions(folder: Path, part: _Part, prompt: str | None) -> dict[str, Any]:
     """Return the keys of a block that say where captions come from."""
-    if prompt is not None:
-        return {"caption_strategy": "instanceprompt", "instance_prompt": prompt}
     place = folder / part.name
+    if prompt is not None:
+        unread = [path for stem, path in part.media.items() if stem in part.texts]
+        if unread:
+            _refuse(
+                place,
+                f"{len(unread):,} of {count(len(part.media), 'image')} have a caption in a text file, which `--prompt` "
+                f"would not use: {some(unread)}; leave it out, or move the text files away",
+            )
+        return {"caption_strategy": "instanceprompt", "instance_prompt": prompt}
     lacking = [path for stem, path in part.media.items() if stem not in part.texts]
     if not lacking:
         return {}

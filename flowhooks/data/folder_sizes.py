@@ -22,8 +22,9 @@ OF_VIDEOS = 640
 MULTIPLE, FINE = 64, 16
 #: Most frames of a video.
 FRAMES = 81
-#: Share of the files that may be left out for their size, where that makes the others twice as large along an edge.
-FEW = 0.1
+#: Share of the files that may be left out for their size, where that makes the others twice as large along an edge;
+#: one may be where there are so many files.
+FEW, SEVERAL = 0.1, 4
 
 
 def sizes_of(
@@ -61,7 +62,8 @@ def _resolution(pictures: Sequence[Picture], most: int, multiple: int) -> dict[s
             return {}
     reached = {edge: _reaching(pictures, edge, multiple) for edge in EDGES if edge <= most}
     every = next((edge for edge, reaching in reached.items() if reaching == len(pictures)), None)
-    nearly = next((edge for edge, reaching in reached.items() if reaching >= (1 - FEW) * len(pictures)), None)
+    spare = max(int(FEW * len(pictures)), len(pictures) >= SEVERAL)
+    nearly = next((edge for edge, reaching in reached.items() if reaching >= len(pictures) - spare), None)
     if nearly is not None and (every is None or nearly >= 2 * every):
         return {**bucket_keys(nearly, multiple), "small_images": "leave_out"}
     return {} if every is None else bucket_keys(every, multiple)

@@ -143,7 +143,7 @@ def _state(record: RunRecord) -> list[str]:
             f"This run is not finished: step {record.last:,} of {_of(record)} was logged last. It is training still, "
             "or it was interrupted."
         )
-    if not record.events.known:
+    if not record.events.known and (record.last or record.finished):
         found.append(
             f"A version of flowhooks that wrote no {EVENTS} trained this run: its warnings, its data audit and its "
             "memory are not known here."

@@ -125,6 +125,10 @@ def test_a_data_set_file_in_the_folder_is_to_be_named(tmp_path):
         pytest.param([(1600, 1200), (1100, 1100)], {"resolution": 1024}, id="the largest"),
         pytest.param([(900, 1000), (700, 700)], {"resolution": 640}, id="what all reach"),
         pytest.param([(520, 520)] * 10 + [(200, 200)], {"resolution": 512, "small_images": "leave_out"}, id="but few"),
+        pytest.param([(520, 520)] * 6 + [(96, 80)], {"resolution": 512, "small_images": "leave_out"}, id="but one"),
+        pytest.param(
+            [(520, 520)] * 2 + [(96, 96)], {"resolution": 96, "resolution_multiple": 16}, id="no one of three"
+        ),
         pytest.param([(50, 40), (41, 60)], {"resolution": 32, "resolution_multiple": 16}, id="tiny"),
     ],
 )
@@ -164,3 +168,15 @@ def test_a_run_may_name_the_folder(tmp_path, monkeypatch):
     ]
     monkeypatch.chdir(tmp_path / "pairs")
     assert load_run(file, ["data=preferred"]).provides == {"data:image"}
+
+
+def test_one_prompt_for_all_does_not_hide_captions(tmp_path):
+    for number in range(2):
+        Image.new("RGB", (16, 16)).save(tmp_path / f"{number}.png")
+    (block,) = folder_blocks(tmp_path, "a bird")
+    assert (block["caption_strategy"], block["instance_prompt"]) == ("instanceprompt", "a bird")
+    (tmp_path / "1.txt").write_text("a red bird")
+    with pytest.raises(
+        DataError, match="1 of 2 images have a caption in a text file, which `--prompt` would not use: 1"
+    ):
+        folder_blocks(tmp_path, "a bird")
