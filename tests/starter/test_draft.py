@@ -94,6 +94,9 @@ def test_nothing_is_overwritten_and_nothing_is_written_after_an_error(model, tmp
     assert init(model, "mine", "--prompt", "a photo of it") == 2
     assert "data.json: exists already and is not overwritten" in capsys.readouterr().err
     assert (tmp_path / "data.json").read_text(encoding="utf-8") == "mine" and not (tmp_path / "run.json").exists()
+    assert init(model, "mine", "--prompt", "a photo of it", "--output", "other") == 2
+    assert "would not use: a" in capsys.readouterr().err
+    (tmp_path / "mine/a.txt").unlink()
     assert init(model, "mine", "--prompt", "a photo of it", "--output", "other") == 0
     (block,) = json.loads((tmp_path / "other" / "data.json").read_text(encoding="utf-8"))
     assert block["instance_prompt"] == "a photo of it" and load_run("other/run.json").provides == {"data:image"}
