@@ -54,15 +54,15 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--output", type=Path, default=Path("runs/running_away"), help="folder that is not there yet")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     say("| arm | steps | winner error over the reference's, last | most |")
     say("|---|---|---|---|")
-    for arm in asked.arms:
-        objective, folder = ARMS[arm], asked.output / arm.replace(", ", "-").replace(" ", "-")
+    for arm in arguments.arms:
+        objective, folder = ARMS[arm], arguments.output / arm.replace(", ", "-").replace(" ", "-")
         overrides = (
             f"hooks={json.dumps([objective])}",
-            f"training.max_train_steps={asked.steps}",
-            f"training.train_batch_size={asked.batch}",
+            f"training.max_train_steps={arguments.steps}",
+            f"training.train_batch_size={arguments.batch}",
             f"training.learning_rate={RATE}",
             "training.log_every_steps=10",
             "validation={}",

@@ -72,7 +72,7 @@ def heard(folder: Path) -> Heard | None:
     )
 
 
-def length_refusal(folder: Path, asked: Mapping[str, Any]) -> str | None:
+def length_refusal(folder: Path, given: Mapping[str, Any]) -> str | None:
     """Say why a pipeline's folder cannot make what ``height``, ``width``, ``duration`` and ``output`` of a call name:
     images have no duration, and sound no height; None where it may."""
     try:
@@ -82,13 +82,13 @@ def length_refusal(folder: Path, asked: Mapping[str, Any]) -> str | None:
         return None
     if known is None:
         return None
-    suffix = "" if asked["output"] is None else Path(asked["output"]).suffix.lower()
+    suffix = "" if given["output"] is None else Path(given["output"]).suffix.lower()
     if sound is None:
-        if asked["duration"] is not None:
+        if given["duration"] is not None:
             return "duration: the pipeline makes images; give --height and --width"
         return f"output: the pipeline makes images; name a folder or a {_PICTURE}" if suffix in _SOUNDS else None
     for name in ("height", "width"):
-        if asked[name] is not None:
+        if given[name] is not None:
             return f"{name}: {sound.pipeline} makes sound; give its length with --duration"
     if suffix == _PICTURE:
         return f"output: {sound.pipeline} makes sound; name a folder, or a .wav or .flac for one clip"
@@ -184,12 +184,12 @@ def _of_files(run: Run, sound: Heard, audited: Audit) -> Iterator[Problem]:
             )
         )
     )
-    told: set[tuple[Any, ...]] = set()
+    named: set[tuple[Any, ...]] = set()
     for record in audited.records:
         wave = record.image.sound
-        if wave is None or (record.dataset, wave.rate, wave.channels, record.width) in told:
+        if wave is None or (record.dataset, wave.rate, wave.channels, record.width) in named:
             continue
-        told.add((record.dataset, wave.rate, wave.channels, record.width))
+        named.add((record.dataset, wave.rate, wave.channels, record.width))
         block, path = places[record.dataset]
         for key, message in _misfits(sound, wave, record.width, block["duration"]):
             yield Problem(message, str(run.data.source) if run.data is not None else None, f"{path}.{key}")

@@ -50,8 +50,8 @@ def save_comparison(
     pen = ImageDraw.Draw(canvas)
     left, top = MARGIN + ROW, MARGIN + HEAD
     pen.text((MARGIN, MARGIN - 14), "Masked Flow-DPO on handwritten digits", fill=INK, font=font(27))
-    told = f"The same prompts and seeds, before and after {steps:,} steps on pairs with and without a blot."
-    pen.text((MARGIN, MARGIN + 24), told, fill=SOFT, font=font(15))
+    sentence = f"The same prompts and seeds, before and after {steps:,} steps on pairs with and without a blot."
+    pen.text((MARGIN, MARGIN + 24), sentence, fill=SOFT, font=font(15))
     for place, (title, score, pictures) in enumerate(zip(("before", "after"), scores, (before, after), strict=True)):
         x = left + place * (side + BETWEEN)
         _heading(pen, (x, MARGIN + 68), title, score, side, ACCENT if place else INK)
