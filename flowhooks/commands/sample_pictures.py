@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,39 +88,20 @@ def sample_command(args: Namespace) -> int:
 def _drawn(pipe: Any, arguments: Mapping[str, Any], scale: str, args: Namespace) -> Pictures:
     """Return the images at every step count."""
     shown = _shown(pipe, args)
+    same = {
+        "guidance_scale": args.guidance_scale,
+        "scale_argument": scale,
+        "negative_prompt": args.negative_prompt,
+        "seed": args.seed,
+        "num_images_per_prompt": args.num_images,
+    }
     if makes_sound(pipe):
-        return [
-            sample_sound(
-                pipe,
-                args.prompt,
-                num_inference_steps=steps,
-                guidance_scale=args.guidance_scale,
-                scale_argument=scale,
-                negative_prompt=args.negative_prompt,
-                seed=args.seed,
-                num_images_per_prompt=args.num_images,
-                duration=args.duration,
-                arguments={**arguments, **_texts(pipe, args.text or ())},
-            )
-            for steps in args.steps
-        ]
-    return [
-        sample_images(
-            pipe,
-            args.prompt,
-            num_inference_steps=steps,
-            guidance_scale=args.guidance_scale,
-            scale_argument=scale,
-            negative_prompt=args.negative_prompt,
-            seed=args.seed,
-            num_images_per_prompt=args.num_images,
-            height=args.height,
-            width=args.width,
-            arguments=arguments,
-            images=shown,
-        )
-        for steps in args.steps
-    ]
+        given = {**arguments, **_texts(pipe, args.text or ())}
+        sound = partial(sample_sound, pipe, args.prompt, duration=args.duration, arguments=given, **same)
+        return [sound(num_inference_steps=steps) for steps in args.steps]
+    size = {"height": args.height, "width": args.width}
+    images = partial(sample_images, pipe, args.prompt, images=shown, arguments=arguments, **size, **same)
+    return [images(num_inference_steps=steps) for steps in args.steps]
 
 
 def _shown(pipe: Any, args: Namespace) -> list[dict[str, Any]]:

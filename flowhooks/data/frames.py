@@ -17,16 +17,16 @@ def propagate_num_frames(
 ) -> list[dict[str, Any]]:
     """Return the blocks, with `num_frames` of the image set copied to each `reference_strict` set that belongs to it,
     and the rejected sides of sound marked as sound."""
-    told = [dict(block) for block in blocks]
+    completed = [dict(block) for block in blocks]
     for i, linked in links.items():
         for j in linked:
             own, wanted = blocks[j]["num_frames"], blocks[i]["num_frames"]
             if own not in (1, wanted):
                 message = f"is {own:,}, that of {blocks[i]['id']!r} is {wanted:,}; leave it out here"
                 found.problem(f"{found.at(j)}.num_frames", message)
-            told[j][SOUNDING] = holds_sound(blocks[i]) and blocks[j]["conditioning_type"] in REJECTED_TYPES
+            completed[j][SOUNDING] = holds_sound(blocks[i]) and blocks[j]["conditioning_type"] in REJECTED_TYPES
             if blocks[j]["conditioning_type"] in REJECTED_TYPES:
-                told[j]["num_frames"] = max(told[j]["num_frames"], wanted)
+                completed[j]["num_frames"] = max(completed[j]["num_frames"], wanted)
             elif own > 1:
                 what = (
                     "a mask is one image for all frames"
@@ -34,7 +34,7 @@ def propagate_num_frames(
                     else ("a reference is one image")
                 )
                 found.problem(f"{found.at(j)}.num_frames", f"is for videos, and {what}")
-    return told
+    return completed
 
 
 def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -> dict[str, tuple[int, ...]]:
@@ -62,11 +62,11 @@ def plan_frames(images: DataSet, partners: Sequence[DataSet], found: Findings) -
     remedy = "cut them like the videos they belong to"
     found.listing(where, apart, "rejected sides with another number of frames", remedy)
     if shown:
-        found.notes.append(_told(images, shown))
+        found.notes.append(_frames_in_words(images, shown))
     return shown
 
 
-def _told(images: DataSet, shown: Mapping[str, Sequence[int]]) -> str:
+def _frames_in_words(images: DataSet, shown: Mapping[str, Sequence[int]]) -> str:
     block = images.block
     numbers = [images.images[stem].frames for stem in shown]
     rates = [rate for stem in shown if (rate := images.images[stem].rate) is not None]

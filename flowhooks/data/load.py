@@ -96,8 +96,8 @@ def _linked(blocks: tuple[Block, ...], source: Path, root: str) -> Datasets:
     links = link(blocks, found)
     problems = _circles(blocks, str(source), root)
     # A circle also causes links to the wrong kind of set; reporting the circle is enough.
-    told = {problem.path for problem in problems}
-    problems += (problem for problem in found.problems if problem.path not in told)
+    places = {problem.path for problem in problems}
+    problems += (problem for problem in found.problems if problem.path not in places)
     problems += drawing_problems(blocks, str(source), root)
     if problems:
         raise DataError(problems)

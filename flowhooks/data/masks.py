@@ -79,8 +79,8 @@ def _tell_values(data: DataSet, found: Findings) -> None:
     elif black:
         of = f"{len(black):,} of {count(len(looked), 'mask')} that were decoded"
         # A few may be meant: images in which there is nothing to train.
-        told = found.warnings if 2 * len(black) >= len(looked) else found.notes
-        told.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
+        listed = found.warnings if 2 * len(black) >= len(looked) else found.notes
+        listed.append(f"{data.id}: {BLACK} ({of}): {some(black)}; {_remedy(data.images[black[0]])}")
     if dim:
         first = next(iter(dim))
         of = f"{len(dim):,} of {count(len(looked), 'mask')} that were decoded"

@@ -112,12 +112,12 @@ class Translation:
     @property
     def warning(self) -> str | None:
         """Return one sentence on the keys that were translated or ignored; None where there are none."""
-        told = []
+        parts = []
         if self.taken:
-            told.append(f"taken over: {', '.join(self.taken)}")
+            parts.append(f"taken over: {', '.join(self.taken)}")
         if self.idle:
-            told.append(f"without an effect here: {', '.join(self.idle)}")
-        return f"keys of another trainer; {'; '.join(told)}; docs/config.md says how each is read" if told else None
+            parts.append(f"without an effect here: {', '.join(self.idle)}")
+        return f"keys of another trainer; {'; '.join(parts)}; docs/config.md says how each is read" if parts else None
 
 
 def translate(document: Any, file: str, root: str) -> Translation:

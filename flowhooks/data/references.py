@@ -60,8 +60,8 @@ def plan_references(
     if block["reference_resolution"] == TARGET:
         _check_aspects(images, sets, found)
     numbers = Counter(len(references) for references in planned.values())
-    told = ", ".join(f"{samples:,} with {number}" for number, samples in sorted(numbers.items()))
-    found.notes.append(f"{images.id}: references: {told or 'none'}")
+    counts = ", ".join(f"{samples:,} with {number}" for number, samples in sorted(numbers.items()))
+    found.notes.append(f"{images.id}: references: {counts or 'none'}")
     return planned
 
 

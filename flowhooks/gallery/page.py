@@ -95,8 +95,8 @@ def _head(found: Overview) -> Iterator[str]:
     facts = "".join(f"<li><b>{number:,}</b> {escape(word)}</li>" for word, number in found.facts.items())
     yield f'<header><h1>{escape(found.title)}</h1><ul class="facts">{facts}</ul></header><main>'
     problems = [(" ".join(filter(None, (each.file, each.path))), each.message) for each in found.problems]
-    yield _told("problem", "A run would refuse this", problems)
-    yield _told("warning", "Warnings", [("", each) for each in found.warnings])
+    yield _section("problem", "A run would refuse this", problems)
+    yield _section("warning", "Warnings", [("", each) for each in found.warnings])
     if found.buckets:
         yield '<section aria-label="buckets"><h2>Buckets</h2><ul class="buckets">'
         largest = max(each.samples for each in found.buckets.values())
@@ -118,7 +118,7 @@ def _beside(bucket: Bucket) -> Iterator[str]:
         yield f"{bucket.shown:,} on this page"
 
 
-def _told(kind: str, title: str, lines: Sequence[tuple[str, str]]) -> str:
+def _section(kind: str, title: str, lines: Sequence[tuple[str, str]]) -> str:
     if not lines:
         return ""
     rows = "".join(
@@ -219,10 +219,10 @@ def _figure(
         factor = max(1, SIDE // max(mask.size))
         enlarged = mask.resize((mask.width * factor, mask.height * factor), Image.Resampling.NEAREST)
         shown += _img(overlay(enlarged), "", "mask")
-    told = "" if original is None else _original(original, picture)
+    attributes = "" if original is None else _original(original, picture)
     label = escape(f"enlarge {side}: {card.key}")
     return (
-        f'<figure><button type="button" class="frame" aria-label="{label}"{told}>{shown}</button>'
+        f'<figure><button type="button" class="frame" aria-label="{label}"{attributes}>{shown}</button>'
         f"<figcaption>{side}</figcaption></figure>"
     )
 
@@ -230,10 +230,10 @@ def _figure(
 def _original(original: Original, small: Image.Image) -> str:
     """Return the attributes of a button that shows a file whole; its pixels only where the small image lacks some."""
     box = " ".join(f"{each:.5g}" for each in original.box)
-    told = f' data-about="{escape(original.about)}" data-box="{box}"'
+    attributes = f' data-about="{escape(original.about)}" data-box="{box}"'
     if original.box == WHOLE and max(original.picture.size) <= max(small.size):
-        return told
-    return f'{told} data-whole="{_data(original.picture, quality=70)}"'
+        return attributes
+    return f'{attributes} data-whole="{_data(original.picture, quality=70)}"'
 
 
 def _img(picture: Image.Image, alt: str, kind: str = "") -> str:
@@ -255,7 +255,7 @@ def _foot(found: Overview, shown: int) -> Iterator[str]:
     yield '<p id="nothing" hidden>Nothing matches. <button type="button" class="clear">Clear the filters</button></p>'
     if not shown:
         yield "<p>No sample could be read.</p>"
-    yield _told("note", "Notes", [("", each) for each in found.notes])
+    yield _section("note", "Notes", [("", each) for each in found.notes])
     yield (
         '</main><dialog id="zoom" aria-label="The whole file"><div class="view"><div class="box"></div></div>'
         '<p class="about"></p>'

@@ -9,6 +9,7 @@ With ``L`` the reduced error of a view, one noise and one sigma for both sides::
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -140,16 +141,16 @@ class Compared(ComparedSpec, Preference):
             self._watch.count = int(state.get("alarms", 0))
 
 
-class PairPreference(PairSpec, Compared):
+class PairPreference(PairSpec, Compared, ABC):
     """Owns the objective of a run on pairs. A subclass says what a pair costs, by :meth:`pair_loss`."""
 
+    @abstractmethod
     def pair_loss(self, step: Step, margin: Tensor) -> Tensor:
         """Return the loss ``[B]`` of each pair with this margin ``[B]``; it is averaged last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pull(self, margin: Tensor) -> float | Tensor:
         """Return the slope of the loss of a pair over its margin where that is 0, as a number above 0."""
-        raise NotImplementedError
 
     def capped(self, margin: Tensor) -> Tensor:
         """Return margins ``[B]`` that have no gradient above the cap."""

@@ -14,8 +14,8 @@ from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
 from flowhooks.probe.layout import Layout
 from flowhooks.probe.model import FlowModel, without_dropped
-from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
-from flowhooks.probe.runs import SHORTEST
+from flowhooks.probe.recorder import Recording, recording_encode
+from flowhooks.probe.runs import returned_at
 
 #: Largest difference of an image in [0, 1]; on tiny pipelines it is below 1e-5.
 DECODING = 1e-4
@@ -150,15 +150,7 @@ def _drawn_by_pipeline(
     seed: int,
 ) -> Tensor:
     """Return the image that comes out when the pipeline's loop ends at these latents."""
-
-    def arrived(sample: Tensor) -> Tensor:
-        return latents.to(sample)
-
-    with answering(networks, lambda: output), recording_steps(model.pipe.scheduler, Recording(), arrived):
-        generator = torch.Generator().manual_seed(seed)
-        returned = run(
-            model.pipe, **{**call, "generator": generator, "num_inference_steps": SHORTEST, "output_type": "pt"}
-        )
+    returned = returned_at(model.pipe, networks, output, call, latents, seed)
     return pictures_of(returned).to(latents.device, torch.float32)
 
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from flowhooks.errors import ModelError
 from flowhooks.flow_map.second_time import StopForward
@@ -143,3 +143,20 @@ def turns(
     if len(order) > 2 or min(high) < max(low):
         raise ModelError(f"{type(pipe).__name__} does not give its two networks one range of sigma each")
     return order, (min(high) + max(low)) / 2
+
+
+def returned_at(
+    pipe: Any, networks: Mapping[str, nn.Module], output: Any, call: Mapping[str, Any], latents: Tensor, seed: int
+) -> Any:
+    """Return what a call of the pipeline returns, as tensors, when its loop ends at these latents.
+
+    Args:
+        output: what the networks answer in place of computing.
+    """
+
+    def arrived(sample: Tensor) -> Tensor:
+        return latents.to(sample)
+
+    with answering(networks, lambda: output), recording_steps(pipe.scheduler, Recording(), arrived):
+        generator = torch.Generator().manual_seed(seed)
+        return run(pipe, **{**call, "generator": generator, "num_inference_steps": SHORTEST, "output_type": "pt"})

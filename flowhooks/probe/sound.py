@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 from flowhooks.arguments import duration_argument
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.recorder import Recording, answering, recording_encode, recording_steps, run
-from flowhooks.probe.runs import SHORTEST
+from flowhooks.probe.recorder import Recording, recording_encode
+from flowhooks.probe.runs import returned_at
 
 if TYPE_CHECKING:
     from flowhooks.probe.model import FlowModel
@@ -170,15 +170,7 @@ def _made(
     seed: int,
 ) -> Tensor:
     """Return the clip ``[1, channels, samples]`` that comes out when the pipeline's loop ends at these latents."""
-
-    def arrived(sample: Tensor) -> Tensor:
-        return latents.to(sample)
-
-    with answering(networks, lambda: output), recording_steps(model.pipe.scheduler, Recording(), arrived):
-        generator = torch.Generator().manual_seed(seed)
-        returned = run(
-            model.pipe, **{**call, "generator": generator, "num_inference_steps": SHORTEST, "output_type": "pt"}
-        )
+    returned = returned_at(model.pipe, networks, output, call, latents, seed)
     clip = returned[0]
     if not isinstance(clip, Tensor) or clip.dim() != 3:
         found = f"a tensor of shape {tuple(clip.shape)}" if isinstance(clip, Tensor) else type(clip).__name__

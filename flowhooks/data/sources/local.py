@@ -1,5 +1,5 @@
 """Read type `local`: a folder of images, each with a text file beside it. Every file is inspected, every fault
-reported. The folder may hold both sides of pairs, told apart by their names."""
+reported. The folder may hold both sides of pairs; their names say which is which."""
 
 from __future__ import annotations
 
