@@ -4,6 +4,8 @@ and which of its parts control its network. Free of torch."""
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
+from typing import Any
 
 #: Part of a pipeline: a network that follows the sample beside the one that is trained.
 CONTROL = "controlnet"
@@ -19,6 +21,19 @@ def takes_images(name: str) -> bool:
 
 #: Arguments in which pipelines take words and numbers of each sample's own beside its prompt.
 OWN_TEXTS = ("lyrics", "vocal_language", "keyscale", "timesignature", "bpm")
+#: Those of them that are whole numbers.
+OWN_NUMBERS = ("bpm",)
+
+
+def as_own(name: str, value: Any) -> Any:
+    """Return what a pipeline gets in an argument of :data:`OWN_TEXTS` for a cell of a table or a word of a command: a
+    whole number where it takes one. Raises ValueError, which says what the value is not."""
+    if name not in OWN_NUMBERS:
+        return value
+    with suppress(TypeError, ValueError):
+        if (number := float(value)).is_integer():
+            return int(number)
+    raise ValueError(f"{value!r:.40} is no whole number")
 
 
 def takes_own(name: str) -> bool:

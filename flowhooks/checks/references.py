@@ -56,12 +56,23 @@ def reference_problems(run: Run) -> Iterator[Problem]:
     if known is None or data is None or "data:reference" not in data.provides:
         return
     taken = sorted(name for name in known if takes_own(name))
+    texts = [name for name in taken if not takes_images(name)]
+    for block, path in zip(data.blocks, data.paths, strict=True):
+        for name in block["text_columns"] or ():
+            if name not in texts and not block["disabled"]:
+                message = f"is no text that the pipeline takes; it takes {', '.join(texts) or 'none beside the prompt'}"
+                yield Problem(message, str(data.source), f"{path}.text_columns.{name}")
+    named = {name for block in data.blocks for name in block["text_columns"] or ()}
+    pictured = ", ".join(name for name in taken if takes_images(name))
     for argument in data.arguments:
+        if argument in named:
+            continue
         if argument is None and not any(map(takes_images, taken)):
             message = "holds references, and the pipeline takes no image; use one that edits images, or remove them"
             yield Problem(message, str(data.source), data.root)
         elif argument is not None and argument not in taken:
-            message = f"holds references for {argument!r}; the pipeline takes images in {', '.join(taken) or 'nothing'}"
+            takes = f"takes images in {pictured}" if pictured else "takes no image"
+            message = f"holds references for {argument!r}; the pipeline {takes}"
             yield Problem(message, str(data.source), data.root)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flowhooks.arguments import OWN_TEXTS
+from flowhooks.arguments import OWN_TEXTS, as_own
 from flowhooks.data.given_images import open_images
 from flowhooks.errors import ConfigError, ModelError, Problem
 from flowhooks.printing import say
@@ -134,7 +134,10 @@ def _texts(pipe: Any, written: Sequence[str]) -> dict[str, str | int]:
         if not equals or name not in taken:
             known = ", ".join(taken) or "none"
             raise ConfigError(Problem(f"{each!r} names no text that the pipeline takes; it takes {known}", "--text"))
-        found[name] = int(text) if text.isdecimal() and name == "bpm" else text
+        try:
+            found[name] = as_own(name, text)
+        except ValueError as fault:
+            raise ConfigError(Problem(f"{name}: {fault}", "--text")) from None
     return found
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flowhooks.arguments import as_own
 from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
@@ -109,6 +110,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
     names = set(record_columns(images.block))
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
+    texts = _own_texts(images, found)
     records: list[Record] = []
     for stem, picture in images.images.items():
         if stem not in geometries or stem not in images.captions or any(stem not in each.images for each in strict):
@@ -118,9 +120,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
         if names - images.records.get(stem, {}).keys():
             continue
         caption, *others = wordings(images.captions[stem], images.block)
-        own_texts = tuple(
-            Reference(argument=name, text=images.records[stem][name]) for name in images.block["text_columns"] or ()
-        )
+        own_texts = tuple(Reference(argument=name, text=text) for name, text in texts.get(stem, {}).items())
         for rejected in rejected_sets or (None,):
             if rejected is not None and stem not in own.get(rejected.id, geometries):
                 continue
@@ -141,6 +141,23 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                 )
             )
     return records * (1 + _repeats(images, len(records), found, before))
+
+
+def _own_texts(images: DataSet, found: Findings) -> dict[str, dict[str, Any]]:
+    """Return stem -> pipeline argument -> the text or number of the sample's own. One that the argument cannot take is
+    a problem."""
+    texts: dict[str, dict[str, Any]] = {}
+    for name, column in (images.block["text_columns"] or {}).items():
+        wrong = []
+        for stem, cells in images.records.items():
+            if name in cells:
+                try:
+                    texts.setdefault(stem, {})[name] = as_own(name, cells[name])
+                except ValueError as fault:
+                    wrong.append(f"{stem} ({fault})")
+        what = f"cells of {column!r} that cannot be used"
+        found.listing(f"{images.path}.text_columns.{name}", wrong, what, "correct them")
+    return texts
 
 
 def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int:

@@ -10,7 +10,7 @@ REFERENCES: dict[str, Refusal] = {
     ),
     "references for an argument that there is not": Refusal(
         make=referring(reference_argument="last_image"),
-        words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes images in nothing"),
+        words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes no image"),
     ),
     "references of prompts for a pipeline that takes no image": Refusal(
         make=prompt_file("p.jsonl", b'{"prompt": "a", "images": {"image": "absent.png"}}'),

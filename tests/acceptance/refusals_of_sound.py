@@ -30,6 +30,16 @@ def sounding(
     return make
 
 
+def worded(texts: dict[str, str]) -> Callable[[User], None]:
+    """Clips with a table, whose columns are texts of each clip's own."""
+
+    def make(user: User) -> None:
+        sounding({"type": "imagefolder", "duration": 0.16, "text_columns": texts})(user)
+        (user.data / "sounds" / "metadata.csv").write_text("file_name,text,beats\na.wav,one,90\n", encoding="utf-8")
+
+    return make
+
+
 def clips(user: User, rate: int = 800, channels: int = 1) -> None:
     (user.data / "sounds").mkdir()
     soundfile.write(user.data / "sounds" / "a.wav", np.zeros((rate // 4, channels)), rate)
@@ -100,6 +110,10 @@ SOUND: dict[str, Refusal] = {
     "sound of another rate": Refusal(
         make=sounding(rate=1600, channels=2),
         words=("$[0].channels: ", "files are read as stereo", "set it to 'mono'"),
+    ),
+    "a text beside the prompt that the pipeline does not take": Refusal(
+        make=worded({"tempo": "beats"}),
+        words=("$[0].text_columns.tempo: ", "is no text that the pipeline takes; it takes none beside the prompt"),
     ),
     "a length that is rounded": Refusal(
         make=sounding({"duration": 0.2025}),

@@ -150,3 +150,18 @@ def test_other_faults_of_files(tmp_path, monkeypatch):
     monkeypatch.setattr(waveforms, "find_spec", lambda name: None)
     (problem,) = problems_in(tmp_path, [sound_set()])
     assert "needs soundfile; run `pip install 'flowhooks[sound]'`" in problem
+
+
+def test_a_number_beside_the_prompt_is_one(tmp_path):
+    for name in ("a", "b"):
+        write(tmp_path / "win" / f"{name}.wav", clip(128), text=None)
+    table = tmp_path / "win" / "metadata.csv"
+    columns = {"lyrics": "words", "bpm": "beats"}
+    block = sound_set(type="imagefolder", duration=0.16, text_columns=columns)
+    table.write_text("file_name,text,words,beats\na.wav,x,007,90\nb.wav,y,la,91.0\n")
+    found = audit_in(tmp_path, [block]).records
+    assert [[each.text for each in record.references] for record in found] == [["007", 90], ["la", 91]]
+    table.write_text("file_name,text,words,beats\na.wav,x,la,fast\nb.wav,y,la,90.5\n")
+    (problem,) = problems_in(tmp_path, [block])
+    assert problem.startswith("$[0].text_columns.bpm: ")
+    assert "a ('fast' is no whole number)" in problem and "b ('90.5' is no whole number)" in problem
