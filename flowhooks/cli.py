@@ -16,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -37,7 +38,7 @@ from flowhooks.commands import (
     schema,
     train,
 )
-from flowhooks.errors import ConfigError, FlowhooksError, FlowhooksWarning, TrainingError
+from flowhooks.errors import ConfigError, FlowhooksError, FlowhooksWarning, Problem, TrainingError
 from flowhooks.files import is_full
 from flowhooks.printing import one_line, printable, safe_output
 from flowhooks.quiet import quiet
@@ -110,12 +111,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(args, message + _leave(message, given), code)
 
 
+def _of_folder(problem: Problem) -> Problem:
+    """Return a problem with an option of a plain folder, which is no file that an option could be set in, with a way to
+    set it."""
+    if problem.file is None or not (problem.path or "").startswith("$[") or not Path(problem.file).is_dir():
+        return problem
+    remedy = f"write a data set file with `flowhooks init --data {shlex.quote(problem.file)} --model ...`, and set "
+    option = (problem.path or "").partition("].")[2]
+    message = f"{problem.message} ({remedy}{f'`{option}` there' if option else 'it there'})"
+    return replace(problem, message=message, path=None)
+
+
 def _told(error: Exception, args: argparse.Namespace) -> tuple[str, int]:
     """Return the message for an error, and the exit code."""
     if isinstance(error, FlowhooksError):
         # These two have several lines and escape the names in them; in others a further line comes from a library or a
         # name, and must not look like one of ours.
         ours = isinstance(error, (ConfigError, TrainingError))
+        if isinstance(error, ConfigError):
+            error = type(error)([_of_folder(each) for each in error.problems])
         return str(error) if ours else str(error).replace("\n", "\n  "), error.exit_code
     if isinstance(error, OSError):
         full = is_full(error)

@@ -6,13 +6,15 @@ Messages that users can act on stay: missing weights and, in one line with a cou
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from functools import partialmethod
 from importlib import import_module
 from typing import Any
@@ -40,7 +42,11 @@ NOISE = {
     "torch.utils._pytree": r"is an Enum subclass",
     "datasets.load": r"Using the latest cached version",
 }
-_CUT = re.compile(r"of your input was truncated[^:]*: (?P<text>.*)", re.DOTALL)
+_CUT = re.compile(r"of your input was truncated[^:]*: (?P<rest>.*)", re.DOTALL)
+#: Special tokens, which a tokenizer appends to a short text beside a long one.
+_SPECIAL = re.compile(r"<[^<>\s]*>|\s")
+_PROMPTS: ContextVar[Sequence[str]] = ContextVar("prompts", default=())
+_cut_off: set[str] = set()
 _BARS = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _LIBRARIES = ("diffusers.utils.logging", "transformers.utils.logging")
 
@@ -87,30 +93,61 @@ def errors_only(*modules: str) -> Iterator[None]:
 
 
 @contextmanager
+def encoding(prompts: Sequence[str]) -> Iterator[None]:
+    """Let a text that a pipeline cuts off inside the block count as the one of ``prompts`` at its place."""
+    token = _PROMPTS.set(prompts)
+    try:
+        yield
+    finally:
+        _PROMPTS.reset(token)
+
+
+def cut_off() -> str | None:
+    """Return a sentence that counts the texts that were cut off since it was asked last; None without any."""
+    count = len(_cut_off)
+    _cut_off.clear()
+    texts = "1 text is" if count == 1 else f"{count:,} texts are"
+    return f"{texts} longer than a text encoder reads; the rest is cut off" if count else None
+
+
+def _cut_texts(rest: str) -> Iterator[str]:
+    """Yield the texts of which something was cut off, by what a pipeline printed of their ``rest``: a list with one
+    string for each prompt, or one string."""
+    try:
+        parts = ast.literal_eval(rest)
+    except (ValueError, SyntaxError):
+        parts = [rest]
+    parts = [parts] if isinstance(parts, str) else parts
+    prompts = _PROMPTS.get()
+    for text, part in zip(prompts if len(prompts) == len(parts) else parts, parts, strict=True):
+        if _SPECIAL.sub("", part):
+            yield text
+
+
+@contextmanager
 def _filtered() -> Iterator[None]:
     """Drop :data:`NOISE` inside the block. A warning that a text is cut off is replaced by one line at the end, which
-    counts the texts."""
+    counts the texts, unless :func:`cut_off` returned it before."""
     noise = [(name, re.compile(said)) for name, said in NOISE.items()]
-    cut: set[str] = set()
     usual = logging.Logger.handle
 
     def handle(logger: logging.Logger, record: logging.LogRecord) -> None:
         # A filter on a parent would not see what its children log, and each pipeline has its own logger.
         message = record.getMessage()
         if (found := _CUT.search(message)) is not None and record.name.startswith("diffusers.pipelines"):
-            cut.add(found["text"])
+            _cut_off.update(_cut_texts(found["rest"]))
         if not any(f"{record.name}.".startswith(f"{name}.") and said.search(message) for name, said in noise):
             usual(logger, record)
 
     # Not a filter on the handlers: the libraries create theirs when imported, perhaps inside the block.
     setattr(logging.Logger, "handle", handle)  # noqa: B010
+    _cut_off.clear()
     try:
         yield
     finally:
         setattr(logging.Logger, "handle", usual)  # noqa: B010
-        if cut:
-            texts = "1 text is" if len(cut) == 1 else f"{len(cut):,} texts are"
-            sys.stderr.write(f"warning: {texts} longer than a text encoder reads; the rest is cut off\n")
+        if sentence := cut_off():
+            sys.stderr.write(f"warning: {sentence}\n")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from diffusers.utils import logging as diffusers_logging
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from flowhooks.quiet import NOISE, errors_only, quiet, quiet_libraries
+from flowhooks.quiet import NOISE, cut_off, encoding, errors_only, quiet, quiet_libraries
 from tests.cli.test_process import flowhooks
 from tests.train.runs import document, write_data, write_model
 
@@ -65,6 +65,17 @@ def test_texts_that_are_cut_off_are_counted_in_one_line(heard, capsys):
         )
     assert not heard
     assert capsys.readouterr().err == "warning: 2 texts are longer than a text encoder reads; the rest is cut off\n"
+
+
+def test_texts_cut_off_alike_count_each_and_short_ones_beside_them_do_not(capsys):
+    pipeline = logging.getLogger("diffusers.pipelines.flux.pipeline_flux")
+    message = CUT.replace("[%r]", "%r")
+    with quiet(bars=True):
+        for _ in range(2):  # two text encoders read each
+            with encoding(["long cat, oil on canvas", "a cat", "long dog, oil on canvas"]):
+                pipeline.warning(message, ["oil on canvas", "<|endoftext|><|endoftext|> ", "oil on canvas"])
+        assert cut_off() == "2 texts are longer than a text encoder reads; the rest is cut off"
+    assert capsys.readouterr().err == ""
 
 
 def test_warnings_to_programmers_are_dropped_and_others_told():

@@ -27,6 +27,7 @@ from flowhooks.probe.recorder import (
 )
 from flowhooks.probe.runs import ANY, SHORTEST, recorded_arguments
 from flowhooks.probe.values import Rule
+from flowhooks.quiet import encoding
 
 if TYPE_CHECKING:
     from flowhooks.probe.model import FlowModel
@@ -60,7 +61,8 @@ def encode_prompts(model: FlowModel, prompts: Sequence[str]) -> Condition:
     with _recording(model) as networks:
         for start in range(0, len(prompts), chunk):
             some = prompts[start : start + chunk]
-            seen = recorded_arguments(model.pipe, networks, some, model.call(**images))
+            with encoding(some):
+                seen = recorded_arguments(model.pipe, networks, some, model.call(**images))
             parts.append(Condition.of_batch(seen, contract.rules, len(some)))
     return parts[0].join(parts[1:])
 
@@ -129,7 +131,7 @@ def _together(
     for prompt, images in zip(prompts, references, strict=True):
         _check(model, images)
         networks = model.contract.networks_of(model.pipe)
-        with counted_images(model.pipe, images):
+        with counted_images(model.pipe, images), encoding([prompt]):
             seen = recorded_arguments(model.pipe, networks, [prompt], model.call(**images))
         sample = {name: seen.get(name) for name in rules}
         argument = model.layout(**model.size).sample_argument

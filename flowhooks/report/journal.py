@@ -58,6 +58,7 @@ class Events:
     memory: tuple[tuple[int, dict[str, int]], ...] = ()
     stopped: tuple[int, str] | None = None
     ended: bool = False
+    damaged: tuple[int, ...] = ()
 
 
 def read_events(folder: Path) -> Events:
@@ -71,8 +72,11 @@ def read_events(folder: Path) -> Events:
     memory: list[tuple[int, dict[str, int]]] = []
     stopped: tuple[int, str] | None = None
     ended = False
-    for line in _lines(file):
+    damaged = []
+    for number, line in enumerate(_lines(file), start=1):
         event = _event(line)
+        if not event:
+            damaged.append(number)
         step = event.get("step", 0)
         match event.get("event"):
             case "start":
@@ -94,6 +98,7 @@ def read_events(folder: Path) -> Events:
         memory=tuple(memory),
         stopped=stopped,
         ended=ended,
+        damaged=tuple(damaged),
     )
 
 

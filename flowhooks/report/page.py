@@ -25,6 +25,7 @@ from flowhooks.report.sections import (
     images_part,
     median_pace,
     settings_part,
+    sounds_part,
     speed_part,
     warnings_part,
     words,
@@ -42,7 +43,7 @@ def page(records: Sequence[RunRecord], drawn: Sequence[DrawnImages], *, watched:
     # Only a page that a server renews may ask for anything, and that server alone.
     asks = "; connect-src 'self'" if watched else ""
     policy = (
-        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
+        f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
         f"form-action 'none'{asks}"
     )
     shown = content.figures(records)
@@ -57,7 +58,7 @@ def page(records: Sequence[RunRecord], drawn: Sequence[DrawnImages], *, watched:
     title = " and ".join(record.name for record in records)
     body = [*_head(records), '<main id="main">', *_notices(records)]
     body += [*_glance(records), *figures_part(shown, METHOD, HELD_OUT), *warnings_part(records, warned)]
-    body += [*images_part(records, drawn), *data_part(records), *settings_part(records)]
+    body += [*images_part(records, drawn), *sounds_part(records), *data_part(records), *settings_part(records)]
     body += [
         *speed_part(records, shown),
         *figures_part(shown, OPTIMISER, OTHER),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from flowhooks.manifest import EVENTS, HISTORY, METRICS, RUN
 from flowhooks.reading import read_json
 from flowhooks.report.journal import Events, read_events
 from flowhooks.report.metrics_file import MOST_NAMES, MetricsFile
+from flowhooks.report.sounds import Sounds, read_sounds
 
 #: Metrics of every step, in which a step without a number is a fault.
 ALWAYS = ("loss", "grad_norm")
@@ -33,6 +34,7 @@ class RunRecord:
         events: what else it told.
         notices: sentences on what is missing or damaged.
         logged: when its last line was written, in UTC; None without one.
+        sounds: what its validation let be heard.
     """
 
     folder: Path
@@ -42,6 +44,7 @@ class RunRecord:
     events: Events
     notices: tuple[str, ...]
     logged: datetime | None
+    sounds: Sounds = field(default_factory=Sounds)
 
     @property
     def last(self) -> int:
@@ -122,6 +125,7 @@ def read_record(folder: Path, metrics: MetricsFile | None = None) -> RunRecord:
         notices=(),
         logged=_written(folder / HISTORY),
     )
+    record = replace(record, sounds=read_sounds(folder, record.section("validation")))
     notices += _state(record)
     notices += _faults(record)
     return replace(record, notices=tuple(notices))
@@ -174,6 +178,11 @@ def _faults(record: RunRecord) -> list[str]:
         found.append(f"NaN or infinite numbers are left out of the curves: line {some(lines)} of {HISTORY}.")
     if metrics.crowded:
         found.append(f"Of its metrics the first {MOST_NAMES} are shown.")
+    if record.events.damaged:
+        lines = [str(number) for number in record.events.damaged]
+        found.append(
+            f"{count(len(lines), 'line')} of {EVENTS} cannot be read, so that a warning may be missing: {some(lines)}."
+        )
     if len(record.events.warnings) > WARNINGS:
         found.append(f"Of its {len(record.events.warnings):,} warnings the first {WARNINGS} are shown.")
     for name in ALWAYS:

@@ -10,6 +10,7 @@ from typing import Any
 from flowhooks.data.findings import count
 from flowhooks.data.shards import human_bytes
 from flowhooks.documents.privacy import text_without_local_paths
+from flowhooks.manifest import VALIDATION
 from flowhooks.report.figures import HELD_OUT, METHOD, OPTIMISER, OTHER, SPEED
 from flowhooks.report.pictures import DrawnImages
 from flowhooks.report.record import RunRecord
@@ -94,6 +95,9 @@ def images_part(records: Sequence[RunRecord], drawn: Sequence[DrawnImages]) -> I
         if left:
             yield f'<p class="soft">{name}{count(left, "image")} of each validation: only in the grids.</p>'
     if not any(pictures.grids for pictures in drawn):
+        if any(record.sounds.of for record in records):
+            yield '<p class="soft">What was generated is sound, below.</p></section>'
+            return
         yield '<p class="soft">There are no validation images.</p></section>'
         return
     yield """<form id="viewer" hidden>
@@ -106,6 +110,26 @@ def images_part(records: Sequence[RunRecord], drawn: Sequence[DrawnImages]) -> I
 <label id="divide" hidden><span>Wipe</span>
 <input type="range" id="divider" min="0" max="100" step="1" value="50"></label>
 <p id="prompt" dir="auto"></p><div id="thumbs" role="group" aria-label="Images"></div></form></section>"""
+
+
+def sounds_part(records: Sequence[RunRecord]) -> Iterator[str]:
+    """Yield players for the sound of the first and the last validation, prompt by prompt; nothing without any."""
+    if not any(record.sounds.of for record in records):
+        return
+    yield '<section id="sounds"><h2>Sound <span class="soft">of the first and the last validation</span></h2>'
+    for record in records:
+        name = f"{words(record.name)}: " if len(records) > 1 else ""
+        if record.sounds.damaged:
+            yield f'<p class="soft">{name}cannot be read: {escape(", ".join(record.sounds.damaged))}.</p>'
+        if record.sounds.left_out:
+            clips = count(record.sounds.left_out, "clip")
+            yield f'<p class="soft">{name}{clips} too large for this page: in <code>{VALIDATION}</code>.</p>'
+        for clip in record.sounds.clips:
+            seed = "" if clip.seed is None else f", seed {clip.seed}"
+            label = f"{name}{words(clip.prompt)} <span class='soft'>step {clip.step:,}{seed}</span>"
+            yield f'<figure class="sound"><figcaption dir="auto">{label}</figcaption>'
+            yield f'<audio controls preload="metadata" src="{clip.url}"></audio></figure>'
+    yield "</section>"
 
 
 def data_part(records: Sequence[RunRecord]) -> Iterator[str]:

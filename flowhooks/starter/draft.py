@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,7 @@ from flowhooks.checks.references import with_references
 from flowhooks.config import Run, load_datasets, resolve_run
 from flowhooks.data import audit
 from flowhooks.data.blocks import FIRST_FRAME, Block
+from flowhooks.data.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, SOUND_SUFFIXES
 from flowhooks.data.findings import count
 from flowhooks.data.folder import folder_blocks
 from flowhooks.data.folder_sizes import bucket_keys
@@ -91,6 +93,9 @@ def draft(
     Raises:
         ConfigError: with what must be decided, or is wrong with folder or model.
     """
+    if method is not None and method not in METHODS:
+        known_names = hint(method, list(METHODS)) or f"; there are {', '.join(methods_offered())}"
+        raise ConfigError(Problem(f"there is no method {method!r}{known_names}", "--method"))
     blocks, provides = _data(data, prompt, None)
     method = method or (PAIRS if "data:rejected" in provides else PLAIN)
     _refuse_method(method, data, provides)
@@ -147,6 +152,9 @@ def refuse_existing(folder: Path, names: Iterable[str] = (RUN, DATA)) -> None:
 def _data(data: Path, prompt: str | None, known: KnownModel | None) -> tuple[list[Block] | None, frozenset[str]]:
     """Return the blocks of a folder, None for a data set file, and what the data gives to hooks."""
     if not data.is_dir():
+        if data.suffix.lower() in (*IMAGE_SUFFIXES, *CLIP_SUFFIXES, *SOUND_SUFFIXES):
+            message = f"is one file; name the folder that it is in: --data {shlex.quote(str(data.parent))}"
+            raise ConfigError(Problem(message, str(data)))
         if prompt is not None:
             raise ConfigError(
                 Problem("goes with a folder; a data set file says itself what its captions are", "--prompt")
@@ -162,8 +170,6 @@ def _data(data: Path, prompt: str | None, known: KnownModel | None) -> tuple[lis
 
 
 def _refuse_method(method: str, data: Path, provides: frozenset[str]) -> None:
-    if method not in METHODS:
-        raise ConfigError(Problem(f"there is no method {method!r}{hint(method, list(METHODS))}", "--method"))
     if method not in methods_offered():
         needs = ", ".join(f"`{name}`" for name in schemas()[f"methods/{method}"]["required"])
         message = (

@@ -24,6 +24,7 @@ from flowhooks.kernel.hook import Alarm
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
 from flowhooks.manifest import REPORT, read_manifest
+from flowhooks.quiet import cut_off
 from flowhooks.report import Journal, ReportWriter
 from flowhooks.report.journal import END, MEMORY, START, STOPPED, WARNING
 from flowhooks.train import rng
@@ -105,6 +106,8 @@ class Job:
         self._note(START, health=health, summary=lines, audit=self.audit.report, counts=self.audit.counts)
         for sentence in self.warned:
             self._note(WARNING, text=sentence)
+        if sentence := cut_off():
+            self.voice.say(sentence)
         self.liveness = Liveness(
             self.session,
             self.validation.model.transformer,

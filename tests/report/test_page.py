@@ -22,9 +22,10 @@ from flowhooks.report.page import page
 from flowhooks.report.pictures import DrawnImages
 from flowhooks.report.record import read_record
 from flowhooks.report.serve import ReportServer
+from flowhooks.sampling.sound import write_sound
 from tests.cli.test_process import imported
 from tests.gallery.browser import Browser
-from tests.report.folders import start, write_events, write_finished, write_grid, write_metrics, write_run
+from tests.report.folders import PROMPTS, start, write_events, write_finished, write_grid, write_metrics, write_run
 
 EVIL = "</script><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
@@ -222,6 +223,24 @@ def test_runs_in_folders_of_one_name_are_told_apart(tmp_path, capsys):
     assert "<title>a/out and b/out</title>" in file.read_text()
     assert main(["report", str(folders[0]), f"{folders[0]}/", "--output", str(file)]) == 2
     assert "is named twice; name each run once" in capsys.readouterr().err
+
+
+def test_sound_of_the_first_and_the_last_validation_is_played_from_the_page(tmp_path, browser):
+    run = write_finished(tmp_path / "run", steps=20)
+    grids = run / "validation"
+    for step in (5, 10, 20):
+        for number in range(2):
+            clip = np.sin(np.arange(800) * (0.1 + number + step))[None]
+            write_sound(grids / f"step_{step:06d}_prompt_000_{number:02d}.wav", clip=clip, rate=8000, kind=".wav")
+    assert main(["report", str(run)]) == 0
+    browser.open(run / "report.html")
+    labels = texts(browser, "#sounds figcaption")
+    assert [label.removeprefix(PROMPTS[0]) for label in labels] == [
+        f" step {step}, seed {seed}" for seed in (0, 1) for step in (5, 20)
+    ]
+    heard = "Promise.all([...document.querySelectorAll('audio')].map(a => a.readyState ? a.duration : new Promise(done "
+    heard += "=> { a.onloadedmetadata = () => done(a.duration); a.onerror = () => done('refused'); a.load(); })))"
+    assert browser.run(heard) == [0.1] * 4 and quiet(browser)
 
 
 def test_a_page_without_curves_and_images_stands(tmp_path, browser):

@@ -93,7 +93,18 @@ def talkative(run: Path) -> None:
     write_events(run, [start(), *told, {"step": 20, "event": "end"}])
 
 
+def damaged_event(run: Path) -> None:
+    with (run / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 20, "event": "warn\n')
+
+
+def broken_sound(run: Path) -> None:
+    (run / "validation/step_000010_prompt_000_00.wav").write_bytes(b"RIFF")
+
+
 FAULTS = {
+    damaged_event: "1 line of events.jsonl cannot be read, so that a warning may be missing",
+    broken_sound: "cannot be read: step_000010_prompt_000_00.wav.",
     crowded: "Of its metrics the first 500 are shown",
     talkative: "Of its 201 warnings the first 200 are shown",
     no_events: "A version of flowhooks that wrote no events.jsonl trained this run",
