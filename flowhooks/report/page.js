@@ -320,10 +320,12 @@ function look() {
       return figure;
     }));
   }
-  const last = [...DATA.images.runs].reverse().find((run) => run.steps.length);
+  // An image that the last run did not generate is shown from the run before it.
+  const drawn = [...DATA.images.runs].reverse().filter((run) => run.steps.length);
   [...one("#thumbs").children].forEach((button, i) => {
     button.setAttribute("aria-pressed", String(i === view.cell));
-    const at = Math.max(0, last.steps.filter((each) => each <= steps[view.step]).length - 1), url = last.images[at][i];
+    const urls = drawn.map((run) => run.images[Math.max(0, run.steps.filter((each) => each <= steps[view.step]).length - 1)][i]);
+    const url = urls.find((each) => each);
     if (url) button.firstChild.src = url;
   });
 }

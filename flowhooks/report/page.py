@@ -43,8 +43,8 @@ def page(records: Sequence[RunRecord], drawn: Sequence[DrawnImages], *, watched:
     # Only a page that a server renews may ask for anything, and that server alone.
     asks = "; connect-src 'self'" if watched else ""
     policy = (
-        f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}; base-uri 'none'; "
-        f"form-action 'none'{asks}"
+        f"default-src 'none'; img-src data:; media-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        f"base-uri 'none'; form-action 'none'{asks}"
     )
     shown = content.figures(records)
     warned = content.warnings(records)

@@ -106,8 +106,8 @@ class Job:
         self._note(START, health=health, summary=lines, audit=self.audit.report, counts=self.audit.counts)
         for sentence in self.warned:
             self._note(WARNING, text=sentence)
-        if sentence := cut_off():
-            self.voice.say(sentence)
+        if (cut := cut_off()) is not None:
+            self.voice.say(cut)
         self.liveness = Liveness(
             self.session,
             self.validation.model.transformer,

@@ -93,9 +93,11 @@ def drawing(at: float, cell: int, side: int = 192) -> Image.Image:
     return Image.fromarray((paper * (1 - mixed) + ink * mixed).astype(np.uint8))
 
 
-def write_grid(folder: Path, step: int, of: int, *, side: int = 192, each: int = 2) -> None:
+def write_grid(
+    folder: Path, step: int, of: int, *, side: int = 192, each: int = 2, prompts: Sequence[str] = PROMPTS
+) -> None:
     """The labelled grid of one validation."""
-    cells = [Cell(prompt=prompt, seed=seed, steps=20) for prompt in PROMPTS for seed in range(each)]
+    cells = [Cell(prompt=prompt, seed=seed, steps=20) for prompt in prompts for seed in range(each)]
     pictures = [drawing(step / of, i, side) for i in range(len(cells))]
     (folder / "validation").mkdir(exist_ok=True)
     grid = labelled_grid(pictures, cells, columns=each, step=step)

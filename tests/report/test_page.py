@@ -216,6 +216,17 @@ def test_several_runs_share_their_axes_and_show_what_differs(runs, tmp_path, bro
     assert browser.run(names) == ["one", "two"] and quiet(browser)
 
 
+def test_each_image_of_runs_with_other_prompts_has_a_thumbnail(tmp_path, browser):
+    runs = [write_run(tmp_path / name, steps=20) for name in ("one", "two")]
+    for number, run in enumerate(runs):
+        write_metrics(run, range(1, 21), 20)
+        write_grid(run, 20, 20, each=1, prompts=[f"prompt {number}", "both"])
+    assert main(["report", *map(str, runs), "--output", str(tmp_path / "compare.html")]) == 0
+    browser.open(tmp_path / "compare.html")
+    drawn = browser.run("[...document.querySelectorAll('#thumbs img')].map(i => i.src.startsWith('data:image/'))")
+    assert drawn == [True] * 3 and quiet(browser)
+
+
 def test_runs_in_folders_of_one_name_are_told_apart(tmp_path, capsys):
     folders = [write_run(tmp_path / name / "out") for name in ("a", "b")]
     file = tmp_path / "compare.html"

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from flowhooks.cli import main
 from flowhooks.config import load_run
@@ -108,6 +109,7 @@ def test_nothing_is_overwritten_and_nothing_is_written_after_an_error(model, tmp
         pytest.param(PLAIN, ["--method", "flow_dpo"], "has no rejected one; add a folder 'rejected'", id="no pairs"),
         pytest.param(PLAIN, ["--method", "flow_grpo"], "'flow_grpo' needs `rewards`", id="a reward"),
         pytest.param(PLAIN, ["--method", "dpo"], "there is no method 'dpo'", id="no method"),
+        pytest.param(PLAIN, ["--method", "what"], "there are anyflow, flow_dpo, ", id="no method like it"),
         pytest.param(EDITS, [], "holds references, and the pipeline takes no image", id="edits for another model"),
         pytest.param({**PLAIN, "c.gif": "x"}, [], "put them into two folders", id="mixed"),
     ],
@@ -117,6 +119,25 @@ def test_what_cannot_be_known_is_refused(names, arguments, message, model, tmp_p
     assert init(model, "mine", *arguments) == 2
     assert message in capsys.readouterr().err
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mine"]
+
+
+def test_one_file_is_no_folder(model, tmp_path, capsys):
+    write(tmp_path / "mine", PLAIN)
+    assert init(model, "mine/a.png") == 2
+    assert capsys.readouterr().err.endswith("mine/a.png: is one file; name the folder that it is in: --data mine\n")
+
+
+def test_an_option_of_a_plain_folder_is_set_in_the_file_that_init_writes(model, tmp_path, capsys):
+    write(tmp_path / "mine", PAIRS, (16, 16))
+    assert init(model, "mine") == 0
+    run = json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) | {"data": "mine/"}
+    (tmp_path / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    Image.new("RGB", (16, 24)).save(tmp_path / "mine/rejected/a.png")
+    capsys.readouterr()
+    assert main(["check", "run.json"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mine: ") and "$[" not in said
+    assert "write a data set file with `flowhooks init --data mine --model ...`" in said
 
 
 def test_a_broken_file_is_named_with_its_folder(model, tmp_path, capsys):
