@@ -15,10 +15,13 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from accelerate.utils import send_to_device
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.offloading import BlockOffload
+from flowhooks.probe.recomputing import repeated_blocks
 from flowhooks.probe.runs import find_networks
+from flowhooks.sharding import shard
 from flowhooks.splice import restore_attributes
 from flowhooks.transfer import bring
 
@@ -49,6 +52,8 @@ class Stage:
         self.here: set[str] = set()
         #: Networks of which blocks stay on the CPU.
         self._offloads: dict[str, BlockOffload] = {}
+        #: Networks whose weights are sharded over processes, and stay where they are.
+        self._sharded: set[str] = set()
         self._home: str | None = None
         self._called: set[str] = set()
 
@@ -120,6 +125,16 @@ class Stage:
                 self._offloads[name] = offload
             yield
 
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Shard the weights of the networks over processes; their shards stay on the device from now on.
+
+        Args:
+            mesh: see :func:`flowhooks.sharding.mesh_of`.
+        """
+        for name, network in find_networks(self.pipe).items():
+            shard(network, repeated_blocks(network), mesh)
+            self._sharded.add(name)
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """Inside the block components come when they are called, the text encoders also when one of their layers is."""
@@ -142,7 +157,7 @@ class Stage:
         for name, part in self.parts[who].items():
             if name in self._offloads:
                 self._offloads[name].move(device)
-            else:
+            elif name not in self._sharded:
                 bring(part, device)
 
 

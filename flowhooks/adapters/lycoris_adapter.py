@@ -21,6 +21,7 @@ from flowhooks.adapters.bypass import Snapshot, without_lycoris
 from flowhooks.adapters.names import LYCORIS_FILE, first_few
 from flowhooks.adapters.names import LYCORIS_PREFIX as PREFIX
 from flowhooks.errors import AdapterError
+from flowhooks.sharding import whole_shapes
 
 # Each passes the same tests; other networks of the library change a layer in ways that are not checked here.
 ALGORITHMS = ("lora", "locon", "loha", "lokr")
@@ -90,7 +91,7 @@ def build_network(transformer: nn.Module, config: Mapping[str, Any], targets: tu
     """Build a fresh network on exactly ``targets``, not yet applied."""
     if config["algo"] not in ALGORITHMS:
         raise AdapterError(f"`adapter.algo` is {config['algo']!r}; expected one of {', '.join(ALGORITHMS)}.")
-    with _preset(targets), _quiet():
+    with _preset(targets), _quiet(), whole_shapes(transformer):
         network = create_lycoris(
             transformer,
             1.0,
@@ -121,7 +122,7 @@ def network_from_weights(
             "model: use the base model it was trained on."
         )
     try:
-        with _preset(()), _quiet():
+        with _preset(()), _quiet(), whole_shapes(transformer):
             network, _ = create_lycoris_from_weights(1.0, "", transformer, weights_sd=dict(tensors))
     except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise AdapterError(f"{origin}: LyCORIS cannot build it on {type(transformer).__name__}: {error}") from error

@@ -14,6 +14,8 @@ from lycoris import LycorisNetwork
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from flowhooks.sharding import class_of
+
 _CONVOLUTIONS: Mapping[int, type[nn.Module]] = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
@@ -41,7 +43,8 @@ def _copy(module: nn.Module, seen: dict[nn.Module, nn.Module]) -> nn.Module:
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
         return convolution(module.weight.shape, **{name: getattr(module, name) for name in names})
-    hollow = type(module).__new__(type(module))
+    kind = class_of(module)
+    hollow = kind.__new__(kind)
     children = {name: child for name, child in module._modules.items() if not isinstance(child, LycorisNetwork)}
     vars(hollow).update(vars(module))
     vars(hollow).update(

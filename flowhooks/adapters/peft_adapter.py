@@ -36,6 +36,7 @@ from flowhooks.adapters.names import (
 from flowhooks.autocast import autocast_dtype
 from flowhooks.errors import AdapterError
 from flowhooks.quantization.plain import is_packed_layer
+from flowhooks.sharding import whole_shapes
 
 ADAPTER_NAME = "default"
 _KEY_PREFIX = {"lora": "lora_A.weight", "loha": "hada_w1_a", "lokr": "lokr_w1"}
@@ -197,7 +198,8 @@ def inject_layers(
                 "TorchaoLoraLinear was instantiated",
             ):
                 warnings.filterwarnings("ignore", message=message)
-            inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
+            with whole_shapes(transformer):
+                inject_adapter_in_model(peft, transformer, adapter_name=name, state_dict=keys)
     except (ValueError, TypeError) as error:
         raise AdapterError(f"PEFT cannot put a {kind} adapter on {type(transformer).__name__}: {error}") from error
     layers = []

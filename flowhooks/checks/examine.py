@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flowhooks.checks.layers import target_problems
-from flowhooks.checks.machine import machine_problems, sharding_problems
+from flowhooks.checks.machine import machine_problems
 from flowhooks.checks.models import helper_problems
 from flowhooks.checks.optimizers import optimizer_problems
 from flowhooks.checks.output import output_problems
@@ -15,6 +15,7 @@ from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.quantization import quantization_problems
 from flowhooks.checks.references import comparison_problems, reference_problems, with_references
+from flowhooks.checks.sharding import sharding_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete

@@ -30,11 +30,6 @@ _CAPABILITIES: dict[str, tuple[int, int]] = {
 _TRITON = (7, 0)
 #: A run with more data loader processes per CPU is refused: each holds some hundred megabytes.
 WORKERS_PER_CPU = 8
-_SHARDED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
 
 def backend_refusal(name: str, *, dtype: str = "bf16", mixed_precision: str = "no") -> str | None:
@@ -187,18 +182,6 @@ def _attribute(driver: Any, index: int, attribute: int) -> int:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return ".".join(str(part) for part in capability)
-
-
-def sharding_problems(run: Run) -> Iterator[Problem]:
-    """Yield problems with settings of accelerate that split the model over processes."""
-    for variable, name in _SHARDED.items():
-        if os.environ.get(variable, "false").lower() in ("1", "true"):
-            message = (
-                f"accelerate is set up for {name}, which splits the model; here every process holds the frozen model "
-                "as a whole and only gradients of trained parameters are exchanged. Start with `accelerate launch "
-                "--multi_gpu`, or answer no to it in `accelerate config`"
-            )
-            yield Problem(message, str(run.source))
 
 
 def machine_problems(run: Run) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from flowhooks.flow_map.scheduler import Span
 from flowhooks.flow_map.step_time import FlowMapError, StepTime, leaves, plain
+from flowhooks.sharding import without_hooks
 
 R, T_MINUS_R = "r", "t-r"
 #: Most by which a pipeline rounds a time, in units of sigma.
@@ -285,7 +286,7 @@ def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        with suppress(StopForward):
+        with suppress(StopForward), without_hooks(network):
             network.forward(**arguments)
     finally:
         handle.remove()

@@ -20,6 +20,7 @@ from flowhooks.flow_map.second_time import T_MINUS_R, R, SecondTime
 from flowhooks.flow_map.step_time import FlowMapError
 from flowhooks.probe.times import Time
 from flowhooks.quantization.plain import is_quantized, plain_linear
+from flowhooks.sharding import whole
 
 
 class Interval(SecondTime):
@@ -157,7 +158,7 @@ def bare_copy(module: nn.Module) -> nn.Module:
     attributes.pop("forward", None)
     attributes.update({name: OrderedDict() for name in attributes if name.startswith("_") and "_hooks" in name})
     attributes["_parameters"] = {
-        name: None if p is None else nn.Parameter(p.detach().clone()) for name, p in module._parameters.items()
+        name: None if p is None else nn.Parameter(whole(p.detach()).clone()) for name, p in module._parameters.items()
     }
     attributes["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     attributes["_modules"] = {name: None if m is None else bare_copy(m) for name, m in module._modules.items()}

@@ -21,6 +21,7 @@ from flowhooks.probe.runs import PROMPTS, output_of
 from flowhooks.probe.sized import SizedModel
 from flowhooks.probe.tokens import Tokens, TokenSigma, called_with_token_times, check_token_sigma
 from flowhooks.probe.values import collate, moved, nested_arguments
+from flowhooks.sharding import is_sharded
 from flowhooks.transfer import picked, sent, whole_numbers
 
 if TYPE_CHECKING:
@@ -43,6 +44,11 @@ class FlowModel(SizedModel):
     def native_second_time(self) -> bool:
         """Return whether the pipeline itself passes the end of a step to the network."""
         return any(time.second for time in self.contract.times)
+
+    @property
+    def sharded(self) -> bool:
+        """Return whether the network's weights are sharded over processes, so that all must call it equally often."""
+        return is_sharded(self.transformer)
 
     @cached_property
     def anatomy(self) -> Anatomy:

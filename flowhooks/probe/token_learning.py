@@ -22,6 +22,7 @@ from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.tokens import TimeEntry, Tokens, TokenSigma, called_with_token_times, leveled
 from flowhooks.probe.values import map_tensors
 from flowhooks.probe.weight_names import Path, with_shared_names
+from flowhooks.sharding import gathered
 from flowhooks.splice import restore_attributes
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ def learn_tokens(model: FlowModel, layout: Layout) -> Tokens:
     with (
         without_side_effects(model.pipe, {model.component: model.transformer}),
         _uncheckpointed(model.transformer),
+        # Gradients are taken from the inside of blocks.
+        gathered(model.transformer),
         model.without_second_time(),
     ):
         try:

@@ -6,11 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def is_quantized(weight: Tensor) -> bool:
-    """Whether a weight is held in another form than its numbers: every backend has a class of its own for them."""
-    return type(weight) not in (Tensor, nn.Parameter, nn.Buffer)
+    """Whether a weight is held in another form than its numbers: every backend has a class of its own for them. A shard
+    of a weight is held as its numbers."""
+    return type(weight) not in (Tensor, nn.Parameter, nn.Buffer, DTensor)
 
 
 def quantized_layers(module: nn.Module) -> list[str]:

@@ -20,6 +20,7 @@ from flowhooks.errors import TrainingError
 from flowhooks.kernel.session import Session
 from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.values import map_tensors, tensors_in
+from flowhooks.sharding import without_hooks
 from flowhooks.train.agreement import gather
 
 #: Least number of watched updates with finite gradients that are not all 0. In the first one no matrix A of a LoRA has
@@ -250,8 +251,8 @@ class Liveness:
     def _predicted(self) -> list[Tensor]:
         assert self._call is not None
         args, kwargs = self._call
-        with evaluating(self.network), self.autocast():
-            # Past the hooks of the network itself: a gate reads the state of a scheduler that has gone on since.
+        # Past the hooks of the network itself: a gate reads the state of a scheduler that has gone on since.
+        with evaluating(self.network), self.autocast(), without_hooks(self.network):
             return [each.clone() for each in tensors_in(self.network.forward(*args, **kwargs))]
 
     def _moved(self) -> list[bool]:

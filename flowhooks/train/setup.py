@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from flowhooks.checks.output import LATEST
 from flowhooks.checks.planning import plan_run, text_encoders_stay
 from flowhooks.checks.quantization import quantization_warnings
 from flowhooks.checks.references import prompt_arguments
+from flowhooks.checks.sharding import sharding_of
 from flowhooks.config import Run
 from flowhooks.config.run import offload_share
 from flowhooks.data import (
@@ -49,6 +51,7 @@ from flowhooks.probe.offloading import idle_settings
 from flowhooks.probe.recomputing import gradient_checkpointing
 from flowhooks.probe.references import picture_argument
 from flowhooks.probe.runs import find_networks
+from flowhooks.sharding import mesh_of
 from flowhooks.stage import Stage
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
@@ -120,6 +123,9 @@ def prepared(
                 warnings.warn(line, FlowhooksWarning, stacklevel=2)
         with model_errors_at(run.source, "$.model.offload"):
             stack.enter_context(stage.offloading(share, int(recomputed), component))
+        sharding = sharding_of(os.environ)
+        if sharding is not None:
+            stage.shard(mesh_of(accelerator.device.type, accelerator.num_processes, sharding.copies))
         stack.enter_context(stage.open())
         model = _probed(run, pipe, audited, stack)
         dataset: Any = []
@@ -129,7 +135,8 @@ def prepared(
         # Only the main process draws.
         shown = progress and accelerator.is_main_process
         prompts = partial(PromptCache, model, run.cache_dir, progress=shown, rebuild=rebuild_cache)
-        encoded = images.encode(stage, prompts()) if accelerator.is_main_process else True
+        drawing = accelerator.is_main_process or sharding is not None
+        encoded = images.encode(stage, prompts()) if drawing else True
         stage.settle(model.component)
         offload = run.model["checkpoint_offload"]
         stack.enter_context(gradient_checkpointing(model.transformer, recomputed, offload=offload))
@@ -169,6 +176,7 @@ def prepared(
                 held=Subset(dataset, held),
                 batch_size=batch_size,
                 background=background,
+                together=sharding is not None,
             ),
             checkpoints=checkpoints,
             identity=identified,

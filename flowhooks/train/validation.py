@@ -139,6 +139,7 @@ class Validation:
         held: the held-out samples, as a CachedDataset gives them.
         batch_size: size of the held-out batches.
         background: writes the images beside the steps that follow.
+        together: whether all processes must call the network equally often, since its weights are sharded over them.
     """
 
     run: Run
@@ -149,6 +150,7 @@ class Validation:
     held: Subset
     batch_size: int
     background: Background
+    together: bool = False
     drawn: Path | None = None
 
     @property
@@ -167,7 +169,8 @@ class Validation:
         device = self.accelerator.device
         with preserved(device), averaged(self.session), evaluating(self.model.transformer):
             metrics = self._measure() if len(self.held) else {}
-            if self.run.validation["prompts"] and self.accelerator.is_main_process:
+            # A sharded network computes on all processes or on none.
+            if self.run.validation["prompts"] and (self.accelerator.is_main_process or self.together):
                 metrics |= self._draw(step)
         return metrics
 
@@ -186,14 +189,23 @@ class Validation:
         sizes: dict[str, list[float]] = {}
         batches = held_batches([record.bucket for record in self._records()], self.batch_size)
         with self.accelerator.autocast():
-            for number in range(distributed.rank(), len(batches), distributed.world_size()):
-                rows = batches[number]
+            last = len(batches) - 1
+            for number in range(distributed.rank(), self._rounds(len(batches)), distributed.world_size()):
+                rows = batches[min(number, last)]
                 batch = on_device(collate([self.held[i] for i in rows]), self.accelerator.device)
                 found = self.session.evaluate(batch, micro_step=number, processes=distributed.ALONE)
+                if number > last:
+                    continue
                 for name, value in found.metrics.items():
                     measured.setdefault(name, []).append(value)
                     sizes.setdefault(name, []).append(float(len(rows)))
         return {f"val/{name}": value for name, value in mean_over_processes(measured, sizes).items()}
+
+    def _rounds(self, batches: int) -> int:
+        """Return how many batches are measured: where all processes compute together, each takes as many, and the last
+        batch stands in for those that are missing and does not count."""
+        processes = distributed.world_size()
+        return -(-batches // processes) * processes if self.together else batches
 
     def _records(self) -> list[Record]:
         dataset: Any = self.held.dataset
@@ -205,6 +217,8 @@ class Validation:
         stepped = nullcontext() if interval is None else first_order(self.model.pipe, interval)
         with self.session.with_training_adapter(False), stepped:
             drawn = [self.images.sample(count) for count in counts]
+        if not self.accelerator.is_main_process:
+            return {}
         if self.model.sound is not None:
             self._keep_clips(drawn[-1], self.model.sound.rate, step)
             return {}

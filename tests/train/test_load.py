@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from flowhooks.checks.machine import sharding_problems
 from flowhooks.config import resolve_run
 from flowhooks.data import audit
 from flowhooks.errors import ModelError
@@ -64,15 +62,6 @@ def test_both_experts_of_a_run_get_the_attention_backend():
             chosen = {m.processor._attention_backend for m in expert.modules() if hasattr(m, "processor")}
             assert {each.value for each in chosen} == {"_native_math"}
     assert [traces(each) for each in experts] == before
-
-
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_a_launcher_that_splits_the_model_is_refused_by_name(monkeypatch, name):
-    run = resolve_run({"hooks": []}, Path("run.json"))
-    assert list(sharding_problems(run)) == []
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    (problem,) = sharding_problems(run)
-    assert re.search(rf"(?i){name}.*--multi_gpu", problem.message)
 
 
 def test_random_states_come_back_and_a_block_leaves_no_trace():

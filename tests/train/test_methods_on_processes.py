@@ -12,6 +12,8 @@ from torch import distributed as dist
 import flowhooks
 from flowhooks import distributed
 from flowhooks.kernel.view import Batch, StepResult
+from flowhooks.probe.recomputing import repeated_blocks
+from flowhooks.sharding import mesh_of, shard
 from flowhooks.train.metrics import MetricWindow
 from tests.forked import side_by_side
 from tests.laws.cases import batch_for, teacher, tiny_model
@@ -102,10 +104,12 @@ def mistakes(mine: dict, theirs: dict, name: str) -> list[str]:
     return found
 
 
-def worker(rank: int, world: int, folder: str, teachers: str) -> None:
+def worker(rank: int, world: int, sharded: bool, folder: str, teachers: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     model = tiny_model()
+    if sharded:
+        shard(model.transformer, repeated_blocks(model.transformer), mesh_of("cpu", world))
     for name in RUNS:
         found = trained(model, run_of(name, EVERYONE // world, teachers), rank, EVERYONE // world)
         if rank == 0:
@@ -121,10 +125,11 @@ def alone():
     return {name: trained(model, run_of(name, EVERYONE, teacher()), 0, EVERYONE) for name in RUNS}
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_several_processes_do_what_one_does(alone, world, tmp_path):
-    side_by_side(worker, world, str(tmp_path), teacher(), count=world)
+def test_several_processes_do_what_one_does(alone, world, sharded, tmp_path):
+    side_by_side(worker, world, sharded, str(tmp_path), teacher(), count=world)
     found = []
     for name in RUNS:
         logged = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))

@@ -55,6 +55,12 @@ def interval_of(view: View) -> IntervalTime:
     return view.time
 
 
+def called_rows(model: Any, interval: IntervalTime) -> list[int]:
+    """Return the rows that a network is called for: those whose interval is not empty. Where weights are sharded over
+    processes and this one has none, the first row stands in, since all of them must call; what it gives is not used."""
+    return list(interval.rows) or ([0] if model.sharded else [])
+
+
 def uniform_ends(t: Tensor, u: Tensor, least: float) -> Tensor:
     """``r = u * max(t - least, 0)`` ``[B]`` for ``u`` in [0, 1): below ``t`` by at least ``least`` where there is
     room."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from flowhooks.errors import AdapterError
 from flowhooks.hooks import flow_maps
 from flowhooks.hooks.asking import exact_velocity
-from flowhooks.hooks.interval_times.hook import interval_of
+from flowhooks.hooks.interval_times.hook import called_rows, interval_of
 from flowhooks.hooks.target_replacer import TargetReplacerSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import POLICY
@@ -87,7 +87,7 @@ class TargetReplacer(TargetReplacerSpec, Hook):
     def _target(self, step: Step, view: View, r: Tensor) -> Tensor:
         """``[B, ...]`` with the view's intervals ending at ``r``."""
         whole = self._velocity(step, view)
-        rows = list(interval_of(view).rows)
+        rows = called_rows(step.model, interval_of(view))
         if not rows or self.target_mode == LINEAR:
             return whole
         x, t, r, v = (at_least_fp32(picked(value, rows)) for value in (view.noisy, view.level, r, whole))
@@ -103,6 +103,8 @@ class TargetReplacer(TargetReplacerSpec, Hook):
             model: Any = step.model
             null = model.null_conditions(condition)
             found = flow_maps.guided(found, _field(step, POLICY, null)(x, t, r), self.guidance_scale)
+        if not interval_of(view).rows:
+            return whole
         return whole.index_copy(0, whole_numbers(rows, whole.device), found.to(whole.dtype))
 
     def _velocity(self, step: Step, view: View) -> Tensor:
@@ -114,12 +116,14 @@ class TargetReplacer(TargetReplacerSpec, Hook):
     def _sensitivity(self, step: Step, view: View) -> Tensor:
         """Mean absolute change of the target when every interval ends halfway, of the rows that have an interval; NaN
         without any."""
-        if not interval_of(view).rows:
-            return torch.full((), float("nan"), device=view.level.device)
-        if self.target_mode == LINEAR:
-            return torch.zeros((), device=view.level.device)
         rows = list(interval_of(view).rows)
+        if rows and self.target_mode == LINEAR:
+            return torch.zeros((), device=view.level.device)
+        if not called_rows(step.model, interval_of(view)):
+            return torch.full((), float("nan"), device=view.level.device)
         other = self._target(step, view, (view.level + interval_of(view).end) / 2)
+        if not rows:
+            return torch.full((), float("nan"), device=view.level.device)
         return (picked(other, rows) - picked(step.target("main"), rows)).abs().float().mean()
 
 

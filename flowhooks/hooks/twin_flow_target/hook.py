@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.hooks.asking import exact_velocity
-from flowhooks.hooks.interval_times.hook import interval_of
+from flowhooks.hooks.interval_times.hook import called_rows, interval_of
 from flowhooks.hooks.target_replacer.hook import refuse_dropout
 from flowhooks.hooks.twin_flow_target import TwinFlowTargetSpec
 from flowhooks.hooks.twin_flow_target.trajectories import bounded, enhanced, residual
@@ -51,9 +51,9 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
             return None
         velocity = self._velocity(step, view)
         interval = interval_of(view)
-        rows = list(interval.rows)
+        rows = called_rows(step.model, interval)
+        self._measured = {}
         if not rows:
-            self._measured = {}
             return velocity
         predicted = step.predict(view.name).detach()
         known = (view.noisy, view.level, interval.end, velocity, predicted)
@@ -66,6 +66,8 @@ class TwinFlowTarget(TwinFlowTargetSpec, Hook):
         # Asked again, without autocast: divided by the first step, what that rounds off is as large as the rest.
         student = exact_velocity(step, POLICY, x, t, condition, r_sigma=r)
         asked = residual(average, student, v, x, t, r, order=self.estimate_order, step=self.delta_t)
+        if not interval.rows:
+            return velocity
         change = bounded(asked, self.target_clamp)
         self._measured = {
             "twin_flow_residual": asked.abs().mean(),
