@@ -14,8 +14,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from flowhooks.errors import ModelError
-
 
 def mesh_of(device_type: str, processes: int, copies: int = 1) -> DeviceMesh:
     """Return the mesh over which weights are sharded.
@@ -23,14 +21,9 @@ def mesh_of(device_type: str, processes: int, copies: int = 1) -> DeviceMesh:
     Args:
         device_type: such as ``cuda``; the CPU is for tests.
         processes: all of the run.
-        copies: how many times the weights are there in total; above 1 each node may hold all of them (HSDP), and
-            gathering does not leave it.
-
-    Raises:
-        ModelError: the processes cannot be divided so.
+        copies: how many times the weights are there in total, a divisor of ``processes``; above 1 each node may hold
+            all of them (HSDP), and gathering does not leave it.
     """
-    if processes % copies:
-        raise ModelError(f"{processes} processes cannot hold {copies} copies of the weights; set a divisor")
     if copies == 1:
         return init_device_mesh(device_type, (processes,), mesh_dim_names=("shard",))
     return init_device_mesh(device_type, (copies, processes // copies), mesh_dim_names=("replicate", "shard"))

@@ -59,6 +59,10 @@ def sharding_problems(run: Run) -> Iterator[Problem]:
     for size, what in _SPLITS.items():
         if _number(environment, _PARALLEL + size) > 1:
             yield Problem(f"accelerate is set up to split {what}, which hooks cannot see through; set it to 1", file)
+    processes, copies = _number(environment, "WORLD_SIZE"), sharding_of(environment)
+    if copies is not None and processes % copies.copies:
+        message = f"{processes} processes cannot hold {copies.copies} copies of the weights"
+        yield Problem(f"{message}; set `parallelism_config_dp_replicate_size` to a divisor", file)
     held = {
         "$.model.quantization": run.model["quantization"] is not None,
         "$.model.offload": run.model["offload"] != "none",

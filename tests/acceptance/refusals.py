@@ -317,9 +317,15 @@ REFUSALS: dict[str, Refusal] = {
     "layers split over processes": Refusal(
         make=written(), words=("tensor parallel",), environment={**FSDP2, "PARALLELISM_CONFIG_TP_SIZE": "2"}
     ),
+    "copies that the processes cannot hold": Refusal(
+        make=written(),
+        words=("3 copies", "parallelism_config_dp_replicate_size"),
+        environment={**FSDP2, "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "3"},
+    ),
     "shards, and blocks on the host": Refusal(
         make=written(model={"offload": "blocks", "gradient_checkpointing": True}),
-        words=("$.model.offload: ", "set it to 'none'"), environment=FSDP2
+        words=("$.model.offload: ", "set it to 'none'"),
+        environment=FSDP2,
     ),
     "shards of a network that is trained": Refusal(
         make=written(adapter=None, training={"trainable": "transformer"}),

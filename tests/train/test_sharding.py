@@ -79,12 +79,7 @@ def test_a_sharded_base_trains_the_same_adapter(model, data, tmp_path):
     validation = {"holdout": 3, "prompts": ["a photo"], "every_steps": 9, "num_inference_steps": 2}
     files = {}
     for name, batch in (("one", 4), ("two", 2)):
-        run = document(
-            model,
-            data,
-            tmp_path / name,
-            hooks=hooks,
-            validation=validation)
+        run = document(model, data, tmp_path / name, hooks=hooks, validation=validation)
         run["training"] = {**training, "train_batch_size": batch}
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(json.dumps(run))
