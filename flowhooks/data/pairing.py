@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.files import NOUNS, medium_of
-from flowhooks.data.findings import Findings, count
+from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from flowhooks.data.blocks import Datasets
 
 
+#: A folder directly in a set whose name begins with how often its images are meant to appear.
+_NUMBERED = re.compile(r"([1-9]\d{0,5})_[^/]*/")
 #: Samples of an epoch with repeats, of all sets together: each takes some bytes in several lists and permutations.
 MOST_SAMPLES = 10_000_000
 
@@ -108,7 +112,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
-    names = set(record_columns(images.block))
+    names, own_records = set(record_columns(images.block)), images.block["records"] or {}
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     texts = _own_texts(images, found)
     records: list[Record] = []
@@ -137,10 +141,10 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
-                    columns=images.records.get(stem, {}),
+                    columns={**images.records.get(stem, {}), **own_records},
                 )
             )
-    return records * (1 + _repeats(images, len(records), found, before))
+    return _repeated(images, records, found, before)
 
 
 def _own_texts(images: DataSet, found: Findings) -> dict[str, dict[str, Any]]:
@@ -160,28 +164,51 @@ def _own_texts(images: DataSet, found: Findings) -> dict[str, dict[str, Any]]:
     return texts
 
 
-def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int:
-    """Return the block's `repeats`; 0 where an epoch would be too long to list, which is a problem.
+def _repeated(images: DataSet, records: list[Record], found: Findings, before: int) -> list[Record]:
+    """Return the samples of an epoch: each record once, and as often again as the block and its folder say. Each is
+    there once where an epoch would be too long to list, which is a problem.
 
     Args:
         before: samples of the sets before it.
     """
     repeats: int = images.block["repeats"]
-    if repeats and samples * (1 + repeats) + before > MOST_SAMPLES:
+    times = [repeats + each for each in _folder_times(images, [record.key for record in records], found)]
+    samples = sum(times)
+    if samples > len(records) and samples + before > MOST_SAMPLES:
         beside = f" beside {before:,} of other sets" if before else ""
         message = (
-            f"{repeats:,} makes {samples * (1 + repeats):,} samples of {samples:,}{beside}, and an epoch with repeats "
+            f"{max(times) - 1:,} makes {samples:,} samples of {len(records):,}{beside}, and an epoch with repeats "
             f"holds at most {MOST_SAMPLES:,}; lower it, or raise `probability`, which draws a set more often"
         )
         found.problem(f"{images.path}.repeats", message)
-        return 0
-    return repeats
+        return records
+    turns = range(max(times, default=0))
+    return [record for turn in turns for record, most in zip(records, times, strict=True) if turn < most]
+
+
+def _folder_times(images: DataSet, keys: Sequence[str], found: Findings) -> list[int]:
+    """Return how often each sample appears in an epoch by the name of its folder, such as 10 for `10_dog/a`; 1 where
+    names are only names."""
+    named = {key: _NUMBERED.match(key) for key in keys}
+    folders = {match[0].rstrip("/"): int(match[1]) for match in named.values() if match}
+    some_of_them = some([f"{name!r}" for name in folders])
+    if not images.block["repeats_from_folder_names"]:
+        if folders:
+            message = f"the numbers of {some_of_them} are names; `repeats_from_folder_names` reads them as repeats"
+            found.notes.append(f"{images.id}: {message}")
+        return [1] * len(keys)
+    if folders:
+        found.notes.append(f"{images.id}: repeated as the names of {some_of_them} say")
+    else:
+        message = "no sub-folder has a number in front of its name, as `10_dog` has; nothing is repeated by names"
+        found.warnings.append(f"{images.id}: {message}")
+    return [int(match[1]) if match else 1 for match in map(named.__getitem__, keys)]
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:
     parts = [count(len(images.images), NOUNS[medium_of(images.block)])]
     parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
-    named = record_columns(images.block)
+    named = [*record_columns(images.block), *(images.block["records"] or ())]
     known = f"; hooks may read {', '.join(map(repr, named))}" if named else ""
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}{known}"
 
