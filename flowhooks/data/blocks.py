@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,8 +45,13 @@ def record_columns(block: Block) -> dict[str, str]:
 
 def record_names(block: Block) -> set[str]:
     """Return every name under which hooks read something of each sample of an image set."""
-    kept = {PREFERENCE} if block["ties"] == KEEP else set[str]()
-    return {*record_columns(block), *(block["records"] or ()), *kept}
+    return {*record_columns(block), *(block["records"] or ())}
+
+
+def keeps_ties(blocks: Iterable[Block]) -> bool:
+    """Return whether an enabled set keeps ties: then every sample of the run says under :data:`PREFERENCE` what share
+    of the votes its image has, 1 or, for a tie, 0.5."""
+    return any(block["ties"] == KEEP and not block["disabled"] for block in blocks)
 
 
 def reference_columns(block: Block) -> tuple[tuple[str | None, str], ...]:
@@ -114,7 +119,8 @@ class Datasets:
         if REFERENCE_TYPE in kinds or any(b["reference_column"] or b["reference"] or b["text_columns"] for b in images):
             given.add("data:reference")
         if images:
-            given |= {f"data:{name}" for name in set.intersection(*map(record_names, images))}
+            named = set.intersection(*map(record_names, images)) | ({PREFERENCE} if keeps_ties(images) else set())
+            given |= {f"data:{name}" for name in named}
         return frozenset(given)
 
     @property

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.arguments import as_own
-from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
+from flowhooks.data.blocks import MASK_TYPES, PREFERENCE, REFERENCE_TYPE, keeps_ties, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.files import NOUNS, medium_of
@@ -91,9 +91,10 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     sets = with_sound([read_set(block, found.at(i), found) for i, block in enumerate(blocks)], links, found)
     records: list[Record] = []
     lines: list[str] = []
+    ties_kept = keeps_ties(each.block for each in sets)
     for i, linked in links.items():
         partners = [*(sets[j] for j in linked), *sets[i].columns]
-        records += _pair(sets[i], partners, found, before=len(records))
+        records += _pair(sets[i], partners, found, before=len(records), ties_kept=ties_kept)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     tell_values(sets, found)
@@ -101,7 +102,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
-def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int) -> list[Record]:
+def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int, ties_kept: bool) -> list[Record]:
     shown = [each for each in partners if each.block["conditioning_type"] == REFERENCE_TYPE]
     partners = [each for each in partners if each.block["conditioning_type"] != REFERENCE_TYPE]
     strict = [each for each in partners if not is_loose(each)]
@@ -112,7 +113,8 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     rejected_sets = [each for each in partners if each.block["conditioning_type"] not in MASK_TYPES]
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
-    names, own_records = set(record_columns(images.block)), images.block["records"] or {}
+    names = set(record_columns(images.block))
+    own_records = {**({PREFERENCE: 1.0} if ties_kept else {}), **(images.block["records"] or {})}
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     texts = _own_texts(images, found)
     records: list[Record] = []
@@ -141,7 +143,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
-                    columns={**images.records.get(stem, {}), **own_records},
+                    columns={**own_records, **images.records.get(stem, {})},
                 )
             )
     return _repeated(images, records, found, before)
