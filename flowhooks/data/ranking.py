@@ -11,7 +11,7 @@ from flowhooks.data.findings import count, some
 WAYS = ("best-worst", "adjacent", "all")
 
 
-class Scored(Protocol):
+class Comparable(Protocol):
     """An image with a score: more is better. Images of one group are compared; `line` is its place in the source."""
 
     @property
@@ -22,7 +22,7 @@ class Scored(Protocol):
     def line(self) -> int: ...
 
 
-S = TypeVar("S", bound=Scored)
+S = TypeVar("S", bound=Comparable)
 
 
 def choose(scored: Iterable[S], way: str, min_gap: float) -> Iterator[tuple[S, S]]:
