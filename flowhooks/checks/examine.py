@@ -19,8 +19,10 @@ from flowhooks.checks.sharding import sharding_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
+from flowhooks.data.blocks import keeps_ties
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.kto import DISLIKED, LIKED, KTOSpec, as_liked
+from flowhooks.hooks.preference_spec import PreferenceSpec
 from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
     problems += [] if audited is None else _label_problems(run, audited)
+    problems += _tie_problems(run)
     if problems or audited is None or planned is None:
         raise ConfigError(problems)
     return Examined(audit=audited, plan=planned)
@@ -98,6 +101,26 @@ def _label_problems(run: Run, audited: Audit) -> Iterator[Problem]:
                 f"{record.dataset!r}, {cell!r}; expected one of {', '.join(LIKED)}, or of {', '.join(DISLIKED)}"
             )
             yield Problem(message, str(run.source), f"{hook.where}.label")
+
+
+def _tie_problems(run: Run) -> Iterator[Problem]:
+    """Yield a problem for each set that keeps ties, in a run whose hooks have no formula for them."""
+    specs = [HOOKS.get(hook.type) for hook in run.hooks]
+    # A hook of the user's own may read them.
+    if (
+        run.data is None
+        or None in specs
+        or any(issubclass(spec, PreferenceSpec) and spec.takes_ties for spec in specs if spec)
+    ):
+        return
+    takers = [name for name, spec in HOOKS.items() if issubclass(spec, PreferenceSpec) and spec.takes_ties]
+    for path, block in zip(run.data.paths, run.data.blocks, strict=True):
+        if keeps_ties([block]):
+            message = (
+                "keeps ties, for which no hook of this run has a formula: each would train as if its first image had "
+                f"won; write 'drop', or take {' or '.join(map(repr, takers))}"
+            )
+            yield Problem(message, str(run.data.source), f"{path}.ties")
 
 
 def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:

@@ -24,7 +24,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--data", required=True, type=path, metavar="FOLDER", help="folder of images or videos, or a data set file"
     )
-    parser.add_argument("--method", help="method of the run (default: flow_dpo for pairs, else sft)")
+    parser.add_argument("--method", help="method of the run (default: flow_dpo for pairs, kto for labels, else sft)")
     parser.add_argument(
         "--gpu",
         metavar="SIZE",

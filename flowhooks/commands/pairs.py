@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowhooks.commands.arguments import add_quiet, whole_number
+from flowhooks.data.ranking import WAYS
 from flowhooks.printing import say
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ def add(parser: ArgumentParser) -> None:
     scores.add_argument(
         "--pairs",
         dest="way",
-        choices=("best-worst", "adjacent", "all"),
-        default="best-worst",
+        choices=WAYS,
+        default=WAYS[0],
         help="of the images of one prompt or group (default: %(default)s)",
     )
     scores.add_argument("--min-gap", metavar="GAP", type=_gap, default=0.0, help="least difference of two scores")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,10 @@ FIRST_FRAME, NO_REFERENCE, TARGET = "first_frame", "none", "target"
 ROLES = ("image", "caption", "rejected", "mask", "reference")
 #: Name in `columns` of the numbers that say which of two images was preferred.
 PREFERENCE = "preference"
+#: Names in `columns` that `pairs` reads: the number of an image, as a score or as a place, and what it is compared in.
+SCORE, ORDER, GROUP = "score", "order", "group"
+#: Value of `ties` that keeps them.
+KEEP = "keep"
 Block = dict[str, Any]
 
 
@@ -34,8 +38,20 @@ def holds_sound(block: Mapping[str, Any]) -> bool:
 
 def record_columns(block: Block) -> dict[str, str]:
     """Return name -> column, for the cells that hooks read under names chosen by the user."""
-    named = {name: column for name, column in (block["columns"] or {}).items() if name not in (*ROLES, PREFERENCE)}
+    taken = (*ROLES, PREFERENCE, *((SCORE, ORDER, GROUP) if block["pairs"] else ()))
+    named = {name: column for name, column in (block["columns"] or {}).items() if name not in taken}
     return {**named, **(block["text_columns"] or {})}
+
+
+def record_names(block: Block) -> set[str]:
+    """Return every name under which hooks read something of each sample of an image set."""
+    return {*record_columns(block), *(block["records"] or ())}
+
+
+def keeps_ties(blocks: Iterable[Block]) -> bool:
+    """Return whether an enabled set keeps ties: then every sample of the run says under :data:`PREFERENCE` what share
+    of the votes its image has, 1 or, for a tie, 0.5."""
+    return any(block["ties"] == KEEP and not block["disabled"] for block in blocks)
 
 
 def reference_columns(block: Block) -> tuple[tuple[str | None, str], ...]:
@@ -84,7 +100,7 @@ class Datasets:
     @property
     def provides(self) -> frozenset[str]:
         """Return ``data:image``; ``data:rejected``, ``data:mask`` and ``data:reference`` where an enabled, linked set
-        has them; ``data:<name>`` for every name that all enabled image sets have under ``columns``."""
+        has them; ``data:<name>`` for every name that all enabled image sets have under ``columns`` or ``records``."""
         images = [b for b in self.blocks if b["dataset_type"] in TRAINED and not b["disabled"]]
         ids, listed = {b["id"] for b in images}, {name for b in images for name in b["conditioning_data"] or ()}
         kinds = {
@@ -95,14 +111,16 @@ class Datasets:
             and (b["id"] in listed or b["source_dataset_id"] in ids)
         }
         given = {"data:image"}
-        if kinds.intersection(REJECTED_TYPES) or any(b["rejected_column"] or b["pair_names"] for b in images):
+        own = any(b["rejected_column"] or b["pair_names"] or b["pairs"] for b in images)
+        if own or kinds.intersection(REJECTED_TYPES):
             given.add("data:rejected")
         if kinds.intersection(MASK_TYPES) or any(b["mask_column"] for b in images):
             given.add("data:mask")
         if REFERENCE_TYPE in kinds or any(b["reference_column"] or b["reference"] or b["text_columns"] for b in images):
             given.add("data:reference")
         if images:
-            given |= {f"data:{name}" for name in set.intersection(*(set(record_columns(b)) for b in images))}
+            named = set.intersection(*map(record_names, images)) | ({PREFERENCE} if keeps_ties(images) else set())
+            given |= {f"data:{name}" for name in named}
         return frozenset(given)
 
     @property

@@ -26,15 +26,19 @@ from flowhooks.manifest import RUN
 #: Names of sub-folders -> what is in them. A number at the end, as in `source_2`, does not matter.
 IMAGES = ("images", "photos", "pictures")
 CLIPS = ("clips", "videos")
-PREFERRED = ("preferred", "chosen", "win", "winner", "winners", "good", "better")
+PREFERRED = ("preferred", "chosen", "win", "winner", "winners", "good", "better", "w")
+LIKED = ("up", "liked", "thumbs_up", "upvoted")
+DISLIKED = ("down", "disliked", "thumbs_down", "downvoted")
 EDITED = ("edited", "after", "result", "results", "target", "targets")
-REJECTED = ("rejected", "lose", "loser", "losers", "bad", "worse")
+REJECTED = ("rejected", "lose", "loser", "losers", "bad", "worse", "l")
 MASKS = ("mask", "masks", "where", "segmentation")
 REFERENCES = ("source", "sources", "reference", "references", "before", "original", "originals", "input", "inputs")
 #: What is kept apart from training by those who name a folder so.
 APART = ("test", "tests", "val", "valid", "validation", "holdout")
 #: What the main folder may be called, by kind.
-_MAIN = (IMAGES, CLIPS, PREFERRED, EDITED)
+_MAIN = (IMAGES, CLIPS, PREFERRED, LIKED, DISLIKED, EDITED)
+#: What every image of such a folder is labelled, under the name that KTO reads.
+_LABELS = {LIKED: {"label": 1}, DISLIKED: {"label": 0}}
 _PARTNERS = (
     (REJECTED, REJECTED_TYPES[0]),
     (MASKS, MASK_TYPES[0]),
@@ -106,6 +110,8 @@ def folder_blocks(
             **_captions(folder, part, prompt),
             **sizes_of(pictures, moving=bool(part.clips), most=most, multiple=multiple),
         }
+        if (label := _LABELS.get(_kind(part.name) or ())) is not None:
+            block["records"] = label
         if partners:
             block["conditioning_data"] = [_id(each.name) for each, _ in partners]
         blocks.append(block)
@@ -212,7 +218,16 @@ def _arranged(folder: Path, parts: dict[str, _Part]) -> tuple[list[_Part], list[
     ]
     if not mains:
         _refuse(folder, f"holds {_quoted(known)} and nothing that they belong to; {_names()}")
-    if len(mains) > 1 and (partners or {known[each.name] for each in mains} - {IMAGES, CLIPS}):
+    kinds = {known[each.name] for each in mains}
+    if kinds in ({LIKED}, {DISLIKED}):
+        lacking = DISLIKED if kinds == {LIKED} else LIKED
+        _refuse(
+            folder,
+            f"holds {mains[0].name!r} and no {lacking[0]!r}: labels teach by both; add that folder, or name "
+            f"{str(folder / mains[0].name)!r} to train on it alone",
+        )
+    together = kinds <= {IMAGES, CLIPS} or kinds == {LIKED, DISLIKED}
+    if len(mains) > 1 and (partners or not together):
         several = _quoted([each.name for each in mains])
         which = "which of them is trained on, or belongs to the rest, is not guessed"
         _refuse(folder, f"holds {several}: {which}; keep one, or write a data set file")
@@ -308,7 +323,8 @@ def _kind(name: str) -> Sequence[str] | None:
 
 def _names() -> str:
     return (
-        f"folders are {PREFERRED[0]!r} and {REJECTED[0]!r} for pairs, {EDITED[0]!r} and {REFERENCES[0]!r} for edits, "
+        f"folders are {PREFERRED[0]!r} and {REJECTED[0]!r} for pairs, {LIKED[0]!r} and {DISLIKED[0]!r} for labels, "
+        f"{EDITED[0]!r} and {REFERENCES[0]!r} for edits, "
         f"{MASKS[0]!r} for masks, {IMAGES[0]!r} or {CLIPS[0]!r} for what is only trained on"
     )
 

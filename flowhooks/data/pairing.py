@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.arguments import as_own
-from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, record_columns
+from flowhooks.data.blocks import MASK_TYPES, PREFERENCE, REFERENCE_TYPE, keeps_ties, record_columns
 from flowhooks.data.buckets import report
 from flowhooks.data.caption_augmentation import wordings
 from flowhooks.data.files import NOUNS, medium_of
-from flowhooks.data.findings import Findings, count
+from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.frames import propagate_num_frames
 from flowhooks.data.masks import tell_values
 from flowhooks.data.partners import check_partner, is_loose, loose_cuts, plan_geometries, warn_of_orphans, warn_of_twins
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from flowhooks.data.blocks import Datasets
 
 
+#: A folder directly in a set whose name begins with how often its images are meant to appear.
+_NUMBERED = re.compile(r"([1-9]\d{0,5})_[^/]*/")
 #: Samples of an epoch with repeats, of all sets together: each takes some bytes in several lists and permutations.
 MOST_SAMPLES = 10_000_000
 
@@ -87,9 +91,10 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     sets = with_sound([read_set(block, found.at(i), found) for i, block in enumerate(blocks)], links, found)
     records: list[Record] = []
     lines: list[str] = []
+    ties_kept = keeps_ties(each.block for each in sets)
     for i, linked in links.items():
         partners = [*(sets[j] for j in linked), *sets[i].columns]
-        records += _pair(sets[i], partners, found, before=len(records))
+        records += _pair(sets[i], partners, found, before=len(records), ties_kept=ties_kept)
         lines.append(_line(sets[i], partners))
     warn_of_orphans(links, sets, found)
     tell_values(sets, found)
@@ -97,7 +102,7 @@ def survey(datasets: Datasets, cache_dir: Path | str | None = None) -> Survey:
     return Survey(sets=tuple(sets), links=links, records=tuple(records), lines=tuple(lines), found=found)
 
 
-def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int) -> list[Record]:
+def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: int, ties_kept: bool) -> list[Record]:
     shown = [each for each in partners if each.block["conditioning_type"] == REFERENCE_TYPE]
     partners = [each for each in partners if each.block["conditioning_type"] != REFERENCE_TYPE]
     strict = [each for each in partners if not is_loose(each)]
@@ -109,6 +114,7 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
     own = {each.id: loose_cuts(images, each, geometries, found) for each in rejected_sets if is_loose(each)}
     mask_sets = [each for each in strict if each.block["conditioning_type"] in MASK_TYPES]
     names = set(record_columns(images.block))
+    own_records = {**({PREFERENCE: 1.0} if ties_kept else {}), **(images.block["records"] or {})}
     drawing = Drawing(**{each.name: images.block[each.name] for each in fields(Drawing)})
     texts = _own_texts(images, found)
     records: list[Record] = []
@@ -137,10 +143,10 @@ def _pair(images: DataSet, partners: list[DataSet], found: Findings, *, before: 
                     geometry=geometries[stem],
                     rejected_geometry=own[rejected.id][stem] if rejected and rejected.id in own else None,
                     drawing=drawing,
-                    columns=images.records.get(stem, {}),
+                    columns={**own_records, **images.records.get(stem, {})},
                 )
             )
-    return records * (1 + _repeats(images, len(records), found, before))
+    return _repeated(images, records, found, before)
 
 
 def _own_texts(images: DataSet, found: Findings) -> dict[str, dict[str, Any]]:
@@ -160,28 +166,51 @@ def _own_texts(images: DataSet, found: Findings) -> dict[str, dict[str, Any]]:
     return texts
 
 
-def _repeats(images: DataSet, samples: int, found: Findings, before: int) -> int:
-    """Return the block's `repeats`; 0 where an epoch would be too long to list, which is a problem.
+def _repeated(images: DataSet, records: list[Record], found: Findings, before: int) -> list[Record]:
+    """Return the samples of an epoch: each record once, and as often again as the block and its folder say. Each is
+    there once where an epoch would be too long to list, which is a problem.
 
     Args:
         before: samples of the sets before it.
     """
     repeats: int = images.block["repeats"]
-    if repeats and samples * (1 + repeats) + before > MOST_SAMPLES:
+    times = [repeats + each for each in _folder_times(images, [record.key for record in records], found)]
+    samples = sum(times)
+    if samples > len(records) and samples + before > MOST_SAMPLES:
         beside = f" beside {before:,} of other sets" if before else ""
         message = (
-            f"{repeats:,} makes {samples * (1 + repeats):,} samples of {samples:,}{beside}, and an epoch with repeats "
+            f"{max(times) - 1:,} makes {samples:,} samples of {len(records):,}{beside}, and an epoch with repeats "
             f"holds at most {MOST_SAMPLES:,}; lower it, or raise `probability`, which draws a set more often"
         )
         found.problem(f"{images.path}.repeats", message)
-        return 0
-    return repeats
+        return records
+    turns = range(max(times, default=0))
+    return [record for turn in turns for record, most in zip(records, times, strict=True) if turn < most]
+
+
+def _folder_times(images: DataSet, keys: Sequence[str], found: Findings) -> list[int]:
+    """Return how often each sample appears in an epoch by the name of its folder, such as 10 for `10_dog/a`; 1 where
+    names are only names."""
+    named = {key: _NUMBERED.match(key) for key in keys}
+    folders = {match[0].rstrip("/"): int(match[1]) for match in named.values() if match}
+    some_of_them = some([f"{name!r}" for name in folders])
+    if not images.block["repeats_from_folder_names"]:
+        if folders:
+            message = f"the numbers of {some_of_them} are names; `repeats_from_folder_names` reads them as repeats"
+            found.notes.append(f"{images.id}: {message}")
+        return [1] * len(keys)
+    if folders:
+        found.notes.append(f"{images.id}: repeated as the names of {some_of_them} say")
+    else:
+        message = "no sub-folder has a number in front of its name, as `10_dog` has; nothing is repeated by names"
+        found.warnings.append(f"{images.id}: {message}")
+    return [int(match[1]) if match else 1 for match in map(named.__getitem__, keys)]
 
 
 def _line(images: DataSet, partners: list[DataSet]) -> str:
     parts = [count(len(images.images), NOUNS[medium_of(images.block)])]
     parts += [f"{len(each.images):,} {each.block['conditioning_type']} from {each.id!r}" for each in partners]
-    named = record_columns(images.block)
+    named = [*record_columns(images.block), *(images.block["records"] or ())]
     known = f"; hooks may read {', '.join(map(repr, named))}" if named else ""
     return f"{images.id}: {', '.join(parts)}; captions by {images.block['caption_strategy']}{known}"
 

@@ -46,19 +46,20 @@ def margin_by_sigma(
     return found
 
 
-def detect(step: Step, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
+def detect(step: Step, weight: Tensor | None, win_adv: Tensor, lose_adv: Tensor) -> dict[str, Tensor]:
     """The detectors of one step that are about margins, 0-dim each.
 
     Args:
+        weight: ``[B]`` of the pairs that count; None: all.
         win_adv, lose_adv: ``[B]``.
     """
     main = step.views["main"]
     margin = win_adv + lose_adv
     hacked = (win_adv < 0) & (margin > 0)
     found = {
-        "lose_only_pct": step.mean(100.0 * hacked.to(margin.dtype), main.weight),
-        "lose_share": _ratio(step, lose_adv, margin, main.weight),
-        **margin_by_sigma(margin, main.level, main.weight, step.all_reduce),
+        "lose_only_pct": step.mean(100.0 * hacked.to(margin.dtype), weight),
+        "lose_share": _ratio(step, lose_adv, margin, weight),
+        **margin_by_sigma(margin, main.level, weight, step.all_reduce),
     }
     return found
 

@@ -163,8 +163,12 @@ class PairPreference(PairSpec, Compared, ABC):
         """Return what else is logged of each pair, ``[B]``."""
         return {}
 
+    def decided(self, step: Step) -> Tensor | None:
+        """Return the weights ``[B]`` of the pairs of which one side is preferred; None where all count alike."""
+        return step.views[WIN].weight
+
     def objective(self, step: Step) -> Tensor:
-        weight = step.views[WIN].weight
+        weight, decided = step.views[WIN].weight, self.decided(step)
         margin = self.margin(step)
         if step.training:
             self.follow(step, margin.detach())
@@ -172,21 +176,21 @@ class PairPreference(PairSpec, Compared, ABC):
         loss = step.mean(losses, weight)
         self.check_reference(step, margin, losses)
         if self.sft_loss_weight:
-            loss = loss + self.sft_loss_weight * step.mean(plain_error(step), weight)
+            loss = loss + self.sft_loss_weight * step.mean(plain_error(step), decided)
         if self.win_weight:
-            loss = loss + step.mean(self._win_penalty(step, margin), weight)
+            loss = loss + step.mean(self._win_penalty(step, margin), decided)
         return loss
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
-        """Returns NaN where no pair of the batch is compared, because all its masks are black."""
-        weight = step.views[WIN].weight
+        """Returns NaN where no pair of the batch is compared, because all its masks are black. All but the loss are
+        means over pairs of which one side is preferred, NaN where there is none."""
+        weight, decided = step.views[WIN].weight, self.decided(step)
         margin = self.margin(step)
         advantages = {
             "win_adv": step.score(WIN, self.role) - step.score(WIN),
             "lose_adv": step.score(LOSE) - step.score(LOSE, self.role),
         }
         each = {
-            "loss": self.pair_loss(step, margin),
             "margin": margin,
             **advantages,
             "policy_win_err": step.score(WIN),
@@ -197,14 +201,19 @@ class PairPreference(PairSpec, Compared, ABC):
             "implicit_accuracy": 1.0 * (margin > 0),
             **self.measured(margin),
         }
-        found = {name: step.mean(value.to(margin.dtype), weight) for name, value in each.items()}
-        if self.sft_loss_weight:
-            found["sft_loss"] = step.mean(plain_error(step), weight)
-        if self.win_weight:
-            found["win_penalty"] = step.mean(self._win_penalty(step, margin), weight)
+        found = {"loss": step.mean(self.pair_loss(step, margin).to(margin.dtype), weight)}
         if self.margin_cap is not None:
-            found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
-        return self.named(step, {**found, **detect(step, **advantages), **drifts(step, self.role, self.sides)})
+            each["capped_pct"] = 100.0 * (margin >= self.margin_cap)
+        if self.sft_loss_weight:
+            each["sft_loss"] = plain_error(step)
+        if self.win_weight:
+            each["win_penalty"] = self._win_penalty(step, margin)
+        means = {name: step.mean(value.to(margin.dtype), decided) for name, value in each.items()}
+        if decided is not None and decided is not weight:
+            some = step.all_reduce(decided.sum()) > 0
+            means = {name: torch.where(some, value, math.nan) for name, value in means.items()}
+        found |= means
+        return self.named(step, {**found, **detect(step, decided, **advantages), **drifts(step, self.role, self.sides)})
 
     def margin(self, step: Step) -> Tensor:
         """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""

@@ -101,6 +101,8 @@ class PreferenceSpec(HookSpec):
     wants = {"mask"}
     excludes = {"rollout": PAIRS, "target:main": ONE_TARGET}
     page = "preferences.md"
+    #: Whether it has a formula for pairs of which neither side is preferred.
+    takes_ties: ClassVar[bool] = False
     #: Whether `beta` multiplies differences of errors, so that it means as much as their reduction.
     beta_of_errors: ClassVar[bool] = True
 

@@ -2,51 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 from flowhooks.data import Audit
-from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.findings import Findings, count
 from flowhooks.data.geometry import plan_geometry
 from flowhooks.data.partners import same_aspect
+from flowhooks.data.ranking import choose, unpaired
 from flowhooks.data.sizing import Sizing, check_sizing
 from flowhooks.errors import ConfigError, DataError, Problem
 from flowhooks.pairs.folder import DATASET, Made, pair_folder, refusals
 from flowhooks.pairs.scores import Scored, at_line, raise_some, read_scores
 from flowhooks.pairs.source import with_settings
 
-WAYS = ("best-worst", "adjacent", "all")
 Pair = tuple[Scored, Scored]
-
-
-def choose(scored: Iterable[Scored], way: str, min_gap: float) -> Iterator[Pair]:
-    """Yield better and worse image of every pair, group by group in the order of the file.
-
-    Args:
-        scored: images.
-        way: `best-worst` makes one pair per group, `adjacent` pairs neighbours by score, `all` every two images.
-        min_gap: least difference of scores, >= 0. Equal scores never pair.
-    """
-    groups: dict[str, list[Scored]] = {}
-    for each in scored:
-        groups.setdefault(each.group, []).append(each)
-    for members in groups.values():
-        # Among equal scores the earlier line counts as the better one, so that the choice is reproducible.
-        ranked = sorted(members, key=lambda each: (-each.score, each.line))
-        match way:
-            case "best-worst":
-                pairs: Iterable[Pair] = [(ranked[0], ranked[-1])]
-            case "adjacent":
-                pairs = pairwise(ranked)
-            case _:
-                pairs = combinations(ranked, 2)
-        for better, worse in pairs:
-            gap = better.score - worse.score
-            if gap > 0 and gap >= min_gap:
-                yield better, worse
 
 
 def pairs_from_scores(
@@ -57,8 +29,8 @@ def pairs_from_scores(
     Args:
         file: CSV with the columns `image` (relative to it), `prompt`, `score` and, if wanted, `group`.
         output: a new or empty folder.
-        way: see `choose`.
-        min_gap: see `choose`.
+        way: see :func:`~flowhooks.data.ranking.choose`.
+        min_gap: see there.
         settings: `key=value` for the block of the images.
 
     Raises:
@@ -77,6 +49,7 @@ def pairs_from_scores(
     if problems:
         raise DataError(problems)
     pairs = list(choose(scored, way, min_gap))
+    alone = unpaired(scored, pairs)
     _check(file, scored, pairs, min_gap)
     _check_sizes(file, pairs, block)
     with pair_folder(output, ("preferred", "rejected", "gap")) as folder:
@@ -94,7 +67,7 @@ def pairs_from_scores(
         dataset=output / DATASET,
         summary=f"{count(len(pairs), 'pair')} of {images:,} of {count(len(scored), 'image')}",
         report=written.report[:1],
-        warnings=(*_unpaired(scored, pairs), *_left_out(pairs, written), *written.warnings),
+        warnings=(*([alone] if alone else []), *_left_out(pairs, written), *written.warnings),
     )
 
 
@@ -136,10 +109,3 @@ def _left_out(pairs: Sequence[Pair], written: Audit) -> Iterator[str]:
     small = len(pairs) - written.counts["images"]
     if small:
         yield f"`small_images` leaves out {small:,} of {count(len(pairs), 'pair')}"
-
-
-def _unpaired(scored: Sequence[Scored], pairs: Sequence[Pair]) -> Iterator[str]:
-    paired = {better.group for better, _ in pairs}
-    alone = [group for group in dict.fromkeys(each.group for each in scored) if group not in paired]
-    if alone:
-        yield f"{count(len(alone), 'group')} without a pair (one image, or scores too close): {some(alone)}"

@@ -73,7 +73,8 @@ def with_settings(block: dict[str, Any], settings: Sequence[str], base: Path) ->
 def _alone(block: dict[str, Any]) -> dict[str, Any]:
     """Return the block without its partners."""
     columns: dict[str, list[str]] = {key: [] for key in ("rejected_column", "mask_column") if block.get(key)}
-    return {**block, "conditioning_data": None, **columns, "columns": None}
+    single = {"columns": None, "ties": "drop", "pairs": None, "min_gap": 0.0}
+    return {**block, "conditioning_data": None, **columns, **single}
 
 
 def _keys(settings: Sequence[str]) -> set[str]:

@@ -11,8 +11,8 @@ from flowhooks.data.records import Audit, Reference
 from flowhooks.starter.model import KnownModel
 
 MODEL = "pretrained_model_name_or_path"
-#: The method for pairs, and the one for images alone.
-PAIRS, PLAIN = "flow_dpo", "sft"
+#: The method for pairs, the one for labels, and the one for images alone.
+PAIRS, LABELS, PLAIN = "flow_dpo", "kto", "sft"
 #: Samples of one update.
 SAMPLES = 4
 #: How often a run shows each image, and the steps that it has at least and at most.

@@ -29,7 +29,7 @@ from flowhooks.documents.suggest import hint
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.files import write_aside
 from flowhooks.methods import METHODS
-from flowhooks.starter.document import MODEL, PAIRS, PLAIN, run_document, with_images
+from flowhooks.starter.document import LABELS, MODEL, PAIRS, PLAIN, run_document, with_images
 from flowhooks.starter.model import KnownModel, known_model
 
 RUN, DATA = "run.json", "data.json"
@@ -85,7 +85,7 @@ def draft(
     Args:
         model: folder of a pipeline, or its Hub id.
         data: folder of images, or a data set file.
-        method: None: Flow-DPO where the data has rejected sides, else plain training.
+        method: None: Flow-DPO where the data has rejected sides, KTO where it has labels, else plain training.
         prompt: the caption of all images.
         output: folder of the files that will be written.
         fitted: returns what makes a run fit the card.
@@ -97,7 +97,8 @@ def draft(
         known_names = hint(method, list(METHODS)) or f"; there are {', '.join(methods_offered())}"
         raise ConfigError(Problem(f"there is no method {method!r}{known_names}", "--method"))
     blocks, provides = _data(data, prompt, None)
-    method = method or (PAIRS if "data:rejected" in provides else PLAIN)
+    labelled = LABELS if "data:label" in provides else PLAIN
+    method = method or (PAIRS if "data:rejected" in provides else labelled)
     _refuse_method(method, data, provides)
     known = known_model(model, method)
     if blocks is not None:

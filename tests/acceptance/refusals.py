@@ -21,6 +21,7 @@ from tests.acceptance.refusal_makers import (
     reward,
     rollout,
     teachers,
+    ties,
     votes,
     written,
 )
@@ -260,6 +261,9 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "a variant of the digits": Refusal(
         make=written(model={**DIGITS, "variant": "fp16"}), words=("$.model.variant: ", "no file of the variant")
+    ),
+    "ties under an objective without a formula for them": Refusal(
+        make=ties, words=("$[0].ties: ", "for which no hook of this run has a formula", "write 'drop', or take 'ipo'")
     ),
     "labels that say neither up nor down": Refusal(
         make=votes("up", "maybe", "0", "1.5"),

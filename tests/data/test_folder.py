@@ -58,6 +58,8 @@ EDITS = {"edited/a.png": "remove it", "source_1/a.png": None, "source_2/a.png": 
         pytest.param(
             {"images/a.png": "one", "clips/b.gif": "two"}, [None, None], "textfile", id="images beside videos"
         ),
+        pytest.param({"w/a.png": "one", "l/a.png": None}, [None, "reference_strict"], "textfile", id="one letter each"),
+        pytest.param({"up/a.png": "one", "down/b.png": "two"}, [None, None], "textfile", id="thumbs up and down"),
         pytest.param({"cats/1.png": "a", "dogs/1.png": "b"}, [None], "textfile", id="sub-folders that mean nothing"),
     ],
 )
@@ -69,6 +71,8 @@ def test_a_folder_means_its_sets(names, kinds, captions, tmp_path):
     records = audit(datasets).records
     assert len(records) == sum(caption is not None for caption in names.values()) or captions == "filename"
     assert {block["id"] for block in datasets.blocks if block["num_frames"] == 9} <= {"clips"}
+    labels = [each.columns.get("label") for each in records]
+    assert labels == ([0, 1] if "up/a.png" in names else [None] * len(records))
     assert [record.geometry.frames for record in records] == ([9, 1] if "clips/b.gif" in names else [1] * len(records))
 
 
@@ -90,6 +94,8 @@ def test_a_table_in_the_folder_says_what_it_holds(tmp_path):
             {"a.png": "one", "mask/a.png": None}, "1 image beside the folder 'mask'", id="masks beside images"
         ),
         pytest.param({"preferred/a.png": "one"}, "'preferred' and no rejected side", id="half of pairs"),
+        pytest.param({"up/a.png": "one"}, "'up' and no 'down': labels teach by both", id="half of labels"),
+        pytest.param({"up/a.png": "1", "down/b.png": "2", "mask/a.png": None}, "which of them", id="labels and masks"),
         pytest.param({"rejected/a.png": None}, "nothing that they belong to", id="the other half"),
         pytest.param({**PAIRS, "more/a.png": "x"}, "holds 'more' beside", id="a stranger beside pairs"),
         pytest.param({**PAIRS, "edited/a.png": "x"}, "which of them is trained on", id="pairs and edits"),

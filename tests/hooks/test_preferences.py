@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from flowhooks.hooks import IPO, AnchorRegularizer, LinearDPO, MaPO, MaskReducer, TimestepSchedule
-from flowhooks.hooks.ipo.hook import ipo_loss
+from flowhooks.hooks.ipo.hook import ipo_loss, tie_loss
 from flowhooks.hooks.linear_dpo.hook import linear_pull
 from flowhooks.hooks.mapo.hook import likelihood, mapo_loss
 from flowhooks.kernel.random import Draws
@@ -137,3 +138,31 @@ def test_mapo_needs_no_reference_and_trains_a_whole_network():
     assert not any(need.startswith("role:") for need in declared["needs"])
     result = toy_session(toy_model(), MaPO()).step(toy_batch(masked=False))
     assert result.passes == 1 and not any("ref_" in name for name in result.metrics)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_ipo_brings_a_tie_to_a_margin_of_0_and_counts_it_for_no_side(masked):
+    """A tie is half a vote for either side: the paper's loss of one vote, averaged, has the gradient of ours."""
+    margin, beta = torch.linspace(-3, 3, 7, dtype=torch.float64).requires_grad_(), 0.7
+    votes = (ipo_loss(margin, beta) + ipo_loss(-margin, beta)) / 2
+    torch.testing.assert_close(votes - 1 / (4 * beta**2), tie_loss(margin))
+    model, batch = toy_model(), toy_batch(masked=masked)
+    shares = [0.5 if i == 0 else 1.0 for i in range(len(batch.clean))]
+    batch = replace(batch, records=tuple({"preference": share} for share in shares))
+
+    def stepped(batch):
+        hook = IPO(beta=beta, norm_type="mean", sft_loss_weight=0.3, win_weight=0.5, margin_cap=1e-6)
+        return toy_session(model, TimestepSchedule(**ROUND), hook, *([MaskReducer()] if masked else [])).step(batch)
+
+    result = stepped(batch)
+    rows = sides(model, batch)
+    margins = [(ref_w - pol_w) + (pol_l - ref_l) for pol_w, pol_l, ref_w, ref_l, *_ in rows]
+    tied = (margins[0] / 2) ** 2
+    decided = [torch.clamp(each, max=1e-6) / 2 - 1 / (2 * beta) for each in margins[1:]]
+    plain = sum(row[-1] for row in rows[1:]) / len(decided)
+    worse = sum(max(0.0, float(row[0] - row[2])) for row in rows[1:]) / len(decided)
+    expected = (tied + sum(each**2 for each in decided)) / len(rows) + 0.3 * plain + 0.5 * worse / (2 * beta)
+    torch.testing.assert_close(result.loss, expected)
+    assert float(result.metrics["ipo_margin"]) == pytest.approx(float(sum(margins[1:]) / len(decided)))
+    alone = stepped(replace(batch, records=({"preference": 0.5},) * len(batch.clean)))
+    assert math.isnan(alone.metrics["ipo_implicit_accuracy"]) and math.isfinite(alone.loss)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from flowhooks.cli import main
 from flowhooks.config import load_datasets
 from flowhooks.data import audit
+from flowhooks.data.ranking import choose
 from flowhooks.errors import DataError
 from flowhooks.pairs import pairs_from_scores
-from flowhooks.pairs.choose import choose
 from flowhooks.pairs.scores import read_scores
 from tests.cli.test_process import imported
 from tests.data.folders import snapshot, write_image
@@ -52,7 +52,7 @@ def test_best_against_worst_of_each_prompt(scored, tmp_path, capsys):
     assert main(["pairs", "from-scores", str(file), "--output", str(out)]) == 0
     said = capsys.readouterr().out
     assert "wrote      1 pair of 2 of 6 images" in said
-    assert "2 groups without a pair (one image, or scores too close): a dog, a bird" in said
+    assert "2 groups without a pair: 1 of one image (a bird), 1 of scores that are equal or too close (a dog)" in said
     assert (out / "preferred/000000.png").read_bytes() == (file.parent / "b.png").read_bytes()
     assert (out / "rejected/000000.png").read_bytes() == (file.parent / "c.png").read_bytes()
     assert (out / "preferred/000000.txt").read_text() == "a cat, sitting\n"

@@ -11,6 +11,7 @@ from flowhooks.data.findings import Findings
 from flowhooks.data.masks import refuse_values, valued
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import take_columns, usual_partners
+from flowhooks.data.sources.ranks import ranking_faults
 from flowhooks.data.storage import Refused
 
 _COLUMNS = (
@@ -21,6 +22,7 @@ _COLUMNS = (
     "reference_column",
     "columns",
     "text_columns",
+    "pairs",
 )
 _HUB = ("split", "subset", "data_dir", "revision", "streaming", "max_samples")
 
@@ -49,7 +51,7 @@ SOURCES = {
     "local": Source(
         reader="flowhooks.data.sources.local:read_local",
         strategies=("textfile", "filename", "instanceprompt"),
-        options=("pair_names",),
+        options=("pair_names", "repeats_from_folder_names"),
     ),
     "imagefolder": Source(
         reader=f"{_LISTED}:read_imagefolder",
@@ -100,13 +102,16 @@ def complete_block(block: dict[str, Any], path: str, found: Findings) -> None:
     """
     kind = SOURCES[block["type"]]
     for key in sorted(_OPTIONAL.difference(kind.options)):
-        if block[key] is not None:
+        if block[key] not in (None, False):
             types = ", ".join(repr(name) for name, each in SOURCES.items() if key in each.options)
             found.problem(f"{path}.{key}", f"does nothing for type {block['type']!r}, only for {types}; remove it")
     if block["dataset_type"] in TRAINED and block["caption_strategy"] not in kind.strategies:
         choices = ", ".join(map(repr, kind.strategies))
         message = f"{block['caption_strategy']!r} is not for type {block['type']!r}, which takes {choices}"
         found.problem(f"{path}.caption_strategy", message)
+    if block["dataset_type"] in TRAINED:
+        for where, message in ranking_faults(block, path):
+            found.problem(where, message)
     take_columns(block, path, found)
     _complete_columns(kind, block, path, found)
     refuse_values(block, path, found)

@@ -8,7 +8,17 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from flowhooks.data.blocks import PREFERENCE, ROLES, TRAINED, record_columns, reference_columns
+from flowhooks.data.blocks import (
+    GROUP,
+    KEEP,
+    ORDER,
+    PREFERENCE,
+    ROLES,
+    SCORE,
+    TRAINED,
+    record_columns,
+    reference_columns,
+)
 from flowhooks.data.findings import Findings
 from flowhooks.json_faults import json_path
 
@@ -35,6 +45,7 @@ class Columns:
         references: (pipeline argument or None, column) of each column of references.
         records: name under which hooks read a cell -> column.
         preference: the columns that say which of the image and the rejected side was preferred, where either may be.
+        ranking: the columns by which images of different rows are compared.
     """
 
     image: str
@@ -44,6 +55,7 @@ class Columns:
     references: tuple[tuple[str | None, str], ...] = ()
     records: Mapping[str, str] = field(default_factory=dict)
     preference: tuple[str, ...] = ()
+    ranking: tuple[str, ...] = ()
 
     @property
     def pictures(self) -> tuple[str, ...]:
@@ -52,7 +64,7 @@ class Columns:
     @property
     def values(self) -> tuple[str, ...]:
         """Return the columns whose cells are values, not images or captions."""
-        return *self.records.values(), *self.preference
+        return *self.records.values(), *self.preference, *self.ranking
 
     @property
     def all(self) -> tuple[str, ...]:
@@ -108,6 +120,10 @@ def choose(
     for column in preference:
         if column not in texts:
             found.problem(json_path(["columns", PREFERENCE], path), _unknown(column, texts))
+    ranking = {name: (block["columns"] or {}).get(name) for name in (SCORE, ORDER, GROUP) if block["pairs"]}
+    for name, ranked in ranking.items():
+        if ranked is not None and ranked not in texts:
+            found.problem(json_path(["columns", name], path), _unknown(ranked, texts))
     if image is None or len(found.problems) > problems_before:
         return None
     columns = Columns(
@@ -118,6 +134,7 @@ def choose(
         references=references,
         records=records,
         preference=preference,
+        ranking=tuple(column for column in ranking.values() if column is not None),
     )
     if block["dataset_type"] in TRAINED:
         _warn_of_unused(block, columns, available, found)
@@ -153,6 +170,16 @@ def take_columns(block: dict[str, Any], path: str, found: Findings) -> None:
             found.problem(f"{path}.columns.{role}", message)
         elif block[key] is None:
             block[key] = stated[role]
+    if block["pairs"] and block["rejected_column"] is None:
+        block["rejected_column"] = []
+    if block["ties"] == KEEP and PREFERENCE not in stated and block["dataset_type"] in TRAINED:
+        message = (
+            f"'{KEEP}' is for rows of two images with a `{PREFERENCE}` under `columns`, and there is none; remove it"
+        )
+        found.problem(f"{path}.ties", message)
+    for name in sorted(record_columns(block).keys() & (block["records"] or {}).keys()):
+        message = "is a column of the set too, under `columns`; state one of the two"
+        found.problem(json_path(["records", name], path), message)
     for name, column in stated.items():
         if fault := _misstated(name, column, block["dataset_type"]):
             found.problem(json_path(["columns", name], path), fault)
@@ -187,6 +214,8 @@ def place_of(block: dict[str, Any], path: str, key: str) -> str:
     role = key.removesuffix("_column")
     if role == "rejected" and PREFERENCE in (block["columns"] or {}):
         role = "image"
+    elif role == "rejected" and block["pairs"]:
+        return f"{path}.pairs"
     return f"{path}.columns.{role}" if role in (block["columns"] or {}) else f"{path}.{key}"
 
 
@@ -197,7 +226,7 @@ def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
         if name == "image":
             several += f", or `image` two with a `{PREFERENCE}`"
         return f"is a list of {len(column)}, and {several}; name one"
-    if name in ROLES or (name == PREFERENCE and kind != "conditioning"):
+    if name in ROLES or (name in (PREFERENCE, SCORE, ORDER, GROUP) and kind != "conditioning"):
         return None
     known = {**{role: role for role in ROLES}, **{key: role for role, key in _KEYS.items()}}
     close = get_close_matches(name.strip().lower(), known, n=1, cutoff=_SLIP)

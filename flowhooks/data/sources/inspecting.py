@@ -46,8 +46,8 @@ class Inspector:
         return seen
 
     def report(self, where: str, found: Findings) -> None:
-        """Report the faults as one problem at the JSON path `where`, and colour profiles that are ignored as a
-        warning."""
+        """Report the faults since the last report as one problem at the JSON path `where`, and colour profiles that are
+        ignored as a warning."""
         remedy = "replace them or take them out of the data set; nothing was changed"
         found.listing(where, self._faults, "files that cannot be used", remedy)
         if self._profiles:
@@ -55,6 +55,7 @@ class Inspector:
             found.warnings.append(
                 f"colour profiles that cannot be used ({len(self._profiles):,}): {named}; these files are read as sRGB"
             )
+        self._faults, self._profiles = [], {}
 
 
 def _inspect(asset: Asset, medium: Medium) -> Picture | str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flowhooks.data.assets import Asset
-from flowhooks.data.blocks import PREFERENCE, REFERENCE_TYPE, TRAINED
+from flowhooks.data.blocks import KEEP, PREFERENCE, REFERENCE_TYPE, TRAINED
 from flowhooks.data.captions import WITHOUT_TEXT, Captions, captions_without_text
 from flowhooks.data.files import is_text, medium_of
 from flowhooks.data.findings import Findings
@@ -16,6 +16,7 @@ from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, place_of
 from flowhooks.data.sources.inspecting import Fault, Inspector, note_copies
+from flowhooks.data.sources.ranks import REJECTED, Ranks, ranking_of
 from flowhooks.data.sources.sides import Sides, Votes
 from flowhooks.json_faults import json_path
 
@@ -171,11 +172,17 @@ def collect(
     partners += [
         _Partners(name, "reference_column", REFERENCE_TYPE, argument=argument) for argument, name in columns.references
     ]
-    captions, records = _captions(block, path), _Records(columns.records)
-    votes = None
+    kept = {PREFERENCE: PREFERENCE} if block["ties"] == KEEP else {}
+    captions, records = _captions(block, path), _Records({**columns.records, **kept})
+    votes = ranks = None
     if columns.preference:
-        votes = Votes(Sides(images=(columns.image, *columns.rejected), numbers=columns.preference))
+        sides = Sides(images=(columns.image, *columns.rejected), numbers=columns.preference)
+        votes = Votes(sides, keep_ties=bool(kept))
         rows = votes.ordered(rows)
+    elif (ranking := ranking_of(block)) is not None:
+        ranks = Ranks(ranking, columns.image, block["id"], columns.values)
+        partners.append(_Partners(REJECTED, "rejected_column", "reference_strict", inspector))
+        rows = ranks.paired(rows, inspector)
     for row in rows:
         stem = _own(row.key, images, unusable)
         cell = row.pictures.get(columns.image)
@@ -188,15 +195,18 @@ def collect(
         images[stem] = picture
         if captions is not None:
             _take_caption(captions, block["caption_strategy"], stem, row)
-        if columns.records:
+        if records.columns:
             records.take(stem, row)
     inspector.report(f"{path}.instance_data_dir", found)
     if votes is not None:
         votes.report(json_path(["columns", PREFERENCE], path), block["id"], found)
+    if ranks is not None:
+        ranks.report(path, found)
     if not images and not unusable and len(found.problems) == problems_before:
         message = f"{about} holds no sample; add some, name another place, or set `disabled` to true"
         found.problem(f"{path}.instance_data_dir", message)
-    note_copies(block["id"], images, found)
+    if ranks is None:
+        note_copies(block["id"], images, found)
     records.report(path, found)
     result = DataSet(
         block=block,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from flowhooks.data.blocks import PREFERENCE
 from flowhooks.data.findings import Findings, count
 from flowhooks.data.sources.inspecting import Fault
 
@@ -32,9 +33,14 @@ class Sides:
 
 @dataclass
 class Votes:
-    """Gives each row's images the places that its numbers say, and counts the rows that say nothing."""
+    """Gives each row's images the places that its numbers say, and counts the rows that say nothing.
+
+    Where ties are kept, rows get a cell :data:`~flowhooks.data.blocks.PREFERENCE`: 1 where the image was preferred, and
+    0.5 for a tie.
+    """
 
     sides: Sides
+    keep_ties: bool = False
     ties: int = 0
     swapped: int = 0
     pairs: int = 0
@@ -42,7 +48,7 @@ class Votes:
     faults: list[str] = field(default_factory=list)
 
     def ordered(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the rows that prefer one side; ties and rows without numbers are left out."""
+        """Yield the rows that prefer one side, and ties where they are kept; rows without numbers are left out."""
         first, second = self.sides.images
         for row in rows:
             try:
@@ -52,8 +58,14 @@ class Votes:
                 continue
             if numbers is None:
                 self.unlabelled.append(row.name)
-            elif numbers[0] == numbers[1]:
+                continue
+            tied = numbers[0] == numbers[1]
+            if self.keep_ties:
+                row = replace(row, cells={**row.cells, PREFERENCE: 0.5 if tied else 1.0})
+            if tied:
                 self.ties += 1
+                if self.keep_ties:
+                    yield row
             else:
                 self.pairs += 1
                 if numbers[0] < numbers[1]:
@@ -68,12 +80,12 @@ class Votes:
         found.listing(where, self.faults, f"rows whose {named} cannot be compared", "correct them")
         first, second = self.sides.images
         left = [
-            *([f"{count(self.ties, 'tie')} left out"] if self.ties else []),
+            *([f"{count(self.ties, 'tie')} {'kept' if self.keep_ties else 'left out'}"] if self.ties else []),
             *([f"{count(len(self.unlabelled), 'row')} without a preference left out"] if self.unlabelled else []),
         ]
         shown = f"{count(self.pairs, 'pair')}, of which {self.swapped:,} prefer {second!r} to {first!r}"
         found.notes.append("; ".join([f"{name}: {shown}", *left]))
-        if not self.pairs and not self.faults:
+        if not (self.pairs or self.faults or (self.keep_ties and self.ties)):
             found.problem(where, f"prefers neither side in any row ({'; '.join(left) or 'there are no rows'})")
 
     def _numbers(self, cells: Mapping[str, Any]) -> tuple[float, float] | None:
@@ -85,13 +97,13 @@ class Votes:
                 raise ValueError(f"holds {count(len(values), 'number')} in {self.sides.numbers[0]!r}, not 2")
         elif len(values) == 1 and values[0] is not None:
             raise ValueError(f"holds no list of 2 numbers in {self.sides.numbers[0]!r}")
-        numbers = [_number(value) for value in values]
+        numbers = [number_in(value) for value in values]
         if len(numbers) < 2 or None in numbers:
             return None
         return numbers[0], numbers[1]  # type: ignore[return-value]
 
 
-def _number(value: Any) -> float | None:
+def number_in(value: Any) -> float | None:
     """Return a cell as a number; None where it is empty or NaN. Raises ValueError for anything else."""
     if isinstance(value, Fault):
         raise ValueError(value.reason)

@@ -140,7 +140,8 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
             found.problem(where, f"{place.name}: {some(names)} holds no image")
         return DataSet.unread(block, path)
     texts = _Texts(shards)
-    of_keys = block["caption_strategy"] == "column" or record_columns(block) or PREFERENCE in (block["columns"] or {})
+    compared = block["pairs"] or PREFERENCE in (block["columns"] or {})
+    of_keys = block["caption_strategy"] == "column" or record_columns(block) or compared
     columns = choose(block, path, shards.columns, found, texts=texts.keys() if of_keys else ())
     if columns is None:
         return DataSet.unread(block, path)

@@ -11,6 +11,7 @@ class IPOSpec(PairSpec, type="ipo", title="IPO"):
     (arXiv 2310.12036)."""
 
     papers = ("azar2023general",)
+    takes_ties = True
     law = {"beta": 2.0, "stop_when": {"detector": "drift", "limit": 1e-9, "patience": 3}}
 
     beta: float = option(

@@ -101,3 +101,17 @@ def test_what_does_not_fit(tmp_path, columns, message):
 def test_no_pair_at_all(tmp_path):
     block = pick_a_pic(tmp_path, votes=[(0.5, 0.5, None)] * 2)
     assert any("prefers neither side in any row (2 ties left out)" in line for line in problems_in(tmp_path, [block]))
+
+
+def test_kept_ties_say_so_in_every_sample(tmp_path):
+    """Also those of a set without ties: a hook reads the same name in every batch."""
+    for seed, side in ((98, "w"), (99, "l")):
+        write_image(tmp_path / f"more/x_{side}.png", seed=seed)
+    more = {"id": "more", "instance_data_dir": "more", "caption_strategy": "filename", "pair_names": ["*_w", "*_l"]}
+    kept = {**pick_a_pic(tmp_path), "ties": "keep"}
+    found = audit_in(tmp_path, [kept, more])
+    assert [each.columns for each in found.records] == [{"preference": share} for share in (1.0, 1.0, 0.5, 1.0, 1.0)]
+    assert "preference" in found.provides and load(tmp_path, [kept, more]).provides == found.given
+    assert any("3 pairs, of which 2 prefer 'jpg_1' to 'jpg_0'; 1 tie kept; 2 rows" in line for line in found.report)
+    only = {**pick_a_pic(tmp_path, votes=[(0.5, 0.5, None)]), "ties": "keep"}
+    assert len(audit_in(tmp_path, [only]).records) == 1
