@@ -23,8 +23,7 @@ from flowhooks.train import train
 from tests.cli.folders import write_pipeline
 from tests.data.folders import write_image
 from tests.data.moving import write_clip
-from tests.families import tiny
-from tests.train.runs import history, make_run
+from tests.train.runs import history, make_run, write_model
 
 CASES = Path(__file__).parent / "cases"
 ROOT = Path(__file__).parents[2]
@@ -206,9 +205,9 @@ def write_files(folder, document):
                 (place / f"{i}.txt").write_text(f"number {i}")
 
 
-def smaller(document):
-    """Return the blocks with their sizes along an edge over 16, so that small images do."""
-    squared = {"area": 256, "pixel": 16, "pixel_area": 16}
+def smaller(document, over=16):
+    """Return the blocks with their sizes along an edge over a number, so that small images do."""
+    squared = {"area": over**2, "pixel": over, "pixel_area": over}
     sizes = ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size")
     return [
         {key: value / squared[block["resolution_type"]] if key in sizes else value for key, value in block.items()}
@@ -269,14 +268,13 @@ def test_convert_prints_what_it_takes_over_also_where_it_refuses(tmp_path, capsy
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny("flux").save_pretrained(folder)
-    return folder
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.mark.parametrize("name", ["square", "edit", "pairs"])
 def test_their_files_are_shown_and_trained_for_two_steps(tmp_path, name, model):
-    document = smaller(json.loads((CASES / f"other_trainer_{name}.json").read_text()))
+    document = smaller(json.loads((CASES / f"other_trainer_{name}.json").read_text()), over=64)
+    document = [block | {"resolution_multiple": 16} if "resolution" in block else block for block in document]
     write_files(tmp_path, document)
     (tmp_path / "data.json").write_text(json.dumps(document))
     pairs = [] if name == "square" else [{"type": "flow_dpo"}]
