@@ -24,6 +24,7 @@ from typing import NoReturn
 from flowhooks import __version__
 from flowhooks.commands import (
     check,
+    convert,
     demo,
     env,
     explain,
@@ -44,7 +45,24 @@ from flowhooks.files import is_full
 from flowhooks.printing import one_line, printable, safe_output
 from flowhooks.quiet import quiet
 
-COMMANDS = (init, check, explain, train, report, sample, inspect, pairs, export, merge, push, schema, env, demo, probe)
+COMMANDS = (
+    init,
+    check,
+    explain,
+    train,
+    report,
+    sample,
+    inspect,
+    pairs,
+    convert,
+    export,
+    merge,
+    push,
+    schema,
+    env,
+    demo,
+    probe,
+)
 
 
 _CHOICE = re.compile(r"argument (.+?): invalid choice: (['\"])(.*)\2 \(choose from (.*)\)", re.DOTALL)

@@ -50,15 +50,22 @@ class Geometry:
 
 
 def plan_geometry(
-    width: int, height: int, target: tuple[int, int], crop: str, key: str, shown: tuple[int, ...] = ()
+    width: int,
+    height: int,
+    target: tuple[int, int],
+    crop: str,
+    key: str,
+    shown: tuple[int, ...] = (),
+    scale: float = 0.0,
 ) -> Geometry:
-    """Return the largest region of a `width` x `height` image with the aspect of `target` (width, height).
+    """Return the region of a `width` x `height` image that is trained at `target` (width, height): the largest one of
+    that aspect, or one that is scaled by at least `scale`.
 
     `crop` is `center`, `corner` (the upper left one) or `random`, which depends on `key` only, so that it is the same
     in every run and epoch.
     """
     target_width, target_height = target
-    scale = max(target_width / width, target_height / height)
+    scale = max(target_width / width, target_height / height, scale)
     kept_width, kept_height = min(target_width / scale, width), min(target_height / scale, height)
     left = _offset(width - kept_width, crop, f"{key}/x")
     top = _offset(height - kept_height, crop, f"{key}/y")

@@ -12,8 +12,8 @@ from flowhooks.data.block_rules import drawing_problems
 from flowhooks.data.blocks import Block, Datasets
 from flowhooks.data.findings import Findings
 from flowhooks.data.links import link
-from flowhooks.data.other_trainers import translate
 from flowhooks.data.sources import complete_block
+from flowhooks.data.translation import translate
 from flowhooks.documents.document import json_path, read_json, strip_secrets, without_remarks
 from flowhooks.documents.validation import problems_in, with_defaults
 from flowhooks.errors import DataError, FlowhooksWarning, Problem

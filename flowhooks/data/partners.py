@@ -91,15 +91,16 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
     block = images.block
     if not check_sizing(block, images.path, found):
         return {}
-    sizing = SoundSizing.of(images) if holds_sound(block) else Sizing.of(block)
+    sizing = sizing_of(images)
     geometries: dict[str, Geometry] = {}
     below: dict[str, list[str]] = {}
     small: dict[str, list[str]] = {}
     sides = [images] + [each for each in partners if each.block["conditioning_type"] == "reference_strict"]
     for stem, shown in plan_frames(images, partners, found).items():
         picture = images.images[stem]
-        target = sizing.target(picture.width, picture.height)
-        geometries[stem] = geometry = plan_geometry(picture.width, picture.height, target, block["crop"], stem, shown)
+        width, height = picture.width, picture.height
+        target, scale = sizing.target(width, height, stem), sizing.scale(width, height)
+        geometries[stem] = geometry = plan_geometry(width, height, target, block["crop"], stem, shown, scale)
         if sizing.too_small(picture.width, picture.height):
             below[stem] = [f"{stem} ({picture.size})"]
         elif not block["allow_upscale"]:
@@ -114,6 +115,11 @@ def plan_geometries(images: DataSet, partners: list[DataSet], found: Findings) -
         if images.images and not geometries:
             found.problem(f"{images.path}.small_images", "leaves out every image; lower `resolution`")
     return geometries
+
+
+def sizing_of(images: DataSet) -> Sizing | SoundSizing:
+    """Return what says at which size each sample of a set is trained."""
+    return SoundSizing.of(images) if holds_sound(images.block) else Sizing.of(images.block)
 
 
 def _tell_small(images: DataSet, below: dict[str, list[str]], small: dict[str, list[str]], found: Findings) -> None:
@@ -201,10 +207,12 @@ def loose_cuts(
             f"{some(missing)}"
         )
     cuts, small = {}, []
+    sizing = sizing_of(images)
     for stem, geometry in geometries.items():
         if (other := partner.images.get(stem)) is None:
             continue
-        own = plan_geometry(other.width, other.height, (geometry.width, geometry.height), images.block["crop"], stem)
+        target, scale = (geometry.width, geometry.height), sizing.scale(other.width, other.height)
+        own = plan_geometry(other.width, other.height, target, images.block["crop"], stem, scale=scale)
         if own.enlarges(other.width, other.height) and not images.block["allow_upscale"]:
             small.append(_too_small(partner, stem, own))
             if images.block["small_images"] == "leave_out":

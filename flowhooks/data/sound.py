@@ -19,6 +19,7 @@ CHANNELS = {"mono": 1, "stereo": 2}
 OF_SOUND = ("duration", "sample_rate", "channels")
 _OF_PICTURES = (
     *("resolution", "resolution_type", "aspect", "resolution_multiple", "minimum_image_size", "allow_upscale"),
+    *("aspects", "crop_scale", "maximum_image_size", "target_downsample_size"),
     *("num_frames", "frame_selection", "reference", "reference_resolution"),
 )
 
@@ -104,9 +105,13 @@ class SoundSizing:
         waves = [each.sound for each in data.images.values() if each.sound is not None]
         return cls(samples=None if seconds is None or not waves else round(seconds * waves[0].rate))
 
-    def target(self, width: int, height: int) -> tuple[int, int]:
+    def target(self, width: int, height: int, key: str = "") -> tuple[int, int]:
         """Return the number of samples that a clip of ``width`` samples is trained at, and 1."""
         return self.samples or width, height
+
+    def scale(self, width: int, height: int) -> float:
+        """Return 1: no sample is made of several."""
+        return 1.0
 
     def too_small(self, width: int, height: int) -> bool:
         """Return False: a clip is too short only for what is trained."""

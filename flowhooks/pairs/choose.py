@@ -96,7 +96,8 @@ def _check_sizes(file: Path, pairs: Sequence[Pair], block: dict[str, Any]) -> No
     sizing, problems = Sizing.of(block), []
     for better, worse in pairs:
         width, height = better.picture.width, better.picture.height
-        geometry = plan_geometry(width, height, sizing.target(width, height), block["crop"], "")
+        target, scale = sizing.target(width, height, better.image), sizing.scale(width, height)
+        geometry = plan_geometry(width, height, target, block["crop"], "", scale=scale)
         for each in (better, worse):
             if geometry.enlarges(each.picture.width, each.picture.height):
                 what = f"{each.image!r} is {each.picture.size}, too small for {geometry.width}x{geometry.height}"

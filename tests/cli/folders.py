@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 COMMANDS = [
-    *("init", "check", "explain", "train", "sample", "inspect", "pairs"),
+    *("init", "check", "explain", "train", "sample", "inspect", "pairs", "convert"),
     *("export", "merge", "push", "schema", "env", "demo", "probe"),
 ]
 BLOCKS = [

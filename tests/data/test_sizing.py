@@ -4,12 +4,16 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from diffusers.training_utils import generate_aspect_ratio_buckets
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from flowhooks.data.sizing import Sizing, aspect_buckets
+from flowhooks.data.geometry import plan_geometry
+from flowhooks.data.sizing import Sizing
+from flowhooks.data.transform import load_pixels
 from flowhooks.errors import ConfigError
 from tests.data.folders import TRIPLE, audit_in, image_set, partner_set, problems_in, write_image, write_pairs
 from tests.data.moving import write_clip
@@ -35,6 +39,9 @@ def sizing(resolution, kind="pixel", aspect="crop", multiple=64, minimum=None):
         ((512, "pixel", "bucket"), (4000, 3000), (704, 512)),
         ((512, "pixel", "bucket", 1), (3000, 4000), (512, 683)),
         ((1024, "pixel_area", "bucket"), (9000, 100), (1472, 704)),
+        ((1024, "pixel_area", "own"), (4000, 3000), (1152, 896)),
+        ((512, "pixel", "own", 16), (3000, 1000), (1536, 512)),
+        ((0.25, "area", "own", 1), (100, 400), (250, 1000)),
     ],
 )
 def test_the_size_an_image_is_trained_at(keys, image, expected):
@@ -44,7 +51,7 @@ def test_the_size_an_image_is_trained_at(keys, image, expected):
 @given(resolution=edges, multiple=multiples)
 def test_buckets_of_an_area_are_those_of_diffusers(resolution, multiple):
     theirs = generate_aspect_ratio_buckets(resolution, multiple)
-    assert aspect_buckets(resolution**2, multiple) == [(width, height) for height, width in theirs]
+    assert sizing(resolution, "pixel_area", "bucket", multiple).buckets == [(width, height) for height, width in theirs]
 
 
 @given(width=edges, height=edges, resolution=st.integers(512, 2048), kind=st.sampled_from(["pixel", "pixel_area"]))
@@ -69,12 +76,75 @@ def test_a_bucket_is_of_the_nearest_aspect_and_the_size_asked_for(width, height,
         ({"resolution": 1.5}, "$[0].resolution: is 1.5, but `resolution_type` 'pixel' counts pixels along an edge"),
         ({"minimum_image_size": 0.5}, "$[0].minimum_image_size: is 0.5, but `resolution_type` 'pixel' counts pixels"),
         ({"resolution": 1024, "resolution_type": "area"}, "$[0].resolution: is 1024 megapixels; for a square of 1024"),
+        ({"aspect": "own"}, "$[0].resolution: is null, the size the images have, but `aspect` 'own' needs a number"),
+        ({"crop_scale": "original"}, "$[0].resolution: is null, the size the images have, but `crop_scale` needs a"),
+        ({"resolution": 16, "maximum_image_size": 32}, "$[0].maximum_image_size: has no effect without `crop_scale`"),
+        (
+            {"resolution": 16, "crop_scale": "original", "target_downsample_size": 32},
+            "$[0].target_downsample_size: has no effect without `maximum_image_size`; write both, or neither",
+        ),
+        (
+            {"resolution": 8, "crop_scale": "original", "maximum_image_size": 16, "target_downsample_size": 32},
+            "$[0].target_downsample_size: 32 is above `maximum_image_size` 16",
+        ),
+        ({"resolution": 16, "aspects": [1, 2]}, "$[0].aspects: has no effect unless `aspect` is 'bucket' or 'random'"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(tmp_path, keys, said):
     write_pairs(tmp_path, "ab")
     (problem,) = problems_in(tmp_path, [image_set("win", **keys)])
     assert problem.startswith(said)
+
+
+def test_shapes_are_those_that_the_set_lists_and_a_random_one_is_an_image_s_own():
+    keys = {"resolution": 100, "resolution_type": "pixel_area", "multiple": 1, "minimum": None}
+    listed = Sizing(aspect="bucket", aspects=((1.0, 1.0), (0.25, 1.0)), **keys)
+    assert [listed.target(*size) for size in [(30, 20), (10, 30), (30, 10)]] == [(100, 100), (50, 200), (100, 100)]
+    drawn = Sizing(aspect="random", aspects=((1.0, 1.0), (0.25, 1.0)), **keys)
+    shapes = [drawn.target(30, 20, f"{i}") for i in range(40)]
+    assert set(shapes) == {(100, 100), (50, 200)} and shapes == [drawn.target(30, 20, f"{i}") for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "expected"),
+    [
+        ({}, (40, 20), 0.0),
+        ({"crop_scale": "original"}, (40, 20), 1.0),
+        ({"crop_scale": "original", "maximum": 24, "shrunk": 16}, (40, 24), 1.0),
+        ({"crop_scale": "original", "maximum": 24, "shrunk": 16}, (64, 32), 0.5),
+        ({"crop_scale": "original", "maximum": 24, "shrunk": 16, "resolution_type": "pixel_area"}, (64, 16), 0.5),
+        ({"crop_scale": "original", "maximum": 2.0, "shrunk": 1.0, "resolution_type": "area"}, (2000, 2000), 0.5),
+    ],
+)
+def test_what_an_image_is_shrunk_to_before_a_part_is_cut_out(keys, size, expected):
+    found = Sizing(
+        **{"resolution": 8, "resolution_type": "pixel", "aspect": "crop", "multiple": 1, "minimum": None, **keys}
+    )
+    assert found.scale(*size) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("crop", ["center", "corner", "random"])
+def test_a_part_at_its_own_scale_has_the_pixels_of_the_file(tmp_path, crop):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    cut = plan_geometry(40, 20, (8, 8), crop, "a", scale=1.0)
+    left, top, right, bottom = map(round, cut.pixels(40, 20))
+    assert (right - left, bottom - top) == (8, 8)
+    assert {"center": (16, 6), "corner": (0, 0)}.get(crop, (left, top)) == (left, top)
+    found = load_pixels((tmp_path / "a.png").read_bytes(), cut)
+    expected = pixels[top:bottom, left:right].transpose(2, 0, 1) / np.float32(127.5) - np.float32(1)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_an_image_above_the_maximum_is_shrunk_and_then_cut(tmp_path):
+    """The part is what it would be of an image that was halved beforehand; a smaller image is cut as it is."""
+    for name, size in (("large", (64, 64)), ("medium", (32, 32))):
+        write_image(tmp_path / "win" / f"{name}.png", size, 1)
+        (tmp_path / "win" / f"{name}.txt").write_text("x")
+    keys = {"resolution": 16, "crop_scale": "original", "maximum_image_size": 48, "target_downsample_size": 32}
+    cuts = {each.key: each.geometry for each in audit_in(tmp_path, [image_set("win", **keys)]).records}
+    assert {key: cut.size for key, cut in cuts.items()} == dict.fromkeys(cuts, (16, 16, 1))
+    assert cuts["large"].pixels(64, 64) == (16, 16, 48, 48) and cuts["medium"].pixels(32, 32) == (8, 8, 24, 24)
 
 
 def test_images_keep_their_aspect_in_buckets_and_share_the_box_with_their_partners(tmp_path):
@@ -123,7 +193,11 @@ BLOCKS = st.fixed_dictionaries(
     optional={
         "resolution": st.one_of(st.none(), NUMBERS, st.lists(NUMBERS, max_size=3)),
         "resolution_type": st.sampled_from(["pixel", "area", "pixel_area"]),
-        "aspect": st.sampled_from(["crop", "bucket", None]),
+        "aspect": st.sampled_from(["crop", "bucket", "own", "random", None]),
+        "aspects": st.sampled_from([None, None, [1, 0.5], [], [0]]),
+        "crop_scale": st.sampled_from(["whole", "original"]),
+        "maximum_image_size": st.sampled_from([None, 30, 0.002]),
+        "target_downsample_size": st.sampled_from([None, 20, 0.001]),
         "resolution_multiple": st.integers(0, 24),
         "minimum_image_size": st.one_of(st.none(), st.just(8), NUMBERS),
         "small_images": st.sampled_from(["leave_out", "leave_out", "error"]),

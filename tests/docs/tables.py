@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from flowhooks.data import other_trainers
 from flowhooks.documents.schemas import schemas
 from flowhooks.documents.spec import properties_of, text_of
 from flowhooks.hooks.registry import HOOKS
@@ -20,6 +21,7 @@ from tests.docs.pages import OPTION_HEAD, PAGES, ROOT, TABLE, read
 
 PAGE = ROOT / "docs/hooks.md"
 HEAD = "| type | slots | needs | gives | what it does |\n|---|---|---|---|---|\n"
+KEYS_PAGE = "docs/from_other_trainers.md"
 #: The page of what has no table elsewhere; it is made as a whole.
 REST = "docs/options.md"
 REST_TEXT = """# Options of hooks and methods
@@ -64,6 +66,13 @@ def with_table_of_hooks(text: str) -> str:
     start = text.index("| type | slots |")
     end = text.index("\n\n", start) + 1
     return text[:start] + table_of_hooks() + text[end:]
+
+
+def with_table_of_keys(text: str) -> str:
+    """The page of other trainers with its table of keys made anew."""
+    start = text.index("| key there |")
+    end = text.index("\n\n", start) + 1
+    return text[:start] + other_trainers.table() + text[end:]
 
 
 def schema_of(name: str) -> dict[str, Any]:
@@ -141,6 +150,8 @@ def made(page: str) -> str:
     if page == REST:
         return page_of_the_rest()
     text = TABLE.sub(lambda match: match["above"] + option_table(match["name"]), read(page))
+    if page == KEYS_PAGE:
+        return with_table_of_keys(text)
     return with_table_of_hooks(text) if ROOT / page == PAGE else text
 
 
