@@ -35,26 +35,31 @@ SAMPLES, SAMPLING_STEPS, UNSEEN = 200, 10, 90_000
 #: A published beta of means.
 BETA = 2000.0
 _MASK = {"type": "mask_reducer", "mask_dilate": 1}
-_DPO = {"type": "flow_dpo", "norm_type": "masked_mean", "beta": BETA, "win_weight": 0.0, "stop_when": None}
-_STOP = {"detector": "win_error", "limit": 1.2, "patience": 3}
+_FIXED = {"type": "flow_dpo", "norm_type": "masked_mean", "beta": BETA, "win_weight": 0.0, "stop_when": None}
+_RECIPE = {**_FIXED, "beta": 1.0, "auto_beta": True}
+_ANCHOR = {"type": "anchor_regularizer", "role": "reference", "weight": 0.05}
+_STOP = {"detector": "win_error", "limit": 1.5, "patience": 3}
+#: Where the gradient factor is 0.05 under the beta that the recipe ends with at its own rate, 53.
+_CAP = 0.11
 #: Of an objective that has guards, none is on.
 _BARE = {"norm_type": "masked_mean", "win_weight": 0.0, "stop_when": None}
-NO_GUARD = "no guard"
-#: Arm -> its hooks beside the masks'.
+NO_GUARD, FIXED = "no guard", f"beta {BETA:,.0f}"
+#: Arm -> its hooks beside the masks'. The first is the recipe as it stands, the next three have a guard each.
 ARMS: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    NO_GUARD: [_DPO],
-    "margin_cap": [{**_DPO, "margin_cap": round(5.89 / BETA, 6)}],
-    "win_weight": [{**_DPO, "win_weight": 1.0}],
-    "stop_when": [{**_DPO, "stop_when": _STOP}],
-    "the recipe": [
-        {**_DPO, "beta": 1.0, "auto_beta": True},
-        {"type": "anchor_regularizer", "role": "reference", "weight": 0.05},
-    ],
+    NO_GUARD: [_RECIPE, _ANCHOR],
+    "margin_cap": [{**_RECIPE, "margin_cap": _CAP}, _ANCHOR],
+    "win_weight": [{**_RECIPE, "win_weight": 1.0}, _ANCHOR],
+    "stop_when": [{**_RECIPE, "stop_when": _STOP}, _ANCHOR],
     "ipo": [{"type": "ipo", "beta": 100.0, **_BARE}],
     "linear_dpo": [{"type": "linear_dpo", "beta": 5000.0, **_BARE}],
     "mapo": [{"type": "mapo", "beta": 1000.0, "norm_type": "masked_mean"}],
     "kto": [{"type": "kto", "label": None, "beta": 1000.0, **_BARE}],
+    FIXED: [_FIXED],
+    f"{FIXED}, margin_cap": [{**_FIXED, "margin_cap": round(5.89 / BETA, 6)}],
+    f"{FIXED}, win_weight": [{**_FIXED, "win_weight": 1.0}],
 }
+#: Arms that are trained at the first seed only.
+ONCE = frozenset({FIXED, f"{FIXED}, margin_cap", f"{FIXED}, win_weight"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +97,8 @@ class Digits:
             "seed": seed,
         }
         key = {"base": self.base.name, "hooks": hooks, "training": training, **_sampling()}
-        return kept(self.output / "digits.jsonl", key, lambda: self._trained(arm, hooks, training))
+        found = kept(self.output / "digits.jsonl", key, lambda: self._trained(arm, hooks, training))
+        return {**found, "arm": arm}
 
     def _trained(self, arm: str, hooks: Sequence[Mapping[str, Any]], training: Mapping[str, Any]) -> dict[str, Any]:
         mark = hashlib.sha256(json.dumps([hooks, training]).encode()).hexdigest()[:8]

@@ -48,8 +48,8 @@ BASE: dict[str, Any] = {
     "method": {"sft": {}},
     "training": {
         "trainable": "transformer",
-        "max_train_steps": 1600,
-        "train_batch_size": 48,
+        "max_train_steps": 600,
+        "train_batch_size": 32,
         "learning_rate": 2e-3,
         "lr_scheduler": "cosine",
         "lr_warmup_steps": 50,
@@ -61,8 +61,7 @@ BASE: dict[str, Any] = {
 }
 _LORA = {"type": "lora", "rank": 16, "alpha": 16}
 _STEPS, _BATCH = 120, 16
-#: Rates of an adapter: one that is common, and four times it.
-RATES = (5e-4, 2e-3)
+RATE = 5e-4
 _DPO = {"norm_type": "mean", "beta": 2000.0, "win_weight": 0.0, "stop_when": None}
 DPO, SFT = "Flow-DPO", "SFT on the winners"
 #: Arm -> its data, its method and its steps. A step of Flow-DPO costs 8 forwards of a batch, one of SFT 3.
@@ -177,10 +176,10 @@ class Style:
         rows["base"] = self._judged(None)
         return rows
 
-    def row(self, arm: str, rate: float, seed: int) -> dict[str, Any]:
+    def row(self, arm: str, seed: int) -> dict[str, Any]:
         """Train an arm from the base and measure it, unless that was done."""
         data, method, steps = ARMS[arm]
-        training = {"max_train_steps": steps, "train_batch_size": _BATCH, "learning_rate": rate, "seed": seed}
+        training = {"max_train_steps": steps, "train_batch_size": _BATCH, "learning_rate": RATE, "seed": seed}
         sections = {"adapter": _LORA, "data": data, "method": method, "training": training}
         judged = [SAMPLES, SAMPLING_STEPS, UNSEEN, JUDGE]
         key = {"arm": arm, "run": sections, "base": [BASE, NETWORK, AUTOENCODER_STEPS], "judged": judged}
@@ -189,7 +188,7 @@ class Style:
             began = time.process_time()
             folder = self._train(arm, sections, self.base)
             seconds = round(time.process_time() - began, 1)
-            return {"arm": arm, "rate": rate, "seed": seed, "seconds": seconds, **self._judged(folder)}
+            return {"arm": arm, "seed": seed, "seconds": seconds, **self._judged(folder)}
 
         return kept(self.output / "emoji.jsonl", key, measure)
 
