@@ -40,14 +40,14 @@ _RECIPE = {**_FIXED, "beta": 1.0, "auto_beta": True}
 _ANCHOR = {"type": "anchor_regularizer", "role": "reference", "weight": 0.05}
 _STOP = {"detector": "win_error", "limit": 1.5, "patience": 3}
 #: Where the gradient factor is 0.05 under the beta that the recipe ends with at its own rate, 53.
-_CAP = 0.11
+CAP = 0.11
 #: Of an objective that has guards, none is on.
 _BARE = {"norm_type": "masked_mean", "win_weight": 0.0, "stop_when": None}
 NO_GUARD, FIXED = "no guard", f"beta {BETA:,.0f}"
 #: Arm -> its hooks beside the masks'. The first is the recipe as it stands, the next three have a guard each.
 ARMS: Mapping[str, Sequence[Mapping[str, Any]]] = {
     NO_GUARD: [_RECIPE, _ANCHOR],
-    "margin_cap": [{**_RECIPE, "margin_cap": _CAP}, _ANCHOR],
+    "margin_cap": [{**_RECIPE, "margin_cap": CAP}, _ANCHOR],
     "win_weight": [{**_RECIPE, "win_weight": 1.0}, _ANCHOR],
     "stop_when": [{**_RECIPE, "stop_when": _STOP}, _ANCHOR],
     "ipo": [{"type": "ipo", "beta": 100.0, **_BARE}],

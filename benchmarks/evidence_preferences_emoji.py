@@ -1,4 +1,4 @@
-"""Preference for one vendor's style, on the emoji of two: Flow-DPO, with and without a guard, and SFT on the winners."""
+"""Preference for one vendor's style, on the emoji of two: Flow-DPO, guarded or not, and SFT on the winners."""
 
 from __future__ import annotations
 

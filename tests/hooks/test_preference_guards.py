@@ -9,7 +9,7 @@ import torch
 
 import flowhooks
 from flowhooks.hooks import IPO, KTO, FlowDPO, LinearDPO, MaPO, TimestepSchedule
-from flowhooks.hooks.preference_spec import AUTO, AUTO_STOP, DETECTORS
+from flowhooks.hooks.preference_spec import AUTO_STOP, DETECTORS
 from flowhooks.hooks.watch import Watch
 from tests.hooks.test_preferences import ROUND, sides
 from tests.hooks.toy import toy_batch, toy_model, toy_session
