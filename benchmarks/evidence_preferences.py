@@ -140,7 +140,10 @@ def _digits_table(part: Mapping[str, Any]) -> str:
 
 def _emoji_part(part: Mapping[str, Any] | None) -> str:
     if not part or not part["rows"]:
-        return "Not run."
+        return (
+            "Not measured yet: what `benchmarks/evidence_preferences_emoji.py` trains and judges, a preference for\n"
+            "one vendor's style of emoji against SFT on the winners, was not run to its end."
+        )
     head = ["", *(name for name, _ in EMOJI.values()), "seeds"]
     lines = [head, ["---"] * len(head)]
     lines += [
@@ -152,9 +155,9 @@ def _emoji_part(part: Mapping[str, Any] | None) -> str:
             cells = [_spread([row[key] for row in found], form) for key, (_, form) in EMOJI.items()]
             lines.append([arm, *cells, ", ".join(str(row["seed"]) for row in found)])
     held, training = part["judge_held_out"], emoji.BASE["training"]
-    return f"""1,911 emoji in two styles, Noto (Google, Apache-2.0) and Twemoji (Twitter and others, CC BY 4.0), from the npm
-packages `emoji-datasource-google` and `emoji-datasource-twitter`, which the benchmark fetches; no picture is kept here. A small
-`FluxPipeline` at {emoji.PIXELS} x {emoji.PIXELS} pixels learns one half of the emoji in both styles from captions of
+    return f"""1,911 emoji in two styles, Noto (Google, Apache-2.0) and Twemoji (Twitter, CC BY 4.0), from the npm packages
+`emoji-datasource-google` and `emoji-datasource-twitter`, which the benchmark fetches; no
+picture is kept here. A small `FluxPipeline` at {emoji.PIXELS} x {emoji.PIXELS} pixels learns one half of the emoji in both styles from captions of
 category and name, {training["max_train_steps"]} steps of {training["train_batch_size"]}: few, and its images are
 crude. Then LoRAs learn to prefer Noto: *{emoji.DPO}* on pairs of the same emoji, Noto preferred, with a beta of 2,000
 and without and with `win_weight`, and *{emoji.SFT}* as much SFT on the Noto pictures alone.
