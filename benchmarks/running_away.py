@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flowhooks.config import load_run
+from flowhooks.hooks.preference_spec import PATIENCE
 from flowhooks.manifest import HISTORY
 from flowhooks.printing import say
 from flowhooks.quiet import quiet_libraries
@@ -55,6 +56,11 @@ def ratios(history: Path, name: str) -> Iterator[float]:
         yield win / reference if win and reference else win if win else math.nan
 
 
+def lasting(found: Sequence[float]) -> float:
+    """Return the largest value that `PATIENCE` logged steps in a row reach: one of a small batch is noise."""
+    return max(min(found[first : first + PATIENCE]) for first in range(max(1, len(found) - PATIENCE + 1)))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.running_away", description=__doc__)
     parser.add_argument("--steps", type=int, default=300)
@@ -63,8 +69,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/running_away"), help="folder that is not there yet")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    say("| arm | seed | steps | winner error over the reference's, last | most |")
-    say("|---|---|---|---|---|")
+    say("| arm | seed | steps | winner error over the reference's, last | most | most that lasted |")
+    say("|---|---|---|---|---|---|")
     away = False
     for arm in arguments.arms:
         objective = ARMS[arm]
@@ -88,8 +94,9 @@ def main() -> int:
             # What was logged after the step that the run went back to is in the file.
             kept = [each for each, line in zip(found, _steps(folder / HISTORY), strict=True) if line <= result.step]
             stopped = f", {result.stopped.split(':')[0]}" if result.stopped else ""
-            say(f"| {arm} | {seed} | {result.step:,}{stopped} | {kept[-1]:.3f} | {max(found):.3f} |", flush=True)
-            away |= arm.startswith("default") and kept[-1] > AWAY
+            numbers = f"{kept[-1]:.3f} | {max(found):.3f} | {lasting(found):.3f}"
+            say(f"| {arm} | {seed} | {result.step:,}{stopped} | {numbers} |", flush=True)
+            away |= arm.startswith("default") and max(kept[-1], lasting(kept)) > AWAY
     return int(away)
 
 
