@@ -155,8 +155,8 @@ def _emoji_part(part: Mapping[str, Any] | None) -> str:
             cells = [_spread([row[key] for row in found], form) for key, (_, form) in EMOJI.items()]
             lines.append([arm, *cells, ", ".join(str(row["seed"]) for row in found)])
     held, training = part["judge_held_out"], emoji.BASE["training"]
-    return f"""1,911 emoji in two styles, Noto (Google, Apache-2.0) and Twemoji (Twitter, CC BY 4.0), from the npm packages
-`emoji-datasource-google` and `emoji-datasource-twitter`, which the benchmark fetches; no picture is kept here. A small
+    return f"""1,911 emoji in two styles, Noto (Google, Apache-2.0) and Twemoji (Twitter, CC BY 4.0), from the npm
+packages `emoji-datasource-google` and `emoji-datasource-twitter`, which the benchmark fetches; none is kept. A small
 `FluxPipeline` at {emoji.PIXELS} x {emoji.PIXELS} pixels learns one half of the emoji in both styles from captions of
 category and name, {training["max_train_steps"]} steps of {training["train_batch_size"]}: few, and its images are
 crude. Then LoRAs learn to prefer Noto: *{emoji.DPO}* on pairs of the same emoji, Noto preferred, with a beta of 2,000
