@@ -15,6 +15,7 @@ CLAIMS = {
     "edit": "benchmarks.evidence_edit",
     "flow_dpo": "benchmarks.evidence_flow_dpo",
     "flow_opd": "benchmarks.evidence_flow_opd",
+    "preferences": "benchmarks.evidence_preferences",
     "self_flow": "benchmarks.evidence_self_flow",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flowhooks.errors import Problem
-from flowhooks.hooks.preference_spec import EMA, INIT
+from flowhooks.hooks.preference_spec import AUTO, EMA, INIT
 from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
             )
             yield Problem(message, file, hook.where)
         yield from _reference_faults(document, hook, file)
-        if hook.options.get("stop_when") and document["training"]["trainable"] == "transformer":
+        if hook.options.get("stop_when") not in (None, AUTO) and document["training"]["trainable"] == "transformer":
             message = (
                 "keeps a copy of the last good step in memory, of the whole transformer several times its size; train "
                 "an 'adapter', or leave it out"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from flowhooks.hooks.anchor_regularizer.hook import AnchorRegularizer
 from flowhooks.hooks.detectors import Terms, detect, drifts, warn
-from flowhooks.hooks.preference_spec import LOSE, WIN, ComparedSpec, PairSpec, PreferenceSpec
+from flowhooks.hooks.preference_spec import AUTO, LOSE, WIN, ComparedSpec, PairSpec, PreferenceSpec
 from flowhooks.hooks.reference_model import reference_model
 from flowhooks.hooks.self_test import SelfTest
 from flowhooks.hooks.watch import Watch
@@ -95,7 +95,7 @@ class Compared(ComparedSpec, Preference):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._watch = None if self.stop_when is None else Watch(self.type, self.stop_when)
+        self._watch = None if self.stop_rule is None else Watch(self.type, self.stop_rule)
 
     @property
     def first_loss(self) -> float | None:
@@ -110,6 +110,9 @@ class Compared(ComparedSpec, Preference):
                 name=self.title, reference=self._model, role=self.role, views=self.sides, start=self.first_loss
             )
             stack.enter_context(super().attached(session))
+            if self.stop_when == AUTO and session.adapter is None:
+                # A copy of the last good step would be one of the whole network, several times its size.
+                self._watch = None
             yield
 
     def started(self, session: Session) -> None:

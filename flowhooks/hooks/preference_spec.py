@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -65,6 +66,9 @@ DETECTORS: Mapping[str, Detector] = {
     "drift": Detector(over="drift", limit=0.5, means="the distance from the reference over its size"),
 }
 PATIENCE = 3
+#: The value of `stop_when` that watches where a run has a step to go back to, and by which rule.
+AUTO = "auto"
+AUTO_STOP: Mapping[str, Any] = {"detector": "win_error", "limit": 1.5, "patience": PATIENCE}
 _STOP = closed_object(
     {
         "detector": {
@@ -143,13 +147,13 @@ class ComparedSpec(PreferenceSpec):
         minimum=0,
         maximum=1_000_000,
     )
-    stop_when: Mapping[str, Any] | None = option(
-        "Ends the run where a detector stays on, and goes back to the last logged step at which it was off: "
-        '`{"detector": "win_error", "limit": 1.2, "patience": 3}`. Detectors: '
+    stop_when: Mapping[str, Any] | str | None = option(
+        "Ends the run where a detector stays on, and goes back to the last logged step at which it was off. "
+        f"`{AUTO}` is `{json.dumps(AUTO_STOP)}`, where an adapter is trained. Detectors: "
         + ", ".join(f"`{name}` ({each.means})" for name, each in DETECTORS.items())
         + ". `null` never ends it.",
-        default=None,
-        schema=_STOP,
+        default=AUTO,
+        schema={**_STOP, "pattern": f"^{AUTO}$"},
     )
 
     @property
@@ -162,6 +166,11 @@ class ComparedSpec(PreferenceSpec):
         """The role that the reference plays."""
         return reference_role(self.reference)
 
+    @property
+    def stop_rule(self) -> Mapping[str, Any] | None:
+        """What the run ends by, where it has a step to go back to; None never ends it."""
+        return self.stop_when if self.stop_when is None or isinstance(self.stop_when, Mapping) else AUTO_STOP
+
     def declares(self) -> Mapping[str, Any]:
         own = self.role.startswith("adapter:")
         return {
@@ -171,7 +180,7 @@ class ComparedSpec(PreferenceSpec):
         }
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        watched = str((self.stop_when or {}).get("detector"))
+        watched = str((self.stop_rule or {}).get("detector"))
         if watched in DETECTORS and watched not in self.detectors:
             yield (
                 "stop_when.detector",

@@ -35,6 +35,8 @@ _FREE = {
     },
     "model": {"attention_backend", "gradient_checkpointing", "checkpoint_offload", "offload", "keep_text_encoders"},
 }
+#: The option of hooks that changes how long a run trains.
+_END_OF_RUN = "stop_when"
 _MISSING = "nothing"
 #: The digest of the training adapter in a flat identity. Without one the strength of none is compared.
 _HELD = "adapter.training_adapter.sha256"
@@ -92,7 +94,8 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
     """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
     key that differs."""
     if "hooks" in own:
-        own = {**own, "hooks": _as_known(own["hooks"], found.get("hooks", {}))}
+        found, own = ({**each, "hooks": _without_ends(each.get("hooks", {}))} for each in (found, own))
+        own = {**own, "hooks": _as_known(own["hooks"], found["hooks"])}
     before, now = (_flat({k: v for k, v in each.items() if k not in _CHANGES}) for each in (found, own))
     digests = before.pop(_HELD, None), now.pop(_HELD, None)
     if None not in digests and digests[0] != digests[1]:
@@ -111,6 +114,16 @@ def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -
             f"by, or start again in "
             "another `output_dir`, with `adapter.init_from` to continue from these weights"
         )
+
+
+def _without_ends(hooks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of hooks without those that say when a run ends, which may be others in a resumed one."""
+    return {
+        key: {name: value for name, value in options.items() if name != _END_OF_RUN}
+        if isinstance(options, Mapping)
+        else options
+        for key, options in hooks.items()
+    }
 
 
 def _as_known(own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:

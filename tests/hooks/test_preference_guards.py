@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 
-from flowhooks.hooks import IPO, FlowDPO, LinearDPO, MaPO, TimestepSchedule
-from flowhooks.hooks.preference_spec import DETECTORS
+import flowhooks
+from flowhooks.hooks import IPO, KTO, FlowDPO, LinearDPO, MaPO, TimestepSchedule
+from flowhooks.hooks.preference_spec import AUTO_STOP, DETECTORS
 from flowhooks.hooks.watch import Watch
 from tests.hooks.test_preferences import ROUND, sides
 from tests.hooks.toy import toy_batch, toy_model, toy_session
+from tests.laws.cases import shared_model
+from tests.laws.test_composition import document
 
 #: Objective -> its options here, and the pull on a pair at the start.
 PULLS = {FlowDPO: ({"beta": 3.0, "norm_type": "mean"}, 3.0 / 4), IPO: ({"beta": 3.0}, 1 / 6), LinearDPO: ({}, 0.5)}
@@ -105,6 +108,30 @@ def test_every_detector_reads_what_its_objective_logs_or_is_refused(kind, detect
     hook = kind(stop_when=rule)
     metrics = toy_session(toy_model(), hook).step(toy_batch(masked=False)).metrics
     assert math.isfinite(hook._watch._value({name: float(value) for name, value in metrics.items()}))
+
+
+@pytest.mark.parametrize("kind", [FlowDPO, IPO, LinearDPO, KTO])
+def test_by_default_a_run_ends_where_the_winner_stays_worse_by_half(kind):
+    hook = kind()
+    assert hook.watches and hook._watch.count == 0
+
+    def at(ratio: float):
+        return hook.alarm({f"{kind.type}_policy_win_err": ratio, f"{kind.type}_ref_win_err": 1.0})
+
+    assert at(1.49) is None
+    assert [at(1.51).final for _ in range(AUTO_STOP["patience"])] == [False, False, True]
+    assert not kind(stop_when=None).watches
+    with pytest.raises(ValueError, match="stop_when"):
+        kind(stop_when="never")
+
+
+def test_by_default_a_whole_network_which_cannot_go_back_is_not_watched():
+    run = document({"flow_dpo": {"norm_type": "mean", "reference": "ema"}})
+    with flowhooks.attach(shared_model(), run | {"training": {"use_ema": True}}) as session:
+        assert session.watched
+    whole = run | {"adapter": None, "training": {"use_ema": True, "trainable": "transformer"}}
+    with flowhooks.attach(shared_model(), whole) as session:
+        assert session.adapter is None and not session.watched
 
 
 def test_mapo_has_no_reference_to_be_guarded_by():
