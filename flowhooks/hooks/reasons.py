@@ -114,7 +114,7 @@ def _idle(hooks: Sequence[Declaration]) -> list[Problem]:
     if any(slot in ("objective", "target:main") for d in hooks for slot in d.slots):
         return []
     message = (
-        "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo or "
-        "adjoint_matching"
+        "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo, "
+        "adjoint_matching or online_dpo"
     )
     return [Problem(f"{_name(d)} {message}", path=d.where) for d in hooks if "source" in d.slots]

@@ -127,6 +127,19 @@ RECIPES = {
         {"type": "flow_grpo", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
         {"type": "flow_matching_loss", "prediction": "data", "weight": 0.5, "masked": True},
     ],
+    "online_dpo": [
+        {
+            "type": "ends",
+            "prompts": ["one", "a photo of two"],
+            "num_inference_steps": 2,
+            "group_size": 3,
+            "updates_per_rollout": 3,
+            "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
+            "pipeline_arguments": {"guidance_scale": 2.0},
+        },
+        {"type": "best_and_worst"},
+        {"type": "flow_dpo", "beta": 50.0},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -150,7 +163,7 @@ RECIPES = {
 #: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
 DRAWN = {"anyflow_on_policy", "adjoint_full", "adjoint_gated"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
-DRAWING = {"flow_opd", "flow_grpo", "flow_grpo_sft", "adjoint_matching", "adjoint_full", "adjoint_gated"}
+DRAWING = {"adjoint_full", "adjoint_gated", "adjoint_matching", "flow_grpo", "flow_grpo_sft", "flow_opd", "online_dpo"}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 
