@@ -114,6 +114,23 @@ FIGURES = (
         metrics=("best_and_worst_gap",),
     ),
     Figure(
+        title="Distance from the old model",
+        note="How far the policy is from the model that its samples come from, relative to it.",
+        metrics=("diffusion_nft_drift",),
+    ),
+    Figure(
+        title="Gain over the old model",
+        note="By how much the policy's error on its samples is below that of the model they come from. Good and bad "
+        "samples count alike, so it stays near 0.",
+        metrics=("diffusion_nft_gain",),
+        reference=0,
+    ),
+    Figure(
+        title="Clipped advantages",
+        note="Percentage of samples whose advantage is cut off.",
+        metrics=("diffusion_nft_clipped_pct",),
+    ),
+    Figure(
         title="Groups left out",
         note="Percentage of groups whose rewards are too close to make a pair. At 100 nothing is learned.",
         metrics=("best_and_worst_left_out_pct",),

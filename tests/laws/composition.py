@@ -23,6 +23,7 @@ _REWARDS = [{"type": "clip_score", "model": "a/model"}]
 #: What a method cannot do without. A method that is not here runs on its defaults.
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {**_DRAWN, "rewards": _REWARDS},
+    "diffusion_nft": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_grpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_opd": {**_DRAWN, "teachers": {"b": "a/teacher"}},
     "kto": {"label": None},

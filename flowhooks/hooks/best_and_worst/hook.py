@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowhooks.errors import ModelError
 from flowhooks.hooks.best_and_worst import BestAndWorstSpec
-from flowhooks.hooks.ends.hook import ScoredBatch
+from flowhooks.hooks.ends.hook import scored_batch
 from flowhooks.hooks.paired_views.hook import rejected_view
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
@@ -64,9 +64,3 @@ class BestAndWorst(BestAndWorstSpec, Hook):
         counted = self._counted.to(self._gap.dtype)
         gap = torch.where(step.all_reduce(counted.sum()) > 0, step.mean(self._gap, counted), math.nan)
         return {"best_and_worst_gap": gap, "best_and_worst_left_out_pct": 100 * (1 - counted).mean()}
-
-
-def scored_batch(step: Step) -> ScoredBatch:
-    """Return the batch of the step, which a hook in the slot ``source`` has scored."""
-    assert isinstance(step.batch, ScoredBatch), "the hook that reads rewards must need 'ends'"
-    return step.batch

@@ -22,6 +22,7 @@ class EndsSpec(PromptedSpec, type="ends", title="Ends"):
     gives = {"drawn", "ends"}
     excludes = {
         "mask": "a mask belongs to an image of the data, and {name} trains on samples that it generates",
+        "paired_views": "{name} trains on samples that it generates, and {other} on pairs of the data",
         "r_sigma": _ONE_LEVEL,
         "rollout": WHOLE_SAMPLES,
         "teacher_velocity": "{name} trains on samples that rewards tell apart, and {other} sets a target for all alike",
@@ -44,8 +45,9 @@ class EndsSpec(PromptedSpec, type="ends", title="Ends"):
         minimum=1,
         maximum=10_000,
     )
-    sampled_by: Literal["policy", "ema"] = option(
-        "Whose samples they are: those of the model that is trained, or of the average of its weights.",
+    sampled_by: Literal["policy", "old", "ema"] = option(
+        "Whose samples they are: `policy`, the model that is trained; `old`, its lagged copy; `ema`, the average of "
+        "its weights.",
         default="policy",
     )
     pipeline_arguments: Mapping[str, Any] | None = option(

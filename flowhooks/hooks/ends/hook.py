@@ -225,3 +225,9 @@ def _of_this(step: Step, ends: Finals) -> Finals:
     device = step.model.device
     mine = {name: sent(step.draws.local_rows(value), device) for name, value in ends.tensors().items()}
     return Finals.of(ends.turn, mine)
+
+
+def scored_batch(step: Step) -> ScoredBatch:
+    """Return the batch of the step, which a hook in the slot ``source`` has scored."""
+    assert isinstance(step.batch, ScoredBatch), "the hook that reads rewards must need 'ends'"
+    return step.batch

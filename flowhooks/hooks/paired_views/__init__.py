@@ -13,6 +13,6 @@ class PairedViewsSpec(HookSpec, type="paired_views", title="Paired views"):
     needs = {"sigma", "data:rejected"}
     wants = {"mask", "r_sigma", "token_sigma"}
     gives = {"view:rejected"}
-    excludes = {"drawn": PAIRS}
+    excludes = {"rollout": PAIRS}
     implied_by = ("view:rejected",)
     page = "flow_dpo.md"
