@@ -66,6 +66,7 @@ RUN: dict[str, Any] = json.loads("""{
 METHODS: list[dict[str, Any]] = json.loads("""[
     {"anyflow": {}}, {"self_flow": {}}, {"sft": {}},
     {"flow_grpo": {"prompts": ["a"], "rewards": [{"type": "classifier", "model": "x"}]}},
+    {"online_dpo": {"prompts": ["a"], "rewards": [{"type": "classifier", "model": "x"}], "min_gap": 0.1}},
     {"flow_opd": {"teachers": {"a": "lora"}, "prompts": ["a"]}},
     {"adjoint_matching": {"prompts": ["a"], "rewards": [{"type": "aesthetic", "head": "x"}]}}
 ]""")

@@ -156,6 +156,7 @@ def _session(
         processes=processes(),
         batch_views=run.training["batch_views"],
         batch_size=run.training["train_batch_size"],
+        accumulation=run.training["gradient_accumulation_steps"],
         prompt_cache=prompt_cache,
     )
     stack.enter_context(assembly.within(lambda hook: hook.attached(session)))

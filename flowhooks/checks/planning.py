@@ -16,7 +16,7 @@ from flowhooks.documents.imports import imports_in_block, imports_optimizer
 from flowhooks.errors import AdapterError, Problem, in_file
 from flowhooks.hooks.planning import plan_hooks, step_cost
 from flowhooks.hooks.preference_spec import BASE, EMA, INIT
-from flowhooks.hooks.registry import HOOKS, declare, imply, undeclared
+from flowhooks.hooks.registry import HOOKS, SOURCES, declare, imply, undeclared
 from flowhooks.kernel.plan import Declaration, Plan
 from flowhooks.sampling.prompts import Prompt, read_prompts
 
@@ -159,9 +159,9 @@ def text_encoders_stay(run: Run) -> str | None:
     for hook in run.hooks:
         if hook.type not in HOOKS:
             return f"{hook.type!r} is code of your own, which may ask them"
-        if hook.type == "on_policy_rollout" and hook.options["prompts"] is None:
+        if hook.type in SOURCES and hook.options["prompts"] is None:
             return "samples are generated from the captions of the data"
-        if hook.type == "on_policy_rollout" and any(each.given for each in _prompts(hook)):
+        if hook.type in SOURCES and any(each.given for each in _prompts(hook)):
             return "samples are generated from prompts with references"
     return None
 

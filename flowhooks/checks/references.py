@@ -17,7 +17,7 @@ from flowhooks.data.findings import count, some
 from flowhooks.data.given_images import open_images
 from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
+from flowhooks.hooks.registry import SOURCES
 from flowhooks.rewards.blocks import resolve_reward
 from flowhooks.rewards.registry import REWARDS
 from flowhooks.sampling.prompts import Prompt, by_argument, read_prompts
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from flowhooks.config import HookConfig, Run
     from flowhooks.data import Audit
 
-ROLLOUT = OnPolicyRolloutSpec.type
 #: How many images of prompts that cannot be read are named.
 SHOWN = 5
 
@@ -128,7 +127,7 @@ def describe_prompt_references(run: Run) -> str:
 def _drawn_prompts(run: Run) -> Iterator[tuple[HookConfig, list[Prompt]]]:
     """Yield hooks that draw prompts of their own, and these. What cannot be read is reported with the hook."""
     for hook in run.hooks:
-        if hook.type == ROLLOUT and hook.options["prompts"] is not None:
+        if hook.type in SOURCES and hook.options["prompts"] is not None:
             with suppress(ValueError):
                 yield hook, read_prompts(hook.options["prompts"])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flowhooks.errors import Problem
 from flowhooks.hooks.preference_spec import AUTO, EMA, INIT
-from flowhooks.hooks.registry import HOOKS
+from flowhooks.hooks.registry import HOOKS, SOURCES
 
 if TYPE_CHECKING:
     from flowhooks.hooks.blocks import HookConfig
@@ -99,7 +99,7 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
             yield Problem(message, file, f"$.validation.{key}")
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:
-        if hook.type == "on_policy_rollout" and document["validation"]["holdout"]:
+        if hook.type in SOURCES and document["validation"]["holdout"]:
             message = "samples that a run generates cannot be held out; set it to 0, and judge its validation images"
             yield Problem(message, file, "$.validation.holdout")
         differing = "flow_map" if hook.options.get("target_mode") == "flow_map" else hook.type
@@ -149,7 +149,7 @@ def draws(hooks: Sequence[HookConfig]) -> bool:
     """Whether a run generates all of its training samples from its own prompts, and so needs no data."""
     if any(hook.type == "flow_matching_loss" for hook in hooks):
         return False
-    return any(hook.options.get("prompts") is not None for hook in hooks if hook.type == "on_policy_rollout")
+    return any(hook.options.get("prompts") is not None for hook in hooks if hook.type in SOURCES)
 
 
 def plain(hooks: Sequence[HookConfig]) -> str | None:

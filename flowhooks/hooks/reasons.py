@@ -90,6 +90,7 @@ _REMEDY = {
     "conditioning_data, or name a column of the images' own table in mask_column",
     "data": "name the column that holds it under {name!r} in the `columns` of every image data set",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
+    "role:old": "add a lagged_copy hook",
     "role:ema": "set training.use_ema to true",
     "role:adapter": "name it in the `teachers` of a teacher_velocity hook, or use 'reference' or 'ema'",
 }
@@ -114,7 +115,7 @@ def _idle(hooks: Sequence[Declaration]) -> list[Problem]:
     if any(slot in ("objective", "target:main") for d in hooks for slot in d.slots):
         return []
     message = (
-        "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo or "
-        "adjoint_matching"
+        "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo, "
+        "adjoint_matching, online_dpo or diffusion_nft"
     )
     return [Problem(f"{_name(d)} {message}", path=d.where) for d in hooks if "source" in d.slots]

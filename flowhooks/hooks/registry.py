@@ -40,6 +40,8 @@ def _place(spec: type[HookSpec]) -> tuple[int, bool, str]:
 
 
 HOOKS: Mapping[str, type[HookSpec]] = _found()
+#: Types of hooks that generate the samples that a run trains on.
+SOURCES = frozenset(type for type, spec in HOOKS.items() if "source" in spec.slots)
 #: Need -> the hook that is added, with its defaults, when a run does not name one that gives it.
 PROVIDERS: Mapping[str, str] = {need: type for type, spec in HOOKS.items() for need in spec.implied_by}
 

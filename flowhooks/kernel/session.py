@@ -67,6 +67,7 @@ class Session:
         processes: the processes that share a batch.
         batch_views: run the views of one role in one forward; off trades speed for memory.
         batch_size: samples of a micro-batch on this process, for a run that samples its own data.
+        accumulation: micro-batches of an update, for the same.
         prompt_cache: keeps on disk what prompts of a run that samples are encoded to, for hooks; see
             :class:`flowhooks.sampling.encoded.PromptKeeper`. None: they stay in memory.
     """
@@ -84,13 +85,14 @@ class Session:
         processes: Processes = ALONE,
         batch_views: bool = True,
         batch_size: int = 1,
+        accumulation: int = 1,
         prompt_cache: Any = None,
     ):
         self.model, self.assembly = model, assembly
         self.adapter, self.training_adapter = adapter, training_adapter
         self.roles = Roles({POLICY: nullcontext, **roles})
         self.seed, self.processes = seed, processes
-        self.batch_views, self.batch_size = batch_views, batch_size
+        self.batch_views, self.batch_size, self.accumulation = batch_views, batch_size, accumulation
         self.prompt_cache = prompt_cache
         #: Counts what torch compiles of the network's blocks; None where they are not compiled.
         self.compilation: Any = None

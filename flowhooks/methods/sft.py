@@ -7,7 +7,7 @@ from typing import Any
 
 from flowhooks.hooks.flow_matching_loss import FlowMatchingLossSpec
 from flowhooks.hooks.mask_reducer import MaskReducerSpec
-from flowhooks.hooks.registry import HOOKS
+from flowhooks.hooks.registry import HOOKS, SOURCES
 from flowhooks.methods.spec import Block, Context, Method, Part
 
 #: Hooks that replace the ordinary loss, or what the network predicts for it.
@@ -42,7 +42,7 @@ class SupervisedMethod(Method, type="sft", title="Supervised fine-tuning"):
         dilate = block["mask_dilate"] if masked else 0
         if not others & (_REPLACING | _OTHER_TIMES):
             return [{"type": MaskReducerSpec.type, "mask_dilate": dilate}] if masked else []
-        prediction = "data" if "on_policy_rollout" in others else "own" if others & _OTHER_TIMES else "main"
+        prediction = "data" if others & SOURCES else "own" if others & _OTHER_TIMES else "main"
         (loss,) = super().expand({**block, "mask_dilate": dilate}, context)
         return [{**loss, "prediction": prediction, "masked": masked}]
 

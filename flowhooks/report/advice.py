@@ -61,8 +61,7 @@ def _findings(record: RunRecord) -> Iterator[NextStep]:
             text=f"On held-out pairs the implicit accuracy is {held.values[-1]:.2f}, in training {accuracy:.2f}: the "
             "pairs are learnt by heart. Take an earlier checkpoint, more pairs, or a stronger anchor."
         )
-    spread = mean_at_end(record, "flow_grpo_reward_spread")
-    if spread == 0:
+    if 0 in (mean_at_end(record, f"{name}_reward_spread") for name in ("flow_grpo", "ends")):
         yield NextStep(
             text="Within each group all rewards are equal, so that nothing is learnt. Take a reward that differs, or "
             "more images of a prompt."

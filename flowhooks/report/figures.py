@@ -101,12 +101,39 @@ FIGURES = (
     Figure(
         title="Reward",
         note="Mean reward of the run's own samples, and of each reward by itself.",
-        metrics=("flow_grpo_reward", "flow_grpo_reward_*", "adjoint_reward", "adjoint_reward_*"),
+        metrics=tuple(f"{hook}_reward{rest}" for hook in ("flow_grpo", "adjoint", "ends") for rest in ("", "_*")),
     ),
     Figure(
         title="Spread of rewards",
         note="Standard deviation within a group of one prompt. At 0 a group teaches nothing.",
-        metrics=("flow_grpo_reward_spread", "adjoint_reward_scale"),
+        metrics=("flow_grpo_reward_spread", "ends_reward_spread", "adjoint_reward_scale"),
+    ),
+    Figure(
+        title="Gap of the pairs",
+        note="By how much the best of a group is better than the worst, by the rewards.",
+        metrics=("best_and_worst_gap",),
+    ),
+    Figure(
+        title="Distance from the old model",
+        note="How far the policy is from the model that its samples come from, relative to it.",
+        metrics=("diffusion_nft_drift",),
+    ),
+    Figure(
+        title="Gain over the old model",
+        note="By how much the policy's error on its samples is below that of the model they come from. Good and bad "
+        "samples count alike, so it stays near 0.",
+        metrics=("diffusion_nft_gain",),
+        reference=0,
+    ),
+    Figure(
+        title="Clipped advantages",
+        note="Percentage of samples whose advantage is cut off.",
+        metrics=("diffusion_nft_clipped_pct",),
+    ),
+    Figure(
+        title="Groups left out",
+        note="Percentage of groups whose rewards are too close to make a pair. At 100 nothing is learned.",
+        metrics=("best_and_worst_left_out_pct",),
     ),
     Figure(
         title="Control and drift",

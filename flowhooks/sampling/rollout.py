@@ -111,6 +111,38 @@ class PipelineSampler:
             images=images or {},
         )
 
+    @torch.no_grad()
+    def ends(
+        self, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler, images: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Generate one image for each prompt by the pipeline's own scheduler, and return the final latents ``[B, ...]``
+        in its sample space; nothing of the steps before is kept.
+
+        Args:
+            sampler: its steps and arguments count; the kind of step is the scheduler's.
+            images: references by pipeline argument, of all prompts, which are then the same one.
+        """
+        if images and len(prompts) > 1 and not self._joins_samples(prompts[0], images):
+            return torch.cat([self.ends([p], [s], sampler, images) for p, s in zip(prompts, seeds, strict=True)])
+        latest: list[Tensor] = []
+        with self._sampling(latest) as pipe:
+            self._call(pipe, prompts, seeds, sampler, {}, images or {})
+        if not latest:
+            raise ModelError(f"{type(pipe).__name__} never stepped its scheduler, so it has no latents to end at")
+        return latest.pop()
+
+    def condition(self, prompt: Prompt) -> Any:
+        """Return the condition of one sample of a prompt and its references, as in training on data."""
+        with self.encoded.used([prompt.text]):
+            return self.model.encode_conditions([prompt.text], [prompt.images])
+
+    def prepare_conditions(self, prompts: Sequence[Prompt]) -> None:
+        """Encode each prompt once, as :meth:`condition` needs it. A prompt with references is left to that."""
+        named = {prompt.text: prompt for prompt in prompts if not prompt.images}
+        about = {"condition": self.model.contract.call, **({"size": self.size} if self.model.contract.joint else {})}
+        with freed_once(self.model.pipe):
+            self.encoded.prepare(list(named), about, lambda text: self.condition(named[text]))
+
     def velocity(self, visit: RolloutState, role: str) -> Tensor:
         """Return ``[B, ...]`` velocity ``e - x0`` at a state, guided with the arguments of ``role``, with gradient if
         gradients are enabled."""
@@ -254,6 +286,27 @@ class PipelineSampler:
         mode = at_mode(getattr(pipe, "vae", None), call["generator"])
         with mode, self.encoded.used(prompts):
             method(pipe, **call_to_make(pipe, call))
+
+    @contextmanager
+    def _sampling(self, latest: list[Tensor]) -> Iterator[Any]:
+        """Yield the pipeline, whose scheduler leaves in ``latest`` what its latest step came to."""
+        pipe = self.model.pipe
+        with ExitStack() as stack:
+            modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+            stack.enter_context(restore_attributes(pipe, pipe.scheduler, *modules))
+            if self.model.interval is not None:
+                stack.enter_context(first_order(pipe, self.model.interval))
+            own_step, scheduler = type(pipe.scheduler).step, pipe.scheduler
+
+            def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+                after = own_step(self, *args, **kwargs)
+                if self is scheduler:  # and no copy, for the sound beside a video
+                    latest[:] = [after[0]]
+                return after
+
+            pipe.set_progress_bar_config(disable=True)
+            stack.enter_context(splice(scheduler, step=step))
+            yield pipe
 
     @contextmanager
     def _playing(self, sampler: Sampler, advance: Callable[[int, Transition, Tensor, Tensor], Tensor]) -> Iterator[Any]:

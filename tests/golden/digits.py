@@ -27,6 +27,8 @@ CASES = {
     "self_flow": "self_flow/digits.json",
     "twin_flow": "twin_flow/digits.json",
     "flow_grpo": "flow_grpo/digits_bold.json",
+    "diffusion_nft": "diffusion_nft/digits.json",
+    "online_dpo": "online_dpo/digits.json",
     "adjoint_matching": "adjoint_matching/digits.json",
     "flow_opd": "flow_opd/digits.json",
 }

@@ -5,5 +5,6 @@ REQUIRED = {
     "adapter_gate": {"sigma": 0.5},
     "teacher_velocity": {"teachers": {"ink": "runs/ink"}},
     "adjoint_target": {"rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
+    "ends": {"rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
     "flow_grpo": {"rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
 }

@@ -47,6 +47,15 @@ CLIMB = {
     "pipeline_arguments": {"guidance_scale": 2.0},
 }
 
+SCORED = {
+    "type": "ends",
+    "prompts": ["one", "a photo of two"],
+    "num_inference_steps": 2,
+    "group_size": 3,
+    "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
+    "pipeline_arguments": {"guidance_scale": 2.0},
+}
+
 RECIPES = {
     **{type: [{"type": type, **spec.law}] for type, spec in HOOKS.items() if spec.law is not None},
     "sft": [],
@@ -127,6 +136,17 @@ RECIPES = {
         {"type": "flow_grpo", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
         {"type": "flow_matching_loss", "prediction": "data", "weight": 0.5, "masked": True},
     ],
+    "online_dpo": [
+        {**SCORED, "updates_per_rollout": 3},
+        {"type": "best_and_worst"},
+        {"type": "flow_dpo", "beta": 50.0},
+    ],
+    "diffusion_nft": [
+        {**SCORED, "sampled_by": "old", "updates_per_rollout": 2},
+        {"type": "diffusion_nft", "beta": 0.5},
+        {"type": "lagged_copy", "growth": 0.25},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -150,7 +170,16 @@ RECIPES = {
 #: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
 DRAWN = {"anyflow_on_policy", "adjoint_full", "adjoint_gated"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
-DRAWING = {"flow_opd", "flow_grpo", "flow_grpo_sft", "adjoint_matching", "adjoint_full", "adjoint_gated"}
+DRAWING = {
+    "adjoint_full",
+    "adjoint_gated",
+    "adjoint_matching",
+    "flow_grpo",
+    "flow_grpo_sft",
+    "flow_opd",
+    "online_dpo",
+    "diffusion_nft",
+}
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy"}
 

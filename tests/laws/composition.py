@@ -23,9 +23,11 @@ _REWARDS = [{"type": "clip_score", "model": "a/model"}]
 #: What a method cannot do without. A method that is not here runs on its defaults.
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {**_DRAWN, "rewards": _REWARDS},
+    "diffusion_nft": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_grpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_opd": {**_DRAWN, "teachers": {"b": "a/teacher"}},
     "kto": {"label": None},
+    "online_dpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "self_flow": {"block_index": 0, "teacher_block_index": 1},
 }
 DATA = frozenset({"data:image", "data:rejected", "data:mask"})
@@ -78,7 +80,8 @@ def in_words(plan: Plan) -> str:
             terms.append(f"`{each.type}` of `{each.method}`")
     drawn = any("source" in each.slots for each in plan.order)
     cost = step_cost(plan)
-    chunks = f"; a step has {cost.chunks} generated chunks and 1 of data" if drawn and cost.on_data else ""
+    part = "chunk" if cost.chunks == 1 else "chunks"
+    chunks = f"; a step has {cost.chunks} generated {part} and 1 of data" if drawn and cost.on_data else ""
     return " + ".join(terms) + chunks
 
 

@@ -27,6 +27,7 @@ DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 3}
 METHODS: dict[str, dict] = {
     "adjoint_matching": {**DRAWN, "rewards": REWARDS, "truncate": {"last_k": 2}, "anchor_weight": 0.0},
     "anyflow": {"target_mode": "flow_map"},
+    "diffusion_nft": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
     "flow_grpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_opd": {**DRAWN, "teachers": {"b": "written by the test"}, "anchor_weight": 0.0},
@@ -34,6 +35,7 @@ METHODS: dict[str, dict] = {
     "kto": {"label": None, "beta": 50.0, "anchor_alpha": 0.0},
     "linear_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
     "mapo": {"beta": 50.0, "anchor_alpha": 0.0},
+    "online_dpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "beta": 50.0, "anchor_alpha": 0.0},
     "self_flow": {"block_index": 0, "teacher_block_index": 1},
     "sft": {"weight": 0.5},
 }
@@ -162,6 +164,7 @@ OPTIONS: dict[str, dict] = {
     "anchor_regularizer": {"weight": 0.1},
     "distribution_matching": {"jumps": 1, "critic_rank": 2},
     "feature_alignment": {"block_index": 0, "teacher_block_index": 1, "weight": 0.2},
+    "ends": {"prompts": ["one", "a photo of two"], "num_inference_steps": 2, "group_size": 2, "rewards": REWARDS},
     "flow_grpo": {"rewards": REWARDS},
     "kto": {"label": None},
     "on_policy_rollout": {
@@ -207,6 +210,8 @@ def block(name: str, beside: str = "") -> dict:
 
 #: Hooks that say what to learn from a drawn sample.
 TRAINING = {"adjoint_target", "flow_grpo", "teacher_velocity"}
+#: Hooks that learn from scored samples or pairs of them, one of them like all others.
+PAIRED = {"flow_dpo", "kto", "mapo", "diffusion_nft"}
 HOOK_PAIRS = [pair for pair in itertools.combinations(HOOKS, 2) if related(*pair) and not by_another(*pair)]
 
 
@@ -215,6 +220,11 @@ def blocks(first: str, second: str) -> list[dict]:
     drawing = {"adjoint_target", "adapter_gate", "flow_grpo"} & {first, second}
     if drawing and "on_policy_rollout" not in (first, second):
         found.append(block("on_policy_rollout", min(drawing)))
+    if {"ends", "best_and_worst", "diffusion_nft"} & {first, second}:
+        # Pairs of generated samples, and what learns from them.
+        pairs = set() if "diffusion_nft" in (first, second) else {"best_and_worst"}
+        more = {"ends", *pairs, *(set() if (TRAINING | PAIRED) & {first, second} else {"flow_dpo"})}
+        found += [block(name) for name in sorted(more - {first, second})]
     if {"on_policy_rollout", "adapter_gate"} & {each["type"] for each in found} and not TRAINING & {first, second}:
         # What is drawn is trained on by somebody.
         found.append(block("adjoint_target" if "adapter_gate" in (first, second) else "teacher_velocity"))

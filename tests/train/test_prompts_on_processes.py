@@ -24,6 +24,8 @@ RUNS = {
     "adjoint_matching": {"clip_quantile": 1.0, "reward_scale": 5.0},
     "adjoint_matching, clipped": {},
     "flow_grpo": {},
+    "diffusion_nft": {},
+    "online_dpo": {"updates_per_rollout": 2, "beta": 0.5},
 }
 
 
@@ -37,15 +39,16 @@ def run_of(name: str, size: int) -> dict:
 
 
 def gradients(model, run: dict) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """Of one step, averaged over the processes; and of how many pictures each chunk was."""
+    """Of as many steps as train on a rollout, averaged over the processes; and of how many pictures each chunk was."""
     torch.manual_seed(0)
     with flowhooks.attach(model, run) as session:
         moved(session)
         parameters = session.parameters()
         sizes = []
-        for result in session.steps(None):
-            result.loss.backward()
-            sizes.append(len(result.files))
+        for _ in range(getattr(session.source, "updates_per_rollout", 1)):
+            for result in session.steps(None):
+                result.loss.backward()
+                sizes.append(len(result.files))
         distributed.average_gradients(list(parameters.values()))
         return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}, sizes
 

@@ -15,7 +15,7 @@ class FlowMatchingLossSpec(HookSpec, type="flow_matching_loss", title="Flow-matc
 
     slots = {"data", "penalty"}
     page = "compose.md"
-    words = {"needs": "`data:image`, `data:mask` (with `masked`), `sigma`, or `rollout` (with `prediction: data`)"}
+    words = {"needs": "`data:image`, `data:mask` (with `masked`), `sigma`, or `drawn` (with `prediction: data`)"}
 
     weight: float = option("Weight of the loss in the total.", default=1.0, exclusiveMinimum=0, maximum=1_000_000)
     prediction: Literal["main", "own", "data"] = option(
@@ -31,8 +31,8 @@ class FlowMatchingLossSpec(HookSpec, type="flow_matching_loss", title="Flow-matc
     def declares(self) -> Mapping[str, Any]:
         needs = {"data:image"} | ({"data:mask"} if self.masked else set())
         if self.prediction == "data":
-            return {"needs": {*needs, "rollout"}, "queries": 1}
-        drawn = {"rollout": "it reads a prediction on the data; beside {other} set its `prediction` to 'data'"}
+            return {"needs": {*needs, "drawn"}, "queries": 1}
+        drawn = {"drawn": "it reads a prediction on the data; beside {other} set its `prediction` to 'data'"}
         if self.prediction == "own":
             return {"needs": {*needs, "sigma"}, "wants": {"r_sigma"}, "queries": 1, "excludes": drawn}
         times = "beside {other} the prediction on `main` is not made at one noise level; set its `prediction` to 'own'"

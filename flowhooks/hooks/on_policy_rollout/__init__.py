@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.spec import HookSpec
-from flowhooks.sampling.prompts import by_task, read_prompts, visited_places
+from flowhooks.hooks.prompted_spec import PromptedSpec
+from flowhooks.sampling.prompts import visited_places
 
 #: How the option is offered by methods whose steps are stochastic.
 NOISY_WEIGHTINGS: Mapping[str, Any] = {
@@ -17,32 +17,15 @@ NOISY_WEIGHTINGS: Mapping[str, Any] = {
 }
 
 
-class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy rollout"):
+class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-policy rollout"):
     """Generates images with the student, through the pipeline's own loop, and trains on the states it went through."""
 
     slots = {"source"}
-    gives = {"sigma", "rollout"}
-    implied_by = ("rollout",)
+    gives = {"drawn", "rollout", "sigma"}
+    implied_by = ("rollout", "drawn")
     papers = ("liu2025flowgrpo", "wang2025coefficients")
     page = "flow_opd.md"
-    words = {"needs": "`data:image` (without `prompts`)"}
 
-    prompts: str | Sequence[Any] | None = option(
-        "A `.jsonl` file of objects with the key `prompt` and columns beside it, a text file with one prompt a "
-        "line, or a list of either; relative to the working directory. `images` beside a prompt names its references, "
-        "relative to the file. `null` takes the captions and references of the data.",
-        default=None,
-        format="path",
-        items={"type": ["string", "object"]},
-        minItems=1,
-        minLength=1,
-    )
-    task_column: str | None = option(
-        "A column of the prompts. Micro-batches take turns in its values; `null` mixes tasks.",
-        default=None,
-        minLength=1,
-    )
-    group_size: int = option("Images of each prompt.", default=1, minimum=1, maximum=65_536)
     sampler: Literal["ode", "sde", "cps"] = option(
         "`ode`: the pipeline's own steps. `sde`: stochastic steps that keep the flow's marginals. `cps`: stochastic "
         "steps that keep the shares of data and noise.",
@@ -113,17 +96,10 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
         elif self.sigma_max is not None:
             chunks = self.num_inference_steps
         return {
-            "needs": set() if self.prompts is not None else {"data:image"},
+            "needs": self.of_data,
             "queries": self.num_inference_steps,
             "chunks": chunks,
         }
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        if self.prompts is None and self.task_column is not None:
-            yield (
-                "task_column",
-                "names a column of `prompts`, which this run has none of; name `prompts`, or leave it out",
-            )
 
     def refusal(self) -> str | None:
         window, steps = self.window, self.num_inference_steps
@@ -136,10 +112,4 @@ class OnPolicyRolloutSpec(HookSpec, type="on_policy_rollout", title="On-policy r
             return "`last_steps` and `sigma_max` both say where the end starts; give one of them"
         if self.early_visits and not from_the_end:
             return "`early_visits` counts states before those of `last_steps` or `sigma_max`; give one"
-        if self.prompts is None:
-            return None
-        try:
-            by_task(read_prompts(self.prompts), self.task_column)
-        except ValueError as error:
-            return str(error)
-        return None
+        return super().refusal()

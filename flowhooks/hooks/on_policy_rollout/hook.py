@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
@@ -12,19 +12,14 @@ import torch
 from torch import Tensor
 
 from flowhooks.batch import Batch, NoCondition
-from flowhooks.data.given_images import NamedImages
-from flowhooks.data.sampler import batch_plan
 from flowhooks.errors import ModelError
 from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
-from flowhooks.kernel.hook import Hook
+from flowhooks.hooks.prompted import Prompted
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Chunk, Sigma, View, ViewState
-from flowhooks.probe.recorder import freed_once
-from flowhooks.probe.references import picture_argument
-from flowhooks.sampling.encoded import EncodedPrompts
-from flowhooks.sampling.prompts import Prompt, by_task, last_steps, read_prompts, visited_places
+from flowhooks.sampling.prompts import Prompt, last_steps, visited_places
 from flowhooks.sampling.rollout import PipelineSampler
 from flowhooks.sampling.states import Rollout, RolloutState
 from flowhooks.sampling.steps import ODE, SDE, Sampler, Transition
@@ -90,7 +85,7 @@ def visit_of(view: View) -> RolloutState:
     return view.state.visit
 
 
-class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
+class OnPolicyRollout(OnPolicyRolloutSpec, Prompted):
     """Generates images with the student and yields each visited state as a chunk with the view ``main``.
 
     Raises:
@@ -100,45 +95,36 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.from_the_end = self.last_steps is not None or self.sigma_max is not None
-        #: The prompts to sample, None for those of the data.
-        self.prompt_list = None if self.prompts is None else read_prompts(self.prompts)
-        window = None if self.window is None else (self.window[0], self.window[1])
-        #: How the pipeline is called and stepped.
-        self.sampling = Sampler(
+        stochastic = None if self.sampler == ODE else self.sampling.window
+        self.places = visited_places(self.num_inference_steps, self.train_fraction, stochastic)
+        self.visit_count = min(self.visits or len(self.places), len(self.places))
+
+    def made_sampler(self) -> Sampler:
+        return Sampler(
             kind=self.sampler,
             steps=self.num_inference_steps,
             noise_level=self.noise_level,
-            window=window,
+            window=None if self.window is None else (self.window[0], self.window[1]),
             arguments=dict(self.pipeline_arguments or {}),
         )
-        stochastic = None if self.sampler == ODE else window
-        self.places = visited_places(self.num_inference_steps, self.train_fraction, stochastic)
-        self.visit_count = min(self.visits or len(self.places), len(self.places))
-        self._tasks = by_task(self.prompt_list, self.task_column) if self.prompt_list is not None else []
-        self._shapes: dict[str, Any] = {}
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
-        if self.prompt_list is not None:
-            self.prompt_list = [_with_images(prompt, model) for prompt in self.prompt_list]
-            self._tasks = by_task(self.prompt_list, self.task_column)
         layout = model.layout(**model.size)
         self._partly = bool(model.contract.references) and (layout.seen is not None or not layout.vae.whole)
-        self.player = PipelineSampler(model, EncodedPrompts(model.pipe, session.prompt_cache))
-        self._shapes = self.player.prepare(self.prompt_list or (), self.sampling)
-        self._batch_size = session.batch_size
-        yield
+        with super().attached(session):
+            yield
 
     def source(self, step: Step) -> list[Chunk]:
         if not step.training:
             raise ValueError("samples that a run generates cannot be held out; set validation.holdout to 0")
-        asked = self._asked(step)
+        asked = self.asked(step, step.draws.micro_step)
         draws = step.draws
         first = draws.rank * len(asked)
         seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
         chunks: list[Chunk] = []
-        for rows in self._groups(asked, step):
+        for rows in self._parts(asked, step):
             some = [asked[i] for i in rows]
             request = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
             images = dict(some[0].images)
@@ -244,56 +230,10 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Hook):
             one = model.encode_references([first.images])
         return one.take([0] * len(prompts))
 
-    def _asked(self, step: Step) -> list[Prompt]:
-        """Return the prompts of this process's rows, each repeated for every member of its group."""
-        if self.prompt_list is None:
-            if step.given is None or not step.given.prompts:
-                raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
-            records = step.batch.records or ({},) * len(step.batch.prompts)
-            shown = step.batch.references or ({},) * len(step.batch.prompts)
-            asked = [Prompt(*each) for each in zip(step.batch.prompts, records, shown, strict=True)]
-        else:
-            draws, turn = step.draws, step.draws.micro_step
-            task = self._tasks[turn % len(self._tasks)]
-            plan = batch_plan(
-                len(task), self._batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
-            )
-            asked = [task[i] for i in next(plan)]
-        return [prompt for prompt in asked for _ in range(self.group_size)]
-
-    def _groups(self, prompts: Sequence[Prompt], step: Step) -> list[list[int]]:
-        """Return rows that can be sampled together; with several processes, in parts of the same sizes on each. Rows
-        of one prompt with references are sampled apart from others: pipelines take the references of one sample."""
-        groups: dict[Any, list[int]] = {}
-        with freed_once(self.player.model.pipe):
-            for i, prompt in enumerate(prompts):
-                key = i // self.group_size if prompt.images else self._shape(prompt.text)
-                groups.setdefault(key, []).append(i)
-        found = list(groups.values())
+    def _parts(self, prompts: Sequence[Prompt], step: Step) -> list[list[int]]:
+        """Return rows that are sampled together; with several processes, in parts of the same sizes on each."""
+        found = self.together(prompts)
         return found if step.draws.world_size == 1 else _parts_of_all(found, step)
-
-    def _shape(self, prompt: str) -> Any:
-        if prompt not in self._shapes:
-            self._shapes[prompt] = self.player.shapes(prompt, self.sampling)
-        return self._shapes[prompt]
-
-
-def _with_images(prompt: Prompt, model: Any) -> Prompt:
-    """Return the prompt with the images that its row names, by pipeline argument.
-
-    Raises:
-        ModelError: the model was probed without references.
-    """
-    if prompt.given is None:
-        return prompt
-    named = model.contract.references
-    if not named:
-        raise ModelError(
-            f"the prompt {prompt.text!r} names references, and {model.contract.pipeline} was probed without; name "
-            "their arguments in `references` of `probe`"
-        )
-    argument = named[0] if len(named) == 1 else picture_argument(model.pipe)
-    return replace(prompt, images=NamedImages(prompt.given, argument, f"the prompt {prompt.text!r}"))
 
 
 def _parts_of_all(groups: Sequence[Sequence[int]], step: Step) -> list[list[int]]:
