@@ -1,4 +1,4 @@
-"""Rows of pipelines that are given pictures, beside those in :mod:`tests.families`."""
+"""Rows of pipelines that can be given pictures, beside those in :mod:`tests.families`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ SHORT = {
     },
 }
 
+_QWEN_IMAGE_21 = {"height": 64, "width": 64, "output_resolution": 64}
+
 ROWS: Mapping[str, Tiny] = {
+    "qwen-image-21": Tiny("tests.families.qwen_image21:qwen_image21", _QWEN_IMAGE_21),
+    "qwen-image-21-edit": Tiny("tests.families.qwen_image21:qwen_image21", _QWEN_IMAGE_21, ("image",)),
     "bria-fibo-edit": Tiny(
         "tests.families.bria:bria_fibo_edit", {"height": 32, "width": 32, "max_sequence_length": 16}, ("image",)
     ),
