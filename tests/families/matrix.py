@@ -46,6 +46,11 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ),
     ("modular-krea2", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
     ("modular-krea2-turbo", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    (
+        "joy-image-edit",
+        "with images",
+    ): "with one, its samples hold the image beside what it makes, and its VAE gets both",
+    ("ltx2-in-context", "with images"): "it follows clips with strengths, and data sets give images alone",
     ("modular-z-image", "bf16"): "Diffusers: its blocks round the time before they take its complement",
 }
 
@@ -143,15 +148,22 @@ CLASSES_WITHOUT_A_ROW: Mapping[tuple[str, ...], str] = {
     (
         "BriaFibo2Pipeline",
         "DreamLiteMobilePipeline",
-        "HunyuanImageRefinerPipeline",
-        "JoyImageEditPipeline",
-        "JoyImageEditPlusPipeline",
         "Kandinsky6TI2VAPipeline",
-        "LTX2InContextPipeline",
-        "LTX2HDRPipeline",
-        "LTX25ModularPipeline",
         "MiniMaxMusic3ModularPipeline",
     ): "not measured: no tiny pipeline of them is built here, and `flowhooks probe` on a released one tells",
+    (
+        "HunyuanImageRefinerPipeline",
+    ): "the probe refuses it: its VAE gets half of a sample's numbers only, and its network an image that new noise is "
+    "added to in each call",
+    (
+        "JoyImageEditPlusPipeline",
+    ): "the probe refuses it: it takes no single image, only a list of them for each sample, and its samples hold "
+    "those images beside what it makes",
+    (
+        "LTX2HDRPipeline",
+    ): "the probe refuses it: it changes a video after its VAE, to one of linear light with the colours last; train "
+    "LTX2Pipeline",
+    ("LTX25ModularPipeline",): "its blocks up to its decoder are those of LTX2ModularPipeline, which the probe refuses",
     (
         "StableAudio3AudioToAudioPipeline",
     ): "the clip that it is given is only where its loop starts, and its network gets what that of `stable-audio-3` "

@@ -67,3 +67,18 @@ ROWS: Mapping[str, Tiny] = {
         "tests.families.kandinsky5_video:kandinsky5_i2v", {"height": 32, "width": 32, "num_frames": 17}, ("image",)
     ),
 }
+
+#: Rows of pipelines that could be given more than their prompt, and are measured with that alone.
+WITHOUT_PICTURES: Mapping[str, Tiny] = {
+    "ltx2-in-context": Tiny(
+        "tests.families.ltx:ltx2_in_context",
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 3,
+            "max_sequence_length": 16,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+    ),
+    "joy-image-edit": Tiny("tests.families.joy_image:joy_image_edit", {"height": 64, "width": 64}),
+}
