@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,11 @@ import numpy as np
 from flowhooks.data.geometry import Geometry
 from flowhooks.data.images import BadImage, decoding
 
+NOT_FINITE = "holds NaN or infinity"
+#: Sample formats of a WAV file that can hold NaN and infinity.
+FLOATING = ("FLOAT", "DOUBLE")
+#: Samples that are read at once to look for them.
+BLOCK = 1 << 16
 NEEDS_SOUNDFILE = "is a sound file, which needs soundfile; run `pip install 'flowhooks[sound]'`"
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC")
 #: Numbers of a decoded file: about 46 minutes of stereo at 48 kHz.
@@ -52,13 +58,17 @@ class Waveform:
 
 
 def waveform_facts(data: bytes) -> Waveform:
-    """Return what the header of a sound file says. Nothing is decoded. Raises BadImage."""
+    """Return what the header of a sound file says. Only files of floating-point samples, which can hold NaN and
+    infinity, are read through, block by block. Raises BadImage."""
     if not data:
         raise BadImage("is empty (0 bytes)")
     with _opened(data) as file:
         samples, rate, channels = int(file.frames), int(file.samplerate), int(file.channels)
+        finite = file.subtype not in FLOATING or _finite(file)
     if missing := _missing_bytes(data):
         raise BadImage(f"is cut off: {missing:,} of its bytes are not there")
+    if not finite:
+        raise BadImage(NOT_FINITE)
     if samples < 1:
         raise BadImage("holds no sound (0 samples)")
     if channels > 2:
@@ -94,7 +104,7 @@ def load_waveform(data: bytes, wave: Waveform, geometry: Geometry) -> np.ndarray
     if read.shape[1] != geometry.width:
         raise BadImage(f"ends after {start + read.shape[1]:,} samples; its header says {wave.samples:,}")
     if not np.isfinite(read).all():
-        raise BadImage("holds NaN or infinity")
+        raise BadImage(NOT_FINITE)
     return np.ascontiguousarray(read, dtype=np.float32)
 
 
@@ -110,7 +120,16 @@ def _opened(data: bytes) -> Iterator[Any]:
                 raise BadImage(f"is a {file.format} file; expected WAV or FLAC")
             yield file
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        raise BadImage(f"is no WAV or FLAC file, or damaged ({str(error).rstrip('.')})") from None
+        raise BadImage(f"is no WAV or FLAC file, or damaged ({_what(error)})") from None
+
+
+def _finite(file: Any) -> bool:
+    return all(bool(np.isfinite(block).all()) for block in file.blocks(BLOCK, dtype="float32"))
+
+
+def _what(error: Exception) -> str:
+    """Return what soundfile says is wrong, without the object in memory that it names in place of a file."""
+    return re.sub(r"^Error opening <[^>]*>:\s*", "", str(error)).rstrip(".")
 
 
 def _missing_bytes(data: bytes) -> int:

@@ -19,6 +19,8 @@ CALL: Mapping[str, Any] = {
     "audio_modality_scale": 1.0,
     # LTX adds fresh noise to a given image at every step, so no image would be what a step was trained with.
     "image_cond_noise_scale": 0.0,
+    # Qwen-Image 2.1 shows texts and images to its network at the first step only, and keeps their keys and values.
+    "use_kv_cache": False,
 }
 
 #: Network argument -> value that replaces the pipeline's, for every network that has it.

@@ -56,6 +56,8 @@ class Layout:
             it holds both, such as the time 0 of a given first frame.
         decode_args, decode_options: the pipeline's other arguments of ``vae.decode``, for a batch of one.
         blank: an output of the network of zeros, only where the VAE gets more than the sample.
+        tail: how many of the last numbers of the network's output ``out`` reads, where it ends with the sample and a
+            text of any length comes before; None where ``out`` reads it all.
     """
 
     sample_shape: tuple[int, ...]
@@ -71,6 +73,7 @@ class Layout:
     decode_args: tuple[Any, ...] = ()
     decode_options: Mapping[str, Any] = field(default_factory=dict)
     blank: Any = None
+    tail: int | None = None
 
     @cached_property
     def seen(self) -> Tensor | None:
@@ -132,7 +135,7 @@ class Layout:
 
     def encode(self, vae: Any, pixels: Tensor) -> Tensor:
         """Encode pixels ``[B, 3, H, W]``, or ``[B, 3, F, H, W]``, or waveforms ``[B, channels, samples]``, to ``[B,
-        *sample_shape]`` in fp32: the mode of the posterior.
+        *sample_shape]`` in fp32: the mode of the posterior. A VAE of images with transparency gets opaque ones.
 
         Raises:
             ModelError: the latents do not have the shape that the pipeline decodes.
@@ -140,6 +143,8 @@ class Layout:
         pixels = sent(pixels, execution_device(vae), vae.dtype)
         if len(self.vae_shape) == 4 and pixels.dim() == 4:
             pixels = pixels.unsqueeze(2)
+        if pixels.shape[1] == 3 and getattr(vae.config, "in_channels", 3) == 4:
+            pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
         drawn = {"sample_posterior": False} if "sample_posterior" in signature_of(vae.encode).parameters else {}
         z = posterior_mode(vae.encode(pixels, **drawn))
         if tuple(z.shape[1:]) != self.vae_shape:
@@ -152,7 +157,7 @@ class Layout:
         sample."""
         z = sent(self.vae.filled(self.to_vae(sample.float()), rest), execution_device(vae), vae.dtype)
         given = [map_tensors(v, lambda t: _for_batch(t, z)) for v in (self.decode_args, self.decode_options)]
-        pixels = vae.decode(z, *given[0], **given[1], return_dict=False)[0].float()
+        pixels = without_transparency(vae.decode(z, *given[0], **given[1], return_dict=False)[0].float())
         return pixels.squeeze(2) if pixels.dim() == 5 and pixels.shape[2] == 1 else pixels
 
     def pack(self, z: Tensor) -> Tensor:
@@ -189,7 +194,7 @@ class Layout:
         prediction = first_of(output)
         if isinstance(prediction, (list, tuple)):
             prediction = torch.stack(list(prediction))
-        return self.out.apply(prediction)
+        return self.out.apply(prediction if self.tail is None else prediction.flatten(1)[:, -self.tail :])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,12 +261,14 @@ def learn_layout(
         return learn_gather(read(zeros), read(ones), read_digits, tuple(out_shape), sent, rest=rest, lowest=lowest)
 
     argument = stacked(zeros.arguments[name])
+    out, tail = _from_the_end(learn(lambda r: r.velocity, shape, m, lowest=lowest), m)
     layout = Layout(
         sample_shape=shape,
         sample_argument=name,
         listed=listed,
         into=learn(lambda r: stacked(r.arguments[name]), argument.shape[1:], n, partly),
-        out=learn(lambda r: r.velocity, shape, m, lowest=lowest),
+        out=out,
+        tail=tail,
         vae=learn(lambda r: r.decoded, zeros.decoded.shape[1:], n, partly),
         arguments={a: real.calls[0][a] for a in follows_resolution},
         shift=real.shift,
@@ -272,6 +279,15 @@ def learn_layout(
     )
     _verify(pipe, layout, n, send, partly)
     return layout if layout.vae.whole else replace(layout, blank=map_output(output, torch.zeros_like))
+
+
+def _from_the_end(out: Gather, sent: int) -> tuple[Gather, int | None]:
+    """Return a mapping from the last numbers of an output, and of how many, where the sample is at the end of the
+    output's ``sent`` numbers and others come before; the mapping as it is and None elsewhere."""
+    if out.source is None or int(out.source.max()) != sent - 1 or not (out.source >= 0).all():
+        return out, None
+    start = int(out.source.min())
+    return (replace(out, source=out.source - start), sent - start) if start else (out, None)
 
 
 def _time_rest(seen: Response, name: str) -> tuple[Tensor, Tensor] | None:
@@ -337,6 +353,12 @@ def _sample_argument(pipe: Any, zeros: Response, ones: Response, n: int, partly:
     if partly and any(part.values()):
         return max(part, key=lambda found: part[found])
     raise ModelError(f"no argument of {type(pipe).__name__}'s network holds the scheduler's sample of {n} numbers")
+
+
+def without_transparency(pixels: Tensor) -> Tensor:
+    """Return ``[B, 3, ...]`` of images ``[B, 4, H, W]`` or videos ``[B, 4, F, H, W]`` that have it; others as they
+    are."""
+    return pixels[:, :3] if pixels.dim() > 3 and pixels.shape[1] == 4 else pixels
 
 
 def same_shapes(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 from flowhooks.errors import ModelError
 from flowhooks.probe.conditioning import Condition
-from flowhooks.probe.layout import Layout
+from flowhooks.probe.layout import Layout, without_transparency
 from flowhooks.probe.model import FlowModel, without_dropped
 from flowhooks.probe.recorder import Recording, recording_encode
 from flowhooks.probe.runs import returned_at
@@ -170,8 +170,8 @@ def pictures_of(returned: Any) -> Tensor:
         raise ModelError(f"`output_type='pt'` gives {found}, not images `[B, 3, H, W]` or videos")
     if pictures.dim() == 5:
         pictures = pictures.transpose(1, 2)
-        return pictures[:, :, 0] if pictures.shape[2] == 1 else pictures
-    return pictures
+        pictures = pictures[:, :, 0] if pictures.shape[2] == 1 else pictures
+    return without_transparency(pictures)
 
 
 def _apart(a: Tensor, b: Tensor, exact: bool) -> float:

@@ -206,7 +206,7 @@ CLASSIC: Mapping[str, Tiny] = {
 PIPELINES: Mapping[str, Tiny] = CLASSIC
 #: What the table of pipelines has beside these. Their networks are those of classic ones.
 MODULAR: Mapping[str, Tiny] = modular.rows(CLASSIC)
-EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS, **sound.ROWS}
+EVERY: Mapping[str, Tiny] = {**PIPELINES, **MODULAR, **older.ROWS, **sound.ROWS, **with_pictures.WITHOUT_PICTURES}
 
 
 #: name -> what the pipeline's class sets by itself to suit its release and no argument changes: lengths of texts and

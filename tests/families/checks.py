@@ -50,7 +50,9 @@ OF_THE_TARGET = ("modular-wan21-i2v", "modular-wan22-i2v")
 
 #: Pipelines that take several pictures a sample.
 SEVERAL = tuple(
-    f"{kind}{name}" for name in ("flux2-edit", "flux2-klein-edit", "qwen-image-edit-plus") for kind in ("", "modular-")
+    f"{kind}{name}"
+    for name in ("flux2-edit", "flux2-klein-edit", "qwen-image-edit-plus", "qwen-image-21-edit")
+    for kind in ("", "modular-")
 ) + ("bria-fibo-edit",)
 
 

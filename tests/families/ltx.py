@@ -117,6 +117,14 @@ def ltx2() -> Any:
     )
 
 
+def ltx2_in_context() -> Any:
+    """An LTX2InContextPipeline of the same parts, without clips to follow."""
+    from diffusers import LTX2InContextPipeline
+
+    parts = {name: part for name, part in ltx2().components.items() if name != "duration_head"}
+    return LTX2InContextPipeline(**parts)
+
+
 def _sound() -> dict[str, Any]:
     """The parts of LTX-2 beside text, video and transformer."""
     from diffusers import AutoencoderKLLTX2Audio

@@ -36,8 +36,21 @@ CAUSES: Mapping[tuple[str, str], str] = {
     ("kandinsky5-i2i", "bf16"): "the same",
     ("kandinsky5-i2v", "bf16"): "the same",
     ("kandinsky5-video", "bf16"): "the same",
+    **dict.fromkeys(
+        (
+            (f"{kind}{name}", "per-token times")
+            for kind in ("", "modular-")
+            for name in ("qwen-image-21", "qwen-image-21-edit", "qwen-image-21-turbo")
+        ),
+        "Diffusers: its network adds a time of 0 for text to the times of the batch",
+    ),
     ("modular-krea2", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
     ("modular-krea2-turbo", "time conditioning"): "by 4e-7, as in the classic pipeline with as many layers of text",
+    (
+        "joy-image-edit",
+        "with images",
+    ): "with one, its samples hold the image beside what it makes, and its VAE gets both",
+    ("ltx2-in-context", "with images"): "it follows clips with strengths, and data sets give images alone",
     ("modular-z-image", "bf16"): "Diffusers: its blocks round the time before they take its complement",
 }
 
@@ -135,18 +148,22 @@ CLASSES_WITHOUT_A_ROW: Mapping[tuple[str, ...], str] = {
     (
         "BriaFibo2Pipeline",
         "DreamLiteMobilePipeline",
-        "HunyuanImageRefinerPipeline",
-        "JoyImageEditPipeline",
-        "JoyImageEditPlusPipeline",
         "Kandinsky6TI2VAPipeline",
-        "LTX2InContextPipeline",
-        "LTX2HDRPipeline",
-        "LTX25ModularPipeline",
         "MiniMaxMusic3ModularPipeline",
-        "QwenImage21Pipeline",
-        "QwenImage21ModularPipeline",
-        "QwenImage21TurboModularPipeline",
     ): "not measured: no tiny pipeline of them is built here, and `flowhooks probe` on a released one tells",
+    (
+        "HunyuanImageRefinerPipeline",
+    ): "the probe refuses it: its VAE gets half of a sample's numbers only, and its network an image that new noise is "
+    "added to in each call",
+    (
+        "JoyImageEditPlusPipeline",
+    ): "the probe refuses it: it takes no single image, only a list of them for each sample, and its samples hold "
+    "those images beside what it makes",
+    (
+        "LTX2HDRPipeline",
+    ): "the probe refuses it: it changes a video after its VAE, to one of linear light with the colours last; train "
+    "LTX2Pipeline",
+    ("LTX25ModularPipeline",): "its blocks up to its decoder are those of LTX2ModularPipeline, which the probe refuses",
     (
         "StableAudio3AudioToAudioPipeline",
     ): "the clip that it is given is only where its loop starts, and its network gets what that of `stable-audio-3` "
@@ -216,14 +233,15 @@ OLDER = (
 )
 
 
-def twin_lines() -> list[str]:
-    """What is said of each modular pipeline against its classic twin."""
-    lines = []
-    for name in modular.BLOCKS:
+def twin_lines(names: Sequence[str]) -> dict[str, str]:
+    """What is said of each of these modular pipelines against its classic twin, by its name in the table."""
+    lines = {}
+    for name in names:
         found = differences(name)
         cause = f" ({OTHERWISE[name]})" if name in OTHERWISE else ""
-        same = f"as `{name}`, to the last bit" if not found else f"otherwise than `{name}`: {'; '.join(found)}{cause}"
-        lines.append(f"* `modular-{name}`: {same}.")
+        twin = modular.TWIN_OF.get(name, name)
+        same = f"as `{twin}`, to the last bit" if not found else f"otherwise than `{twin}`: {'; '.join(found)}{cause}"
+        lines[f"modular-{name}"] = f"* `modular-{name}`: {same}."
     return lines
 
 
@@ -300,7 +318,10 @@ def main() -> None:
     arguments = parser.parse_args()
     page = arguments.output.read_text(encoding="utf-8") if arguments.output.exists() else ""
     rows = known_rows(page) if arguments.names else {}
-    twins = re.findall(r"^\* `modular-.*`: .*\.$", page, re.MULTILINE) if arguments.names else twin_lines()
+    known = re.findall(r"^\* `(modular-.*?)`: .*\.$", page, re.MULTILINE) if arguments.names else []
+    written = {name: re.search(rf"^\* `{name}`: .*\.$", page, re.MULTILINE)[0] for name in known}
+    lines = {**written, **twin_lines([n for n in modular.BLOCKS if f"modular-{n}" in (arguments.names or EVERY)])}
+    twins = [lines[f"modular-{name}"] for name in modular.BLOCKS if f"modular-{name}" in lines]
     for name in arguments.names or EVERY:
         rows[name] = row = examine(name)
         print(name, {column: reason or "yes" for column, reason in row.cells.items()}, flush=True)

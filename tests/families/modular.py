@@ -34,7 +34,12 @@ BLOCKS: Mapping[str, str] = {
     "wan22-i2v": "Wan22Image2VideoBlocks",
     "ltx-i2v": "LTXAutoBlocks",
     "hunyuan-video15-i2v": "HunyuanVideo15AutoBlocks",
+    "qwen-image-21": "QwenImage21AutoBlocks",
+    "qwen-image-21-edit": "QwenImage21AutoBlocks",
+    "qwen-image-21-turbo": "QwenImage21TurboAutoBlocks",
 }
+#: Name in :data:`BLOCKS` -> its classic twin, where that has another name.
+TWIN_OF: Mapping[str, str] = {"qwen-image-21-turbo": "qwen-image-21"}
 #: Layers of the text encoder that Krea 2's blocks read.
 _KREA2 = tuple(range(2, 36, 3))
 
@@ -57,7 +62,7 @@ def twins(name: str) -> tuple[Any, Any]:
     if name.startswith("krea2"):
         classic = krea2(is_distilled=name.endswith("turbo"), select=_KREA2)
     else:
-        classic = build(CLASSIC[name])
+        classic = build(CLASSIC[TWIN_OF.get(name, name)])
         # The lengths of HunyuanVideo 1.5's texts are fixed in its blocks.
         classic = classic if name.startswith("hunyuan-video15") else shortened(name, classic)
     if name.startswith("qwen-image-edit"):
@@ -74,8 +79,9 @@ def differences(name: str) -> list[str]:
     from tests.families import CLASSIC, MODULAR
 
     classic, modular = twins(name)
-    references = CLASSIC[name].references
-    old = probe(classic, arguments=CLASSIC[name].arguments, references=references)
+    row = CLASSIC[TWIN_OF.get(name, name)]
+    references = row.references
+    old = probe(classic, arguments=row.arguments, references=references)
     new = probe(modular, arguments=MODULAR[f"modular-{name}"].arguments, references=references)
     images = [dict(each) for each in examples(references, **new.size)[:1]] or [{}]
     layouts = [model.layout(**model.size) for model in (old, new)]
@@ -181,15 +187,12 @@ def __getattr__(name: str) -> Any:
 
 def rows(classic: Mapping[str, Tiny]) -> dict[str, Tiny]:
     """Every modular pipeline, with its twin's arguments."""
-    twins = {
-        f"modular-{name}": Tiny(
-            f"tests.families.modular:{name.replace('-', '_')}",
-            # Where a guider guides, there is no argument for it.
-            {key: value for key, value in classic[name].arguments.items() if key != "guidance_scale"},
-            classic[name].references,
-        )
-        for name in BLOCKS
-    }
+    twins = {}
+    for name in BLOCKS:
+        twin = classic[TWIN_OF.get(name, name)]
+        # Where a guider guides, there is no argument for it.
+        arguments = {key: value for key, value in twin.arguments.items() if key != "guidance_scale"}
+        twins[f"modular-{name}"] = Tiny(f"tests.families.modular:{name.replace('-', '_')}", arguments, twin.references)
     anima_row = Tiny("tests.families.modular:anima", {"height": 16, "width": 16, "max_sequence_length": 16})
     flux3_row = Tiny(
         "tests.families.modular:flux3",

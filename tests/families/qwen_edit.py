@@ -61,22 +61,25 @@ def _dimensions(whole: Any, area: int, ratio: float) -> Any:
     return whole(min(area, AREA), ratio)
 
 
-def seeing_processor(tokenizer: Any) -> Any:
-    """A Qwen2VLProcessor that sees 16 x 16 pixels of a picture. It is without its part for videos, which needs
-    torchvision and which no picture goes through."""
-    from transformers import Qwen2VLProcessor
+def seeing_processor(tokenizer: Any, *, patch: int = 4, area: int = 16 * 16, kind: str = "Qwen2VLProcessor") -> Any:
+    """A processor of a Qwen-VL model that sees pictures at ``area`` pixels. It is without its part for videos, which
+    needs torchvision and which no picture goes through."""
+    import transformers
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
     from transformers.processing_utils import ProcessorMixin
 
-    class WithoutVideos(Qwen2VLProcessor):
+    class WithoutVideos(getattr(transformers, kind)):
         def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None):
             self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
             self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
                 [self.image_token, self.video_token]
             )
+            self.vision_start_token_id, self.vision_end_token_id = tokenizer.convert_tokens_to_ids(
+                ["<|vision_start|>", "<|vision_end|>"]
+            )
             ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
     eye = Qwen2VLImageProcessorPil(
-        patch_size=4, temporal_patch_size=2, merge_size=2, min_pixels=16 * 16, max_pixels=16 * 16
+        patch_size=patch, temporal_patch_size=2, merge_size=2, min_pixels=16 * 16, max_pixels=area
     )
-    return WithoutVideos(eye, tokenizer)
+    return WithoutVideos(eye, tokenizer, chat_template=tokenizer.chat_template)

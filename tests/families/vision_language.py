@@ -68,8 +68,15 @@ def qwen2_vl(tokenizer: Any, width: int, layers: int = 2) -> Any:
     return Qwen2VLForConditionalGeneration(config).eval()
 
 
-def qwen3_vl(tokenizer: Any, width: int, layers: int = 2, cls: str = "Qwen3VLModel") -> Any:
-    """A real Qwen3VLModel, or the same with a head, at random weights; its eye is there and never opened."""
+def qwen3_vl(
+    tokenizer: Any, width: int, layers: int = 2, cls: str = "Qwen3VLModel", *, patch: int = 2, **tokens: int
+) -> Any:
+    """A real Qwen3VLModel, or the same with a head, at random weights.
+
+    Args:
+        patch: pixels of an edge of what its eye takes at once; most pipelines never open it.
+        tokens: numbers of the tokens that stand for images.
+    """
     import transformers
     from transformers import Qwen3VLConfig
 
@@ -82,10 +89,11 @@ def qwen3_vl(tokenizer: Any, width: int, layers: int = 2, cls: str = "Qwen3VLMod
             "intermediate_size": width,
             "num_heads": 2,
             "out_hidden_size": width,
-            "patch_size": 2,
+            "patch_size": patch,
             "num_position_embeddings": 16,
             "deepstack_visual_indexes": [0],
         },
+        **tokens,
     )
     return getattr(transformers, cls)(config).eval()
 

@@ -1,4 +1,4 @@
-"""Rows of pipelines that are given pictures, beside those in :mod:`tests.families`."""
+"""Rows of pipelines that can be given pictures, beside those in :mod:`tests.families`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ SHORT = {
     },
 }
 
+_QWEN_IMAGE_21 = {"height": 64, "width": 64, "output_resolution": 64}
+
 ROWS: Mapping[str, Tiny] = {
+    "qwen-image-21": Tiny("tests.families.qwen_image21:qwen_image21", _QWEN_IMAGE_21),
+    "qwen-image-21-edit": Tiny("tests.families.qwen_image21:qwen_image21", _QWEN_IMAGE_21, ("image",)),
     "bria-fibo-edit": Tiny(
         "tests.families.bria:bria_fibo_edit", {"height": 32, "width": 32, "max_sequence_length": 16}, ("image",)
     ),
@@ -62,4 +66,19 @@ ROWS: Mapping[str, Tiny] = {
     "kandinsky5-i2v": Tiny(
         "tests.families.kandinsky5_video:kandinsky5_i2v", {"height": 32, "width": 32, "num_frames": 17}, ("image",)
     ),
+}
+
+#: Rows of pipelines that could be given more than their prompt, and are measured with that alone.
+WITHOUT_PICTURES: Mapping[str, Tiny] = {
+    "ltx2-in-context": Tiny(
+        "tests.families.ltx:ltx2_in_context",
+        {
+            "height": 32,
+            "width": 32,
+            "num_frames": 3,
+            "max_sequence_length": 16,
+            "spatio_temporal_guidance_blocks": [1],
+        },
+    ),
+    "joy-image-edit": Tiny("tests.families.joy_image:joy_image_edit", {"height": 64, "width": 64}),
 }
