@@ -38,7 +38,7 @@ APART = ("test", "tests", "val", "valid", "validation", "holdout")
 #: What the main folder may be called, by kind.
 _MAIN = (IMAGES, CLIPS, PREFERRED, LIKED, DISLIKED, EDITED)
 #: What every image of such a folder is labelled, under the name that KTO reads.
-_LABELS: Mapping[Sequence[str], dict[str, int]] = {LIKED: {"label": 1}, DISLIKED: {"label": 0}}
+_LABELS: Mapping[Sequence[str], dict[str, Any]] = {LIKED: {"label": 1}, DISLIKED: {"label": 0}}
 _PARTNERS = (
     (REJECTED, REJECTED_TYPES[0]),
     (MASKS, MASK_TYPES[0]),
