@@ -103,7 +103,7 @@ def encoding(prompts: Sequence[str]) -> Iterator[None]:
 
 
 def cut_off() -> str | None:
-    """Return a sentence that counts the texts that were cut off since it was asked last; None without any."""
+    """Return a sentence that counts the texts that were cut off since the last call; None without any."""
     count = len(_cut_off)
     _cut_off.clear()
     texts = "1 text is" if count == 1 else f"{count:,} texts are"

@@ -144,11 +144,11 @@ def check_sizing(block: dict[str, Any], path: str, found: Findings) -> bool:
     before = len(found.problems)
     shaped = aspect in SHAPED
     original = block["crop_scale"] == ORIGINAL
-    says = f"`resolution_type` {kind!r}" if kind != "pixel" else f"`aspect` {aspect!r}" if shaped else "`crop_scale`"
+    setting = f"`resolution_type` {kind!r}" if kind != "pixel" else f"`aspect` {aspect!r}" if shaped else "`crop_scale`"
     if resolution is None and (kind != "pixel" or shaped or original):
-        found.problem(f"{path}.resolution", f"is null, the size the images have, but {says} needs a number")
+        found.problem(f"{path}.resolution", f"is null, the size the images have, but {setting} needs a number")
     if isinstance(resolution, list) and (kind != "pixel" or shaped):
-        message = f"is one size, {resolution}, but {says} gives a size to each aspect; write a number"
+        message = f"is one size, {resolution}, but {setting} gives a size to each aspect; write a number"
         found.problem(f"{path}.resolution", message)
     for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"):
         number = block[key]

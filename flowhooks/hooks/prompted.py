@@ -55,7 +55,7 @@ class Prompted(PromptedSpec, Hook, ABC):
         self._batch_size = session.batch_size
         yield
 
-    def asked(self, step: Step, turn: int) -> list[Prompt]:
+    def drawn_prompts(self, step: Step, turn: int) -> list[Prompt]:
         """Return the prompts of this process's rows, each repeated for every member of its group.
 
         Args:
@@ -66,14 +66,14 @@ class Prompted(PromptedSpec, Hook, ABC):
                 raise ValueError("the batch holds no `prompts`; give them to Batch(prompts=...) or to the hook")
             records = step.batch.records or ({},) * len(step.batch.prompts)
             shown = step.batch.references or ({},) * len(step.batch.prompts)
-            asked = [Prompt(*each) for each in zip(step.batch.prompts, records, shown, strict=True)]
+            prompts = [Prompt(*each) for each in zip(step.batch.prompts, records, shown, strict=True)]
         else:
             draws, task = step.draws, self._tasks[turn % len(self._tasks)]
             plan = batch_plan(
                 len(task), self._batch_size, draws.seed, draws.world_size, draws.rank, turn // len(self._tasks)
             )
-            asked = [task[i] for i in next(plan)]
-        return [prompt for prompt in asked for _ in range(self.group_size)]
+            prompts = [task[i] for i in next(plan)]
+        return [prompt for prompt in prompts for _ in range(self.group_size)]
 
     def together(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Return rows that can be sampled in one call. Rows of one prompt with references are sampled apart from

@@ -114,7 +114,7 @@ class Ends(EndsSpec, Prompted):
         cycle, place = divmod(step.draws.micro_step, self._accumulation * self.updates_per_rollout)
         slot = place % self._accumulation
         turn = cycle * self._accumulation + slot
-        prompts = self.asked(step, turn)
+        prompts = self.drawn_prompts(step, turn)
         condition = self._condition(step, prompts)
         kept = self._kept.get(slot)
         if place < self._accumulation or kept is None or kept.turn != turn:

@@ -119,13 +119,13 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Prompted):
     def source(self, step: Step) -> list[Chunk]:
         if not step.training:
             raise ValueError("samples that a run generates cannot be held out; set validation.holdout to 0")
-        asked = self.asked(step, step.draws.micro_step)
+        prompts = self.drawn_prompts(step, step.draws.micro_step)
         draws = step.draws
-        first = draws.rank * len(asked)
-        seeds = [draws.seed_of("rollout", first + i) for i in range(len(asked))]
+        first = draws.rank * len(prompts)
+        seeds = [draws.seed_of("rollout", first + i) for i in range(len(prompts))]
         chunks: list[Chunk] = []
-        for rows in self._parts(asked, step):
-            some = [asked[i] for i in rows]
+        for rows in self._parts(prompts, step):
+            some = [prompts[i] for i in rows]
             request = [prompt.text for prompt in some], [seeds[i] for i in rows], self.sampling
             images = dict(some[0].images)
             if self.from_the_end:
@@ -148,7 +148,7 @@ class OnPolicyRollout(OnPolicyRolloutSpec, Prompted):
             mask = None if self.prompt_list is not None or step.given is None else step.given.mask
             if mask is not None:
                 mask = picked(mask, [i // self.group_size for i in rows])
-            chunks += self._chunks(rollout, some, places, len(rows) / len(asked), step, mask)
+            chunks += self._chunks(rollout, some, places, len(rows) / len(prompts), step, mask)
         if not chunks:
             raise ModelError("no visited step calls the trained network; visit other steps")
         return chunks
