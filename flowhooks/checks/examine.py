@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flowhooks.checks.labels import label_problems
 from flowhooks.checks.layers import target_problems
 from flowhooks.checks.machine import machine_problems, sharding_problems
 from flowhooks.checks.models import helper_problems
@@ -19,12 +20,11 @@ from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.kto import DISLIKED, LIKED, KTOSpec, as_liked
 from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
-    from flowhooks.data import Audit
+    from flowhooks.data import Audit, Record
     from flowhooks.kernel.plan import Plan
 
 
@@ -62,7 +62,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         *output_problems(run, resume),
         *_option_problems(run),
     ]
-    audited, data_problems = _audited(run)
+    audited, records, data_problems = _audited(run)
     problems += [*data_problems, *comparison_problems(run, audited)]
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
@@ -70,7 +70,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         problems += sound_problems(run, audited)
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
-    problems += [] if audited is None else _label_problems(run, audited)
+    problems += label_problems(run, records)
     if problems or audited is None or planned is None:
         raise ConfigError(problems)
     return Examined(audit=audited, plan=planned)
@@ -83,30 +83,21 @@ def _option_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, str(run.source), hook.where)
 
 
-def _label_problems(run: Run, audited: Audit) -> Iterator[Problem]:
-    """Yield a problem for each objective on labels with cells that say neither that an image was liked nor that it was
-    not."""
-    for hook in run.hooks:
-        name = hook.options["label"] if hook.type == KTOSpec.type else None
-        cells = [(each, each.columns[name]) for each in audited.records if name in each.columns]
-        wrong = [(record, cell) for record, cell in cells if as_liked(cell) is None]
-        if wrong:
-            record, cell = wrong[0]
-            message = (
-                f"{len(wrong):,} of {len(cells):,} samples have no label in {name!r}, first {record.key!r} of "
-                f"{record.dataset!r}, {cell!r}; expected one of {', '.join(LIKED)}, or of {', '.join(DISLIKED)}"
-            )
-            yield Problem(message, str(run.source), f"{hook.where}.label")
+def _audited(run: Run) -> tuple[Audit | None, tuple[Record, ...], list[Problem]]:
+    """Return the audit of a run's data, None where they have faults, the samples without faults, and the problems."""
+    from flowhooks.data import audit, survey
 
-
-def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:
-    from flowhooks.data import audit
-
+    data = with_references(run)
+    if data is None:
+        return audit(None), (), []
+    records: tuple[Record, ...] = ()
     try:
-        audited = audit(with_references(run), run.cache_dir)
+        surveyed = survey(data, run.cache_dir)
+        records = surveyed.records
+        audited = surveyed.audit()
     except ConfigError as error:
-        return None, list(error.problems)
-    return audited, list(_held_out(run, audited))
+        return None, records, list(error.problems)
+    return audited, audited.records, list(_held_out(run, audited))
 
 
 def _held_out(run: Run, audited: Audit) -> Iterator[Problem]:

@@ -259,8 +259,12 @@ REFUSALS: dict[str, Refusal] = {
         make=written(model={**DIGITS, "variant": "fp16"}), words=("$.model.variant: ", "no file of the variant")
     ),
     "labels that say neither up nor down": Refusal(
-        make=votes("up", "maybe", "0", "1.5"),
-        words=("$.hooks[0].label: ", "2 of 4 samples have no label in 'label'", "'maybe'", "down"),
+        make=votes("up", "maybe", "1.5", "maybe"),
+        words=("$.hooks[0].label: ", "3 of 4 samples have no label in 'label': 'maybe' (2, first ", "'1.5' (1", "down"),
+    ),
+    "labels that are missing, and others that say neither": Refusal(
+        make=votes("up", "", "maybe", "0"),
+        words=("$.hooks[0].label: ", "1 of 3 samples have no label in 'label': 'maybe'"),
     ),
     "a reference that is not there": Refusal(
         make=written(hooks=[{"type": "flow_dpo", "reference": "./no"}]),
