@@ -67,7 +67,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
         problems += [*quantization_problems(run), *target_problems(run), *size_problems(run, audited)]
-        problems += sound_problems(run, audited)
+        problems += sound_problems(run, records)
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
     problems += label_problems(run, records)

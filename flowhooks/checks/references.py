@@ -126,7 +126,8 @@ def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
                 what = "its reference" if least == 1 else f"its reference number {least}"
                 message = f"compares each image with {what}, which {found} lack: {some(lacking)}; {remedy}"
                 yield Problem(message, str(run.source), place)
-            if drawn and options["outside_mask"]:
+            # Without data the plan says so already.
+            if drawn and options["outside_mask"] and "data:mask" in run.provides:
                 message = "`outside_mask` reads the masks of the data, and this run draws `prompts`; set it to false"
                 yield Problem(message, str(run.source), place)
 

@@ -343,7 +343,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "images for some prompts of validation": Refusal(
         make=written(validation={"prompts": ["a", "b"], "images": [None]}),
-        words=("$.validation.images: ", "holds 1 entries for 2 prompts"),
+        words=("$.validation.images: ", "has length 1, and `prompts` 2"),
     ),
     "an image of validation that is none": Refusal(
         make=written(validation={"prompts": ["a"], "images": ["absent.png"]}),
