@@ -20,7 +20,7 @@ CASES = [
     ({"training": {"lr": 1e-4}}, "$.training.lr", "did you mean 'learning_rate'?"),
     ({"training": {"zzz": 1}}, "$.training.zzz", "the nearest keys are "),
     (
-        {"hooks": [{"type": "flow_grpo", "rewards": [{"type": "ocr"}], "height": 1}]},
+        {"hooks": [{"type": "flow_grpo", "rewards": [{"type": "reference_similarity"}], "height": 1}]},
         "$.hooks[0].height",
         "did you mean 'validation.height'?",
     ),
