@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from flowhooks.checks.labels import label_problems
 from flowhooks.checks.layers import target_problems
 from flowhooks.checks.machine import machine_problems
 from flowhooks.checks.models import helper_problems
@@ -14,20 +15,19 @@ from flowhooks.checks.output import output_problems
 from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.quantization import quantization_problems
-from flowhooks.checks.references import comparison_problems, reference_problems, with_references
+from flowhooks.checks.references import comparison_problems, number_problems, reference_problems, with_references
 from flowhooks.checks.sharding import sharding_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
 from flowhooks.data.blocks import keeps_ties
 from flowhooks.errors import ConfigError, Problem
-from flowhooks.hooks.kto import DISLIKED, LIKED, KTOSpec, as_liked
 from flowhooks.hooks.preference_spec import PreferenceSpec
 from flowhooks.hooks.registry import HOOKS
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
-    from flowhooks.data import Audit
+    from flowhooks.data import Audit, Record
     from flowhooks.kernel.plan import Plan
 
 
@@ -65,15 +65,15 @@ def examine(run: Run, resume: str | None = None) -> Examined:
         *output_problems(run, resume),
         *_option_problems(run),
     ]
-    audited, data_problems = _audited(run)
-    problems += [*data_problems, *comparison_problems(run, audited)]
+    audited, records, data_problems = _audited(run)
+    problems += [*data_problems, *comparison_problems(run, audited), *number_problems(run, audited)]
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
         problems += [*quantization_problems(run), *target_problems(run), *size_problems(run, audited)]
-        problems += sound_problems(run, audited)
+        problems += sound_problems(run, records)
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
-    problems += [] if audited is None else _label_problems(run, audited)
+    problems += label_problems(run, records)
     problems += _tie_problems(run)
     if problems or audited is None or planned is None:
         raise ConfigError(problems)
@@ -85,22 +85,6 @@ def _option_problems(run: Run) -> Iterator[Problem]:
         spec = HOOKS.get(hook.type)
         if spec is not None and (message := spec.unchecked(hook.options).refusal()) is not None:
             yield Problem(message, str(run.source), hook.where)
-
-
-def _label_problems(run: Run, audited: Audit) -> Iterator[Problem]:
-    """Yield a problem for each objective on labels with cells that say neither that an image was liked nor that it was
-    not."""
-    for hook in run.hooks:
-        name = hook.options["label"] if hook.type == KTOSpec.type else None
-        cells = [(each, each.columns[name]) for each in audited.records if name in each.columns]
-        wrong = [(record, cell) for record, cell in cells if as_liked(cell) is None]
-        if wrong:
-            record, cell = wrong[0]
-            message = (
-                f"{len(wrong):,} of {len(cells):,} samples have no label in {name!r}, first {record.key!r} of "
-                f"{record.dataset!r}, {cell!r}; expected one of {', '.join(LIKED)}, or of {', '.join(DISLIKED)}"
-            )
-            yield Problem(message, str(run.source), f"{hook.where}.label")
 
 
 def _tie_problems(run: Run) -> Iterator[Problem]:
@@ -123,14 +107,21 @@ def _tie_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, str(run.data.source), f"{path}.ties")
 
 
-def _audited(run: Run) -> tuple[Audit | None, list[Problem]]:
-    from flowhooks.data import audit
+def _audited(run: Run) -> tuple[Audit | None, tuple[Record, ...], list[Problem]]:
+    """Return the audit of a run's data, None where they have faults, the samples without faults, and the problems."""
+    from flowhooks.data import audit, survey
 
+    data = with_references(run)
+    if data is None:
+        return audit(None), (), []
+    records: tuple[Record, ...] = ()
     try:
-        audited = audit(with_references(run), run.cache_dir)
+        surveyed = survey(data, run.cache_dir)
+        records = surveyed.records
+        audited = surveyed.audit()
     except ConfigError as error:
-        return None, list(error.problems)
-    return audited, list(_held_out(run, audited))
+        return None, records, list(error.problems)
+    return audited, audited.records, list(_held_out(run, audited))
 
 
 def _held_out(run: Run, audited: Audit) -> Iterator[Problem]:

@@ -20,6 +20,9 @@ PLAIN: Mapping[str, tuple[tuple[type, ...], str]] = {
     "str": ((str,), "a string"),
 }
 
+#: Types of which a value may be several: lists, and Diffusers' own names for what may be one.
+_SEVERAL = re.compile(r"list|tuple|sequence|iterable|any\b|input", re.IGNORECASE)
+
 
 @cache
 def exported() -> frozenset[str] | None:
@@ -56,6 +59,18 @@ def plain_arguments(pipeline: str) -> Mapping[str, str]:
         return {}
     written = ((each.arg, each.annotation) for each in (*call.args.args, *call.args.kwonlyargs))
     return {name: told.id for name, told in written if isinstance(told, ast.Name) and told.id in PLAIN}
+
+
+@cache
+def single_arguments(pipeline: str) -> frozenset[str]:
+    """Return the arguments of a pipeline's call that, by the types that it states, take one value and no list of
+    several. The many that state a list, for the images of several samples, tell nothing of one sample's."""
+    call = _member(_class(pipeline, "pipelines/*/pipeline_*.py"), "__call__")
+    if not isinstance(call, ast.FunctionDef):
+        return frozenset()
+    written = {each.arg: each.annotation for each in (*call.args.args, *call.args.kwonlyargs)}
+    stated = {name: ast.unparse(type_) for name, type_ in written.items() if type_ is not None}
+    return frozenset(name for name, type_ in stated.items() if not _SEVERAL.search(type_))
 
 
 @cache

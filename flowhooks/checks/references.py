@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flowhooks.arguments import takes_images, takes_own
-from flowhooks.checks.library import call_arguments
+from flowhooks.checks.library import call_arguments, single_arguments
 from flowhooks.checks.pipeline import INDEX, pipeline_folder
 from flowhooks.checks.planning import plan_run
 from flowhooks.data.blocks import REFERENCE_TYPE, REJECTED_TYPES, Datasets
@@ -75,6 +75,30 @@ def reference_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, str(data.source), data.root)
 
 
+def number_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
+    """Yield the arguments that take one image, as the pipeline's call states, and get several of one sample."""
+    folder, data = pipeline_folder(run.model), run.data
+    known = _known(run)
+    if folder is None or known is None or audited is None or data is None:
+        return
+    single = single_arguments(str(read_settings(folder / INDEX)["_class_name"]))
+    taken = [name for name in known if takes_images(name)]
+    several: dict[str, dict[str, int]] = {}
+    for record in audited.records:
+        numbers = Counter(each.argument for each in record.references if each.image is not None)
+        for argument, number in numbers.items():
+            name = argument or (taken[0] if len(taken) == 1 else None)
+            if name in single and number > 1:
+                several.setdefault(str(name), {})[record.key] = number
+    for name, lacking in several.items():
+        most = max(lacking.values())
+        message = (
+            f"{len(lacking):,} of {count(len(audited.records), 'sample')} have up to {most} references for {name!r}, "
+            f"which takes one image: {some(lacking)}; keep one for each sample, or use a pipeline that takes several"
+        )
+        yield Problem(message, str(data.source), data.root)
+
+
 def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     """Yield why rewards that compare an image with its references have nothing to compare with, or no mask."""
     drawn = [prompts for _, prompts in _drawn_prompts(run)]
@@ -98,10 +122,11 @@ def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
             else:
                 continue
             if lacking:
-                what = "a reference" if least == 1 else f"{least} references"
+                what = "its reference" if least == 1 else f"its reference number {least}"
                 message = f"compares each image with {what}, which {found} lack: {some(lacking)}; {remedy}"
                 yield Problem(message, str(run.source), place)
-            if drawn and options["outside_mask"]:
+            # Without data the plan says so already.
+            if drawn and options["outside_mask"] and "data:mask" in run.provides:
                 message = "`outside_mask` reads the masks of the data, and this run draws `prompts`; set it to false"
                 yield Problem(message, str(run.source), place)
 

@@ -12,7 +12,7 @@ from flowhooks.arguments import OWN_TEXTS, duration_argument
 from flowhooks.checks.library import call_arguments
 from flowhooks.checks.pipeline import pipeline_folder, read_index
 from flowhooks.config import Run
-from flowhooks.data import Audit
+from flowhooks.data import Record
 from flowhooks.data.blocks import AUDIO, TRAINED
 from flowhooks.data.waveforms import Waveform
 from flowhooks.documents.document import read_settings
@@ -95,7 +95,7 @@ def length_refusal(folder: Path, given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def sound_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
+def sound_problems(run: Run, records: Sequence[Record]) -> Iterator[Problem]:
     """Yield why the data, the validation or a hook of a run does not fit a pipeline of sound, or sound a pipeline of
     images."""
     folder = pipeline_folder(run.model)
@@ -112,8 +112,8 @@ def sound_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     yield from _of_texts(run, [name for name in OWN_TEXTS if name in known])
     if sound is not None:
         yield from _of_hooks(run, sound)
-    if sound is not None and audited is not None:
-        yield from _of_files(run, sound, audited)
+    if sound is not None:
+        yield from _of_files(run, sound, records)
 
 
 def _of_sets(run: Run, sound: Heard | None) -> Iterator[Problem]:
@@ -171,8 +171,8 @@ def _of_hooks(run: Run, sound: Heard) -> Iterator[Problem]:
                 yield Problem(f"{message}name a class of your own by its import path", str(run.source), hook.where)
 
 
-def _of_files(run: Run, sound: Heard, audited: Audit) -> Iterator[Problem]:
-    assert run.data is not None or not audited.records
+def _of_files(run: Run, sound: Heard, records: Sequence[Record]) -> Iterator[Problem]:
+    assert run.data is not None or not records
     places = (
         {}
         if run.data is None
@@ -185,7 +185,7 @@ def _of_files(run: Run, sound: Heard, audited: Audit) -> Iterator[Problem]:
         )
     )
     named: set[tuple[Any, ...]] = set()
-    for record in audited.records:
+    for record in records:
         wave = record.image.sound
         if wave is None or (record.dataset, wave.rate, wave.channels, record.width) in named:
             continue
@@ -201,14 +201,15 @@ def _misfits(sound: Heard, wave: Waveform, samples: int, duration: float | None)
             "sample_rate",
             f"files are read at {wave.rate:,} Hz, and {sound.pipeline} makes {sound.rate:,} Hz; set it to {sound.rate}",
         )
-    elif sound.hop is not None and samples % sound.hop:
-        below = samples // sound.hop * sound.hop
-        nearest = below or sound.hop
+    # Of the length at the rate that is right, so that one fault does not hide the other.
+    rate = sound.rate or wave.rate
+    samples = samples if rate == wave.rate else round(samples / wave.rate * rate)
+    if sound.hop is not None and samples % sound.hop:
+        nearest = samples // sound.hop * sound.hop or sound.hop
         yield (
             "duration",
-            f"{samples / wave.rate:g} s are {samples:,} samples, and {sound.pipeline} makes multiples of "
-            f"{sound.hop:,}; set it to {nearest / wave.rate!r}"
-            + ("" if duration is not None else ", since the files' own lengths do not fit"),
+            f"{samples / rate:g} s are {samples:,} samples, and {sound.pipeline} makes multiples of {sound.hop:,}; set "
+            f"it to {nearest / rate!r}" + ("" if duration is not None else ", since the files' own lengths do not fit"),
         )
     if sound.channels not in (None, wave.channels):
         kinds = {1: "mono", 2: "stereo"}

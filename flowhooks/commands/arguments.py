@@ -10,6 +10,8 @@ from pathlib import Path
 
 #: Largest number accepted, also for seeds; larger ones overflow somewhere in a library.
 MOST = 2**32 - 1
+#: Longest clip in seconds; validation and data sets have the same.
+MOST_SECONDS = 3600
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -124,3 +126,17 @@ def whole_numbers(least: int, most: int = MOST) -> Callable[[str], list[int]]:
         return [one(part.strip()) for part in text.split(",")]
 
     return parse
+
+
+def add_duration(parser: argparse.ArgumentParser) -> None:
+    """Add ``--duration``, the length of sound in seconds."""
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="SECONDS", help="length of sound (default: the pipeline's own)"
+    )
+
+
+def _seconds(text: str) -> float:
+    seconds = finite_number(text)
+    if not 0 < seconds <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0 and at most {MOST_SECONDS:,}, found {text}")
+    return seconds

@@ -55,6 +55,7 @@ def run(args: Namespace) -> int:
 
 def _run(args: Namespace) -> int:
     from flowhooks.checks import examine
+    from flowhooks.checks.labels import describe_labels, label_warnings
     from flowhooks.checks.machine import machine_warnings
     from flowhooks.checks.models import helper_notices
     from flowhooks.checks.optimizers import optimizer_warnings
@@ -92,6 +93,8 @@ def _run(args: Namespace) -> int:
     _print_data(audited)
     for line in bucket_report(audited.records, training["train_batch_size"], training["gradient_accumulation_steps"]):
         say(f"buckets    {line}")
+    for line in describe_labels(configured, audited.records):
+        say(f"labels     {line}")
     if audited.records:
         say(f"cache      {human_bytes(total_bytes(Path(configured.cache_dir)))} in {configured.cache_dir}")
     if sentence := plain(configured.hooks):
@@ -113,6 +116,7 @@ def _run(args: Namespace) -> int:
             *tight,
             *changed,
             *audited.warnings,
+            *label_warnings(configured, audited.records),
             *machine_warnings(configured),
             *optimizer_warnings(configured),
             *quantization_warnings(configured),

@@ -9,29 +9,36 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowhooks.errors import FlowhooksError
 from flowhooks.printing import say
 
 if TYPE_CHECKING:
     from flowhooks.config import Run
+    from flowhooks.data import Record
+    from flowhooks.sampling.prompts import Given
 
 #: Exit code of a refusal before training.
 REFUSED = 2
 
 
-def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) -> list[str]:
+#: Stands for a reference that is no file of its own, such as a row of a table.
+A_FILE = "FILE"
+
+
+def what_next(run: Run, records: Iterable[Record] = (), *, imports: bool = False) -> list[str]:
     """Return lines on what a finished run wrote, and how to look at it; only files that exist.
 
     Args:
-        captions: captions of its data.
+        records: samples of its data.
         imports: whether the run was allowed to import code; sampling with it then needs the same permission.
     """
-    # Training has imported it by now.
+    # Training has imported them by now.
+    from flowhooks.data.blocks import holds_sound
     from flowhooks.train.launch import LOGS
 
     folder = Path(run.output_dir)
@@ -42,22 +49,58 @@ def what_next(run: Run, captions: Iterable[str] = (), *, imports: bool = False) 
         "flowhooks",
         "sample",
         str(folder),
-        f"--prompt={_prompt(run, captions)}",
+        *_request(run, records),
         *(["--allow-imports"] if imports else []),
     ]
-    return [*found, f"  {'pictures':<10} {shlex.join(drawn)}"]
+    sound = run.data is not None and any(map(holds_sound, run.data.blocks))
+    return [*found, f"  {'sound' if sound else 'pictures':<10} {shlex.join(drawn)}"]
 
 
-def _prompt(run: Run, captions: Iterable[str]) -> str:
-    """Return a prompt that the run knows: of its validation images, of its rollouts, or of its data."""
+def _request(run: Run, records: Iterable[Record]) -> list[str]:
+    """Return a prompt that the run knows, of its validation, of its rollouts, or of its data, with the references,
+    texts and length that go with it, as arguments of ``flowhooks sample``."""
     from flowhooks.sampling.prompts import read_prompts
 
-    if run.validation["prompts"]:
-        return str(run.validation["prompts"][0])
+    validation = run.validation
+    if validation["prompts"]:
+        images = validation["images"][0] if validation["images"] else None
+        texts = validation["texts"][0] if validation["texts"] else None
+        return _written_out(validation["prompts"][0], images, texts or {}, validation["duration"])
     for hook in run.hooks:
         if hook.options.get("prompts") is not None:
-            return str(read_prompts(hook.options["prompts"])[0].text)
-    return next((caption for caption in captions if caption.strip()), "an image")
+            first = read_prompts(hook.options["prompts"])[0]
+            return _written_out(first.text, first.given, {}, None)
+    record = next((each for each in records if each.caption.strip()), None)
+    return ["--prompt=an image"] if record is None else _of_sample(record)
+
+
+def _of_sample(record: Record) -> list[str]:
+    from flowhooks.data.assets import FileAsset
+
+    images: dict[str, list[str]] = {}
+    texts: dict[str, Any] = {}
+    for each in record.references:
+        if each.image is None:
+            texts[str(each.argument)] = each.text
+            continue
+        # A row of a table is no file that can be named, and a video is no image.
+        file = each.image.asset.name
+        readable = isinstance(each.image.asset, FileAsset) and each.image.frames == 1
+        images.setdefault(each.argument or "", []).append(file if readable else A_FILE)
+    sound = record.image.sound
+    return _written_out(record.caption, images, texts, None if sound is None else record.width / sound.rate)
+
+
+def _written_out(prompt: str, images: Given, texts: Mapping[str, Any], seconds: float | None) -> list[str]:
+    from flowhooks.sampling.prompts import by_argument
+
+    files = [(f"{name}=" if name else "", file) for name, each in by_argument(images, "").items() for file in each]
+    return [
+        f"--prompt={prompt}",
+        *(f"--image={name}{file}" for name, file in files),
+        *(f"--text={name}={text}" for name, text in texts.items()),
+        *([] if seconds is None else [f"--duration={seconds!r}"]),
+    ]
 
 
 @contextmanager

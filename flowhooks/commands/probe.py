@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.commands.arguments import add_dtype, add_offload, whole_number
+from flowhooks.commands.arguments import add_dtype, add_duration, add_offload, whole_number
 from flowhooks.printing import say, say_lines
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def add(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pipeline folder, a Hub id, digits, or tiny:NAME")
     parser.add_argument("--height", type=whole_number(1), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1), help="in pixels (default: the pipeline's own)")
+    add_duration(parser)
     parser.add_argument("--frames", type=whole_number(1), help="frames of a video (default: the pipeline's own)")
     parser.add_argument(
         "--arguments",
@@ -68,7 +69,7 @@ def run(args: Namespace) -> int:
     told = {**arguments, **args.arguments}
     size = {"height": args.height, "width": args.width, "frames": args.frames}
     try:
-        model = probe(pipe, **size, arguments=told, references=args.reference)
+        model = probe(pipe, **size, arguments={**told, **length(pipe, args)}, references=args.reference)
     except ModelError:
         # The reason follows, as the error that it is.
         say("verdict: nothing can be trained on this pipeline as it is called here")
@@ -81,6 +82,23 @@ def run(args: Namespace) -> int:
     }
     say_lines(json.dumps(learnt, indent=2).split("\n") if args.json else _lines(learnt))
     return 0
+
+
+def length(pipe: Any, args: Namespace) -> dict[str, float]:
+    """Return the pipeline's argument for the length of sound, where ``--duration`` is given. Raises ModelError for a
+    pipeline of images, and for a size of images of a pipeline of sound."""
+    from flowhooks.errors import ModelError
+    from flowhooks.probe.sound import sound_of
+
+    sound, name = sound_of(pipe), type(pipe).__name__
+    if sound is None:
+        if args.duration is not None:
+            raise ModelError(f"--duration: {name} makes images; give --height and --width")
+        return {}
+    for option in ("height", "width", "frames"):
+        if getattr(args, option) is not None:
+            raise ModelError(f"--{option}: {name} makes sound; give its length with --duration")
+    return {} if args.duration is None else {sound.argument: args.duration}
 
 
 def verdict(model: FlowModel) -> dict[str, str]:

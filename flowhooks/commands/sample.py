@@ -6,15 +6,21 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
-from flowhooks.commands.arguments import add_dtype, add_imports, add_offload, finite_number, whole_number, whole_numbers
+from flowhooks.commands.arguments import (
+    add_dtype,
+    add_duration,
+    add_imports,
+    add_offload,
+    finite_number,
+    whole_number,
+    whole_numbers,
+)
 from flowhooks.printing import say
 
 NAME = "sample"
 HELP = "generate images or sound with a pipeline, or with a trained run"
 #: Largest number of pixels along an edge; validation has the same.
 MOST_PIXELS = 16_384
-#: Longest clip in seconds; validation and data sets have the same.
-MOST_SECONDS = 3600
 
 
 def add(parser: ArgumentParser) -> None:
@@ -67,9 +73,7 @@ def add(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--height", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
     parser.add_argument("--width", type=whole_number(1, MOST_PIXELS), help="in pixels (default: the pipeline's own)")
-    parser.add_argument(
-        "--duration", type=_seconds, metavar="SECONDS", help="length of sound (default: the pipeline's own)"
-    )
+    add_duration(parser)
     add_dtype(parser)
     add_offload(parser)
     parser.add_argument(
@@ -129,13 +133,6 @@ def _sigma(text: str) -> float:
     if not 0 < sigma <= 1:
         raise ArgumentTypeError(f"expected a sigma above 0 and at most 1, found {text}")
     return sigma
-
-
-def _seconds(text: str) -> float:
-    seconds = finite_number(text)
-    if not 0 < seconds <= MOST_SECONDS:
-        raise ArgumentTypeError(f"expected seconds above 0 and at most {MOST_SECONDS:,}, found {text}")
-    return seconds
 
 
 def _check_model(model_or_run: str) -> None:

@@ -50,7 +50,6 @@ def run(args: Namespace) -> int:
     if result.stopped is not None:
         say(result.stopped)
     say(f"step {result.step:,}; results are in {result.output_dir}")
-    captions = (record.caption for record in examined.audit.records)
-    for line in what_next(configured, captions, imports=args.allow_imports):
+    for line in what_next(configured, examined.audit.records, imports=args.allow_imports):
         say(line)
     return 0

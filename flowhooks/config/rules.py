@@ -95,7 +95,7 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
     for key in ("images", "texts"):
         entries = len(document["validation"][key])
         if entries and entries != prompts:
-            message = f"holds {entries} entries for {prompts} prompts; give each prompt one, `null` for none"
+            message = f"has length {entries}, and `prompts` {prompts}; give each prompt one entry, `null` for none"
             yield Problem(message, file, f"$.validation.{key}")
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
     for hook in hooks:

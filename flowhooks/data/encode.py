@@ -41,12 +41,15 @@ class Encoder(Protocol):
     Attributes:
         kind: folder in the cache.
         title: title of the progress bar.
-        problems: items that could not be encoded so far.
     """
 
     kind: str
     title: str
-    problems: list[Problem]
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return the problems with items that could not be encoded so far."""
+        ...
 
     def about(self, item: Any) -> dict[str, Any]:
         """Return everything that the tensors of `item` depend on, as JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from flowhooks.arguments import OWN_TEXTS
 from flowhooks.data.encode import COLORS, FORMAT, REMEDY, TEXT_FORMAT, Size, decoded, made_by
+from flowhooks.data.findings import count, some
 from flowhooks.data.records import Record, Reference, distinct_captions
 from flowhooks.data.store import is_finite
 from flowhooks.data.transform import load_picture
@@ -38,7 +40,9 @@ class ReferenceEncoder:
         self.model = model
         #: The arguments that are wanted without captions too.
         self.unprompted = prompted_arguments(model) if unprompted and model.contract.entangled else ()
-        self.problems: list[Problem] = []
+        self._undecoded: list[Problem] = []
+        #: Reason without its numbers, which are of one sample -> the first reason, and the references of each sample.
+        self._refused: dict[str, tuple[str, dict[str, None]]] = {}
         self.entangled = model.contract.entangled
         self.kind = "conditions" if self.entangled else "references"
         self.title = "Encoding captions with references" if self.entangled else "Encoding references"
@@ -46,6 +50,15 @@ class ReferenceEncoder:
         named = model.contract.references
         shown = [name for name in named if name not in OWN_TEXTS]
         self.argument = shown[0] if len(shown) == 1 else picture_argument(model.pipe) if shown else ""
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Return what is wrong with files, and one problem for each reason why the pipeline refuses references: it is
+        mostly the same for all samples."""
+        refused = (
+            f"{reason} ({count(len(samples), 'sample')}: {some(samples)})" for reason, samples in self._refused.values()
+        )
+        return [*self._undecoded, *map(Problem, refused)]
 
     def items(self, records: Sequence[Record]) -> list[Shown]:
         """Return everything that a draw of the records may use."""
@@ -87,14 +100,13 @@ class ReferenceEncoder:
                     condition = model.encode_conditions([caption], [images])
             except ModelError as error:
                 reason = error.reason if isinstance(error, PipelineFailed) else str(error)
-                self.problems.append(Problem(f"the pipeline refuses these references: {reason}", _names(references)))
+                self._refuse(f"the pipeline refuses references: {reason}", references)
                 continue
             tensors = condition.to("cpu").flatten()
             if all(map(is_finite, tensors.values())):
                 yield item, tensors
             else:
-                what = "the model turns these references into NaN or infinity"
-                self.problems.append(Problem(f"{what}; {REMEDY}", _names(references)))
+                self._refuse(f"the model turns references into NaN or infinity; {REMEDY}", references)
 
     def images(self, references: Sequence[Reference]) -> dict[str, Any] | None:
         """Return pipeline argument -> image, or a list of several; None where one cannot be decoded, which is a
@@ -106,7 +118,7 @@ class ReferenceEncoder:
             if each.image is None:
                 found[str(each.argument)] = [each.text]
                 continue
-            image = decoded(each.image, self.problems, partial(load_picture, geometry=each.geometry))
+            image = decoded(each.image, self._undecoded, partial(load_picture, geometry=each.geometry))
             if image is None:
                 return None
             found.setdefault(each.argument or self.argument, []).append(image)
@@ -131,6 +143,10 @@ class ReferenceEncoder:
             if images is not None:
                 model.layout_with(tuple(sample[argument].shape[1:]), images)
 
+    def _refuse(self, reason: str, references: Sequence[Reference]) -> None:
+        _, samples = self._refused.setdefault(re.sub(r"\d+", "", reason), (reason, {}))
+        samples[_names(references)] = None
+
     def _about(self, reference: Reference) -> dict[str, Any]:
         from dataclasses import asdict
 
@@ -141,5 +157,5 @@ class ReferenceEncoder:
         return {"argument": reference.argument or self.argument, "file": reference.image.digest, **cut, **colours}
 
 
-def _names(references: Sequence[Reference]) -> str | None:
-    return ", ".join(each.image.asset.name for each in references if each.image is not None) or None
+def _names(references: Sequence[Reference]) -> str:
+    return " + ".join(each.image.asset.name if each.image is not None else repr(each.text) for each in references)

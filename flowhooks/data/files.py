@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flowhooks.data.assets import Asset, FileAsset
 from flowhooks.data.blocks import holds_sound
+from flowhooks.data.findings import count
 
 IMAGE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp"),
@@ -93,6 +94,13 @@ def group_images(paths: Iterable[str], suffixes: Collection[str] = IMAGE_SUFFIXE
         duplicates={stem: tuple(sorted(each)) for stem, each in sorted(found.items()) if len(each) > 1},
         ignored=dict(ignored),
     )
+
+
+def of_other_kinds(number_of: Mapping[str, int], noun: str = "file") -> str:
+    """Return how many files of which suffixes were left alone: `3 files of other kinds left alone: .ogg (2), .psd
+    (1)`."""
+    kinds = ", ".join(f"{suffix} ({number:,})" for suffix, number in sorted(number_of.items()))
+    return f"{count(sum(number_of.values()), noun)} of other kinds left alone: {kinds}"
 
 
 def walk(root: Path) -> Tree:

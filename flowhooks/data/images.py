@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,13 @@ def decoding() -> Iterator[None]:
     except BadImage:
         raise
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BadImage(f"cannot be decoded ({error})") from None
+        raise BadImage(f"cannot be decoded ({cause(error)})") from None
+
+
+def cause(error: Exception) -> str:
+    """Return what a decoder says is wrong, without the object in memory that it names in place of a file: the caller
+    names the file."""
+    return re.sub(r"\s*'?<_io\.[^>]*>'?", "", str(error)).strip() or type(error).__name__
 
 
 def still_of(data: bytes) -> str | None:

@@ -22,7 +22,7 @@ from PIL import Image
 from flowhooks.data.assets import Asset
 from flowhooks.data.clips import MOVING, container_of, video_facts
 from flowhooks.data.colors import BadProfile, profile_turns
-from flowhooks.data.images import FORMATS, MAX_PIXELS, BadImage, missing_bytes, open_image
+from flowhooks.data.images import FORMATS, MAX_PIXELS, BadImage, cause, missing_bytes, open_image
 from flowhooks.data.waveforms import Waveform, waveform_facts
 
 KINDS = "PNG, JPEG, WebP, BMP, TIFF, AVIF or HEIC"
@@ -105,7 +105,7 @@ def inspect_image(asset: Asset, *, clips: bool = False) -> Picture:
     except Image.DecompressionBombError:
         raise BadImage(f"declares more than {2 * MAX_PIXELS:,} pixels, like a decompression bomb") from None
     except Exception as error:  # a decoder may raise anything on damaged bytes
-        raise BadImage(f"is damaged ({error})") from None
+        raise BadImage(f"is damaged ({cause(error)})") from None
 
 
 def inspect_sound(asset: Asset) -> Picture:

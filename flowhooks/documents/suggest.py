@@ -24,6 +24,9 @@ _ELSEWHERE = {
 }
 
 
+#: Shares of letters in common from which on a word is close: one that begins alike, and any. `height` was not meant to
+#: be `weighting`.
+_ALIKE, _NEAR = 0.6, 0.75
 #: Letters of a word that is compared; comparing longer ones takes time and finds nothing.
 _LONGEST = 100
 
@@ -38,7 +41,9 @@ def closest(word: str, known: Iterable[str]) -> str | None:
         return names[plain]
     if _ELSEWHERE.get(plain) in names:
         return names[_ELSEWHERE[plain]]
-    close = get_close_matches(plain, names, n=1, cutoff=0.6)
+    close = get_close_matches(plain, names, n=1, cutoff=_NEAR) or get_close_matches(
+        plain, [name for name in names if name[:1] == plain[:1]], n=1, cutoff=_ALIKE
+    )
     return names[close[0]] if close else None
 
 

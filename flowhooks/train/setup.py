@@ -17,6 +17,7 @@ from torch.utils.data import Subset
 from flowhooks.adapters.names import MAGNITUDE
 from flowhooks.attaching import attach_planned
 from flowhooks.checks import Examined, examine
+from flowhooks.checks.labels import label_warnings
 from flowhooks.checks.machine import machine_warnings
 from flowhooks.checks.optimizers import optimizer_warnings
 from flowhooks.checks.output import LATEST
@@ -92,7 +93,13 @@ def prepared(
                 stack.enter_context(locked(Path(run.output_dir)))
         checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
         source = _starting_point(checkpoints, resume)
-        sentences = (*audited.warnings, *machine_warnings(run), *optimizer_warnings(run), *quantization_warnings(run))
+        sentences = (
+            *audited.warnings,
+            *label_warnings(run, audited.records),
+            *machine_warnings(run),
+            *optimizer_warnings(run),
+            *quantization_warnings(run),
+        )
         for line in sentences if accelerator.is_main_process else ():
             warnings.warn(line, FlowhooksWarning, stacklevel=2)
         kept, held = holdout.split(audited.records, run.validation["holdout"], run.training["seed"], str(run.source))

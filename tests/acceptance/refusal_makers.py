@@ -46,6 +46,13 @@ def referring(**keys: Any) -> Callable[[User], object]:
     return make
 
 
+def twice_referring(user: User) -> None:
+    """A run on a pipeline that takes one image, whose second and third set hold references."""
+    referring()(user)
+    user.edit_blocks(lambda blocks: blocks[2].update(conditioning_type="reference_image"))
+    changed_index(_class_name="LongCatImageEditPipeline")(user)
+
+
 def changed_index(**changes: Any) -> Callable[[User], object]:
     """Change the pipeline's index; None takes a part out."""
 

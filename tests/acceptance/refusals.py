@@ -266,8 +266,12 @@ REFUSALS: dict[str, Refusal] = {
         make=ties, words=("$[0].ties: ", "for which no hook of this run has a formula", "write 'drop', or take 'ipo'")
     ),
     "labels that say neither up nor down": Refusal(
-        make=votes("up", "maybe", "0", "1.5"),
-        words=("$.hooks[0].label: ", "2 of 4 samples have no label in 'label'", "'maybe'", "down"),
+        make=votes("up", "maybe", "1.5", "maybe"),
+        words=("$.hooks[0].label: ", "3 of 4 samples have no label in 'label': 'maybe' (2, first ", "'1.5' (1", "down"),
+    ),
+    "labels that are missing, and others that say neither": Refusal(
+        make=votes("up", "", "maybe", "0"),
+        words=("$.hooks[0].label: ", "1 of 3 samples have no label in 'label': 'maybe'"),
     ),
     "a reference that is not there": Refusal(
         make=written(hooks=[{"type": "flow_dpo", "reference": "./no"}]),
@@ -370,7 +374,7 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "images for some prompts of validation": Refusal(
         make=written(validation={"prompts": ["a", "b"], "images": [None]}),
-        words=("$.validation.images: ", "holds 1 entries for 2 prompts"),
+        words=("$.validation.images: ", "has length 1, and `prompts` 2"),
     ),
     "an image of validation that is none": Refusal(
         make=written(validation={"prompts": ["a"], "images": ["absent.png"]}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.acceptance.refusal_makers import PROMPTED, Refusal, prompt_file, referring, rewarded
+from tests.acceptance.refusal_makers import PROMPTED, Refusal, prompt_file, referring, rewarded, twice_referring
 
 REFERENCES: dict[str, Refusal] = {
     "references for a pipeline that takes no image": Refusal(
@@ -11,6 +11,10 @@ REFERENCES: dict[str, Refusal] = {
     "references for an argument that there is not": Refusal(
         make=referring(reference_argument="last_image"),
         words=("data.json: $: ", "holds references for 'last_image'; the pipeline takes no image"),
+    ),
+    "two references of a sample for an argument that takes one": Refusal(
+        make=twice_referring,
+        words=("data.json: $: ", "6 of 6 samples have up to 2 references for 'image', which takes one image: "),
     ),
     "references of prompts for a pipeline that takes no image": Refusal(
         make=prompt_file("p.jsonl", b'{"prompt": "a", "images": {"image": "absent.png"}}'),
@@ -28,7 +32,7 @@ REFERENCES: dict[str, Refusal] = {
         make=rewarded({}, {**PROMPTED, "prompts": ["a", "b"]}),
         words=(
             "$.hooks[0].rewards[0]: ",
-            "compares each image with a reference, which 2 of 2 prompts lack: a, b; name them under `images`",
+            "compares each image with its reference, which 2 of 2 prompts lack: a, b; name them under `images`",
         ),
     ),
     "a reward that compares prompts outside masks of the data": Refusal(
@@ -39,7 +43,7 @@ REFERENCES: dict[str, Refusal] = {
         make=rewarded({"reference": 1}, {"type": "on_policy_rollout", "group_size": 2}),
         words=(
             "$.hooks[0].rewards[0]: ",
-            "compares each image with 2 references, which 6 of 6 samples of the data lack: ",
+            "compares each image with its reference number 2, which 6 of 6 samples of the data lack: ",
             "no `reference_dropout`",
         ),
     ),

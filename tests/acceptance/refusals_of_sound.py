@@ -84,7 +84,7 @@ SOUND: dict[str, Refusal] = {
     ),
     "texts that no prompt has": Refusal(
         make=written(validation={"prompts": ["one"], "texts": [{"lyrics": "la"}, None]}),
-        words=("$.validation.texts: ", "holds 2 entries for 1 prompts"),
+        words=("$.validation.texts: ", "has length 2, and `prompts` 1"),
     ),
     "texts that the pipeline does not take": Refusal(
         make=written(validation={"prompts": ["one"], "texts": [{"lyrics": "la"}]}),

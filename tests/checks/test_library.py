@@ -10,7 +10,14 @@ import pytest
 from diffusers import pipelines
 from diffusers.schedulers import scheduling_utils
 
-from flowhooks.checks.library import call_arguments, checkpoints_gradients, exported, foreign_parts, is_foreign
+from flowhooks.checks.library import (
+    call_arguments,
+    checkpoints_gradients,
+    exported,
+    foreign_parts,
+    is_foreign,
+    single_arguments,
+)
 from flowhooks.checks.trainable import FROM_BETAS
 
 
@@ -24,6 +31,23 @@ def test_the_classes_are_those_that_can_be_imported():
 def test_arguments_of_a_call(pipeline):
     parameters = inspect.signature(getattr(diffusers, pipeline).__call__).parameters
     assert call_arguments(pipeline) == set(parameters) - {"self"}
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "single"),
+    [
+        ("LongCatImageEditPipeline", True),
+        ("HunyuanVideo15ImageToVideoPipeline", True),
+        ("DreamLitePipeline", True),
+        # They state a list, be it for one sample or for several.
+        ("FluxKontextPipeline", False),
+        ("Flux2Pipeline", False),
+        ("QwenImageEditPlusPipeline", False),
+        ("NoPipeline", False),
+    ],
+)
+def test_an_argument_that_states_no_list_takes_one_image(pipeline, single):
+    assert ("image" in single_arguments(pipeline)) == single
 
 
 def test_of_a_call_that_takes_anything_or_is_not_there_nothing_is_known():

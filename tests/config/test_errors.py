@@ -19,6 +19,11 @@ CASES = [
     ({"learning_rate": 1e-4}, "$.learning_rate", "did you mean 'training.learning_rate'?"),
     ({"training": {"lr": 1e-4}}, "$.training.lr", "did you mean 'learning_rate'?"),
     ({"training": {"zzz": 1}}, "$.training.zzz", "the nearest keys are "),
+    (
+        {"hooks": [{"type": "flow_grpo", "rewards": [{"type": "reference_similarity"}], "height": 1}]},
+        "$.hooks[0].height",
+        "did you mean 'validation.height'?",
+    ),
     ({"training": {"odd key": 1}}, '$.training["odd key"]', "unknown key 'odd key'"),
     ({"training": 3}, "$.training", "expected an object, found the number 3"),
     (

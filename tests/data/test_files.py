@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import os
 import socket
+import tarfile
 from contextlib import chdir
+from io import BytesIO
 from pathlib import Path
 
 import pytest
+from PIL import Image, UnidentifiedImageError
 
 from flowhooks.data.files import group_images, walk
+from flowhooks.data.images import BadImage, cause
+from flowhooks.data.transform import load_picture
 from flowhooks.errors import DataError
 from tests.data.folders import TRIPLE, audit_in, write_image, write_pairs
 
@@ -87,3 +92,27 @@ def test_what_is_no_regular_file_is_refused_by_name(tmp_path, kind, place):
     with pytest.raises(DataError) as refused:
         audit_in(tmp_path, TRIPLE)
     assert any(named in problem.message for problem in refused.value.problems)
+
+
+def test_files_of_other_kinds_beside_a_table_or_in_a_shard_are_counted_by_suffix(tmp_path):
+    image = write_image(tmp_path / "one" / "a.png")
+    for name in ("b.psd", "c.raw", "d.raw"):
+        (tmp_path / "one" / name).write_bytes(b"x")
+    (tmp_path / "one" / "metadata.csv").write_text("file_name,caption\na.png,b\n", encoding="utf-8")
+    with tarfile.open(tmp_path / "two.tar", "w") as shard:
+        for name in ("a.png", "a.psd"):
+            shard.add(image, name)
+    sets = [
+        {"id": "one", "type": "imagefolder", "instance_data_dir": "one"},
+        {"id": "two", "type": "webdataset", "instance_data_dir": "two.tar", "caption_strategy": "filename"},
+    ]
+    report = audit_in(tmp_path, sets).report
+    assert "one: 3 files of other kinds left alone: .psd (1), .raw (2)" in report
+    assert "two: 1 member of other kinds left alone: .psd (1)" in report
+
+
+def test_no_message_names_an_object_in_memory(tmp_path):
+    unknown = pytest.raises(UnidentifiedImageError, Image.open, BytesIO(b"GIF89a"))
+    assert "_io.BytesIO" in str(unknown.value) and cause(unknown.value) == "cannot identify image file"
+    with pytest.raises(BadImage, match=r"^cannot be decoded \(cannot identify image file\)$"):
+        load_picture(b"nothing", None)

@@ -11,6 +11,7 @@ from flowhooks.batch import Batch
 from flowhooks.data import build_cache, collate
 from flowhooks.data.references import shows_references
 from flowhooks.data.transform import load_picture
+from flowhooks.errors import DataError
 from flowhooks.probe.learn import called_at
 from flowhooks.probe.recorder import without_side_effects
 from flowhooks.probe.references import as_argument
@@ -78,6 +79,16 @@ def test_references_of_other_sizes_two_for_some_rows_and_none_for_others(tmp_pat
     for one, theirs in zip(mine, wanted, strict=True):
         assert float((one - theirs[0]).abs().max() / theirs.abs().max().clamp(min=1)) < 1e-5
     assert len(batch.condition.groups()) == len({tuple(sizes) for sizes in rows.values()})
+
+
+def test_references_that_the_pipeline_refuses_are_one_problem_with_a_count(tmp_path):
+    rows = {"a": [(32, 64)] * 2, "b": [(64, 64), (48, 64)], "c": []}
+    found = audit_in(tmp_path, [table(tmp_path, rows)])
+    with pytest.raises(DataError) as caught:
+        build_cache(found, learnt("flux-kontext"), tmp_path / "cache", progress=False)
+    (problem,) = map(str, caught.value.problems)
+    assert "the pipeline refuses references: " in problem and " (2 samples: " in problem
+    assert "a0.png + " in problem and "b0.png + " in problem
 
 
 def test_a_sample_without_a_reference_is_refused_left_out_or_trained(tmp_path):

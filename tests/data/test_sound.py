@@ -164,3 +164,18 @@ def test_a_number_beside_the_prompt_is_one(tmp_path):
     (problem,) = problems_in(tmp_path, [block])
     assert problem.startswith("$[0].text_columns.bpm: ")
     assert "a ('fast' is no whole number)" in problem and "b ('90.5' is no whole number)" in problem
+
+
+def test_files_of_other_kinds_are_counted_by_suffix(tmp_path):
+    write(tmp_path / "win" / "a.wav", clip(128))
+    for name in ("b.ogg", "c.OGG", "d.mp3"):
+        (tmp_path / "win" / name).write_bytes(b"x")
+    assert "win: 3 files of other kinds left alone: .mp3 (1), .ogg (2)" in audit_in(tmp_path, [sound_set()]).report
+
+
+def test_a_column_of_texts_that_there_is_not_is_named_by_its_own_key(tmp_path):
+    write(tmp_path / "win" / "a.wav", clip(128), text=None)
+    (tmp_path / "win" / "metadata.csv").write_text("file_name,caption\na.wav,b\n", encoding="utf-8")
+    block = sound_set(type="imagefolder", text_columns={"lyrics": "words"})
+    (problem,) = problems_in(tmp_path, [block])
+    assert problem.startswith("$[0].text_columns.lyrics: there is no column 'words'")

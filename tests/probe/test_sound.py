@@ -7,6 +7,8 @@ from functools import wraps
 import pytest
 import torch
 
+from flowhooks.cli import parser
+from flowhooks.commands.probe import length
 from flowhooks.errors import ModelError
 from flowhooks.probe import probe
 from flowhooks.probe.learn import called_at
@@ -86,6 +88,17 @@ def test_lyrics_are_each_samples_own():
         for i in range(3)
     )
     assert own < 1e-5 and other > 1e-3 and none > 1e-3
+
+
+def test_the_command_takes_a_length_of_sound_and_no_size_of_images(model):
+    def given(pipe, *argv):
+        return length(pipe, parser().parse_args(["probe", "m", *argv]))
+
+    assert given(model.pipe) == {} and given(model.pipe, "--duration", "0.2") == {model.sound.argument: 0.2}
+    with pytest.raises(ModelError, match=r"--width: \w+ makes sound; give its length with --duration"):
+        given(model.pipe, "--width", "64")
+    with pytest.raises(ModelError, match="--duration: StableDiffusion3Pipeline makes images; give --height and --wid"):
+        given(tiny("sd3"), "--duration", "1")
 
 
 def test_lengths_that_the_pipeline_rounds_are_refused():

@@ -115,7 +115,7 @@ def choose(
     records = record_columns(block)
     for name, column in records.items():
         if column not in texts:
-            found.problem(json_path(["columns", name], path), _unknown(column, texts))
+            found.problem(cell_place(block, path, name), _unknown(column, texts))
     preference = tuple(_as_list((block["columns"] or {}).get(PREFERENCE, [])))
     for column in preference:
         if column not in texts:
@@ -235,6 +235,11 @@ def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
     if kind == "conditioning":
         return "belongs to an image set, whose samples a conditioning set follows; name it there"
     return None
+
+
+def cell_place(block: Mapping[str, Any], path: str, name: str) -> str:
+    """Return the JSON path of the key that names the column of a cell: `$[1].text_columns.lyrics`."""
+    return json_path(["text_columns" if name in (block["text_columns"] or {}) else "columns", name], path)
 
 
 def _unknown(name: str, available: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import Asset, why
-from flowhooks.data.files import NOUNS, Tree, is_image, medium_of, stem_of, suffixes_of
+from flowhooks.data.files import NOUNS, Tree, group_images, is_image, medium_of, of_other_kinds, stem_of, suffixes_of
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
@@ -142,6 +142,11 @@ class _Listed:
 
 
 def _warn_of_unlisted(block: dict[str, Any], tree: Tree, named: set[str], found: Findings) -> None:
+    """Warn of files of the set's kind that no row lists, and note those of other kinds."""
+    tables = {file for file in tree.files if PurePosixPath(file).name in METADATA}
+    others = group_images(tree.files.keys() - named - tables, suffixes_of(block)).ignored
+    if others:
+        found.notes.append(f"{block['id']}: {of_other_kinds(others)}")
     unlisted = [file for file in tree.files if is_image(file, suffixes_of(block)) and file not in named]
     if unlisted:
         number = count(len(unlisted), NOUNS[medium_of(block)])

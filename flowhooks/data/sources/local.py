@@ -9,7 +9,17 @@ from typing import Any
 
 from flowhooks.data.blocks import TRAINED
 from flowhooks.data.captions import Captions, captions_without_text
-from flowhooks.data.files import CAPTION_SUFFIXES, NOUNS, Images, Tree, group_images, medium_of, stem_of, suffixes_of
+from flowhooks.data.files import (
+    CAPTION_SUFFIXES,
+    NOUNS,
+    Images,
+    Tree,
+    group_images,
+    medium_of,
+    of_other_kinds,
+    stem_of,
+    suffixes_of,
+)
 from flowhooks.data.findings import Findings, count, some
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
@@ -123,7 +133,7 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
         return None
     place, tree = folder
     images = group_images(tree.files, suffixes_of(block))
-    others = ", ".join(f"{number:,} {suffix}" for suffix, number in sorted(images.ignored.items()))
+    others = ", ".join(f"{suffix} ({number:,})" for suffix, number in sorted(images.ignored.items()))
     if not images.images and not tree.refused:
         seen = f"; it holds {others} instead" if others else ""
         kind = next((KINDS[suffix] for suffix in sorted(images.ignored) if suffix in KINDS), None)
@@ -133,5 +143,5 @@ def _list(block: dict[str, Any], where: str, found: Findings) -> tuple[Tree, Ima
         found.problem(where, f"{place.name} holds no {noun} ({', '.join(suffixes_of(block))}){seen}; {remedy}")
         return None
     if others:
-        found.notes.append(f"{place.name}: not {NOUNS[medium_of(block)]}s, left alone: {others}")
+        found.notes.append(f"{block['id']}: {of_other_kinds(images.ignored)}")
     return tree, images

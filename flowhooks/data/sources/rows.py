@@ -14,7 +14,7 @@ from flowhooks.data.files import is_text, medium_of
 from flowhooks.data.findings import Findings
 from flowhooks.data.inspection import Picture
 from flowhooks.data.records import DataSet
-from flowhooks.data.sources.columns import Columns, place_of
+from flowhooks.data.sources.columns import Columns, cell_place, place_of
 from flowhooks.data.sources.inspecting import Fault, Inspector, note_copies
 from flowhooks.data.sources.ranks import REJECTED, Ranks, ranking_of
 from flowhooks.data.sources.sides import Sides, Votes
@@ -98,9 +98,9 @@ class _Records:
             else:
                 own[name] = value
 
-    def report(self, path: str, found: Findings) -> None:
+    def report(self, block: Mapping[str, Any], path: str, found: Findings) -> None:
         for name, column in self.columns.items():
-            where = json_path(["columns", name], path)
+            where = cell_place(block, path, name)
             what = f"rows with nothing in {column!r}"
             found.listing(where, self.missing.get(name, ()), what, "fill the cells, or take these rows out")
             found.listing(where, self.faults.get(name, ()), f"cells of {column!r} that cannot be used", "correct them")
@@ -207,7 +207,7 @@ def collect(
         found.problem(f"{path}.instance_data_dir", message)
     if ranks is None:
         note_copies(block["id"], images, found)
-    records.report(path, found)
+    records.report(block, path, found)
     result = DataSet(
         block=block,
         path=path,

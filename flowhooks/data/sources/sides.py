@@ -83,7 +83,8 @@ class Votes:
             *([f"{count(self.ties, 'tie')} {'kept' if self.keep_ties else 'left out'}"] if self.ties else []),
             *([f"{count(len(self.unlabelled), 'row')} without a preference left out"] if self.unlabelled else []),
         ]
-        shown = f"{count(self.pairs, 'pair')}, of which {self.swapped:,} prefer {second!r} to {first!r}"
+        prefer = "prefers" if self.swapped == 1 else "prefer"
+        shown = f"{count(self.pairs, 'pair')}, of which {self.swapped:,} {prefer} {second!r} to {first!r}"
         found.notes.append("; ".join([f"{name}: {shown}", *left]))
         if not (self.pairs or self.faults or (self.keep_ties and self.ties)):
             found.problem(where, f"prefers neither side in any row ({'; '.join(left) or 'there are no rows'})")

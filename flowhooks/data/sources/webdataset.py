@@ -11,6 +11,7 @@ key of `000.json` its caption: the part between the stem and the suffix is the n
 from __future__ import annotations
 
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -18,8 +19,8 @@ from typing import Any
 
 from flowhooks.data.assets import Asset, MemberAsset, why
 from flowhooks.data.blocks import PREFERENCE, record_columns
-from flowhooks.data.files import suffixes_of
-from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.files import of_other_kinds, suffixes_of
+from flowhooks.data.findings import Findings, some
 from flowhooks.data.records import DataSet
 from flowhooks.data.sources.columns import Columns, choose
 from flowhooks.data.sources.inspecting import Fault
@@ -131,7 +132,8 @@ def read_webdataset(block: dict[str, Any], path: str, found: Findings) -> DataSe
     remedy = "write the shard again, with one regular file of each name"
     found.listing(where, shards.refused, "members that are not read", remedy)
     if shards.others:
-        found.notes.append(f"{block['id']}: {count(len(shards.others), 'member')} left alone: {some(shards.others)}")
+        ignored = Counter(PurePosixPath(name).suffix.lower() or "(no suffix)" for name in shards.others)
+        found.notes.append(f"{block['id']}: {of_other_kinds(ignored, 'member')}")
     imageless = [f"{each.shard}: {each.stem}" for each in shards.samples if not each.pictures]
     found.listing(where, imageless, "samples without an image", "add the image, or leave out the rest")
     shards.samples = [each for each in shards.samples if each.pictures]
