@@ -18,6 +18,8 @@ from tests.laws.test_composition import document
 
 #: Objective -> its options here, and the pull on a pair at the start.
 PULLS = {FlowDPO: ({"beta": 3.0, "norm_type": "mean"}, 3.0 / 4), IPO: ({"beta": 3.0}, 1 / 6), LinearDPO: ({}, 0.5)}
+#: Of an objective that learns from labels too, what makes it learn from pairs.
+PAIRED = {KTO: {"label": None}}
 
 
 def stepped(hook, batch, scale=0.1):
@@ -73,6 +75,20 @@ def test_a_better_winner_costs_nothing():
     assert float(result.loss) == pytest.approx(math.log(2), rel=1e-12)
 
 
+@pytest.mark.parametrize("kind", [*PULLS, KTO])
+def test_the_first_step_is_the_same_with_win_weight(kind):
+    """Policy and reference err alike there: there is nothing to pull back."""
+    batch, found, options = toy_batch(masked=False), [], PAIRED.get(kind, {})
+    for weight in (0.0, 5.0):
+        model = toy_model(0.0)
+        session = toy_session(model, kind(win_weight=weight, **options), TimestepSchedule(**ROUND), fresh=True)
+        result = session.step(batch)
+        assert float(result.metrics[f"{kind.type}_win_adv"]) == 0
+        found.append(torch.autograd.grad(result.loss, list(model.parameters())))
+    assert any(each.abs().max() > 0 for each in found[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def test_a_detector_must_stay_on_and_a_step_without_a_number_is_passed_over():
     watch = Watch("ipo", {"detector": "win_error", "limit": 1.5, "patience": 2})
 
@@ -90,6 +106,21 @@ def test_a_detector_must_stay_on_and_a_step_without_a_number_is_passed_over():
     below = Watch("flow_dpo", {"detector": "saturated", "patience": 1})
     assert below.alarm({"flow_dpo_gradient_factor": 0.06}) is None
     assert below.alarm({"flow_dpo_gradient_factor": 0.04}).final
+
+
+@pytest.mark.parametrize("kind", [FlowDPO, IPO, LinearDPO, KTO])
+def test_the_winner_errors_that_are_watched_are_measured_on_every_step(kind):
+    """A step between logged ones measures what a logged one does, and nothing else."""
+    batch, options = toy_batch(masked=False), PAIRED.get(kind, {})
+
+    def measured(log: bool, **rule):
+        return toy_session(toy_model(), kind(**options, **rule), TimestepSchedule(**ROUND)).step(batch, log=log).metrics
+
+    logged, between = measured(True), measured(False)
+    assert set(between) == {f"{kind.type}_{who}_win_err" for who in ("policy", "ref")}
+    assert all(torch.equal(value, logged[name]) for name, value in between.items())
+    for rule in (None, {"detector": "drift"}):
+        assert measured(False, stop_when=rule) == {}
 
 
 def test_with_masks_the_drift_is_that_inside_them():
