@@ -25,7 +25,6 @@ from flowhooks.hooks.reference_model import reference_model
 from flowhooks.hooks.self_test import SelfTest
 from flowhooks.hooks.watch import Watch
 from flowhooks.kernel.hook import Alarm, Hook
-from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -134,14 +133,6 @@ class Compared(ComparedSpec, Preference):
         if step.training and step.draws.micro_step == 0 and not margin.is_meta:
             self._test.check(step, margin.detach(), losses.detach())
 
-    @abstractmethod
-    def win_errors(self, step: Step) -> dict[str, Tensor]:
-        """Return the errors of policy and reference on the preferred side, 0-dim."""
-
-    def metrics_between(self, step: Step) -> dict[str, Tensor]:
-        # The errors of one small batch say more of its images and sigmas than of the model.
-        return self.named(step, self.win_errors(step)) if self._watch is not None and self._watch.averaged else {}
-
     def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
         return None if self._watch is None else self._watch.alarm(metrics)
 
@@ -202,14 +193,15 @@ class PairPreference(PairSpec, Compared, ABC):
             "loss": self.pair_loss(step, margin),
             "margin": margin,
             **advantages,
+            "policy_win_err": step.score(WIN),
             "policy_lose_err": step.score(LOSE),
+            "ref_win_err": step.score(WIN, self.role),
             "ref_lose_err": step.score(LOSE, self.role),
             "negative_margin_pct": 100.0 * (margin < 0),
             "implicit_accuracy": 1.0 * (margin > 0),
             **self.measured(margin),
         }
         found = {name: step.mean(value.to(margin.dtype), weight) for name, value in each.items()}
-        found |= self.win_errors(step)
         if self.sft_loss_weight:
             found["sft_loss"] = step.mean(plain_error(step), weight)
         if self.win_weight:
@@ -217,11 +209,6 @@ class PairPreference(PairSpec, Compared, ABC):
         if self.margin_cap is not None:
             found["capped_pct"] = step.mean(100.0 * (margin >= self.margin_cap).to(margin.dtype), weight)
         return self.named(step, {**found, **detect(step, **advantages), **drifts(step, self.role, self.sides)})
-
-    def win_errors(self, step: Step) -> dict[str, Tensor]:
-        weight = step.views[WIN].weight
-        roles = {"policy": POLICY, "ref": self.role}
-        return {f"{name}_win_err": step.mean(step.score(WIN, role), weight) for name, role in roles.items()}
 
     def margin(self, step: Step) -> Tensor:
         """Return by how much the policy tells the sides apart better than the reference, ``[B]``."""

@@ -29,11 +29,6 @@ class Watch:
         self._patience = rule.get("patience", PATIENCE)
         self.count = 0
 
-    @property
-    def averaged(self) -> bool:
-        """Return whether what is compared is a mean over all steps since the last logged one, and not of one batch."""
-        return bool(self._detector.under)
-
     def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
         """Take in the metrics of a logged step, and return an alarm where the detector is on. A step without a number,
         such as one whose masks are all black, is passed over."""

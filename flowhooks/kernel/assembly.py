@@ -76,14 +76,6 @@ class Assembly:
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return self._gather("metrics", step)
 
-    def metrics_between(self, step: Step) -> dict[str, Tensor]:
-        """Return what the hooks that watch a run measure on steps that are not logged."""
-        found: dict[str, Tensor] = {}
-        for hook in self.hooks:
-            if hook.watches:
-                found |= hook.metrics_between(step)
-        return found
-
     def modules(self) -> dict[str, nn.Module]:
         """Return trainable modules of all hooks, as ``<hook>.<name>``."""
         return {f"{key}.{name}": m for key, hook in self._keyed() for name, m in hook.modules().items()}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from flowhooks.kernel.plan import SLOTS
 
@@ -114,12 +114,6 @@ class Hook:
         """Return sentences for the log, from running means of metrics over logged steps, for each metric that was
         logged ``patience`` times. They never stop a run, and should name what this hook's options can change."""
         return []
-
-    def metrics_between(self, step: Step) -> dict[str, Tensor]:
-        """Return those of the hook's metrics, under the same names, that are measured on the steps between logged ones
-        too, so that what is logged of them is a mean over all steps. Called without gradient, where :attr:`watches` is
-        true."""
-        return {}
 
     def alarm(self, metrics: Mapping[str, float]) -> Alarm | None:
         """Return what is wrong by the metrics of a logged step; None where nothing is. Called after each, where

@@ -8,7 +8,7 @@
     score     = hook.reduce(step, view, error)              one      [B]; default: mean
     loss      = hook.objective(step)                        one      default: mean score of the policy on main
     loss     += every hook.penalty(step)                    sum
-    metrics   = every hook.metrics(step)                    sum      on logged steps; what a hook watches, on all
+    metrics   = every hook.metrics(step)                    sum      only on logged steps
 
 Only what a hook uses is computed: a view that no hook predicts costs no forward. A hook in the slot ``source`` runs
 before all this: it samples, and each state it returns is a chunk that goes through the lines above on its own. Beside
@@ -239,12 +239,9 @@ class Session:
             terms = chunk.loss(step)
         loss, passes = sum(terms.values(), start=objective), step.forwards
         metrics = {name: value.detach() for name, value in terms.items()} if log else {}
-        if chunk.loss is None:
+        if log and chunk.loss is None:
             with torch.no_grad():
-                if log:
-                    metrics = {"loss": loss.detach(), **metrics, **self.assembly.metrics(step)}
-                else:
-                    metrics = self.assembly.metrics_between(step)
+                metrics = {"loss": loss.detach(), **metrics, **self.assembly.metrics(step)}
         return StepResult(
             loss=loss if chunk.share == 1 else chunk.share * loss,
             metrics=metrics,

@@ -108,21 +108,6 @@ def test_a_detector_must_stay_on_and_a_step_without_a_number_is_passed_over():
     assert below.alarm({"flow_dpo_gradient_factor": 0.04}).final
 
 
-@pytest.mark.parametrize("kind", [FlowDPO, IPO, LinearDPO, KTO])
-def test_the_winner_errors_that_are_watched_are_measured_on_every_step(kind):
-    """A step between logged ones measures what a logged one does, and nothing else."""
-    batch, options = toy_batch(masked=False), PAIRED.get(kind, {})
-
-    def measured(log: bool, **rule):
-        return toy_session(toy_model(), kind(**options, **rule), TimestepSchedule(**ROUND)).step(batch, log=log).metrics
-
-    logged, between = measured(True), measured(False)
-    assert set(between) == {f"{kind.type}_{who}_win_err" for who in ("policy", "ref")}
-    assert all(torch.equal(value, logged[name]) for name, value in between.items())
-    for rule in (None, {"detector": "drift"}):
-        assert measured(False, stop_when=rule) == {}
-
-
 def test_with_masks_the_drift_is_that_inside_them():
     watch = Watch("ipo", {"detector": "drift", "patience": 1})
     assert watch.alarm({"ipo_drift_inside": 0.6, "ipo_drift_outside": 0.0}).final

@@ -123,7 +123,7 @@ def test_drawing_leaves_torch_alone():
 
 
 def test_metrics_come_only_when_logged():
-    session = toy_session(toy_model(), FlowDPO(stop_when=None))
+    session = toy_session(toy_model(), FlowDPO())
     assert session.step(toy_batch(masked=False), log=False).metrics == {}
     assert "flow_dpo_margin" in session.step(toy_batch(masked=False), log=True).metrics
 

@@ -20,7 +20,6 @@ from flowhooks.hooks.detectors import drifts
 from flowhooks.hooks.kto import DISLIKED, LIKED, KTOSpec, as_liked
 from flowhooks.hooks.preference import Compared, plain_error, win_penalty
 from flowhooks.hooks.preference_spec import LOSE, WIN
-from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.transfer import whole_numbers
 
@@ -71,26 +70,18 @@ class KTO(KTOSpec, Compared):
             "implicit_accuracy": step.mean(((advantage > point) == liked).to(advantage.dtype), weight),
             "gradient_factor": step.mean(4 * losses * (1 - losses), weight),
         }
+        policy, reference = (
+            torch.cat([step.score(view, role) for view in self.sides]) for role in ("policy", self.role)
+        )
         for name, kind, sign in (("win", liked, 1), ("lose", ~liked, -1)):
             found[f"{name}_adv"] = self._mean_of(step, kind, sign * advantage)
-            found |= self._errors(step, name, kind)
+            found[f"policy_{name}_err"] = self._mean_of(step, kind, policy)
+            found[f"ref_{name}_err"] = self._mean_of(step, kind, reference)
         if self.sft_loss_weight:
             found["sft_loss"] = self._plain(step)
         if self.win_weight:
             found["win_penalty"] = step.mean(self._win_penalty(liked, advantage), weight)
         return self.named(step, {**found, **drifts(step, self.role, self.sides)})
-
-    def win_errors(self, step: Step) -> dict[str, Tensor]:
-        """NaN where no sample of the batch is liked."""
-        return self._errors(step, "win", self._liked(step))
-
-    def _errors(self, step: Step, name: str, kind: Tensor) -> dict[str, Tensor]:
-        """Return the errors of policy and reference on samples of a kind."""
-        scored = {
-            who: torch.cat([step.score(view, role) for view in self.sides])
-            for who, role in (("policy", POLICY), ("ref", self.role))
-        }
-        return {f"{who}_{name}_err": self._mean_of(step, kind, scores) for who, scores in scored.items()}
 
     def _losses(self, step: Step, liked: Tensor, advantage: Tensor) -> Tensor:
         weight = torch.where(liked, self.liked_weight, self.disliked_weight)
