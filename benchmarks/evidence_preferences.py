@@ -205,12 +205,14 @@ def emoji_verdict(rows: Sequence[Row]) -> str:
         said.append(f"{name} {_spread(moved, form.replace(':', ':+'))}")
     style = statistics.median(one[seed]["winner_share"] - other[seed]["winner_share"] for seed in shared)
     ahead, behind = (emoji.DPO, emoji.SFT) if style > 0 else (emoji.SFT, emoji.DPO)
+    kept = statistics.median(one[seed]["category_accuracy"] - other[seed]["category_accuracy"] for seed in shared)
     noise = 100 * math.sqrt(0.25 / emoji.SAMPLES)
+    found = "Flow-DPO did nothing here that SFT on the winners did not." if max(style, kept) < noise / 100 else ""
     return (
         f"*{emoji.DPO}* less *{emoji.SFT}*, seed by seed: {'; '.join(said)}.\n"
         f"So {ahead} moved the base further towards Noto than {behind} did. All seeds have the same prompts and\n"
         f"the same noise; a share of {emoji.SAMPLES} images has a standard error of up to {noise:.1f} points, and a\n"
-        "difference that is not well above it says nothing."
+        f"difference that is not well above it says nothing. {found}"
     )
 
 
