@@ -1,7 +1,8 @@
 """Do preference runs run away, and what holds them? ``python -m benchmarks.running_away`` trains the digits on pairs at
 20 times the recipe's rate and 100 times a published beta, with each guard and each objective, and prints the error on
-the preferred side over that of the reference: 1 is the reference, above 1.5 the run has run away unless it stopped.
-It exits with 1 where an arm with the default guards has.
+the preferred side over that of the reference, of the weights that the run ended with and of what it logged. 1 is the
+reference; a run whose weights are above 1.5 on the fixed pairs has run away. It exits with 1 where an arm with the
+default guards has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence_preferences_digits import Probe
 from flowhooks.config import load_run
+from flowhooks.digits.model import ensure_model
+from flowhooks.digits.report import load_stock
 from flowhooks.hooks.preference_spec import PATIENCE
 from flowhooks.manifest import HISTORY
 from flowhooks.printing import say
@@ -25,7 +29,7 @@ RECIPE = Path(__file__).parents[1] / "examples/flow_dpo/digits.json"
 RATE, BETA = 20 * 1e-4, 100 * 2000.0
 DEFAULT = {"type": "flow_dpo", "norm_type": "mean", "beta": BETA}
 DPO = {**DEFAULT, "stop_when": None}
-#: The winner error over the reference's above which a run that goes on has run away.
+#: The winner error over the reference's, on fixed pairs at fixed noise and sigmas, above which a run has run away.
 AWAY = 1.5
 STOP = {"detector": "win_error", "limit": 1.2, "patience": 1}
 #: Arm -> the objective.
@@ -69,9 +73,11 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/running_away"), help="folder that is not there yet")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    say("| arm | seed | steps | winner error over the reference's, last | most | most that lasted |")
-    say("|---|---|---|---|---|---|")
-    away = False
+    measured = f"winner error over the reference's on {Probe.COUNT} fixed pairs | logged last | most | most that lasted"
+    say(f"| arm | seed | steps | {measured} |")
+    say("|---|---|---|---|---|---|---|")
+    away, base = False, ensure_model()
+    probe = Probe.of(base)
     for arm in arguments.arms:
         objective = ARMS[arm]
         for seed in arguments.seeds:
@@ -94,9 +100,10 @@ def main() -> int:
             # What was logged after the step that the run went back to is in the file.
             kept = [each for each, line in zip(found, _steps(folder / HISTORY), strict=True) if line <= result.step]
             stopped = f", {result.stopped.split(':')[0]}" if result.stopped else ""
-            numbers = f"{kept[-1]:.3f} | {max(found):.3f} | {lasting(found):.3f}"
+            error = probe.errors(load_stock(base, result.output_dir))["win_error"]
+            numbers = f"{error:.3f} | {kept[-1]:.3f} | {max(found):.3f} | {lasting(found):.3f}"
             say(f"| {arm} | {seed} | {result.step:,}{stopped} | {numbers} |", flush=True)
-            away |= arm.startswith("default") and max(kept[-1], lasting(kept)) > AWAY
+            away |= arm.startswith("default") and not error < AWAY
     return int(away)
 
 

@@ -82,7 +82,8 @@ class Preference(PreferenceSpec, Hook):
 
 def win_penalty(win_adv: Tensor, weight: float | Tensor) -> Tensor:
     """``weight * max(0, -win_adv)`` ``[B]``: what a pair costs on whose preferred side the policy is the worse one."""
-    return weight * (-win_adv).clamp(min=0)
+    # Where both err alike there is nothing to pull back; a clamp has a gradient there.
+    return weight * torch.relu(-win_adv)
 
 
 def plain_error(step: Step) -> Tensor:

@@ -18,6 +18,8 @@ from tests.laws.test_composition import document
 
 #: Objective -> its options here, and the pull on a pair at the start.
 PULLS = {FlowDPO: ({"beta": 3.0, "norm_type": "mean"}, 3.0 / 4), IPO: ({"beta": 3.0}, 1 / 6), LinearDPO: ({}, 0.5)}
+#: Of an objective that learns from labels too, what makes it learn from pairs.
+PAIRED = {KTO: {"label": None}}
 
 
 def stepped(hook, batch, scale=0.1):
@@ -71,6 +73,20 @@ def test_a_better_winner_costs_nothing():
     hook = FlowDPO(win_weight=5.0)
     result = toy_session(toy_model(0.0), hook, TimestepSchedule(**ROUND), fresh=True).step(toy_batch(masked=False))
     assert float(result.loss) == pytest.approx(math.log(2), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [*PULLS, KTO])
+def test_the_first_step_is_the_same_with_win_weight(kind):
+    """Policy and reference err alike there: there is nothing to pull back."""
+    batch, found, options = toy_batch(masked=False), [], PAIRED.get(kind, {})
+    for weight in (0.0, 5.0):
+        model = toy_model(0.0)
+        session = toy_session(model, kind(win_weight=weight, **options), TimestepSchedule(**ROUND), fresh=True)
+        result = session.step(batch)
+        assert float(result.metrics[f"{kind.type}_win_adv"]) == 0
+        found.append(torch.autograd.grad(result.loss, list(model.parameters())))
+    assert any(each.abs().max() > 0 for each in found[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_a_detector_must_stay_on_and_a_step_without_a_number_is_passed_over():
