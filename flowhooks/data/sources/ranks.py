@@ -5,7 +5,6 @@ The better image of a pair is the image of the sample, the worse one its rejecte
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -143,9 +142,8 @@ class Ranks:
         if not self.chosen:
             if not (self.faults or self.groupless):
                 least = f" by {self.ranking.min_gap:g} or more" if self.ranking.min_gap else ""
-                found.problem(
-                    f"{path}.pairs", f"gives no pair: no two images of a group differ{least} ({groups}{left})"
-                )
+                why = f"no two images of a group differ{least} ({groups}{left})" if self.scored else f"no images{left}"
+                found.problem(f"{path}.pairs", f"gives no pair: {why}")
         elif alone := unpaired(self.scored, self.chosen):
             found.warnings.append(f"{self.name}: {alone}")
 
@@ -156,8 +154,6 @@ class Ranks:
                 continue
             try:
                 number = number_in(row.cells.get(self.ranking.number))
-                if number is not None and math.isinf(number):
-                    raise ValueError("holds an infinite number")
             except ValueError as fault:
                 self.faults.append(f"{row.name} {fault}")
                 continue

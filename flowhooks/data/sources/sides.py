@@ -105,7 +105,8 @@ class Votes:
 
 
 def number_in(value: Any) -> float | None:
-    """Return a cell as a number; None where it is empty or NaN. Raises ValueError for anything else."""
+    """Return a cell as a number; None where it is empty or NaN. Raises ValueError for anything else, and where it is
+    infinite."""
     if isinstance(value, Fault):
         raise ValueError(value.reason)
     if value is None or (isinstance(value, str) and not value.strip()):
@@ -114,4 +115,6 @@ def number_in(value: Any) -> float | None:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"holds {value!r:.60}, which is no number") from None
+    if math.isinf(number):
+        raise ValueError("holds an infinite number")
     return None if math.isnan(number) else number
