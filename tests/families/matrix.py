@@ -221,6 +221,9 @@ OTHERWISE: Mapping[str, str] = {
     **dict.fromkeys(
         ("wan21-i2v", "wan22-i2v"), "Diffusers: its blocks scale an image by Pillow's filter before the pipeline's own"
     ),
+    "hunyuan-video15-i2v": (
+        "Diffusers: its blocks crop the image for the VAE alone, and its image encoder sees all of it"
+    ),
 }
 
 
