@@ -15,7 +15,6 @@ from torch.func import functional_call
 
 from flowhooks.flow_map.scheduler import Span
 from flowhooks.flow_map.step_time import FlowMapError, StepTime, leaves, plain
-from flowhooks.sharding import without_hooks
 
 R, T_MINUS_R = "r", "t-r"
 #: Most by which a pipeline rounds a time, in units of sigma.
@@ -285,9 +284,15 @@ def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any
             raise StopForward
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+    sharding: Any = network if hasattr(network, "unshard") else None
     try:
-        with suppress(StopForward), without_hooks(network):
+        # FSDP2 gathers what is beside the blocks in a hook, too.
+        if sharding is not None:
+            sharding.unshard()
+        with suppress(StopForward):
             network.forward(**arguments)
     finally:
+        if sharding is not None:
+            sharding.reshard()
         handle.remove()
     return inputs

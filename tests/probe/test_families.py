@@ -20,7 +20,7 @@ REFUSED = {
     "cosmos": "EDM",
     "cosmos2-image": "EDM",
     "cosmos3": "one sample a call",
-    "anyflow-far": "calls its network",
+    "anyflow-far": "cannot be run with",
     "skyreels-v2-diffusion-forcing": "copies of its scheduler",
     "prx-pixel": "no `vae`",
 }

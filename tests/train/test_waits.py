@@ -22,6 +22,10 @@ ALLOWED = {
     **{recipe: {BLOCKING: None} for recipe in DRAWING},
     # A reward that is not finite, or has no gradient, ends the run before anything is trained on it.
     **{recipe: {BLOCKING: None, READ: 1} for recipe in DRAWING - {"flow_opd"}},
+    # Samples of the first update are trained on again. The conditions of their prompts are read by a call of the
+    # pipeline each, which stops at its network.
+    "online_dpo": {BLOCKING: 2},
+    "diffusion_nft": {BLOCKING: 2},
     # Two smoothed copies of the images are judged, each for every step that the gradient reaches.
     "adjoint_gated": {BLOCKING: None, READ: 4},
 }

@@ -19,6 +19,7 @@ class DiffusionNFTSpec(HookSpec, type="diffusion_nft", title="DiffusionNFT"):
         "best_and_worst": "{name} learns from all samples of a group, and {other} leaves two of them",
         "target:main": "{name} compares the policy with `e - x0` of a sample and with the model that sampled it, and "
         "{other} replaces the first",
+        "error": "{name} makes errors of its own, so {other} would do nothing",
     }
     passes = (("main", POLICY), ("main", "old"))
     papers = ("zheng2025diffusionnft",)

@@ -58,7 +58,7 @@ def interval_of(view: View) -> IntervalTime:
 def called_rows(model: Any, interval: IntervalTime) -> list[int]:
     """Return the rows that a network is called for: those whose interval is not empty. Where weights are sharded over
     processes and this one has none, the first row stands in, since all of them must call; what it gives is not used."""
-    return list(interval.rows) or ([0] if model.sharded else [])
+    return list(interval.rows) or ([0] if getattr(model, "sharded", False) else [])
 
 
 def uniform_ends(t: Tensor, u: Tensor, least: float) -> Tensor:
