@@ -179,7 +179,7 @@ def test_a_missing_and_an_empty_folder(root):
     assert gone == (
         f"$[1].instance_data_dir: {root}/gone does not exist; `instance_data_dir` is relative to the data set file"
     )
-    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "1 .psd instead" in nothing
+    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "it holds .psd (1) instead" in nothing
     assert "is a file, not a folder" in file
 
 
@@ -192,7 +192,7 @@ def test_a_folder_that_another_type_reads_is_told_that_type(tmp_path):
     blocks = [{"id": each[0], "instance_data_dir": each} for each in ("a.parquet", "b", "c")]
     table, shards, listed = problems_in(tmp_path, blocks)
     assert "a.parquet is a file, not a folder; set `type` to 'parquet'" in table
-    assert "it holds 1 .tar instead; set `type` to 'webdataset', put images there" in shards
+    assert "it holds .tar (1) instead; set `type` to 'webdataset', put images there" in shards
     assert "or `type` to 'imagefolder', which takes them from metadata.jsonl" in listed
 
 
