@@ -77,7 +77,8 @@ LAYOUTS = {
 
 #: What `check` says of a layout beside the number of its pairs.
 SAID = {
-    "Pick-a-Pic": "2 pairs, of which 1 prefers 'jpg_1' to 'jpg_0'; 1 tie left out; 2 rows without a preference left out",
+    "Pick-a-Pic": "2 pairs, of which 1 prefers 'jpg_1' to 'jpg_0'; 1 tie left out; "
+    "2 rows without a preference left out",
     "a ranking": "2 pairs (adjacent) of 3 images in 1 group",
 }
 

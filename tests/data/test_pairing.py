@@ -179,7 +179,8 @@ def test_a_missing_and_an_empty_folder(root):
     assert gone == (
         f"$[1].instance_data_dir: {root}/gone does not exist; `instance_data_dir` is relative to the data set file"
     )
-    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing and "it holds .psd (1) instead" in nothing
+    assert nothing.startswith("$[2].instance_data_dir:") and "holds no image" in nothing
+    assert "it holds .psd (1) instead" in nothing
     assert "is a file, not a folder" in file
 
 
