@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+
+from benchmarks.spread import spread
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
@@ -106,13 +108,8 @@ def _table(facts: Mapping[str, Any]) -> str:
     for name, row in facts["rows"].items():
         lines.append([name, *(form.format(row[key]) for key, (_, form) in MEASURES.items()), ""])
     for arm, found in facts["arms"].items():
-        lines.append([arm, *(_spread([row[key] for row in found], form) for key, (_, form) in columns.items())])
+        lines.append([arm, *(spread([row[key] for row in found], form) for key, (_, form) in columns.items())])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _spread(values: Sequence[float], form: str) -> str:
-    middle, low, high = (form.format(each(values)) for each in (statistics.median, min, max))
-    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def plot(facts: Mapping[str, Any], file: Path) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.emoji import PIXELS, STYLES, Emoji, ensure_emoji, load_emoji, picture, vocabulary
+from benchmarks.evidence_edit import FIRST
 from benchmarks.kept import kept
 from flowhooks.config import load_run
 from flowhooks.digits.judge import JudgeNetwork, frechet_distance, gaussian, infer
@@ -42,23 +43,7 @@ NETWORK: dict[str, Any] = {
 }
 ARGUMENTS: dict[str, Any] = {"max_sequence_length": _TOKENS}
 AUTOENCODER_STEPS = 1500
-BASE: dict[str, Any] = {
-    "adapter": None,
-    "data": "both",
-    "method": {"sft": {}},
-    "training": {
-        "trainable": "transformer",
-        "max_train_steps": 600,
-        "train_batch_size": 32,
-        "learning_rate": 2e-3,
-        "lr_scheduler": "cosine",
-        "lr_warmup_steps": 50,
-        "optimizer_args": {"betas": [0.9, 0.99]},
-        "use_ema": True,
-        "ema_decay": 0.99,
-        "seed": 0,
-    },
-}
+BASE: dict[str, Any] = {**FIRST, "data": "both", "training": {**FIRST["training"], "seed": 0}}
 _LORA = {"type": "lora", "rank": 16, "alpha": 16}
 _STEPS, _BATCH = 120, 16
 RATE = 5e-4

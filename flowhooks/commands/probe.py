@@ -66,10 +66,11 @@ def run(args: Namespace) -> int:
     pipe, arguments = _pipeline(args)
     if args.offload:
         _offload(pipe)
-    told = {**arguments, **args.arguments}
     size = {"height": args.height, "width": args.width, "frames": args.frames}
     try:
-        model = probe(pipe, **size, arguments={**told, **length(pipe, args)}, references=args.reference)
+        model = probe(
+            pipe, **size, arguments={**arguments, **args.arguments, **length(pipe, args)}, references=args.reference
+        )
     except ModelError:
         # The reason follows, as the error that it is.
         say("verdict: nothing can be trained on this pipeline as it is called here")

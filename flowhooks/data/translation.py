@@ -154,7 +154,7 @@ class _Block:
     def _sizes(self) -> None:
         block = self.block
         if self.trained and block.get("resolution") is not None:
-            # The other trainer enlarges what is smaller, unless it is told to leave it out.
+            # Without `minimum_image_size` the other trainer enlarges images that are smaller.
             self.kept.setdefault("allow_upscale", True)
         if block.get("minimum_image_size") is not None:
             self.kept["minimum_image_size"] = block["minimum_image_size"]

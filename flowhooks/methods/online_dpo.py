@@ -1,4 +1,4 @@
-"""Online DPO: pairs of the model's own samples, told apart by rewards."""
+"""Online DPO: rewards choose the best and the worst of the model's own samples as a pair."""
 
 from __future__ import annotations
 

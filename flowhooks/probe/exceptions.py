@@ -22,6 +22,11 @@ CALL: Mapping[str, Any] = {
     # Qwen-Image 2.1 shows texts and images to its network at the first step only, and keeps their keys and values.
     "use_kv_cache": False,
 }
+#: Pipeline argument -> one beside which it means something else.
+OTHER_MEANING: Mapping[str, str] = {
+    # AnyFlow FAR keeps the chunks of a video that are finished, without which its network computes nothing.
+    "use_kv_cache": "chunk_partition",
+}
 
 #: Network argument -> value that replaces the pipeline's, for every network that has it.
 FIXED_ARGUMENTS: Mapping[str, Any] = {
@@ -43,9 +48,9 @@ FORMS: Mapping[str, Callable[[str], str]] = {
 
 
 def call_exceptions(pipe: Any) -> dict[str, Any]:
-    """Return the entries of :data:`CALL` that this pipeline has as arguments."""
+    """Return the entries of :data:`CALL` that this pipeline has as arguments, and means as other pipelines do."""
     known = inspect.signature(type(pipe).__call__).parameters
-    return {name: value for name, value in CALL.items() if name in known}
+    return {name: value for name, value in CALL.items() if name in known and OTHER_MEANING.get(name) not in known}
 
 
 def passed_over(pipe: Any) -> dict[str, Any]:

@@ -28,16 +28,15 @@ from tests.acceptance.refusal_makers import (
 from tests.acceptance.refusals_of_models import MODELS
 from tests.acceptance.refusals_of_quantization import QUANTIZATION
 from tests.acceptance.refusals_of_references import REFERENCES
+from tests.acceptance.refusals_of_sharding import SHARDING
 from tests.acceptance.refusals_of_sound import SOUND
-
-#: What `accelerate launch --use_fsdp --fsdp_version 2` sets.
-FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 REFUSALS: dict[str, Refusal] = {
     **{name: Refusal(make=each.make, words=each.words) for name, each in MISTAKES.items()},
     **MODELS,
     **QUANTIZATION,
     **REFERENCES,
+    **SHARDING,
     **SOUND,
     "checkpoints of another run": Refusal(make=no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),
     "weights of a finished run": Refusal(
@@ -312,33 +311,6 @@ REFUSALS: dict[str, Refusal] = {
     "an anchor that is not there": Refusal(
         make=written(hooks=[{"type": "anchor_regularizer", "weight": 1, "role": "adapter:x", "adapter": "./no"}]),
         words=("$.hooks[0]: ", "no such file or folder"),
-    ),
-    "an engine of its own": Refusal(
-        make=written(), words=("set up for DeepSpeed", "use FSDP2"), environment={"ACCELERATE_USE_DEEPSPEED": "true"}
-    ),
-    "FSDP of the first version": Refusal(
-        make=written(), words=("set up for FSDP 1", "--fsdp_version 2"), environment={"ACCELERATE_USE_FSDP": "true"}
-    ),
-    "shards on the host": Refusal(
-        make=written(), words=("--fsdp_offload_params",), environment={**FSDP2, "FSDP_OFFLOAD_PARAMS": "true"}
-    ),
-    "layers split over processes": Refusal(
-        make=written(), words=("tensor parallel",), environment={**FSDP2, "PARALLELISM_CONFIG_TP_SIZE": "2"}
-    ),
-    "copies that the processes cannot hold": Refusal(
-        make=written(),
-        words=("3 copies", "parallelism_config_dp_replicate_size"),
-        environment={**FSDP2, "PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "3"},
-    ),
-    "shards, and blocks on the host": Refusal(
-        make=written(model={"offload": "blocks", "gradient_checkpointing": True}),
-        words=("$.model.offload: ", "set it to 'none'"),
-        environment=FSDP2,
-    ),
-    "shards of a network that is trained": Refusal(
-        make=written(adapter=None, training={"trainable": "transformer"}),
-        words=("$.adapter: ", "train an adapter"),
-        environment=FSDP2,
     ),
     "all held out": Refusal(
         make=written(validation={"holdout": 6}), words=("$.validation.holdout: ", "leave at least one to train on")

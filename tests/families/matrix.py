@@ -10,15 +10,15 @@ from pathlib import Path
 
 from flowhooks.errors import FlowhooksError
 from flowhooks.naming import refused_pipelines
-from tests.families import EVERY, checks, modular, tiny
+from tests.families import EVERY, checks, interval_checks, modular, tiny
 from tests.families.modular import differences
 
 COLUMNS: Mapping[str, Callable[[str], None]] = {
     "probe": checks.check_probe,
     "Flow-DPO step": checks.check_flow_dpo,
     "LoRA in stock Diffusers": checks.check_lora,
-    "time conditioning": checks.check_time_conditioning,
-    "few-step sampling": checks.check_few_steps,
+    "time conditioning": interval_checks.check_time_conditioning,
+    "few-step sampling": interval_checks.check_few_steps,
     "per-token times": checks.check_token_times,
     "gradient checkpointing": checks.check_checkpointing,
     "detached": checks.check_detach,

@@ -175,8 +175,7 @@ def test_law_6_what_is_trainable_moves_and_survives(recipe, adapter, tmp_path):
 
     with looping(recipe, adapter) as loop:
         before = {name: p.detach().clone() for name, p in loop.session.parameters().items()}
-        # Linear-DPO has no gradient once a pair is apart by more than its line goes.
-        loop.advance(1 if recipe == "linear_dpo" else 3)
+        loop.advance(3)
         for result in loop.chunks(batch_for(0)):
             result.loss.backward()
         for name, p in loop.session.parameters().items():

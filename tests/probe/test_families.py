@@ -12,7 +12,7 @@ from flowhooks.errors import ModelError
 from flowhooks.probe import exceptions, probe
 from flowhooks.probe.runs import find_networks, recorded_arguments
 from flowhooks.probe.values import same
-from tests.families import PIPELINES, checks, learnt, tiny
+from tests.families import PIPELINES, checks, interval_checks, learnt, tiny
 
 #: What cannot be learnt, and whose reason it is.
 REFUSED = {
@@ -20,7 +20,7 @@ REFUSED = {
     "cosmos": "EDM",
     "cosmos2-image": "EDM",
     "cosmos3": "one sample a call",
-    "anyflow-far": "cannot be run with",
+    "anyflow-far": "calls its network",
     "skyreels-v2-diffusion-forcing": "copies of its scheduler",
     "prx-pixel": "no `vae`",
 }
@@ -72,7 +72,7 @@ def counted(method, count):
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_its_network_learns_intervals_and_the_stock_pipeline_tells_them(name):
-    checks.check_intervals(name)
+    interval_checks.check_intervals(name)
 
 
 @pytest.mark.parametrize("name", [name for name in LEARNT if name not in UNLOADABLE])

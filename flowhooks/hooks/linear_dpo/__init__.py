@@ -11,7 +11,7 @@ class LinearDPOSpec(PairSpec, type="linear_dpo", title="Linear-DPO"):
     (arXiv 2605.21123)."""
 
     papers = ("li2026linear",)
-    law = {"beta": 2.0, "norm_type": "sum", "margin_cap": 0.5, "win_weight": 0.5}
+    law = {"beta": 2.0, "norm_type": "sum", "margin_cap": 5.0, "win_weight": 0.5}
     detectors = (*PairSpec.detectors, "saturated")
 
     beta: float = option(
