@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from flowhooks.data.assets import why
 from flowhooks.data.blocks import MASK_TYPES, REFERENCE_TYPE, REJECTED_TYPES, Block
-from flowhooks.data.files import CLIP_SUFFIXES, IMAGE_SUFFIXES, Tree, stem_of, walk
+from flowhooks.data.files import CAPTION_SUFFIXES, CLIP_SUFFIXES, IMAGE_SUFFIXES, Tree, stem_of, walk
 from flowhooks.data.findings import Findings, count, some
+from flowhooks.data.folder_pairs import PREFERRED, REJECTED, PairNames, pair_names
 from flowhooks.data.folder_sizes import looked_at, sizes_of
 from flowhooks.data.inspection import Picture
 from flowhooks.data.sources.opening import KINDS, METADATA
@@ -26,11 +27,9 @@ from flowhooks.manifest import RUN
 #: Names of sub-folders -> what is in them. A number at the end, as in `source_2`, does not matter.
 IMAGES = ("images", "photos", "pictures")
 CLIPS = ("clips", "videos")
-PREFERRED = ("preferred", "chosen", "win", "winner", "winners", "good", "better", "w")
 LIKED = ("up", "liked", "thumbs_up", "upvoted")
 DISLIKED = ("down", "disliked", "thumbs_down", "downvoted")
 EDITED = ("edited", "after", "result", "results", "target", "targets")
-REJECTED = ("rejected", "lose", "loser", "losers", "bad", "worse", "l")
 MASKS = ("mask", "masks", "where", "segmentation")
 REFERENCES = ("source", "sources", "reference", "references", "before", "original", "originals", "input", "inputs")
 #: What is kept apart from training by those who name a folder so.
@@ -104,10 +103,13 @@ def folder_blocks(
         sides = [part, *(each for each, kind in partners if kind == REJECTED_TYPES[0])]
         pictures = looked_at([folder / each.name / path for each in sides for path in each.media.values()])
         _refuse_mixed(folder / part.name, part, pictures)
+        apart = len(sides) > 1 or _kind(part.name) in _LABELS
+        paired = None if apart else _pairs_within(folder / part.name, part)
         block: Block = {
             "id": _id(part.name or folder.name or folder.resolve().name),
             "instance_data_dir": part.name or ".",
-            **_captions(folder, part, prompt),
+            **({"pair_names": list(paired.patterns)} if paired else {}),
+            **_captions(folder, part if paired is None else _preferred(part, paired), prompt),
             **sizes_of(pictures, moving=bool(part.clips), most=most, multiple=multiple),
         }
         if (label := _LABELS.get(_kind(part.name) or ())) is not None:
@@ -174,7 +176,7 @@ def _parts(folder: Path, tree: Tree) -> dict[str, _Part]:
         name, _, rest = path.rpartition("/") if "/" not in path else path.partition("/")
         if _suffix(path) in (*IMAGE_SUFFIXES, *CLIP_SUFFIXES):
             media.setdefault(name, {})[stem_of(rest)] = rest
-        elif _suffix(path) == ".txt":
+        elif _suffix(path) in CAPTION_SUFFIXES:
             texts.setdefault(name, set()).add(stem_of(rest))
     if not media:
         seen = sorted({_suffix(path) or "(no suffix)" for path in tree.files})
@@ -238,6 +240,26 @@ def _arranged(folder: Path, parts: dict[str, _Part]) -> tuple[list[_Part], list[
             f"or name {str(folder / mains[0].name)!r} to train on it alone",
         )
     return mains, partners
+
+
+def _pairs_within(place: Path, part: _Part) -> PairNames | None:
+    """Return which of a folder's files are pairs by their names; raise DataError where some are, and others not."""
+    paired = pair_names(part.media)
+    if paired is not None and paired.strange:
+        first = min(paired.names)
+        _refuse(
+            place,
+            f"holds {count(len(paired.names), 'pair')} by name, such as {part.media[paired.preferred(first)]!r}, beside "
+            f"{some([part.media[stem] for stem in sorted(paired.strange)])}, which is of no pair; move one of both "
+            f"elsewhere, or rename files that are no pairs",
+        )
+    return paired
+
+
+def _preferred(part: _Part, paired: PairNames) -> _Part:
+    """Return a folder's pairs under their names, as captions are read: each by the file of its preferred side."""
+    media = {name: part.media[paired.preferred(name)] for name in paired.names}
+    return replace(part, media=media, texts=paired.captioned_by(part.texts))
 
 
 def _refuse_deeper(folder: Path, parts: Mapping[str, _Part]) -> None:

@@ -76,6 +76,36 @@ def test_a_folder_means_its_sets(names, kinds, captions, tmp_path):
     assert [record.geometry.frames for record in records] == ([9, 1] if "clips/b.gif" in names else [1] * len(records))
 
 
+@pytest.mark.parametrize(
+    "names, patterns, captions",
+    [
+        pytest.param({"a_w.png": "one", "a_l.jpg": None}, ["*_w", "*_l"], ["one"], id="the preferred side's text"),
+        pytest.param({"x/a_w.png": None, "x/a_l.png": None, "x/a.png": "one"}, None, [], id="beside another image"),
+        pytest.param(
+            {"red_cat-good.png": None, "red_cat-bad.png": None}, ["*-good", "*-bad"], ["red cat"], id="the pair's name"
+        ),
+        pytest.param(
+            {"images/a_win.png": "one", "images/a_lose.png": None, "images/b_win.png": "two", "mask/a.png": None},
+            ["*_win", "*_lose"],
+            ["one"],
+            id="with masks, and one without a rejected side",
+        ),
+    ],
+)
+def test_pairs_of_one_folder_are_told_by_their_names(names, patterns, captions, tmp_path):
+    folder = write(tmp_path / "mine", names)
+    if patterns is None:
+        with pytest.raises(DataError, match=r"holds 1 pair by name, such as 'x/a_w.png', beside x/a.png, which"):
+            folder_blocks(folder)
+        return
+    datasets = load_datasets(folder, tmp_path)
+    assert datasets.blocks[0]["pair_names"] == patterns and "data:rejected" in datasets.provides
+    audited = audit(datasets)
+    assert [record.caption for record in audited.records] == captions
+    for record in audited.records:
+        assert record.rejected is not None and bool(record.masks) == ("mask/a.png" in names)
+
+
 def test_a_table_in_the_folder_says_what_it_holds(tmp_path):
     write(tmp_path, {"win/a.png": None, "lose/a.png": None})
     row = {"file_name": "win/a.png", "rejected_file_name": "lose/a.png", "text": "one"}
