@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from flowhooks.checks.sharding import sharding_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
 from flowhooks.config.rules import incomplete
-from flowhooks.data.blocks import keeps_ties
+from flowhooks.data.blocks import PREFERENCE, keeps_ties
+from flowhooks.data.findings import count
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.preference_spec import PreferenceSpec
 from flowhooks.hooks.registry import HOOKS
@@ -74,7 +75,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     planned, plan_problems = _planned(run, audited)
     problems += plan_problems
     problems += label_problems(run, records)
-    problems += _tie_problems(run)
+    problems += _tie_problems(run, records)
     if problems or audited is None or planned is None:
         raise ConfigError(problems)
     return Examined(audit=audited, plan=planned)
@@ -87,15 +88,20 @@ def _option_problems(run: Run) -> Iterator[Problem]:
             yield Problem(message, str(run.source), hook.where)
 
 
-def _tie_problems(run: Run) -> Iterator[Problem]:
-    """Yield a problem for each set that keeps ties, in a run whose hooks have no formula for them."""
+def _tie_problems(run: Run, records: Sequence[Record]) -> Iterator[Problem]:
+    """Yield a problem for each set that keeps ties, in a run whose hooks have no formula for them, and one where they
+    have and there is nothing else: no gradient would come to the adapter."""
     specs = [HOOKS.get(hook.type) for hook in run.hooks]
     # A hook of the user's own may read them.
-    if (
-        run.data is None
-        or None in specs
-        or any(issubclass(spec, PreferenceSpec) and spec.takes_ties for spec in specs if spec)
-    ):
+    if run.data is None or None in specs:
+        return
+    if any(issubclass(spec, PreferenceSpec) and spec.takes_ties for spec in specs if spec):
+        if records and all(record.columns.get(PREFERENCE) == 0.5 for record in records):
+            message = (
+                f"of {count(len(records), 'pair')} all are ties, which say that two sides are equal and never which is "
+                "better; add pairs of which one side was preferred"
+            )
+            yield Problem(message, str(run.data.source), run.data.root)
         return
     takers = [name for name, spec in HOOKS.items() if issubclass(spec, PreferenceSpec) and spec.takes_ties]
     for path, block in zip(run.data.paths, run.data.blocks, strict=True):

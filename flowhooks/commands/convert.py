@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flowhooks.commands.arguments import path
 from flowhooks.printing import say
+
+if TYPE_CHECKING:
+    from flowhooks.errors import Problem
 
 NAME = "convert"
 HELP = "write a data set file of another trainer in our words, and say how each key was read"
@@ -23,7 +27,6 @@ def add(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace) -> int:
-    from flowhooks.data.load import load_datasets
     from flowhooks.data.translation import translate
     from flowhooks.documents.document import read_json, strip_secrets
     from flowhooks.errors import ConfigError, DataError, Problem
@@ -38,20 +41,34 @@ def run(args: Namespace) -> int:
         )
     document, secrets = strip_secrets(read_json(source), str(source))
     read = translate(document, str(source), "$")
-    if not read.foreign and not secrets:
+    judged = _judged(source)
+    if not read.foreign and not secrets and not judged:
         raise ConfigError(Problem("has no key of another trainer; there is nothing to convert", str(source)))
     for word, keys in (("taken over", read.taken), ("no effect", read.idle)):
         for key in keys:
             say(f"{word:<10} {key}")
-    if problems := [*secrets, *read.problems]:
-        raise DataError(problems)
+    if judged:
+        raise DataError(judged)
     written = _ours(read.document, read.caches, source.absolute().parent, output.absolute().parent)
-    # What it says is judged before anything is written.
-    load_datasets(written, output)
     text = json.dumps(written, indent=2, ensure_ascii=False) + "\n"
     write_aside(output, lambda aside: aside.write_text(text, encoding="utf-8"))
     say(f"wrote      {output}")
     return 0
+
+
+def _judged(source: Path) -> list[Problem]:
+    """Return everything that is wrong with a data set file, of the other trainer's keys and of ours."""
+    from flowhooks.data.load import load_datasets
+    from flowhooks.errors import DataError, FlowhooksWarning
+
+    with warnings.catch_warnings():
+        # That it is read as the other trainer's is what the command prints in detail.
+        warnings.simplefilter("ignore", FlowhooksWarning)
+        try:
+            load_datasets(source, Path())
+        except DataError as error:
+            return list(error.problems)
+    return []
 
 
 def _ours(document: Any, caches: list[int], base: Path, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from flowhooks.commands.arguments import add_quiet, add_resume, add_run
@@ -47,6 +48,9 @@ def run(args: Namespace) -> int:
             rebuild_cache=args.rebuild_cache,
             examined=examined,
         )
+    if os.environ.get("RANK", "0") != "0":
+        # The first process of the run says it for all.
+        return 0
     if result.stopped is not None:
         say(result.stopped)
     say(f"step {result.step:,}; results are in {result.output_dir}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from flowhooks.data.blocks import Block, Datasets
 from flowhooks.data.findings import Findings
 from flowhooks.data.links import link
 from flowhooks.data.sources import complete_block
+from flowhooks.data.sources.opening import KINDS
 from flowhooks.data.translation import translate
 from flowhooks.documents.document import json_path, read_json, strip_secrets, without_remarks
 from flowhooks.documents.validation import problems_in, with_defaults
@@ -39,6 +41,7 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
         given, root = _written(source), "$"
     else:
         source = base / "<inline>" if base.is_dir() else base
+    _refuse_one(given, source, root)
     cleaned, problems = strip_secrets(without_remarks(given), str(source), root)
     read = translate(cleaned, str(source), root)
     cleaned = read.document
@@ -57,7 +60,7 @@ def load_datasets(given: str | Path | list[Any] | dict[str, Any], base: Path, *,
 def _written(source: Path) -> Any:
     """Return the content of a data set file, or the blocks of a folder."""
     if not source.is_dir():
-        return read_json(source)
+        return _document(source)
     # Read only for a folder.
     from flowhooks.data.folder import folder_blocks
 
@@ -67,9 +70,29 @@ def _written(source: Path) -> Any:
     ]
 
 
+def _document(source: Path) -> Any:
+    """Return the content of a JSON file. Raises DataError for a file of data, which a data set file names."""
+    if (kind := KINDS.get(source.suffix.lower())) and source.is_file():
+        block = json.dumps([{"id": "mine", "type": kind, "instance_data_dir": source.name}])
+        message = f"is a file of data, and not the data set file that describes it; write one beside it: {block}"
+        raise DataError(Problem(message, str(source)))
+    return read_json(source)
+
+
+def _refuse_one(given: Any, source: Path, root: str) -> None:
+    """Raise DataError for a set that is in no list."""
+    if _is_one(given):
+        message = "is one set, and a data set file is a list of sets; put it between [ and ]"
+        raise DataError(Problem(message, str(source), root))
+
+
+def _is_one(document: Any) -> bool:
+    return isinstance(document, dict) and "datasets" not in document and "instance_data_dir" in document
+
+
 def is_datasets(document: Any) -> bool:
-    """Return whether a file's content is data sets, in either of their two forms, and no run."""
-    return not isinstance(document, dict) or "datasets" in document
+    """Return whether a file's content is data sets, in either of their two forms, or one set, and no run."""
+    return not isinstance(document, dict) or "datasets" in document or _is_one(document)
 
 
 def read_datasets(path: str | Path) -> Datasets | None:
@@ -79,7 +102,7 @@ def read_datasets(path: str | Path) -> Datasets | None:
         DataError: with every problem found.
         ConfigError: the file is missing or no JSON.
     """
-    named = user_path(path).is_dir() or is_datasets(read_json(Path(path)))
+    named = user_path(path).is_dir() or is_datasets(_document(Path(path)))
     return load_datasets(path, Path()) if named else None
 
 

@@ -100,6 +100,12 @@ TABLE = (
         OTHER,
         '`"instance_data_dir": "s3://bucket/folder"`; the rest comes from the environment',
     ),
+    Keys(
+        ("aws_access_key_id", "aws_secret_access_key"),
+        OTHER,
+        "remove it: a secret has no place in this file, and is read from the environment (`AWS_ACCESS_KEY_ID`, "
+        "`AWS_SECRET_ACCESS_KEY`)",
+    ),
     Keys(("dataset_type",), OTHER, "leave the set out; `validation.holdout` of the run keeps samples back", ("eval",)),
     Keys(
         ("conditioning_type",),

@@ -184,6 +184,8 @@ class _Block:
                 words = prompt.strip().replace("{", "{{").replace("}", "}}")
                 self.kept.setdefault("caption_template", f"{words} {{caption}}")
                 self._taken(key)
+        if self.kept.get("caption_strategy", "") is None:
+            del self.kept["caption_strategy"]
         if self.kept.get("caption_strategy") in ("csv", "huggingface"):
             self.kept["caption_strategy"] = "column"
             self._taken("caption_strategy")

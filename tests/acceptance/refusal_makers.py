@@ -147,14 +147,14 @@ def votes(*labels: str) -> Callable[[User], object]:
     return make
 
 
-def ties(user: User) -> None:
-    """A table of two images a row, one row of them a tie that is kept."""
-    rows = ["win/one.png,lose/one.png,1,0,a", "win/two.png,lose/two.png,1,1,b"]
+def ties(user: User, objective: str = "flow_dpo", pairs: bool = True) -> None:
+    """A table of two images a row, one row of them a tie that is kept; the other one prefers a side or is left out."""
+    rows = [*(["win/one.png,lose/one.png,1,0,a"] if pairs else []), "win/two.png,lose/two.png,1,1,b"]
     (user.data / "votes.csv").write_text("\n".join(["one,other,l,r,text", *rows]) + "\n", encoding="utf-8")
     columns = {"image": ["one", "other"], "preference": ["l", "r"]}
     block = {"id": "votes", "type": "csv", "instance_data_dir": "votes.csv", "columns": columns, "ties": "keep"}
     user.edit_blocks(lambda blocks: blocks.__setitem__(slice(None), [block]))
-    user.write(hooks=[{"type": "flow_dpo", "norm_type": "mean", "beta": 50.0}])
+    user.write(hooks=[{"type": objective, "norm_type": "mean", "beta": 50.0}])
 
 
 def no_start(user: User) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from tests.acceptance.mistakes import MISTAKES
 from tests.acceptance.refusal_makers import (
     DIGITS,
@@ -263,6 +265,10 @@ REFUSALS: dict[str, Refusal] = {
     ),
     "ties under an objective without a formula for them": Refusal(
         make=ties, words=("$[0].ties: ", "for which no hook of this run has a formula", "write 'drop', or take 'ipo'")
+    ),
+    "ties and nothing else": Refusal(
+        make=partial(ties, objective="ipo", pairs=False),
+        words=("data.json: $: of 1 pair all are ties", "never which is better; add pairs"),
     ),
     "labels that say neither up nor down": Refusal(
         make=votes("up", "maybe", "1.5", "maybe"),

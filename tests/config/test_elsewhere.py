@@ -266,6 +266,36 @@ def test_convert_prints_what_it_takes_over_also_where_it_refuses(tmp_path, capsy
     assert "$[0].crop_style" in captured.err and "$[0].parquet" in captured.err
 
 
+def test_convert_names_every_fault_of_the_file_at_once(tmp_path, capsys):
+    """Of their keys, of ours, and of neither, each at its place in the file that is converted."""
+    theirs = {"id": "a", "instance_data_dir": "a", "cache_dir_vae": "x", "parquet": {"x": 1}, "crop": "x"}
+    other = {
+        "id": "b",
+        "instance_data_dir": "b",
+        "dataset_type": "conditioning",
+        "caption_strategy": None,
+        "aws_secret_access_key": "x",
+    }
+    (tmp_path / "data.json").write_text(json.dumps([theirs, other]))
+    assert main(["convert", str(tmp_path / "data.json")]) == 2
+    told = capsys.readouterr().err
+    assert all(f"data.json: $[{place}: " in told for place in ("0].parquet", "0].crop", "1].aws_secret_access_key"))
+    assert "caption_strategy" not in told and "has no place in this file" in told
+
+
+def test_one_set_is_no_list_of_sets(tmp_path, capsys):
+    (tmp_path / "data.json").write_text(json.dumps({"id": "a", "instance_data_dir": "a", "cache_dir_vae": "x"}))
+    for command in ("check", "convert"):
+        assert main([command, str(tmp_path / "data.json")]) == 2
+        assert capsys.readouterr().err.count("put it between [ and ]") == 1
+
+
+def test_a_table_is_no_data_set_file(tmp_path, capsys):
+    (tmp_path / "pick.parquet").write_bytes(b"PAR1\xff\xffPAR1")
+    assert main(["check", str(tmp_path / "pick.parquet")]) == 2
+    assert '"type": "parquet", "instance_data_dir": "pick.parquet"' in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("model"))

@@ -224,7 +224,7 @@ def _misstated(name: str, column: str | list[str], kind: str) -> str | None:
     if name not in ("rejected", "mask", "reference", PREFERENCE) and not isinstance(column, str):
         several = "only `rejected`, `mask` and `reference` may name several columns"
         if name == "image":
-            several += f", or `image` two with a `{PREFERENCE}`"
+            several += f", or `image` two, with a column that says which was preferred as `{PREFERENCE}`"
         return f"is a list of {len(column)}, and {several}; name one"
     if name in ROLES or (name in (PREFERENCE, SCORE, ORDER, GROUP) and kind != "conditioning"):
         return None
