@@ -250,8 +250,8 @@ def _pairs_within(place: Path, part: _Part) -> PairNames | None:
         _refuse(
             place,
             f"holds {count(len(paired.names), 'pair')} by name, such as {part.media[paired.preferred(first)]!r}, "
-            f"beside {some([part.media[stem] for stem in sorted(paired.strange)])}, which is of no pair; move one of both "
-            f"elsewhere, or rename files that are no pairs",
+            f"beside {some([part.media[stem] for stem in sorted(paired.strange)])}, which is of no pair; move one of "
+            "both elsewhere, or rename files that are no pairs",
         )
     return paired
 
