@@ -12,10 +12,12 @@ from flowhooks.quiet import quiet_libraries
 CLAIMS = {
     "adjoint_matching": "benchmarks.evidence_adjoint_matching",
     "anyflow": "benchmarks.evidence_anyflow",
+    "dmd": "benchmarks.evidence_dmd",
     "edit": "benchmarks.evidence_edit",
     "flow_dpo": "benchmarks.evidence_flow_dpo",
     "flow_opd": "benchmarks.evidence_flow_opd",
     "preferences": "benchmarks.evidence_preferences",
+    "rollouts": "benchmarks.evidence_rollouts",
     "self_flow": "benchmarks.evidence_self_flow",
 }
 

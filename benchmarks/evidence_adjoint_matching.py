@@ -78,16 +78,17 @@ class Measured:
 class Ruler:
     """Draws with a pipeline, always the same prompts from the same seeds, and measures."""
 
-    def __init__(self, judge: Judge, reward: Any, first_seed: int):
+    def __init__(self, judge: Judge, reward: Any, first_seed: int, *, samples: int = SAMPLES, steps: int = STEPS):
         self.judge, self.reward, self.first_seed = judge, reward, first_seed
-        self.digits = asked_digits(SAMPLES)
+        self.samples, self.steps = samples, steps
+        self.digits = asked_digits(samples)
         self.prompts = [caption(int(digit)) for digit in self.digits]
         self.data = gaussian(infer(judge.network, read_pixels(Path(resolve_data("digits:base"))))[2])
 
     def __call__(self, pipe: Any, title: str, seconds: float = 0.0) -> Measured:
-        pixels = draw(pipe, title=title, first_seed=self.first_seed)
+        pixels = draw(pipe, self.samples, title=title, first_seed=self.first_seed, steps=self.steps)
         logits, _, features = infer(self.judge.network, pixels)
-        values = self.reward((pixels / 2 + 0.5).clamp(0, 1), self.prompts, [{}] * SAMPLES)
+        values = self.reward((pixels / 2 + 0.5).clamp(0, 1), self.prompts, [{}] * self.samples)
         (mean, covariance), data = gaussian(features), self.data
         return Measured(
             reward=float(values.mean()),

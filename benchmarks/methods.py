@@ -30,6 +30,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "flow_dpo": {"norm_type": "masked_mean", "beta": 500.0, "mask_dilate": 1},
     "anyflow": {"target_mode": "flow_map", "velocity": "reference", "rescale": "sample"},
     "self_flow": {"block_index": 1, "teacher_block_index": 3, "projector_width": 256},
+    "dmd": {"jumps": 2, "policy_every": 1},
     "flow_opd": {**DRAWN, "visits": 4},
     "flow_grpo": {**DRAWN, "visits": 4, "group_size": 2, "rewards": INK},
     "adjoint_matching": {**DRAWN, "truncate": {"last_k": 4}, "early_visits": 1, "rewards": INK},

@@ -100,7 +100,8 @@ def _run(args: Namespace) -> int:
     if sentence := plain(configured.hooks):
         say(f"method     {sentence}")
     say(f"hooks      {' -> '.join(each.type for each in planned.order)}")
-    say(f"forwards   {forwards(configured, planned)} per micro-batch, for {pairs}")
+    of_views = f", for {pairs}" if pairs else ""
+    say(f"forwards   {forwards(configured, planned)} per micro-batch{of_views}")
     say(f"trains     {describe_trainable(configured)}")
     for line in describe_reference(configured, planned):
         say(f"reference  {line}")

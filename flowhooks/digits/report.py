@@ -54,8 +54,11 @@ def draw(
     progress: bool | None = None,
     first_seed: int = FIRST_SEED,
     steps: int = STEPS,
+    sigmas: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Generate `count` images `[count, 3, H, W]` in [-1, 1]; image i starts from seed `first_seed + i` in any batch."""
+    """Generate `count` images `[count, 3, H, W]` in [-1, 1]; image i starts from seed `first_seed + i` in any batch.
+    `sigmas`, unshifted, take the place of `steps`."""
+    times: dict[str, Any] = {"num_inference_steps": steps} if sigmas is None else {"sigmas": list(sigmas)}
     digits = asked_digits(count).tolist()
     parts = []
     with progress_bar(title, count, progress) as advance:
@@ -65,9 +68,9 @@ def draw(
                 pipe(
                     prompt=[caption(digits[i]) for i in chosen],
                     generator=[torch.Generator().manual_seed(first_seed + i) for i in chosen],
-                    num_inference_steps=steps,
                     guidance_scale=1.0,
                     output_type="pt",
+                    **times,
                 ).images
             )
             advance(len(chosen))

@@ -17,8 +17,6 @@ from flowhooks.config import resolve_run
 from flowhooks.errors import AdapterError, ConfigError
 from flowhooks.hooks import DistributionMatching, IntervalTimes, TargetReplacer
 from flowhooks.hooks.distribution_matching.dmd import (
-    HIGH,
-    LOW,
     critic_error,
     direction,
     dmd_surrogate,
@@ -98,7 +96,8 @@ def test_times():
     assert jump_times(2, 1.0).tolist() == [1, 0.5, 0]
     assert jump_times(2, 3.0).tolist() == [1, 0.75, 0]
     ends = noising_times(torch.tensor([0.0, 1.0]), 3.0)
-    assert ends.tolist() == pytest.approx([LOW, HIGH])
+    assert ends.tolist() == pytest.approx([0.02, 0.98])
+    assert noising_times(torch.tensor([0.0, 1.0]), 3.0, 0.1, 0.5).tolist() == pytest.approx([0.1, 0.5])
 
 
 def test_a_carried_loss_has_the_gradient_it_was_given():

@@ -85,6 +85,17 @@ RECIPES = {
         {"type": "interval_times", "r_timestep_sampler": "mixture"},
         {"type": "distribution_matching", "weight": 0.5, "jumps": 2, "critic_rank": 2},
     ],
+    "dmd": [
+        {
+            "type": "distribution_matching",
+            "student": "renoise",
+            "jumps": 2,
+            "teacher_guidance": 2.0,
+            # The law on gradients looks at the fourth step.
+            "policy_every": 3,
+            "critic_rank": 2,
+        },
+    ],
     "twin_flow_ema": [
         {"type": "twin_flow_target", "enhanced_ratio": 0.5},
         {"type": "interval_times", "r_timestep_sampler": "mixture"},
@@ -168,7 +179,7 @@ RECIPES = {
     ],
 }
 #: Recipes that may ask less often than they declare: how often is drawn, or depends on the state.
-DRAWN = {"anyflow_on_policy", "adjoint_full", "adjoint_gated"}
+DRAWN = {"anyflow_on_policy", "dmd", "adjoint_full", "adjoint_gated"}
 #: Recipes that draw: the pipeline's own loop reads its schedule on the host, step by step.
 DRAWING = {
     "adjoint_full",
@@ -181,7 +192,7 @@ DRAWING = {
     "diffusion_nft",
 }
 #: Recipes for adapters of PEFT's only.
-PEFT_ONLY = {"anyflow_on_policy"}
+PEFT_ONLY = {"anyflow_on_policy", "dmd"}
 
 ADAPTERS = {
     "lora": {"type": "lora", "rank": 4, "alpha": 8},

@@ -14,23 +14,26 @@ from torch import Tensor, nn
 from flowhooks.hooks.flow_maps import expand_as_batch
 from flowhooks.hooks.timestep_schedule.hook import shift_sigma
 
-#: Least and largest sigma of a noised sample: neither pure noise nor a clean sample tells teacher and critic apart.
-LOW, HIGH = 0.02, 0.98
-
 
 def jump_times(count: int, shift: float) -> Tensor:
     """``[count + 1]`` sigmas from 1 to 0 on an even grid, shifted."""
     return shift_sigma(torch.linspace(1, 0, count + 1), shift)
 
 
-def noising_times(u: Tensor, shift: float) -> Tensor:
-    """Sigmas in [LOW, HIGH], shaped like ``u`` in [0, 1)."""
-    return LOW + (HIGH - LOW) * shift_sigma(u, shift)
+def noising_times(u: Tensor, shift: float, low: float = 0.02, high: float = 0.98) -> Tensor:
+    """Sigmas in [low, high], shaped like ``u`` in [0, 1). Neither pure noise nor a clean sample tells teacher and
+    critic apart."""
+    return low + (high - low) * shift_sigma(u, shift)
 
 
 def flow_map_jump(x: Tensor, velocity: Tensor, span: Tensor) -> Tensor:
     """``x_r = x_t - (t - r) u``, all ``[B, ...]``, the span ``t - r`` ``[B]``; with t for the span it is ``x_0``."""
     return x - expand_as_batch(span, x) * velocity
+
+
+def renoised(sample: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """``(1 - s) x0 + s e``: ``[B, ...]`` at sigmas ``[B]``."""
+    return sample + expand_as_batch(sigma, sample) * (noise - sample)
 
 
 def direction(fake: Tensor, real: Tensor, sample: Tensor) -> Tensor:
