@@ -54,6 +54,7 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("commands")
     model = runs.write_model(folder / "path/to/pipeline")
     tiny("wan").save_pretrained(folder / "path/to/video-pipeline")
+    tiny("ace-step").save_pretrained(folder / "path/to/sound-pipeline")
     data = json.loads(runs.write_data(folder).read_text(encoding="utf-8"))
     sections = {"training": {"max_train_steps": 1}, "validation": {"prompts": []}}
     document = runs.document(Path("path/to/pipeline"), Path("my_data.json"), Path("runs/my-run"), **sections)
@@ -101,6 +102,8 @@ def test_commands_run(page: str, home: Path, tmp_path: Path, monkeypatch: pytest
             "49": "5",
         }
         words = [swaps.get(word, word) for word in words]
+        if "--duration" in words:
+            words[words.index("--duration") + 1] = "0.2"
         if "--rank" in words:
             words[words.index("--rank") + 1] = "2"
         words = [word.replace("resolution=512", "resolution=16") for word in words]
