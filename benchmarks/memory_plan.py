@@ -59,6 +59,7 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
     "sft": {"adapter": LORA, "method": {"sft": {}}},
     "flow_dpo": {"adapter": LORA, "method": {"flow_dpo": {"norm_type": "mean", "beta": 2000.0}}},
     "anyflow": {"adapter": LORA, "method": {"anyflow": {"target_mode": "linear"}}},
+    "dmd": {"adapter": LORA, "method": {"dmd": {"jumps": 2, "policy_every": 1}}},
     "self_flow": {"adapter": LORA, "method": {"self_flow": _BLOCKS}, "training": {"use_ema": True}},
     "flow_opd": {
         "adapter": LORA,

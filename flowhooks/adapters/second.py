@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import nn
 
 from flowhooks.adapters.base import AttachedAdapter
@@ -68,8 +69,11 @@ class SecondAdapter(AttachedAdapter):
         peft = peft_config(self.config, self.targets)
         active = [vars(layer)["_active_adapter"] for layer in self._layers]
         flags = [(parameter, parameter.requires_grad) for parameter in self.transformer.parameters()]
+        # PEFT leaves an adapter where it was made if another one of its layer has no numbers.
+        numberless = any(parameter.is_meta for layer in self._layers for parameter in layer.parameters())
         try:
-            inject_layers(self.transformer, peft, self.kind, self.targets, self.name)
+            with torch.device("meta") if numberless else nullcontext():
+                inject_layers(self.transformer, peft, self.kind, self.targets, self.name)
         finally:
             for layer, found in zip(self._layers, active, strict=True):
                 vars(layer)["_active_adapter"] = found

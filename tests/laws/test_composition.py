@@ -28,6 +28,7 @@ METHODS: dict[str, dict] = {
     "adjoint_matching": {**DRAWN, "rewards": REWARDS, "truncate": {"last_k": 2}, "anchor_weight": 0.0},
     "anyflow": {"target_mode": "flow_map"},
     "diffusion_nft": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
+    "dmd": {"jumps": 2, "critic_rank": 2, "policy_every": 1},
     "flow_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
     "flow_grpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_opd": {**DRAWN, "teachers": {"b": "written by the test"}, "anchor_weight": 0.0},
