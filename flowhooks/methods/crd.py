@@ -16,5 +16,5 @@ class CRDMethod(Method, type="crd", title="Centred reward distillation method"):
         lagged("old", growth=0.005, least=0.25, most=0.999),
         lagged("sampler"),
         Part(hook=CRDSpec),
-        anchored(0.1, least_weight="anchor_least_weight", guidance_scale="reference_guidance"),
+        anchored(0.1, least=1e-4, guidance=4.5),
     )

@@ -15,6 +15,6 @@ class DGPOMethod(Method, type="dgpo", title="DGPO method"):
         sampled(by="old", noise="group"),
         lagged("old", most=0.3),
         # The base of the gains and that of the anchor are one prediction, guided alike.
-        anchored(1e-3, guidance_scale="reference_guidance"),
+        anchored(1e-3, guidance=1.0),
         Part(hook=DGPOSpec),
     )

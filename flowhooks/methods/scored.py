@@ -44,20 +44,34 @@ def lagged(role: str, **defaults: float) -> Part:
     )
 
 
-def anchored(weight: float, *, role: str = "reference", option: str = "anchor_weight", **offers: str) -> Part:
+def anchored(
+    weight: float,
+    *,
+    role: str = "reference",
+    option: str = "anchor_weight",
+    least: float | None = None,
+    guidance: float | None = None,
+) -> Part:
     """Return the part that keeps the policy near a role.
 
     Args:
         weight: its default weight.
         option: the method's name for it.
-        offers: option of the anchor that methods leave out -> the method's name for it.
+        least, guidance: defaults of the options `anchor_least_weight` and `reference_guidance`; None offers them not.
     """
     whose = {"reference": "the base's velocity", "old": "the old model's velocity"}[role]
     text = f"Weight of the squared distance from {whose}; 0 costs nothing."
+    names, changes = {option: "weight"}, {option: {"description": text, "default": weight}}
+    for own, name, default in (
+        ("least_weight", "anchor_least_weight", least),
+        ("guidance_scale", "reference_guidance", guidance),
+    ):
+        if default is not None:
+            names[name], changes[name] = own, {"default": default}
     return Part(
         hook=AnchorRegularizerSpec,
-        without=[name for name in OF_HOOKS if name not in offers],
-        names={option: "weight", **{name: own for own, name in offers.items()}},
-        changes={option: {"description": text, "default": weight}},
+        without=[name for name in OF_HOOKS if name not in names.values()],
+        names=names,
+        changes=changes,
         fixed={"role": role},
     )

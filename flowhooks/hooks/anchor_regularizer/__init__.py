@@ -9,7 +9,6 @@ from flowhooks.documents.spec import option
 from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import EVERY_VIEW, POLICY
 
-
 #: Options for runs that name the hook; a method that offers one of them says so.
 OF_HOOKS = ("adapter", "guidance_scale", "least_weight")
 _GUIDED = (
@@ -92,7 +91,7 @@ class AnchorRegularizerSpec(HookSpec, type="anchor_regularizer", title="Anchor r
         }
 
     def faults(self) -> Iterator[tuple[str, str]]:
-        if self.least_weight is not None and self.least_weight > self.weight:
+        if self.least_weight is not None and 0 < self.weight < self.least_weight:
             yield (
                 "least_weight",
                 f"{self.least_weight} at the worst samples is above `weight`, {self.weight} at the best; lower it, or "

@@ -25,7 +25,7 @@ def weighed(error: Tensor, sigma: Tensor, weighting: str, power: float) -> Tenso
     """Return minus the log likelihood ``[B]`` that stands for errors ``[B]`` at sigmas ``[B]``."""
     if weighting == "power":
         return sigma * ((error + FLOOR) ** power - FLOOR**power) / power
-    return {"none": 1.0, "sigma": sigma, "sigma_squared": sigma.square()}[weighting] * error
+    return error * sigma ** {"none": 0, "sigma": 1, "sigma_squared": 2}[weighting]
 
 
 def awm_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

@@ -136,8 +136,9 @@ class Ends(EndsSpec, Prompted):
             return views
         assert isinstance(main.state, Path) and main.noise is not None
         firsts = [i - i % self.group_size for i in range(len(main.noise))]
+        state = replace(main.state, noise=picked(main.noise, firsts))
         time = replace(main.timed, level=picked(main.level, firsts))
-        return {**views, MAIN_VIEW: replace(main, state=replace(main.state, noise=picked(main.noise, firsts)), time=time)}
+        return {**views, MAIN_VIEW: replace(main, state=state, time=time)}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return dict(self._values)
