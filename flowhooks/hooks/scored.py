@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from flowhooks.hooks.ends.hook import scored_batch
-from flowhooks.hooks.scored_spec import ScoredSpec
+from flowhooks.hooks.scored_spec import ScoredObjectiveSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
@@ -39,7 +39,7 @@ def relative_error(velocity: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
     return error.square().mean(1) / error.detach().abs().mean(1).clamp(min=FLOOR)
 
 
-class Scored(ScoredSpec, Hook, ABC):
+class ScoredObjective(ScoredObjectiveSpec, Hook, ABC):
     """Sets an objective of scored samples. A subclass has the loss of each sample."""
 
     @abstractmethod

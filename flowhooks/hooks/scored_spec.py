@@ -9,7 +9,7 @@ from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 
 
-class ScoredSpec(HookSpec):
+class ScoredObjectiveSpec(HookSpec):
     """Learns from how much better a sample is than the others of its prompt. An objective derives from it, beside its
     own folder."""
 

@@ -25,10 +25,8 @@ OPTIONS: dict[str, dict] = {
 }
 
 
-def run_of(*hooks: dict, ema: bool = False, **ends) -> dict:
-    run = document({**ENDS, **ends}, *hooks)
-    run["training"] |= {"use_ema": True, "ema_decay": 0.5} if ema else {}
-    return {**run, "model": {"pipeline_arguments": {"max_sequence_length": 8}}}
+def run_of(*hooks: dict) -> dict:
+    return {**document(*hooks), "model": {"pipeline_arguments": {"max_sequence_length": 8}}}
 
 
 def method_of(name: str, **options) -> dict:
@@ -230,9 +228,9 @@ def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_rollout(name, sampled_by):
 @pytest.mark.parametrize(
     ("hooks", "words"),
     [
-        (({**ENDS}, {"type": "dgpo"}), "needs one noise for all samples of a group.*set `noise` of the ends hook"),
+        ((ENDS, {"type": "dgpo"}), "needs one noise for all samples of a group.*set `noise` of the ends hook"),
         (({**ENDS, "sampled_by": "sampler"}, {"type": "crd"}), "add a lagged_copy hook with `role` 'sampler'"),
-        (({**ENDS}, {"type": "crd"}, {"type": "best_and_worst"}), "`crd` learns from all samples of a group"),
+        ((ENDS, {"type": "crd"}, {"type": "best_and_worst"}), "`crd` learns from all samples of a group"),
         (({"type": "anchor_regularizer", "weight": 0.1, "least_weight": 0.01},), "needs scored samples"),
         (({"type": "anchor_regularizer", "weight": 0.1, "least_weight": 0.2},), "0.2 at the worst samples is above"),
         (
@@ -248,7 +246,7 @@ def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_rollout(name, sampled_by):
             "guides the base",
         ),
         (
-            ({**ENDS}, {"type": "crd"}, {"type": "lagged_copy", "least": 0.6}),
+            (ENDS, {"type": "crd"}, {"type": "lagged_copy", "least": 0.6}),
             "would keep 0.6 of itself and at most 0.5",
         ),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
 from flowhooks.hooks.asking import guided_velocity, prepare_guidance
 from flowhooks.hooks.frozen_role import check_digests, frozen_role
-from flowhooks.hooks.scored import Scored
+from flowhooks.hooks.scored import ScoredObjective
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
@@ -62,7 +62,7 @@ class AnchorRegularizer(AnchorRegularizerSpec, Hook):
         if self.least_weight is None:
             return {self._name("loss"): self.weight * self._distance(step)}
         objective = step.session.assembly.owner("objective")
-        assert isinstance(objective, Scored), "whoever gives 'goodness' is an objective on scored samples"
+        assert isinstance(objective, ScoredObjective), "whoever gives 'goodness' is an objective on scored samples"
         weights = self.least_weight + objective.goodness(step) * (self.weight - self.least_weight)
         return {self._name("loss"): self._distance(step, weights)}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.scored_spec import ScoredSpec
+from flowhooks.hooks.scored_spec import ScoredObjectiveSpec
 
 
-class AWMSpec(ScoredSpec, type="awm", title="Advantage weighted matching"):
+class AWMSpec(ScoredObjectiveSpec, type="awm", title="Advantage weighted matching"):
     """Learns from scored samples by their flow-matching errors, as a policy gradient does by likelihoods: an advantage
     times the clipped ratio of the model that sampled and the policy (arXiv 2509.25050)."""
 

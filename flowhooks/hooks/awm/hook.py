@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowhooks.hooks.awm import AWMSpec
-from flowhooks.hooks.scored import OLD, Scored
+from flowhooks.hooks.scored import OLD, ScoredObjective
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -38,7 +38,7 @@ def awm_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip_range, 1 + clip_range))
 
 
-class AWM(AWMSpec, Scored):
+class AWM(AWMSpec, ScoredObjective):
     """Sets the objective of scored samples: the likelihood of those that are better than their group rises, and that of
     the others falls, until it has moved by the clip range."""
 

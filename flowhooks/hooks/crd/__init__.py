@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.scored_spec import ScoredSpec
+from flowhooks.hooks.scored_spec import ScoredObjectiveSpec
 
 
-class CRDSpec(ScoredSpec, type="crd", title="Centred reward distillation"):
+class CRDSpec(ScoredObjectiveSpec, type="crd", title="Centred reward distillation"):
     """Learns from scored samples until what each has gained over the old model is its reward, both as seen from the
     mean of their group (arXiv 2603.14128)."""
 

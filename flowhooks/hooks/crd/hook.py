@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowhooks.hooks.crd import CRDSpec
-from flowhooks.hooks.scored import OLD, Scored, grouped, relative_error
+from flowhooks.hooks.scored import OLD, ScoredObjective, grouped, relative_error
 from flowhooks.kernel.plan import POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -32,7 +32,7 @@ def crd_loss(gain: Tensor, goodness: Tensor, beta: float) -> Tensor:
     return 5 / beta * mismatch(gain, goodness, beta).square()
 
 
-class CRD(CRDSpec, Scored):
+class CRD(CRDSpec, ScoredObjective):
     """Sets the objective of scored samples: the gain of each over the old model is fitted to its reward."""
 
     def losses(self, step: Step, view: View) -> Tensor:

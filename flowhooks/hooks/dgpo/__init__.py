@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.scored_spec import ScoredSpec
+from flowhooks.hooks.scored_spec import ScoredObjectiveSpec
 from flowhooks.kernel.plan import MAIN_VIEW
 
 
-class DGPOSpec(ScoredSpec, type="dgpo", title="DGPO"):
+class DGPOSpec(ScoredObjectiveSpec, type="dgpo", title="DGPO"):
     """Learns from whole groups of scored samples as DPO does from pairs: the good ones together against the bad ones,
     under one noise (arXiv 2510.08425)."""
 
-    needs = {*ScoredSpec.needs, "group_noise"}
+    needs = {*ScoredObjectiveSpec.needs, "group_noise"}
     words = {"needs": "`ends`, `group_noise`, `role:old`, `sigma`; `role:reference` with `reference: base`"}
     papers = ("luo2025dgpo",)
     page = "forward_process.md"

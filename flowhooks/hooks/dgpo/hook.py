@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flowhooks.hooks.asking import guided_velocity, prepare_guidance
 from flowhooks.hooks.dgpo import DGPOSpec
-from flowhooks.hooks.scored import OLD, Scored, grouped, velocity_error
+from flowhooks.hooks.scored import OLD, ScoredObjective, grouped, velocity_error
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
@@ -54,7 +54,7 @@ def dgpo_loss(
     return weight * advantage * kept
 
 
-class DGPO(DGPOSpec, Scored):
+class DGPO(DGPOSpec, ScoredObjective):
     """Sets the objective of scored samples, whose groups have one noise and one noise level each.
 
     Raises:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.scored_spec import ScoredSpec
+from flowhooks.hooks.scored_spec import ScoredObjectiveSpec
 
 
-class DiffusionNFTSpec(ScoredSpec, type="diffusion_nft", title="DiffusionNFT"):
+class DiffusionNFTSpec(ScoredObjectiveSpec, type="diffusion_nft", title="DiffusionNFT"):
     """Learns from scored samples without likelihoods: towards those that are better than their group, away from those
     that are worse, as seen from the model that sampled them (arXiv 2509.16117)."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from flowhooks.hooks.diffusion_nft import DiffusionNFTSpec
-from flowhooks.hooks.scored import OLD, Scored, relative_error, velocity_error
+from flowhooks.hooks.scored import OLD, ScoredObjective, relative_error, velocity_error
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 
@@ -43,7 +43,7 @@ def nft_loss(
     return scale * (goodness * positive + (1 - goodness) * negative)
 
 
-class DiffusionNFT(DiffusionNFTSpec, Scored):
+class DiffusionNFT(DiffusionNFTSpec, ScoredObjective):
     """Sets the objective of scored samples: the better a sample is than its group, the more the positive branch is
     pulled towards it, and the less the negative one."""
 
