@@ -128,8 +128,8 @@ FIGURES = (
     ),
     Figure(
         title="Gain over the old model",
-        note="By how much the policy's error on the samples is below that of its lagged copy. Good and bad samples count "
-        "alike, so it stays near 0.",
+        note="By how much the policy's error on the samples is below that of its lagged copy. Good and bad samples "
+        "count alike, so it stays near 0.",
         metrics=_of_scored("gain"),
         reference=0,
     ),
@@ -159,8 +159,8 @@ FIGURES = (
     ),
     Figure(
         title="Mismatch of gains and rewards",
-        note="How far what samples have gained over the lagged copy is from how good they are, as seen from the mean of "
-        "their group. It falls while rewards are learned.",
+        note="How far what samples have gained over the lagged copy is from how good they are, as seen from the mean "
+        "of their group. It falls while rewards are learned.",
         metrics=("crd_mismatch",),
     ),
     Figure(
