@@ -32,8 +32,8 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "self_flow": {"block_index": 1, "teacher_block_index": 3, "projector_width": 256},
     "flow_opd": {**DRAWN, "visits": 4},
     "flow_grpo": {**DRAWN, "visits": 4, "group_size": 2, "rewards": INK},
-    **{name: {**DRAWN, "group_size": 2, "rewards": INK} for name in ("diffusion_nft", "awm", "dgpo", "crd")},
     "adjoint_matching": {**DRAWN, "truncate": {"last_k": 4}, "early_visits": 1, "rewards": INK},
+    **{name: {**DRAWN, "group_size": 2, "rewards": INK} for name in ("diffusion_nft", "awm", "dgpo", "crd")},
 }
 #: Method -> the one whose step is measured for it: theirs differ in a few numbers a sample, in a pass less, or in
 #: samples that are drawn before.
