@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 import flowhooks
-from flowhooks.errors import ConfigError
-from tests.families import learnt
+from flowhooks.errors import ConfigError, ModelError
+from tests.data.folders import write_image
+from tests.families import checks, learnt
 from tests.hooks.test_ends import ENDS, attached, stepped
-from tests.hooks.test_on_policy import ROLLOUT, document
+from tests.hooks.test_on_policy import ROLLOUT, document, watched
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -253,4 +255,43 @@ def test_a_run_goes_on_to_the_bit_in_the_middle_of_a_rollout(name, sampled_by):
 )
 def test_what_cannot_be_is_refused_before_anything_is_attached(hooks, words):
     with pytest.raises(ConfigError, match=words), flowhooks.attach(learnt("sd3"), run_of(*hooks), allow_imports=True):
+        pass
+
+
+def edited(prompts: object) -> dict:
+    run = method_of("crd", prompts=prompts, group_size=2)
+    return {**run, "model": {}, "training": {"train_batch_size": 2}}
+
+
+@pytest.mark.parametrize("name", ["flux-kontext", "qwen-image-edit"])
+def test_the_guided_base_keeps_the_references_of_an_edit_model(name):
+    """Without its prompt a sample has the picture still; where both are encoded together, a batch holds that too."""
+    model = learnt(name)
+    pictures = checks.pictures(model)
+    batch = replace(
+        checks.pairs(model),
+        prompts=checks.PROMPTS,
+        references=tuple(pictures),
+        condition=model.encode_conditions(checks.PROMPTS, pictures, unprompted=True),
+    )
+    with attached(model, edited(None)) as session, watched(session) as steps:
+        moved(session)
+        (result,) = session.steps(batch)
+        view, (policy, base) = steps[-1].views["main"], velocities(steps[-1], "policy", "reference")
+        empty = model.encode_conditions(["", "", "", ""], [p for p in pictures for _ in range(2)])
+        with torch.no_grad(), session.roles["reference"]():
+            without = model.predict(view.noisy, view.level, empty)
+        away = size(policy - GUIDANCE * base - (1 - GUIDANCE) * without)
+        goodness = 0.5 + advantages(steps[-1]) / 10
+        anchor = (1e-4 + goodness * (0.1 - 1e-4)) * away
+        assert float(result.metrics["anchor_reference_loss"]) == pytest.approx(float(anchor.mean()), rel=1e-3)
+
+
+def test_guidance_is_refused_where_prompts_of_the_run_cannot_be_encoded_without_their_text(tmp_path):
+    write_image(tmp_path / "a.png")
+    prompts = [{"prompt": "one", "images": str(tmp_path / "a.png")}] * 2
+    with (
+        pytest.raises(ModelError, match="set `guidance_scale` of the anchor to 1, or leave out `prompts`"),
+        attached(learnt("qwen-image-edit"), edited(prompts)),
+    ):
         pass
