@@ -66,6 +66,10 @@ RUNS: Mapping[str, Mapping[str, Any]] = {
         "method": {"flow_opd": {"teachers": {"one": TEACHER}, "num_inference_steps": 4, "anchor": "base"}},
     },
     "flow_grpo": {"adapter": LORA, "method": {"flow_grpo": {"group_size": 2, **_DRAWN}}},
+    **{
+        name: {"adapter": LORA, "method": {name: {"group_size": 2, **_DRAWN}}}
+        for name in ("diffusion_nft", "awm", "dgpo", "crd")
+    },
     "adjoint_matching": {"adapter": LORA, "method": {"adjoint_matching": {**_DRAWN, "truncate": {"last_k": 2}}}},
     "layersync": {"adapter": LORA, "hooks": [{"type": "feature_alignment", **_BLOCKS}]},
     "lycoris": {"adapter": {"type": "lycoris", "algo": "lokr", "rank": 16}, "method": {"sft": {}}},

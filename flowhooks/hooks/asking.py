@@ -5,14 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowhooks.errors import ModelError
 from flowhooks.kernel.plan import POLICY
+from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import at_least_fp32
+from flowhooks.kernel.view import View, at_least_fp32
 
 
 def exact_velocity(
@@ -32,6 +35,42 @@ def trained_velocity(
     times = {} if r_sigma is None else {"r_sigma": r_sigma}
     with step.playing(POLICY, gradient=True) as model:
         return seen_part(step, model.predict(noisy, sigma, condition, **times), condition)
+
+
+def prepare_guidance(session: Session, who: str) -> None:
+    """Encode what :func:`guided_velocity` needs; call it in ``attached`` of a hook.
+
+    Args:
+        who: the option, in the message.
+
+    Raises:
+        ModelError: prompts of the run's own, whose conditions do not hold what they are without a prompt.
+    """
+    model: Any = session.model
+    if model.contract.entangled and getattr(session.source, "prompt_list", None) is not None:
+        raise ModelError(
+            f"{model.contract.pipeline} encodes a prompt together with its references, and `prompts` of a run are not "
+            f"encoded without their text; set {who} to 1, or leave out `prompts` to sample the captions of the data"
+        )
+    model.encode_null_conditions()
+
+
+def guided_velocity(step: Step, view: View, role: str, scale: float) -> Tensor:
+    """``[B, ...]`` fp32 velocity of ``role`` on a view, ``v_null + scale (v - v_null)`` with that of an empty prompt,
+    without gradient. One forward beside the declared pass, once in a step; none at scale 1."""
+    prompted = at_least_fp32(step.predict(view.name, role))
+    if scale == 1:
+        return prompted
+    model: Any = step.model
+
+    def made() -> Tensor:
+        without = replace(view, condition=model.null_conditions(view.condition))
+        with step.playing(role) as playing:
+            (velocity,) = view.state.predict(playing, role, [without])
+        return seen_part(step, at_least_fp32(velocity), view.condition)
+
+    unprompted = step.once(("unprompted", view.name, role), made)
+    return unprompted + scale * (prompted - unprompted)
 
 
 def seen_part(step: Step, values: Tensor, condition: Any) -> Tensor:

@@ -82,6 +82,8 @@ _WORDS = {
     "data:mask": "masks in the data",
     "role:reference": "a reference",
     "role:ema": "an average of the weights",
+    "group_noise": "one noise for all samples of a group",
+    "goodness": "scored samples",
 }
 _REMEDY = {
     "data:rejected": "add a conditioning data set with conditioning_type 'reference_strict' and name it in "
@@ -91,6 +93,10 @@ _REMEDY = {
     "data": "name the column that holds it under {name!r} in the `columns` of every image data set",
     "role:reference": "the reference is the model with its adapter off, so give the run an 'adapter' section",
     "role:old": "add a lagged_copy hook",
+    "role:sampler": "add a lagged_copy hook with `role` 'sampler'",
+    "group_noise": "set `noise` of the ends hook to 'group'",
+    "goodness": "name a method that learns from them, such as awm, crd, dgpo or diffusion_nft, or leave out "
+    "`least_weight`",
     "role:ema": "set training.use_ema to true",
     "role:adapter": "name it in the `teachers` of a teacher_velocity hook, or use 'reference' or 'ema'",
 }
@@ -116,6 +122,6 @@ def _idle(hooks: Sequence[Declaration]) -> list[Problem]:
         return []
     message = (
         "generates samples, and nothing in this run learns from them; name a method that does: flow_opd, flow_grpo, "
-        "adjoint_matching, online_dpo or diffusion_nft"
+        "adjoint_matching, online_dpo, diffusion_nft, awm, dgpo or crd"
     )
     return [Problem(f"{_name(d)} {message}", path=d.where) for d in hooks if "source" in d.slots]

@@ -126,7 +126,7 @@ class Step:
 
     def target(self, view: str) -> Tensor:
         """Return ``[B, ...]`` that the prediction of ``view`` should match."""
-        return self._once(
+        return self.once(
             ("target", view), lambda: self._seen(view, self.session.assembly.target(self, self.views[view]))
         )
 
@@ -137,7 +137,7 @@ class Step:
             error = (self.predict(view, role) - self.target(view)).square()
             return self.session.assembly.chain("error", error, self, self.views[view])
 
-        return self._once(("error", view, role), made)
+        return self.once(("error", view, role), made)
 
     def score(self, view: str, role: str = POLICY) -> Tensor:
         """Return the reduced error ``[B]`` of each sample; by default its mean over all elements."""
@@ -146,7 +146,7 @@ class Step:
             error, owner = self.error(view, role), self.session.assembly.owner("reduce")
             return error.flatten(1).mean(1) if owner is None else owner.reduce(self, self.views[view], error)
 
-        return self._once(("score", view, role), made)
+        return self.once(("score", view, role), made)
 
     def mean(self, values: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the mean of ``[B]`` over the samples of weight > 0 in the *global* batch.
@@ -170,7 +170,8 @@ class Step:
         one, two = self.views[name], self.views[other]
         return type(one.time) is type(two.time) and one.state.fits(two.state)
 
-    def _once(self, key: tuple[str, ...], made: Callable[[], Tensor]) -> Tensor:
+    def once(self, key: tuple[str, ...], made: Callable[[], Tensor]) -> Tensor:
+        """Return what ``made`` returns, which is called once in a step for a key, however many hooks ask for it."""
         if key not in self._known:
             self._known[key] = made()
         return self._known[key]

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from flowhooks.documents.spec import closed_object, option
 from flowhooks.hooks.adapter_gate import AdapterGateSpec
 from flowhooks.hooks.adjoint_target import AdjointTargetSpec
-from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
 from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
 from flowhooks.methods.spec import Block, Context, Method, Part
 
@@ -49,7 +49,7 @@ class AdjointMatchingMethod(Method, type="adjoint_matching", title="Adjoint matc
         Part(hook=AdjointTargetSpec),
         Part(
             hook=AnchorRegularizerSpec,
-            without=("role", "adapter"),
+            without=("role", *OF_HOOKS),
             names={"anchor_weight": "weight"},
             changes={"anchor_weight": {"description": _ANCHOR_WEIGHT}},
         ),

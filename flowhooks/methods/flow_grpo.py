@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
 from flowhooks.hooks.flow_grpo import FlowGRPOSpec
 from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
 from flowhooks.methods.spec import Method, Part
@@ -30,7 +30,7 @@ class FlowGRPOMethod(Method, type="flow_grpo", title="Flow-GRPO method"):
         Part(hook=FlowGRPOSpec),
         Part(
             hook=AnchorRegularizerSpec,
-            without=("adapter",),
+            without=OF_HOOKS,
             names={"anchor_weight": "weight"},
             changes={
                 "anchor_weight": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flowhooks.documents.spec import option
-from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
 from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
 from flowhooks.hooks.teacher_velocity import TeacherVelocitySpec
 from flowhooks.methods.spec import Block, Context, Method, Part
@@ -24,7 +24,7 @@ class FlowOPDMethod(Method, type="flow_opd", title="Flow-OPD method"):
         Part(hook=TeacherVelocitySpec),
         Part(
             hook=AnchorRegularizerSpec,
-            without=("role", "adapter"),
+            without=("role", *OF_HOOKS),
             names={"anchor_weight": "weight"},
             changes={"anchor_weight": {"description": "Weight of `anchor`; 0 costs nothing.", "default": 0.02}},
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flowhooks.hooks.anchor_regularizer import AnchorRegularizerSpec
+from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
 from flowhooks.hooks.mask_reducer import MaskReducerSpec
 from flowhooks.hooks.preference_spec import BASE, PreferenceSpec, reference_role
 from flowhooks.methods.spec import Block, Context, Method, Part
@@ -30,7 +30,7 @@ def preference_parts(objective: type[PreferenceSpec], anchor: str = _ANCHOR) -> 
         Part(hook=MaskReducerSpec, when=_masked),
         Part(
             hook=AnchorRegularizerSpec,
-            without=("adapter",),
+            without=OF_HOOKS,
             names={"anchor_alpha": "weight"},
             changes={"anchor_alpha": {"description": anchor}},
             fixed={"role": "reference"},

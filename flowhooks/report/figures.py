@@ -49,6 +49,14 @@ def _of_preferences(*names: str) -> tuple[str, ...]:
     return tuple(f"{hook}_{name}" for hook in _PREFERENCES for name in names)
 
 
+#: Hooks that learn from scored samples, and what each of them logs alike.
+_SCORED = ("diffusion_nft", "awm", "dgpo", "crd")
+
+
+def _of_scored(name: str) -> tuple[str, ...]:
+    return tuple(f"{hook}_{name}" for hook in _SCORED)
+
+
 def _labels(**labels: str) -> dict[str, str]:
     return {f"{hook}_{name}": label for hook in _PREFERENCES for name, label in labels.items()}
 
@@ -115,20 +123,45 @@ FIGURES = (
     ),
     Figure(
         title="Distance from the old model",
-        note="How far the policy is from the model that its samples come from, relative to it.",
-        metrics=("diffusion_nft_drift",),
+        note="How far the policy is from its lagged copy, relative to it.",
+        metrics=_of_scored("drift"),
     ),
     Figure(
         title="Gain over the old model",
-        note="By how much the policy's error on its samples is below that of the model they come from. Good and bad "
-        "samples count alike, so it stays near 0.",
-        metrics=("diffusion_nft_gain",),
+        note="By how much the policy's error on the samples is below that of its lagged copy. Good and bad samples "
+        "count alike, so it stays near 0.",
+        metrics=_of_scored("gain"),
         reference=0,
     ),
     Figure(
         title="Clipped advantages",
         note="Percentage of samples whose advantage is cut off.",
-        metrics=("diffusion_nft_clipped_pct",),
+        metrics=_of_scored("clipped_pct"),
+    ),
+    Figure(
+        title="Likelihood ratio",
+        note="Mean ratio of the likelihoods of samples under the policy and under its lagged copy; 1 at the start.",
+        metrics=("awm_ratio",),
+        reference=1,
+    ),
+    Figure(
+        title="Beyond the clip range",
+        note="Percentage of samples whose likelihood ratio is outside it (AWM), or that have moved as far as they may "
+        "and give no gradient (DGPO).",
+        metrics=("awm_beyond_pct", "dgpo_still_pct"),
+    ),
+    Figure(
+        title="Weight of the groups",
+        note="0.5 at the start, and the lower, the more a group's good samples have gained over the reference against "
+        "its bad ones.",
+        metrics=("dgpo_weight",),
+        reference=0.5,
+    ),
+    Figure(
+        title="Mismatch of gains and rewards",
+        note="How far what samples have gained over the lagged copy is from how good they are, as seen from the mean "
+        "of their group. It falls while rewards are learned.",
+        metrics=("crd_mismatch",),
     ),
     Figure(
         title="Groups left out",

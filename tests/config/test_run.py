@@ -94,7 +94,13 @@ def test_flow_dpo_expands_to_a_mask_only_with_masks_and_to_an_anchor_only_with_w
     method = {"flow_dpo": {"mask_dilate": 2, "anchor_alpha": 0.1}}
     unmasked = resolve_run({"method": method, "data": SEED_DATASETS}, tmp_path / "a.json")
     assert [hook.type for hook in unmasked.hooks] == ["flow_dpo", "anchor_regularizer"]
-    assert unmasked.hooks[1].options == {"role": "reference", "weight": 0.1, "adapter": None}
+    assert unmasked.hooks[1].options == {
+        "role": "reference",
+        "weight": 0.1,
+        "least_weight": None,
+        "guidance_scale": 1.0,
+        "adapter": None,
+    }
     mask = {**SEED_DATASETS[1], "id": "mask", "conditioning_type": "segmentation"}
     masked = resolve_run(
         {"method": {"flow_dpo": {"mask_dilate": 2}}, "data": [*SEED_DATASETS, mask]}, tmp_path / "a.json"

@@ -158,6 +158,25 @@ RECIPES = {
         {"type": "lagged_copy", "growth": 0.25},
         {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
     ],
+    "awm_ema": [
+        {**SCORED, "sampled_by": "ema", "updates_per_rollout": 2},
+        {"type": "awm", "clip_range": 0.01},
+        {"type": "lagged_copy", "growth": 0.25},
+        {"type": "anchor_regularizer", "role": "reference", "weight": 0.1},
+        {"type": "anchor_regularizer", "role": "old", "weight": 1.0},
+    ],
+    "dgpo": [
+        {**SCORED, "sampled_by": "old", "noise": "group", "updates_per_rollout": 2},
+        {"type": "dgpo", "reference_guidance": 4.5},
+        {"type": "lagged_copy", "growth": 0.25},
+    ],
+    "crd": [
+        {**SCORED, "sampled_by": "sampler", "updates_per_rollout": 2},
+        {"type": "crd", "form": "relative"},
+        {"type": "lagged_copy", "growth": 0.25, "least": 0.1},
+        {"type": "lagged_copy", "role": "sampler", "every": 2},
+        {"type": "anchor_regularizer", "weight": 0.1, "least_weight": 1e-4, "guidance_scale": 4.5},
+    ],
     "layersync": [{**LAYERSYNC, **PROJECTED, "scheduler": "cosine", "decay_steps": 4, "similarity_threshold": 0.9}],
     "flow_dpo_backbone": [
         {"type": "flow_dpo"},
@@ -190,6 +209,9 @@ DRAWING = {
     "flow_opd",
     "online_dpo",
     "diffusion_nft",
+    "awm_ema",
+    "dgpo",
+    "crd",
 }
 #: Recipes for adapters of PEFT's only.
 PEFT_ONLY = {"anyflow_on_policy", "dmd"}

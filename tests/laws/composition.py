@@ -23,6 +23,9 @@ _REWARDS = [{"type": "clip_score", "model": "a/model"}]
 #: What a method cannot do without. A method that is not here runs on its defaults.
 REQUIRED: Mapping[str, Mapping[str, Any]] = {
     "adjoint_matching": {**_DRAWN, "rewards": _REWARDS},
+    "awm": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
+    "crd": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
+    "dgpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "diffusion_nft": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_grpo": {**_DRAWN, "group_size": 2, "rewards": _REWARDS},
     "flow_opd": {**_DRAWN, "teachers": {"b": "a/teacher"}},
@@ -77,7 +80,9 @@ def in_words(plan: Plan) -> str:
         if "penalty" in each.slots and each.type == "flow_matching_loss":
             terms.append("`weight` of `sft` times the flow-matching loss on the data")
         elif "penalty" in each.slots and each.passes:
-            terms.append(f"`{each.type}` of `{each.method}`")
+            twice = sum(other.type == each.type for other in plan.order) > 1
+            near = f" near `{each.options['role']}`" if twice else ""
+            terms.append(f"`{each.type}` of `{each.method}`{near}")
     drawn = any("source" in each.slots for each in plan.order)
     cost = step_cost(plan)
     part = "chunk" if cost.chunks == 1 else "chunks"

@@ -27,6 +27,9 @@ DRAWN = {"prompts": ["one", "a photo of two"], "num_inference_steps": 3}
 METHODS: dict[str, dict] = {
     "adjoint_matching": {**DRAWN, "rewards": REWARDS, "truncate": {"last_k": 2}, "anchor_weight": 0.0},
     "anyflow": {"target_mode": "flow_map"},
+    "awm": {**DRAWN, "group_size": 2, "rewards": REWARDS, "clip_range": 0.1},
+    "crd": {**DRAWN, "group_size": 2, "rewards": REWARDS},
+    "dgpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "clip_range": 0.1, "reference_guidance": 2.0},
     "diffusion_nft": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "dmd": {"jumps": 2, "critic_rank": 2, "policy_every": 1},
     "flow_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
@@ -42,7 +45,7 @@ METHODS: dict[str, dict] = {
 }
 SLOT_WORDS = (*(f"slot {slot!r}" for slot in SLOTS), "target:main", "'sigma'", "r_sigma", "view:", "both write")
 #: Method, and its hook -> one with the same declarations: whatever runs beside one of them runs beside the other.
-LIKE = dict.fromkeys(("ipo", "kto", "linear_dpo"), "flow_dpo")
+LIKE = {**dict.fromkeys(("ipo", "kto", "linear_dpo"), "flow_dpo"), **dict.fromkeys(("awm", "crd"), "diffusion_nft")}
 
 
 def by_another(first: str, second: str) -> bool:
@@ -165,7 +168,7 @@ OPTIONS: dict[str, dict] = {
     "anchor_regularizer": {"weight": 0.1},
     "distribution_matching": {"jumps": 1, "critic_rank": 2},
     "feature_alignment": {"block_index": 0, "teacher_block_index": 1, "weight": 0.2},
-    "ends": {"prompts": ["one", "a photo of two"], "num_inference_steps": 2, "group_size": 2, "rewards": REWARDS},
+    "ends": {**DRAWN, "group_size": 2, "rewards": REWARDS, "noise": "group"},
     "flow_grpo": {"rewards": REWARDS},
     "kto": {"label": None},
     "on_policy_rollout": {
@@ -212,7 +215,9 @@ def block(name: str, beside: str = "") -> dict:
 #: Hooks that say what to learn from a drawn sample.
 TRAINING = {"adjoint_target", "flow_grpo", "teacher_velocity"}
 #: Hooks that learn from scored samples or pairs of them, one of them like all others.
-PAIRED = {"flow_dpo", "kto", "mapo", "diffusion_nft"}
+PAIRED = {"flow_dpo", "kto", "mapo", "diffusion_nft", "dgpo"}
+#: Those of scored samples, which need no pair.
+SCORED = {"diffusion_nft", "dgpo"}
 HOOK_PAIRS = [pair for pair in itertools.combinations(HOOKS, 2) if related(*pair) and not by_another(*pair)]
 
 
@@ -221,9 +226,9 @@ def blocks(first: str, second: str) -> list[dict]:
     drawing = {"adjoint_target", "adapter_gate", "flow_grpo"} & {first, second}
     if drawing and "on_policy_rollout" not in (first, second):
         found.append(block("on_policy_rollout", min(drawing)))
-    if {"ends", "best_and_worst", "diffusion_nft"} & {first, second}:
+    if {"ends", "best_and_worst", *SCORED} & {first, second}:
         # Pairs of generated samples, and what learns from them.
-        pairs = set() if "diffusion_nft" in (first, second) else {"best_and_worst"}
+        pairs = set() if SCORED & {first, second} else {"best_and_worst"}
         more = {"ends", *pairs, *(set() if (TRAINING | PAIRED) & {first, second} else {"flow_dpo"})}
         found += [block(name) for name in sorted(more - {first, second})]
     if {"on_policy_rollout", "adapter_gate"} & {each["type"] for each in found} and not TRAINING & {first, second}:

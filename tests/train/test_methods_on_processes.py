@@ -31,8 +31,8 @@ TWIN = [
     {"type": "interval_times", "r_timestep_sampler": "mixture"},
     {"type": "twin_flow"},
 ]
-#: What KTO compares samples with is a mean over all processes.
-RUNS = [*(name for name in METHODS if name not in LIKE or name == "kto"), "twin_flow"]
+#: What KTO compares samples with is a mean over all processes, and AWM and CRD compare within groups.
+RUNS = [*(name for name in METHODS if name not in LIKE or name in ("kto", "awm", "crd")), "twin_flow"]
 
 
 def run_of(name: str, size: int, teachers: str) -> dict:

@@ -25,6 +25,9 @@ RUNS = {
     "adjoint_matching, clipped": {},
     "flow_grpo": {},
     "diffusion_nft": {},
+    "awm": {"updates_per_rollout": 2},
+    "crd": {},
+    "dgpo": {"beta": 1.0},
     "online_dpo": {"updates_per_rollout": 2, "beta": 0.5},
 }
 

@@ -26,6 +26,9 @@ ALLOWED = {
     # pipeline each, which stops at its network.
     "online_dpo": {BLOCKING: 2},
     "diffusion_nft": {BLOCKING: 2},
+    "awm_ema": {BLOCKING: 2},
+    "dgpo": {BLOCKING: 2},
+    "crd": {BLOCKING: 2},
     # Two smoothed copies of the images are judged, each for every step that the gradient reaches.
     "adjoint_gated": {BLOCKING: None, READ: 4},
 }

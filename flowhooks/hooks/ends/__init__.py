@@ -18,7 +18,7 @@ class EndsSpec(PromptedSpec, type="ends", title="Ends"):
     """Generates groups of samples of one prompt with the pipeline's own scheduler, scores them by rewards, and trains
     on them as on images of the data, at fresh noise levels and noise, as often as it should."""
 
-    slots = {"source", "metrics"}
+    slots = {"source", "views", "metrics"}
     gives = {"drawn", "ends"}
     excludes = {
         "mask": "a mask belongs to an image of the data, and {name} trains on samples that it generates",
@@ -45,10 +45,15 @@ class EndsSpec(PromptedSpec, type="ends", title="Ends"):
         minimum=1,
         maximum=10_000,
     )
-    sampled_by: Literal["policy", "old", "ema"] = option(
-        "Whose samples they are: `policy`, the model that is trained; `old`, its lagged copy; `ema`, the average of "
-        "its weights.",
+    sampled_by: Literal["policy", "old", "sampler", "ema"] = option(
+        "Whose samples they are: `policy`, the model that is trained; `old` or `sampler`, a lagged copy; `ema`, the "
+        "average of its weights.",
         default="policy",
+    )
+    noise: Literal["sample", "group"] = option(
+        "What has a noise level and noise of its own: each `sample`, or each `group`, whose samples are then told "
+        "apart by nothing else.",
+        default="sample",
     )
     pipeline_arguments: Mapping[str, Any] | None = option(
         "Arguments for the pipeline's call, such as `guidance_scale` and `negative_prompt`. Guidance is off unless "
@@ -60,6 +65,7 @@ class EndsSpec(PromptedSpec, type="ends", title="Ends"):
         role = set() if self.sampled_by == "policy" else {f"role:{self.sampled_by}"}
         return {
             "needs": {"sigma", *role, *self.of_data, *masked_by(self.rewards)},
+            "gives": {*self.gives, *(["group_noise"] if self.noise == "group" else [])},
             "queries": self.num_inference_steps,
         }
 

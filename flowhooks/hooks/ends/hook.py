@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from flowhooks.hooks.prompted import Prompted
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.kernel.view import Chunk, View, at_least_fp32
+from flowhooks.kernel.view import Chunk, Path, View, at_least_fp32
 from flowhooks.rewards import build_rewards, references_of, scored
 from flowhooks.sampling.prompts import Prompt
 from flowhooks.sampling.steps import Sampler
@@ -128,6 +128,17 @@ class Ends(EndsSpec, Prompted):
         batch = self._batch(step, prompts, condition, ends)
         self._values = self._measured(batch, ends)
         return [Chunk(batch=batch, views={MAIN_VIEW: View.of(batch)})]
+
+    def views(self, step: Step, views: dict[str, View]) -> dict[str, View]:
+        """Gives every sample the noise and the level of the first of its group, where a group has one of each."""
+        main = views[MAIN_VIEW]
+        if self.noise == "sample":
+            return views
+        assert isinstance(main.state, Path) and main.noise is not None
+        firsts = [i - i % self.group_size for i in range(len(main.noise))]
+        state = replace(main.state, noise=picked(main.noise, firsts))
+        time = replace(main.timed, level=picked(main.level, firsts))
+        return {**views, MAIN_VIEW: replace(main, state=state, time=time)}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return dict(self._values)

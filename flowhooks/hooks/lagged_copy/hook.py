@@ -14,16 +14,15 @@ from flowhooks.hooks.swapping import swapped
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
 
-OLD = "old"
 
-
-def kept_share(steps: int, growth: float, start: int, most: float) -> float:
-    """Return ``min(growth * max(steps - start, 0), most)``: how much of itself the copy keeps after so many steps."""
-    return min(growth * max(steps - start, 0), most)
+def kept_share(steps: int, growth: float, start: int, most: float, least: float = 0.0) -> float:
+    """Return ``min(least + growth * max(steps - start, 0), most)``: how much of itself the copy keeps after so many
+    steps."""
+    return min(least + growth * max(steps - start, 0), most)
 
 
 class LaggedCopy(LaggedCopySpec, Hook):
-    """Gives the role ``old``: ``old <- d old + (1 - d) policy`` at every ``every``-th optimiser step."""
+    """Gives its role to a copy: ``old <- d old + (1 - d) policy`` at every ``every``-th optimiser step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,7 +32,7 @@ class LaggedCopy(LaggedCopySpec, Hook):
 
     @contextmanager
     def attached(self, session: Session) -> Iterator[None]:
-        with session.roles.registered(OLD, self._swapped):
+        with session.roles.registered(self.role, self._swapped):
             yield
 
     def started(self, session: Session) -> None:
@@ -45,7 +44,7 @@ class LaggedCopy(LaggedCopySpec, Hook):
         self._steps += 1
         if self._steps % self.every:
             return
-        kept = kept_share(self._steps, self.growth, self.start, self.most)
+        kept = kept_share(self._steps, self.growth, self.start, self.most, self.least)
         for value, parameter in zip(self._values, self._parameters.values(), strict=True):
             value.lerp_(parameter, 1 - kept)
 
