@@ -10,6 +10,8 @@ from flowhooks.hooks.spec import FLOW_MAP, SHIFT, HookSpec
 
 #: The value of `student` that trains a flow map, and the most jumps of one.
 FLOW_MAP_STUDENT, MOST_JUMPS = "flow_map", 3
+#: Least sigma at which samples are judged that no step follows: a clean one tells teacher and critic apart by nothing.
+LEAST = 0.02
 
 
 class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Distribution matching"):
@@ -55,7 +57,13 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
         default=None,
         schema=SHIFT,
     )
-    judged_from: float = option("Least sigma at which samples are judged.", default=0.02, minimum=0, maximum=1)
+    judged_from: float | None = option(
+        "Least sigma at which samples are judged. `null` is that of the student's next step, which hides what is "
+        "finer, and 0.02 where none follows.",
+        default=None,
+        minimum=0,
+        maximum=1,
+    )
     judged_to: float = option("Largest sigma at which samples are judged.", default=0.98, minimum=0, maximum=1)
     teacher_guidance: float = option(
         "Guidance scale of the teacher, which the student learns; 1 is none, and costs no forward.",
@@ -106,8 +114,9 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
             return (
                 f"`jumps` is {self.jumps}; a `flow_map` is trained in at most {MOST_JUMPS}, which are played each step"
             )
-        if self.judged_from >= self.judged_to:
-            return f"`judged_from`, {self.judged_from:g}, is not below `judged_to`, {self.judged_to:g}"
+        least = LEAST if self.judged_from is None else self.judged_from
+        if least >= self.judged_to:
+            return f"`judged_from`, {least:g}, is not below `judged_to`, {self.judged_to:g}"
         return None
 
     def unprompted(self) -> bool:

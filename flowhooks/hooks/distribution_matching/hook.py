@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from flowhooks.adapters.second import SecondAdapter, build_second
 from flowhooks.hooks.asking import exact_velocity, seen_part, trained_velocity
-from flowhooks.hooks.distribution_matching import FLOW_MAP_STUDENT, DistributionMatchingSpec
+from flowhooks.hooks.distribution_matching import FLOW_MAP_STUDENT, LEAST, DistributionMatchingSpec
 from flowhooks.hooks.distribution_matching.dmd import (
     critic_error,
     direction,
@@ -118,32 +118,34 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
             return {}
         due = self._steps % self.policy_every == 0
         with torch.set_grad_enabled(due and torch.is_grad_enabled()):
-            sample = self._drawn(step) if self.student == FLOW_MAP_STUDENT else self._walked(step)
+            sample, following = self._drawn(step) if self.student == FLOW_MAP_STUDENT else self._walked(step)
         if due:
-            generator = self.weight * self._generator_loss(step, sample)
+            generator = self.weight * self._generator_loss(step, sample, following)
             self._last = generator.detach()
         else:
             # Without a gradient, so that what is logged does not jump where the policy has its turn.
             generator = self._last
-        return {"dmd_generator_loss": generator, "dmd_critic_loss": self._critic_loss(step, sample.detach())}
+        return {"dmd_generator_loss": generator, "dmd_critic_loss": self._critic_loss(step, sample.detach(), following)}
 
     def metrics(self, step: Step) -> dict[str, Tensor]:
         return self._measured
 
-    def _drawn(self, step: Step) -> Tensor:
-        """``[B, ...]`` samples of a flow map from fresh noise, with the gradient of the last jump."""
+    def _drawn(self, step: Step) -> tuple[Tensor, float]:
+        """``[B, ...]`` samples of a flow map from fresh noise, with the gradient of the last jump, and 0, where they
+        are."""
         count, x = self._count(step), self._start(step)
         grid = sent(jump_times(count, self._shift(step, self.shift)), x.device)
         times, condition = [sigma.expand(len(x)) for sigma in grid], step.batch.condition
         for t, r in zip(times[:-2], times[1:-1], strict=True):
             x = flow_map_jump(x, exact_velocity(step, POLICY, x, t, condition, r_sigma=r), t - r)
-        return flow_map_jump(x, trained_velocity(step, x, times[-2], condition, r_sigma=times[-1]), times[-2])
+        return flow_map_jump(x, trained_velocity(step, x, times[-2], condition, r_sigma=times[-1]), times[-2]), 0.0
 
-    def _walked(self, step: Step) -> Tensor:
+    def _walked(self, step: Step) -> tuple[Tensor, float]:
         """``[B, ...]`` what a network predicts of the sample at a random place of the grid that it samples on, with the
-        gradient of that call."""
+        gradient of that call, and the sigma of the next place."""
         count, x = self._count(step), self._start(step)
-        grid = sent(jump_times(self.jumps, self._shift(step, self.shift)), x.device)
+        levels = jump_times(self.jumps, self._shift(step, self.shift))
+        grid = sent(levels, x.device)
         times, condition = [sigma.expand(len(x)) for sigma in grid], step.batch.condition
         for place, (t, r) in enumerate(zip(times[: count - 1], times[1:count], strict=True)):
             velocity = exact_velocity(step, POLICY, x, t, condition)
@@ -153,7 +155,7 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
                 noise = step.draws.normal_like(x, f"dmd_renoise_{place}")
                 x = renoised(flow_map_jump(x, velocity, t), noise, r)
         last = times[count - 1]
-        return flow_map_jump(x, trained_velocity(step, x, last, condition), last)
+        return flow_map_jump(x, trained_velocity(step, x, last, condition), last), float(levels[count].numpy())
 
     def _count(self, step: Step) -> int:
         return 1 + int(torch.randint(self.jumps, (), generator=step.draws.shared("dmd_jumps")).numpy())
@@ -161,8 +163,8 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
     def _start(self, step: Step) -> Tensor:
         return step.draws.normal_like(at_least_fp32(step.batch.clean), "dmd_start")
 
-    def _generator_loss(self, step: Step, sample: Tensor) -> Tensor:
-        x, sigma, _ = self._noised(step, sample.detach(), "dmd_generator")
+    def _generator_loss(self, step: Step, sample: Tensor, following: float) -> Tensor:
+        x, sigma, _ = self._noised(step, sample.detach(), "dmd_generator", following)
         condition, model = step.batch.condition, step.model
         real, fake = (exact_velocity(step, role, x, sigma, condition) for role in (TEACHER, CRITIC))
         if self.unprompted():
@@ -176,9 +178,9 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         }
         return step.mean(dmd_surrogate(sample, towards))
 
-    def _critic_loss(self, step: Step, sample: Tensor) -> Tensor:
+    def _critic_loss(self, step: Step, sample: Tensor, following: float) -> Tensor:
         assert self._critic is not None
-        x, sigma, noise = self._noised(step, sample, "dmd_critic")
+        x, sigma, noise = self._noised(step, sample, "dmd_critic", following)
         parameters = self._critic.parameters()
         with step.playing(CRITIC, gradient=True) as model:
             condition = step.batch.condition
@@ -196,12 +198,14 @@ class DistributionMatching(DistributionMatchingSpec, Hook):
         torch.clear_autocast_cache()
         return with_gradients(loss, gradients, parameters)
 
-    def _noised(self, step: Step, sample: Tensor, purpose: str) -> tuple[Tensor, Tensor, Tensor]:
-        """``x_s`` of the samples, ``s`` ``[B]``, and the noise."""
+    def _noised(self, step: Step, sample: Tensor, purpose: str, following: float) -> tuple[Tensor, Tensor, Tensor]:
+        """``x_s`` of the samples, ``s`` ``[B]``, and the noise; ``following`` is the sigma at which the student goes on
+        from them."""
+        low = min(max(following, LEAST), self.judged_to) if self.judged_from is None else self.judged_from
         draws = step.draws
         u = torch.rand(len(sample) * draws.world_size, generator=draws.shared(f"{purpose}_sigma"))
         shift = self._shift(step, self.shift if self.judged_shift is None else self.judged_shift)
-        times = noising_times(draws.local_rows(u), shift, self.judged_from, self.judged_to)
+        times = noising_times(draws.local_rows(u), shift, low, self.judged_to)
         sigma = sent(times, sample.device)
         noise = draws.normal_like(sample, f"{purpose}_noise")
         return renoised(sample, noise, sigma), sigma, noise
