@@ -6,8 +6,8 @@ from flowhooks.hooks.distribution_matching import DistributionMatchingSpec
 from flowhooks.methods.spec import Method, Part
 
 _STUDENT = (
-    "How the student samples: `renoise` adds fresh noise to the sample that each step predicts, `euler` goes on along "
-    "the velocity."
+    "How the student samples: `euler` goes on along the velocity, as pipelines do; `renoise` adds fresh noise to the "
+    "sample that each step predicts."
 )
 
 
@@ -20,12 +20,12 @@ class DMDMethod(Method, type="dmd", title="DMD method"):
             hook=DistributionMatchingSpec,
             without=("weight",),
             changes={
-                "student": {"enum": ["renoise", "euler"], "default": "renoise", "description": _STUDENT},
+                "student": {"enum": ["euler", "renoise"], "default": "euler", "description": _STUDENT},
                 "jumps": {
                     "default": 4,
                     "description": "Steps from noise to data; each update trains a random one of them.",
                 },
-                "policy_every": {"default": 2},
+                "policy_every": {"default": 5},
             },
         ),
     )
