@@ -47,6 +47,8 @@ class PairReward(PictureReward):
 
     judges = "pairs"
     range = (0.0, 1.0)
+    # What a group gains in one place it loses in another: the gradient of the sum is 0.
+    differentiable = False
     both_orders: bool = True
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowhooks.errors import RewardError
 from flowhooks.rewards.base import Records, SampleReferences, members, spread_frames
 from flowhooks.rewards.client import ServedReward, png
 from flowhooks.rewards.groups import all_pairs, shares_of_wins
@@ -26,7 +27,7 @@ class HttpReward(HttpSpec, ServedReward):  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.compares = self.references  # type: ignore[misc]
+        self.compares = self.references or self.mask  # type: ignore[misc]
         if self.judges == "pairs":
             # Shares of wins; of several numbers the weighted sum is checked, whose bounds are others.
             self.range = (0.0, 1.0) if self.numbers is None else (None, None)
@@ -83,8 +84,12 @@ class HttpReward(HttpSpec, ServedReward):  # type: ignore[misc]
         return self.with_record(prompt, record, frames)
 
     def _references(self, shown: SampleReferences) -> dict[str, Any]:
-        mask = {} if shown.mask is None or not self.mask else {"mask": png(shown.mask)}
-        return {"references": [png(image) for image in shown.images], **mask}
+        found: dict[str, Any] = {"references": [png(image) for image in shown.images]} if self.references else {}
+        if self.mask:
+            if shown.mask is None:
+                raise RewardError(f"reward {self.name!r} sends masks, and a sample has none; link masks in the data")
+            found["mask"] = png(shown.mask)
+        return found
 
     def _judged(self, images: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
         return self._scores(self.asked(images, judges=self.judges), len(images), "image")

@@ -249,12 +249,14 @@ class HttpSpec(ServedSpec, type="http", title="Reward over HTTP"):
         },
     )
     references: bool = option("Send the references of each sample too; each needs one or more.", default=False)
-    mask: bool = option("Send the mask of each sample too. Needs masks in the data, and `references`.", default=False)
+    mask: bool = option(
+        "Send the mask of each sample too. Needs masks in the data; each sample needs a reference.", default=False
+    )
     name: str = _name("http")
 
     @classmethod
     def least_references(cls, options: Mapping[str, Any]) -> int:
-        return int(options["references"])
+        return int(options["references"] or options["mask"])
 
     @classmethod
     def together(cls, options: Mapping[str, Any]) -> bool:

@@ -149,7 +149,8 @@ def _judged(
         values = persistently(lambda: _asked(reward, given, together), _OwnError, pauses, f"reward {reward.name!r}: ")
     except _OwnError as failure:
         error = failure.__cause__
-        raise RewardError(f"reward {reward.name!r} raised {type(error).__name__}: {error}") from error
+        code = f"{type(reward).__module__}:{type(reward).__qualname__}"
+        raise RewardError(f"reward {reward.name!r} ({code}) raised {type(error).__name__}: {error}") from error
     if not isinstance(values, Mapping):
         return {reward.name: _checked_form(reward, values, len(prompts))}
     weights: Mapping[str, float] = getattr(reward, "numbers", None) or {}
