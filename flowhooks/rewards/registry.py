@@ -38,6 +38,11 @@ class RewardSpec(Spec):
     remote: ClassVar[bool] = False
 
     @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return which of its papers are behind a block."""
+        return cls.papers
+
+    @classmethod
     def least_references(cls, options: Mapping[str, Any]) -> int:
         """Return how many references each sample must have for a block with these options."""
         return 0
@@ -233,6 +238,7 @@ class HttpSpec(ServedSpec, type="http", title="Reward over HTTP"):
     """Numbers that a server of your own gives images; not differentiable."""
 
     path = "flowhooks.rewards.http:HttpReward"
+    papers = ("wang2025prefgrpo",)
     judges: Literal["image", "group", "pairs"] = option(
         "What the server judges: each `image`; the images of a prompt together, as a `group`; or `pairs` of these: "
         "the share of wins is the score of an image.",
@@ -253,6 +259,10 @@ class HttpSpec(ServedSpec, type="http", title="Reward over HTTP"):
         "Send the mask of each sample too. Needs masks in the data; each sample needs a reference.", default=False
     )
     name: str = _name("http")
+
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        return cls.papers if block.get("judges") == "pairs" else ()
 
     @classmethod
     def least_references(cls, options: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""The folder `examples/reward_server`: its server runs as a program, and its run trains on the digits by its numbers."""
+"""The folder `examples/reward_server`: its server runs as a program, and its run trains on the digits by it."""
 
 from __future__ import annotations
 
