@@ -158,8 +158,8 @@ up), no guidance, with the stock pipeline, `load_lora_weights` and `sigmas` even
 `FlowMatchEulerDiscreteScheduler(stochastic_sampling=True)`, *euler* under the same without. *Seconds* are processor
 time of the training.
 
-*euler* is `examples/{RECIPE}` as it stands: a student of {STEPS} steps, `policy_every` 5. The others change one option, with
-as many updates, and are sampled by *euler* unless they are *renoise*. *plain SFT* trains the same LoRA on the same
+*euler* is `examples/{RECIPE}` as it stands: a student of {STEPS} steps, `policy_every` 5. The others change one option,
+with as many updates, and are sampled by *euler* unless they are *renoise*. *plain SFT* trains the same LoRA on the same
 images. Settings were chosen on training seed 0 and other sampling seeds: `policy_every` 2 and 5 were tried, and
 `judged_from`.
 

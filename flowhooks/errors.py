@@ -95,6 +95,15 @@ class RewardError(FlowhooksError):
     lacks a column that it reads."""
 
 
+class RewardUnavailable(RewardError):
+    """A reward did not answer, and may answer when it is asked again: its server is down, slow or overloaded."""
+
+
+class RewardFailure(RewardError):
+    """A reward failed in a step, on one process or more. All processes raise it together, before the step has changed a
+    weight."""
+
+
 class HubError(FlowhooksError):
     """Publishing to the Hub failed; local files are untouched."""
 

@@ -16,6 +16,7 @@ from flowhooks.checks.pipeline import model_problems
 from flowhooks.checks.planning import adapter_problems, plan_run
 from flowhooks.checks.quantization import quantization_problems
 from flowhooks.checks.references import comparison_problems, number_problems, reference_problems, with_references
+from flowhooks.checks.rewards import reward_problems
 from flowhooks.checks.sharding import sharding_problems
 from flowhooks.checks.sizes import size_problems
 from flowhooks.checks.sound import sound_problems
@@ -68,6 +69,7 @@ def examine(run: Run, resume: str | None = None) -> Examined:
     ]
     audited, records, data_problems = _audited(run)
     problems += [*data_problems, *comparison_problems(run, audited), *number_problems(run, audited)]
+    problems += reward_problems(run, audited)
     # Layers and sizes are checked only for a pipeline that can be trained and whose files exist.
     if not any((problem.path or "").startswith("$.model") for problem in problems):
         problems += [*quantization_problems(run), *target_problems(run), *size_problems(run, audited)]

@@ -19,7 +19,7 @@ from flowhooks.documents.document import read_settings
 from flowhooks.errors import ConfigError, Problem
 from flowhooks.hooks.registry import SOURCES
 from flowhooks.rewards.blocks import resolve_reward
-from flowhooks.rewards.registry import REWARDS
+from flowhooks.rewards.registry import REWARDS, masked_by
 from flowhooks.sampling.prompts import Prompt, by_argument, read_prompts
 
 if TYPE_CHECKING:
@@ -105,10 +105,10 @@ def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
     for hook in run.hooks:
         for i, block in enumerate(hook.options.get("rewards") or ()):
             place = f"{hook.where}.rewards[{i}]"
-            if not getattr(REWARDS.get(block["type"]), "compares", False):
+            spec = REWARDS.get(block["type"])
+            least = 0 if spec is None else spec.least_references(resolve_reward(block, place).options)
+            if not least:
                 continue
-            options = resolve_reward(block, place).options
-            least = options["reference"] + 1
             if drawn:
                 lacking = [prompt.text for prompt in drawn[0] if _count(prompt) < least]
                 found = f"{len(lacking):,} of {count(len(drawn[0]), 'prompt')}"
@@ -126,8 +126,9 @@ def comparison_problems(run: Run, audited: Audit | None) -> Iterator[Problem]:
                 message = f"compares each image with {what}, which {found} lack: {some(lacking)}; {remedy}"
                 yield Problem(message, str(run.source), place)
             # Without data the plan says so already.
-            if drawn and options["outside_mask"] and "data:mask" in run.provides:
-                message = "`outside_mask` reads the masks of the data, and this run draws `prompts`; set it to false"
+            if drawn and masked_by([block]) and "data:mask" in run.provides:
+                option = "outside_mask" if block.get("outside_mask") else "mask"
+                message = f"`{option}` reads the masks of the data, and this run draws `prompts`; set it to false"
                 yield Problem(message, str(run.source), place)
 
 

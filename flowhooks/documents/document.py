@@ -19,7 +19,8 @@ _KEY = re.compile(
 )
 _VALUE = re.compile(
     r"\b(hf_(?=[A-Za-z0-9]*[0-9A-Z])[A-Za-z0-9]{8,}|hf_[A-Za-z]{24,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
-    r"|sk-[A-Za-z0-9_-]{20,})"
+    # A user name with a password in an address.
+    r"|sk-[A-Za-z0-9_-]{20,}|(?<=://)[^/?#:@\s]+:[^/?#@\s]+(?=@))"
 )
 _REMEDY = (
     "take it out and use `hf auth login`, or an environment variable such as HF_TOKEN; a run file holds no secrets"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -29,6 +29,8 @@ class SampleReferences:
 
 Range = tuple[float | None, float | None]
 Records = Sequence[Mapping[str, Any]]
+#: What a reward looks at to give an image its number: that image, pairs of its group, or its whole group.
+IMAGE = "image"
 
 
 @runtime_checkable
@@ -37,6 +39,13 @@ class Reward(Protocol):
 
     One that compares an image with what it was made from has an attribute ``compares`` that is true, and is called with
     a fourth argument: for each image its :class:`SampleReferences`, with one image or more.
+
+    One that judges the images of a prompt together has an attribute ``judges``, ``group`` or ``pairs``, and is called
+    with the keyword ``groups``: for each image the number of its group, of two images or more.
+
+    One with an attribute ``numbers``, name -> weight, returns a mapping of these names to ``[B]`` in place of a tensor;
+    its value is their weighted sum, and each is measured too. One that is ``retryable`` is asked again where it raises
+    an exception that is no error of flowhooks.
     """
 
     @property
@@ -68,8 +77,7 @@ class Reward(Protocol):
 class PictureReward(ABC):
     """Judges single images; for a video it returns the mean over evenly spread frames.
 
-    A class of your own defines ``score``, and ``range``, ``differentiable`` and ``compares`` if these defaults are
-    wrong for it.
+    A class of your own defines ``score``, and the attributes below if their defaults are wrong for it.
 
     Args:
         name: name in logs and errors.
@@ -80,6 +88,10 @@ class PictureReward(ABC):
     differentiable: bool = True
     #: Whether ``score`` takes the references of the images too.
     compares: bool = False
+    #: ``image``, or ``group``: ``score`` is called for the images of one group at a time. Of pairs see ``PairReward``.
+    judges: str = IMAGE
+    #: Whether ``score`` may be called again where it raised.
+    retryable: bool = False
 
     def __init__(self, *, name: str, max_frames: int = 8):
         if max_frames < 1:
@@ -95,17 +107,48 @@ class PictureReward(ABC):
         return self
 
     def __call__(
-        self, pixels: Tensor, prompts: Sequence[str], records: Records, *references: Sequence[SampleReferences]
+        self,
+        pixels: Tensor,
+        prompts: Sequence[str],
+        records: Records,
+        *references: Sequence[SampleReferences],
+        groups: Sequence[int] = (),
     ) -> Tensor:
         pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
         with without_autocast(pixels):
+            frames = [0] if pixels.dim() == 4 else spread_frames(pixels.shape[2], self.max_frames)
+            if groups:
+                return self._of_groups(pixels, frames, groups, prompts, records, *references)
             if pixels.dim() == 4:
                 return self.score(pixels, prompts, records, *references)
-            frames = spread_frames(pixels.shape[2], self.max_frames)
             pictures = pixels[:, :, frames].transpose(1, 2).flatten(0, 1)
             beside = (_repeated(each, len(frames)) for each in (prompts, records, *references))
             values = self.score(pictures, *beside)
             return values.unflatten(0, (-1, len(frames))).mean(1)
+
+    def _of_groups(
+        self, pixels: Tensor, frames: Sequence[int], groups: Sequence[int], *beside: Sequence[Any]
+    ) -> Tensor:
+        """Return ``[B]``: of videos, a frame meets the frames of its time."""
+        order, found = [], []
+        for rows in members(groups):
+            shots = [pixels[rows] if pixels.dim() == 4 else pixels[rows, :, frame] for frame in frames]
+            own = [[each[row] for row in rows] for each in beside]
+            found.append(torch.stack([self.score(shot, *own) for shot in shots]).mean(0))
+            order += rows
+        return torch.cat(found)[torch.tensor(order).argsort().to(pixels.device)]
+
+
+def members(groups: Iterable[int]) -> list[list[int]]:
+    """Return the rows of each group, in the order in which groups first appear.
+
+    Args:
+        groups: for each image, the number of its group.
+    """
+    found: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        found.setdefault(group, []).append(row)
+    return list(found.values())
 
 
 def spread_frames(count: int, most: int) -> list[int]:

@@ -41,7 +41,6 @@ class TextAccuracy(TextAccuracySpec, ModelReward):
     """
 
     range = (0.0, 1.0)
-    differentiable = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,25 @@ class RewardSpec(Spec):
     papers: ClassVar[tuple[str, ...]] = ()
     #: Whether it compares images with their references.
     compares: ClassVar[bool] = False
+    #: Whether its values have a gradient with respect to the pixels.
+    differentiable: ClassVar[bool] = True
+    #: Whether another program computes it.
+    remote: ClassVar[bool] = False
+
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return which of its papers are behind a block."""
+        return cls.papers
+
+    @classmethod
+    def least_references(cls, options: Mapping[str, Any]) -> int:
+        """Return how many references each sample must have for a block with these options."""
+        return 0
+
+    @classmethod
+    def together(cls, options: Mapping[str, Any]) -> bool:
+        """Return whether a block with these options judges the images of one prompt together."""
+        return False
 
     @classmethod
     def made_schema(cls) -> dict[str, Any]:
@@ -143,6 +162,7 @@ class TextAccuracySpec(ModelRewardSpec, type="ocr", title="OCR accuracy"):
 
     path = "flowhooks.rewards.ocr:TextAccuracy"
     papers = ("li2021trocr",)
+    differentiable = False
     model: str = _model("Folder or Hub id of a `VisionEncoderDecoderModel`, such as a TrOCR, safetensors only.")
     text_column: str = _column("Column of the prompt file that holds the text.", "text")
     ignore_case: bool = option("Compare without regard to upper and lower case.", default=False)
@@ -173,6 +193,117 @@ class ReferenceSimilaritySpec(RewardSpec, type="reference_similarity", title="Re
     name: str = _name("reference_similarity")
     max_frames: int = _max_frames()
 
+    @classmethod
+    def least_references(cls, options: Mapping[str, Any]) -> int:
+        return int(options["reference"]) + 1
+
+
+class ServedSpec(RewardSpec):
+    """Options of all rewards that a server computes, which is asked over HTTP."""
+
+    differentiable = False
+    remote = True
+
+    url: str = option(
+        "Address that images are sent to, `http://` or `https://`. It holds no user name and no password.",
+        schema={"pattern": r"^https?://[^/?#@\s]+([/?#]\S*)?$", "examples": ["http://127.0.0.1:8000/"]},
+    )
+    token_env: str | None = option(
+        "Environment variable with the token of the header `Authorization: Bearer`; `null` sends none.",
+        default=None,
+        schema={"pattern": r"^[A-Za-z_][A-Za-z0-9_]*$", "examples": ["REWARD_TOKEN"]},
+    )
+    batch_size: int = option("Images of a request.", default=16, minimum=1, maximum=65_536)
+    timeout: float = option(
+        "Seconds to wait for a connection, and then for an answer.", default=60.0, exclusiveMinimum=0, maximum=86_400
+    )
+    retries: int = option(
+        "Further attempts where no connection, no answer in time, or a status of 408, 429 or 500 and above came back.",
+        default=5,
+        minimum=0,
+        maximum=1_000,
+    )
+    retry_wait: float = option(
+        "Seconds before the first of these, twice as long before each next one, at most a minute.",
+        default=1.0,
+        minimum=0,
+        maximum=60,
+    )
+    max_frames: int = option(
+        "Frames of a video that are sent, evenly spread.", default=8, minimum=1, maximum=1_000_000_000
+    )
+
+
+class HttpSpec(ServedSpec, type="http", title="Reward over HTTP"):
+    """Numbers that a server of your own gives images; not differentiable."""
+
+    path = "flowhooks.rewards.http:HttpReward"
+    papers = ("wang2025prefgrpo",)
+    judges: Literal["image", "group", "pairs"] = option(
+        "What the server judges: each `image`; the images of a prompt together, as a `group`; or `pairs` of these: "
+        "the share of wins is the score of an image.",
+        default="image",
+    )
+    both_orders: bool = option("Ask for each pair in both orders, where it judges `pairs`.", default=True)
+    numbers: Mapping[str, Any] | None = option(
+        "Weights of the server's named numbers in this reward; `null` where it gives one.",
+        default=None,
+        schema={
+            "minProperties": 1,
+            "propertyNames": {"minLength": 1},
+            "additionalProperties": {"type": "number", "minimum": -1_000_000, "maximum": 1_000_000},
+        },
+    )
+    references: bool = option("Send the references of each sample too; each needs one or more.", default=False)
+    mask: bool = option(
+        "Send the mask of each sample too. Needs masks in the data; each sample needs a reference.", default=False
+    )
+    name: str = _name("http")
+
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        return cls.papers if block.get("judges") == "pairs" else ()
+
+    @classmethod
+    def least_references(cls, options: Mapping[str, Any]) -> int:
+        return int(options["references"] or options["mask"])
+
+    @classmethod
+    def together(cls, options: Mapping[str, Any]) -> bool:
+        return options["judges"] != "image"
+
+
+class GenEvalSpec(ServedSpec, type="geneval", title="GenEval"):
+    """Whether an image shows the objects that its prompt's record lists, in number, colour and position, by the boxes
+    of a detector of your own; not differentiable."""
+
+    path = "flowhooks.rewards.geneval:GenEval"
+    papers = ("ghosh2023geneval",)
+    result: Literal["correct", "share"] = option(
+        "`correct`: 1 where all is as the record says, else 0, as in GenEval. `share`: share of its entries that are.",
+        default="correct",
+    )
+    threshold: float = option(
+        "Objects count if the detector is surer than this.", default=0.3, minimum=0, exclusiveMaximum=1
+    )
+    counting_threshold: float = option(
+        "The same for records whose `tag` is `counting`.", default=0.9, minimum=0, exclusiveMaximum=1
+    )
+    max_objects: int = option("Objects of a class that count, the surest first.", default=16, minimum=1, maximum=65_536)
+    max_overlap: float = option(
+        "Of two objects of a class with a larger intersection over union only the surer counts; at 1 both do.",
+        default=1.0,
+        exclusiveMinimum=0,
+        maximum=1,
+    )
+    position_threshold: float = option(
+        "An object is beside another if its centre is further off than this share of both sizes.",
+        default=0.1,
+        minimum=0,
+        maximum=1,
+    )
+    name: str = _name("geneval")
+
 
 #: Type -> spec of every shipped reward.
 REWARDS: Mapping[str, type[RewardSpec]] = {
@@ -184,13 +315,18 @@ REWARDS: Mapping[str, type[RewardSpec]] = {
         AestheticSpec,
         TextAccuracySpec,
         ReferenceSimilaritySpec,
+        HttpSpec,
+        GenEvalSpec,
     )
 }
 
 
 def masked_by(blocks: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return what these blocks of rewards need of the data: ``data:mask`` where one compares outside the mask."""
-    return {"data:mask"} if any(block.get("outside_mask") for block in blocks) else set()
+    """Return what these blocks of rewards need of the data: ``data:mask`` where one reads masks."""
+    read = any(
+        block.get("outside_mask") or (block.get("type") == HttpSpec.type and block.get("mask")) for block in blocks
+    )
+    return {"data:mask"} if read else set()
 
 
 def reward_class(type: str, where: str) -> Any:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from flowhooks.batch import Batch
-from flowhooks.errors import RewardError
+from flowhooks.errors import FlowhooksError, RewardError
 from flowhooks.numberless import holds
-from flowhooks.rewards.base import Records, Reward, SampleReferences
+from flowhooks.rewards.attempts import RETRIES, WAIT, persistently, waits
+from flowhooks.rewards.base import IMAGE, Records, Reward, SampleReferences, members
 
 #: Rounding by which a value may leave its range, for a bound of 1.
 SLACK = 1e-3
@@ -29,21 +30,27 @@ def scored(
     prompts: Sequence[str],
     records: Records,
     references: References = (),
+    groups: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the weighted sum ``[B]``, and every reward's own values ``[B]`` by its name. Waits for the device once.
+    """Return the weighted sum ``[B]``, and every reward's own values ``[B]`` by its name; of a reward of several
+    numbers also these, by ``<reward>.<number>``. Waits for the device once.
 
     Args:
         weights: one for each reward, of either sign. A reward with weight 0 is measured and left out of the sum.
         pixels: ``[B, 3, H, W]``, or video ``[B, 3, F, H, W]``, in [0, 1]. The graph, if any, is kept.
         references: for each image, what rewards that compare get.
+        groups: for each image, the number of its group; for rewards that judge groups or pairs.
 
     Raises:
-        RewardError: a reward compares, and an image has no reference; a value is not finite or outside the reward's
-            range, or pixels are; the message names reward and prompt.
+        RewardError: a reward raised an error; it compares, and an image has no reference; it judges groups, and an
+            image is alone; a value is not finite or outside the reward's range, or pixels are. The message names reward
+            and prompt.
         ValueError: the arguments do not fit together.
     """
     _agree(rewards, weights, pixels, prompts, records)
-    each = {r.name: _judged(r, pixels, prompts, records, references) for r in rewards}
+    each: dict[str, Tensor] = {}
+    for reward in rewards:
+        each |= _judged(reward, pixels, prompts, records, references, groups)
     _refuse(rewards, each, pixels, prompts)
     return _summed(rewards, weights, each, pixels), each
 
@@ -55,6 +62,7 @@ def scored_with_gradient(
     prompts: Sequence[str],
     records: Records,
     references: References = (),
+    groups: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Score as :func:`scored` does, without a graph, and also return the gradient of the sum with respect to
     ``pixels``, of their shape.
@@ -66,16 +74,17 @@ def scored_with_gradient(
     """
     _agree(rewards, weights, pixels, prompts, records)
     total_gradient = torch.zeros_like(pixels, dtype=torch.promote_types(pixels.dtype, torch.float32))
-    each, largest = {}, {}
+    each: dict[str, Tensor] = {}
+    largest = {}
     for reward, weight in zip(rewards, weights, strict=True):
         if weight:
-            each[reward.name], gradient = _with_gradient(reward, pixels, prompts, records, references)
+            values, gradient = _with_gradient(reward, pixels, prompts, records, references, groups)
             largest[reward.name] = gradient.abs().flatten(1).amax(1)
             total_gradient += weight * gradient
         else:
             with torch.no_grad():
-                values = _judged(reward, pixels.detach(), prompts, records, references)
-            each[reward.name] = values.detach()
+                values = _judged(reward, pixels.detach(), prompts, records, references, groups)
+        each |= {name: value.detach() for name, value in values.items()}
     _refuse(rewards, each, pixels, prompts, largest)
     return _summed(rewards, weights, each, pixels), each, total_gradient
 
@@ -113,23 +122,93 @@ def reward_gradient(
     return scored_with_gradient([reward], [1.0], pixels, prompts, records, references)[2]
 
 
-def _judged(reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records, references: References) -> Tensor:
-    """Return a reward's values ``[B]``. Raises RewardError where it compares, and an image has no reference."""
-    if not getattr(reward, "compares", False):
-        return _checked_form(reward, reward(pixels, prompts, records), len(prompts))
+def _judged(
+    reward: Reward,
+    pixels: Tensor,
+    prompts: Sequence[str],
+    records: Records,
+    references: References,
+    groups: Sequence[int],
+) -> dict[str, Tensor]:
+    """Return a reward's values ``[B]`` by its name, and each of its numbers, if it has several, by ``<name>.<number>``.
+
+    Raises:
+        RewardError: it raised an error; it compares, and an image has no reference; it judges groups, and an image is
+            alone.
+    """
+    given: list[Any] = [pixels, prompts, records]
+    together: dict[str, Any] = {}
+    if getattr(reward, "compares", False):
+        _referenced(reward, prompts, references)
+        given.append(references)
+    if getattr(reward, "judges", IMAGE) != IMAGE:
+        _accompanied(reward, prompts, groups)
+        together["groups"] = groups
+    try:
+        pauses = waits(RETRIES, WAIT) if getattr(reward, "retryable", False) else []
+        values = persistently(lambda: _asked(reward, given, together), _OwnError, pauses, f"reward {reward.name!r}: ")
+    except _OwnError as failure:
+        error = failure.__cause__
+        code = f"{type(reward).__module__}:{type(reward).__qualname__}"
+        raise RewardError(f"reward {reward.name!r} ({code}) raised {type(error).__name__}: {error}") from error
+    if not isinstance(values, Mapping):
+        return {reward.name: _checked_form(reward, values, len(prompts))}
+    weights: Mapping[str, float] = getattr(reward, "numbers", None) or {}
+    if values.keys() != weights.keys():
+        found, named = (", ".join(map(repr, each)) or "none" for each in (values, weights))
+        raise RewardError(f"reward {reward.name!r} gave the numbers {found}, and its `numbers` name {named}")
+    checked = {name: _checked_form(reward, value, len(prompts)) for name, value in values.items()}
+    total = sum((weights[name] * value for name, value in checked.items()), start=torch.zeros(1, device=pixels.device))
+    return {reward.name: total, **{f"{reward.name}.{name}": value for name, value in checked.items()}}
+
+
+class _OwnError(Exception):
+    """A reward raised an exception that is no error of flowhooks; its cause is that exception."""
+
+    def __str__(self) -> str:
+        return f"{type(self.__cause__).__name__}: {self.__cause__}"
+
+
+def _asked(reward: Reward, given: Sequence[Any], together: Mapping[str, Any]) -> Any:
+    try:
+        return reward(*given, **together)
+    except FlowhooksError:
+        raise
+    except Exception as error:
+        raise _OwnError from error
+
+
+def _referenced(reward: Reward, prompts: Sequence[str], references: References) -> None:
     for i, prompt in enumerate(prompts):
         if i >= len(references) or not references[i].images:
             raise RewardError(
                 f"reward {reward.name!r} compares images with their references, and that of prompt {prompt!r} has "
                 "none; name references in the data or in the prompts, or remove the reward"
             )
-    values = reward(pixels, prompts, records, references)  # type: ignore[call-arg]
-    return _checked_form(reward, values, len(prompts))
+
+
+def _accompanied(reward: Reward, prompts: Sequence[str], groups: Sequence[int]) -> None:
+    if len(groups) != len(prompts):
+        raise RewardError(
+            f"reward {reward.name!r} judges images of one prompt together, and got {len(groups)} groups for "
+            f"{len(prompts)} images; give `groups`, for each image the number of its group"
+        )
+    for rows in members(groups):
+        if len(rows) < 2:
+            raise RewardError(
+                f"reward {reward.name!r} judges images of one prompt together, and that of prompt "
+                f"{prompts[rows[0]]!r} is alone in its group; set `group_size` to 2 or more"
+            )
 
 
 def _with_gradient(
-    reward: Reward, pixels: Tensor, prompts: Sequence[str], records: Records, references: References
-) -> tuple[Tensor, Tensor]:
+    reward: Reward,
+    pixels: Tensor,
+    prompts: Sequence[str],
+    records: Records,
+    references: References,
+    groups: Sequence[int],
+) -> tuple[dict[str, Tensor], Tensor]:
     if not reward.differentiable:
         raise RewardError(
             f"reward {reward.name!r} is not differentiable, and a gradient is needed; use one that is, or give it "
@@ -137,14 +216,15 @@ def _with_gradient(
         )
     leaf = pixels.detach().to(torch.promote_types(pixels.dtype, torch.float32)).requires_grad_()
     with torch.enable_grad():
-        values = _judged(reward, leaf, prompts, records, references)
+        each = _judged(reward, leaf, prompts, records, references, groups)
+        values = each[reward.name]
         gradient = torch.autograd.grad(values.sum(), leaf, allow_unused=True)[0] if values.requires_grad else None
     if gradient is None:
         raise RewardError(
             f"reward {reward.name!r} declares a gradient, but no graph leads from values to pixels; it must not "
             "pass through uint8, NumPy, Pillow, detach() or no_grad()"
         )
-    return values.detach(), gradient
+    return each, gradient
 
 
 def _agree(

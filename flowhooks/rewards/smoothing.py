@@ -19,6 +19,7 @@ def smoothed_with_gradient(
     records: Records,
     noises: Iterable[Tensor],
     references: References = (),
+    groups: Sequence[int] = (),
 ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
     """Score as :func:`flowhooks.rewards.scored_with_gradient` does, with the mean over copies of the images. Copies run
     one after the other, so only one graph is in memory at a time.
@@ -26,7 +27,7 @@ def smoothed_with_gradient(
     Args:
         noises: one or more tensors of the shape of ``pixels``; each is added to ``pixels``, clamped to [0, 1], to make
             a copy.
-        references: as :func:`flowhooks.rewards.scored` takes them.
+        references, groups: as :func:`flowhooks.rewards.scored` takes them.
 
     Raises:
         ValueError, RewardError: as :func:`flowhooks.rewards.scored_with_gradient`.
@@ -35,7 +36,7 @@ def smoothed_with_gradient(
     for noise in noises:
         moved = pixels + noise
         copy = moved.clamp(0, 1)
-        total, each, gradient = scored_with_gradient(rewards, weights, copy, prompts, records, references)
+        total, each, gradient = scored_with_gradient(rewards, weights, copy, prompts, records, references, groups)
         # The clamp passes no gradient for values outside.
         found.append((total, each, gradient * (moved == copy)))
     totals, all_of, gradients = zip(*found, strict=True)

@@ -41,6 +41,19 @@ from flowhooks.train.report import Progress, health_names, process_memory, summa
 from flowhooks.train.validation import Validation, on_device
 
 
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """Holds what a step changes before its optimiser does, as it was before.
+
+    Args:
+        session: state of the session: its counter, its hooks.
+        own: state of this process: its random generators, what it measured since the last logged step.
+    """
+
+    session: Mapping[str, Any]
+    own: Mapping[str, Any]
+
+
 @dataclass(kw_only=True)
 class Job:
     """Holds everything the loop needs.
@@ -241,7 +254,7 @@ class Job:
         except Exception as error:
             self.voice.say(f"{failure} ({type(error).__name__}: {error}); training goes on")
 
-    def save(self, *, wait: bool = False) -> None:
+    def save(self, *, wait: bool = False, before: Changed | None = None) -> None:
         """Take a checkpoint of this step, unless the run was just resumed from it. What is in it is copied at once, and
         written beside the steps that follow, after what is being written now.
 
@@ -249,6 +262,7 @@ class Job:
 
         Args:
             wait: for it to be written.
+            before: what the step that comes next has changed already, as it was before; None: nothing.
 
         Raises:
             TrainingError, CheckpointError: also what failed in writing before.
@@ -262,8 +276,8 @@ class Job:
         if self.alarm is not None:
             # A run that goes on from this checkpoint may want to go back further.
             self._write_good()
-        if distributed.world_size() > 1 or self.session.adapter is None:
-            states, own = self._states()
+        if before is not None or distributed.world_size() > 1 or self.session.adapter is None:
+            states, own = self._states(before)
             self.checkpoints.save(self.step, states, own, self.identity, lambda folder: self._intermediate()(folder))
         else:
             self.background.submit(self._copied())
@@ -273,18 +287,25 @@ class Job:
         if wait:
             self.background.join()
 
-    def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
+    def changed(self) -> Changed:
+        """Return what a step changes before its optimiser does. No tensor is copied."""
+        own = {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
+        return Changed(session=self.session.state_dict(), own=own)
+
+    def _states(self, before: Changed | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return what a checkpoint of this step holds: the states of the run, and those of this process."""
-        progress: dict[str, Any] = {"step": self.step, "epoch": self.epoch, "values": self.values}
+        now = before or self.changed()
+        epoch = self.schedule.epoch_at(now.session["micro_step"])
+        progress: dict[str, Any] = {"step": self.step, "epoch": epoch, "values": self.values}
         if self.session.watched:
             progress["good"] = -1 if self._good is None else self._good[0]
         states = {
             "parameters": self.session.parameters(),
             "optimization": self.optimization.state_dict(),
-            "session": self.session.state_dict(),
+            "session": now.session,
             "progress": progress,
         }
-        return states, {"random": rng.capture(self.accelerator.device), "window": self.window.state_dict()}
+        return states, dict(now.own)
 
     def _copied(self) -> Callable[[], object]:
         """Copy this step in memory, and return what writes its checkpoint; all processes call that together."""

@@ -10,6 +10,7 @@ from flowhooks.checks import Examined
 from flowhooks.config import Run
 from flowhooks.quiet import without_bars
 from flowhooks.train.files import full_disk_told
+from flowhooks.train.rewards import checkpoint_if_rewards_fail
 from flowhooks.train.setup import prepared
 from flowhooks.train.signals import leave, stop_requests
 
@@ -57,6 +58,7 @@ def train(
         ConfigError, DataError, ModelError, AdapterError: before the first step; exit code 2.
         CheckpointError: damaged, of another run, or not writable.
         TrainingError: a loss or gradient is not finite, or the disk is full.
+        RewardFailure: a reward gives no number, after a checkpoint of the step before was written.
         KeyboardInterrupt, SystemExit: Ctrl-C (exit code 130) or SIGTERM (143), after a checkpoint was written.
     """
     training = run.training
@@ -73,15 +75,16 @@ def train(
         while job.step < training["max_train_steps"]:
             job.background.raise_failure()
             logged = job.window.due(job.step + 1)
-            for _ in range(accumulation):
-                batch = next(batches)
-                micro_step = job.session.micro_step
-                # Metrics cost passes over the predictions and, once read, a wait for the device: only where they are
-                # logged. A step has one chunk, except for rollouts, which have one per visited state.
-                for result in job.computed(batch, log=logged):
-                    job.guard.loss(result.loss, micro_step, result.files)
-                    job.optimization.backward(result.loss / accumulation)
-                    job.window.add(result)
+            with checkpoint_if_rewards_fail(job):
+                for _ in range(accumulation):
+                    batch = next(batches)
+                    micro_step = job.session.micro_step
+                    # Metrics cost passes over the predictions and, once read, a wait for the device: only where they
+                    # are logged. A step has one chunk, except for rollouts, which have one per visited state.
+                    for result in job.computed(batch, log=logged):
+                        job.guard.loss(result.loss, micro_step, result.files)
+                        job.optimization.backward(result.loss / accumulation)
+                        job.window.add(result)
             norm = job.optimization.step(job.guard)
             job.session.updated()
             job.step += 1

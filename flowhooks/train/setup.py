@@ -65,6 +65,7 @@ from flowhooks.train.lock import locked
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
+from flowhooks.train.rewards import ask_servers
 from flowhooks.train.validation import Validation, ValidationImages
 
 
@@ -120,6 +121,8 @@ def prepared(
                     checkpoints.go_back(source)
                 write_run(run)
 
+        with raise_on_all_ranks(ConfigError):
+            ask_servers(run)
         pipe = load_pipeline(run.model)
         stage = Stage(pipe, accelerator.device)
         recomputed = run.model["gradient_checkpointing"]

@@ -202,6 +202,12 @@ def rewarded(options: Mapping[str, Any], drawn: Mapping[str, Any]) -> Callable[[
     return written(hooks=[{"type": "flow_grpo", "rewards": [block]}, dict(drawn)])
 
 
+def served(options: Mapping[str, Any], **drawn: Any) -> Callable[[User], object]:
+    """Rollouts whose images a server judges."""
+    block = {"type": "http", "url": "http://127.0.0.1:9/", **options}
+    return written(hooks=[{"type": "flow_grpo", "rewards": [block]}, {**PROMPTED, "group_size": 2, **drawn}])
+
+
 def prompt_file(name: str, content: bytes, **options: Any) -> Callable[[User], object]:
     def make(user: User) -> None:
         (user.mine / name).write_bytes(content)

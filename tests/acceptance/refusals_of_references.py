@@ -1,8 +1,18 @@
-"""Runs with references, images that the pipeline is given beside the prompt, that are refused before weights load."""
+"""Runs with references, images that the pipeline is given beside the prompt, and with rewards, that are refused before
+weights load."""
 
 from __future__ import annotations
 
-from tests.acceptance.refusal_makers import PROMPTED, Refusal, prompt_file, referring, rewarded, twice_referring
+from tests.acceptance.refusal_makers import (
+    PROMPTED,
+    Refusal,
+    prompt_file,
+    referring,
+    rewarded,
+    served,
+    twice_referring,
+    written,
+)
 
 REFERENCES: dict[str, Refusal] = {
     "references for a pipeline that takes no image": Refusal(
@@ -38,6 +48,47 @@ REFERENCES: dict[str, Refusal] = {
     "a reward that compares prompts outside masks of the data": Refusal(
         make=rewarded({"outside_mask": True}, {**PROMPTED, "prompts": ["a", "b"]}),
         words=("$.hooks[0].rewards[0]: ", "`outside_mask` reads the masks of the data, and this run draws `prompts`"),
+    ),
+    "a server that is sent masks of the data for prompts": Refusal(
+        make=served({"mask": True}, prompts=["a", "b"]),
+        words=("$.hooks[0].rewards[0]: ", "`mask` reads the masks of the data, and this run draws `prompts`"),
+    ),
+    "a server that is sent references that prompts have not": Refusal(
+        make=served({"references": True}, prompts=["a", "b"]),
+        words=("$.hooks[0].rewards[0]: ", "compares each image with its reference, which 2 of 2 prompts lack: a, b"),
+    ),
+    "pairs of one image": Refusal(
+        make=served({"judges": "pairs"}, group_size=1),
+        words=("$.hooks[0].rewards[0].judges: ", "together ('pairs'), and `group_size` is 1; set it to 2 or more"),
+    ),
+    "a token that the environment does not hold": Refusal(
+        make=served({"token_env": "NO_SUCH_TOKEN"}),
+        words=("$.hooks[0].rewards[0].token_env: ", "names 'NO_SUCH_TOKEN', and this environment variable is not set"),
+    ),
+    "an address with a password": Refusal(
+        make=served({"url": "http://me:hidden@127.0.0.1/"}),
+        words=("$.hooks[0].rewards[0].url: ", "this value looks like a token; take it out"),
+    ),
+    "an address of another kind": Refusal(
+        make=served({"url": "ftp://127.0.0.1/"}),
+        words=("$.hooks[0].rewards[0].url: ", "'ftp://127.0.0.1/' has the wrong form; expected something like"),
+    ),
+    "records that GenEval does not know": Refusal(
+        make=served(
+            {"type": "geneval"},
+            prompts=[{"prompt": "a", "include": [{"class": "dog", "count": 1}]}, {"prompt": "b", "include": []}],
+        ),
+        words=("$.hooks[0].rewards[0]: ", "1 of 2 records are none of GenEval: b; that of 'b' has no list under"),
+    ),
+    "a gradient of what has none": Refusal(
+        make=written(
+            data=None,
+            hooks=[
+                {"type": "adjoint_target", "rewards": [{"type": "http", "url": "http://127.0.0.1:9/"}]},
+                {**PROMPTED, "sampler": "ode", "last_steps": 2},
+            ],
+        ),
+        words=("$.hooks[0].rewards[0]: ", "'http' has no gradient, which this method climbs; give it the weight 0"),
     ),
     "a reward that compares samples of the data without references": Refusal(
         make=rewarded({"reference": 1}, {"type": "on_policy_rollout", "group_size": 2}),

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 
 import flowhooks
 from flowhooks.export import CardPicture, write_card
-from flowhooks.export.card import entries
+from flowhooks.export.card import cited, entries
 from flowhooks.export.card_code import card_code
 from flowhooks.export.pipelines import PipelineKind, pipeline_kind
 from flowhooks.hooks.registry import HOOKS
@@ -285,3 +285,11 @@ def test_cards_cite_the_papers_of_the_index():
     assert cited == entries().keys()
     numbers = {re.search(r"eprint += \{(.+)\}", paper).group(1) for paper in entries().values()}
     assert {*numbers, "2403.03206"} == set(re.findall(r"arxiv\.org/abs/([\d.]+)", index))
+
+
+def test_only_pairs_over_http_cite_the_share_of_wins():
+    def papers(**options):
+        block = {"type": "http", "url": "http://127.0.0.1:9/", **options}
+        return "".join(cited([{"type": "flow_grpo", "rewards": [block]}]))
+
+    assert "2508.20751" in papers(judges="pairs") and "2508.20751" not in papers()

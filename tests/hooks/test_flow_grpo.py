@@ -80,7 +80,7 @@ def test_a_reward_is_asked_once_a_rollout():
         (hook,) = (h for h in session.assembly.hooks if h.type == "flow_grpo")
         results = list(session.steps(None))
         assert len(results) == 2
-        assert hook._rewards[0].calls == 1
+        assert hook._judges.rewards[0].calls == 1
 
 
 def test_rewards_rise():

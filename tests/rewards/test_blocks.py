@@ -22,6 +22,8 @@ REQUIRED = {
     "clip_score": {"model": "m"},
     "aesthetic": {"head": "h"},
     "ocr": {"model": "m"},
+    "http": {"url": "http://127.0.0.1:9/"},
+    "geneval": {"url": "https://detector.example/objects?model=1"},
 }
 
 
@@ -76,6 +78,14 @@ def test_the_defaults_are_those_of_the_schema(type):
         ({"type": "ocr", "model": "m", "max_frames": 0}, r"\$.rewards\[0\].max_frames: expected a number at least 1"),
         ({"type": SHARE, "channel": 3}, r"\$.rewards\[0\].channel: expected a number at least 0 and at most 2"),
         ({"type": SHARE, "weight": None}, r"\$.rewards\[0\].weight: expected a number, found null"),
+        (
+            {"type": "http", "url": "ftp://x/"},
+            r"\$.rewards\[0\].url: .*'ftp://x/' has the wrong form; .*http://127.0.0.1",
+        ),
+        ({"type": "http", "url": "http://a@x/"}, r"\$.rewards\[0\].url: .* has the wrong form"),
+        ({"type": "http", "url": "http://x/", "numbers": {}}, r"\$.rewards\[0\].numbers: "),
+        ({"type": "http", "url": "http://x/", "numbers": {"a": "1"}}, r"\$.rewards\[0\].numbers.a: expected a number"),
+        ({"type": "http", "url": "http://x/", "token_env": "a-b"}, r"\$.rewards\[0\].token_env: .* the wrong form"),
         ({"type": "no_such_module:Reward"}, r"\$.rewards\[0\]: cannot import the reward 'no_such_module:Reward'"),
         ({"type": f"{__name__}:Absent"}, r"\$.rewards\[0\]: cannot import the reward"),
     ],

@@ -223,3 +223,72 @@ def test_frames_keep_their_prompt():
 )
 def test_spread_frames(count, most, frames):
     assert spread_frames(count, most) == frames
+
+
+# Rewards of several numbers, and rewards that raise.
+
+
+class Several(Given):
+    """Redness and brightness, of which it makes one value."""
+
+    numbers = {"red": 2.0, "bright": -1.0}
+
+    def __call__(self, pixels, prompts, records):
+        return {"red": red(pixels), "bright": brightness(pixels)}
+
+
+def test_several_numbers_are_summed_and_told_by_name():
+    on = pixels()
+    total, each = ask(Several(None, "both"), on=on, weights=[0.5])
+    torch.testing.assert_close(each["both"], 2 * red(on) - brightness(on))
+    torch.testing.assert_close(total, 0.5 * each["both"])
+    torch.testing.assert_close(each["both.red"], red(on))
+    torch.testing.assert_close(each["both.bright"], brightness(on))
+    _, each, gradient = scored_with_gradient([Several(None, "both")], [1.0], on, PROMPTS, RECORDS)
+    assert set(each) == {"both", "both.red", "both.bright"} and gradient.any()
+
+
+def test_numbers_are_those_that_have_a_weight():
+    class Other(Several):
+        numbers = {"green": 1.0}
+
+    with pytest.raises(RewardError, match="'both' gave the numbers 'red', 'bright', and its `numbers` name 'green'"):
+        ask(Other(None, "both"))
+
+
+def raising(times, error):
+    def score(pictures):
+        if times:
+            times.pop()
+            raise error
+        return red(pictures)
+
+    return Given(score, "shaky")
+
+
+def test_what_a_reward_raises_names_it():
+    with pytest.raises(RewardError, match=r"^reward 'shaky' \(.*test_scoring:Given\) raised KeyError: 'x'") as caught:
+        ask(raising([1], KeyError("x")))
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_only_a_reward_that_says_so_is_asked_again(monkeypatch, capsys):
+    waited = []
+    monkeypatch.setattr("flowhooks.rewards.attempts.time.sleep", waited.append)
+    with pytest.raises(RewardError):
+        ask(raising([1], OSError("gone")))
+    assert not waited
+    shaky = raising([1, 1, 1], OSError("gone"))
+    shaky.retryable = True
+    ask(shaky)
+    assert waited == [1.0, 2.0, 4.0]
+    assert "reward 'shaky': OSError: gone; asking again in 4 s, 3 of 3" in capsys.readouterr().err
+    shaky = raising([1] * 4, OSError("gone"))
+    shaky.retryable = True
+    with pytest.raises(RewardError, match="raised OSError: gone"):
+        ask(shaky)
+    refused = raising([1], RewardError("a record lacks a column"))
+    refused.retryable, before = True, len(waited)
+    with pytest.raises(RewardError, match="^a record lacks a column$"):
+        ask(refused)
+    assert len(waited) == before, "an error of flowhooks does not pass"

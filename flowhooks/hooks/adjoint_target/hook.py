@@ -17,6 +17,7 @@ from flowhooks.hooks.adjoint_target import AdjointTargetSpec, maths
 from flowhooks.hooks.adjoint_target.maths import FULL, LOOKAHEAD
 from flowhooks.hooks.asking import pullback, seen_part, visited_velocity
 from flowhooks.hooks.decoding import Decoder
+from flowhooks.hooks.judging import Judges
 from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, Visited, visit_of
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
@@ -24,7 +25,7 @@ from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View
 from flowhooks.numberless import holds
-from flowhooks.rewards import build_rewards, references_of, scored_with_gradient, smoothed_with_gradient
+from flowhooks.rewards import references_of
 from flowhooks.transfer import sent
 
 REFERENCE = "reference"
@@ -73,15 +74,13 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         self._source = source
         self._capacity = session.batch_size * source.group_size
         self._decoder = Decoder(model, "`adjoint_target`")
-        # A run that names code was refused when it was read, unless it may.
-        rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
-        for reward, weight in zip(rewards, self._weights, strict=True):
+        self._judges = Judges(self.blocks, model.device, source.group_size)
+        for reward, weight in zip(self._judges.rewards, self._judges.weights, strict=True):
             if weight and not reward.differentiable:
                 raise RewardError(
                     f"reward {reward.name!r} is not differentiable, and `adjoint_target` climbs gradients; take one "
                     "that is, or give it the weight 0 to only measure it"
                 )
-        self._rewards = [reward.to(model.device) for reward in rewards]
         self._unguided = unguided_arguments(model.contract, source.sampling.arguments)
         if self._unguided:
             source.player.prepare(source.prompt_list or (), source.sampling, self._unguided)
@@ -133,7 +132,7 @@ class AdjointTarget(AdjointTargetSpec, Hook):
 
     def state_dict(self) -> dict[str, Any]:
         held = {"scale": self._scale, "limit": self._limit}
-        return {name: value.detach().cpu() for name, value in held.items() if value is not None}
+        return {name: value.detach() for name, value in held.items() if value is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._scale, self._limit = state.get("scale", self._scale), state.get("limit")
@@ -206,15 +205,12 @@ class AdjointTarget(AdjointTargetSpec, Hook):
         """Returns the gradient ``[B, ...]`` of the weighted sum of rewards with respect to the latents."""
         batch = step.batch
         if self._shown is None:
-            self._shown = references_of(self._rewards, batch)
+            self._shown = references_of(self._judges.rewards, batch)
         shown = self._shown
 
         def judge(pictures: Tensor) -> Tensor:
-            asked = self._rewards, self._weights, pictures, batch.prompts, batch.records
-            if self.smoothing is None:
-                total, each, gradient = scored_with_gradient(*asked, shown)
-            else:
-                total, each, gradient = smoothed_with_gradient(*asked, self._noises(step, pictures), shown)
+            noises = None if self.smoothing is None else self._noises(step, pictures)
+            total, each, gradient = self._judges.with_gradient(step, pictures, batch, shown, noises)
             if measured:
                 named = {f"adjoint_reward_{name}": value.mean() for name, value in each.items()}
                 self._values = {**self._values, "adjoint_reward": total.mean(), **named}

@@ -14,12 +14,12 @@ from flowhooks.batch import Batch
 from flowhooks.errors import CheckpointError
 from flowhooks.hooks.decoding import Decoder, as_pictures
 from flowhooks.hooks.ends import EndsSpec
+from flowhooks.hooks.judging import Judges
 from flowhooks.hooks.prompted import Prompted
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import Chunk, Path, View, at_least_fp32
-from flowhooks.rewards import build_rewards, references_of, scored
 from flowhooks.sampling.prompts import Prompt
 from flowhooks.sampling.steps import Sampler
 from flowhooks.transfer import picked, sent
@@ -79,7 +79,7 @@ class Ends(EndsSpec, Prompted):
 
     Raises:
         ModelError: on attaching, a pipeline without ``encode_prompt`` or VAE.
-        RewardError: a reward that cannot be built, or that gives NaN.
+        RewardFailure: in a step, a reward gives no number; every process raises it.
         CheckpointError: on resuming, with another number of samples.
     """
 
@@ -99,9 +99,7 @@ class Ends(EndsSpec, Prompted):
     def attached(self, session: Session) -> Iterator[None]:
         model: Any = session.model
         self._decoder = Decoder(model, "`ends`")
-        # A run that names code was refused when it was read, unless it may.
-        rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
-        self._rewards = [reward.to(model.device) for reward in rewards]
+        self._judges = Judges(self.blocks, model.device, self.group_size)
         self._accumulation = session.accumulation
         self._samples = session.batch_size * self.group_size * session.processes.world_size
         with super().attached(session), self._decoder.attached():
@@ -172,8 +170,7 @@ class Ends(EndsSpec, Prompted):
         clean = torch.stack([rows[i] for i in range(len(prompts))])
         pixels = as_pictures(self._decoder.frames(clean, condition=condition))
         seen = Batch(clean=clean, condition=condition, mask=self._mask(step), **_told(prompts))
-        shown = references_of(self._rewards, seen)
-        total, each = scored(self._rewards, self._weights, pixels, seen.prompts, seen.records, shown)
+        total, each = self._judges.scored(step, pixels, seen)
         return Finals(turn=turn, clean=clean, rewards=total, each=each)
 
     def _batch(self, step: Step, prompts: Sequence[Prompt], condition: Any, ends: Finals) -> ScoredBatch:

@@ -12,12 +12,12 @@ from torch import Tensor
 from flowhooks.errors import ModelError
 from flowhooks.hooks.decoding import Decoder, as_pictures
 from flowhooks.hooks.flow_grpo import FlowGRPOSpec
+from flowhooks.hooks.judging import Judges
 from flowhooks.hooks.on_policy_rollout.hook import RolloutSource, visit_of
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.step import Step
-from flowhooks.rewards import build_rewards, references_of, scored
 
 SMALL = 1e-4
 
@@ -47,7 +47,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
 
     Raises:
         ModelError: on attaching, groups of one, a deterministic sampler, or a pipeline without a VAE.
-        RewardError: a reward that cannot be built, or that gives NaN.
+        RewardFailure: in a step, a reward gives no number; every process raises it.
     """
 
     health = "flow_grpo_reward"
@@ -70,9 +70,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
         model: Any = session.model
         self._size = source.group_size
         self._decoder = Decoder(model, "`flow_grpo`")
-        # A run that names code was refused when it was read, unless it may.
-        rewards, self._weights = build_rewards(self.blocks, allow_imports=True)
-        self._rewards = [reward.to(model.device) for reward in rewards]
+        self._judges = Judges(self.blocks, model.device, self._size)
         with self._decoder.attached():
             yield
 
@@ -96,8 +94,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
         """Computes the advantages once per rollout; all of its states share them."""
         batch = step.batch
         pixels = as_pictures(self._decoder.frames(batch.clean, condition=batch.condition))
-        shown = references_of(self._rewards, batch)
-        total, each = scored(self._rewards, self._weights, pixels, batch.prompts, batch.records, shown)
+        total, each = self._judges.scored(step, pixels, batch)
         self._rollout = rollout
         self._advantages = group_advantages(total, self._size, self.advantage_clip)
         spread = total.unflatten(0, (-1, self._size)).std(1, correction=0).mean()
