@@ -16,7 +16,7 @@ from flowhooks.hooks.decoding import Decoder, as_pictures
 from flowhooks.hooks.flow_grpo import FlowGRPOSpec
 from flowhooks.hooks.flow_grpo.ratios import (
     DIVERGENCE,
-    Compared,
+    ComparedStep,
     beyond_clip,
     beyond_divergence,
     clipped_loss,
@@ -131,7 +131,7 @@ class FlowGRPO(FlowGRPOSpec, Hook):
             "`trust` to 'divergence'"
         ]
 
-    def _compared(self, step: Step) -> Compared:
+    def _compared(self, step: Step) -> ComparedStep:
         """Returns how the step at the main view compares with the one that was sampled before the first update."""
         view = step.views[MAIN_VIEW]
         visit, policy = visit_of(view), step.predict(MAIN_VIEW)

@@ -28,7 +28,7 @@ CLIP, DIVERGENCE = "clip", "divergence"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Compared:
+class ComparedStep:
     """Holds how a step compares with the one that was sampled, each ``[B]``.
 
     Args:
@@ -44,7 +44,9 @@ class Compared:
         return self.log_ratio.exp()
 
 
-def compared(step: Transition, state: Tensor, after: Tensor, policy: Tensor, before: Tensor, ratio: str) -> Compared:
+def compared(
+    step: Transition, state: Tensor, after: Tensor, policy: Tensor, before: Tensor, ratio: str
+) -> ComparedStep:
     """Return how the step of the velocity ``policy`` compares with that of ``before``.
 
     Args:
@@ -57,7 +59,7 @@ def compared(step: Transition, state: Tensor, after: Tensor, policy: Tensor, bef
     divergence = moved.square().mean(1) / (2 * step.deviation**2)
     cross = (drawn * moved).mean(1) / step.deviation**2
     log_ratio = step.deviation * cross if ratio == GUARDED else cross - divergence
-    return Compared(log_ratio=log_ratio, divergence=divergence)
+    return ComparedStep(log_ratio=log_ratio, divergence=divergence)
 
 
 def clipped_loss(ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
