@@ -11,6 +11,7 @@ import torch
 import flowhooks
 from flowhooks.config import resolve_run
 from flowhooks.errors import CheckpointError, ConfigError
+from flowhooks.hooks.flow_grpo.ratios import compared
 from flowhooks.sampling.steps import draw_noise
 from tests.families import learnt
 from tests.hooks.test_flow_grpo import Mean, grpo
@@ -280,6 +281,19 @@ def test_the_divergence_is_the_anchor_weighed_by_the_step():
             distance = float(result.metrics["anchor_reference_distance"])
             assert distance > 0
             assert float(result.metrics["flow_grpo_kl_loss"]) == pytest.approx(weight * distance, rel=1e-4)
+
+
+def test_one_rounding_of_the_velocities_to_bf16_moves_ratios_as_far_as_the_clip():
+    """In the mean over images, on latents of 256 numbers; what the page says of rounding."""
+    with attached({"updates_per_rollout": 2, "group_size": 8, "visits": None, "num_inference_steps": 10}) as session:
+        moved = []
+        for step, _ in trained(session, 1)[0]:
+            visit = step.views["main"].state.visit
+            rounded = visit.before.bfloat16().float()
+            found = compared(visit.transition, visit.state, visit.after, rounded, visit.before, "plain")
+            moved.append(float(found.log_ratio.abs().mean()))
+    assert visit.state[0].numel() == 256
+    assert 5e-5 < max(moved) < 2e-4
 
 
 def test_rounding_beyond_the_clip_is_told():
