@@ -14,7 +14,7 @@ from flowhooks.rewards.registry import masked_by
 class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
     """Policy gradient on rewards: images of one prompt compete, along stochastic steps."""
 
-    slots = {"objective", "metrics"}
+    slots = {"objective", "penalty", "metrics"}
     needs = {"rollout"}
     excludes = {
         "target:main": "the loss of {name} is made of rewards and asks for no target, so {other} would do nothing",
@@ -80,7 +80,6 @@ class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
         if not self.kl_weight:
             return {"needs": needs}
         return {
-            "slots": {*type(self).slots, "penalty"},
             "needs": {*needs, "role:reference"},
             "passes": (*type(self).passes, ("main", "reference")),
         }
