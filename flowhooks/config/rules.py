@@ -19,6 +19,8 @@ _TEXT_ENCODER = re.compile(r"^(?!keep_).*text_?encoder|^train_te$|^te_", re.I)
 #: Hooks that say when and where to learn, not what.
 _SETTINGS = ("timestep_schedule", "mask_reducer", "adapter_gate")
 _SECTIONS = ("model", "adapter", "training")
+#: The hook that draws rollouts of states, and the one that weighs later updates on them.
+ROLLOUT, RATIOS = "on_policy_rollout", "flow_grpo"
 
 
 def refuse_text_encoders(document: dict[str, Any], file: str) -> list[Problem]:
@@ -98,6 +100,7 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
             message = f"has length {entries}, and `prompts` {prompts}; give each prompt one entry, `null` for none"
             yield Problem(message, file, f"$.validation.{key}")
     dropout = document["adapter"] is not None and document["adapter"]["dropout"]
+    yield from _update_faults(hooks, dropout, file)
     for hook in hooks:
         if hook.type in SOURCES and document["validation"]["holdout"]:
             message = "samples that a run generates cannot be held out; set it to 0, and judge its validation images"
@@ -116,6 +119,34 @@ def disagreements(document: dict[str, Any], hooks: Sequence[HookConfig], file: s
                 "an 'adapter', or leave it out"
             )
             yield Problem(message, file, f"{hook.where}.stop_when")
+
+
+def _update_faults(hooks: Sequence[HookConfig], dropout: float, file: str) -> Iterator[Problem]:
+    """Problems between a rollout, how many updates train on it, and what weighs them."""
+    found = {hook.type: hook for hook in hooks}
+    rollout, objective = found.get(ROLLOUT), found.get(RATIOS)
+    updates = 1 if rollout is None else rollout.options["updates_per_rollout"]
+    if rollout is not None and updates > 1:
+        where = f"{rollout.where}.updates_per_rollout"
+        if objective is None:
+            message = (
+                f"{updates} updates on one rollout are weighed by {RATIOS!r}, which is not in this run: other hooks "
+                "learn from what the model has just sampled; set it to 1"
+            )
+            yield Problem(message, file, where)
+        elif dropout:
+            message = (
+                f"the ratios of {updates} updates on one rollout would compare two masks of `adapter.dropout` "
+                f"{dropout}; set that to 0, or this to 1"
+            )
+            yield Problem(message, file, where)
+    if objective is not None and updates == 1:
+        for name in HOOKS[RATIOS].unchecked(objective.options).of_later_updates:
+            message = (
+                "counts from the second update on a rollout, and `updates_per_rollout` is 1, where every ratio is 1; "
+                "set that to 2 or more, or leave this out"
+            )
+            yield Problem(message, file, f"{objective.where}.{name}")
 
 
 def _reference_faults(document: dict[str, Any], hook: HookConfig, file: str) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from flowhooks.documents.spec import closed_object, option
 from flowhooks.hooks.adapter_gate import AdapterGateSpec
 from flowhooks.hooks.adjoint_target import AdjointTargetSpec
 from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
-from flowhooks.hooks.on_policy_rollout import OnPolicyRolloutSpec
+from flowhooks.hooks.on_policy_rollout import FOR_RATIOS, OnPolicyRolloutSpec
 from flowhooks.methods.spec import Block, Context, Method, Part
 
 _LAST_K = {"type": ["integer", "null"], "minimum": 1, "maximum": 1_000_000_000, "default": None}
@@ -37,7 +37,7 @@ class AdjointMatchingMethod(Method, type="adjoint_matching", title="Adjoint matc
     parts = (
         Part(
             hook=OnPolicyRolloutSpec,
-            without=("noise_level", "window", "visits", "train_fraction", "last_steps", "sigma_max"),
+            without=("noise_level", "window", "visits", "train_fraction", "last_steps", "sigma_max", *FOR_RATIOS),
             changes={
                 "num_inference_steps": {"default": 28},
                 "weighting": _WEIGHTING,

@@ -6,7 +6,7 @@ from typing import Any
 
 from flowhooks.documents.spec import option
 from flowhooks.hooks.anchor_regularizer import OF_HOOKS, AnchorRegularizerSpec
-from flowhooks.hooks.on_policy_rollout import NOISY_WEIGHTINGS, OnPolicyRolloutSpec
+from flowhooks.hooks.on_policy_rollout import FOR_RATIOS, NOISY_WEIGHTINGS, OnPolicyRolloutSpec
 from flowhooks.hooks.teacher_velocity import TeacherVelocitySpec
 from flowhooks.methods.spec import Block, Context, Method, Part
 
@@ -18,7 +18,7 @@ class FlowOPDMethod(Method, type="flow_opd", title="Flow-OPD method"):
     parts = (
         Part(
             hook=OnPolicyRolloutSpec,
-            without=("last_steps", "sigma_max", "early_visits", "task_column"),
+            without=("last_steps", "sigma_max", "early_visits", "task_column", *FOR_RATIOS),
             changes={"weighting": NOISY_WEIGHTINGS},
         ),
         Part(hook=TeacherVelocitySpec),

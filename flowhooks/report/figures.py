@@ -117,6 +117,32 @@ FIGURES = (
         metrics=("flow_grpo_reward_spread", "ends_reward_spread", "adjoint_reward_scale"),
     ),
     Figure(
+        title="Ratio of likelihoods",
+        note="How likely the policy makes the steps of its rollout, over how likely they were before the first update.",
+        metrics=("flow_grpo_ratio",),
+        reference=1,
+    ),
+    Figure(
+        title="Distance from the rollout",
+        note="KL divergence per element of the policy's steps from those of its rollout, before the first update 0.",
+        metrics=("flow_grpo_divergence",),
+    ),
+    Figure(
+        title="Outside of the trust region",
+        note="Percentage of images and steps without a gradient, which have gone as far as they may.",
+        metrics=("flow_grpo_clipped_pct",),
+    ),
+    Figure(
+        title="Rounding of ratios",
+        note="How far the logarithm of the ratio is from 0 before the first update, where it should be 0.",
+        metrics=("flow_grpo_rounding",),
+    ),
+    Figure(
+        title="Divergence from the base",
+        note="Weighted KL divergence of stochastic steps from those of the base.",
+        metrics=("flow_grpo_kl_loss",),
+    ),
+    Figure(
         title="Gap of the pairs",
         note="By how much the best of a group is better than the worst, by the rewards.",
         metrics=("best_and_worst_gap",),

@@ -63,17 +63,21 @@ class PipelineSampler:
         keep: Sequence[int],
         keep_velocities: Sequence[int] = (),
         images: Mapping[str, Any] | None = None,
+        noise_seeds: Sequence[int] | None = None,
     ) -> Rollout:
         """Generate one image for each prompt.
 
         Args:
+            seeds: one for each; it gives the noise that the image starts from.
             keep: indices of the states to keep; the last one is always kept.
             keep_velocities: indices of the steps whose velocity to keep.
             images: references by pipeline argument, of all prompts, which are then the same one.
+            noise_seeds: seeds of the noise of stochastic steps; None for ``seeds``.
         """
+        own = list(seeds if noise_seeds is None else noise_seeds)
         if images and len(prompts) > 1 and not self._joins_samples(prompts[0], images):
-            each = zip(prompts, seeds, strict=True)
-            return joined([self.draw([p], [s], sampler, keep, keep_velocities, images) for p, s in each])
+            each = zip(prompts, seeds, own, strict=True)
+            return joined([self.draw([p], [s], sampler, keep, keep_velocities, images, [n]) for p, s, n in each])
         states: dict[int, Tensor] = {}
         velocities: dict[int, Tensor] = {}
         transitions: list[Transition] = []
@@ -85,7 +89,7 @@ class PipelineSampler:
                 states[index] = state.clone()
             if index in keep_velocities:
                 velocities[index] = velocity.clone()
-            noise = draw_noise(state, list(seeds), index) if step.deviation else None
+            noise = draw_noise(state, own, index) if step.deviation else None
             after = step_state(step, state, velocity, noise)
             transitions.append(step)
             forms.append(list(calls))

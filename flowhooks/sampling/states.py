@@ -17,6 +17,9 @@ from flowhooks.transfer import parked, picked, sent
 if TYPE_CHECKING:
     from flowhooks.sampling.rollout import PipelineSampler
 
+#: The fields of a rollout that hold tensors of its samples, by the index of a step.
+STORED = ("states", "velocities", "scored")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rollout:
@@ -24,11 +27,12 @@ class Rollout:
 
     Args:
         sampler: the sampler that was used.
-        prompts, seeds: prompts and seeds of the B samples.
+        prompts, seeds: prompts of the B samples, and seeds of the noise that they start from.
         states: index of a step -> ``[B, ...]`` the state it started from; the number of steps -> the last one.
         transitions: transition of every step.
         forms: for every step, the outputs of each call of the network, as tensors without data.
         velocities: index of a step -> ``[B, ...]`` the guided velocity of the step, where it was kept.
+        scored: the same of the policy as a loss saw it then, where that was not the velocity of the step.
         images: pipeline argument -> references of all its samples, which are then of one prompt.
         apart: whether the pipeline was called once for each sample, and is again; ``forms`` are then those of one.
     """
@@ -40,6 +44,7 @@ class Rollout:
     transitions: tuple[Transition, ...]
     forms: tuple[tuple[Any, ...], ...]
     velocities: Mapping[int, Tensor] = field(default_factory=dict)
+    scored: Mapping[int, Tensor] = field(default_factory=dict)
     images: Mapping[str, Any] = field(default_factory=dict)
     apart: bool = False
 
@@ -51,15 +56,23 @@ class Rollout:
     def keep_steps(self, indices: Sequence[int]) -> Rollout:
         """Return a copy without the states and velocities of other steps; the final state stays."""
         kept = {*indices, len(self.transitions)}
-        states, velocities = ({i: each[i] for i in each if i in kept} for each in (self.states, self.velocities))
-        return replace(self, states=states, velocities=velocities)
+        return self.with_tensors({kind: {i: each[i] for i in each if i in kept} for kind, each in self.stored.items()})
 
     def parked(self) -> Rollout:
         """Return a copy with the stored states on the host, from where a visit brings them back."""
-        states, velocities = (
-            {index: parked(kept) for index, kept in all_of.items()} for all_of in (self.states, self.velocities)
+        return self.with_tensors(
+            {kind: {index: parked(kept) for index, kept in each.items()} for kind, each in self.stored.items()}
         )
-        return replace(self, states=states, velocities=velocities)
+
+    @property
+    def stored(self) -> dict[str, Mapping[int, Tensor]]:
+        """Return everything ``[B, ...]`` that it holds: the name of a field -> index of a step -> tensor."""
+        return {kind: getattr(self, kind) for kind in STORED}
+
+    def with_tensors(self, stored: Mapping[str, Mapping[int, Tensor]]) -> Rollout:
+        """Return a copy that holds these in place of its :attr:`stored`."""
+        states, velocities, scored = (stored[kind] for kind in STORED)
+        return replace(self, states=states, velocities=velocities, scored=scored)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,6 +127,13 @@ class RolloutState:
         states = {**self.rollout.states, self.index + 1: at_least_fp32(after) + by}
         return replace(self, rollout=replace(self.rollout, states=states))
 
+    @property
+    def before(self) -> Tensor:
+        """Return ``[B, ...]``, the velocity at the state, as a loss saw it when the sampler was there. Raises KeyError
+        when it was not kept."""
+        scored = self.rollout.scored.get(self.index)
+        return self.rollout.velocities[self.index] if scored is None else scored
+
     def with_leaf_state(self) -> tuple[RolloutState, Tensor]:
         """Return a copy of this visit whose state is a leaf tensor that requires a gradient, and that leaf.
 
@@ -134,12 +154,11 @@ class RolloutState:
         """Return a copy with these samples."""
         all_of = self.rollout
         sizes = len(all_of.seeds), len(rows)
+        stored = {kind: {i: picked(each, rows) for i, each in of.items()} for kind, of in all_of.stored.items()}
         part = replace(
-            all_of,
+            all_of.with_tensors(stored),
             prompts=tuple(all_of.prompts[i] for i in rows),
             seeds=tuple(all_of.seeds[i] for i in rows),
-            states={index: picked(state, rows) for index, state in all_of.states.items()},
-            velocities={index: picked(velocity, rows) for index, velocity in all_of.velocities.items()},
             forms=all_of.forms
             if all_of.apart
             else tuple(tuple(resized(form, *sizes) for form in step) for step in all_of.forms),

@@ -7,7 +7,8 @@ With ``D = n - s`` and noise level ``a``, every step is Gaussian with a mean lin
     cps   x0 = x - s v;  e = x + (1 - s) v;  mean = (1 - n) x0 + n cos(a pi / 2) e;  deviation = n sin(a pi / 2)
 
 ``sde`` keeps the marginals of the flow (arXiv 2505.05470, eq. 9; 2605.08063); at s = 1 the ``1 - s`` under g's root is
-that of n. ``cps`` keeps the coefficients of data and noise (2509.05952).
+that of n. Under the schedule ``constant`` of the noise, g is a itself (DanceGRPO, 2505.07818), finite at every s > 0.
+``cps`` keeps the coefficients of data and noise (2509.05952).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from flowhooks.kernel.view import at_least_fp32
 from flowhooks.transfer import sent
 
 ODE, SDE, CPS = "ode", "sde", "cps"
+FLOW, CONSTANT = "flow", "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,15 +59,18 @@ class Transition:
         return self.of_velocity**2 / (2 * self.deviation**2)
 
 
-def transition(kind: str, start: float, end: float, noise_level: float) -> Transition:
+def transition(kind: str, start: float, end: float, noise_level: float, noise_schedule: str = FLOW) -> Transition:
     """Return the step of a sampler between two sigmas.
 
     Args:
         noise_level: a in the formulas; for ``cps`` in [0, 1].
+        noise_schedule: how g of ``sde`` depends on sigma: ``flow`` or ``constant``.
     """
     by = end - start
     if kind == SDE:
-        g2 = noise_level**2 * start / (1 - (end if start >= 1 else start))
+        g2 = noise_level**2
+        if noise_schedule == FLOW:
+            g2 = g2 * start / (1 - (end if start >= 1 else start))
         return Transition(
             start=start,
             end=end,
@@ -94,6 +99,7 @@ class Sampler:
         kind: ``ode``, ``sde`` or ``cps``.
         steps: number of scheduler steps.
         noise_level: a in the formulas of ``sde`` and ``cps``.
+        noise_schedule: how the noise of ``sde`` depends on sigma; see :func:`transition`.
         window: index of the first stochastic step, and of the first step after them; the others are ``ode``. None: all
             but the last, whose density would have no width.
         arguments: arguments of the pipeline's call, such as ``guidance_scale`` and ``negative_prompt``.
@@ -102,13 +108,14 @@ class Sampler:
     kind: str = ODE
     steps: int = 10
     noise_level: float = 0.7
+    noise_schedule: str = FLOW
     window: tuple[int, int] | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def step(self, index: int, start: float, end: float) -> Transition:
         first, last = self.window if self.window is not None else (0, self.steps)
         chance = self.kind != ODE and first <= index < last and end > 0
-        return transition(self.kind if chance else ODE, start, end, self.noise_level)
+        return transition(self.kind if chance else ODE, start, end, self.noise_level, self.noise_schedule)
 
 
 def step_state(step: Transition, state: Tensor, velocity: Tensor, noise: Tensor | None) -> Tensor:

@@ -30,6 +30,7 @@ from tests.acceptance.refusal_makers import (
 from tests.acceptance.refusals_of_models import MODELS
 from tests.acceptance.refusals_of_quantization import QUANTIZATION
 from tests.acceptance.refusals_of_references import REFERENCES
+from tests.acceptance.refusals_of_rollouts import ROLLOUTS
 from tests.acceptance.refusals_of_sharding import SHARDING
 from tests.acceptance.refusals_of_sound import SOUND
 
@@ -38,6 +39,7 @@ REFUSALS: dict[str, Refusal] = {
     **MODELS,
     **QUANTIZATION,
     **REFERENCES,
+    **ROLLOUTS,
     **SHARDING,
     **SOUND,
     "checkpoints of another run": Refusal(make=no_start, words=("holds checkpoint-2 of an earlier run", "--resume")),

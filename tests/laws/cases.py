@@ -47,6 +47,9 @@ CLIMB = {
     "pipeline_arguments": {"guidance_scale": 2.0},
 }
 
+MOVING = {"window": [0, 2], "window_every": 2}
+INKS = [{"type": "flowhooks.digits.rewards:Ink"}, {"type": "flowhooks.digits.rewards:Ink", "name": "b", "weight": -3.0}]
+
 SCORED = {
     "type": "ends",
     "prompts": ["one", "a photo of two"],
@@ -147,6 +150,14 @@ RECIPES = {
         {"type": "flow_grpo", "rewards": [{"type": "flowhooks.digits.rewards:Ink"}]},
         {"type": "flow_matching_loss", "prediction": "data", "weight": 0.5, "masked": True},
     ],
+    "flow_grpo_updates": [
+        {**ROLLOUT, "group_size": 2, "updates_per_rollout": 2, "noise_schedule": "constant", "shared_start": True},
+        {"type": "flow_grpo", "rewards": INKS, "combine": "decoupled", "ratio": "guarded", "kl_weight": 0.1},
+    ],
+    "flow_grpo_trust": [
+        {**ROLLOUT, "group_size": 2, "updates_per_rollout": 3, "visits": 1, "offload_states": True, **MOVING},
+        {"type": "flow_grpo", "rewards": INKS, "spread": "batch", "trust": "divergence"},
+    ],
     "online_dpo": [
         {**SCORED, "updates_per_rollout": 3},
         {"type": "best_and_worst"},
@@ -206,6 +217,8 @@ DRAWING = {
     "adjoint_matching",
     "flow_grpo",
     "flow_grpo_sft",
+    "flow_grpo_trust",
+    "flow_grpo_updates",
     "flow_opd",
     "online_dpo",
     "diffusion_nft",

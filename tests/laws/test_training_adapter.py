@@ -188,6 +188,18 @@ def test_rewarded_images_are_sampled_without_it_and_their_steps_scored_with_the_
     assert any(not torch.equal(gradient, gradients[1][name]) for name, gradient in gradients[0].items())
 
 
+def test_later_updates_on_a_rollout_compare_the_policy_with_what_the_loss_saw():
+    """With the adapter on, before and after: the ratio of the first update is 1, and later ones are by those steps."""
+    with looping(told("flow_grpo_updates"), moved=0) as loop:
+        for result in loop.chunks(batch_for(0)):
+            result.loss.backward()
+            assert result.metrics["flow_grpo_ratio"] == 1 and result.metrics["flow_grpo_divergence"] == 0
+        loop.optimizer.step()
+        loop.optimizer.zero_grad()
+        for result in loop.chunks(batch_for(1)):
+            assert result.metrics["flow_grpo_divergence"] > 0
+
+
 def test_an_adjoint_is_that_of_the_steps_as_sampled_and_its_target_of_the_base_with_it():
     found = []
     for loop, drawn in drawing("adjoint_full"):

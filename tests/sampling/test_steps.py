@@ -20,14 +20,17 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", ["ode", "sde", "cps"])
+@pytest.mark.parametrize("kind", ["ode", "sde", "constant", "cps"])
 def test_marginals_of_the_flow_are_kept(kind):
     """Many small steps from noise, with the exact velocity: mean and variance at every sigma are the flow's."""
     grid = torch.linspace(1, 0.02, 400, dtype=torch.float64)
     x, count = normal(20_000), 20_000
     for index, (start, end) in enumerate(zip(grid[:-1].tolist(), grid[1:].tolist(), strict=True)):
         # So little at a time that the chance of `cps`, which is per step, adds up to something moderate.
-        step = transition(kind, start, end, 0.7 if kind == "sde" else 0.02)
+        if kind == "constant":
+            step = transition("sde", start, end, 0.7, "constant")
+        else:
+            step = transition(kind, start, end, 0.7 if kind == "sde" else 0.02)
         velocity = FLOW.velocity(x, torch.tensor(start, dtype=torch.float64))
         x = step_state(step, x, velocity, normal(count, seed=index + 1) if step.deviation else None)
         if index % 80 == 79:
@@ -51,6 +54,21 @@ def test_sde_coefficients_are_the_printed_ones():
     assert step.deviation**2 == pytest.approx(g2 * (start - end))
     first = transition("sde", 1.0, 0.9, level)
     assert first.deviation**2 == pytest.approx(level**2 / (1 - 0.9) * 0.1), "at s = 1 the next sigma stands in"
+
+
+def test_constant_noise_has_the_same_mean_formula_and_is_finite_at_pure_noise():
+    for start, end in ((0.6, 0.5), (1.0, 0.9), (1.0, 0.999999), (0.1, 0.05)):
+        step, level = transition("sde", start, end, 0.3, "constant"), 0.3
+        assert step.of_state == pytest.approx(1 + level**2 * (end - start) / (2 * start))
+        assert step.of_velocity == pytest.approx((1 + level**2 * (1 - start) / (2 * start)) * (end - start))
+        assert step.deviation == pytest.approx(level * math.sqrt(start - end))
+        assert math.isfinite(step.kl_weight)
+    first = transition("sde", 1.0, 0.9, 0.3, "constant")
+    assert first.of_velocity == pytest.approx(-0.1), "of pure noise the velocity is taken as it is"
+    sampler = Sampler(kind="sde", steps=10, noise_level=0.3, noise_schedule="constant")
+    assert sampler.step(0, 1.0, 0.9) == first and sampler.step(9, 0.1, 0.0).deviation == 0
+    weights = [visit_weight("kl", first, 0.3, 10, schedule) for schedule in ("constant", "flow")]
+    assert weights[0] == pytest.approx(first.kl_weight) and weights[1] != pytest.approx(weights[0])
 
 
 def test_cps_keeps_the_coefficients_of_data_and_noise():

@@ -31,13 +31,29 @@ TWIN = [
     {"type": "interval_times", "r_timestep_sampler": "mixture"},
     {"type": "twin_flow"},
 ]
+#: Two updates on a rollout, whose rewards are normalised over all processes.
+UPDATES = {
+    **METHODS["flow_grpo"],
+    "rewards": [*METHODS["flow_grpo"]["rewards"], {"type": "flowhooks.digits.rewards:Ink", "name": "b", "weight": 2.0}],
+    "updates_per_rollout": 2,
+    "combine": "decoupled",
+    "ratio": "guarded",
+    "kl_weight": 0.1,
+    "clip_range": 0.01,
+}
 #: What KTO compares samples with is a mean over all processes, and AWM and CRD compare within groups.
-RUNS = [*(name for name in METHODS if name not in LIKE or name in ("kto", "awm", "crd")), "twin_flow"]
+RUNS = [
+    *(name for name in METHODS if name not in LIKE or name in ("kto", "awm", "crd")),
+    "twin_flow",
+    "flow_grpo, updates",
+]
 
 
 def run_of(name: str, size: int, teachers: str) -> dict:
     if name == "twin_flow":
         found = {**document({}), "hooks": TWIN}
+    elif name == "flow_grpo, updates":
+        found = document({"flow_grpo": UPDATES})
     else:
         found = document({name: {} if name == "sft" else METHODS[name]})
     if name == "online_dpo":

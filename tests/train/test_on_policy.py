@@ -31,6 +31,7 @@ GRPO = {
     "num_inference_steps": 4,
     "visits": 2,
 }
+UPDATES = {**GRPO, "updates_per_rollout": 3, "visits": 1, "trust": "divergence", "window": [0, 3], "window_every": 3}
 ADJOINT = {
     "prompts": ["one", "two"],
     "rewards": [{"type": "flowhooks.digits.rewards:Ink"}],
@@ -87,10 +88,14 @@ def test_a_run_by_the_rewards_gradient_resumes_with_its_scale(new_run):
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-@pytest.mark.parametrize("method", ["flow_grpo", "flow_opd"])
+@pytest.mark.parametrize("method", ["flow_grpo", "flow_grpo, updates", "flow_opd"])
 def test_a_killed_run_that_goes_on_is_the_same_to_the_last_state(new_run, teacher, tmp_path, method):
-    sections = {**DRAWN, "method": {"flow_grpo": GRPO}} if method == "flow_grpo" else taught(teacher, tmp_path)
+    grpo = {"flow_grpo": {"flow_grpo": GRPO}, "flow_grpo, updates": {"flow_grpo": UPDATES}}
+    sections = {**DRAWN, "method": grpo[method]} if method in grpo else taught(teacher, tmp_path)
     sections["training"] = {"checkpointing_steps": 2, "checkpoints_total_limit": None}
+    if method == "flow_grpo, updates":
+        # Two rollouts are under way at the checkpoint, and the order of visits has gone half through.
+        sections["training"]["gradient_accumulation_steps"] = 2
     whole = train(new_run("whole", **{**sections, "hooks": [killed_at(99)]}), progress=False)
     stopped = new_run("stopped", **{**sections, "hooks": [killed_at(2)]})
     with pytest.raises(SystemExit):

@@ -24,6 +24,7 @@ RUNS = {
     "adjoint_matching": {"clip_quantile": 1.0, "reward_scale": 5.0},
     "adjoint_matching, clipped": {},
     "flow_grpo": {},
+    "flow_grpo, updates": {"updates_per_rollout": 2, "spread": "batch", "trust": "divergence"},
     "diffusion_nft": {},
     "awm": {"updates_per_rollout": 2},
     "crd": {},

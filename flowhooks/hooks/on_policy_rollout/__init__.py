@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from flowhooks.documents.spec import option
@@ -15,6 +15,9 @@ NOISY_WEIGHTINGS: Mapping[str, Any] = {
     "steps. `kl_nodt`: that times the step's length. `x_t`: the length squared. `x0`: sigma squared.",
     "enum": ["uniform", "kl", "kl_nodt", "x_t", "x0"],
 }
+
+#: Options for methods that compare samples of a group, or weigh later updates on a rollout; others do not offer them.
+FOR_RATIOS = ("noise_schedule", "shared_start", "window_every", "updates_per_rollout")
 
 
 class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-policy rollout"):
@@ -35,12 +38,33 @@ class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-poli
     noise_level: float = option(
         "Strength of the noise that `sde` and `cps` steps add.", default=0.7, exclusiveMinimum=0, maximum=1_000_000
     )
+    noise_schedule: Literal["flow", "constant"] = option(
+        "How the noise of `sde` steps depends on sigma s. `flow`: `noise_level * sqrt(s / (1 - s))`. `constant`: "
+        "`noise_level` everywhere.",
+        default="flow",
+    )
+    shared_start: bool = option(
+        "Start all images of a group from one noise, so that stochastic steps alone tell them apart.", default=False
+    )
     window: Sequence[Any] | None = option(
         "First and end index of the stochastic steps; the others are `ode`. `null` makes all but the last stochastic.",
         default=None,
         items={"type": "integer", "minimum": 0, "maximum": 10000},
         minItems=2,
         maxItems=2,
+    )
+    window_every: int | None = option(
+        "Optimiser steps after which `window` moves on by one step, until it holds the last ones; `null` leaves it.",
+        default=None,
+        minimum=1,
+        maximum=1_000_000_000,
+    )
+    updates_per_rollout: int = option(
+        "Optimiser steps that train on a rollout: `visits` states each, in a random order in which none comes twice "
+        "before all came once. Above 1 the run needs `prompts`, and `flow_grpo`.",
+        default=1,
+        minimum=1,
+        maximum=10_000,
     )
     visits: int | None = option(
         "How many states of each rollout are trained on, chosen at random; `null` takes all that may be.",
@@ -100,6 +124,44 @@ class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-poli
             "queries": self.num_inference_steps,
             "chunks": chunks,
         }
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        yield from super().faults()
+        if self.sampler != "sde" and self.noise_schedule != "flow":
+            yield (
+                "noise_schedule",
+                f"is about `sde` steps, and the sampler is {self.sampler!r}; set that to 'sde', or leave this out",
+            )
+        if self.shared_start and (self.group_size < 2 or self.sampler == "ode"):
+            yield (
+                "shared_start",
+                "gives the images of a group one noise, and stochastic steps differ: it needs a `group_size` of 2 or "
+                "more, and the sampler 'sde' or 'cps'; set these, or leave it out",
+            )
+        if self.window_every is not None and (self.window is None or self.sampler == "ode"):
+            yield (
+                "window_every",
+                "moves the `window` of stochastic steps, and there is none; name `window` and the sampler 'sde' or "
+                "'cps', or leave this out",
+            )
+        yield from self._update_faults()
+
+    def _update_faults(self) -> Iterator[tuple[str, str]]:
+        """Yield what speaks against several updates on a rollout."""
+        if self.updates_per_rollout == 1:
+            return
+        if self.prompts is None:
+            yield (
+                "updates_per_rollout",
+                f"{self.updates_per_rollout} updates train on a rollout, and a batch of the data, whose captions this "
+                "run samples, is there for one; name `prompts`, or set it to 1",
+            )
+        if self.sampler == "ode":
+            yield (
+                "updates_per_rollout",
+                "weighs later updates by how likely they make the stochastic steps of the rollout, and those of the "
+                "sampler 'ode' are not; set that to 'sde' or 'cps', or this to 1",
+            )
 
     def refusal(self) -> str | None:
         window, steps = self.window, self.num_inference_steps
