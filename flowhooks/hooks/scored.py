@@ -18,9 +18,10 @@ from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.plan import MAIN_VIEW, POLICY
 from flowhooks.kernel.step import Step
 from flowhooks.kernel.view import View, at_least_fp32
+from flowhooks.rewards.advantages import batch_advantages, group_advantages
 
 OLD = "old"
-SMALL, FLOOR = 1e-4, 1e-5
+FLOOR = 1e-5
 
 
 def velocity_error(velocity: Tensor, target: Tensor) -> Tensor:
@@ -61,12 +62,10 @@ class ScoredObjective(ScoredObjectiveSpec, Hook, ABC):
     def advantages(self, step: Step) -> Tensor:
         """Return ``[B]`` rewards less the mean of their group, over their spread, cut off at ``advantage_clip``."""
         groups = scored_batch(step).groups
+        rewards, size = groups.flatten(), groups.shape[1]
         if self.spread == "group":
-            spread = groups.std(1, correction=0, keepdim=True)
-        else:
-            spread = _deviation(step, groups.flatten())
-        away = groups - groups.mean(1, keepdim=True)
-        return (away / (spread + SMALL)).clamp(-self.advantage_clip, self.advantage_clip).flatten()
+            return group_advantages(rewards, size, self.advantage_clip)
+        return batch_advantages(rewards, size, self.advantage_clip, step.all_reduce)
 
     def goodness(self, step: Step) -> Tensor:
         """Return ``[B]`` how good samples are, from 0 to 1; 1/2 is as good as the group."""
@@ -92,10 +91,3 @@ class ScoredObjective(ScoredObjectiveSpec, Hook, ABC):
 def grouped(step: Step, values: Tensor) -> Tensor:
     """Return ``[B]`` values as ``[groups, group_size]``."""
     return values.unflatten(0, (-1, scored_batch(step).group_size))
-
-
-def _deviation(step: Step, values: Tensor) -> Tensor:
-    """Return the standard deviation of ``[B]`` values over the samples of all processes."""
-    count = len(values) * step.draws.world_size
-    mean = step.all_reduce(values.sum()) / count
-    return (step.all_reduce((values - mean).square().sum()) / count).sqrt()
