@@ -139,14 +139,13 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
     if resume is not None:
         from flowhooks.manifest import read_manifest
         from flowhooks.train.checkpoint import Checkpoints
-        from flowhooks.train.identity import changes, identity, past_the_end, require_same
+        from flowhooks.train.identity import changes, identity, past_the_end, processes_of, require_same
 
         source = Checkpoints(Path(run.output_dir)).find(resume)
         if source is not None:
             manifest = read_manifest(source)
             found = manifest.identity
-            # The number of processes that will train is not known here.
-            own = identity(run, audited, found.get("processes", 1), fetching=False)
+            own = identity(run, audited, processes_of(run, found), fetching=False)
             require_same(found, own, str(source))
             sentences = [*changes(found, own), past_the_end(manifest.step, run)]
             return [f"{source}: {sentence}" for sentence in sentences if sentence]

@@ -34,10 +34,11 @@ from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.liveness import Liveness
-from flowhooks.train.metrics import History, MetricWindow, WarnOnce
+from flowhooks.train.metrics import History, MetricWindow, WarnOnce, merged_windows
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, process_memory, summary
+from flowhooks.train.topology import moved_micro_step
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -312,7 +313,8 @@ class Job:
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
-        for sentence in changes(read_manifest(folder).identity, self.identity):
+        found = read_manifest(folder).identity
+        for sentence in changes(found, self.identity) if self.accelerator.is_main_process else ():
             warnings.warn(f"{folder}: {sentence}", FlowhooksWarning, stacklevel=2)
         parameters, saved = self.session.parameters(), read(folder, "parameters")
         wrong = [
@@ -330,12 +332,10 @@ class Job:
             parameter.copy_(saved[name])
         self.optimization.load_state_dict(read(folder, "optimization"))
         self.session.load_state_dict(read(folder, "session"))
+        self.session.micro_step = moved_micro_step(self.session.micro_step, found, self.identity)
         progress = read(folder, "progress")
         self.step, self.values = progress["step"], progress["values"]
-        own = read(folder, f"process_{self.accelerator.process_index}")
-        rng.restore(own["random"], self.accelerator.device)
-        # Checkpoints of older versions hold none.
-        self._window = own.get("window")
+        self._restore_own(folder, found.get("processes", distributed.world_size()))
         if (late := past_the_end(self.step, self.run)) is not None:
             warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=2)
         self._saved = self.step
@@ -344,6 +344,20 @@ class Job:
             # A branch starts from another folder's checkpoint, which this run must not go back to in its own.
             ours = folder.resolve() == self.checkpoints.path(self.step).resolve()
             self._good = (good, None) if good >= 0 and ours else None
+
+    def _restore_own(self, folder: Path, processes: int) -> None:
+        """Restore what each process saved on its own. With another number of them what they measured is taken together,
+        and their random generators start anew."""
+        rank = self.accelerator.process_index
+        if processes == distributed.world_size():
+            own = read(folder, f"process_{rank}")
+            rng.restore(own["random"], self.accelerator.device)
+            # Checkpoints of older versions hold none.
+            self._window = own.get("window")
+            return
+        rng.seed_anew(self.run.training["seed"], self.step, rank)
+        windows = [read(folder, f"process_{each}").get("window") for each in range(processes)]
+        self._window = None if None in windows else merged_windows(windows)
 
     def finish(self) -> None:
         """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""
