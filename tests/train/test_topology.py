@@ -43,7 +43,7 @@ def run_of(name, model, data, output, *, size, steps):
         "train_batch_size": size,
         "optimizer": "torch.optim:SGD",
         "optimizer_args": {"momentum": 0.5},
-        "learning_rate": 1e-2,
+        "learning_rate": 0.2,
         "log_every_steps": 1,
         "use_ema": True,
         "checkpoints_total_limit": None,
