@@ -221,8 +221,8 @@ def _restored(
 
 
 def _bring(parameters: Iterable[nn.Parameter], model: FlowModel) -> None:
-    """Bring what is trained to the device. It was made where its layers are: on the host, if these are offloaded; shards
-    are there."""
+    """Bring what is trained to the device. It was made where its layers are: on the host, if these are offloaded.
+    Shards are there."""
     for parameter in parameters:
         if not isinstance(parameter, DTensor):
             parameter.data = parameter.data.to(model.device)

@@ -1,8 +1,8 @@
 """Shard weights of networks over processes (FSDP2): each holds a part, and a block is whole while it computes.
 
-A network that is trained has its gradients, its optimiser's state and copies of its weights sharded alike: FSDP averages
-its gradients over processes, and each process updates its rows. Adapters are not sharded: every process holds all of
-them, and their gradients are averaged as without sharding.
+A network that is trained has its gradients, its optimiser's state and copies of its weights sharded alike: FSDP
+averages its gradients over processes, and each process updates its rows. Adapters are not sharded: every process holds
+all of them, and their gradients are averaged as without sharding.
 """
 
 from __future__ import annotations
@@ -131,8 +131,8 @@ def with_rows(rows: Tensor, like: DTensor) -> DTensor:
     Args:
         rows: of this process, as :func:`rows_of` says.
     """
-    spread = {"shape": like.shape, "stride": like.stride()}
-    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, **spread)
+    mesh, placements = like.device_mesh, like.placements
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def most_of_all(values: Tensor) -> Tensor:

@@ -67,9 +67,7 @@ def _walked(state: Any) -> tuple[Any, dict[str, Tensor], dict[str, DTensor]]:
     return walk(state, "state"), tensors, sharded
 
 
-def decode(
-    tree: Any, tensors: Mapping[str, Tensor], rows: Callable[[str, list[int]], Any] | None = None
-) -> Any:
+def decode(tree: Any, tensors: Mapping[str, Tensor], rows: Callable[[str, list[int]], Any] | None = None) -> Any:
     """Rebuild the tree that :func:`encode` was given.
 
     Args:

@@ -70,9 +70,10 @@ def write_outputs(
             it changes nothing. Where a run draws its samples and its rewards said nothing, the last is a warning.
     """
     folder, header = Path(run.output_dir), _header(run)
+    model: Any = session.model
     with averaged(session):
         if session.adapter is None:
-            with whole_on_main(session.model.transformer):
+            with whole_on_main(model.transformer):
                 if main:
                     _save_pipeline(pipe, folder / PIPELINE)
         if not main:
@@ -83,7 +84,6 @@ def write_outputs(
             if session.source is None:
                 raise TrainingError(f"{sentence}; train on from another start, longer or at a higher rate")
             warnings.warn(f"{sentence}, as where no reward tells samples apart", FlowhooksWarning, stacklevel=2)
-    model: Any = session.model
     if model.interval is not None and is_loadable(session.assembly.exported(), run.document):
         source = loader_source()
         write_aside(folder / LOADER, lambda aside: aside.write_text(source, encoding="utf-8"), TrainingError)

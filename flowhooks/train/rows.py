@@ -1,8 +1,8 @@
 """Keep tensors that are sharded over processes in files of these processes: each writes its rows, and any number of
 processes read them again.
 
-A state's own file, which the main process writes, holds its tree, and in the place of a sharded tensor the tensor's name
-and shape. The rows are in ``<stem>_rows_<rank>.safetensors`` beside it. This is not the format of
+A state's own file, which the main process writes, holds its tree, and in the place of a sharded tensor the tensor's
+name and shape. The rows are in ``<stem>_rows_<rank>.safetensors`` beside it. This is not the format of
 ``torch.distributed.checkpoint``: that of torch 2.13 pickles its index (``.metadata``), which this package forbids, and
 its ``HuggingFaceStorageWriter``, which does not, holds tensors only, and neither the tree of an optimiser's state nor
 numbers.
@@ -49,7 +49,7 @@ class Rows:
 
     def some(self, first: int, count: int) -> Tensor:
         """Read some rows, onto the host. Raises SafetensorError or OSError where a file cannot be read."""
-        found = []
+        found: list[Tensor] = []
         for start, held, file in self.parts:
             low, high = max(first, start), min(first + count, start + held)
             # An empty part tells the type where no rows are wanted.

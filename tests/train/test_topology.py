@@ -9,10 +9,8 @@ import pytest
 import torch
 
 from flowhooks.config import load_run
-from flowhooks.errors import CheckpointError
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
-from flowhooks.train.metrics import merged_windows
 from tests.forked import side_by_side
 from tests.golden.record import one_thread
 from tests.laws.cases import teacher
@@ -90,8 +88,6 @@ def mistakes(mine, theirs, place):
     if isinstance(mine, float):
         return [] if theirs == pytest.approx(mine, rel=2e-3, abs=1e-4, nan_ok=True) else [f"{place}: {mine} {theirs}"]
     return [] if mine == theirs else [f"{place}: {mine} {theirs}"]
-
-
 
 
 @pytest.mark.parametrize(("names", "sharded"), [(RUNS, False), (SHARDED, True)], ids=["whole", "sharded"])

@@ -60,7 +60,9 @@ def sharded(rank, files, port, count, resume):
 
 
 def states(folder, step):
-    found = {stem: settled(read(folder / f"checkpoint-{step}", stem)) for stem in ("parameters", "optimization", "session")}
+    found = {
+        stem: settled(read(folder / f"checkpoint-{step}", stem)) for stem in ("parameters", "optimization", "session")
+    }
     for group in found["optimization"]["optimizer"]["param_groups"]:
         # How torch computes, not what.
         del group["foreach"], group["fused"]
@@ -73,7 +75,10 @@ def network(folder):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_train_the_network_of_one(model, data, tmp_path, count):
-    files = {name: [written(tmp_path, name, model, data, count=c, steps=2, output=f"{name}-{c}") for c in (1, count)] for name in METHODS}
+    files = {
+        name: [written(tmp_path, name, model, data, count=c, steps=2, output=f"{name}-{c}") for c in (1, count)]
+        for name in METHODS
+    }
     with one_thread():
         for alone, _ in files.values():
             train(load_run(alone, allow_imports=True), progress=False)
@@ -86,7 +91,10 @@ def test_several_processes_train_the_network_of_one(model, data, tmp_path, count
         assert not list((one / "checkpoint-2").glob("*_rows_*"))
         # Every process wrote its rows, and none the whole.
         held = [each.stat().st_size for each in (several / "checkpoint-2").glob("parameters*")]
-        assert len(held) == count + 1 and max(held) < 0.75 * (one / "checkpoint-2" / "parameters.safetensors").stat().st_size
+        assert (
+            len(held) == count + 1
+            and max(held) < 0.75 * (one / "checkpoint-2" / "parameters.safetensors").stat().st_size
+        )
     assert not found, "\n".join(found)
 
 
@@ -104,5 +112,5 @@ def test_a_sharded_network_goes_on_with_other_numbers_of_processes(model, data, 
         train(load_run(whole, allow_imports=True), progress=False)
     found = mistakes(states(tmp_path / "whole", 4), states(tmp_path / "changing", 4), "flow_dpo")
     assert not found, "\n".join(found)
-    moved = states(tmp_path / "whole", 4)["parameters"], states(tmp_path / "whole", 2)["parameters"]
-    assert max(float((now - before).abs().max()) for now, before in zip(*(m.values() for m in moved))) > 1e-3
+    now, before = (states(tmp_path / "whole", step)["parameters"] for step in (4, 2))
+    assert max(float((now[name] - before[name]).abs().max()) for name in now) > 1e-3
