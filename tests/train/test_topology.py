@@ -9,17 +9,22 @@ import pytest
 import torch
 
 from flowhooks.config import load_run
+from flowhooks.errors import CheckpointError
+from flowhooks.kernel.session import Session
 from flowhooks.train import train
 from flowhooks.train.checkpoint import read
+from flowhooks.train.identity import changes, require_same
+from flowhooks.train.metrics import MetricWindow, merged_windows
+from flowhooks.train.topology import likely_processes
 from tests.forked import side_by_side
 from tests.golden.record import one_thread
 from tests.laws.cases import teacher
 from tests.laws.test_composition import LIKE, METHODS
-from tests.train.runs import document, history
+from tests.train.runs import document, history, make_run
 from tests.train.test_methods_on_processes import TOLERANCE
 from tests.train.test_processes import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning")]
+pytestmark = pytest.mark.slow
 
 RUNS = tuple(name for name in METHODS if name not in LIKE or name == "kto")
 #: Methods whose frozen network is sharded too, in the stages of several processes.
@@ -90,6 +95,7 @@ def mistakes(mine, theirs, place):
     return [] if mine == theirs else [f"{place}: {mine} {theirs}"]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("names", "sharded"), [(RUNS, False), (SHARDED, True)], ids=["whole", "sharded"])
 def test_a_run_goes_on_with_other_numbers_of_processes(model, data, tmp_path, names, sharded):
     for step, count in enumerate(STAGES, start=1):
@@ -115,3 +121,83 @@ def test_a_run_goes_on_with_other_numbers_of_processes(model, data, tmp_path, na
         lines = [[{k: v for k, v in line.items() if k != "seconds_per_step"} for line in history(f)] for f in both]
         found += mistakes(*lines, f"{name}: metrics")
     assert not found, "\n".join(found)
+
+
+def of(batch, accumulation, processes):
+    training = {"train_batch_size": batch, "gradient_accumulation_steps": accumulation, "seed": 3}
+    return {"training": training, "processes": processes, "model": {"dtype": "fp32"}}
+
+
+def test_another_global_batch_is_refused_with_both_products():
+    with pytest.raises(CheckpointError) as caught:
+        require_same(of(2, 3, 4), of(2, 3, 2), "checkpoint-7")
+    said = str(caught.value)
+    assert "checkpoint-7 was written with a global batch of 24" in said and "this run has 12" in said
+    assert "`training.train_batch_size` 2 x `training.gradient_accumulation_steps` 3 x 2 processes" in said
+    require_same(of(2, 3, 4), of(12, 2, 1), "checkpoint-7")
+    other = of(12, 2, 1)
+    other["training"]["seed"] = 4
+    with pytest.raises(CheckpointError, match=r"`training.seed` is 4, the checkpoint has 3\."):
+        require_same(of(2, 3, 4), other, "checkpoint-7")
+
+
+def test_what_does_not_go_on_exactly_is_said():
+    assert changes(of(4, 1, 2), of(4, 1, 2)) == []
+    (said,) = changes(of(4, 1, 2), of(2, 1, 4))
+    assert "written by 2 and goes on with 4 processes: dropout" in said
+    (said,) = changes(of(4, 1, 2), of(2, 2, 2))
+    assert "`training.gradient_accumulation_steps` 1, and this run has 2" in said
+    # Checkpoints of versions that kept less.
+    assert changes({"training": {}}, of(2, 1, 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("launched", "batch", "accumulation", "expected"),
+    [("", 2, 2, 2), ("", 8, 1, 1), ("", 3, 1, 4), ("8", 1, 1, 8), ("x", 1, 1, 8)],
+)
+def test_the_processes_of_a_run_are_known_or_follow_from_its_batch(
+    monkeypatch, launched, batch, accumulation, expected
+):
+    monkeypatch.setenv("WORLD_SIZE", launched)
+    assert likely_processes(of(2, 1, 4), batch, accumulation) == expected
+
+
+def test_what_processes_measured_is_taken_together():
+    one = {"values": {"losses": torch.tensor([1.0, 2.0]), "metric a": torch.tensor([4.0])}, "steps": 2}
+    other = {"values": {"losses": torch.tensor([3.0, float("nan")])}, "steps": 2}
+    found = merged_windows([one, other])
+    assert found["steps"] == 2
+    assert found["values"]["losses"].tolist() == [2.0, 2.0] and found["values"]["metric a"].tolist() == [4.0]
+    window = MetricWindow(2, 4)
+    window.load_state_dict(found)
+    assert window.fetch()["loss"] == 2.0
+
+
+def test_an_update_has_the_same_samples_with_other_micro_batches(model, data, tmp_path, monkeypatch):
+    """Two steps of a batch of 4, then two of 2 x 2: of each step the samples are those of the undisturbed run."""
+    seen = []
+    steps = Session.steps
+
+    def noting(self, batch, *, log=True):
+        seen.append((self.micro_step, batch.files))
+        return steps(self, batch, log=log)
+
+    monkeypatch.setattr(Session, "steps", noting)
+    training = {"train_batch_size": 4, "log_every_steps": 1}
+    halves = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "log_every_steps": 1}
+    sections = {"hooks": [], "method": {"sft": {}}}
+
+    def run(name, steps, section):
+        chosen = {**section, "max_train_steps": steps}
+        return make_run(model, data, tmp_path / name, cache_dir=str(tmp_path / "cache"), training=chosen, **sections)
+
+    train(run("whole", 4, training), progress=False)
+    whole, seen = seen, []
+    train(run("out", 2, training), progress=False)
+    with pytest.warns(UserWarning, match="`training.gradient_accumulation_steps` 1, and this run has 2"):
+        train(run("out", 4, halves), resume="latest", progress=False)
+    assert [at for at, _ in seen] == [0, 1, 4, 5, 6, 7]
+    assert [files for _, files in seen[:2]] == [files for _, files in whole[:2]]
+    assert [seen[i][1] + seen[i + 1][1] for i in (2, 4)] == [files for _, files in whole[2:]]
+    with pytest.raises(CheckpointError, match="written with a global batch of 4"):
+        train(run("out", 4, {**halves, "train_batch_size": 4}), resume="latest", progress=False)
