@@ -106,7 +106,8 @@ def whole(weight: Tensor) -> Tensor:
 
 def local(value: Tensor) -> Tensor:
     """Return this process's rows of a tensor that may be sharded, in the same memory; other tensors are returned."""
-    return value._local_tensor if isinstance(value, DTensor) else value
+    with torch.no_grad():
+        return value.to_local() if isinstance(value, DTensor) else value
 
 
 def any_sharded(values: Iterable[Tensor]) -> bool:

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from flowhooks.cli import main
 from flowhooks.config import load_run
 from flowhooks.errors import CheckpointError
 from flowhooks.kernel.session import Session
@@ -173,7 +174,7 @@ def test_what_processes_measured_is_taken_together():
     assert window.fetch()["loss"] == 2.0
 
 
-def test_an_update_has_the_same_samples_with_other_micro_batches(model, data, tmp_path, monkeypatch):
+def test_an_update_has_the_same_samples_with_other_micro_batches(model, data, tmp_path, monkeypatch, capsys):
     """Two steps of a batch of 4, then two of 2 x 2: of each step the samples are those of the undisturbed run."""
     seen = []
     steps = Session.steps
@@ -197,6 +198,10 @@ def test_an_update_has_the_same_samples_with_other_micro_batches(model, data, tm
     with pytest.warns(UserWarning, match="`training.gradient_accumulation_steps` 1, and this run has 2"):
         train(run("out", 4, halves), resume="latest", progress=False)
     assert [at for at, _ in seen] == [0, 1, 4, 5, 6, 7]
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({**document(model, data, tmp_path / "out", **sections), "training": training}))
+    assert main(["check", str(file), "--resume", "latest"]) == 0
+    assert "had `training.gradient_accumulation_steps` 2, and this run has 1" in capsys.readouterr().out
     assert [files for _, files in seen[:2]] == [files for _, files in whole[:2]]
     assert [seen[i][1] + seen[i + 1][1] for i in (2, 4)] == [files for _, files in whole[2:]]
     with pytest.raises(CheckpointError, match="written with a global batch of 4"):

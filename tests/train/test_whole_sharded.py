@@ -100,8 +100,8 @@ def test_several_processes_train_the_network_of_one(model, data, tmp_path, count
 
 
 def test_a_sharded_network_goes_on_with_other_numbers_of_processes(model, data, tmp_path):
-    """1, then 4 of which two share a network, then 2, then 1 again: weights, momentum and average are read in other parts
-    than they were written in."""
+    """1, then 4 of which two share a network, then 2, then 1 again: weights, momentum and average are read in other
+    parts than they were written in."""
     for steps, count in ((1, 1), (2, 4), (3, 2), (4, 1)):
         file = written(tmp_path, "flow_dpo", model, data, count=count, steps=steps, output="changing")
         if count == 1:
