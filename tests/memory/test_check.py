@@ -41,7 +41,8 @@ def test_what_each_of_several_cards_needs_is_printed_after_what_one_does(run, ca
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory ")]
     assert lines[-2].split()[1:4] == ["on", "a", "card"]
     assert "on each of 4 cards (FSDP2)" in lines[-1] and "512.0 MiB for its context" in lines[-1]
-    assert main(["check", str(run), "--processes", "4", "--set", 'model={"offload": "blocks"}']) == 0
+    offloaded = ["--set", "model.offload=blocks", "--set", "model.gradient_checkpointing=true"]
+    assert main(["check", str(run), "--processes", "4", *offloaded]) == 0
     assert "memory: not counted: FSDP2 does not go with `model.offload`" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["check", str(run), "--processes", "1"])

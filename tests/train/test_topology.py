@@ -199,7 +199,7 @@ def test_an_update_has_the_same_samples_with_other_micro_batches(model, data, tm
         train(run("out", 4, halves), resume="latest", progress=False)
     assert [at for at, _ in seen] == [0, 1, 4, 5, 6, 7]
     file = tmp_path / "run.json"
-    file.write_text(json.dumps({**document(model, data, tmp_path / "out", **sections), "training": training}))
+    file.write_text(json.dumps(document(model, data, tmp_path / "out", training=training, **sections)))
     assert main(["check", str(file), "--resume", "latest"]) == 0
     assert "had `training.gradient_accumulation_steps` 2, and this run has 1" in capsys.readouterr().out
     assert [files for _, files in seen[:2]] == [files for _, files in whole[:2]]

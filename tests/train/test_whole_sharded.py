@@ -45,6 +45,8 @@ def written(folder, name, model, data, *, count, steps, output):
     }
     run = document(model, data, folder / output, adapter=None, method={name: METHODS[name]}, training=training)
     del run["hooks"]
+    # Which changes nothing of what is computed.
+    run["model"]["gradient_checkpointing"] = count > 2
     file = folder / f"{output}-{count}-{steps}.json"
     file.write_text(json.dumps(run))
     return file
