@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flowhooks import config
 from flowhooks.adapters import Adapter, build_adapter, load_adapter
@@ -220,9 +221,11 @@ def _restored(
 
 
 def _bring(parameters: Iterable[nn.Parameter], model: FlowModel) -> None:
-    """Bring what is trained to the device. It was made where its layers are: on the host, if these are offloaded."""
+    """Bring what is trained to the device. It was made where its layers are: on the host, if these are offloaded.
+    Shards are there."""
     for parameter in parameters:
-        parameter.data = parameter.data.to(model.device)
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.to(model.device)
 
 
 def _has_adapter(folder: Path) -> bool:

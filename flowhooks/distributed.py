@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +68,10 @@ def average_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
     Call it once before the optimiser step: any number of forwards and backwards may have filled the gradients, which a
     wrapped module that counts its backwards (DistributedDataParallel) would not allow. A parameter without gradient
-    counts as zero.
+    counts as zero. Those of sharded weights are left as they are: FSDP has averaged them.
     """
-    if world_size() == 1:
+    parameters = [each for each in parameters if not isinstance(each, DTensor)]
+    if world_size() == 1 or not parameters:
         return
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([g.flatten().float() for g in gradients])

@@ -22,13 +22,22 @@ _REFUSED = {
     "$.model.quantization": "quantised weights cannot be sharded here; set it to null, or start without FSDP",
     "$.model.offload": "shards stay on their card, so blocks are not on the host too; set it to 'none'",
     "$.training.compile": "compiled blocks and FSDP2 were not tried together; set it to 'none'",
-    "$.adapter": "FSDP2 shards frozen weights; train an adapter, or the whole network without FSDP",
+    "$.training.optimizer": (
+        "of the network that is trained each process has some rows, and this optimiser reads whole matrices or has "
+        "kernels that know no shards; set it to 'adamw'"
+    ),
+    "$.training.mixed_precision": (
+        "of the network that is trained each process has some rows, and the loss scale of fp16 would be another on "
+        "each; set it to 'bf16' or 'no'"
+    ),
 }
+#: Optimisers that a sharded network is not trained with, by word or class.
+_WHOLE = ("adamw8bit", "adafactor", "prodigy", "muon", "Muon", "Adafactor", "AdamW8bit", "Adam8bit", "Prodigy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sharding:
-    """Says how frozen weights are spread over processes.
+    """Says how the weights of networks are spread over processes.
 
     Args:
         copies: how many times all of them are there; each copy is shared by ``processes / copies`` processes.
@@ -67,7 +76,8 @@ def sharding_problems(run: Run) -> Iterator[Problem]:
         "$.model.quantization": run.model["quantization"] is not None,
         "$.model.offload": run.model["offload"] != "none",
         "$.training.compile": run.training["compile"] != "none",
-        "$.adapter": run.adapter is None,
+        "$.training.optimizer": run.adapter is None and run.training["optimizer"].rpartition(":")[2] in _WHOLE,
+        "$.training.mixed_precision": run.adapter is None and run.training["mixed_precision"] == "fp16",
     }
     for path, message in _REFUSED.items():
         if held[path]:

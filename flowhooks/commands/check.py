@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowhooks.commands.arguments import add_resume, add_run, card_size
+from flowhooks.commands.arguments import add_resume, add_run, card_size, whole_number
 from flowhooks.printing import say
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ def add(parser: ArgumentParser) -> None:
     add_resume(parser)
     parser.add_argument(
         "--memory", action="store_true", help="count what an update needs on a card, from configurations alone"
+    )
+    parser.add_argument(
+        "--processes",
+        metavar="N",
+        type=whole_number(2),
+        help="say what each of so many cards needs where FSDP2 shards the network over them; implies --memory",
     )
     parser.add_argument(
         "--gpu",
@@ -42,6 +48,7 @@ def run(args: Namespace) -> int:
     asked = {
         "--set and --resume": args.overrides or args.resume is not None,
         "--memory and --gpu": args.memory or args.gpu is not None,
+        "--memory and --processes": args.processes is not None,
     }
     if named := [names for names, given in asked.items() if given]:
         from flowhooks.errors import ConfigError, Problem
@@ -111,7 +118,11 @@ def _run(args: Namespace) -> int:
     say(f"steps      {training['max_train_steps']:,} of {batch:,} samples per process, into {configured.output_dir}")
     for line in unread(configured):
         say(f"imports    {line}")
-    tight = _print_memory(configured, audited, args.gpu) if args.memory or args.gpu else []
+    tight = (
+        _print_memory(configured, audited, args.gpu, args.processes)
+        if args.memory or args.gpu or args.processes
+        else []
+    )
     _print_warnings(
         [
             *tight,
@@ -140,29 +151,31 @@ def _check_with_torch(run: Run, audited: Audit, resume: str | None) -> list[str]
     if resume is not None:
         from flowhooks.manifest import read_manifest
         from flowhooks.train.checkpoint import Checkpoints
-        from flowhooks.train.identity import changes, identity, past_the_end, require_same
+        from flowhooks.train.identity import changes, identity, past_the_end, processes_of, require_same
 
         source = Checkpoints(Path(run.output_dir)).find(resume)
         if source is not None:
             manifest = read_manifest(source)
             found = manifest.identity
-            # The number of processes that will train is not known here.
-            own = identity(run, audited, found.get("processes", 1), fetching=False)
+            own = identity(run, audited, processes_of(run, found), fetching=False)
             require_same(found, own, str(source))
             sentences = [*changes(found, own), past_the_end(manifest.step, run)]
             return [f"{source}: {sentence}" for sentence in sentences if sentence]
     return []
 
 
-def _print_memory(run: Run, audited: Audit, card: int | None) -> list[str]:
+def _print_memory(run: Run, audited: Audit, card: int | None, processes: int | None) -> list[str]:
     """Print what an update needs on a card. Returns warnings: that it does not fit, or is not counted, and why."""
     from flowhooks.memory.plan import NotCounted, plan_memory
     from flowhooks.memory.report import fitting, lines
+    from flowhooks.memory.shards import sharded_lines
 
     try:
         planned = plan_memory(run, audited)
         needs = planned.needs()
         for line in lines(planned, needs):
+            say(f"memory     {line}")
+        for line in sharded_lines(planned, needs, processes) if processes else ():
             say(f"memory     {line}")
         fit = None if card is None else fitting(planned, needs, card)
     except NotCounted as error:

@@ -284,9 +284,10 @@ def inputs_of(module: nn.Module, network: nn.Module, arguments: Mapping[str, Any
             raise StopForward
 
     handle = module.register_forward_pre_hook(stop, with_kwargs=True)
-    sharding: Any = network if hasattr(network, "unshard") else None
+    # FSDP2 gathers what is beside the blocks in a hook, too, which may be what calls here.
+    parted = any(hasattr(weight, "full_tensor") for weight in module.parameters())
+    sharding: Any = network if parted and hasattr(network, "unshard") else None
     try:
-        # FSDP2 gathers what is beside the blocks in a hook, too.
         if sharding is not None:
             sharding.unshard()
         with suppress(StopForward):

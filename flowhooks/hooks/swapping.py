@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from flowhooks.sharding import exchange
 
 
 @contextmanager
@@ -16,15 +19,19 @@ def swapped(parameters: Mapping[str, nn.Parameter], values: Sequence[Tensor]) ->
     Args:
         values: one for each parameter, in order.
     """
-    own = list(parameters.values())
-    trained = [p.data for p in own]
+    pairs = list(zip(parameters.values(), values, strict=True))
+    own = [(p, value) for p, value in pairs if not isinstance(p, DTensor)]
+    sharded = [(p, value) for p, value in pairs if isinstance(p, DTensor)]
+    trained = [p.data for p, _ in own]
     try:
         # Autocast keeps casts by parameter, whatever data the parameter holds.
         torch.clear_autocast_cache()
-        for parameter, value in zip(own, values, strict=True):
+        for parameter, value in own:
             parameter.data = value.to(parameter.device, parameter.dtype)
+        exchange(sharded)
         yield
     finally:
         torch.clear_autocast_cache()
-        for parameter, data in zip(own, trained, strict=True):
+        for (parameter, _), data in zip(own, trained, strict=True):
             parameter.data = data
+        exchange(sharded)

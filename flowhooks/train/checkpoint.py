@@ -31,7 +31,7 @@ from flowhooks.manifest import (
 )
 from flowhooks.reading import user_path
 from flowhooks.train.agreement import raise_on_all_ranks
-from flowhooks.train.codec import packed_state, read_state, write_state
+from flowhooks.train.codec import packed_state, read_state
 from flowhooks.train.files import refused
 
 _PARTIAL = ".checkpoint-{step}.partial"
@@ -43,11 +43,14 @@ class Checkpoints:
     Args:
         folder: the run's output folder.
         limit: number of checkpoints that are kept; None keeps all.
+        group: of :func:`flowhooks.train.agreement.aside`, where checkpoints are written beside the steps of several
+            processes.
     """
 
-    def __init__(self, folder: Path, limit: int | None = None):
+    def __init__(self, folder: Path, limit: int | None = None, group: Any = None):
         self.folder = folder
         self.limit = limit
+        self.group = group
 
     def path(self, step: int) -> Path:
         return self.folder / f"checkpoint-{step}"
@@ -123,7 +126,7 @@ class Checkpoints:
         """Write ``checkpoint-<step>``, on all processes together, then remove the oldest ones over the limit.
 
         Args:
-            states: file stem -> state, written by the main process.
+            states: file stem -> state, written by the main process; of sharded tensors each process writes its rows.
             own: state of this process, such as its random generators.
             identity: identity of the run, stored in the manifest.
             beside: called on the main process with the folder, to write more files into it.
@@ -132,8 +135,9 @@ class Checkpoints:
             CheckpointError: on every process, when one of them cannot write. Nothing half-written is left and the
                 older checkpoints are as they were.
         """
-        mine = {**(states if distributed.rank() == 0 else {}), f"process_{distributed.rank()}": own}
-        return self._write(step, {stem: partial(_now, state) for stem, state in mine.items()}, identity, beside)
+        rank = distributed.rank()
+        writers = {stem: partial(_now, state, rank, rank == 0) for stem, state in states.items()}
+        return self._write(step, {**writers, f"process_{rank}": partial(_now, own, rank, True)}, identity, beside)
 
     def taken(
         self,
@@ -143,8 +147,8 @@ class Checkpoints:
         identity: Mapping[str, Any],
         beside: Callable[[Path], object],
     ) -> Callable[[], Path]:
-        """Copy states, and return what writes them as :meth:`save` does, later and in any thread. For a run of one
-        process: what several do together cannot wait for each other's threads.
+        """Copy states, and return what writes them as :meth:`save` does, later and in any thread, which those of
+        several processes call together.
 
         Args:
             beside: must not read what training changes.
@@ -152,9 +156,10 @@ class Checkpoints:
         Raises:
             CheckpointError: a state holds what no checkpoint can; what is returned raises it as :meth:`save` does.
         """
-        mine = {**states, f"process_{distributed.rank()}": own}
+        rank = distributed.rank()
         try:
-            writers = {stem: packed_state(state) for stem, state in mine.items()}
+            writers = {stem: packed_state(state, rank, main=rank == 0) for stem, state in states.items()}
+            writers[f"process_{rank}"] = packed_state(own)
         except TypeError as error:
             raise CheckpointError(f"{self.path(step)}: {error}") from error
         return partial(self._write, step, writers, identity, beside)
@@ -169,14 +174,14 @@ class Checkpoints:
         final, aside = self.path(step), self.folder / _PARTIAL.format(step=step)
         main = distributed.rank() == 0
         try:
-            with raise_on_all_ranks(CheckpointError):
+            with raise_on_all_ranks(CheckpointError, self.group):
                 if main:
                     shutil.rmtree(aside, ignore_errors=True)
                     _guarded(final, lambda: aside.mkdir(parents=True))
-            with raise_on_all_ranks(CheckpointError):
+            with raise_on_all_ranks(CheckpointError, self.group):
                 for stem, write in writers.items():
                     _guarded(final, partial(write, aside / f"{stem}.safetensors"))
-            with raise_on_all_ranks(CheckpointError):
+            with raise_on_all_ranks(CheckpointError, self.group):
                 if main:
                     if beside is not None:
                         _guarded(final, partial(_unwrapped, beside, aside))
@@ -215,8 +220,8 @@ def read(folder: Path, stem: str) -> Any:
     return read_state(folder / f"{stem}.safetensors")
 
 
-def _now(state: Any, file: Path) -> None:
-    write_state(file, state)
+def _now(state: Any, rank: int, main: bool, file: Path) -> None:
+    packed_state(state, rank, main=main)(file)
 
 
 def _unwrapped(write: Callable[[Path], object], folder: Path) -> None:

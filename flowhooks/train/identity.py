@@ -21,6 +21,7 @@ from flowhooks.hooks.registry import HOOKS
 from flowhooks.manifest import checkpoints_in, read_manifest
 from flowhooks.reading import user_path
 from flowhooks.sampling.prompts import by_argument, read_prompts
+from flowhooks.train.topology import differences, likely_processes, without_topology
 
 # These change how long, how fast or how loudly a run trains, not what it computes.
 _FREE = {
@@ -91,8 +92,9 @@ def identity(run: Run, audit: Audit, processes: int, *, fetching: bool = True) -
 
 
 def require_same(found: Mapping[str, Any], own: Mapping[str, Any], place: str) -> None:
-    """Compare two identities; contents that changed are left to :func:`changes`. Raises CheckpointError naming every
-    key that differs."""
+    """Compare two identities; contents that changed are left to :func:`changes`, and how the global batch is spread
+    may differ. Raises CheckpointError naming every key that differs."""
+    found, own = without_topology(found, own, place)
     if "hooks" in own:
         found, own = ({**each, "hooks": _without_ends(each.get("hooks", {}))} for each in (found, own))
         own = {**own, "hooks": _as_known(own["hooks"], found["hooks"])}
@@ -140,8 +142,7 @@ def _as_known(own: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any
 
 def refuse_other_run(run: Run, audit: Audit, resume: str) -> None:
     """Compare a run with the checkpoint that ``--resume`` names, by its manifest alone, before torch is imported. What
-    cannot be read, and the number of processes, is left to :func:`flowhooks.train.train`. Raises CheckpointError as
-    :func:`require_same` does."""
+    cannot be read is left to :func:`flowhooks.train.train`. Raises CheckpointError as :func:`require_same` does."""
     folders = reversed(checkpoints_in(Path(run.output_dir))) if resume == LATEST else [user_path(resume)]
     for folder in folders:
         with suppress(CheckpointError):
@@ -149,7 +150,13 @@ def refuse_other_run(run: Run, audit: Audit, resume: str) -> None:
             break
     else:
         return
-    require_same(found, identity(run, audit, found.get("processes", 1)), str(folder))
+    require_same(found, identity(run, audit, processes_of(run, found)), str(folder))
+
+
+def processes_of(run: Run, found: Mapping[str, Any]) -> int:
+    """Return how many processes a run that resumes from a checkpoint of the identity ``found`` has or will have."""
+    training = run.training
+    return likely_processes(found, training["train_batch_size"], training["gradient_accumulation_steps"])
 
 
 def _said(values: Mapping[str, Any], key: str) -> str:
@@ -157,9 +164,10 @@ def _said(values: Mapping[str, Any], key: str) -> str:
 
 
 def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
-    """List which contents differ from those at the time of the checkpoint, and the consequences. A checkpoint of an
-    older version stores nothing of prompts and base weights."""
-    return [sentence for key, sentence in _CHANGES.items() if key in found and found[key] != own[key]]
+    """List which contents differ from those at the time of the checkpoint, or how batches are spread, and the
+    consequences. A checkpoint of an older version stores nothing of prompts and base weights."""
+    contents = (sentence for key, sentence in _CHANGES.items() if key in found and found[key] != own[key])
+    return [*contents, *differences(found, own)]
 
 
 def past_the_end(step: int, run: Run) -> str | None:

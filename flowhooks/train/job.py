@@ -27,6 +27,7 @@ from flowhooks.manifest import REPORT, read_manifest
 from flowhooks.quiet import cut_off
 from flowhooks.report import Journal, ReportWriter
 from flowhooks.report.journal import END, MEMORY, START, STOPPED, WARNING
+from flowhooks.sharding import any_sharded, local
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.background import Background
@@ -34,10 +35,12 @@ from flowhooks.train.checkpoint import Checkpoints, read
 from flowhooks.train.guard import FiniteGuard
 from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.liveness import Liveness
-from flowhooks.train.metrics import History, MetricWindow, WarnOnce
+from flowhooks.train.metrics import History, MetricWindow, WarnOnce, merged_windows
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, process_memory, summary
+from flowhooks.train.rows import settled
+from flowhooks.train.topology import moved_micro_step
 from flowhooks.train.validation import Validation, on_device
 
 
@@ -61,7 +64,9 @@ class Job:
     Args:
         identity: identity of the run, stored in its checkpoints.
         schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
-        background: writes files beside the steps.
+        background: writes images and pages beside the steps.
+        saving: writes checkpoints beside the steps, on all processes in the same order; with one process the same as
+            ``background``.
         audit: of its data.
         warned: what was warned of before the first step.
         step: optimiser steps done.
@@ -79,6 +84,7 @@ class Job:
     identity: Mapping[str, Any]
     schedule: Schedule
     background: Background
+    saving: Background
     audit: Audit
     warned: Sequence[str] = ()
     step: int = 0
@@ -129,7 +135,7 @@ class Job:
         )
         self.optimization.before = self.liveness.note
         try:
-            with self.liveness.watching(), self.progress.open(self.step), self.background.open(self.progress.say):
+            with self.liveness.watching(), self.progress.open(self.step), self._written():
                 yield
             if self.step >= training["max_train_steps"]:
                 self._note(END)
@@ -139,6 +145,12 @@ class Job:
         finally:
             self._note_memory()
             self._write_report()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Wait for all that is written beside the steps at the end of the block."""
+        with self.background.open(self.progress.say), self.saving.open(self.progress.say):
+            yield
 
     def batches(self) -> Iterator[Batch | None]:
         """Yield batches on the device, starting at the next micro-step, without end; None for a run that samples its
@@ -189,7 +201,7 @@ class Job:
             CheckpointError: its checkpoint is gone, or cannot be written.
         """
         assert self.alarm is not None, "something is wrong"
-        self.background.join()
+        self.saving.join()
         if self._good is None:
             raise TrainingError(
                 f"{self.alarm.reason}. It was so from the first logged step on, so there is no step to go back to; "
@@ -258,7 +270,7 @@ class Job:
         """Take a checkpoint of this step, unless the run was just resumed from it. What is in it is copied at once, and
         written beside the steps that follow, after what is being written now.
 
-        Where several processes write together, or the copy would be of a whole network, it is written at once.
+        Where the copy would be of a whole network, on one process, it is written at once.
 
         Args:
             wait: for it to be written.
@@ -269,23 +281,23 @@ class Job:
         """
         self.guard.check()
         self._judge()
-        # At most one is in memory.
-        self.background.join()
+        # At most one is in memory. All processes have done the same here, and fail together.
+        self.saving.join()
         if self.step == self._saved:
             return
         if self.alarm is not None:
             # A run that goes on from this checkpoint may want to go back further.
             self._write_good()
-        if before is not None or distributed.world_size() > 1 or self.session.adapter is None:
+        if before is not None or (distributed.world_size() == 1 and self.session.adapter is None):
             states, own = self._states(before)
             self.checkpoints.save(self.step, states, own, self.identity, lambda folder: self._intermediate()(folder))
         else:
-            self.background.submit(self._copied())
+            self.saving.submit(self._copied())
         self._saved = self.step
         if self._good is not None and self._good[0] == self.step:
             self._good = self.step, None
         if wait:
-            self.background.join()
+            self.saving.join()
 
     def changed(self) -> Changed:
         """Return what a step changes before its optimiser does. No tensor is copied."""
@@ -310,9 +322,8 @@ class Job:
     def _copied(self) -> Callable[[], object]:
         """Copy this step in memory, and return what writes its checkpoint; all processes call that together."""
         states, own = self._states()
-        if not self.accelerator.is_main_process:
-            return self.checkpoints.taken(self.step, {}, own, self.identity, lambda folder: None)
-        return self.checkpoints.taken(self.step, states, own, self.identity, self._intermediate())
+        beside = self._intermediate() if self.accelerator.is_main_process else _nothing
+        return self.checkpoints.taken(self.step, states, own, self.identity, beside)
 
     def _write_good(self) -> None:
         """Write the checkpoint of the last logged step without an alarm, unless it is written."""
@@ -333,7 +344,8 @@ class Job:
     @torch.no_grad()
     def restore(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
-        for sentence in changes(read_manifest(folder).identity, self.identity):
+        found = read_manifest(folder).identity
+        for sentence in changes(found, self.identity) if self.accelerator.is_main_process else ():
             warnings.warn(f"{folder}: {sentence}", FlowhooksWarning, stacklevel=2)
         parameters, saved = self.session.parameters(), read(folder, "parameters")
         wrong = [
@@ -347,16 +359,14 @@ class Job:
                 f"{folder}: was written for another model: {named} missing, new, or of another shape; use the model "
                 f"it was trained on"
             )
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
+        for name, value in settled(saved, parameters).items():
+            local(parameters[name]).copy_(local(value))
         self.optimization.load_state_dict(read(folder, "optimization"))
-        self.session.load_state_dict(read(folder, "session"))
+        self.session.load_state_dict(settled(read(folder, "session"), self.session.state_dict()))
+        self.session.micro_step = moved_micro_step(self.session.micro_step, found, self.identity)
         progress = read(folder, "progress")
         self.step, self.values = progress["step"], progress["values"]
-        own = read(folder, f"process_{self.accelerator.process_index}")
-        rng.restore(own["random"], self.accelerator.device)
-        # Checkpoints of older versions hold none.
-        self._window = own.get("window")
+        self._restore_own(folder, found.get("processes", distributed.world_size()))
         if (late := past_the_end(self.step, self.run)) is not None:
             warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=2)
         self._saved = self.step
@@ -366,16 +376,37 @@ class Job:
             ours = folder.resolve() == self.checkpoints.path(self.step).resolve()
             self._good = (good, None) if good >= 0 and ours else None
 
+    def _restore_own(self, folder: Path, processes: int) -> None:
+        """Restore what each process saved on its own. With another number of them what they measured is taken together,
+        and their random generators start anew."""
+        rank = self.accelerator.process_index
+        if processes == distributed.world_size():
+            own = read(folder, f"process_{rank}")
+            rng.restore(own["random"], self.accelerator.device)
+            # Checkpoints of older versions hold none.
+            self._window = own.get("window")
+            return
+        rng.seed_anew(self.run.training["seed"], self.step, rank)
+        windows = [read(folder, f"process_{each}").get("window") for each in range(processes)]
+        self._window = None if None in windows else merged_windows(windows)
+
     def finish(self) -> None:
         """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""
         self.guard.check()
         self._judge(last=True)
         self.save(wait=True)
+        main, model = self.accelerator.is_main_process, self.validation.model
+        # The whole of weights that are sharded takes all processes to put together.
+        together = any_sharded(self.session.parameters().values())
         with raise_on_all_ranks(CheckpointError):
-            if self.accelerator.is_main_process:
-                pipe, pictures = self.validation.model.pipe, self.validation.pictures()
+            if main or together:
+                pictures = self.validation.pictures() if main else []
                 with self.optimization.at_result():
-                    write_outputs(self.run, self.session, pipe, self.values, pictures)
+                    write_outputs(self.run, self.session, model.pipe, self.values, pictures, main=main)
+
+
+def _nothing(folder: Path) -> None:
+    """Write nothing beside the states: the main process does."""
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

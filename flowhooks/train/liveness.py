@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from flowhooks.adapters.names import first_few
 from flowhooks.errors import TrainingError
 from flowhooks.kernel.session import Session
 from flowhooks.probe.recorder import evaluating
 from flowhooks.probe.values import map_tensors, tensors_in
-from flowhooks.sharding import without_hooks
+from flowhooks.sharding import any_sharded, is_sharded, local, most_of_all, without_hooks
 from flowhooks.train.agreement import gather
 
 #: Least number of watched updates with finite gradients that are not all 0. In the first one no matrix A of a LoRA has
@@ -96,7 +97,11 @@ class Liveness:
         if self._done or not rate > 0:
             return
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-        peaks = torch.stack([peak.float() for peak in torch._foreach_norm(gradients, math.inf)])
+        rows = [each if each.numel() else each.new_zeros(1) for each in map(local, gradients)]
+        peaks = torch.stack([peak.float() for peak in torch._foreach_norm(rows, math.inf)])
+        if any_sharded(gradients):
+            # Each process has its rows; what follows from them, all of them do together.
+            peaks = most_of_all(peaks)
         # A loss scaler skips updates that are not finite.
         finite = peaks.isfinite().all()
         reached = (peaks != 0) & finite
@@ -204,7 +209,7 @@ class Liveness:
         now = self._predicted()
         with self.session.adapter.disabled():
             base = self._predicted()
-        if not _same(now, base):
+        if not self._same(now, base):
             return None
         return _Verdict(
             stop=f"the adapter was trained for {self._updates:,} updates and a prediction is the same with it and "
@@ -218,7 +223,7 @@ class Liveness:
             return []
         base = self._predicted()
         # Where predictions are not repeated to the bit, a change says nothing.
-        if not _same(base, self._predicted()) or not self._changes(dead, base):
+        if not self._same(base, self._predicted()) or not self._changes(dead, base):
             return []
         layers: dict[str, list[str]] = {}
         for name in dead:
@@ -236,15 +241,21 @@ class Liveness:
 
     def _changes(self, names: Iterable[str], base: Sequence[Tensor]) -> bool:
         parameters = [self.parameters[name] for name in names]
-        kept = [each.data for each in parameters]
+        kept = [local(each).detach().clone() if isinstance(each, DTensor) else each.data for each in parameters]
         try:
             torch.clear_autocast_cache()
             for each in parameters:
-                each.data = each.data + 1
-            return not _same(base, self._predicted())
+                if isinstance(each, DTensor):
+                    local(each).add_(1)
+                else:
+                    each.data = each.data + 1
+            return not self._same(base, self._predicted())
         finally:
             for each, data in zip(parameters, kept, strict=True):
-                each.data = data
+                if isinstance(each, DTensor):
+                    local(each).copy_(data)
+                else:
+                    each.data = data
             torch.clear_autocast_cache()
 
     @torch.no_grad()
@@ -255,11 +266,19 @@ class Liveness:
         with evaluating(self.network), self.autocast(), without_hooks(self.network):
             return [each.clone() for each in tensors_in(self.network.forward(*args, **kwargs))]
 
+    def _same(self, a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+        """Return whether two predictions are one, to the bit; on every process where all must call the network on."""
+        same = all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        if not is_sharded(self.network):
+            return same
+        return not most_of_all(torch.tensor(float(not same), device=a[0].device))
+
     def _moved(self) -> list[bool]:
         still = [
             (_sample(each) == start).all() for each, start in zip(self.parameters.values(), self._start, strict=True)
         ]
-        return (~torch.stack(still)).tolist()
+        moved = (~torch.stack(still)).float()
+        return (most_of_all(moved) if any_sharded(self.parameters.values()) else moved).bool().tolist()
 
     def _keep(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # Where an input has a gradient, that of the output may be the input's, and what is trained be off.
@@ -278,9 +297,5 @@ class Liveness:
 
 
 def _sample(parameter: nn.Parameter) -> Tensor:
-    flat = parameter.detach().reshape(-1)
+    flat = local(parameter).detach().reshape(-1)
     return flat[:: max(1, math.ceil(flat.numel() / _KEPT))].clone()
-
-
-def _same(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

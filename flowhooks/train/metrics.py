@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,18 @@ class MetricWindow:
         self._losses, self._added, self._measured = [], [], {}
         self._steps, self._since = 0, now
         return values
+
+
+def merged_windows(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what one process of another number of them goes on with, from the states of all windows: each value is the
+    mean of those that were measured in its place, without NaN, so that it counts as much as one that comes after."""
+    named = dict.fromkeys(name for state in states for name in state["values"])
+    values = {}
+    for name in named:
+        found = [state["values"][name] for state in states if name in state["values"]]
+        places = torch.nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=math.nan)
+        values[name] = places.nanmean(0)
+    return {"values": values, "steps": states[0]["steps"]}
 
 
 def mean_over_processes(

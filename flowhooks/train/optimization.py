@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from flowhooks.config import Run
 from flowhooks.distributed import average_gradients
 from flowhooks.errors import TrainingError
+from flowhooks.sharding import local, total_norm
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.optimizers import at_result, has_two_points, make_optimizer
+from flowhooks.train.optimizers import as_here, at_result, has_two_points, make_optimizer
+from flowhooks.train.rows import is_of_shape, settled
 
 #: What torch adds to the norm by which it divides.
 _ROUNDING = 1e-6
@@ -89,18 +91,20 @@ class Optimization:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
+        # Of sharded weights each process has its rows of the gradients.
+        mine = [local(each) for each in gradients]
         bad = guard.losses_bad()
         if self.scaler is None:
             # A scaler finds its scale by infinite gradients, and skips such an update itself.
             bad = bad | ~torch.isfinite(norm)
         # As below, where a number is free to read: a norm within bounds leaves gradients as they are.
         if self.max_norm is not None and (norm.device.type != "cpu" or not norm + _ROUNDING <= self.max_norm):
-            nn.utils.clip_grads_with_norm_(self.parameters, self.max_norm, norm)
+            torch._foreach_mul_(mine, torch.clamp(self.max_norm / (norm + _ROUNDING), max=1.0))
         # After clipping, since zero times a NaN norm is NaN. Reading the flag is free on the CPU; elsewhere it would
         # wait for the device, so there the work is always done.
         if bad.device.type != "cpu" or bad:
-            for gradient in gradients:
+            for gradient in mine:
                 gradient.masked_fill_(bad, 0)
         if self.scaler is None:
             self.optimizer.step()
@@ -112,6 +116,17 @@ class Optimization:
         guard.gradient(bad)
         return norm
 
+    def _like(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return, in the places of a saved optimiser's tensors, the parameters that these belong to and are sharded
+        like."""
+        ordered = [each for group in self.optimizer.param_groups for each in group["params"]]
+        return {
+            "state": {
+                key: {name: ordered[key] for name, value in found.items() if is_of_shape(value, ordered[key].shape)}
+                for key, found in saved.get("state", {}).items()
+            }
+        }
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -120,7 +135,10 @@ class Optimization:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Restore what :meth:`state_dict` returned; tensors of the optimiser may be :class:`flowhooks.train.rows.Rows`
+        that several processes wrote."""
+        saved = as_here(state["optimizer"], self.optimizer)
+        self.optimizer.load_state_dict(settled(saved, self._like(saved)))
         self.schedule.load_state_dict({**state["schedule"], "lr_lambdas": [None] * len(self.schedule.base_lrs)})
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])

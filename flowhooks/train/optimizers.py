@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from flowhooks.adapters.fit import transformer_shapes
 from flowhooks.adapters.names import USE_DORA
@@ -16,9 +17,13 @@ from flowhooks.checks.pipeline import pipeline_folder, trained_network
 from flowhooks.config import Run
 from flowhooks.documents.imports import imported, imports_optimizer, subclass_of
 from flowhooks.errors import ConfigError, Problem
+from flowhooks.sharding import local
 
 #: Options by which a user chooses among torch's implementations of AdamW, or asks for what its fused one has not.
 _IMPLEMENTATION = ("fused", "foreach", "differentiable")
+
+#: Of these, what a choice is made of by default.
+_CHOICE = ("foreach", "fused")
 
 
 class MatricesApart(torch.optim.Optimizer):
@@ -90,15 +95,35 @@ def make_optimizer(
         # One kernel for all tensors. Elsewhere torch's own choice is the faster one.
         options["fused"] = True
     if name == "muon":
-        options["undecayed"] = undecayed
+        options["undecayed"], groups = undecayed, parameters
     else:
-        parameters = _groups(parameters, {id(each) for each in undecayed})
+        groups = _groups(parameters, {id(each) for each in undecayed})
     try:
-        return made(parameters, lr=run.training["learning_rate"], **options)
+        optimizer = made(groups, lr=run.training["learning_rate"], **options)
+        _one_by_one(optimizer, parameters)
+        return optimizer
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         where = "$.training.optimizer_args"
         reason = str(error) or "it refuses the value of an option"
         raise ConfigError(Problem(f"{name!r} cannot be built: {reason}", str(run.source), where)) from error
+
+
+def as_here(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return an optimiser's saved state with the choice among implementations that is made here: another number of
+    processes may have made another."""
+    groups = saved.get("param_groups", ())
+    if len(groups) != len(optimizer.param_groups):
+        return dict(saved)
+    here = ({name: own[name] for name in _CHOICE if name in own} for own in optimizer.param_groups)
+    return {**saved, "param_groups": [{**group, **own} for group, own in zip(groups, here, strict=True)]}
+
+
+def _one_by_one(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Let an optimiser of torch update weights one by one where some are sharded and others are not: torch's kernels
+    for many at once take one kind."""
+    if len({isinstance(each, DTensor) for each in parameters}) > 1:
+        for group in optimizer.param_groups:
+            group |= {name: False for name in _CHOICE if name in group}
 
 
 def _on_cuda(parameters: Sequence[nn.Parameter]) -> bool:
@@ -118,6 +143,10 @@ def at_result(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
     if not has_two_points(optimizer):
         yield
         return
+    # FSDP gathers a weight from the memory it has, so of a sharded one the values are put back, not the memory.
+    sharded = [parameter for parameter in parameters if isinstance(parameter, DTensor)]
+    kept = [local(parameter).detach().clone() for parameter in sharded]
+    parameters = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
     trained = [parameter.data for parameter in parameters]
     # Autocast keeps casts by parameter, whatever data the parameter holds.
     torch.clear_autocast_cache()
@@ -131,6 +160,9 @@ def at_result(optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Paramete
         torch.clear_autocast_cache()
         for parameter, data in zip(parameters, trained, strict=True):
             parameter.data = data
+        with torch.no_grad():
+            for parameter, rows in zip(sharded, kept, strict=True):
+                local(parameter).copy_(rows)
 
 
 def try_optimizer(run: Run) -> None:

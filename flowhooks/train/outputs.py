@@ -28,6 +28,7 @@ from flowhooks.manifest import LOADER, METRICS, PIPELINE, RUN, VALIDATION
 from flowhooks.modules_file import packed_modules
 from flowhooks.pipeline import tell_place
 from flowhooks.sampling.flow_map_steps import scheduled, stock_of
+from flowhooks.sharding import whole_on_main
 from flowhooks.train.files import refused, write_aside, write_json
 from flowhooks.transfer import on_host
 
@@ -46,7 +47,13 @@ def write_run(run: Run) -> Path:
 
 
 def write_outputs(
-    run: Run, session: Session, pipe: Any, metrics: Mapping[str, float], pictures: list[CardPicture]
+    run: Run,
+    session: Session,
+    pipe: Any,
+    metrics: Mapping[str, float],
+    pictures: list[CardPicture],
+    *,
+    main: bool = True,
 ) -> None:
     """Write the trained weights and the files that describe them.
 
@@ -55,21 +62,28 @@ def write_outputs(
     ``flowhooks_modules.safetensors``. The run, without local paths, and the versions it was made with are in each
     file's header. What was written is read back and compared with what was trained.
 
+    Args:
+        main: whether this process writes; where weights are sharded, the others help it to put them together.
+
     Raises:
         TrainingError, AdapterError: the disk refuses, a file is not what was trained or not finite, or the adapter in
             it changes nothing. Where a run draws its samples and its rewards said nothing, the last is a warning.
     """
     folder, header = Path(run.output_dir), _header(run)
+    model: Any = session.model
     with averaged(session):
         if session.adapter is None:
-            _save_pipeline(pipe, folder / PIPELINE)
+            with whole_on_main(model.transformer):
+                if main:
+                    _save_pipeline(pipe, folder / PIPELINE)
+        if not main:
+            return
         _packed_trained(session, header)(folder)
         if session.adapter is not None and not _changes_anything(session.adapter.state_dict()):
             sentence = f"{folder}: the adapter in this folder changes nothing: each layer has a factor that is 0"
             if session.source is None:
                 raise TrainingError(f"{sentence}; train on from another start, longer or at a higher rate")
             warnings.warn(f"{sentence}, as where no reward tells samples apart", FlowhooksWarning, stacklevel=2)
-    model: Any = session.model
     if model.interval is not None and is_loadable(session.assembly.exported(), run.document):
         source = loader_source()
         write_aside(folder / LOADER, lambda aside: aside.write_text(source, encoding="utf-8"), TrainingError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,13 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_anew(seed: int, step: int, rank: int) -> None:
+    """Seed a process that goes on at a step without the state that another number of processes left there: with numbers
+    of its own, which are not those that the run began with."""
+    digest = hashlib.blake2b(f"{seed}/resumed/{step}/{rank}".encode(), digest_size=8).digest()
+    seed_all(int.from_bytes(digest, "little") >> 1)
 
 
 def capture(device: torch.device) -> dict[str, Any]:

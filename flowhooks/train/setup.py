@@ -55,7 +55,7 @@ from flowhooks.probe.runs import find_networks
 from flowhooks.sharding import mesh_of
 from flowhooks.stage import Stage
 from flowhooks.train import rng
-from flowhooks.train.agreement import raise_on_all_ranks
+from flowhooks.train.agreement import aside, raise_on_all_ranks
 from flowhooks.train.background import Background
 from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.identity import identity, require_same
@@ -92,7 +92,8 @@ def prepared(
         with raise_on_all_ranks(ConfigError):
             if accelerator.is_main_process:
                 stack.enter_context(locked(Path(run.output_dir)))
-        checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"])
+        group = stack.enter_context(aside())
+        checkpoints = Checkpoints(Path(run.output_dir), run.training["checkpoints_total_limit"], group)
         source = _starting_point(checkpoints, resume)
         sentences = (
             *audited.warnings,
@@ -192,6 +193,7 @@ def prepared(
             identity=identified,
             schedule=schedule,
             background=background,
+            saving=background if group is None else Background(),
             audit=audited,
             warned=[*sentences, *([few] if few else [])],
         )

@@ -30,9 +30,14 @@ SHARDING: dict[str, Refusal] = {
         words=("$.model.offload: ", "set it to 'none'"),
         environment=FSDP2,
     ),
-    "shards of a network that is trained": Refusal(
-        make=written(adapter=None, training={"trainable": "transformer"}),
-        words=("$.adapter: ", "train an adapter"),
+    "shards of a network that is trained, and an optimiser of whole matrices": Refusal(
+        make=written(adapter=None, training={"trainable": "transformer", "optimizer": "muon"}),
+        words=("$.training.optimizer: ", "reads whole matrices", "set it to 'adamw'"),
+        environment=FSDP2,
+    ),
+    "shards of a network that is trained, and a loss scale": Refusal(
+        make=written(adapter=None, training={"trainable": "transformer", "mixed_precision": "fp16"}),
+        words=("$.training.mixed_precision: accelerate is set up for FSDP2", "set it to 'bf16'"),
         environment=FSDP2,
     ),
     "shards of a quantised base": Refusal(

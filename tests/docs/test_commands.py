@@ -23,6 +23,7 @@ ELSEWHERE = {
     "check examples/sft/": "tests/docs/test_recipes.py",
     "check my_run.json --gpu": "tests/docs/test_walk.py",
     "check my_run.json --memory": "tests/memory/test_check.py",
+    "check my_run.json --resume latest": "tests/train/test_topology.py",
     "convert ": "tests/config/test_elsewhere.py",
     "export runs/mine --format anyflow": "tests/export/test_anyflow.py",
     "export runs/mine --format flow-map": "tests/docs/test_walk.py",

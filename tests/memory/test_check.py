@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from flowhooks.cli import main
 from flowhooks.commands.arguments import card_size
+from flowhooks.memory.shards import Gathered, held_by_one
 from flowhooks.testing import tiny
 from tests.cli.folders import make_run
 
@@ -32,6 +34,28 @@ def test_the_parts_the_phase_and_the_card_are_printed(run, capsys):
     assert "in the backward pass" in memory[5] or "in the forward passes" in memory[5]
     assert "a card of 24.0 GiB, with 23.5 GiB to spare" in memory[-1]
     assert "warning" not in out and out.endswith("ok\n")
+
+
+def test_what_each_of_several_cards_needs_is_printed_after_what_one_does(run, capsys):
+    assert main(["check", str(run), "--memory", "--processes", "4"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory ")]
+    assert lines[-2].split()[1:4] == ["on", "a", "card"]
+    assert "on each of 4 cards (FSDP2)" in lines[-1] and "512.0 MiB for its context" in lines[-1]
+    offloaded = ["--set", "model.offload=blocks", "--set", "model.gradient_checkpointing=true"]
+    assert main(["check", str(run), "--processes", "4", *offloaded]) == 0
+    assert "memory: not counted: FSDP2 does not go with `model.offload`" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["check", str(run), "--processes", "1"])
+
+
+def test_more_processes_need_less_of_a_network_that_is_trained():
+    """By the arithmetic of the page: shares of what is sharded, and twice what is gathered."""
+    gathered = Gathered(beside=300, block=100)
+    assert [held_by_one(8000, count, gathered) for count in (2, 8)] == [4800, 1800]
+    assert Gathered.of(torch.nn.Linear(3, 2)) == Gathered(beside=32, block=0)
+    blocks = torch.nn.Module()
+    blocks.first, blocks.some = torch.nn.Linear(1, 1), torch.nn.ModuleList(torch.nn.Linear(n, 1) for n in (4, 9))
+    assert Gathered.of(blocks) == Gathered(beside=8, block=40)
 
 
 def test_a_run_that_does_not_fit_is_warned_of_and_not_refused(run, capsys):

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
+from flowhooks import distributed
 from flowhooks.config import load_run
+from flowhooks.errors import CheckpointError
+from flowhooks.manifest import verify
 from flowhooks.train import train
-from flowhooks.train.checkpoint import read
+from flowhooks.train.agreement import aside
+from flowhooks.train.background import Background
+from flowhooks.train.checkpoint import Checkpoints, read
 from tests.data.folders import snapshot
 from tests.forked import side_by_side
 from tests.golden.record import one_thread
@@ -122,3 +128,32 @@ def test_two_processes_train_as_one_and_resume_exactly(run_files):
     again = weights(checkpoint)
     assert all(torch.equal(again[name], two[name]) for name in two)
     assert not torch.equal(*[read(checkpoint, f"process_{rank}")["random"]["torch"] for rank in (0, 1)])
+
+
+def saved_beside(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    out = Path(folder) / "out"
+    with aside() as group:
+
+        def save(step, place):
+            saving = Background()
+            states = {"parameters": {"a": torch.full((2,), float(step))}}
+            saving.submit(Checkpoints(place, group=group).taken(step, states, {"rank": rank}, {}, lambda folder: None))
+            # Meanwhile the steps exchange theirs.
+            assert distributed.all_reduce(torch.ones(())) == 2
+            saving.join()
+
+        save(1, out)
+        with pytest.raises(CheckpointError, match="checkpoint-2"):
+            save(2, out if rank == 0 else Path(folder) / "gone")
+        save(3, out)
+    dist.destroy_process_group()
+
+
+def test_processes_write_beside_the_steps_and_fail_together(tmp_path):
+    side_by_side(saved_beside, str(tmp_path), count=2)
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == ["checkpoint-1", "checkpoint-3"]
+    verify(tmp_path / "out" / "checkpoint-3")
+    assert read(tmp_path / "out" / "checkpoint-3", "parameters")["a"].tolist() == [3.0, 3.0]
+    assert [read(tmp_path / "out" / "checkpoint-1", f"process_{rank}")["rank"] for rank in (0, 1)] == [0, 1]

@@ -13,6 +13,7 @@ from flowhooks.hooks.lagged_copy import LaggedCopySpec
 from flowhooks.hooks.swapping import swapped
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
+from flowhooks.sharding import local
 
 
 def kept_share(steps: int, growth: float, start: int, most: float, least: float = 0.0) -> float:
@@ -46,7 +47,7 @@ class LaggedCopy(LaggedCopySpec, Hook):
             return
         kept = kept_share(self._steps, self.growth, self.start, self.most, self.least)
         for value, parameter in zip(self._values, self._parameters.values(), strict=True):
-            value.lerp_(parameter, 1 - kept)
+            local(value).lerp_(local(parameter), 1 - kept)
 
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "values": dict(zip(self._parameters, self._values, strict=True))}

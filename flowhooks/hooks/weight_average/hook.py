@@ -14,6 +14,7 @@ from flowhooks.hooks.swapping import swapped
 from flowhooks.hooks.weight_average import WeightAverageSpec
 from flowhooks.kernel.hook import Hook
 from flowhooks.kernel.session import Session
+from flowhooks.sharding import local
 
 EMA = "ema"
 #: Bytes of the weights that are averaged at once.
@@ -43,7 +44,8 @@ class WeightAverage(WeightAverageSpec, Hook):
         average.cur_decay_value = average.get_decay(average.optimization_step)
         parameters: list[Any] = list(self._parameters.values())
         for some in _portions(average.shadow_params):
-            shadow, trained = average.shadow_params[some], parameters[some]
+            # Of sharded weights each process averages its rows.
+            shadow, trained = (list(map(local, each[some])) for each in (average.shadow_params, parameters))
             difference = torch._foreach_sub(shadow, trained)
             torch._foreach_mul_(difference, 1 - average.cur_decay_value)
             torch._foreach_sub_(shadow, difference)
