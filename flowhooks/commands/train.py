@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from flowhooks.commands.arguments import add_quiet, add_resume, add_run
-from flowhooks.commands.next_steps import how_to_go_on, what_next
+from flowhooks.commands.next_steps import again, how_to_go_on, what_next
 from flowhooks.printing import say
 
 NAME = "train"
@@ -46,6 +46,7 @@ def run(args: Namespace) -> int:
             progress=args.progress,
             rebuild_cache=args.rebuild_cache,
             examined=examined,
+            again=again(args),
         )
     if result.stopped is not None:
         say(result.stopped)

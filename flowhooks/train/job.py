@@ -39,6 +39,10 @@ from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, process_memory, summary
 from flowhooks.train.validation import Validation, on_device
+from flowhooks.train.watchdog import Watchdog
+
+#: How torch begins to tell of a worker of its loader that ended.
+_WORKER = "DataLoader worker (pid"
 
 
 @dataclass(kw_only=True)
@@ -50,6 +54,7 @@ class Job:
         schedule: schedule of the batches, which counts epochs; in a run with rollouts, schedule of the prompts.
         background: writes files beside the steps.
         audit: of its data.
+        watchdog: watches the run.
         warned: what was warned of before the first step.
         step: optimiser steps done.
         values: the metrics that were logged last.
@@ -67,6 +72,7 @@ class Job:
     schedule: Schedule
     background: Background
     audit: Audit
+    watchdog: Watchdog
     warned: Sequence[str] = ()
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
@@ -129,8 +135,25 @@ class Job:
 
     def batches(self) -> Iterator[Batch | None]:
         """Yield batches on the device, starting at the next micro-step, without end; None for a run that samples its
-        own data."""
-        for batch in self._loader:
+        own data.
+
+        Raises:
+            TrainingError: a process that reads them is gone.
+        """
+        loader = iter(self._loader)
+        while True:
+            try:
+                batch = next(loader)
+            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+                workers = self.run.training["dataloader_num_workers"]
+                # A batch is fetched from the process that read it, so that a connection may be what breaks.
+                if not workers or (isinstance(error, RuntimeError) and _WORKER not in str(error)):
+                    raise
+                raise TrainingError(
+                    f"one of the {workers:,} processes that read batches is gone ({type(error).__name__}: {error}), as "
+                    "where the machine has no memory left: start again with `--resume latest`, and with fewer "
+                    "`training.dataloader_num_workers` if it happens again"
+                ) from error
             yield None if batch is None else on_device(batch, self.accelerator.device)
 
     def computed(self, batch: Batch | None, *, log: bool) -> Iterator[StepResult]:
@@ -196,6 +219,7 @@ class Job:
 
     def validate(self) -> None:
         """Validate at this step."""
+        self.watchdog.mark(f"validation after step {self.step:,}")
         with self.optimization.at_result():
             values = self.validation.validate(self.step)
         self.values |= values
@@ -253,6 +277,7 @@ class Job:
         Raises:
             TrainingError, CheckpointError: also what failed in writing before.
         """
+        self.watchdog.mark(f"the checkpoint of step {self.step:,}")
         self.guard.check()
         self._judge()
         # At most one is in memory.
@@ -350,6 +375,7 @@ class Job:
         self.guard.check()
         self._judge(last=True)
         self.save(wait=True)
+        self.watchdog.mark("writing the results")
         with raise_on_all_ranks(CheckpointError):
             if self.accelerator.is_main_process:
                 pipe, pictures = self.validation.model.pipe, self.validation.pictures()
