@@ -98,8 +98,11 @@ def prepared(
     try_optimizer(run)
     assembly = assemble(_planned(run, examined), str(run.source))
     with ExitStack() as stack:
-        accelerator = stack.enter_context(accelerated(run))
         stack.enter_context(watchdog.open())
+        watchdog.mark("meeting the other processes")
+        accelerator = stack.enter_context(accelerated(run))
+        watchdog.meet()
+        watchdog.mark("looking for checkpoints")
         with raise_on_all_ranks(ConfigError):
             if accelerator.is_main_process:
                 stack.enter_context(locked(Path(run.output_dir)))

@@ -98,7 +98,7 @@ class Watchdog:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Watch inside the block. All processes enter it together.
+        """Watch this process inside the block.
 
         Raises:
             TrainingError: the run hangs. Where the thread of the steps does not come back to take this error, the
@@ -107,7 +107,6 @@ class Watchdog:
         if self.limit is None:
             yield
             return
-        self._peers = peers()
         before = None
         if self._raises:
             before = signal.signal(_SIGNAL, self._raise)  # type: ignore[arg-type]
@@ -122,6 +121,11 @@ class Watchdog:
             self._over.set()
             if self._raises:
                 signal.signal(_SIGNAL, before)  # type: ignore[arg-type]
+
+    def meet(self) -> None:
+        """Hear of the other processes from here on. All processes call this together."""
+        if self.limit is not None:
+            self._peers = peers()
 
     @contextmanager
     def told(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import socket
 import time
@@ -69,6 +70,8 @@ def _ends(arguments, file, changed):
     with open(file, "wb") as stream:
         os.dup2(stream.fileno(), 2)
     torch.set_num_threads(1)
+    # A process of a fork server has its workers forked there, where no signal finds them.
+    multiprocessing.set_start_method("fork", force=True)
     os.environ |= changed
     raise SystemExit(main(arguments))
 
