@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -34,13 +35,14 @@ RESULTS = ROOT / "docs" / "evidence"
 FILE = "faults.json"
 
 
-def row(name: str, attempts: Sequence[Attempt], command: str, seconds: float) -> dict[str, Any]:
-    """Return one row of the results."""
+def row(name: str, attempts: Sequence[Attempt], command: str, seconds: float, whole: bool) -> dict[str, Any]:
+    """Return one row of the results; ``whole``: all attempts were made."""
     took = [each.seconds for each in attempts if each.seconds is not None]
     return {
         "name": name,
         "fault": FAULTS[name][0],
         "command": command,
+        "whole": whole,
         "tried": len(attempts),
         "survived": sum(not each.problem for each in attempts),
         "outcomes": dict(Counter(each.outcome for each in attempts)),
@@ -51,13 +53,19 @@ def row(name: str, attempts: Sequence[Attempt], command: str, seconds: float) ->
     }
 
 
-def tried(bench: Bench, names: Iterable[str], command: str, file: Path | None) -> list[dict[str, Any]]:
-    """Try these faults. Rows are kept as they come."""
+def tried(
+    bench: Bench, names: Iterable[str], command: str, file: Path | None, minutes: float = math.inf
+) -> list[dict[str, Any]]:
+    """Try these faults, each for so many minutes at most. Rows are kept as they come."""
     rows = []
     for name in names:
-        began = time.monotonic()
-        attempts = list(FAULTS[name][1](bench))
-        rows.append(row(name, attempts, command, time.monotonic() - began))
+        began, attempts, whole = time.monotonic(), [], True
+        for attempt in FAULTS[name][1](bench):
+            attempts.append(attempt)
+            if time.monotonic() - began > 60 * minutes:
+                whole = False
+                break
+        rows.append(row(name, attempts, command, time.monotonic() - began, whole))
         found = rows[-1]
         print(f"{name}: {found['survived']} of {found['tried']} survived, in {found['whole_seconds']} s", flush=True)
         for failure in found["failures"]:
@@ -83,6 +91,7 @@ def main(given: list[str] | None = None) -> int:
     only = f"faults whose name begins so, also several times: {', '.join(FAULTS)}"
     parser.add_argument("--only", metavar="NAME", action="append", default=[], help=only)
     parser.add_argument("--kills", type=int, default=KILLS, help="of each method (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="for each fault at most")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"folder for {FILE} (default: docs/evidence)")
     args = parser.parse_args(given)
     names = [name for name in FAULTS if name.startswith(tuple(args.only) or "")]
@@ -93,10 +102,11 @@ def main(given: list[str] | None = None) -> int:
     folder = args.output or (None if args.quick else RESULTS)
     file = None if folder is None else folder / FILE
     told = [*(f" --only '{name}'" for name in args.only), f" --kills {args.kills}" if args.kills != KILLS else ""]
+    told.append(f" --minutes {args.minutes:g}" if math.isfinite(args.minutes) else "")
     with tempfile.TemporaryDirectory() as place:
         prepare(Path(place))
         bench = Bench(Path(place), quick=args.quick, kills=2 if args.quick else args.kills)
-        rows = tried(bench, names, f"python -m benchmarks.faults{''.join(told)}", file)
+        rows = tried(bench, names, f"python -m benchmarks.faults{''.join(told)}", file, args.minutes)
     if args.output is None and not args.quick:
         write_page(ROOT / "docs" / "reliability.md", RESULTS)
     return 0 if all(each["tried"] == each["survived"] for each in rows) else 1

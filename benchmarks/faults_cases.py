@@ -115,7 +115,10 @@ class Bench:
         place = self.place()
         run(place, {**given, "cache_dir": str(place / "cache")}, fault={"kind": "full_disk", "tally": str(tally)})
         writes = int(tally.read_text())
-        for number in range(1, writes + 1, writes // 3 if self.quick else 1):
+        numbers = list(range(1, writes + 1, writes // 3 if self.quick else 1))
+        # So that a part of them is a sample of all.
+        self.draw.shuffle(numbers)
+        for number in numbers:
             place = self.place()
             given["cache_dir"] = str(place / "cache")
             end = run(place, given, fault={"kind": "full_disk", "full_from": number})
@@ -126,7 +129,8 @@ class Bench:
         """Cut every file of a checkpoint at every thousandth byte: the one before it is taken, and the file named."""
         place = self.place()
         # Small files: all bytes of a checkpoint are compared, of the older one too.
-        end = run(place, {**self.run("sft", max_train_steps=2), "adapter": {"type": "lora", "rank": 1}}, limit=600)
+        given = {**self.run("sft", max_train_steps=2), "adapter": {"type": "lora", "rank": 1, "alpha": 1}}
+        end = run(place, given, limit=600)
         assert end.code == 0, end.told
         newest, before = (place / "out" / f"checkpoint-{step}" for step in (2, 1))
         for file in sorted(newest.iterdir()):

@@ -74,6 +74,8 @@ def document(name: str, folder: Path, **training: Any) -> dict[str, Any]:
     found["training"] = {**found["training"], **short, "lr_warmup_steps": 0, "checkpoints_total_limit": 2, **training}
     found |= {"validation": {}, "logging": {"trackers": []}, "cache_dir": str(folder / "cache")}
     if name == "sft":
+        # That example trains the whole network, as Self-Flow's does here too.
+        found["training"]["trainable"], found["adapter"] = "adapter", {"type": "lora", "rank": 4, "alpha": 4}
         found["validation"] = {"prompts": ["a handwritten two"], "every_steps": 3, "num_inference_steps": 2}
         found["validation"] |= {"height": 32, "width": 32, "guidance_scale": 1.0}
     if found.get("data"):
