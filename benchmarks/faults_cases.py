@@ -23,7 +23,9 @@ from flowhooks.errors import CheckpointError
 from flowhooks.manifest import verify
 from flowhooks.train.checkpoint import Checkpoints
 
-_REMEDY = re.compile(r"to resume: flowhooks|--resume latest|another `output_dir`|point `cache_dir`|free some space")
+_REMEDY = re.compile(
+    r"to resume: flowhooks|--resume latest|another `output_dir`|point `cache_dir`|free some space|leave it out"
+)
 #: What a program says that did not expect its fault.
 _UNTOLD = re.compile(r"Traceback|unexpected \w+Error|DEBUG")
 KILLS, CHAIN = 25, 5
@@ -241,11 +243,11 @@ class Bench:
                     problem = f"the other process hangs: {other.told[-500:]}"
                 elif other.code and (_UNTOLD.search(other.told) or not _REMEDY.search(other.told)):
                     problem = f"not told: {other.told[-500:]}"
-                elif other.code == 0:
-                    problem = "the other process ended as if nothing had been"
+                # It had done all that needs the other one.
+                outcome = "went on" if other.code == 0 else "ended and resumed"
                 what = f"{number.name} to rank {rank} after {moment:.2f} s"
                 took = max(end.seconds for end in ends) - struck
-                yield Attempt(what=what, outcome="ended and resumed", problem=problem, seconds=took)
+                yield Attempt(what=what, outcome=outcome, problem=problem, seconds=took)
 
     def _gone_on(self, faults: Iterator[tuple[str, dict[str, object]]]) -> Iterator[Attempt]:
         whole, _ = self.whole("sft")

@@ -39,10 +39,7 @@ from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, process_memory, summary
 from flowhooks.train.validation import Validation, on_device
-from flowhooks.train.watchdog import Watchdog
-
-#: How torch begins to tell of a worker of its loader that ended.
-_WORKER = "DataLoader worker (pid"
+from flowhooks.train.watchdog import Watchdog, worker_gone
 
 
 @dataclass(kw_only=True)
@@ -104,7 +101,12 @@ class Job:
         self._report = ReportWriter(folder)
         # A tracker may draw random names; the random state of a resumed run is restored already.
         with rng.preserved(self.accelerator.device):
-            self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
+            try:
+                self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
+            except Exception as error:
+                named, why = self.run.logging["trackers"], f"{type(error).__name__}: {error}"
+                sentence = f"of `logging.trackers` {named} one did not start ({why}); put it right, or leave it out"
+                raise TrainingError(sentence) from error
         health, lines = health_names(self.session.assembly.hooks), summary(self)
         self.progress = Progress(total=training["max_train_steps"], health=health, bar=progress, main=main)
         for line in lines:
@@ -144,16 +146,11 @@ class Job:
         while True:
             try:
                 batch = next(loader)
-            except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-                workers = self.run.training["dataloader_num_workers"]
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
                 # A batch is fetched from the process that read it, so that a connection may be what breaks.
-                if not workers or (isinstance(error, RuntimeError) and _WORKER not in str(error)):
+                if not self.run.training["dataloader_num_workers"]:
                     raise
-                raise TrainingError(
-                    f"one of the {workers:,} processes that read batches is gone ({type(error).__name__}: {error}), as "
-                    "where the machine has no memory left: start again with `--resume latest`, and with fewer "
-                    "`training.dataloader_num_workers` if it happens again"
-                ) from error
+                raise worker_gone(error) from error
             yield None if batch is None else on_device(batch, self.accelerator.device)
 
     def computed(self, batch: Batch | None, *, log: bool) -> Iterator[StepResult]:

@@ -7,6 +7,7 @@ that goes on is none that hangs, and processes that wait for another one are non
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
@@ -35,6 +36,8 @@ _GRACE = 10.0
 PATIENCE = timedelta(days=1)
 #: Words of gloo, NCCL and the store for another process that is gone.
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting", "remote process")
+#: How torch begins to tell of a process that read batches.
+_WORKER = "DataLoader worker (pid"
 _PACKAGE = Path(__file__).parents[1]
 _WAITS = os.path.join("torch", "distributed") + os.sep
 
@@ -137,6 +140,9 @@ class Watchdog:
             if self.failure is not None and error is not self.failure:
                 # Libraries catch what is raised while they wait.
                 raise self.failure from error
+            if isinstance(error, RuntimeError) and _WORKER in str(error):
+                # torch raises it wherever the thread of the steps is.
+                raise worker_gone(error) from error
             lost = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
             if self._peers is None or not lost:
                 raise
@@ -195,6 +201,11 @@ class Watchdog:
             if beat is not None and beat.host == self._who["host"] and alive(beat):
                 with suppress(psutil.Error):
                     psutil.Process(beat.pid).kill()
+        for child in multiprocessing.active_children():
+            # The end of this process would wait for one that is stopped.
+            with suppress(psutil.Error):
+                if psutil.Process(child.pid).status() == psutil.STATUS_STOPPED:
+                    child.kill()
         if self._raises:
             signal.pthread_kill(self._thread.ident, _SIGNAL)  # type: ignore[arg-type]
             if self._over.wait(_GRACE):
@@ -267,6 +278,15 @@ class Watchdog:
         whole = checkpoints_in(self.folder)
         left = f"the last checkpoint is {whole[-1]}" if whole else f"{self.folder} has no checkpoint yet"
         return f"{left}; {TO_RESUME}{self.again}"
+
+
+def worker_gone(error: Exception) -> TrainingError:
+    """Return the error of a run of which a process that reads batches is gone, by what came of it."""
+    return TrainingError(
+        f"one of the processes that read batches is gone ({type(error).__name__}: {error}), as where the machine has no "
+        "memory left: start again with `--resume latest`, and with fewer `training.dataloader_num_workers` if it "
+        "happens again"
+    )
 
 
 def _ranks(ranks: list[int]) -> str:
