@@ -283,8 +283,8 @@ class Watchdog:
 def worker_gone(error: Exception) -> TrainingError:
     """Return the error of a run of which a process that reads batches is gone, by what came of it."""
     return TrainingError(
-        f"one of the processes that read batches is gone ({type(error).__name__}: {error}), as where the machine has no "
-        "memory left: start again with `--resume latest`, and with fewer `training.dataloader_num_workers` if it "
+        f"one of the processes that read batches is gone ({type(error).__name__}: {error}), as where memory ran out: "
+        "start again with `--resume latest`, and with fewer `training.dataloader_num_workers` if it "
         "happens again"
     )
 
