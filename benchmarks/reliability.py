@@ -101,7 +101,8 @@ One run of {found["steps"]:,} steps on the digits, on {found["date"]}, in {found
 
 with metrics logged every {found["log_every_steps"]:,} steps, a checkpoint every {every}, validation images,
 {found["holdout"]} held-out samples and a page every {found["every_steps"]:,}, and TensorBoard. A look every
-{found["every"]:g} s; the first fifth of the steps is left out, in which memory is taken for good. The slope is that of a line through the rest, with
+{found["every"]:g} s; the first fifth of the steps is left out,
+in which memory is taken for good. The slope is that of a line through the rest, with
 its 95 % interval from twenty blocks drawn anew.
 
 | | at the start of the rest | at the end | slope | |
