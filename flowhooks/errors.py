@@ -10,6 +10,9 @@ from pathlib import Path
 
 from flowhooks.printing import one_line
 
+#: What stands in a message before the command that goes on with a run.
+TO_RESUME = "to resume: "
+
 
 class FlowhooksError(Exception):
     """The base of every error that flowhooks raises on purpose."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flowhooks.errors import FlowhooksError
+from flowhooks.errors import TO_RESUME, FlowhooksError
 from flowhooks.printing import say
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def _written_out(prompt: str, images: Given, texts: Mapping[str, Any], seconds: 
 def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
     """Print the command that resumes a run that stops inside the block, by a signal or by a failure of training.
 
-    Nothing is printed after a refusal, which would happen again, or where no checkpoint was written.
+    Nothing is printed after a refusal, which would happen again, where no checkpoint was written, or where the message
+    has the command already.
     """
     try:
         yield
@@ -116,17 +117,18 @@ def how_to_go_on(args: Namespace, run: Run) -> Iterator[None]:
 
         refused = isinstance(error, FlowhooksError) and error.exit_code == REFUSED
         main = os.environ.get("RANK", "0") == "0"
-        if main and not refused and checkpoints_in(Path(run.output_dir)):
-            say(f"to resume: {shlex.join(_again(args))}", file=sys.stderr)
+        if main and not refused and TO_RESUME not in str(error) and checkpoints_in(Path(run.output_dir)):
+            say(f"{TO_RESUME}{again(args)}", file=sys.stderr)
         raise
 
 
-def _again(args: Namespace) -> list[str]:
+def again(args: Namespace) -> str:
+    """Return the command that resumes the run of these arguments."""
     from flowhooks.checks.output import LATEST
 
     overrides = [part for override in args.overrides for part in ("--set", override)]
     imports = ["--allow-imports"] if args.allow_imports else []
-    return ["flowhooks", "train", args.run, *overrides, *imports, "--resume", LATEST]
+    return shlex.join(["flowhooks", "train", args.run, *overrides, *imports, "--resume", LATEST])
 
 
 def _written(folder: Path) -> list[tuple[str, Path]]:

@@ -6,7 +6,7 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from flowhooks.commands.arguments import add_quiet, add_resume, add_run
-from flowhooks.commands.next_steps import how_to_go_on, what_next
+from flowhooks.commands.next_steps import again, how_to_go_on, what_next
 from flowhooks.printing import say
 
 NAME = "train"
@@ -47,6 +47,7 @@ def run(args: Namespace) -> int:
             progress=args.progress,
             rebuild_cache=args.rebuild_cache,
             examined=examined,
+            again=again(args),
         )
     if os.environ.get("RANK", "0") != "0":
         # The first process of the run says it for all.

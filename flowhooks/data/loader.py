@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -66,7 +67,8 @@ def data_loader(
         batch_sampler=_Batches(schedule, rank, start),
         collate_fn=collate,
         num_workers=num_workers,
-        worker_init_fn=partial(_ends_with, os.getpid()),
+        # The parent of one that a server forks is that server.
+        worker_init_fn=None if multiprocessing.get_start_method() == "forkserver" else partial(_ends_with, os.getpid()),
         # A generator of its own: otherwise every loader draws from torch's global one, and a resumed run differs.
         generator=torch.Generator().manual_seed(schedule.seed),
     )

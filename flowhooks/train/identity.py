@@ -30,6 +30,7 @@ _FREE = {
         "checkpointing_steps",
         "checkpoints_total_limit",
         "log_every_steps",
+        "watchdog_seconds",
         "dataloader_num_workers",
         "compile",
         "compile_backend",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,30 +17,29 @@ from torch import Tensor
 from flowhooks import distributed
 from flowhooks.config import Run
 from flowhooks.data import Audit, Schedule
-from flowhooks.errors import CheckpointError, FlowhooksWarning, TrainingError
+from flowhooks.errors import CheckpointError, TrainingError
 from flowhooks.kernel import Batch
 from flowhooks.kernel.hook import Alarm
 from flowhooks.kernel.session import Session
 from flowhooks.kernel.view import StepResult
-from flowhooks.manifest import REPORT, read_manifest
+from flowhooks.manifest import REPORT
 from flowhooks.quiet import cut_off
 from flowhooks.report import Journal, ReportWriter
 from flowhooks.report.journal import END, MEMORY, START, STOPPED, WARNING
-from flowhooks.sharding import any_sharded, local
+from flowhooks.sharding import any_sharded
 from flowhooks.train import rng
 from flowhooks.train.agreement import raise_on_all_ranks
 from flowhooks.train.background import Background
-from flowhooks.train.checkpoint import Checkpoints, read
+from flowhooks.train.checkpoint import Checkpoints
 from flowhooks.train.guard import FiniteGuard
-from flowhooks.train.identity import changes, past_the_end
 from flowhooks.train.liveness import Liveness
-from flowhooks.train.metrics import History, MetricWindow, WarnOnce, merged_windows
+from flowhooks.train.metrics import History, MetricWindow, WarnOnce
 from flowhooks.train.optimization import Optimization
 from flowhooks.train.outputs import packed_intermediate, write_outputs
 from flowhooks.train.report import Progress, health_names, process_memory, summary
-from flowhooks.train.rows import settled
-from flowhooks.train.topology import moved_micro_step
+from flowhooks.train.restoring import restore_run
 from flowhooks.train.validation import Validation, on_device
+from flowhooks.train.watchdog import Watchdog, worker_gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,7 @@ class Job:
         saving: writes checkpoints beside the steps, on all processes in the same order; with one process the same as
             ``background``.
         audit: of its data.
+        watchdog: watches the run.
         warned: what was warned of before the first step.
         step: optimiser steps done.
         values: the metrics that were logged last.
@@ -86,6 +85,7 @@ class Job:
     background: Background
     saving: Background
     audit: Audit
+    watchdog: Watchdog
     warned: Sequence[str] = ()
     step: int = 0
     guard: FiniteGuard = field(default_factory=FiniteGuard)
@@ -117,7 +117,12 @@ class Job:
         self._report = ReportWriter(folder)
         # A tracker may draw random names; the random state of a resumed run is restored already.
         with rng.preserved(self.accelerator.device):
-            self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
+            try:
+                self.accelerator.init_trackers(self.run.logging["project"], config=_flat(self.run.document))
+            except Exception as error:
+                named, why = self.run.logging["trackers"], f"{type(error).__name__}: {error}"
+                sentence = f"of `logging.trackers` {named} one did not start ({why}); put it right, or leave it out"
+                raise TrainingError(sentence) from error
         health, lines = health_names(self.session.assembly.hooks), summary(self)
         self.progress = Progress(total=training["max_train_steps"], health=health, bar=progress, main=main)
         for line in lines:
@@ -154,8 +159,20 @@ class Job:
 
     def batches(self) -> Iterator[Batch | None]:
         """Yield batches on the device, starting at the next micro-step, without end; None for a run that samples its
-        own data."""
-        for batch in self._loader:
+        own data.
+
+        Raises:
+            TrainingError: a process that reads them is gone.
+        """
+        loader = iter(self._loader)
+        while True:
+            try:
+                batch = next(loader)
+            except (ConnectionError, EOFError, FileNotFoundError) as error:
+                # A batch is fetched from the process that read it, so that a connection may be what breaks.
+                if not self.run.training["dataloader_num_workers"]:
+                    raise
+                raise worker_gone(error) from error
             yield None if batch is None else on_device(batch, self.accelerator.device)
 
     def computed(self, batch: Batch | None, *, log: bool) -> Iterator[StepResult]:
@@ -221,6 +238,7 @@ class Job:
 
     def validate(self) -> None:
         """Validate at this step."""
+        self.watchdog.mark(f"validation after step {self.step:,}")
         with self.optimization.at_result():
             values = self.validation.validate(self.step)
         self.values |= values
@@ -279,6 +297,7 @@ class Job:
         Raises:
             TrainingError, CheckpointError: also what failed in writing before.
         """
+        self.watchdog.mark(f"the checkpoint of step {self.step:,}")
         self.guard.check()
         self._judge()
         # At most one is in memory. All processes have done the same here, and fail together.
@@ -341,60 +360,21 @@ class Job:
         with self.optimization.at_result():
             return packed_intermediate(self.run, self.session)
 
-    @torch.no_grad()
     def restore(self, folder: Path) -> None:
         """Restore what :meth:`save` wrote. Raises CheckpointError when it does not fit the model."""
-        found = read_manifest(folder).identity
-        for sentence in changes(found, self.identity) if self.accelerator.is_main_process else ():
-            warnings.warn(f"{folder}: {sentence}", FlowhooksWarning, stacklevel=2)
-        parameters, saved = self.session.parameters(), read(folder, "parameters")
-        wrong = [
-            f"`{name}`"
-            for name in sorted({*parameters, *saved})
-            if name not in parameters or name not in saved or parameters[name].shape != saved[name].shape
-        ]
-        if wrong:
-            named = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-            raise CheckpointError(
-                f"{folder}: was written for another model: {named} missing, new, or of another shape; use the model "
-                f"it was trained on"
-            )
-        for name, value in settled(saved, parameters).items():
-            local(parameters[name]).copy_(local(value))
-        self.optimization.load_state_dict(read(folder, "optimization"))
-        self.session.load_state_dict(settled(read(folder, "session"), self.session.state_dict()))
-        self.session.micro_step = moved_micro_step(self.session.micro_step, found, self.identity)
-        progress = read(folder, "progress")
-        self.step, self.values = progress["step"], progress["values"]
-        self._restore_own(folder, found.get("processes", distributed.world_size()))
-        if (late := past_the_end(self.step, self.run)) is not None:
-            warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=2)
-        self._saved = self.step
+        found = restore_run(folder, self.run, self.accelerator, self.session, self.optimization, self.identity)
+        self.step, self.values, self._window, self._saved = found.step, found.values, found.window, found.step
         if self.session.watched:
-            good = progress.get("good", self.step)
             # A branch starts from another folder's checkpoint, which this run must not go back to in its own.
             ours = folder.resolve() == self.checkpoints.path(self.step).resolve()
-            self._good = (good, None) if good >= 0 and ours else None
-
-    def _restore_own(self, folder: Path, processes: int) -> None:
-        """Restore what each process saved on its own. With another number of them what they measured is taken together,
-        and their random generators start anew."""
-        rank = self.accelerator.process_index
-        if processes == distributed.world_size():
-            own = read(folder, f"process_{rank}")
-            rng.restore(own["random"], self.accelerator.device)
-            # Checkpoints of older versions hold none.
-            self._window = own.get("window")
-            return
-        rng.seed_anew(self.run.training["seed"], self.step, rank)
-        windows = [read(folder, f"process_{each}").get("window") for each in range(processes)]
-        self._window = None if None in windows else merged_windows(windows)
+            self._good = (found.good, None) if found.good >= 0 and ours else None
 
     def finish(self) -> None:
         """Write the last checkpoint and the outputs of the run. Raises TrainingError where the run trained nothing."""
         self.guard.check()
         self._judge(last=True)
         self.save(wait=True)
+        self.watchdog.mark("writing the results")
         main, model = self.accelerator.is_main_process, self.validation.model
         # The whole of weights that are sharded takes all processes to put together.
         together = any_sharded(self.session.parameters().values())

@@ -10,10 +10,11 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import AutocastKwargs, ProjectConfiguration
+from accelerate.utils import AutocastKwargs, InitProcessGroupKwargs, KwargsHandler, ProjectConfiguration
 
 from flowhooks.config import Run
 from flowhooks.errors import ConfigError, FlowhooksWarning, Problem
+from flowhooks.train.watchdog import PATIENCE
 
 LOGS = "logs"
 
@@ -27,14 +28,17 @@ def accelerated(run: Run) -> Iterator[Accelerator]:
     """
     ours = not AcceleratorState._shared_state
     folder = Path(run.output_dir)
+    # The cache keeps a weight's half-precision copy by the weight's identity: a role that swaps in other values (ema)
+    # would get the policy's copy, and a weight first cast without gradient would stay without.
+    handlers: list[KwargsHandler] = [AutocastKwargs(cache_enabled=False)]
+    if run.training["watchdog_seconds"] is not None:
+        handlers.append(InitProcessGroupKwargs(timeout=PATIENCE))
     try:
         accelerator = Accelerator(
             mixed_precision=run.training["mixed_precision"],
             log_with=run.logging["trackers"] or None,
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / LOGS)),
-            # The cache keeps a weight's half-precision copy by the weight's identity: a role that swaps in other
-            # values (ema) would get the policy's copy, and a weight first cast without gradient would stay without.
-            kwargs_handlers=[AutocastKwargs(cache_enabled=False)],
+            kwargs_handlers=handlers,
         )
     except ValueError as error:
         raise ConfigError(Problem(f"{error}", str(run.source), "$.training.mixed_precision")) from error

@@ -36,10 +36,16 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        release(folder)
+
+
+def release(folder: Path) -> None:
+    """Remove the file of this process, if it holds the folder. What the disk refuses stays."""
+    file = folder / LOCK
+    with suppress(OSError):
         # Never the lock of a run that took this one for stale.
-        with suppress(OSError):
-            if _holder(file) == own:
-                file.unlink()
+        if _holder(file) == _own():
+            file.unlink()
 
 
 def _take(file: Path, own: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from flowhooks.train.files import full_disk_told
 from flowhooks.train.rewards import checkpoint_if_rewards_fail
 from flowhooks.train.setup import prepared
 from flowhooks.train.signals import leave, stop_requests
+from flowhooks.train.watchdog import PATIENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ def train(
     progress: bool = True,
     rebuild_cache: bool = False,
     examined: Examined | None = None,
+    again: str | None = None,
 ) -> TrainResult:
     """Train a run to its last step, from the start or from a checkpoint.
 
@@ -48,6 +50,7 @@ def train(
         progress: show progress bars; else a line on stderr for each logged step.
         rebuild_cache: compute latents, masks and text conditions of this run again, even if they are cached.
         examined: result of :func:`flowhooks.checks.examine` for this run and ``resume``, if computed already.
+        again: the command that resumes this run, for messages; None writes one without overrides.
 
     Returns:
         The result. ``output_dir`` then holds the adapter's file (or ``pipeline/``), ``run.json``,
@@ -57,7 +60,7 @@ def train(
     Raises:
         ConfigError, DataError, ModelError, AdapterError: before the first step; exit code 2.
         CheckpointError: damaged, of another run, or not writable.
-        TrainingError: a loss or gradient is not finite, or the disk is full.
+        TrainingError: a loss or gradient is not finite, the disk is full, or the run hangs or has lost a process.
         RewardFailure: a reward gives no number, after a checkpoint of the step before was written.
         KeyboardInterrupt, SystemExit: Ctrl-C (exit code 130) or SIGTERM (143), after a checkpoint was written.
     """
@@ -66,13 +69,14 @@ def train(
     with (
         nullcontext() if progress else without_bars(),
         full_disk_told(Path(run.output_dir)),
-        prepared(run, resume, progress, rebuild_cache, examined) as job,
-        stop_requests() as stop,
+        prepared(run, resume, progress, rebuild_cache, examined, again) as job,
+        stop_requests(None if job.watchdog.limit is None else PATIENCE) as stop,
     ):
         batches = job.batches()
         if job.step == 0 and job.validation.due(0):
             job.validate()
         while job.step < training["max_train_steps"]:
+            job.watchdog.mark(f"step {job.step + 1:,}")
             job.background.raise_failure()
             logged = job.window.due(job.step + 1)
             with checkpoint_if_rewards_fail(job):

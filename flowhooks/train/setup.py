@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from torch.utils.data import Subset
 
 from flowhooks.adapters.names import MAGNITUDE
@@ -67,16 +69,23 @@ from flowhooks.train.optimizers import try_optimizer
 from flowhooks.train.outputs import sweep_outputs, write_run
 from flowhooks.train.rewards import ask_servers
 from flowhooks.train.validation import Validation, ValidationImages
+from flowhooks.train.watchdog import Watchdog
 
 
 @contextmanager
 def prepared(
-    run: Run, resume: str | None, progress: bool, rebuild_cache: bool = False, examined: Examined | None = None
+    run: Run,
+    resume: str | None,
+    progress: bool,
+    rebuild_cache: bool = False,
+    examined: Examined | None = None,
+    again: str | None = None,
 ) -> Iterator[Job]:
     """Yield a job that is ready for its next step; on exit, restore the pipeline and close the trackers.
 
     Args:
         examined: result of :func:`flowhooks.checks.examine` for the run, if it was computed already.
+        again: the command that resumes the run; None writes one without overrides.
 
     Raises:
         ConfigError, DataError, ModelError, AdapterError, CheckpointError: something is wrong; where possible, before
@@ -84,11 +93,17 @@ def prepared(
     """
     examined = examined or examine(run, resume)
     audited = examined.audit
+    again = again or shlex.join(["flowhooks", "train", str(run.source), "--resume", LATEST])
+    watchdog = Watchdog(run.training["watchdog_seconds"], Path(run.output_dir), again)
     # Options that only the classes of an optimiser and of hooks can check are checked before weights load.
     try_optimizer(run)
     assembly = assemble(_planned(run, examined), str(run.source))
     with ExitStack() as stack:
+        stack.enter_context(watchdog.open())
+        watchdog.mark("meeting the other processes")
         accelerator = stack.enter_context(accelerated(run))
+        watchdog.meet()
+        watchdog.mark("looking for checkpoints")
         with raise_on_all_ranks(ConfigError):
             if accelerator.is_main_process:
                 stack.enter_context(locked(Path(run.output_dir)))
@@ -122,9 +137,13 @@ def prepared(
                     checkpoints.go_back(source)
                 write_run(run)
 
-        with raise_on_all_ranks(ConfigError):
+        with raise_on_all_ranks(ConfigError), watchdog.paused("asking the servers of rewards"):
             ask_servers(run)
-        pipe = load_pipeline(run.model)
+        with watchdog.paused("loading the pipeline"):
+            pipe = load_pipeline(run.model)
+        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        stack.enter_context(watchdog.counting(parts))
+        watchdog.mark("learning the pipeline")
         stage = Stage(pipe, accelerator.device)
         recomputed = run.model["gradient_checkpointing"]
         share, component = offload_share(run.model), run.model["component"]
@@ -141,7 +160,9 @@ def prepared(
         model = _probed(run, pipe, audited, stack)
         dataset: Any = []
         if audited.records:
+            watchdog.mark("making the cache")
             dataset = _cached(run, model, audited, progress, accelerator.is_main_process, rebuild_cache)
+        watchdog.mark("encoding prompts and attaching the method")
         images = ValidationImages(run=run, model=model)
         # Only the main process draws.
         shown = progress and accelerator.is_main_process
@@ -196,6 +217,7 @@ def prepared(
             saving=background if group is None else Background(),
             audit=audited,
             warned=[*sentences, *([few] if few else [])],
+            watchdog=watchdog,
         )
         if source is not None:
             job.restore(source)
@@ -210,7 +232,8 @@ def prepared(
                 num_workers=run.training["dataloader_num_workers"],
             )
         )
-        with job.open(loader, progress):
+        # Inside, so that the run's own record says what the user is told.
+        with job.open(loader, progress), watchdog.told():
             yield job
 
 

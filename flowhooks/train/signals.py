@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -20,11 +21,11 @@ _NOTICE = b"\nstopping after this step, with a checkpoint; press Ctrl-C again to
 class StopRequest:
     """Holds whether, and by which signal, the run was requested to stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, patience: timedelta | None = None) -> None:
         self._asked = 0
         self._interrupts = 0
         # Flags travel between host processes: a device collective would make every step wait for the device.
-        self._group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=patience) if distributed.world_size() > 1 else None
 
     def agreed(self) -> int:
         """Return the signal that any process received, 0 for none; all processes get the same result. Call it on all of
@@ -47,10 +48,13 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Catch both signals inside the block. Outside the main thread Python allows no handlers, and none are
-    installed."""
-    request = StopRequest()
+def stop_requests(patience: timedelta | None = None) -> Iterator[StopRequest]:
+    """Catch both signals inside the block. Outside the main thread Python allows no handlers, and none are installed.
+
+    Args:
+        patience: longest wait for the other processes; None leaves it to torch.
+    """
+    request = StopRequest(patience)
     before = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from flowhooks.config import Run
 from flowhooks.data import Record, collate
 from flowhooks.data.given_images import open_images
 from flowhooks.documents.privacy import text_without_local_paths
-from flowhooks.errors import TrainingError
+from flowhooks.errors import FlowhooksWarning, TrainingError
 from flowhooks.export import CardPicture
 from flowhooks.flow_map.second_time import StopForward
 from flowhooks.hooks.weight_average.hook import averaged
@@ -235,7 +236,11 @@ class Validation:
 
         self.background.submit(lambda: write_aside(file, save, TrainingError))
         self.drawn = file
-        self._track(pictures, step)
+        try:
+            self._track(pictures, step)
+        except Exception as error:
+            message = f"the trackers did not take the images ({type(error).__name__}: {error}); training goes on"
+            warnings.warn(message, FlowhooksWarning, stacklevel=2)
         return step_curve(counts, drawn) if len(counts) > 1 else {}
 
     def _keep_clips(self, clips: Sequence[np.ndarray], rate: int, step: int) -> None:

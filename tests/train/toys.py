@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import torch
 
 from flowhooks.kernel import Hook
@@ -24,6 +26,27 @@ class SignalAt(Hook):
     def penalty(self, step: Any) -> dict[str, torch.Tensor]:
         if step.draws.micro_step == self.micro_step:
             os.kill(os.getpid(), self.number)
+        return {}
+
+
+class StallAt(Hook):
+    """Hangs at a micro-step, in one process of the run: it sleeps, or is stopped or killed by a real signal, as is a
+    worker of its loader."""
+
+    type = "stall_at"
+
+    def __init__(self, *, micro_step: int, how: str = "sleep", rank: int = 0):
+        self.micro_step, self.how, self.rank = micro_step, how, rank
+
+    def penalty(self, step: Any) -> dict[str, torch.Tensor]:
+        if step.draws.micro_step == self.micro_step and int(os.environ.get("RANK", "0")) == self.rank:
+            if self.how == "sleep":
+                time.sleep(600)
+            elif self.how.startswith("worker "):
+                for child in psutil.Process().children():
+                    child.send_signal(getattr(signal, self.how.removeprefix("worker ")))
+            else:
+                os.kill(os.getpid(), getattr(signal, self.how))
         return {}
 
 
