@@ -73,7 +73,15 @@ class Arm:
 #: Arm -> its training. Rates were chosen on training seed 0 and other sampling seeds, among 5e-4, 1e-3 and 2e-3.
 ARMS: Mapping[str, Arm] = {
     GRPO: Arm(recipe="flow_grpo/digits_legible.json", steps=60),
+    "GRPO, 4 clipped updates": Arm(
+        recipe="flow_grpo/digits_legible.json",
+        steps=96,
+        changes={"method.flow_grpo.updates_per_rollout": 4, "method.flow_grpo.clip_range": 0.01},
+    ),
     NFT: Arm(recipe="diffusion_nft/digits.json", steps=72, changes={"training.learning_rate": 1e-3}),
+    "AWM": Arm(recipe="awm/digits.json", steps=72, changes={"training.learning_rate": 1e-3}),
+    "CRD": Arm(recipe="crd/digits.json", steps=72, changes={"training.learning_rate": 1e-3}),
+    "DGPO": Arm(recipe="dgpo/digits.json", steps=72, changes={"training.learning_rate": 1e-3}),
     "online DPO": Arm(recipe="online_dpo/digits.json", steps=72, changes={"training.learning_rate": 1e-3}),
     "adjoint matching": Arm(recipe="adjoint_matching/digits_legible.json", steps=42),
 }
