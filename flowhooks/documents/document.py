@@ -19,9 +19,10 @@ _KEY = re.compile(
 )
 _VALUE = re.compile(
     r"\b(hf_(?=[A-Za-z0-9]*[0-9A-Z])[A-Za-z0-9]{8,}|hf_[A-Za-z]{24,}|api_org_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}"
-    # A user name with a password in an address.
-    r"|sk-[A-Za-z0-9_-]{20,}|(?<=://)[^/?#:@\s]+:[^/?#@\s]+(?=@))"
+    r"|sk-[A-Za-z0-9_-]{20,})"
 )
+#: A user name with a password, in an address.
+_LOGIN = re.compile(r"(?<=://)[^/?#:@\s]+:[^/?#@\s]+(?=@)")
 _REMEDY = (
     "take it out and use `hf auth login`, or an environment variable such as HF_TOKEN; a run file holds no secrets"
 )
@@ -87,7 +88,14 @@ def _near(path: Path) -> str:
 
 def redact(text: str) -> str:
     """``text`` with everything that looks like a token replaced."""
-    return _VALUE.sub("***", text)
+    return _LOGIN.sub("***", _VALUE.sub("***", text))
+
+
+def _secret(text: str) -> str | None:
+    """Return what is secret in a value, in words; None where nothing is."""
+    if _LOGIN.search(text):
+        return "this address holds a user name or password"
+    return "this value looks like a token" if _VALUE.search(text) else None
 
 
 def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Problem]]:
@@ -98,7 +106,7 @@ def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Pro
         if isinstance(item, dict):
             kept = {}
             for key, inner in item.items():
-                if _VALUE.search(key) or _KEY.search(key):
+                if _secret(key) or _KEY.search(key):
                     problems.append(
                         Problem(f"this key holds a secret; {_REMEDY}", file, json_path((*at, redact(key)), root))
                     )
@@ -107,8 +115,8 @@ def strip_secrets(value: Any, file: str, root: str = "$") -> tuple[Any, list[Pro
             return kept
         if isinstance(item, list):
             return [clean(inner, (*at, i)) for i, inner in enumerate(item)]
-        if isinstance(item, str) and _VALUE.search(item):
-            problems.append(Problem(f"this value looks like a token; {_REMEDY}", file, json_path(at, root)))
+        if isinstance(item, str) and (found := _secret(item)):
+            problems.append(Problem(f"{found}; {_REMEDY}", file, json_path(at, root)))
             return redact(item)
         return item
 

@@ -190,7 +190,7 @@ def entries() -> Mapping[str, str]:
 
 def cited(hooks: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return BibTeX entries of the papers behind hook blocks and the rewards in them, each once."""
-    types = [HOOKS[hook["type"]].papers for hook in hooks if hook["type"] in HOOKS]
+    types = [HOOKS[hook["type"]].cites(hook) for hook in hooks if hook["type"] in HOOKS]
     blocks = [block for hook in hooks for block in hook.get("rewards", ())]
     rewards = [REWARDS[block["type"]].cites(block) for block in blocks if block["type"] in REWARDS]
     return [entries()[key] for key in dict.fromkeys(key for keys in (*types, *rewards) for key in keys)]

@@ -57,6 +57,11 @@ class HookSpec(Spec):
     #: Needs and gives in words, for the table in the docs, where they depend on options.
     words: ClassVar[Mapping[str, str]] = {}
 
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return which of its papers are behind a block, which may leave options out."""
+        return cls.papers
+
     def declares(self) -> Mapping[str, Any]:
         """Return the parts of the declaration that depend on options; they replace the class attributes."""
         return {}

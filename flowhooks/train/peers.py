@@ -14,6 +14,7 @@ import psutil
 from torch import distributed as dist
 
 from flowhooks import distributed
+from flowhooks.reading import parse
 from flowhooks.train.agreement import gather
 
 #: Seconds after which the meeting point of all processes is taken for gone.
@@ -93,7 +94,7 @@ class Peers:
                     key = f"{self._prefix}/{rank}"
                     # To get a key that nobody has set would wait for it.
                     if self._store.check([key]):
-                        self.beats[rank] = Beat(**json.loads(self._store.get(key)))
+                        self.beats[rank] = Beat(**parse(self._store.get(key).decode()))
                 self._answered.set()
         except RuntimeError:
             self.gone = True

@@ -27,7 +27,7 @@ from flowhooks.train.topology import moved_micro_step
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored:
+class RestoredRun:
     """Holds how far a restored run is.
 
     Args:
@@ -51,7 +51,7 @@ def restore_run(
     session: Session,
     optimization: Optimization,
     identity: Mapping[str, Any],
-) -> Restored:
+) -> RestoredRun:
     """Restore weights, optimiser, hooks and random generators from a checkpoint.
 
     Args:
@@ -73,7 +73,7 @@ def restore_run(
     window = _restore_own(folder, run.training["seed"], step, processes, accelerator)
     if (late := past_the_end(step, run)) is not None:
         warnings.warn(f"{folder}: {late}", FlowhooksWarning, stacklevel=3)
-    return Restored(step=step, values=progress["values"], window=window, good=progress.get("good", step))
+    return RestoredRun(step=step, values=progress["values"], window=window, good=progress.get("good", step))
 
 
 def _restore_weights(folder: Path, session: Session) -> None:

@@ -152,7 +152,7 @@ def test_updates_share_a_rollout_its_rewards_and_no_state_before_all_were_visite
         assert all(torch.equal(a, b) for a, b in zip(finals[0], finals[2], strict=True))
         assert not torch.equal(finals[0][0], finals[0][2]) and not torch.equal(finals[0][0], finals[3][0])
         assert rewards[0] == rewards[1] == rewards[2] != rewards[3]
-        assert hook._rewards[0].calls == 4, "of four rollouts"
+        assert hook._judges.rewards[0].calls == 4, "of four rollouts"
 
 
 @pytest.mark.parametrize("resumed_after", [1, 2, 3])

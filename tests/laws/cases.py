@@ -94,8 +94,6 @@ RECIPES = {
             "student": "renoise",
             "jumps": 2,
             "teacher_guidance": 2.0,
-            # The law on gradients looks at the fourth step.
-            "policy_every": 3,
             "critic_rank": 2,
         },
     ],
@@ -156,7 +154,7 @@ RECIPES = {
     ],
     "flow_grpo_trust": [
         {**ROLLOUT, "group_size": 2, "updates_per_rollout": 3, "visits": 1, "offload_states": True, **MOVING},
-        {"type": "flow_grpo", "rewards": INKS, "spread": "batch", "trust": "divergence"},
+        {"type": "flow_grpo", "rewards": INKS, "spread": "batch", "trust": "divergence", "divergence_threshold": 1.0},
     ],
     "online_dpo": [
         {**SCORED, "updates_per_rollout": 3},

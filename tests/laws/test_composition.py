@@ -31,7 +31,7 @@ METHODS: dict[str, dict] = {
     "crd": {**DRAWN, "group_size": 2, "rewards": REWARDS},
     "dgpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "clip_range": 0.1, "reference_guidance": 2.0},
     "diffusion_nft": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
-    "dmd": {"jumps": 2, "critic_rank": 2, "policy_every": 1},
+    "dmd": {"jumps": 2, "critic_rank": 2, "policy_every": 1, "teacher_guidance": 3.0},
     "flow_dpo": {"norm_type": "mean", "beta": 50.0, "anchor_alpha": 0.0},
     "flow_grpo": {**DRAWN, "group_size": 2, "rewards": REWARDS, "anchor_weight": 0.0},
     "flow_opd": {**DRAWN, "teachers": {"b": "written by the test"}, "anchor_weight": 0.0},

@@ -109,7 +109,7 @@ def test_nothing_is_overwritten_and_nothing_is_written_after_an_error(model, tmp
         pytest.param(PLAIN, ["--method", "flow_dpo"], "has no rejected one; add a folder 'rejected'", id="no pairs"),
         pytest.param(PLAIN, ["--method", "flow_grpo"], "'flow_grpo' needs `rewards`", id="a reward"),
         pytest.param(PLAIN, ["--method", "dpo"], "there is no method 'dpo'", id="no method"),
-        pytest.param(PLAIN, ["--method", "what"], "there are anyflow, flow_dpo, ", id="no method like it"),
+        pytest.param(PLAIN, ["--method", "what"], "there are anyflow, dmd, flow_dpo, ", id="no method like it"),
         pytest.param(EDITS, [], "holds references, and the pipeline takes no image", id="edits for another model"),
         pytest.param({**PLAIN, "c.gif": "x"}, [], "put them into two folders", id="mixed"),
     ],

@@ -24,6 +24,9 @@ ALLOWED = {
     **{recipe: {BLOCKING: None, READ: 1} for recipe in DRAWING - {"flow_opd"}},
     # Samples of the first update are trained on again. The conditions of their prompts are read by a call of the
     # pipeline each, which stops at its network.
+    # A rollout that is trained on again asks its rewards no more.
+    "flow_grpo_updates": {BLOCKING: None},
+    "flow_grpo_trust": {BLOCKING: None},
     "online_dpo": {BLOCKING: 2},
     "diffusion_nft": {BLOCKING: 2},
     "awm_ema": {BLOCKING: 2},

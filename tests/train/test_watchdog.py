@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -125,7 +126,8 @@ def test_a_process_that_is_lost_ends_the_others(model, data, cache, tmp_path, ho
     ends = _programs(tmp_path, run, 2)
     code, told = ends[1 - rank]
     assert code == 1, told
-    assert f"rank {rank} " in told and "checkpoint-2; to resume: flowhooks train" in told
+    # That of step 2 is written beside the step in which the process is lost, by all of them.
+    assert f"rank {rank} " in told and re.search(r"checkpoint-[12]; to resume: flowhooks train", told)
     assert "Traceback" not in told and "unexpected" not in told
     if how == "sleep":
         assert ends[rank][0] == 1 and "rank 1 hangs while the others wait" in told

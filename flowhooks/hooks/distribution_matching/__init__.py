@@ -75,7 +75,8 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
         "The policy learns by this loss in every n-th optimiser step, the critic in each.",
         default=1,
         minimum=1,
-        maximum=1_000,
+        # A run whose first ten updates leave something untrained is taken for broken.
+        maximum=8,
     )
     critic_rank: int = option(
         "Rank of the critic, a second adapter that is trained on the samples.", default=16, minimum=1, maximum=65_536

@@ -10,6 +10,13 @@ from flowhooks.hooks.spec import HookSpec
 from flowhooks.kernel.plan import POLICY
 from flowhooks.rewards.registry import masked_by
 
+#: (option, value) -> the paper that it is of.
+_VARIANTS = {
+    ("combine", "decoupled"): "gdpo2026",
+    ("ratio", "guarded"): "grpoguard2025",
+    ("trust", "divergence"): "flowdppo2026",
+}
+
 
 class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
     """Policy gradient on rewards: images of one prompt compete, along stochastic steps."""
@@ -21,7 +28,7 @@ class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
         "adapter_gate": "{name} samples in stochastic steps, and a gate needs deterministic ones",
     }
     passes = (("main", POLICY),)
-    papers = ("liu2025flowgrpo",)
+    papers = ("liu2025flowgrpo", *_VARIANTS.values())
     page = "flow_grpo.md"
     words = {"needs": "`rollout`; with `kl_weight`: `role:reference`"}
 
@@ -74,6 +81,10 @@ class FlowGRPOSpec(HookSpec, type="flow_grpo", title="Flow-GRPO"):
         "code has it.",
         default="exact",
     )
+
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("liu2025flowgrpo", *(paper for (name, value), paper in _VARIANTS.items() if block.get(name) == value))
 
     def declares(self) -> Mapping[str, Any]:
         needs = {*type(self).needs, *masked_by(self.rewards)}

@@ -18,6 +18,8 @@ NOISY_WEIGHTINGS: Mapping[str, Any] = {
 
 #: Options for methods that compare samples of a group, or weigh later updates on a rollout; others do not offer them.
 FOR_RATIOS = ("noise_schedule", "shared_start", "window_every", "updates_per_rollout")
+#: Option that is set -> the paper that it is of.
+_VARIANTS = {"shared_start": "xue2025dancegrpo", "window_every": "li2025mixgrpo"}
 
 
 class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-policy rollout"):
@@ -26,7 +28,7 @@ class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-poli
     slots = {"source"}
     gives = {"drawn", "rollout", "sigma"}
     implied_by = ("rollout", "drawn")
-    papers = ("liu2025flowgrpo", "wang2025coefficients")
+    papers = ("liu2025flowgrpo", "wang2025coefficients", *_VARIANTS.values())
     page = "flow_opd.md"
 
     sampler: Literal["ode", "sde", "cps"] = option(
@@ -110,6 +112,10 @@ class OnPolicyRolloutSpec(PromptedSpec, type="on_policy_rollout", title="On-poli
         default=None,
     )
     offload_states: bool = option("Keep states on the CPU until they are visited.", default=False)
+
+    @classmethod
+    def cites(cls, block: Mapping[str, Any]) -> tuple[str, ...]:
+        return (*cls.papers[:2], *(paper for name, paper in _VARIANTS.items() if block.get(name)))
 
     def declares(self) -> Mapping[str, Any]:
         window = self.window if self.sampler != "ode" else None
