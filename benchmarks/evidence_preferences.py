@@ -113,9 +113,6 @@ error was 1.17, 1.13 and
 weights at 1.27, 1.43 and 1.16. With the script's own batch of 16 it was not run on this detector, and single batches
 were preferred to a mean after these seeds had been seen. [Preference objectives](../preferences.md#guards) has more.
 
-The rows with *win_weight*, here and below, were trained before its pull at the start was taken away: where policy and
-reference err alike, the penalty then had a gradient.
-
 ## Emoji
 
 {_emoji_part(facts.get("emoji"))}
