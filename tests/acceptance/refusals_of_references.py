@@ -67,7 +67,7 @@ REFERENCES: dict[str, Refusal] = {
     ),
     "an address with a password": Refusal(
         make=served({"url": "http://me:hidden@127.0.0.1/"}),
-        words=("$.hooks[0].rewards[0].url: ", "this value looks like a token; take it out"),
+        words=("$.hooks[0].rewards[0].url: ", "this address holds a user name or password; take it out"),
     ),
     "an address of another kind": Refusal(
         make=served({"url": "ftp://127.0.0.1/"}),
