@@ -76,8 +76,9 @@ with the fault, where it was not killed from outside. A full disk is the system'
 writes and all after it: the calls are wrapped, the program is as it is.
 
 The rows were not all run on one state of the code: a first run found that a dead or stopped process that reads batches
-(4 of 4) and a tracker that fails at its start or with images (3 of 5) were not survived, which was mended and run again.
-That of a stopped process was judged wrongly once (of 3), where the other one had ended before, and was run again too.
+(4 of 4) and a tracker that fails at its start or with images (3 of 5) were not survived, which was mended and run
+again. That of a stopped process was judged wrongly once (of 3), where the other one had ended before, and was run again
+too.
 
 | fault | tried | survived | how | seconds: median, longest |
 |---|---|---|---|---|

@@ -104,7 +104,7 @@ class DistributionMatchingSpec(HookSpec, type="distribution_matching", title="Di
             "slots": {"objective", "penalty", "metrics"},
             "needs": {"data:image", "role:reference"},
             "excludes": {
-                "rollout": FLOW_MAP,
+                "rollout": "{name} walks to samples of its own, and {other} visits the states of another rollout",
                 "r_sigma": "{name} with this `student` trains the network at one time, and {other} at intervals",
                 "token_sigma": "{name} trains on samples of the policy, and {other} on noised images of the data",
             },
